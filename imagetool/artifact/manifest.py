@@ -1,0 +1,85 @@
+"""An artifact put together: its blobs, its config and its manifest, as docs/artifact-1.md has them. Pure but for sizes.
+
+Nothing in it depends on who builds, where or when: equal inputs give an equal manifest digest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from runner.artifact import (
+    ARTIFACT_TYPE,
+    CHUNKS_TYPE,
+    CONFIG_TYPE,
+    DISK_TYPE,
+    INITRAMFS_TYPE,
+    KERNEL_TYPE,
+    ArtifactConfig,
+)
+from runner.oci import OCI_MANIFEST, Descriptor, Digest, Manifest, canonical_json
+
+TITLES = {
+    DISK_TYPE: "rootfs.ext4.zst",
+    CHUNKS_TYPE: "rootfs.ext4.chunks",
+    KERNEL_TYPE: "vmlinuz",
+    INITRAMFS_TYPE: "initramfs",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """A blob and where its bytes are: a file of ours, or memory."""
+
+    descriptor: Descriptor
+    data: Path | bytes
+
+    @classmethod
+    def of_bytes(cls, media_type: str, data: bytes) -> Blob:
+        return cls(_descriptor(media_type, Digest.of(data), len(data)), data)
+
+    @classmethod
+    def of_file(cls, media_type: str, path: Path, digest: Digest, size: int) -> Blob:
+        """A file whose digest is known because we have written it; the push verifies it while reading."""
+        return cls(_descriptor(media_type, digest, size), path)
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """Ready to publish: manifest bytes and the blobs it names."""
+
+    manifest: bytes
+    blobs: tuple[Blob, ...]
+    key_tag: str
+
+    @property
+    def descriptor(self) -> Descriptor:
+        return Descriptor(OCI_MANIFEST, Digest.of(self.manifest), len(self.manifest), artifact_type=ARTIFACT_TYPE)
+
+
+def assemble(config: ArtifactConfig, disk: Blob, chunks: Blob, kernel: Blob | None, initramfs: Blob | None) -> Artifact:
+    """The artifact of a packed disk."""
+    config_blob = Blob.of_bytes(CONFIG_TYPE, canonical_json(config.to_json()))
+    layers = [blob for blob in (disk, chunks, kernel, initramfs) if blob is not None]
+    annotations = {"org.opencontainers.image.base.digest": config.source_digest}
+    if config.source:
+        annotations["org.opencontainers.image.base.name"] = config.source
+    manifest = Manifest(
+        OCI_MANIFEST,
+        ARTIFACT_TYPE,
+        config_blob.descriptor,
+        tuple(blob.descriptor for blob in layers),
+        annotations,
+    )
+    raw = canonical_json(manifest.to_json())
+    return Artifact(raw, (config_blob, *layers), key_tag(config.derivation_key))
+
+
+def key_tag(derivation_key: str) -> str:
+    """The tag under which a registry serves as the build cache."""
+    return f"key-{derivation_key[:32]}"
+
+
+def _descriptor(media_type: str, digest: Digest, size: int) -> Descriptor:
+    title = TITLES.get(media_type)
+    return Descriptor(media_type, digest, size, {"org.opencontainers.image.title": title} if title else {})

@@ -1,0 +1,264 @@
+"""Layout version 1: what we add to an image's tree, as docs/layout-1.md describes it.
+
+    add(tree, read, additions) -> bytes      the tree is changed in place; the bytes are the last layer's data
+
+Everything added lies in a last layer of its own, so that a new environment or certificate changes a few small chunks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import stat
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from imagetool.layout.accounts import Accounts
+from imagetool.tree.model import Directory, File, Inode, Layer, Slot, Symlink, Tree
+from runner.artifact import LAYOUT_VERSION, Process
+from runner.errors import BadInput
+
+ROOM = b".rootdisk"
+SLOT_BYTES = 256 << 10
+ACCOUNT_MAX_BYTES = 8 << 20
+LINK_STEPS = 40  # as the kernel's MAXSYMLINKS
+
+ReadFile = Callable[[File], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Who shall own `path` and all below it: a user and a group, by name or number; "" takes the user's own group.
+
+    A user that the image has not is made, with its group, when `create`; so is a missing `path`, as a directory.
+    """
+
+    path: str
+    user: str
+    group: str = ""
+    uid: int | None = None
+    gid: int | None = None
+    create: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Additions:
+    """All that is added. `env` are `NAME=value` texts in order, the later one wins; certificates are PEM bytes."""
+
+    init: bytes
+    process: Process
+    env: tuple[str, ...] = ()
+    tls_ca: bytes | None = None
+    tls_client: bytes | None = None
+    owners: tuple[Owner, ...] = ()
+    slots: Mapping[str, int] = field(default_factory=lambda: {"slot": SLOT_BYTES})
+
+
+def add(tree: Tree, read: ReadFile, additions: Additions) -> bytes:
+    """Put the additions into `tree`; the bytes are the data of its new last layer. `read` gives a file's bytes.
+
+    BadInput: the image has `/.rootdisk` already, an owner's path or user is missing, an account file cannot be read.
+    """
+    if ROOM in tree.root.children:
+        raise BadInput("the image has /.rootdisk already", "give the image that the disk was made from")
+    room = _Room(tree, len(tree.layers))
+    room.files(additions)
+    _own(tree, read, additions.owners, room)
+    return room.finish()
+
+
+def process_record(process: Process) -> bytes:
+    """The content of /.rootdisk/process."""
+    records = [("entrypoint", value) for value in process.entrypoint]
+    records += [("cmd", value) for value in process.cmd]
+    records += [("workdir", process.workdir), ("stopsignal", process.stop_signal)]
+    if process.user:
+        records.append(("user", process.user))
+    return b"".join(_record(f"{key}={value}", "process") for key, value in records)
+
+
+def environment(env: tuple[str, ...]) -> bytes:
+    """The content of /.rootdisk/env: each name once, where it stood first, with its last value."""
+    values: dict[str, str] = {}
+    for text in env:
+        name, equals, value = text.partition("=")
+        if not name or not equals:
+            raise BadInput(f"environment: {name!r:.80} is not NAME=value")
+        values[name] = value
+    return b"".join(_record(f"{name}={value}", f"environment: {name}") for name, value in values.items())
+
+
+def _record(text: str, what: str) -> bytes:
+    data = text.encode("utf-8", "surrogateescape")
+    if b"\0" in data:
+        raise BadInput(f"{what}: a value holds a NUL byte", "no program could be given it")
+    return data + b"\0"
+
+
+class _Room:
+    """The last layer while it is being made: one run of bytes, and the files that lie in it."""
+
+    def __init__(self, tree: Tree, number: int) -> None:
+        self.tree = tree
+        self.number = number
+        self.data = bytearray()
+        self.files_by_path: dict[bytes, File] = {}
+
+    def put(self, parent: Directory, path: bytes, data: bytes, like: Inode) -> None:
+        """A file at `path`, the last name of it in `parent`, with the metadata of `like`."""
+        file = File(
+            like.mode,
+            like.uid,
+            like.gid,
+            like.mtime_ns,
+            like.xattrs,
+            layer=self.number,
+            size=len(data),
+            offset=len(self.data),
+            cut=zlib.crc32(path),
+        )
+        self.data += data
+        self.files_by_path[path] = file
+        parent.children[path.rpartition(b"/")[2]] = file
+
+    def files(self, additions: Additions) -> None:
+        room = Directory(layer=self.number)
+        self.tree.root.children[ROOM] = room
+        read_only = Inode(stat.S_IFREG | 0o444)
+        self.put(room, ROOM + b"/layout", b"%d\n" % LAYOUT_VERSION, read_only)
+        self.put(room, ROOM + b"/init", additions.init, Inode(stat.S_IFREG | 0o555))
+        self.put(room, ROOM + b"/process", process_record(additions.process), read_only)
+        self.put(room, ROOM + b"/env", environment(additions.env), read_only)
+        certificates = {b"ca.pem": additions.tls_ca, b"client.pem": additions.tls_client}
+        tls = Directory(layer=self.number)
+        for name, data in certificates.items():
+            if data is not None:
+                room.children[b"tls"] = tls
+                self.put(tls, ROOM + b"/tls/" + name, data, read_only)
+        for slot, size in additions.slots.items():
+            room.children[slot.encode()] = Slot(slot, size)
+
+    def finish(self) -> bytes:
+        data = bytes(self.data)
+        files = [self.files_by_path[path] for path in sorted(self.files_by_path)]
+        self.tree.layers.append(Layer("rootdisk:" + hashlib.sha256(data).hexdigest(), files))
+        return data
+
+
+def _own(tree: Tree, read: ReadFile, owners: tuple[Owner, ...], room: _Room) -> None:
+    """Set owners, and make the users they need."""
+    if not owners:
+        return
+    etc = _resolve(tree, b"/etc")
+    before = _accounts(etc, read) if isinstance(etc, Directory) else Accounts()
+    accounts = before
+    for owner in owners:
+        accounts, (uid, gid) = _ids(tree, accounts, owner)
+        node = _resolve(tree, owner.path.encode("utf-8", "surrogateescape"))
+        if node is None and owner.create:
+            node = _make_directory(tree, owner.path, room.number)
+        if node is None:
+            raise BadInput(f"owners: the image has no {owner.path}", "mend the path, or add create = true")
+        _chown(node, uid, gid)
+    if accounts == before:
+        return
+    if not isinstance(etc, Directory):
+        etc = _make_directory(tree, "/etc", room.number)
+    for name in ("passwd", "group", "shadow", "gshadow"):
+        data = getattr(accounts, name)
+        if data != getattr(before, name):
+            like = etc.children.get(name.encode()) or Inode(stat.S_IFREG | 0o644)
+            room.put(etc, b"etc/" + name.encode(), data, like)
+
+
+def _ids(tree: Tree, accounts: Accounts, owner: Owner) -> tuple[Accounts, tuple[int, int]]:
+    """uid and gid of `owner`, and the accounts, with its user added where it is to be made."""
+    if owner.user.isdigit():
+        uid, gid = int(owner.user), int(owner.user)
+    elif (found := accounts.user(owner.user)) is not None:
+        uid, gid = found
+        if owner.uid not in (None, uid):
+            raise BadInput(f"owners: {owner.user} is uid {uid} in the image, not {owner.uid}", "leave uid out")
+    elif owner.create:
+        shell = "/bin/sh" if _resolve(tree, b"/bin/sh") is not None else "/sbin/nologin"
+        accounts, (uid, gid) = accounts.with_user(owner.user, owner.uid, owner.gid, owner.path, shell)
+    else:
+        raise BadInput(f"owners: the image has no user {owner.user}", "give a uid, or add create = true to make it")
+    if owner.group.isdigit():
+        gid = int(owner.group)
+    elif owner.group:
+        found_gid = accounts.group_id(owner.group)
+        if found_gid is None:
+            raise BadInput(f"owners: the image has no group {owner.group}", "give its number")
+        gid = found_gid
+    elif owner.gid is not None:
+        gid = owner.gid
+    if max(uid, gid) >= 0xFFFF_FFFF:
+        raise BadInput(f"owners: {uid}:{gid} for {owner.path} is past 4294967294")
+    return accounts, (uid, gid)
+
+
+def _accounts(etc: Directory, read: ReadFile) -> Accounts:
+    found: dict[str, bytes] = {}
+    for name in ("passwd", "group", "shadow", "gshadow"):
+        inode = etc.children.get(name.encode())
+        if inode is None:
+            continue
+        if not isinstance(inode, File) or inode.size > ACCOUNT_MAX_BYTES:
+            raise BadInput(f"owners: /etc/{name} of the image is not a plain file of sensible size")
+        found[name] = read(inode)
+    return Accounts(**found)
+
+
+def _chown(top: Inode, uid: int, gid: int) -> None:
+    """As chown -R -h does: a program loses its set-id bits and capabilities with its owner (chown(2))."""
+    waiting = [top]
+    while waiting:
+        inode = waiting.pop()
+        if isinstance(inode, File) and (inode.uid, inode.gid) != (uid, gid):
+            if inode.mode & 0o111:
+                inode.mode &= ~(stat.S_ISUID | stat.S_ISGID)
+            if inode.xattrs and b"security.capability" in inode.xattrs:
+                inode.xattrs = {k: v for k, v in inode.xattrs.items() if k != b"security.capability"}
+        inode.uid, inode.gid = uid, gid
+        if isinstance(inode, Directory):
+            waiting.extend(inode.children.values())
+
+
+def _make_directory(tree: Tree, path: str, layer: int) -> Directory:
+    node = tree.root
+    for name in path.encode("utf-8", "surrogateescape").strip(b"/").split(b"/"):
+        child = node.children.get(name)
+        if child is None:
+            child = node.children[name] = Directory(layer=layer)
+        if not isinstance(child, Directory):
+            raise BadInput(f"owners: {path} cannot be made: a part of it is no directory")
+        node = child
+    return node
+
+
+def _resolve(tree: Tree, path: bytes) -> Inode | None:
+    """The inode at `path` inside the tree, symbolic links followed in it, or None."""
+    parts = path.split(b"/")[::-1]
+    trail: list[Directory] = [tree.root]
+    steps = 0
+    while parts:
+        name = parts.pop()
+        if name in (b"", b"."):
+            continue
+        if name == b"..":
+            trail = trail[:-1] or [tree.root]
+            continue
+        child = trail[-1].children.get(name)
+        if isinstance(child, Symlink):
+            steps += 1
+            if steps > LINK_STEPS:
+                return None
+            if child.target.startswith(b"/"):
+                trail = [tree.root]
+            parts.extend(child.target.split(b"/")[::-1])
+        elif isinstance(child, Directory):
+            trail.append(child)
+        else:
+            return child if not any(p not in (b"", b".") for p in parts) else None
+    return trail[-1]

@@ -1,0 +1,163 @@
+"""The layout's additions: files, environment, owners, accounts; and what a build refuses."""
+
+from __future__ import annotations
+
+import stat
+
+import pytest
+
+from imagetool.layout.additions import Additions, Owner, add, environment, process_record
+from imagetool.layout.certificates import check_certificates
+from imagetool.tree.model import Directory, File, Layer, Slot, Symlink, Tree
+from runner.artifact import Process
+from runner.errors import BadInput
+
+PASSWD = b"root:x:0:0:root:/root:/bin/bash\ndaemon:x:1:1::/:/bin/false\napp:x:1000:1001::/home/app:/bin/sh"
+
+
+class Image:
+    """A small tree, and its only layer's bytes."""
+
+    def __init__(self, **etc: bytes) -> None:
+        self.data = b""
+        self.tree = Tree(Directory(), [Layer("sha256:base")])
+        self.etc = Directory()
+        self.tree.root.children[b"etc"] = self.etc
+        for name, data in etc.items():
+            self.file(self.etc, name.encode(), data)
+
+    def file(self, parent: Directory, name: bytes, data: bytes, mode: int = 0o644) -> File:
+        file = File(stat.S_IFREG | mode, layer=0, size=len(data), offset=len(self.data))
+        parent.children[name] = file
+        self.data += data
+        return file
+
+    def add(self, **changes: object) -> bytes:
+        additions = Additions(init=b"\x7fELF", process=Process(cmd=("sh",)), **changes)  # type: ignore[arg-type]
+        return add(self.tree, lambda file: self.data[file.offset : file.offset + file.size], additions)
+
+
+def test_the_files_of_layout_1() -> None:
+    image = Image()
+    data = image.add(env=("A=1", "B=x=y", "A=2\n3"), tls_ca=b"CA")
+    room = image.tree.lookup(b"/.rootdisk")
+    assert isinstance(room, Directory)
+    content = {
+        name: data[node.offset : node.offset + node.size]
+        for name, node in room.children.items()
+        if isinstance(node, File)
+    }
+    assert content == {
+        b"layout": b"1\n",
+        b"init": b"\x7fELF",
+        b"process": b"cmd=sh\0workdir=/\0stopsignal=SIGTERM\0",
+        b"env": b"A=2\n3\0B=x=y\0",
+    }
+    slot = room.children[b"slot"]
+    assert isinstance(slot, Slot)
+    assert (slot.size, slot.mode) == (256 << 10, stat.S_IFREG | 0o600)
+    assert isinstance(image.tree.lookup(b"/.rootdisk/tls/ca.pem"), File)
+    assert image.tree.lookup(b"/.rootdisk/tls/client.pem") is None
+    names = image.tree.layers[-1].files
+    assert len(names) == 5
+
+
+def test_an_image_with_a_rootdisk_folder_is_refused() -> None:
+    image = Image()
+    image.tree.root.children[b".rootdisk"] = Directory()
+    with pytest.raises(BadInput, match=r"has /\.rootdisk already"):
+        image.add()
+
+
+def test_a_user_is_made_with_its_group_and_owns_everything_below() -> None:
+    image = Image(passwd=PASSWD, group=b"root:x:0:\n", shadow=b"root:*:1::::::\n")
+    sandbox = Directory()
+    image.tree.root.children[b"sandbox"] = sandbox
+    program = image.file(sandbox, b"tool", b"x", 0o4755)
+    program.xattrs = {b"security.capability": b"cap", b"user.note": b"kept"}
+    link = sandbox.children[b"link"] = Symlink(b"../etc/passwd")
+    data = image.add(owners=(Owner("/sandbox", "sandbox", create=True),))
+
+    assert {(n.uid, n.gid) for n in (sandbox, program, link)} == {(10001, 10001)}
+    assert stat.S_IMODE(program.mode) == 0o755
+    assert program.xattrs == {b"user.note": b"kept"}
+    assert image.etc.uid == 0
+
+    def text(name: bytes) -> bytes:
+        file = image.etc.children[name]
+        assert isinstance(file, File)
+        return data[file.offset : file.offset + file.size]
+
+    assert text(b"passwd") == PASSWD + b"\nsandbox:x:10001:10001::/sandbox:/sbin/nologin\n"
+    assert text(b"group") == b"root:x:0:\nsandbox:x:10001:\n"
+    assert text(b"shadow") == b"root:*:1::::::\nsandbox:!:1:0:99999:7:::\n"
+    assert b"gshadow" not in image.etc.children
+
+
+def test_a_known_user_and_numbers() -> None:
+    image = Image(passwd=PASSWD, group=b"root:x:0:\nwheel:x:10:\n")
+    for name in (b"a", b"b", b"c"):
+        image.tree.root.children[name] = Directory()
+    image.add(owners=(Owner("/a", "app"), Owner("/b", "7", "9"), Owner("/c", "app", "wheel")))
+    owners = [(n.uid, n.gid) for name in (b"a", b"b", b"c") if (n := image.tree.root.children[name])]
+    assert owners == [(1000, 1001), (7, 9), (1000, 10)]
+    assert isinstance(image.etc.children[b"passwd"], File)
+    assert image.etc.children[b"passwd"].layer == 0  # untouched
+
+
+@pytest.mark.parametrize(
+    ("owner", "message"),
+    [
+        (Owner("/nowhere", "app"), "the image has no /nowhere"),
+        (Owner("/etc", "ghost"), "no user ghost"),
+        (Owner("/etc", "app", "ghosts"), "no group ghosts"),
+        (Owner("/etc", "new", uid=1, create=True), "uid 1 for new user new belongs to daemon"),
+        (Owner("/etc", "4294967295"), "past 4294967294"),
+    ],
+)
+def test_owners_that_cannot_be_set(owner: Owner, message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        Image(passwd=PASSWD).add(owners=(owner,))
+
+
+def test_an_image_without_accounts_gets_them() -> None:
+    image = Image()
+    image.add(owners=(Owner("/sandbox/deep", "sandbox", create=True),))
+    made = image.tree.lookup(b"/sandbox/deep")
+    assert isinstance(made, Directory)
+    assert made.uid == 10001
+    assert isinstance(image.etc.children[b"passwd"], File)
+
+
+def test_account_files_that_are_links_are_refused() -> None:
+    image = Image()
+    image.etc.children[b"passwd"] = Symlink(b"/tmp/passwd")
+    with pytest.raises(BadInput, match="not a plain file"):
+        image.add(owners=(Owner("/etc", "x", create=True),))
+
+
+def test_process_and_environment_records() -> None:
+    process = Process(("python3", "-m"), ("app", "a=b\nc"), "/srv", "app:www", "SIGINT")
+    assert process_record(process) == (
+        b"entrypoint=python3\0entrypoint=-m\0cmd=app\0cmd=a=b\nc\0workdir=/srv\0stopsignal=SIGINT\0user=app:www\0"
+    )
+    assert environment(("Q='\"$x\n",)) == b"Q='\"$x\n\0"
+    for wrong in ("novalue", "=x", "A=\0"):
+        with pytest.raises(BadInput):
+            environment((wrong,))
+
+
+def test_certificates_only() -> None:
+    import trustme
+
+    authority = trustme.CA()
+    leaf = authority.issue_cert("rootdisk.test")
+    certificate = authority.cert_pem.bytes()
+    text = b"# a comment\r\n" + certificate + leaf.cert_chain_pems[0].bytes()
+    assert check_certificates(text, "tls.ca").count(b"BEGIN CERTIFICATE") == 2
+    with pytest.raises(BadInput, match=r"private key.*runner boot --tls-key"):
+        check_certificates(certificate + leaf.private_key_pem.bytes(), "tls.client")
+    with pytest.raises(BadInput, match="no PEM certificate"):
+        check_certificates(b"nothing", "tls.ca")
+    with pytest.raises(BadInput, match="certificate 1 is damaged"):
+        check_certificates(certificate.replace(b"M", b"N", 3), "tls.ca")
