@@ -1,0 +1,248 @@
+"""Layers -> tree: what a container runtime's disk looks like after unpacking all layers, without unpacking any.
+
+    merge([(diff_id, index), …]) -> Tree       base layer first
+
+Follows image-spec layer.md, "Applying Changesets", and where it is silent containerd's and umoci's extraction:
+- an entry replaces what has its name, with all below; a directory over a directory changes the metadata only;
+- `.wh.NAME` hides NAME, `.wh..wh..opq` everything in its directory, of lower layers only: what this layer has put
+  there stays, whichever comes first (umoci; containerd hides it). Other `.wh..wh.` names are AUFS's own and are no files;
+- parents are resolved through symbolic links inside the root; missing ones are made, root:root 0755, time 0;
+- a hard link is looked up when it is met; its header's metadata is applied to the file (containerd, Docker; umoci
+  leaves it), but no mode to a symbolic link;
+- a directory's time is its own entry's, whatever is put into it later.
+"""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Iterable
+from zlib import crc32
+
+from imagetool.tree.index import BLOCK, CHARACTER, DIRECTORY, FIFO, FILE, LINK, SYMLINK, Entry, TarIndex
+from imagetool.tree.model import Directory, File, Inode, Layer, Special, Symlink, Tree
+from runner.errors import BadInput
+
+LINK_STEPS_MAX = 255  # as containerd's and umoci's path resolution
+OPAQUE = b".wh..wh..opq"
+_DEVICES = {CHARACTER: stat.S_IFCHR, BLOCK: stat.S_IFBLK, FIFO: stat.S_IFIFO}
+
+
+def merge(layers: Iterable[tuple[str, TarIndex]]) -> Tree:
+    """The tree of `layers`, each its diff ID and index, base first. They are read one after the other, once.
+
+    Layer.files has every regular file of the layer, empty ones too, whatever hides it, in bytewise order of the path
+    in the tar. A file that a later entry of its own layer replaces is left out, unless a hard link has kept it.
+    BadInput names the layer and the entry that cannot be applied.
+    """
+    tree = Tree()
+    for number, (diff_id, index) in enumerate(layers):
+        tree.layers.append(Layer(diff_id, _Applier(tree.root, number, index).apply()))
+    return tree
+
+
+class _Wrong(Exception):
+    """An entry cannot be applied; the text says why."""
+
+
+class _Applier:
+    """Puts one layer's entries into the tree."""
+
+    def __init__(self, root: Directory, number: int, index: TarIndex) -> None:
+        self.root = root
+        self.number = number
+        self.index = index
+        # Directories by path as it stands in the tar; emptied whenever a directory or link is replaced or removed.
+        self.found: dict[bytes, tuple[Directory, bytes]] = {b"": (root, b"")}
+        # Where symbolic links lead to in the end, of everything this layer has put down, parents too: what its own
+        # whiteouts spare. Only kept when there are any.
+        self.own: set[bytes] | None = set() if index.whiteouts else None
+        self.files: dict[bytes, File] = {}
+        self.kept: list[tuple[bytes, File]] = []  # replaced within the layer, but hard-linked before
+        self.linked: set[int] = set()  # id() of files, all alive, with a hard link of this layer
+
+    def apply(self) -> list[File]:
+        for entry in self.index:
+            try:
+                self.entry(entry)
+            except _Wrong as err:
+                path = entry[7][:300].decode("utf-8", "backslashreplace")
+                raise BadInput(
+                    f"layer {self.index.name}: entry {path!r}: {err}", "container runtimes refuse it too"
+                ) from None
+        files = sorted([*self.files.items(), *self.kept], key=_path)
+        return [file for _, file in files]
+
+    def entry(self, entry: Entry) -> None:
+        kind, mode, uid, gid, mtime_ns, first, second, path, target, xattrs, segments = entry
+        parent_path, _, name = path.rpartition(b"/")
+        if path.startswith(b".wh.") or b"/.wh." in path:
+            if name == OPAQUE:
+                return self.hide(parent_path, None)
+            if any(part.startswith(b".wh..wh.") for part in path.split(b"/")):
+                return None
+            if name.startswith(b".wh."):
+                return self.hide(parent_path, name[4:])
+        if not path:
+            if kind != DIRECTORY:
+                raise _Wrong("the root is no directory")
+            _describe(self.root, mode, uid, gid, mtime_ns, xattrs)
+            return None
+        found = self.found.get(parent_path)
+        if found is None:
+            found = self.parent(parent_path)
+        directory, real = found
+        children = directory.children
+        old = children.get(name)
+        new: Inode
+        if path in self.files:
+            before = self.files.pop(path)
+            if id(before) in self.linked:
+                self.kept.append((path, before))
+        if kind == FILE:
+            new = File(
+                stat.S_IFREG | mode,
+                uid,
+                gid,
+                mtime_ns,
+                xattrs,
+                layer=self.number,
+                size=second,
+                offset=first,
+                segments=segments,
+                cut=crc32(path),
+            )
+            self.files[path] = new
+        elif kind == DIRECTORY:
+            if isinstance(old, Directory):
+                _describe(old, mode, uid, gid, mtime_ns, xattrs)
+                new = old
+            else:
+                new = Directory(stat.S_IFDIR | mode, uid, gid, mtime_ns, xattrs, self.number)
+        elif kind == SYMLINK:
+            layer = old.layer if isinstance(old, Symlink) else self.number
+            new = Symlink(target, stat.S_IFLNK | 0o777, uid, gid, mtime_ns, xattrs, layer)
+        elif kind == LINK:
+            new = self.target(target, real + b"/" + name)
+            if not isinstance(new, Symlink):
+                new.mode = stat.S_IFMT(new.mode) | mode
+            new.uid, new.gid, new.mtime_ns = uid, gid, mtime_ns
+            if xattrs:
+                new.xattrs = {**(new.xattrs or {}), **xattrs}
+        else:
+            type_ = _DEVICES[kind]
+            layer = old.layer if isinstance(old, Special) and stat.S_IFMT(old.mode) == type_ else self.number
+            new = Special(type_ | mode, uid, gid, mtime_ns, xattrs, major=first, minor=second, layer=layer)
+        if old is not None and old is not new and isinstance(old, (Directory, Symlink)):
+            self.forget()
+        children[name] = new
+        if self.own is not None:
+            self.own_path(real + b"/" + name)
+        return None
+
+    def target(self, target: bytes, own: bytes) -> Inode:
+        """What the hard link `own` is to; the last name of `target` is not followed when it is a symbolic link."""
+        parent_path, _, last = target.rpartition(b"/")
+        at = self.found.get(parent_path) or self.walk(parent_path, make=False)
+        inode = at[0].children.get(last) if at is not None else None
+        if at is None or inode is None:
+            raise _Wrong(f"hard link to {_text(target)}, which is not there")
+        if isinstance(inode, Directory):
+            raise _Wrong(f"hard link to {_text(target)}, which is a directory")
+        if (at[1] + b"/" + last + b"/").startswith(own + b"/"):  # it is removed before the link is made
+            raise _Wrong(f"hard link to {_text(target)}, which the link itself replaces")
+        if isinstance(inode, File):
+            self.linked.add(id(inode))
+        return inode
+
+    def parent(self, path: bytes) -> tuple[Directory, bytes]:
+        found = self.walk(path, make=True)
+        assert found is not None  # walk makes what is missing
+        self.found[path] = found
+        return found
+
+    def walk(self, path: bytes, *, make: bool) -> tuple[Directory, bytes] | None:
+        """The directory at `path` and its path without links, links followed inside the root.
+
+        Missing directories are made with `make`; else None, and None where a name on the way is no directory.
+        """
+        way: list[tuple[Directory, bytes]] = [(self.root, b"")]  # from the root to here
+        names = path.split(b"/")[::-1]
+        steps = 0
+        while names:
+            name = names.pop()
+            if name in (b"", b"."):
+                continue
+            if name == b"..":
+                if len(way) > 1:
+                    way.pop()
+                continue
+            here = way[-1][0]
+            child = here.children.get(name)
+            if child is None:
+                if not make:
+                    return None
+                if len(name) > 255:
+                    raise _Wrong(f"its parent leads to a name of {len(name)} bytes")
+                child = here.children[name] = Directory(layer=self.number)
+            if isinstance(child, Directory):
+                way.append((child, name))
+            elif isinstance(child, Symlink):
+                steps += 1
+                if steps > LINK_STEPS_MAX:
+                    raise _Wrong(f"more than {LINK_STEPS_MAX} symbolic links on its path: {_text(path)}")
+                if child.target.startswith(b"/"):
+                    del way[1:]
+                names += child.target.split(b"/")[::-1]
+            elif make:
+                raise _Wrong(f"its parent {name.decode('utf-8', 'backslashreplace')!r} is no directory")
+            else:
+                return None
+        return way[-1][0], b"/".join([name for _, name in way])
+
+    def own_path(self, real: bytes) -> None:
+        assert self.own is not None
+        while real and real not in self.own:  # parents of what is in it are in it
+            self.own.add(real)
+            real = real.rpartition(b"/")[0]
+
+    def hide(self, parent_path: bytes, name: bytes | None) -> None:
+        """Remove `name`, or all, from the directory at `parent_path`, but for what is this layer's own."""
+        if name in (b"", b".", b".."):
+            raise _Wrong("whiteout of no name")
+        found = self.walk(parent_path, make=False)
+        if found is None:
+            return
+        assert self.own is not None
+        stack = [(found[0], found[1], [name] if name is not None else list(found[0].children))]
+        while stack:
+            directory, real, names = stack.pop()
+            for child_name in names:
+                child = directory.children.get(child_name)
+                if child is None:
+                    continue
+                child_real = real + b"/" + child_name
+                if child_real not in self.own:
+                    del directory.children[child_name]
+                    if isinstance(child, (Directory, Symlink)):
+                        self.forget()
+                elif isinstance(child, Directory):
+                    stack.append((child, child_real, list(child.children)))
+
+    def forget(self) -> None:
+        self.found.clear()
+        self.found[b""] = (self.root, b"")
+
+
+def _describe(
+    directory: Directory, mode: int, uid: int, gid: int, mtime_ns: int, xattrs: dict[bytes, bytes] | None
+) -> None:
+    directory.mode = stat.S_IFDIR | mode
+    directory.uid, directory.gid, directory.mtime_ns, directory.xattrs = uid, gid, mtime_ns, xattrs
+
+
+def _path(item: tuple[bytes, File]) -> bytes:
+    return item[0]
+
+
+def _text(path: bytes) -> str:
+    return repr(path[:300].decode("utf-8", "backslashreplace"))

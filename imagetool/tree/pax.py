@@ -1,0 +1,185 @@
+"""Extended headers of tars: numbers, PAX records, xattrs, ACLs and sparse maps. Pure functions over bytes.
+
+Follows POSIX.1-2017 pax(1), tar(5) of libarchive, star(5) for SCHILY.*, and the GNU tar manual, "Storing Sparse Files".
+Everything wrong raises Malformed with a text; the scanner adds which layer and entry.
+"""
+
+from __future__ import annotations
+
+import binascii
+import re
+import struct
+from functools import lru_cache
+from urllib.parse import unquote_to_bytes
+
+from imagetool.tree.index import Segments, Xattrs
+
+XATTR_NAME_MAX_BYTES = 255  # XATTR_NAME_MAX, include/uapi/linux/limits.h
+XATTR_MAX_BYTES = 64 << 10  # XATTR_SIZE_MAX
+SEGMENTS_MAX_COUNT = 1 << 16
+NUMBER_MAX = (1 << 63) - 1
+
+_DECIMAL = re.compile(rb"[0-9]{1,19}\Z")
+_TIME = re.compile(rb"(-?)([0-9]{1,12})(?:\.([0-9]*))?\Z")
+
+
+class Malformed(ValueError):
+    """Something in a header is wrong; the text says what."""
+
+
+@lru_cache(maxsize=8192)
+def number(field: bytes) -> int:
+    """A header's number: octal text, or GNU's base 256 (first bit set), which may be negative. Empty is 0."""
+    if field[0] & 0x80:
+        value = int.from_bytes(field, "big") & ((1 << (len(field) * 8 - 1)) - 1)
+        if field[0] & 0x40:
+            value -= 1 << (len(field) * 8 - 1)
+        return value
+    digits = field.strip(b" \0").partition(b"\0")[0].rstrip(b" ")
+    if not digits:
+        return 0
+    if not digits.isdigit():  # int() takes signs, underscores and 0o too
+        raise Malformed(f"{digits!r} is not an octal number")
+    try:
+        return int(digits, 8)
+    except ValueError:
+        raise Malformed(f"{digits!r} is not an octal number") from None
+
+
+def decimal(value: bytes, what: str) -> int:
+    """A PAX record's unsigned number, below 2^63."""
+    if not _DECIMAL.match(value) or int(value) > NUMBER_MAX:
+        raise Malformed(f"{what} is {value[:40]!r}, not a number")
+    return int(value)
+
+
+def time_ns(value: bytes) -> int:
+    """A PAX time, decimal seconds since the epoch with a fraction, as ns; digits past the ninth are cut."""
+    match = _TIME.match(value)
+    if not match:
+        raise Malformed(f"time is {value[:40]!r}")
+    sign, seconds, fraction = match.groups()
+    nanoseconds = int(seconds) * 1_000_000_000 + int((fraction or b"")[:9].ljust(9, b"0"))
+    return -nanoseconds if sign else nanoseconds
+
+
+def records(data: bytes) -> list[tuple[bytes, bytes]]:
+    """The key and value of each `LENGTH KEY=VALUE\\n` record, in order."""
+    found = []
+    at = 0
+    while at < len(data):
+        space = data.find(b" ", at, at + 9)
+        if space < 0 or not _DECIMAL.match(data[at:space]):
+            if not data[at:].strip(b"\0"):
+                break  # some writers count the padding in
+            raise Malformed("an extended header's record has no length")
+        end = at + int(data[at:space])
+        if not space < end <= len(data) or data[end - 1] != 0x0A:
+            raise Malformed("an extended header's record has a wrong length")
+        key, equals, value = data[space + 1 : end - 1].partition(b"=")
+        if not equals or not key:
+            raise Malformed("an extended header's record has no key")
+        found.append((key, value))
+        at = end
+    return found
+
+
+def xattrs(pax: dict[bytes, bytes]) -> Xattrs | None:
+    """The extended attributes, by full name, in the form that getxattr(2) gives; None without any."""
+    found: Xattrs = {}
+    for key, value in pax.items():
+        if key.startswith(b"LIBARCHIVE.xattr."):
+            try:
+                padded = value + b"=" * (-len(value) % 4)  # libarchive writes no padding
+                found.setdefault(unquote_to_bytes(key[17:]), binascii.a2b_base64(padded, strict_mode=True))
+            except ValueError:
+                raise Malformed(f"xattr {key[17:60]!r} is not base64") from None
+        elif key.startswith(b"SCHILY.xattr."):
+            found[key[13:]] = value  # libarchive writes both forms; this one is exact
+    for key, name in (
+        (b"SCHILY.acl.access", b"system.posix_acl_access"),
+        (b"SCHILY.acl.default", b"system.posix_acl_default"),
+    ):
+        if key in pax and name not in found:
+            value = posix_acl(pax[key], minimal_is_none=name.endswith(b"access"))
+            if value:
+                found[name] = value
+    for name, value in found.items():
+        if not 0 < len(name) <= XATTR_NAME_MAX_BYTES or b"\0" in name:
+            raise Malformed(f"xattr name {name[:40]!r} of {len(name)} bytes")
+        if len(value) > XATTR_MAX_BYTES:
+            raise Malformed(f"xattr {name!r} has {len(value)} bytes, more than {XATTR_MAX_BYTES}")
+    return found or None
+
+
+_TAGS = {  # of an entry without and with a name; include/uapi/linux/posix_acl.h
+    b"user": (0x01, 0x02),
+    b"group": (0x04, 0x08),
+    b"mask": (0x10, 0),
+    b"other": (0x20, 0),
+}
+_ACL_ID_NONE = 0xFFFF_FFFF
+
+
+def posix_acl(text: bytes, *, minimal_is_none: bool) -> bytes:
+    """An ACL in text as the value of system.posix_acl_*: include/uapi/linux/posix_acl_xattr.h, version 2.
+
+    star adds the number after a name (`user:lisa:r-x:502`); a name alone cannot be understood here and is an error.
+    With `minimal_is_none` an ACL that says no more than the mode is b"".
+    """
+    entries = []
+    for item in text.replace(b"\n", b",").split(b","):
+        item = item.partition(b"#")[0].strip()
+        if not item:
+            continue
+        fields = item.split(b":")
+        names = {b"u": b"user", b"g": b"group", b"m": b"mask", b"o": b"other"}
+        tags = _TAGS.get(names.get(fields[0], fields[0]))
+        if tags is not None and tags[1] == 0 and len(fields) == 2:
+            fields.insert(1, b"")  # `other:r--`, as Solaris has it
+        if tags is None or not 3 <= len(fields) <= 4 or not re.fullmatch(rb"[r-][w-][x-]", fields[2]):
+            raise Malformed(f"ACL entry {item[:80]!r}")
+        permissions = sum(bit for bit, letter in zip((4, 2, 1), fields[2], strict=True) if letter != 0x2D)
+        if not fields[1]:
+            entries.append((tags[0], permissions, _ACL_ID_NONE))
+            continue
+        id_ = fields[3] if len(fields) == 4 else fields[1]
+        if not tags[1] or not _DECIMAL.match(id_) or int(id_) >= _ACL_ID_NONE:
+            raise Malformed(f"ACL entry {item[:80]!r} has no number (write it with tar --numeric-owner)")
+        entries.append((tags[1], permissions, int(id_)))
+    if not entries or (minimal_is_none and len(entries) <= 3 and all(id_ == _ACL_ID_NONE for _, _, id_ in entries)):
+        return b""
+    entries.sort(key=lambda entry: (entry[0], entry[2]))
+    return struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
+
+
+def segments(pairs: list[tuple[int, int]], real_size: int, stored: int, offset: int) -> Segments | None:
+    """A sparse map as File.segments. `pairs` are (offset in the file, length); `stored` bytes of data lie at `offset`.
+
+    None where the file has no hole. Malformed unless the pairs ascend within the file and use up the stored bytes.
+    """
+    if len(pairs) > SEGMENTS_MAX_COUNT:
+        raise Malformed(f"sparse map has {len(pairs)} parts, more than {SEGMENTS_MAX_COUNT}")
+    found: list[tuple[int, int, int]] = []
+    end = used = 0
+    for start, length in pairs:
+        if start < end or length < 0 or start + length > real_size:
+            raise Malformed(f"sparse map: {length} bytes at {start} do not fit")
+        if length:
+            if found and start == end:
+                before = found[-1]
+                found[-1] = (before[0], before[1], before[2] + length)
+            else:
+                found.append((start, offset + used, length))
+        end = start + length
+        used += length
+    if used != stored:
+        raise Malformed(f"sparse map uses {used} of {stored} stored bytes")
+    return None if used == real_size else tuple(found)
+
+
+def sparse_pairs(numbers: list[int]) -> list[tuple[int, int]]:
+    """Offsets and lengths by turns, as pairs."""
+    if len(numbers) % 2:
+        raise Malformed("sparse map has an odd number of numbers")
+    return list(zip(numbers[::2], numbers[1::2], strict=True))

@@ -1,0 +1,355 @@
+"""Tars: what a layer's tar holds, and where each file's bytes lie in it.
+
+    scan(fd, size, name) -> TarIndex
+
+A parser of our own because it must be fast (a few µs an entry) and wary. It reads v7, ustar, star, PAX and GNU headers
+with PAX records, long names, all GNU sparse forms and base 256 numbers, and decides doubtful cases as Go's archive/tar
+does, since that is what containerd, Docker and umoci read layers with: directories, links and devices have no data
+whatever their size says; a second PAX header replaces the first; GNU long names win over PAX; `..` in a name is
+resolved in the text and never leaves the root; what follows the end-of-archive blocks is not read. Global PAX headers
+give defaults for all later entries, as POSIX has it. Names are bytes.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from dataclasses import dataclass, field
+from functools import lru_cache
+from zlib import adler32
+
+from imagetool.tree import pax
+from imagetool.tree.index import (
+    BLOCK,
+    CHARACTER,
+    DIRECTORY,
+    FILE,
+    LINK,
+    SYMLINK,
+    IndexWriter,
+    Segments,
+    TarIndex,
+    pack_extra,
+)
+from imagetool.tree.pax import Malformed, number
+from runner.errors import BadInput, Unsupported
+
+WINDOW_BYTES = 128 << 10
+ENTRIES_MAX_COUNT = 1 << 22
+HEAP_MAX_BYTES = 1 << 30  # all paths, link targets and xattrs of a layer
+EXTENDED_MAX_BYTES = 1 << 20  # one extended header
+PATH_MAX_BYTES = 64 << 10
+NAME_MAX_BYTES = 255  # NAME_MAX
+TARGET_MAX_BYTES = 4095  # PATH_MAX without its NUL
+ID_MAX = 0xFFFF_FFFE  # (uid_t)-1 means "leave it" to chown(2)
+TIME_MAX_S = 1 << 62
+
+_ZERO = bytes(512)
+_NUL = b"\0"
+
+
+def scan(fd: int, size: int, name: str) -> TarIndex:
+    """The entries of the tar of `size` bytes in the file `fd`; `name` says in messages which layer it is.
+
+    BadInput names the layer and the entry that is wrong; Unsupported an entry of unknown type.
+    """
+    return _Scanner(fd, size, name).run()
+
+
+@dataclass(slots=True)
+class _Extended:
+    """What extended headers say about the next entry; `sparse` holds the numbers of GNU's sparse format 0.0."""
+
+    pax: dict[bytes, bytes] = field(default_factory=dict)
+    sparse: list[int] = field(default_factory=list)
+    path: bytes | None = None
+    target: bytes | None = None
+
+
+class _Scanner:
+    def __init__(self, fd: int, size: int, name: str) -> None:
+        self.fd = fd
+        self.size = size
+        self.name = name
+        self.out = IndexWriter()
+        self.defaults: dict[bytes, bytes] = {}  # of global PAX headers
+
+    def run(self) -> TarIndex:
+        at = start = 0
+        window = b""
+        extended: _Extended | None = None
+        while True:
+            if not start <= at <= start + len(window) - 512:
+                if at >= self.size:
+                    break
+                window, start = self.read(at, min(WINDOW_BYTES, self.size - at)), at
+            index = at - start
+            block = window[index : index + 512]
+            try:
+                if len(block) < 512:
+                    raise Malformed("the tar ends within a header")
+                checksum = adler32(block[:256], 0) & 0xFFFF  # of 256 bytes: the plain sum, below adler's modulus
+                checksum += adler32(block[256:], 0) & 0xFFFF
+                if checksum != _sum(block[148:156]):
+                    if block == _ZERO:
+                        self.end(at)
+                        break
+                    _check_signed(block, checksum)
+                kind = block[156]
+                if kind in b"xgXLK":
+                    at, extended = self.extend(kind, at, block, extended)
+                    continue
+                at = self.entry(kind, at, block, extended)
+            except (Malformed, struct.error) as err:
+                raise BadInput(
+                    f"layer {self.name}: entry {_shown(block, extended)} at byte {at}: {err}",
+                    "the image is damaged or was made to do harm",
+                ) from None
+            extended = None
+        if extended is not None:
+            raise BadInput(f"layer {self.name}: the tar ends after an extended header", "the image is damaged")
+        return self.out.finish(self.name)
+
+    def read(self, at: int, length: int) -> bytes:
+        data = os.pread(self.fd, length, at)
+        if len(data) != length:
+            raise BadInput(f"layer {self.name}: the tar ends at byte {at + len(data)} of {self.size}", "fetch it again")
+        return data
+
+    def end(self, at: int) -> None:
+        """Two zero blocks end an archive; GNU tar and Go take one at the very end, or none, too."""
+        if at + 1024 <= self.size and self.read(at + 512, 512) != _ZERO:
+            raise Malformed("a lone zero block within the tar")
+
+    def payload(self, at: int, block: bytes) -> tuple[bytes, int]:
+        """An extended header's data, and where the next header is."""
+        length = number(block[124:136])
+        if not 0 <= length <= EXTENDED_MAX_BYTES:
+            raise Malformed(f"an extended header of {length} bytes")
+        if at + 512 + length > self.size:
+            raise Malformed("the tar ends within an extended header")
+        return self.read(at + 512, length), at + 512 + (length + 511 & ~511)
+
+    def extend(self, kind: int, at: int, block: bytes, extended: _Extended | None) -> tuple[int, _Extended | None]:
+        data, after = self.payload(at, block)
+        if kind == 0x67:  # g
+            for key, value in pax.records(data):
+                self.defaults[key] = value
+            if sum(len(key) + len(value) for key, value in self.defaults.items()) > EXTENDED_MAX_BYTES:
+                raise Malformed("global extended headers are too long")
+            return after, extended
+        extended = extended or _Extended()
+        if kind == 0x4C:  # L
+            extended.path = data.partition(_NUL)[0]
+        elif kind == 0x4B:  # K
+            extended.target = data.partition(_NUL)[0]
+        else:
+            records = pax.records(data)
+            extended.pax = dict(records)
+            extended.sparse = [
+                pax.decimal(value, "sparse map")
+                for key, value in records
+                if key in (b"GNU.sparse.offset", b"GNU.sparse.numbytes")
+            ]
+        return after, extended
+
+    def entry(self, kind: int, at: int, block: bytes, extended: _Extended | None) -> int:
+        """Note the entry whose header is `block`, at byte `at`; where the next header is."""
+        path = block[:100].partition(_NUL)[0]
+        magic = block[257:263]
+        if magic == b"ustar\0" and block[345]:
+            end = 476 if block[508:512] == b"tar\0" else 500  # star keeps times after a shorter prefix
+            path = block[345:end].partition(_NUL)[0] + b"/" + path
+        target = block[157:257].partition(_NUL)[0]
+        mode = number(block[100:108]) & 0o7777
+        uid, gid = number(block[108:116]), number(block[116:124])
+        size, mtime_ns = number(block[124:136]), number(block[136:148]) * 1_000_000_000
+        values: dict[bytes, bytes] = {}
+        if extended is not None or self.defaults:
+            extended = extended or _Extended()
+            values = extended.pax
+            if self.defaults:  # an empty value takes a default back
+                values = {key: value for key, value in (self.defaults | values).items() if value or key in values}
+            path = values.get(b"GNU.sparse.name") or values.get(b"path") or path
+            target = values.get(b"linkpath") or target
+            path = path if extended.path is None else extended.path
+            target = target if extended.target is None else extended.target
+            if values:
+                uid = pax.decimal(values[b"uid"], "uid") if values.get(b"uid") else uid
+                gid = pax.decimal(values[b"gid"], "gid") if values.get(b"gid") else gid
+                size = pax.decimal(values[b"size"], "size") if values.get(b"size") else size
+                mtime_ns = pax.time_ns(values[b"mtime"]) if values.get(b"mtime") else mtime_ns
+        if not (0 <= uid <= ID_MAX and 0 <= gid <= ID_MAX):
+            raise Malformed(f"owner {uid}:{gid} is out of range")
+        if not -TIME_MAX_S * 1_000_000_000 < mtime_ns < TIME_MAX_S * 1_000_000_000:
+            raise Malformed("time is out of range")
+        if kind in b"0\0007":
+            kind = DIRECTORY if kind == 0 and path.endswith(b"/") else FILE
+        is_sparse = kind == 0x53  # S
+        if is_sparse:
+            kind = FILE
+        if not 0x30 <= kind <= 0x36:
+            raise Unsupported(
+                f"layer {self.name}: entry {_shown(block, extended)} at byte {at}: unknown type {chr(kind)!r}",
+                "container runtimes refuse it too; make the layer again",
+            )
+        path = normal(path)
+
+        first, second, segments = 0, 0, None
+        at += 512
+        if kind == FILE:
+            if is_sparse:
+                pairs, size_real, at = self.old_sparse(at, block)
+                first, second = at, size_real
+                segments = pax.segments(pairs, size_real, size, at)
+            elif values and any(key.startswith(b"GNU.sparse.") for key in values):
+                assert extended is not None
+                first, second, segments = self.pax_sparse(at, size, values, extended)
+            else:
+                first, second = at, size
+            if size < 0 or at + size > self.size:
+                raise Malformed(f"its {size} bytes of data do not fit into the tar of {self.size}")
+            at += size + 511 & ~511
+            target = b""
+        elif kind in (LINK, SYMLINK):
+            if not target or len(target) > (PATH_MAX_BYTES if kind == LINK else TARGET_MAX_BYTES) or _NUL in target:
+                raise Malformed(f"link target of {len(target)} bytes")
+            if kind == LINK:
+                target = normal(target)
+        else:
+            target = b""
+            if kind in (CHARACTER, BLOCK):
+                first, second = number(block[329:337]), number(block[337:345])
+                if values:
+                    first = pax.decimal(values.get(b"SCHILY.devmajor") or b"%d" % first, "device")
+                    second = pax.decimal(values.get(b"SCHILY.devminor") or b"%d" % second, "device")
+                if not (0 <= first < 1 << 12 and 0 <= second < 1 << 20):  # include/linux/kdev_t.h
+                    raise Malformed(f"device number {first}:{second}")
+        extra = b""
+        if values or segments is not None:
+            extra = pack_extra(pax.xattrs(values) if values else None, segments)
+        self.out.add(kind, mode, uid, gid, mtime_ns, first, second, path, target, extra)
+        if self.out.count > ENTRIES_MAX_COUNT or len(self.out.heap) > HEAP_MAX_BYTES:
+            raise Malformed(f"the layer is past {ENTRIES_MAX_COUNT} entries or {HEAP_MAX_BYTES} bytes of names")
+        return at
+
+    def old_sparse(self, at: int, block: bytes) -> tuple[list[tuple[int, int]], int, int]:
+        """The map of a GNU 'S' entry, the file's size, and where its data begins; GNU tar manual, "Old GNU Format"."""
+        pairs = _old_pairs(block, 386, 4)
+        more = block[482]
+        real_size = number(block[483:495])
+        while more:
+            if at + 512 > self.size or len(pairs) > pax.SEGMENTS_MAX_COUNT:
+                raise Malformed("sparse map does not end")
+            block = self.read(at, 512)
+            at += 512
+            pairs += _old_pairs(block, 0, 21)
+            more = block[504]
+        return pairs, real_size, at
+
+    def pax_sparse(
+        self, at: int, stored: int, values: dict[bytes, bytes], extended: _Extended
+    ) -> tuple[int, int, Segments | None]:
+        """Data offset, file size and segments in GNU's PAX formats 0.0, 0.1 and 1.0."""
+        real = values.get(b"GNU.sparse.realsize") or values.get(b"GNU.sparse.size")
+        if real is None:
+            raise Malformed("sparse file without its size")
+        real_size = pax.decimal(real, "size")
+        data = at
+        version = values.get(b"GNU.sparse.major", b"0"), values.get(b"GNU.sparse.minor", b"")
+        if version == (b"1", b"0"):
+            numbers, length = self.sparse_head(at, stored)
+            data += length
+            stored -= length
+        elif version[0] != b"0":
+            raise Malformed(f"sparse format {version[0][:20]!r}")
+        elif b"GNU.sparse.map" in values:
+            numbers = [pax.decimal(n, "sparse map") for n in values[b"GNU.sparse.map"].split(b",") if n]
+        else:
+            numbers = extended.sparse
+        return data, real_size, pax.segments(pax.sparse_pairs(numbers), real_size, stored, data)
+
+    def sparse_head(self, at: int, stored: int) -> tuple[list[int], int]:
+        """Format 1.0: the map stands before the data, decimal lines, its count first, padded to whole blocks."""
+        text = b""
+        lines: list[bytes] = []
+        wanted = 1
+        while len(lines) <= wanted:  # the last piece may be cut
+            if len(text) + 512 > min(stored, EXTENDED_MAX_BYTES * 2) or at + len(text) + 512 > self.size:
+                raise Malformed("sparse map does not end")
+            step = min(max(4096, len(text)), stored - len(text), self.size - at - len(text)) & ~511
+            if step == 0:
+                raise Malformed("sparse map does not end")
+            text += self.read(at + len(text), step)
+            lines = text.split(b"\n", wanted)
+            if wanted == 1 and len(lines) > 1:
+                wanted = 1 + 2 * pax.decimal(lines[0], "sparse map")
+                if wanted > 1 + 2 * pax.SEGMENTS_MAX_COUNT:
+                    raise Malformed(f"sparse map has {wanted // 2} parts, more than {pax.SEGMENTS_MAX_COUNT}")
+                lines = text.split(b"\n", wanted)
+        used = len(text) - len(lines[wanted])
+        return [pax.decimal(line, "sparse map") for line in lines[1:wanted]], used + 511 & ~511
+
+
+def normal(path: bytes) -> bytes:
+    """`path` without leading slash, empty and dot components; `..` takes the one before away and stops at the root."""
+    path = path.strip(b"/")
+    if path.startswith(b"./"):
+        path = path[2:]
+    if len(path) <= NAME_MAX_BYTES and not (path.startswith((b".", b"/")) or b"//" in path or b"/." in path):
+        if not path or _NUL in path:
+            return _empty(path)
+        return path
+    if len(path) > PATH_MAX_BYTES:
+        raise Malformed(f"path of {len(path)} bytes, more than {PATH_MAX_BYTES}")
+    names: list[bytes] = []
+    for name in path.split(b"/"):
+        if name == b"..":
+            if names:
+                names.pop()
+        elif name not in (b"", b"."):
+            if len(name) > NAME_MAX_BYTES:
+                raise Malformed(f"name of {len(name)} bytes, more than {NAME_MAX_BYTES}")
+            names.append(name)
+    path = b"/".join(names)
+    return _empty(path) if _NUL in path else path
+
+
+def _empty(path: bytes) -> bytes:
+    if path:
+        raise Malformed("a NUL in a path")
+    return path
+
+
+@lru_cache(maxsize=8192)
+def _sum(stored: bytes) -> int:
+    """The sum that the whole block must have, when its checksum field is `stored`; -1 where that is no number."""
+    try:
+        return number(stored) + sum(stored) - 8 * 0x20
+    except Malformed:
+        return -1
+
+
+def _check_signed(block: bytes, checksum: int) -> None:
+    """Old tars added signed chars up."""
+    rest = block[:148] + block[156:]
+    checksum -= sum(block[148:156]) - 8 * 0x20
+    if number(block[148:156]) != checksum - 256 * sum(byte > 127 for byte in rest):
+        raise Malformed("header's checksum is wrong")
+
+
+def _old_pairs(block: bytes, at: int, count: int) -> list[tuple[int, int]]:
+    pairs = []
+    for position in range(at, at + count * 24, 24):
+        if not block[position]:
+            break
+        pairs.append((number(block[position : position + 12]), number(block[position + 12 : position + 24])))
+    return pairs
+
+
+def _shown(block: bytes, extended: _Extended | None) -> str:
+    """The entry's name for a message."""
+    path = block[:100].partition(_NUL)[0]
+    if extended is not None:
+        path = extended.path or extended.pax.get(b"path") or path
+    return repr(path[:300].decode("utf-8", "backslashreplace"))
