@@ -1,0 +1,74 @@
+"""Debian's packages, installed by mmdebstrap: the files after the base system, and again with Python on top."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from runner.errors import BadInput, RootdiskError
+
+SUITE = "bookworm"
+PACKAGES = "python3-minimal"
+
+# Rebuilt on use, or only good for the next installation: left out, as Debian's own images do.
+_LEFT_OUT = ("snapshot.tar", "proc", "sys", "dev", "run", "var/cache", "var/lib/apt/lists", "var/log", "tmp")
+_DOCUMENTATION = ("doc", "info", "locale", "man")
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshots:
+    """Two tars of the whole system: the base, and the base with Python."""
+
+    base: Path
+    python: Path
+
+
+def install(directory: Path, architecture: str) -> Snapshots:
+    """Install into a throw-away root and leave its snapshots in `directory`; needs the network, and no root.
+
+    BadInput: mmdebstrap is not installed. RootdiskError: it failed; its last lines are in the message.
+    """
+    if shutil.which("mmdebstrap") is None:
+        raise BadInput("mmdebstrap is not installed", "apt-get install mmdebstrap uidmap, or start ./quickstart")
+    snapshots = Snapshots(directory / "base.tar", directory / "python.tar")
+    leave_out = " ".join(f"--exclude=./{path}" for path in _LEFT_OUT)
+    tar = f'tar --one-file-system --numeric-owner --sort=name --xattrs "--xattrs-include=*" {leave_out} -C "$1" -cf "$1/snapshot.tar" .'
+    argv = [
+        "mmdebstrap",
+        "--variant=minbase",
+        "--format=null",
+        f"--architectures={architecture}",
+        '--aptopt=Acquire::Languages "none"',
+        "--dpkgopt=force-unsafe-io",  # a throw-away root need not survive a power cut
+        *(f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in _DOCUMENTATION),
+        "--dpkgopt=path-include=/usr/share/doc/*/copyright",
+        f"--customize-hook={tar}",
+        f"--customize-hook=download /snapshot.tar '{snapshots.base.name}'",
+        '--customize-hook=rm "$1/snapshot.tar"',
+        f'--customize-hook=chroot "$1" apt-get -y -qq install --no-install-recommends {PACKAGES} >/dev/null',
+        f"--customize-hook={tar}",
+        f"--customize-hook=download /snapshot.tar '{snapshots.python.name}'",
+        SUITE,
+        "-",
+    ]
+    environment = {
+        "PATH": os.environ.get("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"),
+        "HOME": os.environ.get("HOME", "/"),
+        "LC_ALL": "C",
+        # Password files hold the day of their last change.
+        "SOURCE_DATE_EPOCH": "0",
+        **{name: value for name, value in os.environ.items() if name.lower().endswith("_proxy")},
+    }
+    done = subprocess.run(
+        argv, cwd=directory, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace"
+    )
+    if done.returncode != 0:
+        lines = [line for line in done.stderr.splitlines() if line.startswith(("E:", "W:", "Err"))][-3:]
+        raise RootdiskError(
+            f"mmdebstrap ended with {done.returncode}: {' '.join(lines) or done.stderr[-300:].strip()}",
+            "is the network there, and as a plain user the package uidmap with a line for you in /etc/subuid?",
+        )
+    return snapshots

@@ -1,0 +1,133 @@
+"""The demo's source image, put together as an OCI layout (image-spec image-layout.md)."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+from imagetool.demo import debian, layers
+from runner.oci import OCI_CONFIG, OCI_INDEX, OCI_MANIFEST, Descriptor, Digest, Platform, canonical_json
+
+VERSION = 1  # to bump when the image is made otherwise; the task's recipe
+TAG = "latest"
+OWNER = 1000  # of the app's files; no user of the image has it
+
+_LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
+_README = b"The demo of rootdisk. This directory shall belong to the user sandbox, which the image does not have.\n"
+
+
+def make(layout: Path, platform: Platform | None = None) -> Digest:
+    """Make the image for `platform` (default: this machine's) in the OCI layout `layout`; its manifest's digest.
+
+    An image that is there is replaced when the new one is complete. Errors as debian.install.
+    """
+    platform = platform or Platform.host()
+    layout.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".demo-", dir=layout.parent) as name:
+        work = Path(name)
+        work.chmod(0o755)  # mmdebstrap's user namespace reads it
+        new = work / "layout"
+        digest = _write(new, work, platform)
+        if layout.exists():
+            shutil.rmtree(layout)
+        new.rename(layout)
+    return digest
+
+
+def _write(layout: Path, work: Path, platform: Platform) -> Digest:
+    start = time.time()
+    snapshots = debian.install(work, platform.architecture)
+    blobs = layout / "blobs" / "sha256"
+    blobs.mkdir(parents=True)
+    app = {"sandbox/app.py": (Path(__file__).parent / "app.py").read_bytes(), "sandbox/data/README": _README}
+    with snapshots.base.open("rb") as base, snapshots.python.open("rb") as python:
+        clock = layers.Clock.of(python, start)
+        written = [
+            _layer(blobs, lambda out: layers.base_layer(_rewound(base), out, clock)),
+            _layer(blobs, lambda out: layers.next_layer(_rewound(base), _rewound(python), out, clock)),
+            _layer(blobs, lambda out: layers.app_layer(app, OWNER, out, clock.newest)),
+        ]
+    config = _put(blobs, OCI_CONFIG, _config(platform, [diff_id for _, diff_id in written]))
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": OCI_MANIFEST,
+        "config": config.to_json(),
+        "layers": [descriptor.to_json() for descriptor, _ in written],
+    }
+    image = _put(blobs, OCI_MANIFEST, manifest)
+    named = Descriptor(image.media_type, image.digest, image.size, {"org.opencontainers.image.ref.name": TAG}, platform)
+    (layout / "oci-layout").write_bytes(canonical_json({"imageLayoutVersion": "1.0.0"}))
+    index = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [named.to_json()]}
+    (layout / "index.json").write_bytes(canonical_json(index))
+    return image.digest
+
+
+def _config(platform: Platform, diff_ids: list[Digest]) -> dict[str, Any]:
+    return {
+        "os": platform.os,
+        "architecture": platform.architecture,
+        "config": {
+            "Entrypoint": ["python3", "/sandbox/app.py"],
+            "Env": [
+                "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+                "DEMO_IMAGE=a variable of the image",
+            ],
+            "WorkingDir": "/sandbox",
+        },
+        "rootfs": {"type": "layers", "diff_ids": [str(diff_id) for diff_id in diff_ids]},
+        "history": [
+            {"created_by": f"mmdebstrap --variant=minbase {debian.SUITE}"},
+            {"created_by": f"apt-get install {debian.PACKAGES}"},
+            {"created_by": "the demo's files in /sandbox"},
+        ],
+    }
+
+
+def _layer(blobs: Path, write: Callable[[IO[bytes]], None]) -> tuple[Descriptor, Digest]:
+    """A gzip layer of the tar that `write` writes: its descriptor and its diff ID."""
+    from isal import igzip
+
+    partial = blobs / "partial"
+    with partial.open("wb") as file:
+        # No name and no time in gzip's header, so equal tars are equal blobs.
+        gzip: Any = igzip.IGzipFile
+        with gzip(filename="", mode="wb", compresslevel=2, fileobj=file, mtime=0) as packed:
+            tar = _Hashing(packed)
+            write(tar)  # type: ignore[arg-type]  # tarfile's stream mode needs write() only
+        file.flush()
+        os.fsync(file.fileno())
+    with partial.open("rb") as file:
+        digest = Digest("sha256", hashlib.file_digest(file, "sha256").hexdigest())
+    size = partial.stat().st_size
+    partial.rename(blobs / digest.hex)
+    return Descriptor(_LAYER, digest, size), Digest("sha256", tar.sha256.hexdigest())
+
+
+class _Hashing:
+    """Passes writes on and hashes them."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file = file
+        self.sha256 = hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        self.sha256.update(data)
+        return self.file.write(data)
+
+
+def _put(blobs: Path, media_type: str, value: dict[str, Any]) -> Descriptor:
+    data = canonical_json(value)
+    digest = Digest.of(data)
+    (blobs / digest.hex).write_bytes(data)
+    return Descriptor(media_type, digest, len(data))
+
+
+def _rewound(file: IO[bytes]) -> IO[bytes]:
+    file.seek(0)
+    return file
