@@ -1,0 +1,226 @@
+"""Layer blobs -> tars: one pass that verifies the blob, inflates it and verifies the tar.
+
+    inflate(blob, out_fd, expected=descriptor, diff_id=…, name=…) -> Inflated
+
+The compression is told by the blob's first bytes, as container runtimes do, since media types lie. Hashing and writing
+the tar runs in a second thread beside reading, hashing the blob and inflating; all of them release the GIL.
+Nothing of an image is believed before its size: the blob is bounded by its descriptor, the tar by `max_bytes`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import zstandard
+from isal import igzip_lib
+
+from runner.errors import BadInput, DigestMismatch, Unsupported
+from runner.oci import Descriptor, Digest
+
+PIECE_BYTES = 1 << 20
+TAR_MAX_BYTES = 64 << 30
+ZSTD_WINDOW_MAX_BYTES = 128 << 20  # what zstd -d takes without being asked to; --ultra's windows
+# Four bytes can stand for a block of 128 KiB, so this much input gives at most 128 MiB at once.
+ZSTD_FEED_BYTES = 4 << 10
+_AHEAD = 4  # pieces that wait for the second thread
+
+_GZIP = b"\x1f\x8b"
+_ZSTD = b"\x28\xb5\x2f\xfd"
+_OTHERS = {b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x5d\0\0": "lzma", b"\x04\x22\x4d\x18": "lz4"}
+
+
+@dataclass(frozen=True, slots=True)
+class Inflated:
+    """The tar that was written: its digest, which is the layer's diff ID, and its length in bytes."""
+
+    diff_id: Digest
+    size: int
+
+
+def inflate(
+    blob: Path | BinaryIO | Iterable[bytes],
+    out_fd: int,
+    *,
+    expected: Descriptor,
+    diff_id: Digest | None,
+    name: str,
+    max_bytes: int = TAR_MAX_BYTES,
+) -> Inflated:
+    """Write the tar of the layer in `blob` to `out_fd`, from its present position on; `name` is for messages.
+
+    DigestMismatch: the blob is not the one described, or the tar is not the one of `diff_id`. BadInput: the compression
+    is damaged or the tar longer than `max_bytes`. What was written is to be thrown away on any error.
+    """
+    if isinstance(blob, Path):
+        with blob.open("rb", buffering=0) as file:
+            return inflate(file, out_fd, expected=expected, diff_id=diff_id, name=name, max_bytes=max_bytes)
+    pieces = blob if isinstance(blob, Iterable) and not hasattr(blob, "read") else _read(blob)  # type: ignore[arg-type]
+    verified = _Verified(pieces, expected, name)
+    tar = _Tar(out_fd, diff_id.algorithm if diff_id else "sha256", name, max_bytes)
+    waiting: deque[Future[None]] = deque()
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            for piece in _inflated(iter(verified), name):
+                waiting.append(pool.submit(tar.take, piece))
+                if len(waiting) > _AHEAD:
+                    waiting.popleft().result()
+        except (_Damaged, BadInput) as err:
+            for _ in verified:  # a wrong digest is the better answer: fetching again may help
+                pass
+            if isinstance(err, BadInput):
+                raise
+            raise BadInput(f"layer {name}: {err}", "the image was made wrongly; push it again") from err
+        for future in waiting:
+            future.result()
+    found = Digest(tar.hash_name, tar.hash.hexdigest())
+    if diff_id is not None and found != diff_id:
+        raise DigestMismatch(f"layer {name}: its tar is {found}, the image's config says {diff_id}", "push it again")
+    return Inflated(found, tar.size)
+
+
+class _Damaged(Exception):
+    """The compressed stream is wrong."""
+
+
+class _Verified:
+    """The blob's bytes, counted and hashed; at their end they are those of the descriptor, or it raises."""
+
+    def __init__(self, pieces: Iterable[bytes], expected: Descriptor, name: str) -> None:
+        self.pieces = iter(pieces)
+        self.expected = expected
+        self.name = name
+        self.count = 0
+        self.hash = hashlib.new(expected.digest.algorithm)
+
+    def __iter__(self) -> Iterator[bytes]:
+        want = self.expected
+        for piece in self.pieces:
+            self.count += len(piece)
+            if self.count > want.size:
+                raise DigestMismatch(f"layer {self.name}: more than its {want.size} bytes came", "fetch it again")
+            self.hash.update(piece)
+            yield piece
+        if self.count != want.size:
+            raise DigestMismatch(f"layer {self.name}: {self.count} of {want.size} bytes came", "fetch it again")
+        if self.hash.hexdigest() != want.digest.hex:
+            got = Digest(want.digest.algorithm, self.hash.hexdigest())
+            raise DigestMismatch(f"layer {self.name}: got {got}, expected {want.digest}", "fetch it again")
+
+
+class _Tar:
+    """The uncompressed side: bounded, hashed and written; used by one thread."""
+
+    def __init__(self, fd: int, hash_name: str, name: str, max_bytes: int) -> None:
+        self.fd = fd
+        self.hash_name = hash_name
+        self.hash = hashlib.new(hash_name)
+        self.name = name
+        self.size = 0
+        self.max_bytes = max_bytes
+
+    def take(self, piece: bytes) -> None:
+        self.size += len(piece)
+        if self.size > self.max_bytes:
+            raise BadInput(
+                f"layer {self.name}: its tar is longer than {self.max_bytes} bytes", "is the image made to do harm?"
+            )
+        self.hash.update(piece)
+        view = memoryview(piece)
+        while view:
+            view = view[os.write(self.fd, view) :]
+
+
+def _read(file: BinaryIO) -> Iterator[bytes]:
+    while piece := file.read(PIECE_BYTES):
+        yield piece
+
+
+def _inflated(pieces: Iterator[bytes], name: str) -> Iterator[bytes]:
+    head = b""
+    for piece in pieces:
+        head += piece
+        if len(head) >= 8:
+            break
+    for magic, what in _OTHERS.items():
+        if head.startswith(magic):
+            raise Unsupported(f"layer {name}: compressed with {what}", "OCI layers are gzip, zstd or plain tars")
+    if head.startswith(_GZIP):
+        yield from _gunzip(head, pieces)
+    elif head.startswith(_ZSTD) or (head[1:4] == b"\x2a\x4d\x18" and head[0] >> 4 == 5):  # or a skippable frame
+        yield from _unzstd(head, pieces)
+    else:
+        if head:
+            yield head
+        yield from pieces
+
+
+def _gunzip(piece: bytes, pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """RFC 1952, any number of members."""
+    member = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP)
+    while True:
+        try:
+            out = member.decompress(piece, PIECE_BYTES)
+        except igzip_lib.IsalError as err:
+            raise _Damaged(f"the gzip stream is damaged ({err})") from err
+        if out:
+            yield out
+        piece = b""
+        if member.eof:
+            piece = member.unused_data
+            while len(piece) < 2:
+                more = next(pieces, None)
+                if more is None:
+                    break
+                piece += more
+            if not piece:
+                return
+            if not piece.startswith(_GZIP):
+                raise _Damaged("something that is not gzip follows the gzip stream")
+            member = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP)
+        elif member.needs_input:
+            more = next(pieces, None)
+            if more is None:
+                raise _Damaged("the gzip stream ends too early")
+            piece = more
+
+
+def _unzstd(piece: bytes, pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """RFC 8878, any number of frames, skippable ones too (zstd:chunked); read in small bits to bound the output."""
+    decompressor = zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW_MAX_BYTES)
+    frame = None
+    gathered: list[bytes] = []
+    size = 0
+    more: bytes | None = piece
+    while more is not None:
+        view = memoryview(more)
+        while view:
+            bit, view = view[:ZSTD_FEED_BYTES], view[ZSTD_FEED_BYTES:]
+            while bit:
+                if frame is None:
+                    frame = decompressor.decompressobj(write_size=PIECE_BYTES >> 3)
+                try:
+                    out = frame.decompress(bit)
+                except zstandard.ZstdError as err:
+                    raise _Damaged(f"the zstd stream is damaged ({err})") from err
+                bit = memoryview(b"")
+                if frame.eof:
+                    bit = memoryview(frame.unused_data)
+                    frame = None
+                if out:
+                    gathered.append(out)
+                    size += len(out)
+            if size >= PIECE_BYTES:
+                yield b"".join(gathered)
+                gathered, size = [], 0
+        more = next(pieces, None)
+    if frame is not None:
+        raise _Damaged("the zstd stream ends too early")
+    if gathered:
+        yield b"".join(gathered)
