@@ -1,0 +1,179 @@
+"""The graph, from image to published artifact. `doit list` shows it, images.toml says of what; the work is in imagetool/.
+
+    demo ─▶ resolve ─┐
+    init ─▶ kernel ──┼─▶ disk ─▶ pack ─▶ publish ─▶ (build)
+                     └─▶ explain   └─▶ check
+
+Edges are receipts, small JSON files under cache/; big files are targets only, because doit would hash them.
+"""
+
+import multiprocessing
+import signal
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+from doit.tools import config_changed
+
+from imagetool import config, recipe, steps
+from runner.errors import RootdiskError
+
+# doit records what is done when it ends; without a handler it would forget everything when stopped.
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+
+ROOT = Path(__file__).resolve().parent
+PLACES = steps.Places(ROOT / "cache")
+DEMO = PLACES.cache / "demo" / "source"
+DOIT_CONFIG = {
+    "backend": "sqlite3",
+    "dep_file": str(PLACES.cache / "doit.sqlite3"),
+    "default_tasks": ["build"],
+    "verbosity": 2,
+}
+LOOKS_ONLY = {"list", "help", "info", "dumpdb", "tabcompletion"}
+
+try:
+    IMAGES = config.load(ROOT / "images.toml")
+    if multiprocessing.parent_process() is None and not LOOKS_ONLY & set(sys.argv[1:]):
+        LOCK = steps.lock(PLACES.cache)  # until this process ends
+except RootdiskError as err:
+    sys.exit(f"doit: {err}")
+
+
+def receipt(image, name):
+    return str(PLACES.receipt(image, name))
+
+
+def source_state(image):
+    """How to see that the source may have changed: what to watch, and doit's `uptodate`."""
+    wanted = {"source": str(image.source), "platform": str(image.platform)}
+    path = image.source.path
+    if image.source.kind == "oci":
+        return [str(path / "index.json")], [config_changed(wanted)]
+    if path is not None and path.exists():  # an archive may be too large to be hashed again and again
+        stat = path.stat()
+        return [], [config_changed({**wanted, "size": stat.st_size, "mtime": stat.st_mtime_ns})]
+    return [], [False]  # a tag may mean something else today: asking is cheap
+
+
+def task_demo():
+    """Make the demo's source image of Debian's packages."""
+    from imagetool.demo.image import VERSION
+
+    return {
+        "actions": [(steps.demo, [DEMO])],
+        "targets": [str(DEMO / "index.json")],
+        "uptodate": [config_changed({"version": VERSION})],
+    }
+
+
+def task_init():
+    """Compile the guest's static init."""
+    for platform in sorted({image.platform for image in IMAGES}, key=str):
+        place = PLACES.init(platform)
+        yield {
+            "name": platform.architecture,
+            "actions": [(steps.init, [PLACES, platform])],
+            "file_dep": sorted(map(str, (ROOT / "imagetool" / "guest").glob("*.[ch]"))),
+            "targets": [str(place / "init"), str(place / "init.json")],
+            "uptodate": [True],
+        }
+
+
+def task_kernel():
+    """Get the kernel and make its initramfs."""
+    for image in IMAGES:
+        own = Path(image.kernel) if image.kernel not in ("debian", "none") else None
+        yield {
+            "name": image.name,
+            "actions": [(steps.kernel, [PLACES, image])],
+            "file_dep": [str(PLACES.init(image.platform) / "init.json"), *([str(own)] if own else [])],
+            "targets": [receipt(image, "kernel")],
+            "uptodate": [config_changed({"kernel": image.kernel, "platform": str(image.platform)})],
+        }
+
+
+def task_resolve():
+    """Ask which digest each source means today."""
+    for image in IMAGES:
+        watched, uptodate = source_state(image)
+        yield {
+            "name": image.name,
+            "actions": [(steps.resolve, [PLACES, image])],
+            "file_dep": watched,
+            "targets": [receipt(image, "source")],
+            "uptodate": uptodate,
+        }
+
+
+def task_disk():
+    """Build the root disk and compress it."""
+    for image in IMAGES:
+        yield {
+            "name": image.name,
+            "actions": [(steps.disk, [PLACES, image])],
+            "file_dep": [
+                receipt(image, "source"),
+                receipt(image, "kernel"),
+                str(PLACES.init(image.platform) / "init.json"),
+            ],
+            "targets": [receipt(image, "disk"), *(str(PLACES.of(image) / name) for name in steps.DISK_FILES)],
+            "uptodate": [config_changed({**recipe.settings(image), "zstandard": version("zstandard")})],
+        }
+
+
+def task_pack():
+    """Put the artifact together: config and manifest."""
+    for image in IMAGES:
+        yield {
+            "name": image.name,
+            "actions": [(steps.pack, [PLACES, image])],
+            "file_dep": [receipt(image, "disk"), receipt(image, "kernel")],
+            "targets": [receipt(image, "artifact")],
+            "uptodate": [True],
+        }
+
+
+def task_publish():
+    """Copy the artifact to its targets: OCI layouts or registries."""
+    for image in IMAGES:
+        targets = [str(target) for target in image.publish]
+        layouts = [target.path / "index.json" for target in image.publish if target.path is not None]
+        yield {
+            "name": image.name,
+            "actions": [(steps.publish, [PLACES, image])],
+            "file_dep": [receipt(image, "artifact")],
+            "targets": [receipt(image, "published")],
+            "uptodate": [
+                config_changed({"targets": targets, "version": image.version, "plain_http": image.plain_http}),
+                all(path.exists() for path in layouts),
+            ],
+        }
+
+
+def task_build():
+    """Build and publish: everything, or one image with build:NAME."""
+    for image in IMAGES:
+        yield {"name": image.name, "actions": None, "task_dep": [f"publish:{image.name}"]}
+
+
+def task_check():
+    """Check the disk (e2fsck, our own reader) and boot it."""
+    for image in IMAGES:
+        yield {
+            "name": image.name,
+            "actions": [(steps.check, [PLACES, image])],
+            "file_dep": [receipt(image, "disk"), receipt(image, "published")],
+            "uptodate": [True],
+        }
+
+
+def task_explain():
+    """Say which input has changed since the last build."""
+    for image in IMAGES:
+        yield {
+            "name": image.name,
+            "actions": [(steps.explain, [PLACES, image])],
+            "task_dep": [f"resolve:{image.name}", f"kernel:{image.name}"],
+            "uptodate": [False],
+        }

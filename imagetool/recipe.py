@@ -1,0 +1,83 @@
+"""What decides an artifact's bytes, and the derivation key made of it: equal keys, equal bytes.
+
+The version and the places it is published to are no part of it: they name an artifact, they do not make it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from imagetool.config import Image
+from runner.artifact import LAYOUT_VERSION
+from runner.oci import Digest, canonical_json
+
+WRITER_VERSION = 1  # to bump whenever the same inputs give other bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Guest:
+    """What boots the disk: the init on it and, where the artifact carries them, kernel and initramfs."""
+
+    init: Digest
+    kernel: Digest | None = None
+    initramfs: Digest | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        found = {"init": self.init, "kernel": self.kernel, "initramfs": self.initramfs}
+        return {name: str(digest) for name, digest in found.items() if digest is not None}
+
+
+def settings(image: Image) -> dict[str, Any]:
+    """The part of the inputs that images.toml decides, and our own version: known before anything is asked or read."""
+    certificates = {"ca": image.tls_ca, "client": image.tls_client}
+    return {
+        "platform": str(image.platform),
+        "layout": LAYOUT_VERSION,
+        "writer": WRITER_VERSION,
+        "recipe": {
+            "size": image.size,
+            "memory": image.memory,
+            "cpus": image.cpus,
+            "env": list(image.env),
+            "tls": {name: str(Digest.of(data)) for name, data in certificates.items() if data is not None},
+            "owners": [
+                {"path": o.path, "user": o.user, "group": o.group, "uid": o.uid, "gid": o.gid, "create": o.create}
+                for o in image.owners
+            ],
+            "process": image.process.to_json(),
+            "labels": dict(image.labels),
+        },
+    }
+
+
+def inputs(image: Image, source: Digest, guest: Guest, compressor: Mapping[str, str]) -> dict[str, Any]:
+    """All inputs: the settings, the source's manifest digest, the guest's programs, the compressor's versions and level."""
+    return {**settings(image), "source": str(source), "guest": guest.to_json(), "compressor": dict(compressor)}
+
+
+def derivation_key(inputs: Mapping[str, Any]) -> str:
+    """64 hex digits: sha256 of the inputs as canonical JSON."""
+    return hashlib.sha256(canonical_json(inputs)).hexdigest()
+
+
+def explain(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """What is different, one line an input: `recipe.size: 1073741824 -> 8589934592`."""
+    old, new = dict(_leaves(before)), dict(_leaves(after))
+    names = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
+    return [f"{name}: {old.get(name, '(none)')} -> {new.get(name, '(none)')}" for name in names]
+
+
+def _leaves(value: object, name: str = "") -> Iterator[tuple[str, str]]:
+    items: list[tuple[object, object]]
+    if isinstance(value, Mapping):
+        items = list(value.items())
+    elif isinstance(value, list):
+        items = list(enumerate(value))
+    else:
+        yield name, canonical_json(value).decode() if not isinstance(value, str) else value
+        return
+    for key, inner in items:
+        yield from _leaves(inner, f"{name}.{key}" if name else str(key))
