@@ -1,0 +1,149 @@
+"""images.toml: what is understood, and where and how errors say what is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from imagetool import config
+from imagetool.layout.additions import Owner
+from imagetool.toml_lines import line_of
+from runner.artifact import Process
+from runner.errors import BadInput
+from runner.oci import Platform
+
+FILE = Path("/project/images.toml")
+KEY = "-----BEGIN EC PRIVATE KEY-----\nMHc=\n-----END EC PRIVATE KEY-----\n"
+
+
+def one(body: str, rest: str = "") -> config.Image:
+    (image,) = config.parse(f'[image.a]\nsource = "example.org/a:1"\n{body}\n{rest}', FILE)
+    return image
+
+
+def test_the_project_s_own_file() -> None:
+    (demo,) = config.load(Path(__file__).parents[2] / "images.toml")
+    assert demo.name == "demo"
+    assert demo.owners == (Owner("/sandbox", "sandbox", create=True),)
+
+
+def test_defaults() -> None:
+    image = one("")
+    assert str(image.source) == "example.org/a:1"
+    assert [str(p) for p in image.publish] == ["oci:/project/cache/artifacts/a"]
+    assert (image.version, image.platform, image.size, image.memory, image.cpus) == (
+        *("1", Platform.host(), 8 << 30, 512 << 20),
+        1,
+    )
+    assert image.kernel == "debian"
+
+
+def test_every_key(tmp_path: Path) -> None:
+    (tmp_path / "ca.pem").write_text("certificate")
+    text = """
+[image.a]
+source = "oci:layout:x"
+platform = "linux/arm64"
+version = "2.1"
+publish = ["oci:out", "localhost:5000/a"]
+plain_http = true
+size = "64MiB"
+kernel = "boot/vmlinuz"
+memory = "1GiB"
+cpus = 2
+env.A = "1"
+tls.ca = "ca.pem"
+labels.team = "x"
+[image.a.owners]
+"/a" = "user"
+"/b" = "1:2"
+"/c" = { user = "new", uid = 7, gid = 8, create = true }
+"/d" = { uid = 9 }
+[image.a.process]
+entrypoint = ["x"]
+workdir = "/w"
+user = "u"
+"""
+    (image,) = config.parse(text, tmp_path / "images.toml")
+    assert image.source.path == tmp_path / "layout"
+    assert [str(p) for p in image.publish] == [f"oci:{tmp_path}/out", "localhost:5000/a:latest"]
+    assert image.kernel == str(tmp_path / "boot/vmlinuz")
+    assert (image.size, image.memory, image.cpus, image.plain_http) == (64 << 20, 1 << 30, 2, True)
+    assert image.env == ("A=1",)
+    assert image.tls_ca == b"certificate"
+    assert image.owners == (
+        Owner("/a", "user"),
+        Owner("/b", "1", "2"),
+        Owner("/c", "new", "", 7, 8, True),
+        Owner("/d", "9", "", 9),
+    )
+    # As `docker run --entrypoint`: the image's command belongs to its own entrypoint.
+    assert image.process.apply(Process(("sh",), ("-c",))) == Process(("x",), (), "/w", "u")
+
+
+def test_defaults_table_is_merged() -> None:
+    text = '[defaults]\nsize = "1GiB"\ncpus = 2\nenv = {A = "1", B = "1"}\n[image.a]\nsource = "x.y/a"\ncpus = 3\nenv.B = "2"'
+    (image,) = config.parse(text, FILE)
+    assert (image.size, image.cpus, image.env) == (1 << 30, 3, ("A=1", "B=2"))
+
+
+@pytest.mark.parametrize(
+    ("body", "line", "words"),
+    [
+        ("sise = '8GiB'", 3, "did you mean size?"),
+        ("\n\nsize = 8", 5, "is a number, expected a string"),
+        ("size = '8GB'", 3, "8GiB"),
+        ("size = '4097KiB'", 3, "whole MiB"),
+        ("cpus = true", 3, "expected a number"),
+        ("cpus = 0", 3, "1 to 255"),
+        ("version = 'a b'", 3, "no tag"),
+        ("version = 'key-00'", 3, "build cache"),
+        ("publish = 'x.y/z:1'", 3, "leave it out"),
+        ("publish = 'oci:dir:latest'", 3, "leave it out"),
+        ("publish = 'tar:x'", 3, "oci:DIR"),
+        ("publish = []", 3, "is empty"),
+        ("platform = 'windows/amd64'", 3, "not Linux"),
+        ("plain_http = 'no'", 3, "expected true or false"),
+        ("memory = '1MiB'", 3, "32MiB"),
+        ("env = 'A=1'", 3, "expected a table"),
+        ("[image.a.env]\nA = 1", 4, 'write "1"'),
+        ("[image.a.env]\n\nTOKEN = {secret = true}", 5, "runner boot -e TOKEN"),
+        (f"[image.a.env]\nK = '''{KEY}'''", 4, "private key"),
+        ("[image.a.tls]\nca = 'no-such-file'", 4, "No such file"),
+        ("[image.a.tls]\nkey = 'x'", 4, "known are ca, client"),
+        ("[image.a.owners]\n'sandbox' = 'x'", 4, "absolute path"),
+        ("[image.a.owners]\n'/s' = {usr = 'x'}", 4, "did you mean user?"),
+        ("[image.a.owners]\n'/s' = {create = true}", 4, "neither user nor uid"),
+        ("[image.a.process]\ncmd = 'sh'", 4, "list of strings"),
+        ("[image.a.process]\nworkdir = 'x'", 4, "absolute"),
+        ("[image.B]", 3, "lower-case"),
+        ("[image.b]", 3, "no source"),
+        ("[image.b]\nsource = 'tar:x'", 3, "cmd"),
+        ("[img.b]", 3, "did you mean image?"),
+    ],
+)
+def test_errors_name_the_line(body: str, line: int, words: str) -> None:
+    with pytest.raises(BadInput) as caught:
+        one(body)
+    assert str(caught.value).startswith(f"images.toml, line {line}: ")
+    assert words in str(caught.value)
+
+
+def test_a_private_key_in_certificates_names_the_runner_s_option(tmp_path: Path) -> None:
+    (tmp_path / "client.pem").write_text("x" + KEY)
+    with pytest.raises(BadInput, match="runner boot --tls-key"):
+        config.parse('[image.a]\nsource = "x.y/a"\ntls.client = "client.pem"', tmp_path / "images.toml")
+
+
+@pytest.mark.parametrize("text", ["[image", "a = ", "[image.a]\nsource = 'x'\nsource = 'y'", "", "[defaults]"])
+def test_not_a_description(text: str) -> None:
+    with pytest.raises(BadInput, match=r"images\.toml"):
+        config.parse(text, FILE)
+
+
+def test_lines_of_statements_over_several_lines() -> None:
+    text = 'a = """\nb = 1\n[c]\n"""\n\n[t."x.y"] # why\nlist = [\n  1, # [no]\n]\nlast = {k = 1}\n[[many]]\nz = 1\n'
+    expected = {("a",): 1, ("t", "x.y"): 6, ("t", "x.y", "list"): 7, ("t", "x.y", "last", "k"): 10, ("many", "z"): 12}
+    assert {keys: line_of(text, keys) for keys in expected} == expected
+    assert line_of(text, ("b",)) == 0

@@ -1,0 +1,73 @@
+"""The derivation key: what changes it, what does not, and how a change is explained."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from imagetool import recipe
+from imagetool.config import Image, ProcessChange
+from imagetool.layout.additions import Owner
+from runner.oci import Digest, Platform
+from runner.reference import parse_reference
+
+IMAGE = Image("a", parse_reference("x.y/a:1"), (), platform=Platform.parse("amd64"), env=("A=1",))
+SOURCE = Digest.of(b"source")
+GUEST = recipe.Guest(Digest.of(b"init"), Digest.of(b"kernel"), Digest.of(b"initramfs"))
+ZSTD = {"zstandard": "0.25.0", "level": "3"}
+
+
+def key(image: Image = IMAGE, source: Digest = SOURCE, guest: recipe.Guest = GUEST, zstd: dict[str, str] = ZSTD) -> str:
+    return recipe.derivation_key(recipe.inputs(image, source, guest, zstd))
+
+
+def test_the_key_is_known() -> None:
+    """A fixed value: a change of it is a rebuild of everybody's disks, and must be meant."""
+    assert key() == "08fc5c01d39b78a570b60a776f363c784d44dea65e118d8419e62b2f241f6ba1"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"name": "b"},
+        {"version": "9"},
+        {"publish": (parse_reference("x.y/z"),)},
+        {"plain_http": True},
+        {"source": parse_reference("mirror.y/a:1")},
+    ],
+)
+def test_names_and_places_are_no_inputs(change: dict[str, Any]) -> None:
+    assert key(replace(IMAGE, **change)) == key()
+
+
+def test_everything_else_is() -> None:
+    changes: list[dict[str, Any]] = [
+        {"size": 1 << 30},
+        {"memory": 1 << 30},
+        {"cpus": 2},
+        {"env": ("A=2",)},
+        {"platform": Platform.parse("arm64")},
+        {"tls_ca": b"x"},
+        {"tls_client": b"x"},
+        {"owners": (Owner("/s", "s"),)},
+        {"owners": (Owner("/s", "s", create=True),)},
+        {"process": ProcessChange(cmd=())},
+        {"labels": {"a": "b"}},
+    ]
+    keys = [key(), *(key(replace(IMAGE, **change)) for change in changes)]
+    keys += [
+        key(source=Digest.of(b"x")),
+        key(guest=replace(GUEST, init=SOURCE)),
+        key(guest=replace(GUEST, kernel=None)),
+    ]
+    keys += [key(guest=replace(GUEST, initramfs=None)), key(zstd={**ZSTD, "level": "4"})]
+    assert len(set(keys)) == len(keys)
+
+
+def test_explain() -> None:
+    before = recipe.inputs(IMAGE, SOURCE, GUEST, ZSTD)
+    after = recipe.inputs(replace(IMAGE, cpus=2, env=("A=1", "B=2")), SOURCE, GUEST, ZSTD)
+    assert recipe.explain(before, before) == []
+    assert recipe.explain(before, after) == ["recipe.cpus: 1 -> 2", "recipe.env.1: (none) -> B=2"]
