@@ -1,0 +1,63 @@
+"""Where images and artifacts are written to: an OCI layout on disk (the default) or a repository of a registry.
+
+Order is the caller's: blobs first, the manifest last, so that no name ever leads to something incomplete.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from runner.errors import BadInput, RootdiskError
+from runner.oci import Descriptor, Digest
+from runner.reference import Reference
+from runner.repository import RegistryOptions
+
+# A blob's bytes: a file, or a function that gives them from the start each time it is called (an upload may be sent twice).
+Content = Path | Callable[[], Iterator[bytes]]
+
+PIECE_BYTES = 1 << 20
+
+
+class Target(Protocol):
+    """Write access to one repository or layout."""
+
+    def has_blob(self, descriptor: Descriptor) -> bool: ...
+
+    def push_blob(self, descriptor: Descriptor, content: Content) -> None:
+        """Write one blob, unless it is there; DigestMismatch where `content` is not what `descriptor` says."""
+
+    def push_manifest(self, raw: bytes, media_type: str, tags: Sequence[str]) -> Digest:
+        """Write a manifest or index whose blobs are there, and point `tags` to it; its digest.
+
+        A tag "" means listed without a name; no tags at all means stored only, as the children of an index are.
+        """
+
+    def close(self) -> None: ...
+
+
+def open_target(reference: Reference, options: RegistryOptions | None = None) -> Target:
+    """The place that `reference` names, made where it is a layout directory that does not exist yet."""
+    if reference.kind == "registry":
+        from imagetool.oci.registry_target import RegistryTarget
+
+        return RegistryTarget(reference.registry, reference.repository, options or RegistryOptions())
+    if reference.kind == "oci" and reference.path is not None:
+        from imagetool.oci.layout_writer import LayoutTarget
+
+        return LayoutTarget(reference.path)
+    raise BadInput(f"{reference}: cannot be written to", "write to a registry or to oci:DIR:TAG")
+
+
+def pieces(content: Content) -> Iterator[bytes]:
+    """The bytes of `content`, from the start."""
+    if not isinstance(content, Path):
+        yield from content()
+        return
+    try:
+        with content.open("rb") as stream:
+            while piece := stream.read(PIECE_BYTES):
+                yield piece
+    except OSError as err:  # not to be taken for the network's
+        raise RootdiskError(f"{content}: {err.strerror}") from err

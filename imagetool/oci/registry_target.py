@@ -1,0 +1,96 @@
+"""Writing to a repository of a registry: distribution-spec 1.1, "Push", blobs by POST then one streamed PUT."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from urllib.parse import urljoin, urlsplit, urlunsplit
+
+from imagetool.oci.push import Content, pieces
+from runner.errors import BadInput, DigestMismatch, RegistryError
+from runner.oci import INDEX_TYPES, MANIFEST_MAX_BYTES, MANIFEST_TYPES, Descriptor, Digest
+from runner.registry_client import RegistryClient, Retry
+from runner.repository import RegistryOptions, check_manifest, verified
+
+SLOW_BYTES_PER_S = 1 << 20
+_OCTETS = {"Content-Type": "application/octet-stream"}
+
+
+class RegistryTarget:
+    """One repository."""
+
+    def __init__(self, registry: str, repository: str, options: RegistryOptions) -> None:
+        self.client = RegistryClient(registry, repository, options)
+        self._retry_s = options.give_up_s
+
+    def close(self) -> None:
+        self.client.close()
+
+    def has_blob(self, descriptor: Descriptor) -> bool:
+        def once() -> bool:
+            with self.client.request("HEAD", f"blobs/{descriptor.digest}", expect=(200, 404)) as response:
+                length = response.headers.get("Content-Length")
+                if response.status_code == 200 and length is not None and length != str(descriptor.size):
+                    raise DigestMismatch(
+                        f"{self.client.name}: blob {descriptor.digest} has {length:.20} bytes, not {descriptor.size}",
+                        "the registry's copy is damaged",
+                    )
+                return response.status_code == 200
+
+        return Retry(self._retry_s).run(once)
+
+    def push_blob(self, descriptor: Descriptor, content: Content) -> None:
+        if self.has_blob(descriptor):
+            return
+        body = _Body(descriptor, content)
+
+        def once() -> None:
+            with self.client.request("POST", "blobs/uploads/", expect=(202,)) as response:
+                location = response.headers.get("Location", "")
+                if not location:
+                    raise RegistryError(f"{self.client.name}: no place to upload to", temporary=True)
+                # Relative to where the POST went; distribution-spec allows both forms.
+                place = urlsplit(urljoin(str(response.url), location))
+            query = "&".join(part for part in (place.query, f"digest={descriptor.digest}") if part)
+            # An empty body object would be sent chunked; many registries refuse that.
+            data = body if descriptor.size else b""
+            with self.client.request(
+                "PUT", urlunsplit(place._replace(query=query)), expect=(201,), headers=_OCTETS, data=data
+            ):
+                pass
+
+        # An upload that broke late may start over, so the time it took counts as well.
+        Retry(self._retry_s + descriptor.size / SLOW_BYTES_PER_S).run(once)
+
+    def push_manifest(self, raw: bytes, media_type: str, tags: Sequence[str]) -> Digest:
+        digest = Digest.of(raw)
+        if len(raw) > MANIFEST_MAX_BYTES:
+            raise BadInput(f"manifest {digest}: {len(raw)} bytes are more than the {MANIFEST_MAX_BYTES} allowed")
+        for name in [tag for tag in tags if tag] or [str(digest)]:
+            self._put_manifest(name, raw, media_type, digest)
+        return digest
+
+    def _put_manifest(self, name: str, raw: bytes, media_type: str, digest: Digest) -> None:
+        def once() -> str:
+            headers = {"Content-Type": media_type}
+            with self.client.request("PUT", f"manifests/{name}", expect=(201,), headers=headers, data=raw) as response:
+                return str(response.headers.get("Docker-Content-Digest", ""))
+
+        said = Retry(self._retry_s).run(once)
+        if said != str(digest):
+            # The header is optional before distribution-spec 1.1: read back what the name means now.
+            accept = {"Accept": ", ".join((*MANIFEST_TYPES, *INDEX_TYPES))}
+            found, _ = self.client.get(f"manifests/{name}", MANIFEST_MAX_BYTES, accept)
+            check_manifest(found, digest, f"{self.client.name}:{name}")
+
+
+class _Body:
+    """A request body with a known length that starts over each time it is sent, and fails where it is not the blob."""
+
+    def __init__(self, descriptor: Descriptor, content: Content) -> None:
+        self._descriptor, self._content = descriptor, content
+
+    def __len__(self) -> int:
+        return self._descriptor.size
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield from verified(pieces(self._content), self._descriptor)
