@@ -31,7 +31,6 @@ ZSTD_WINDOW_MAX_BYTES = 128 << 20  # what zstd -d takes without being asked to; 
 ZSTD_FEED_BYTES = 4 << 10
 _AHEAD = 4  # pieces that wait for the second thread
 
-_GzipError: type[Exception] = igzip_lib.error  # its stub calls it a plain value
 _GZIP = b"\x1f\x8b"
 _ZSTD = b"\x28\xb5\x2f\xfd"
 _OTHERS = {b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x5d\0\0": "lzma", b"\x04\x22\x4d\x18": "lz4"}
@@ -168,7 +167,7 @@ def _gunzip(piece: bytes, pieces: Iterator[bytes]) -> Iterator[bytes]:
     while True:
         try:
             out = member.decompress(piece, PIECE_BYTES)
-        except _GzipError as err:
+        except igzip_lib.error as err:  # type: ignore[misc]  # its stub calls the class an instance
             raise _Damaged(f"the gzip stream is damaged ({err})") from err
         if out:
             yield out

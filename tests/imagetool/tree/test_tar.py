@@ -16,7 +16,7 @@ from tests.support.tars import END, directory, file, header, index, pax
 
 def only(tar: bytes) -> dict[str, object]:
     (entry,) = list(index(tar + END))
-    names = "kind mode uid gid mtime_ns first second path target xattrs segments".split()
+    names = ["kind", "mode", "uid", "gid", "mtime_ns", "first", "second", "path", "target", "xattrs", "segments"]
     return dict(zip(names, entry, strict=True))
 
 
@@ -71,9 +71,14 @@ CASES = {
     ),
     "sparse 0.0": (
         pax(
-            [(b"GNU.sparse.size", b"9"), (b"GNU.sparse.numblocks", b"2")]
-            + [(b"GNU.sparse.offset", b"1"), (b"GNU.sparse.numbytes", b"1")]
-            + [(b"GNU.sparse.offset", b"5"), (b"GNU.sparse.numbytes", b"2")]
+            [
+                (b"GNU.sparse.size", b"9"),
+                (b"GNU.sparse.numblocks", b"2"),
+                (b"GNU.sparse.offset", b"1"),
+                (b"GNU.sparse.numbytes", b"1"),
+                (b"GNU.sparse.offset", b"5"),
+                (b"GNU.sparse.numbytes", b"2"),
+            ]
         )
         + file(b"s", b"abc"),
         {"second": 9, "segments": ((1, 1536, 1), (5, 1537, 2))},
@@ -114,7 +119,7 @@ def test_as_pythons_tarfile(form: int) -> None:
 
 
 def test_packed_index() -> None:
-    found = index(b"".join(tar for tar, _ in CASES.values() if not tar[156:157] == b"g"))
+    found = index(b"".join(tar for tar, _ in CASES.values() if tar[156:157] != b"g"))
     packed = found.pack()
     assert TarIndex.unpack(packed, "test") == found
     for n in range(0, len(packed), 7):
