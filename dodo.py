@@ -34,6 +34,7 @@ LOOKS_ONLY = {"list", "help", "info", "dumpdb", "tabcompletion"}
 
 try:
     IMAGES = config.load(ROOT / "images.toml")
+    steps.make_cache(PLACES.cache)  # doit's own records lie there, even to list
     if multiprocessing.parent_process() is None and not LOOKS_ONLY & set(sys.argv[1:]):
         LOCK = steps.lock(PLACES.cache)  # until this process ends
 except RootdiskError as err:

@@ -237,6 +237,14 @@ def write_receipt(path: Path, value: Mapping[str, Any]) -> None:
     partial.replace(path)
 
 
+def make_cache(cache: Path) -> None:
+    """The directory of everything made; RootdiskError where it cannot be."""
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+    except OSError as err:
+        raise RootdiskError(f"cannot write to {cache}: {err.strerror}", "mend its owner and mode") from err
+
+
 def lock(cache: Path) -> int:
     """Wait for the run that has the cache, and have it until this process ends; the descriptor that holds the lock.
 
@@ -244,7 +252,6 @@ def lock(cache: Path) -> int:
     """
     path = cache / ".lock"
     try:
-        cache.mkdir(parents=True, exist_ok=True)
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     except OSError as err:
         raise RootdiskError(f"cannot write to {cache}: {err.strerror}", "mend its owner and mode") from err

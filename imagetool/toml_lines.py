@@ -96,7 +96,9 @@ class Where:
 
 def line_of(text: str, keys: Keys) -> int:
     """The line, from 1, where `keys` stand in the TOML `text`; that of the nearest table above where they do not."""
-    lines = dict(_lines(text))
+    lines: dict[Keys, int] = {}
+    for path, number in _lines(text):
+        lines.setdefault(path, number)
     while keys and keys not in lines:
         keys = keys[:-1]
     return lines.get(keys, 0)
@@ -119,8 +121,9 @@ def _lines(text: str) -> Iterator[tuple[Keys, int]]:
         except tomllib.TOMLDecodeError:
             continue
         if statement.lstrip().startswith("["):
-            prefix = max(_paths(value), key=len)
-            yield prefix, first
+            for path in _paths(value):  # a table's header makes the tables above it
+                prefix = path
+                yield path, first
         else:
             for path in _paths(value):
                 yield prefix + path, first

@@ -1,0 +1,95 @@
+"""The graph as its users meet it: doit in a process of its own, in a project directory of its own."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+IMAGES = '[image.one]\nsource = "oci:layout:x"\n[image.two]\nsource = "oci:layout:y"\n'
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    place = tmp_path / "a project"
+    place.mkdir()
+    shutil.copy(ROOT / "dodo.py", place)
+    (place / "images.toml").write_text(IMAGES)
+    return place
+
+
+def start(project: Path, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "doit", *arguments],
+        cwd=project,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def doit(project: Path, *arguments: str) -> tuple[int, str, str]:
+    process = start(project, *arguments)
+    out, errors = process.communicate(timeout=60)
+    return process.returncode, out, errors
+
+
+def test_list_describes_every_task(project: Path) -> None:
+    status, out, _ = doit(project, "list")
+    assert status == 0
+    tasks = dict(line.split(maxsplit=1) for line in out.splitlines())
+    steps = {"demo", "init", "kernel", "resolve", "disk", "pack", "publish", "build", "check"}
+    assert steps <= tasks.keys()
+    assert all(description.endswith(".") for description in tasks.values())
+    _, out, _ = doit(project, "list", "--all")
+    assert "build:one" in out
+    assert "build:two" in out
+
+
+def test_loading_needs_nothing_heavy(project: Path) -> None:
+    code = "import sys, dodo; print(*sorted({'oras', 'requests', 'zstandard', 'numpy', 'cryptography'} & sys.modules.keys()))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=project, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True
+    )
+    assert (done.returncode, done.stdout) == (0, b"\n")
+
+
+@pytest.mark.parametrize("command", ["list", "build"])
+def test_an_error_in_images_toml_is_one_line(project: Path, command: str) -> None:
+    (project / "images.toml").write_text('[image.one]\nsorce = "x"\n')
+    status, _, errors = doit(project, command)
+    assert status != 0
+    assert errors == "doit: images.toml, line 2: image.one.sorce: unknown key: did you mean source?\n"
+
+
+def test_a_cache_that_cannot_be_written_is_one_line(project: Path) -> None:
+    (project / "cache").write_text("in the way")
+    status, _, errors = doit(project, "build")
+    assert status != 0
+    assert errors.startswith("doit: cannot write to ")
+    assert errors.count("\n") == 1
+
+
+def test_two_runs_wait_for_each_other(project: Path) -> None:
+    (project / "cache").mkdir()
+    with (project / "cache" / ".lock").open("w") as lock:
+        lock.write("4242\n")
+        lock.flush()
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        waiting = start(project, "build")
+        assert waiting.stderr is not None
+        assert waiting.stderr.readline() == "doit: waiting for process 4242, which builds here\n"
+        time.sleep(0.2)
+        assert waiting.poll() is None
+        assert doit(project, "list")[0] == 0  # who only looks does not wait
+        waiting.terminate()
+        assert waiting.wait(10) == 143
+        waiting.communicate()
