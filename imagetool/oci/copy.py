@@ -1,0 +1,53 @@
+"""Copying images and artifacts between registries and OCI layouts, byte for byte, every blob verified."""
+
+from __future__ import annotations
+
+import contextlib
+
+from imagetool.oci.archives import ArchiveRepository, TarArchive
+from imagetool.oci.push import Target, open_target
+from runner.errors import BadInput, Unsupported
+from runner.oci import INDEX_TYPES, MANIFEST_TYPES, Descriptor, Digest, Index, Manifest
+from runner.reference import parse_reference
+from runner.repository import INDEX_MAX_DEPTH, RegistryOptions, Repository, open_repository
+
+
+def copy(source: str, destination: str, options: RegistryOptions | None = None) -> Digest:
+    """Copy what `source` names, an index with all it lists, to `destination`; the digest, which stays the same.
+
+    `source` may be an oci-archive too. Blobs that are there are not sent again; the name is written last.
+    """
+    from_, to = parse_reference(source), parse_reference(destination)
+    if to.digest is not None:
+        raise BadInput(f"{to}: a copy cannot choose its digest", "name a tag")
+    with contextlib.ExitStack() as stack:
+        repository: Repository
+        if from_.kind == "oci-archive" and from_.path is not None:
+            repository = ArchiveRepository(TarArchive.open(from_.path, from_.place))
+        else:
+            repository = open_repository(from_, options)
+        stack.callback(repository.close)
+        found = repository.resolve(from_.name)
+        target = open_target(to, options)
+        stack.callback(target.close)
+        return _copy(repository, target, found, (to.tag,), 0)
+
+
+def _copy(repository: Repository, target: Target, found: Descriptor, tags: tuple[str, ...], depth: int) -> Digest:
+    raw = repository.manifest(found)
+    if found.media_type in INDEX_TYPES:
+        if depth == INDEX_MAX_DEPTH:
+            raise BadInput(f"{found.digest}: indexes are nested more than {INDEX_MAX_DEPTH} deep")
+        for child in Index.parse(raw).manifests:
+            _copy(repository, target, child, (), depth + 1)
+    elif found.media_type in MANIFEST_TYPES:
+        manifest = Manifest.parse(raw)
+        for blob in (manifest.config, *manifest.layers):
+            _copy_blob(repository, target, blob)
+    else:
+        raise Unsupported(f"{found.digest}: a manifest of type {found.media_type!r:.120}")
+    return target.push_manifest(raw, found.media_type, tags)
+
+
+def _copy_blob(repository: Repository, target: Target, blob: Descriptor) -> None:
+    target.push_blob(blob, lambda: repository.blob(blob))

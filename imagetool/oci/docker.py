@@ -1,0 +1,72 @@
+"""Asking a Docker (or Podman) daemon for an image: GET /images/NAME/get of its HTTP interface, the stream of `docker save`."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import socket
+import tempfile
+from typing import IO
+from urllib.parse import quote, urlsplit
+
+from imagetool.oci.archives import ARCHIVE_MAX_BYTES, PIECE_BYTES
+from runner.errors import BadInput, RegistryError, Unsupported
+from runner.reference import Reference
+
+DEFAULT_HOST = "unix:///var/run/docker.sock"
+TIMEOUT_S = 300  # a daemon packs a large image before its first byte
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: str) -> None:
+        super().__init__("localhost", timeout=TIMEOUT_S)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(TIMEOUT_S)
+        self.sock.connect(self._path)
+
+
+def save_image(reference: Reference) -> IO[bytes]:
+    """The archive of `reference` in an unnamed temporary file, at its start; asks the daemon that DOCKER_HOST names."""
+    name = str(reference.digest) if not reference.repository else str(reference).removeprefix("docker-daemon:")
+    archive = tempfile.TemporaryFile()  # noqa: SIM115  the caller's to close
+    connection = _connect(os.environ.get("DOCKER_HOST") or DEFAULT_HOST)
+    try:
+        connection.request("GET", f"/images/{quote(name, safe='/:@')}/get")
+        with connection.getresponse() as response:
+            if response.status != 200:
+                said = response.read(2000).decode(errors="replace")
+                hint = "see what it has: docker images" if response.status == 404 else said[:200]
+                raise BadInput(f"{reference}: the Docker daemon answers {response.status}", hint)
+            count = 0
+            while piece := response.read(PIECE_BYTES):
+                count += len(piece)
+                if count > ARCHIVE_MAX_BYTES:
+                    raise BadInput(f"{reference}: more than {ARCHIVE_MAX_BYTES} bytes")
+                archive.write(piece)
+        archive.flush()
+        archive.seek(0)
+    except (OSError, http.client.HTTPException) as err:
+        archive.close()
+        raise RegistryError(
+            f"{reference}: the Docker daemon: {err}", "is it running, and may you use its socket?"
+        ) from err
+    except BaseException:
+        archive.close()
+        raise
+    finally:
+        connection.close()
+    return archive
+
+
+def _connect(host: str) -> http.client.HTTPConnection:
+    parts = urlsplit(host)
+    if parts.scheme == "unix":
+        return _UnixConnection(parts.path)
+    if parts.scheme in ("tcp", "http") and parts.hostname and not os.environ.get("DOCKER_TLS_VERIFY"):
+        return http.client.HTTPConnection(parts.hostname, parts.port or 2375, timeout=TIMEOUT_S)
+    raise Unsupported(
+        f"DOCKER_HOST {parts.scheme}:// (or with TLS)", "use a unix socket, or docker save and docker-archive:FILE"
+    )

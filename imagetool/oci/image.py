@@ -1,0 +1,94 @@
+"""An image's config (image-spec config.md; Docker's image specification 1.2 has the same fields)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from runner.artifact import Process
+from runner.errors import BadInput, Unsupported
+from runner.oci import DOCKER_CONFIG, MANIFEST_MAX_BYTES, OCI_CONFIG, Digest, Manifest, Platform, parse_json
+
+CONFIG_TYPES = (OCI_CONFIG, DOCKER_CONFIG)
+
+
+@dataclass(frozen=True, slots=True)
+class ImageConfig:
+    """What of an image's config decides a disk. Exposed ports, volumes and history do not."""
+
+    platform: Platform
+    diff_ids: tuple[Digest | None, ...]  # None only for a bare tar, whose config we make up
+    env: tuple[str, ...] = ()  # NAME=value
+    entrypoint: tuple[str, ...] = ()
+    cmd: tuple[str, ...] = ()
+    workdir: str = "/"
+    user: str = ""
+    stop_signal: str = "SIGTERM"
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, raw: bytes) -> ImageConfig:
+        """The config in `raw`; BadInput names the field that is wrong."""
+        value = parse_json(raw, "image config", MANIFEST_MAX_BYTES)
+        rootfs = value.get("rootfs")
+        if not isinstance(rootfs, dict) or not isinstance(rootfs.get("diff_ids"), list):
+            raise BadInput("image config: no rootfs.diff_ids", "is this an image, or another artifact?")
+        if rootfs.get("type", "layers") != "layers":
+            raise Unsupported(f"image config: rootfs of type {rootfs.get('type')!r:.40}")
+        process = value.get("config") or {}
+        if not isinstance(process, dict):
+            raise BadInput("image config: config is not an object")
+        env = _strings(process, "Env")
+        for item in env:
+            if "=" not in item[1:]:
+                raise BadInput(f"image config: Env entry {item.partition('=')[0]!r:.80} has no name or no value")
+        labels = process.get("Labels") or {}
+        if not isinstance(labels, dict):
+            raise BadInput("image config: Labels is not an object")
+        return cls(
+            Platform.of(value),
+            tuple(Digest.parse(item) for item in rootfs["diff_ids"]),
+            env,
+            _strings(process, "Entrypoint"),
+            _strings(process, "Cmd"),
+            _text(process, "WorkingDir") or "/",
+            _text(process, "User"),
+            _text(process, "StopSignal") or "SIGTERM",
+            {str(key): str(item) for key, item in sorted(labels.items())},
+        )
+
+    @property
+    def process(self) -> Process:
+        return Process(self.entrypoint, self.cmd, self.workdir, self.user, self.stop_signal)
+
+
+def check_image(manifest: Manifest, config: ImageConfig, platform: Platform, where: str) -> None:
+    """Refuse what is no image for `platform` or whose layers do not fit its config."""
+    for number, layer in enumerate(manifest.layers, 1):
+        if "nondistributable" in layer.media_type or ".foreign." in layer.media_type:
+            raise Unsupported(
+                f"{where}: layer {number} is of type {layer.media_type:.120}", "its bytes are not in the registry"
+            )
+    if len(config.diff_ids) != len(manifest.layers):
+        raise BadInput(f"{where}: {len(manifest.layers)} layers, and {len(config.diff_ids)} diff_ids in the config")
+    if config.platform != platform:
+        raise BadInput(
+            f"{where}: an image for {config.platform or 'no platform'}, not {platform}", "ask for its platform"
+        )
+
+
+def _strings(value: Mapping[str, Any], key: str) -> tuple[str, ...]:
+    items = value.get(key) or []
+    if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
+        raise BadInput(f"image config: {key} is not a list of strings")
+    if any("\0" in item for item in items):
+        raise BadInput(f"image config: {key} holds a NUL byte")
+    return tuple(items)
+
+
+def _text(value: Mapping[str, Any], key: str) -> str:
+    text = value.get(key) or ""
+    if not isinstance(text, str) or "\0" in text:
+        raise BadInput(f"image config: {key} is not a plain string")
+    return text

@@ -1,0 +1,290 @@
+"""Every kind of source, made by skopeo from one layout of our own writing; and what must be refused."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import json
+import os
+import shutil
+import socketserver
+import subprocess
+import tarfile
+import threading
+from pathlib import Path
+
+import pytest
+import zstandard
+
+from imagetool.oci.copy import copy
+from imagetool.oci.push import open_target
+from imagetool.oci.sources import SourceImage, open_source
+from runner.errors import BadInput, RootdiskError, Unsupported
+from runner.oci import (
+    OCI_CONFIG,
+    OCI_INDEX,
+    OCI_MANIFEST,
+    Descriptor,
+    Digest,
+    Index,
+    Manifest,
+    Platform,
+    canonical_json,
+)
+from runner.reference import parse_reference
+from runner.repository import open_repository, verified
+from tests.support.registry import QuietHandler, needs_registry, run_registry
+
+AMD64, ARM64 = Platform("linux", "amd64"), Platform("linux", "arm64")
+needs_skopeo = pytest.mark.skipif(shutil.which("skopeo") is None, reason="skopeo is not installed")
+
+
+def a_tar(name: str) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        data = hashlib.sha256(name.encode()).digest() * 5000
+        member = tarfile.TarInfo(name)
+        member.size = len(data)
+        tar.addfile(member, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+TARS = [a_tar("one"), a_tar("two"), a_tar("one")]  # a layer that is there twice
+
+
+def write_image(
+    layout: Path, tag: str, platform: Platform = AMD64, *, zstd: bool = True, layer_type: str = ""
+) -> Descriptor:
+    """Layers plain, gzip and zstd; returns the manifest's descriptor."""
+    target = open_target(parse_reference(f"oci:{layout}"))
+    packed = [
+        ("application/vnd.oci.image.layer.v1.tar", TARS[0]),
+        ("application/vnd.oci.image.layer.v1.tar+gzip", gzip.compress(TARS[1], mtime=0)),
+        ("application/vnd.oci.image.layer.v1.tar+zstd", zstandard.compress(TARS[2])),
+    ]
+    if not zstd:
+        packed[2] = packed[0]
+    layers = []
+    for media_type, data in packed:
+        layers.append(Descriptor(layer_type or media_type, Digest.of(data), len(data)))
+        target.push_blob(layers[-1], lambda data=data: iter([data]))  # type: ignore[misc]
+    config_raw = canonical_json(
+        {
+            "os": platform.os,
+            "architecture": platform.architecture,
+            "rootfs": {"type": "layers", "diff_ids": [str(Digest.of(tar)) for tar in TARS]},
+            "config": {"Env": ["A=1"], "Cmd": ["/bin/sh"], "WorkingDir": "/w", "User": "5", "Labels": {"l": "x"}},
+        }
+    )
+    config = Descriptor(OCI_CONFIG, Digest.of(config_raw), len(config_raw))
+    target.push_blob(config, lambda: iter([config_raw]))
+    raw = canonical_json(Manifest(OCI_MANIFEST, "", config, tuple(layers), {}).to_json())
+    target.push_manifest(raw, OCI_MANIFEST, (tag,) if tag else ())
+    target.close()
+    return Descriptor(OCI_MANIFEST, Digest.of(raw), len(raw), platform=platform)
+
+
+def write_index(layout: Path, tag: str) -> Digest:
+    manifests = tuple(write_image(layout, "", platform) for platform in (AMD64, ARM64))
+    target = open_target(parse_reference(f"oci:{layout}"))
+    raw = canonical_json(Index(OCI_INDEX, manifests, {}).to_json())
+    digest = target.push_manifest(raw, OCI_INDEX, (tag,))
+    target.close()
+    return digest
+
+
+def check_content(image: SourceImage) -> None:
+    """Each layer's blob is what its descriptor says, and inflates to its tar."""
+    assert [layer.diff_id for layer in image.layers] == [Digest.of(tar) for tar in TARS]
+    for layer, tar in zip(image.layers, TARS, strict=True):
+        blob = b"".join(verified(layer.open(), layer.descriptor))
+        if blob[:2] == b"\x1f\x8b":
+            blob = gzip.decompress(blob)
+        elif blob[:4] == b"\x28\xb5\x2f\xfd":
+            blob = zstandard.ZstdDecompressor().decompressobj().decompress(blob)
+        assert blob == tar
+    assert image.config.env == ("A=1",)
+    assert image.config.process.workdir == "/w"
+    assert image.config.user == "5"
+
+
+def skopeo(*arguments: str) -> bytes:
+    done = subprocess.run(["skopeo", *arguments], capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+    return done.stdout
+
+
+def test_layout_by_tag_digest_and_alone(tmp_path: Path) -> None:
+    wanted = write_image(tmp_path / "l", "v1").digest
+    for name in (f"oci:{tmp_path}/l:v1", f"oci:{tmp_path}/l@{wanted}", f"oci:{tmp_path}/l"):
+        with open_source(name, AMD64) as image:
+            assert image.manifest_digest == wanted
+            check_content(image)
+    with pytest.raises(BadInput, match="it has v1"), open_source(f"oci:{tmp_path}/l:v2", AMD64):
+        pass
+
+
+def test_platform_is_exact(tmp_path: Path) -> None:
+    write_index(tmp_path / "l", "multi")
+    with open_source(f"oci:{tmp_path}/l:multi", ARM64) as image:
+        assert image.config.platform == ARM64
+    with pytest.raises(BadInput, match=r"linux/s390x.*offers linux/amd64, linux/arm64"):
+        open_source(f"oci:{tmp_path}/l:multi", Platform("linux", "s390x")).__enter__()
+    write_image(tmp_path / "l", "single")
+    with pytest.raises(BadInput, match="for linux/amd64, not linux/arm64"):
+        open_source(f"oci:{tmp_path}/l:single", ARM64).__enter__()
+
+
+def test_foreign_layer_is_refused_by_name(tmp_path: Path) -> None:
+    write_image(tmp_path / "l", "v1", layer_type="application/vnd.docker.image.rootfs.foreign.diff.tar.gzip")
+    with pytest.raises(Unsupported, match=r"layer 1 is of type .*foreign"):
+        open_source(f"oci:{tmp_path}/l:v1", AMD64).__enter__()
+
+
+@needs_skopeo
+@pytest.mark.parametrize("packed", [False, True])
+def test_oci_archive(tmp_path: Path, packed: bool) -> None:
+    wanted = write_image(tmp_path / "l", "v1").digest
+    skopeo("copy", "--preserve-digests", f"oci:{tmp_path}/l:v1", f"oci-archive:{tmp_path}/a.tar:v1")
+    name = "a.tar"
+    if packed:
+        (tmp_path / "a.tgz").write_bytes(gzip.compress((tmp_path / "a.tar").read_bytes(), 1))
+        name = "a.tgz"
+    for tag in ("", ":v1"):
+        with open_source(f"oci-archive:{tmp_path}/{name}{tag}", AMD64) as image:
+            assert image.manifest_digest == wanted
+            check_content(image)
+
+
+def docker_archive(tmp_path: Path) -> Path:
+    write_image(tmp_path / "l", "v1", zstd=False)  # which docker archives cannot hold
+    skopeo("copy", f"oci:{tmp_path}/l:v1", f"docker-archive:{tmp_path}/d.tar:some/name:v1")
+    return tmp_path / "d.tar"
+
+
+@needs_skopeo
+def test_docker_archive(tmp_path: Path) -> None:
+    path = docker_archive(tmp_path)
+    digests = set()
+    for tag in ("", ":some/name:v1", ":docker.io/some/name:v1"):
+        with open_source(f"docker-archive:{path}{tag}", AMD64) as image:
+            digests.add(image.manifest_digest)
+            check_content(image)
+    assert len(digests) == 1
+    with pytest.raises(BadInput, match=r"no image 'other:v1' in it.*some/name:v1"):
+        open_source(f"docker-archive:{path}:other:v1", AMD64).__enter__()
+
+
+def test_docker_archive_old_form_with_links(tmp_path: Path) -> None:
+    config = canonical_json(
+        {"os": "linux", "architecture": "amd64", "rootfs": {"type": "layers", "diff_ids": [str(Digest.of(t)) for t in TARS]},
+         "config": {"Env": ["A=1"], "WorkingDir": "/w", "User": "5"}}
+    )  # fmt: skip
+    listed = [{"Config": "c.json", "RepoTags": ["x:latest"], "Layers": ["a/layer.tar", "b/layer.tar", "c/layer.tar"]}]
+    with tarfile.open(tmp_path / "d.tar", "w") as tar:
+        for name, data in (("c.json", config), ("a/layer.tar", TARS[0]), ("b/layer.tar", TARS[1]),
+                           ("manifest.json", json.dumps(listed).encode())):  # fmt: skip
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+        link = tarfile.TarInfo("c/layer.tar")
+        link.type, link.linkname = tarfile.SYMTYPE, "../a/layer.tar"
+        tar.addfile(link)
+        outside = tarfile.TarInfo("out")
+        outside.type, outside.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(outside)
+    with open_source(f"docker-archive:{tmp_path}/d.tar:x", AMD64) as image:
+        check_content(image)
+
+
+@needs_skopeo
+def test_docker_daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive = docker_archive(tmp_path).read_bytes()
+    asked = []
+
+    class Handler(QuietHandler):
+        def address_string(self) -> str:
+            return "unix"
+
+        def do_GET(self) -> None:  # noqa: N802
+            asked.append(self.path)
+            if self.path == "/images/docker.io/some/name:v1/get":
+                self.send(200, archive)
+            else:
+                self.send(404, b'{"message":"No such image"}')
+
+    class Daemon(socketserver.ThreadingUnixStreamServer):
+        daemon_threads = True
+
+    with Daemon(str(tmp_path / "docker.sock"), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/docker.sock")
+        with open_source("docker-daemon:some/name:v1", AMD64) as image:
+            check_content(image)
+        with pytest.raises(BadInput, match="answers 404"):
+            open_source("docker-daemon:absent", AMD64).__enter__()
+        server.shutdown()
+    assert asked[1] == "/images/docker.io/library/absent:latest/get"
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_bare_tar(tmp_path: Path, packed: bool) -> None:
+    data = gzip.compress(TARS[0], mtime=0) if packed else TARS[0]
+    (tmp_path / "root.tar").write_bytes(data)
+    with open_source(f"tar:{tmp_path}/root.tar", AMD64) as image:
+        (layer,) = image.layers
+        assert b"".join(verified(layer.open(), layer.descriptor)) == data
+        assert layer.diff_id == (None if packed else Digest.of(data))
+
+
+@pytest.mark.parametrize("cut", [0, 100, 512, 3000])
+def test_cut_archives_are_bad_input(tmp_path: Path, cut: int) -> None:
+    (tmp_path / "a.tar").write_bytes(TARS[0][:cut])
+    for kind in ("oci-archive", "docker-archive"):
+        with pytest.raises(RootdiskError):
+            open_source(f"{kind}:{tmp_path}/a.tar", AMD64).__enter__()
+
+
+def test_hostile_layout_leads_to_no_host_file(tmp_path: Path) -> None:
+    secret = b"a secret of the host"
+    (tmp_path / "secret").write_bytes(secret)
+    described = Descriptor(OCI_CONFIG, Digest.of(secret), len(secret))
+    write_image(tmp_path / "l", "v1")
+    repository = open_repository(parse_reference(f"oci:{tmp_path}/l"))
+    link = tmp_path / "l/blobs/sha256" / described.digest.hex
+    link.symlink_to(tmp_path / "secret")
+    with pytest.raises(BadInput):
+        list(repository.blob(described))
+    link.unlink()
+    os.mkfifo(link)
+    with pytest.raises(BadInput, match="not a regular file"):
+        list(repository.blob(described))
+    (tmp_path / "l/index.json").unlink()
+    (tmp_path / "l/index.json").symlink_to(tmp_path / "secret")
+    with pytest.raises(BadInput):
+        repository.resolve("v1")
+
+
+@needs_registry
+@needs_skopeo
+def test_copy_keeps_digests_both_ways(tmp_path: Path) -> None:
+    wanted = write_index(tmp_path / "l", "multi")
+    with run_registry(tmp_path / "r") as registry:
+        name = f"{registry.name}/some/image:multi"
+        assert copy(f"oci:{tmp_path}/l:multi", name, registry.options) == wanted
+        skopeo(
+            "copy",
+            "--all",
+            "--preserve-digests",
+            "--src-tls-verify=false",
+            f"docker://{name}",
+            f"oci:{tmp_path}/by-skopeo:multi",
+        )
+        assert copy(name, f"oci:{tmp_path}/back:multi", registry.options) == wanted
+        with open_source(name, ARM64, registry.options) as image:
+            check_content(image)
+        for layout in ("l", "back", "by-skopeo"):
+            raw = skopeo("inspect", "--raw", f"oci:{tmp_path}/{layout}:multi")
+            assert Digest.of(raw) == wanted
+    skopeo("copy", "--all", "--preserve-digests", f"oci:{tmp_path}/back:multi", f"oci:{tmp_path}/again:x")
