@@ -1,0 +1,67 @@
+"""A chunk of the disk: where it lies, and how its bytes are made when they are wanted."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Callable, Sequence
+
+from imagetool.tree.model import Source
+
+Piece = tuple[int, int, int]  # offset in the chunk, offset in the layer, length
+_PIECE = struct.Struct("<IQI")
+
+
+class DiskChunk:
+    """A run of the disk, `offset` and `length` in bytes, both multiples of 4096. Safe to render on any thread.
+
+    `key` names the bytes of a data chunk: it is the sha256 of the layer's diff ID and the pieces, so equal keys are
+    equal bytes, now and in earlier disks. Metadata has None.
+    """
+
+    __slots__ = ("key", "layer", "length", "offset")
+
+    def __init__(self, offset: int, length: int, layer: int, key: bytes | None) -> None:
+        self.offset = offset
+        self.length = length
+        self.layer = layer
+        self.key = key
+
+    def render(self, sources: Sequence[Source]) -> bytes | bytearray:
+        """All bytes of the chunk."""
+        raise NotImplementedError
+
+
+class DataChunk(DiskChunk):
+    """File data of one layer."""
+
+    __slots__ = ("pieces",)
+
+    def __init__(self, offset: int, length: int, layer: int, diff_id: str, pieces: Sequence[Piece]) -> None:
+        name = hashlib.sha256(f"rootdisk chunk 1\0{diff_id}\0{length}\0".encode())
+        name.update(b"".join([_PIECE.pack(*piece) for piece in pieces]))
+        super().__init__(offset, length, layer, name.digest())
+        self.pieces = tuple(pieces)
+
+    def render(self, sources: Sequence[Source]) -> bytearray:
+        out = bytearray(self.length)
+        view = memoryview(out)
+        source = sources[self.layer]
+        for offset, start, length in self.pieces:
+            source.read_into(view[offset : offset + length], start)
+        return out
+
+
+class MetadataChunk(DiskChunk):
+    """File-system metadata, made from the plan when it is wanted."""
+
+    __slots__ = ("_make",)
+
+    def __init__(self, offset: int, length: int, make: Callable[[], bytes]) -> None:
+        super().__init__(offset, length, -1, None)
+        self._make = make
+
+    def render(self, sources: Sequence[Source]) -> bytes:
+        made = self._make()
+        assert len(made) == self.length
+        return made

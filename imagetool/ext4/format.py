@@ -1,0 +1,151 @@
+"""On-disk structures of ext4 with the kernel's names; fs/ext4/ext4.h, ext4_extents.h, xattr.h, include/linux/jbd2.h.
+
+Only layouts and numbers: no policy. All little-endian but the journal's. Blocks are 4 KiB, inodes 256 bytes.
+"""
+
+from __future__ import annotations
+
+import struct
+
+BLOCK = 4096
+INODE_SIZE = 256
+INODES_PER_BLOCK = BLOCK // INODE_SIZE
+BLOCKS_PER_GROUP = 8 * BLOCK
+DESC_SIZE = 64
+DESCS_PER_BLOCK = BLOCK // DESC_SIZE
+
+SUPERBLOCK_OFFSET = 1024
+EXT4_SUPER_MAGIC = 0xEF53
+EXT4_ROOT_INO = 2
+EXT4_JOURNAL_INO = 8
+EXT4_GOOD_OLD_FIRST_INO = 11
+EXT4_LINK_MAX = 65000
+
+COMPAT_HAS_JOURNAL, COMPAT_EXT_ATTR, COMPAT_DIR_INDEX = 0x4, 0x8, 0x20
+INCOMPAT_FILETYPE, INCOMPAT_RECOVER, INCOMPAT_EXTENTS, INCOMPAT_64BIT, INCOMPAT_FLEX_BG = 0x2, 0x4, 0x40, 0x80, 0x200
+RO_COMPAT_SPARSE_SUPER, RO_COMPAT_LARGE_FILE, RO_COMPAT_HUGE_FILE = 0x1, 0x2, 0x8
+RO_COMPAT_DIR_NLINK, RO_COMPAT_EXTRA_ISIZE, RO_COMPAT_METADATA_CSUM = 0x20, 0x40, 0x400
+
+FEATURE_COMPAT = COMPAT_HAS_JOURNAL | COMPAT_EXT_ATTR | COMPAT_DIR_INDEX
+FEATURE_INCOMPAT = INCOMPAT_FILETYPE | INCOMPAT_EXTENTS | INCOMPAT_64BIT | INCOMPAT_FLEX_BG
+FEATURE_RO_COMPAT = (
+    RO_COMPAT_SPARSE_SUPER
+    | RO_COMPAT_LARGE_FILE
+    | RO_COMPAT_HUGE_FILE
+    | RO_COMPAT_DIR_NLINK
+    | RO_COMPAT_EXTRA_ISIZE
+    | RO_COMPAT_METADATA_CSUM
+)
+
+# struct ext4_super_block, 1024 bytes: name, offset, format. Fields not named are zero.
+SUPERBLOCK_FIELDS: dict[str, tuple[int, str]] = {
+    "s_inodes_count": (0x0, "I"),
+    "s_blocks_count_lo": (0x4, "I"),
+    "s_free_blocks_count_lo": (0xC, "I"),
+    "s_free_inodes_count": (0x10, "I"),
+    "s_first_data_block": (0x14, "I"),
+    "s_log_block_size": (0x18, "I"),
+    "s_log_cluster_size": (0x1C, "I"),
+    "s_blocks_per_group": (0x20, "I"),
+    "s_clusters_per_group": (0x24, "I"),
+    "s_inodes_per_group": (0x28, "I"),
+    "s_wtime": (0x30, "I"),
+    "s_max_mnt_count": (0x36, "H"),
+    "s_magic": (0x38, "H"),
+    "s_state": (0x3A, "H"),
+    "s_errors": (0x3C, "H"),
+    "s_lastcheck": (0x40, "I"),
+    "s_rev_level": (0x4C, "I"),
+    "s_first_ino": (0x54, "I"),
+    "s_inode_size": (0x58, "H"),
+    "s_block_group_nr": (0x5A, "H"),
+    "s_feature_compat": (0x5C, "I"),
+    "s_feature_incompat": (0x60, "I"),
+    "s_feature_ro_compat": (0x64, "I"),
+    "s_uuid": (0x68, "16s"),
+    "s_volume_name": (0x78, "16s"),
+    "s_journal_inum": (0xE0, "I"),
+    "s_hash_seed": (0xEC, "16s"),
+    "s_def_hash_version": (0xFC, "B"),
+    "s_jnl_backup_type": (0xFD, "B"),
+    "s_desc_size": (0xFE, "H"),
+    "s_default_mount_opts": (0x100, "I"),
+    "s_mkfs_time": (0x108, "I"),
+    "s_jnl_blocks": (0x10C, "68s"),
+    "s_blocks_count_hi": (0x150, "I"),
+    "s_free_blocks_count_hi": (0x158, "I"),
+    "s_min_extra_isize": (0x15C, "H"),
+    "s_want_extra_isize": (0x15E, "H"),
+    "s_flags": (0x160, "I"),
+    "s_log_groups_per_flex": (0x174, "B"),
+    "s_checksum_type": (0x175, "B"),
+    "s_overhead_clusters": (0x248, "I"),
+    "s_checksum": (0x3FC, "I"),
+}
+SUPERBLOCK_SIZE = 1024
+DX_HASH_HALF_MD4 = 1
+FLAGS_SIGNED_HASH = 1
+
+# struct ext4_group_desc with 64-bit fields; bg_checksum is field 11.
+GROUP_DESC = struct.Struct("<IIIHHHHIHHHHIIIHHHHIHHI")
+BG_INODE_UNINIT, BG_BLOCK_UNINIT, BG_INODE_ZEROED = 0x1, 0x2, 0x4
+
+# struct ext4_inode up to i_projid, 160 bytes: i_mode, i_uid, i_size_lo, i_atime, i_ctime, i_mtime, i_dtime, i_gid,
+# i_links_count, i_blocks_lo, i_flags, osd1, i_block, i_generation, i_file_acl_lo, i_size_high, i_obso_faddr,
+# l_i_blocks_high, l_i_file_acl_high, l_i_uid_high, l_i_gid_high, l_i_checksum_lo, l_i_reserved, i_extra_isize,
+# i_checksum_hi, i_ctime_extra, i_mtime_extra, i_atime_extra, i_crtime, i_crtime_extra, i_version_hi, i_projid
+INODE = struct.Struct("<HHIIIIIHHIII60sIIIIHHHHHHHHIIIIIII")
+EXTRA_ISIZE = 32
+CHECKSUM_LO = struct.Struct("<H")
+CHECKSUM_LO_OFFSET, CHECKSUM_HI_OFFSET = 0x7C, 0x82
+EXT4_IMMUTABLE_FL, EXT4_INDEX_FL, EXT4_EXTENTS_FL = 0x10, 0x1000, 0x80000
+TIME_MIN, TIME_MAX = -(1 << 31), (1 << 31) + 3 * (1 << 32) - 1  # seconds an inode can hold
+
+# struct ext4_extent_header: eh_magic, eh_entries, eh_max, eh_depth, eh_generation
+EXTENT_HEADER = struct.Struct("<HHHHI")
+EXT4_EXT_MAGIC = 0xF30A
+EXTENT = struct.Struct("<IHHI")  # ee_block, ee_len, ee_start_hi, ee_start_lo
+EXTENT_INDEX = struct.Struct("<IIHH")  # ei_block, ei_leaf_lo, ei_leaf_hi, ei_unused
+EXTENT_MAX_BLOCKS = 32768
+EXTENTS_PER_BLOCK = (BLOCK - EXTENT_HEADER.size - 4) // EXTENT.size
+EXTENT_TAIL_OFFSET = EXTENT_HEADER.size + EXTENTS_PER_BLOCK * EXTENT.size
+
+DIRENT = struct.Struct("<IHBB")  # struct ext4_dir_entry_2 without its name
+DIRENT_TAIL = struct.Struct("<IHBBI")  # struct ext4_dir_entry_tail
+DIRENT_TAIL_TYPE = 0xDE
+FT_REG_FILE, FT_DIR, FT_CHRDEV, FT_BLKDEV, FT_FIFO, FT_SOCK, FT_SYMLINK = 1, 2, 3, 4, 5, 6, 7
+DX_ROOT_INFO = struct.Struct("<IBBBB")  # reserved_zero, hash_version, info_length, indirect_levels, unused_flags
+DX_COUNT = struct.Struct("<HHI")  # limit, count, block of the first entry
+DX_ENTRY = struct.Struct("<II")  # hash, block
+DX_ROOT_LIMIT = (BLOCK - 32 - 8) // 8
+DX_NODE_LIMIT = (BLOCK - 8 - 8) // 8
+
+XATTR_MAGIC = 0xEA020000
+XATTR_HEADER = struct.Struct("<IIIIIIII")  # h_magic, h_refcount, h_blocks, h_hash, h_checksum, h_reserved[3]
+XATTR_ENTRY = struct.Struct("<BBHIII")  # e_name_len, e_name_index, e_value_offs, e_value_inum, e_value_size, e_hash
+XATTR_INDEX = {  # EXT4_XATTR_INDEX_*
+    b"user.": 1,
+    b"trusted.": 4,
+    b"security.": 6,
+    b"system.": 7,
+}
+XATTR_ACL_INDEX = {b"system.posix_acl_access": 2, b"system.posix_acl_default": 3}
+
+# journal_superblock_t, big-endian: h_magic, h_blocktype, h_sequence, s_blocksize, s_maxlen, s_first, s_sequence,
+# s_start, s_errno, then features (3), s_uuid (zero: an internal journal), s_nr_users
+JOURNAL_SUPERBLOCK = struct.Struct(">IIIIIIIIIIII16sI")
+JBD2_MAGIC, JBD2_SUPERBLOCK_V2 = 0xC03B3998, 4
+
+assert GROUP_DESC.size == DESC_SIZE
+assert INODE.size == 128 + EXTRA_ISIZE
+assert (EXTENTS_PER_BLOCK, EXTENT_TAIL_OFFSET) == (340, BLOCK - 4)
+assert (DX_ROOT_LIMIT, DX_NODE_LIMIT) == (507, 510)
+
+
+def pack_superblock(**fields: int | bytes) -> bytearray:
+    """A superblock of the named fields; its checksum is the caller's."""
+    raw = bytearray(SUPERBLOCK_SIZE)
+    for name, value in fields.items():
+        offset, form = SUPERBLOCK_FIELDS[name]
+        struct.pack_into("<" + form, raw, offset, value)
+    return raw

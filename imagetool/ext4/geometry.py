@@ -1,0 +1,186 @@
+"""Where a disk's fixed metadata lies, decided by its size and number of inodes alone; and the space between it.
+
+Groups of 128 MiB; up to 16 of them share a flex group, whose bitmaps and inode tables lie together at its start.
+Backups of superblock and descriptors stand in groups 1 and the powers of 3, 5 and 7 (sparse_super). The kernel may
+grow the disk online: no resize inode is needed for that, it goes over to meta_bg.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from dataclasses import dataclass
+from functools import cached_property
+
+from imagetool.ext4.format import BLOCK, BLOCKS_PER_GROUP, DESCS_PER_BLOCK, INODES_PER_BLOCK
+from runner.artifact import DISK_MAX_BYTES
+from runner.errors import BadInput
+
+DISK_MIN_BYTES = 16 << 20
+BYTES_PER_INODE = 16384  # mke2fs's usual ratio: room for the guest's own files
+SPARE_INODES = 1024
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Sizes in blocks, places as block numbers."""
+
+    blocks: int
+    inodes_per_group: int
+    flex: int  # groups in a flex group, a power of two
+    journal_blocks: int
+
+    @classmethod
+    def of(cls, size: int, inodes: int) -> Geometry:
+        """For a disk of `size` bytes that shall hold `inodes` inodes and leave the guest some; BadInput at a limit."""
+        if not DISK_MIN_BYTES <= size <= DISK_MAX_BYTES:
+            raise BadInput(f"size: {size} bytes", "a disk is 16 MiB to 16 TiB")
+        blocks = size // BLOCK
+        groups = -(-blocks // BLOCKS_PER_GROUP)
+        wanted = max(inodes + inodes // 8 + SPARE_INODES, min(size // BYTES_PER_INODE, 0xFFFF_0000))
+        per_group = -(-wanted // groups)
+        per_group = -(-per_group // INODES_PER_BLOCK) * INODES_PER_BLOCK
+        if per_group > BLOCKS_PER_GROUP:
+            if inodes > groups * BLOCKS_PER_GROUP - 64:
+                raise TooSmall(-(-inodes // BLOCKS_PER_GROUP) * BLOCKS_PER_GROUP * BLOCK)
+            per_group = BLOCKS_PER_GROUP
+        table = per_group // INODES_PER_BLOCK
+        flex = 16
+        while flex > 1 and flex * (table + 2) + 1 + -(-groups // DESCS_PER_BLOCK) > BLOCKS_PER_GROUP // 2:
+            flex //= 2
+        journal = 1024 if size < 128 << 20 else 4096 if size < 1 << 30 else 8192 if size < 16 << 30 else 16384
+        geometry = cls(blocks, per_group, flex, journal)
+        last = blocks - (groups - 1) * BLOCKS_PER_GROUP
+        if groups > 1 and last < geometry.fixed_blocks(groups - 1) + 64:
+            # As mke2fs does: a last group that could hold little but its own metadata is left away.
+            return cls.of((groups - 1) * BLOCKS_PER_GROUP * BLOCK, inodes)
+        return geometry
+
+    @cached_property
+    def groups(self) -> int:
+        return -(-self.blocks // BLOCKS_PER_GROUP)
+
+    @cached_property
+    def inodes(self) -> int:
+        return self.groups * self.inodes_per_group
+
+    @cached_property
+    def descriptor_blocks(self) -> int:
+        return -(-self.groups // DESCS_PER_BLOCK)
+
+    @cached_property
+    def table_blocks(self) -> int:
+        """Blocks of one group's inode table."""
+        return self.inodes_per_group // INODES_PER_BLOCK
+
+    @cached_property
+    def backups(self) -> tuple[int, ...]:
+        """Groups that start with a copy of superblock and descriptors; group 0 has the first."""
+        found = {0, 1}
+        for base in (3, 5, 7):
+            power = base
+            while power < self.groups:
+                found.add(power)
+                power *= base
+        return tuple(sorted(group for group in found if group < self.groups))
+
+    def base_blocks(self, group: int) -> int:
+        """Blocks of superblock and descriptors at the start of `group`."""
+        return 1 + self.descriptor_blocks if group in self._backups else 0
+
+    def fixed_blocks(self, group: int) -> int:
+        """All blocks of fixed metadata at the start of `group`."""
+        if group % self.flex:
+            return self.base_blocks(group)
+        return self.base_blocks(group) + min(self.flex, self.groups - group) * (self.table_blocks + 2)
+
+    def block_bitmap(self, group: int) -> int:
+        return self._flex_start(group) + group % self.flex
+
+    def inode_bitmap(self, group: int) -> int:
+        return self._flex_start(group) + self._flex_groups(group) + group % self.flex
+
+    def inode_table(self, group: int) -> int:
+        return self._flex_start(group) + 2 * self._flex_groups(group) + group % self.flex * self.table_blocks
+
+    def group_blocks(self, group: int) -> int:
+        return min(BLOCKS_PER_GROUP, self.blocks - group * BLOCKS_PER_GROUP)
+
+    @cached_property
+    def overhead(self) -> int:
+        """Blocks that no file can have; as mke2fs counts them, so that the kernel need not count again at each mount."""
+        backups = len(self.backups) * (1 + self.descriptor_blocks)
+        return self.groups * (self.table_blocks + 2) + backups + self.journal_blocks
+
+    @cached_property
+    def fixed(self) -> list[tuple[int, int]]:
+        """All runs of fixed metadata, (first block, length), ascending."""
+        leaders = set(range(0, self.groups, self.flex)) | self._backups
+        return [(group * BLOCKS_PER_GROUP, self.fixed_blocks(group)) for group in sorted(leaders)]
+
+    @cached_property
+    def _backups(self) -> frozenset[int]:
+        return frozenset(self.backups)
+
+    def _flex_start(self, group: int) -> int:
+        leader = group - group % self.flex
+        return leader * BLOCKS_PER_GROUP + self.base_blocks(leader)
+
+    def _flex_groups(self, group: int) -> int:
+        leader = group - group % self.flex
+        return min(self.flex, self.groups - leader)
+
+
+class TooSmall(Exception):
+    """The disk cannot hold the image; `needed` is a guess of the bytes that would do."""
+
+    def __init__(self, needed: int) -> None:
+        super().__init__(needed)
+        self.needed = needed
+
+
+class Space:
+    """Hands out blocks in ascending order, around the fixed metadata. Runs past the end are counted, not refused here."""
+
+    def __init__(self, geometry: Geometry) -> None:
+        self._fixed = geometry.fixed
+        self._starts = [start for start, _ in self._fixed]
+        self.next = self._fixed[0][1]
+
+    def take(self, count: int, align: int = 1) -> int:
+        """The first of `count` contiguous blocks, at a multiple of `align`."""
+        start = self.next
+        while True:
+            start = -(-start // align) * align
+            moved = self._past(start, count)
+            if moved == start:
+                self.next = start + count
+                return start
+            start = moved
+
+    def take_runs(self, count: int) -> list[tuple[int, int]]:
+        """`count` blocks as runs (first, length), in as few as the fixed metadata allows."""
+        runs = []
+        while count:
+            start = self._past(self.next, 1)
+            place = bisect_right(self._starts, start)
+            room = self._starts[place] - start if place < len(self._starts) else count
+            length = min(count, room)
+            runs.append((start, length))
+            self.next = start + length
+            count -= length
+        return runs
+
+    def align(self, blocks: int) -> None:
+        self.next = -(-self.next // blocks) * blocks
+
+    def _past(self, start: int, count: int) -> int:
+        """`start`, or the first block past fixed metadata that `count` blocks from there would meet."""
+        place = bisect_right(self._starts, start)
+        if place:
+            first, length = self._fixed[place - 1]
+            if start < first + length:
+                return first + length
+        if place < len(self._starts) and start + count > self._starts[place]:
+            first, length = self._fixed[place]
+            return first + length
+        return start

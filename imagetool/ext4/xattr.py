@@ -1,0 +1,126 @@
+"""Extended attributes in ext4's forms: in the inode, or in one block; fs/ext4/xattr.c, fs/ext4/acl.c."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+
+from imagetool.ext4.checksum import crc
+from imagetool.ext4.format import (
+    BLOCK,
+    EXTRA_ISIZE,
+    INODE_SIZE,
+    XATTR_ACL_INDEX,
+    XATTR_ENTRY,
+    XATTR_HEADER,
+    XATTR_INDEX,
+    XATTR_MAGIC,
+)
+from runner.errors import BadInput, Unsupported
+
+IN_INODE = INODE_SIZE - 128 - EXTRA_ISIZE - 4  # bytes for entries and values, after the magic
+IN_BLOCK = BLOCK - XATTR_HEADER.size
+
+Entry = tuple[int, bytes, bytes]  # name index, name without its prefix, value as ext4 stores it
+
+
+def encode(xattrs: Mapping[bytes, bytes]) -> tuple[bytes, bytes]:
+    """What goes into the inode (after i_extra, "" for nothing) and into a block ("" for none; its checksum still zero).
+
+    All in the inode where they fit, else the largest go to the block. ValueError with the reason where neither holds
+    them: an EA block is 4 KiB.
+    """
+    entries = sorted((_entry(name, value) for name, value in xattrs.items()), key=lambda e: (e[0], len(e[1]), e[1]))
+    inside, outside = list(entries), []
+    while inside and _size(inside) > IN_INODE:
+        largest = max(inside, key=lambda entry: (_size([entry]), entry))
+        inside.remove(largest)
+        outside.append(largest)
+    if _size(outside) > IN_BLOCK:
+        raise ValueError(f"{_size(outside)} bytes of extended attributes are more than the {IN_BLOCK} ext4 can hold")
+    outside.sort(key=lambda e: (e[0], len(e[1]), e[1]))
+    return _in_inode(inside), _in_block(outside)
+
+
+def with_checksum(block: bytes, place: int, seed: int, references: int) -> bytes:
+    """A block of encode() as it stands at disk block `place`, shared by so many inodes."""
+    out = bytearray(block)
+    struct.pack_into("<I", out, 4, references)
+    struct.pack_into("<I", out, 16, 0)
+    struct.pack_into("<I", out, 16, crc(crc(seed, struct.pack("<Q", place)), out))
+    return bytes(out)
+
+
+def _entry(name: bytes, value: bytes) -> Entry:
+    if name in XATTR_ACL_INDEX:
+        return XATTR_ACL_INDEX[name], b"", _acl(value)
+    for prefix, index in XATTR_INDEX.items():
+        if name.startswith(prefix) and len(name) > len(prefix):
+            short = name[len(prefix) :]
+            if len(short) > 255:
+                raise ValueError(f"the extended attribute name {name[:40]!r}… is longer than 255 bytes")
+            return index, short, value
+    raise Unsupported(f"extended attribute {name.decode(errors='replace')!r:.80}: Linux has no such namespace")
+
+
+def _acl(value: bytes) -> bytes:
+    """The kernel's xattr form (version 2, 8-byte entries) as ext4 stores it (version 1, ids only where they say something)."""
+    if len(value) < 4 or (len(value) - 4) % 8 or value[:4] != b"\2\0\0\0":
+        raise BadInput("a POSIX ACL that is not in the kernel's form")
+    out = [struct.pack("<I", 1)]
+    for tag, perm, who in struct.iter_unpack("<HHI", value[4:]):
+        out.append(struct.pack("<HHI", tag, perm, who) if tag in (0x02, 0x08) else struct.pack("<HH", tag, perm))
+    return b"".join(out)
+
+
+def _size(entries: list[Entry]) -> int:
+    return sum(XATTR_ENTRY.size + _up(len(name)) + _up(len(value)) for _, name, value in entries) + 4
+
+
+def _up(length: int) -> int:
+    return (length + 3) & ~3
+
+
+def _in_inode(entries: list[Entry]) -> bytes:
+    if not entries:
+        return b""
+    # Values' offsets count from the first entry; a hash of 0 means none, as the kernel writes it here.
+    return struct.pack("<I", XATTR_MAGIC) + _lay_out(entries, IN_INODE, 0, [0] * len(entries))
+
+
+def _in_block(entries: list[Entry]) -> bytes:
+    if not entries:
+        return b""
+    hashes = [_hash(name, value) for _, name, value in entries]
+    total = 0
+    for entry_hash in hashes:
+        if not entry_hash:
+            total = 0
+            break
+        total = ((total << 16) ^ (total >> 16) ^ entry_hash) & 0xFFFF_FFFF
+    header = XATTR_HEADER.pack(XATTR_MAGIC, 1, 1, total, 0, 0, 0, 0)
+    return header + _lay_out(entries, IN_BLOCK, XATTR_HEADER.size, hashes)
+
+
+def _lay_out(entries: list[Entry], room: int, base: int, hashes: list[int]) -> bytes:
+    """Entries from the start, values from the end; value offsets count from `base` bytes before."""
+    out = bytearray(room)
+    at, end = 0, room
+    for (index, name, value), entry_hash in zip(entries, hashes, strict=True):
+        end -= _up(len(value))
+        offset = end + base if value else 0
+        XATTR_ENTRY.pack_into(out, at, len(name), index, offset, 0, len(value), entry_hash)
+        out[at + 16 : at + 16 + len(name)] = name
+        out[end : end + len(value)] = value
+        at += XATTR_ENTRY.size + _up(len(name))
+    return bytes(out)
+
+
+def _hash(name: bytes, value: bytes) -> int:
+    """ext4_xattr_hash_entry(): names as unsigned bytes, as kernels since 6.2 and e2fsprogs do first."""
+    total = 0
+    for byte in name:
+        total = ((total << 5) ^ (total >> 27) ^ byte) & 0xFFFF_FFFF
+    for (word,) in struct.iter_unpack("<I", value.ljust(_up(len(value)), b"\0")):
+        total = ((total << 16) ^ (total >> 16) ^ word) & 0xFFFF_FFFF
+    return total
