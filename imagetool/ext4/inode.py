@@ -1,0 +1,91 @@
+"""One inode's 256 bytes; struct ext4_inode."""
+
+from __future__ import annotations
+
+import stat
+
+from imagetool.ext4.checksum import crc
+from imagetool.ext4.format import (
+    BLOCK,
+    CHECKSUM_HI_OFFSET,
+    CHECKSUM_LO,
+    CHECKSUM_LO_OFFSET,
+    EXTRA_ISIZE,
+    INODE,
+    INODE_SIZE,
+)
+from imagetool.tree.model import Inode, Special
+
+
+def pack(
+    inode: Inode,
+    seed: int,
+    *,
+    size: int,
+    links: int,
+    blocks: int,
+    flags: int,
+    i_block: bytes,
+    xattrs: bytes = b"",
+    xattr_block: int = 0,
+) -> bytes:
+    """The inode as it stands in the table. `seed` is its checksum seed, `size` bytes, `blocks` all it uses, 4 KiB each."""
+    seconds, nanoseconds = divmod(inode.mtime_ns, 1_000_000_000)
+    low = seconds & 0xFFFF_FFFF
+    # EXT4_EPOCH_BITS: two bits past the signed 32, then the nanoseconds.
+    extra = nanoseconds << 2 | (seconds - (low - (1 << 32) if low >> 31 else low)) >> 32 & 3
+    sectors = blocks * (BLOCK // 512)
+    raw = bytearray(INODE_SIZE)
+    INODE.pack_into(
+        raw,
+        0,
+        inode.mode,
+        inode.uid & 0xFFFF,
+        size & 0xFFFF_FFFF,
+        low,
+        low,
+        low,
+        0,
+        inode.gid & 0xFFFF,
+        links,
+        sectors & 0xFFFF_FFFF,
+        flags,
+        0,
+        i_block,
+        0,
+        xattr_block & 0xFFFF_FFFF,
+        size >> 32,
+        0,
+        sectors >> 32,
+        xattr_block >> 32,
+        inode.uid >> 16,
+        inode.gid >> 16,
+        0,
+        0,
+        EXTRA_ISIZE,
+        0,
+        extra,
+        extra,
+        extra,
+        low,
+        extra,
+        0,
+        0,
+    )
+    raw[INODE.size : INODE.size + len(xattrs)] = xattrs
+    checksum = crc(seed, raw)
+    CHECKSUM_LO.pack_into(raw, CHECKSUM_LO_OFFSET, checksum & 0xFFFF)
+    CHECKSUM_LO.pack_into(raw, CHECKSUM_HI_OFFSET, checksum >> 16)
+    return bytes(raw)
+
+
+def device_block(inode: Special) -> bytes:
+    """i_block of a device: the old 8:8 encoding where it fits, else the new 12:20; fs/ext4/inode.c, new_encode_dev()."""
+    major, minor = inode.major, inode.minor
+    if not (stat.S_ISCHR(inode.mode) or stat.S_ISBLK(inode.mode)):
+        return bytes(60)
+    if major < 256 and minor < 256:
+        return (major << 8 | minor).to_bytes(4, "little").ljust(60, b"\0")
+    if major >= 1 << 12 or minor >= 1 << 20:
+        raise ValueError(f"device {major}:{minor} is past what ext4 can hold (4095:1048575)")
+    return (bytes(4) + (minor & 0xFF | major << 8 | (minor & ~0xFF) << 12).to_bytes(4, "little")).ljust(60, b"\0")

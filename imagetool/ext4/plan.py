@@ -1,0 +1,322 @@
+"""Tree in, plan out: every block has its place before the first byte is written.
+
+Order on the disk: superblock, descriptors, bitmaps, inode tables; directories, long link targets, blocks of extended
+attributes; journal; slots; data layer by layer; blocks of extent trees.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from imagetool.ext4 import bitmaps, directory, extents, inode, xattr
+from imagetool.ext4.checksum import disk_seed, inode_seed
+from imagetool.ext4.chunk import DiskChunk, MetadataChunk
+from imagetool.ext4.extents import Run
+from imagetool.ext4.format import (
+    BLOCK,
+    BLOCKS_PER_GROUP,
+    EXT4_EXTENTS_FL,
+    EXT4_IMMUTABLE_FL,
+    EXT4_INDEX_FL,
+    EXT4_JOURNAL_INO,
+    EXT4_LINK_MAX,
+    INODE_SIZE,
+)
+from imagetool.ext4.geometry import Geometry, Space, TooSmall
+from imagetool.ext4.htree import seed_words
+from imagetool.ext4.numbers import Numbers, assign, path_of_inode
+from imagetool.ext4.place import layer_chunks
+from imagetool.ext4.superblock import journal_superblock, superblock
+from imagetool.tree.model import Directory, File, Inode, Slot, Source, Special, Symlink, Tree
+from runner.artifact import SlotExtent
+from runner.errors import BadInput, RootdiskError
+
+GRID_BLOCKS = 64  # metadata chunks: 256 KiB
+SLOT_ALIGN = (64 << 10) // BLOCK
+FAST_SYMLINK_BYTES = 60
+
+
+@dataclass(frozen=True, slots=True)
+class DiskOptions:
+    """`size` is the disk's bytes, `uuid` 16 bytes, `time` the superblock's times in seconds."""
+
+    size: int
+    uuid: bytes
+    time: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A disk of `size` bytes: `chunks` ascend and do not overlap; between them are holes."""
+
+    size: int
+    slots: tuple[SlotExtent, ...]
+    chunks: Sequence[DiskChunk]
+    free_bytes: int
+
+
+def plan(tree: Tree, options: DiskOptions) -> Plan:
+    """Where everything of `tree` goes. BadInput: too small a size (with one that would do), or a file ext4 cannot hold."""
+    numbers = assign(tree)
+    try:
+        geometry = Geometry.of(options.size // BLOCK * BLOCK, len(numbers.by_number))
+        return _Planner(tree, options, numbers, geometry).plan()
+    except TooSmall as err:
+        mebibytes = -(-err.needed // (1 << 20))
+        raise BadInput(
+            f"size: the image does not fit into {options.size >> 20} MiB", f"it needs {mebibytes} MiB or more"
+        ) from err
+
+
+def write_disk(plan: Plan, sources: Sequence[Source], path: str | os.PathLike[str]) -> None:
+    """The raw, sparse disk as a new file at `path`."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+    try:
+        os.ftruncate(fd, plan.size)
+        for chunk in plan.chunks:
+            view = memoryview(chunk.render(sources))
+            offset = chunk.offset
+            while view:
+                written = os.pwrite(fd, view, offset)
+                view, offset = view[written:], offset + written
+    finally:
+        os.close(fd)
+
+
+class _Planner:
+    """The state of one planning."""
+
+    def __init__(self, tree: Tree, options: DiskOptions, numbers: Numbers, geometry: Geometry) -> None:
+        self.tree = tree
+        self.options = options
+        self.numbers = numbers
+        self.geometry = geometry
+        self.space = Space(geometry)
+        self.seed = disk_seed(options.uuid)
+        self.hash_seed = hashlib.sha256(b"rootdisk hash seed" + options.uuid).digest()[:16]
+        self.meta: list[tuple[int, bytes]] = []
+        self.runs: dict[int, Sequence[Run]] = {}
+        self.used: list[tuple[int, int]] = []
+        self.tree_blocks: dict[
+            int, tuple[bytes, int]
+        ] = {}  # i_block and number of tree blocks, where it is no plain tree
+        self.directory_blocks: dict[int, int] = {}
+        self.xattrs: dict[int, tuple[bytes, int]] = {}  # in the inode, and the block or 0
+        self.slots: list[SlotExtent] = []
+        self.journal = Inode(stat.S_IFREG | 0o600, mtime_ns=options.time * 1_000_000_000)
+
+    def plan(self) -> Plan:
+        self.directories()
+        self.symlinks()
+        self.extended_attributes()
+        self.own(EXT4_JOURNAL_INO, self.take(self.geometry.journal_blocks))
+        self.reserve_slots()
+        chunks: list[DiskChunk] = []
+        for number, layer in enumerate(self.tree.layers):
+            chunks += layer_chunks(number, layer, self.space, self.visible, self.place)
+        self.extent_trees()
+        if self.space.next > self.geometry.blocks:
+            raise TooSmall(self.space.next * BLOCK + (4 << 20))
+        used_inodes = [n < 11 or i is not None for n, i in enumerate(self.numbers.by_number)]
+        used_inodes += [False] * (self.geometry.inodes + 1 - len(used_inodes))
+        groups = bitmaps.groups(self.geometry, self.used, used_inodes, self.directory_blocks, self.seed)
+        self.meta.append((self.runs[EXT4_JOURNAL_INO][0][1], journal_superblock(self.geometry.journal_blocks)))
+        self.meta += groups.bitmaps
+        chunks += self.superblocks(groups)
+        chunks += self.inode_tables(groups)
+        chunks += self.metadata()
+        chunks.sort(key=lambda chunk: chunk.offset)
+        return Plan(self.geometry.blocks * BLOCK, tuple(self.slots), chunks, groups.free_blocks * BLOCK)
+
+    def take(self, count: int) -> list[Run]:
+        """`count` blocks for one file, as its runs."""
+        runs, logical = [], 0
+        for start, length in self.space.take_runs(count):
+            runs.append((logical, start, length))
+            logical += length
+        return extents.merged(runs)
+
+    def own(self, number: int, runs: Sequence[Run]) -> None:
+        """The runs are inode `number`'s."""
+        self.runs[number] = runs
+        self.used += [(start, length) for _, start, length in runs]
+
+    def visible(self, file: File) -> bool:
+        return file in self.numbers.links
+
+    def place(self, file: File, runs: Sequence[Run]) -> None:
+        if file in self.numbers.links:
+            self.own(self.numbers.number[file], runs)
+
+    def directories(self) -> None:
+        number = self.numbers.number
+        words = seed_words(self.hash_seed)
+        ordered = sorted(self.numbers.parents, key=number.__getitem__)
+        for node in ordered:
+            own = number[node]
+            entries = [
+                (name, number[child], directory.FILE_TYPES[stat.S_IFMT(child.mode)])
+                for name, child in sorted(node.children.items())
+            ]
+            parent = number[self.numbers.parents[node]]
+            try:
+                blocks = directory.blocks(own, parent, entries, inode_seed(self.seed, own), words)
+            except ValueError as err:
+                raise BadInput(f"{path_of_inode(self.numbers, node)}: {err}") from err
+            runs = self.take(len(blocks))
+            self.own(own, runs)
+            self.directory_blocks[own] = len(blocks)
+            places = (start + n for _, start, length in runs for n in range(length))
+            self.meta += zip(places, blocks, strict=True)
+
+    def symlinks(self) -> None:
+        for number, node in self.present():
+            if isinstance(node, Symlink) and len(node.target) >= FAST_SYMLINK_BYTES:
+                if len(node.target) >= BLOCK:
+                    raise BadInput(f"{path_of_inode(self.numbers, node)}: a link target longer than {BLOCK - 1} bytes")
+                runs = self.take(1)
+                self.own(number, runs)
+                self.meta.append((runs[0][1], node.target.ljust(BLOCK, b"\0")))
+
+    def extended_attributes(self) -> None:
+        shared: dict[bytes, list[int]] = {}
+        for number, node in self.present():
+            if node.xattrs:
+                try:
+                    inside, block = xattr.encode(node.xattrs)
+                except (ValueError, RootdiskError) as err:
+                    raise BadInput(f"{path_of_inode(self.numbers, node)}: {err}") from err
+                self.xattrs[number] = (inside, 0)
+                if block:
+                    shared.setdefault(block, []).append(number)
+        for block, owners in shared.items():
+            for start in range(0, len(owners), 1024):  # EXT4_XATTR_REFCOUNT_MAX
+                part = owners[start : start + 1024]
+                place = self.space.take(1)
+                self.used.append((place, 1))
+                self.meta.append((place, xattr.with_checksum(block, place, self.seed, len(part))))
+                for number in part:
+                    self.xattrs[number] = (self.xattrs[number][0], place)
+
+    def reserve_slots(self) -> None:
+        for number, node in self.present():
+            if isinstance(node, Slot):
+                blocks = node.size // BLOCK
+                start = self.space.take(blocks, SLOT_ALIGN)
+                self.own(number, [(0, start, blocks)])
+                self.slots.append(SlotExtent(node.name, start * BLOCK, node.size))
+
+    def extent_trees(self) -> None:
+        for number, runs in self.runs.items():
+            count = extents.tree_blocks(len(runs))
+            if count:
+                places = [self.space.take(1) for _ in range(count)]
+                self.used += [(place, 1) for place in places]
+                i_block, made = extents.build(runs, places, partial(inode_seed, self.seed, number))
+                self.tree_blocks[number] = (i_block, count)
+                self.meta += made
+
+    def present(self) -> Iterator[tuple[int, Inode]]:
+        return ((number, node) for number, node in enumerate(self.numbers.by_number) if node is not None)
+
+    def superblocks(self, groups: bitmaps.Groups) -> Iterator[DiskChunk]:
+        journal = self.i_block(EXT4_JOURNAL_INO)
+        for group in self.geometry.backups:
+            raw = superblock(
+                self.geometry, self.options.uuid, self.hash_seed, self.options.time, groups, journal, group
+            )
+            first = (bytes(1024) if group == 0 else b"") + raw
+            start = group * BLOCKS_PER_GROUP
+            yield from _grid(start, first.ljust(BLOCK, b"\0") + groups.descriptors)
+
+    def inode_tables(self, groups: bitmaps.Groups) -> Iterator[DiskChunk]:
+        per_group = self.geometry.inodes_per_group
+        for group, start, blocks in groups.tables:
+            for done in range(0, blocks, GRID_BLOCKS):
+                count = min(GRID_BLOCKS, blocks - done)
+                number = group * per_group + 1 + done * BLOCK // INODE_SIZE
+                make = partial(self.inodes, number, count * BLOCK // INODE_SIZE)
+                yield MetadataChunk((start + done) * BLOCK, count * BLOCK, make)
+
+    def metadata(self) -> Iterator[DiskChunk]:
+        self.meta.sort(key=lambda item: item[0])
+        start = 0
+        while start < len(self.meta):
+            end, place = start + 1, self.meta[start][0]
+            while end < len(self.meta) and end - start < GRID_BLOCKS and self.meta[end][0] == place + end - start:
+                end += 1
+            make = partial(_join, self.meta, start, end)
+            yield MetadataChunk(place * BLOCK, (end - start) * BLOCK, make)
+            start = end
+
+    def inodes(self, first: int, count: int) -> bytes:
+        """Inodes `first` and following as they stand in the table."""
+        by_number = self.numbers.by_number
+        out = []
+        for number in range(first, first + count):
+            node = by_number[number] if number < len(by_number) else None
+            if number == EXT4_JOURNAL_INO:
+                node = self.journal
+            out.append(bytes(INODE_SIZE) if node is None else self.inode(number, node))
+        return b"".join(out)
+
+    def i_block(self, number: int) -> bytes:
+        if number in self.tree_blocks:
+            return self.tree_blocks[number][0]
+        return extents.build(self.runs.get(number, ()), (), int)[0]
+
+    def inode(self, number: int, node: Inode) -> bytes:
+        inside, block = self.xattrs.get(number, (b"", 0))
+        links, flags = self.numbers.links.get(node, 1), EXT4_EXTENTS_FL
+        blocks = sum(length for _, _, length in self.runs.get(number, ())) + bool(block)
+        blocks += self.tree_blocks.get(number, (b"", 0))[1]
+        if isinstance(node, Directory):
+            size = self.directory_blocks[number] * BLOCK
+            links = 2 + self.numbers.subdirectories(node)
+            links = 1 if links >= EXT4_LINK_MAX else links  # dir_nlink: 1 means many
+            flags |= EXT4_INDEX_FL if size > BLOCK else 0
+            i_block = self.i_block(number)
+        elif isinstance(node, Symlink):
+            size = len(node.target)
+            fast = size < FAST_SYMLINK_BYTES
+            i_block = node.target.ljust(60, b"\0") if fast else self.i_block(number)
+            flags = 0 if fast else flags
+        elif isinstance(node, Special):
+            size, flags = 0, 0
+            try:
+                i_block = inode.device_block(node)
+            except ValueError as err:
+                raise BadInput(f"{path_of_inode(self.numbers, node)}: {err}") from err
+        else:
+            size = self.geometry.journal_blocks * BLOCK if node is self.journal else 0
+            if isinstance(node, File | Slot):
+                size = node.size
+            flags |= EXT4_IMMUTABLE_FL if isinstance(node, Slot) else 0
+            i_block = self.i_block(number)
+        return inode.pack(
+            node,
+            inode_seed(self.seed, number),
+            size=size,
+            links=links,
+            blocks=blocks,
+            flags=flags,
+            i_block=i_block,
+            xattrs=inside,
+            xattr_block=block,
+        )
+
+
+def _grid(start: int, content: bytes) -> Iterable[DiskChunk]:
+    step = GRID_BLOCKS * BLOCK
+    for offset in range(0, len(content), step):
+        part = content[offset : offset + step]
+        yield MetadataChunk(start * BLOCK + offset, len(part), partial(bytes, part))
+
+
+def _join(meta: list[tuple[int, bytes]], start: int, end: int) -> bytes:
+    return b"".join([content for _, content in meta[start:end]])
