@@ -30,7 +30,7 @@ from runner.oci import Digest, Platform
 
 P = ParamSpec("P")
 
-DISK_FILES = ("rootfs.ext4", "rootfs.ext4.zst", "rootfs.ext4.chunks")
+DISK_FILES = ("rootfs.ext4", "rootfs.ext4.zst", "rootfs.ext4.chunks", "rootfs.ext4.keys")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,43 @@
+"""The initramfs: the init, the modules it loads, and their order. A newc cpio (the kernel's early-userspace buffer format), gzip."""
+
+from __future__ import annotations
+
+import gzip
+import lzma
+from collections.abc import Sequence
+
+import zstandard
+
+MODULE_MAX_BYTES = 64 << 20
+
+
+def build(init: bytes, modules: Sequence[tuple[str, bytes]]) -> bytes:
+    """`modules` are (file name, content) in the order they are to be loaded; compressed ones are decompressed here."""
+    names = [name.removesuffix(".xz").removesuffix(".zst").removesuffix(".gz") for name, _ in modules]
+    entries = [(b"dev", 0o040755, b""), (b"init", 0o100755, init), (b"modules", 0o040755, b"")]
+    entries += [
+        (b"modules/" + name.encode(), 0o100644, _plain(content))
+        for name, (_, content) in zip(names, modules, strict=True)
+    ]
+    entries.append((b"modules/load", 0o100644, "".join(f"{name}\n" for name in names).encode()))
+    out = b"".join(_entry(n, *entry) for n, entry in enumerate(entries, 1)) + _entry(0, b"TRAILER!!!", 0, b"")
+    return gzip.compress(out, 9, mtime=0)
+
+
+def _entry(number: int, name: bytes, mode: int, data: bytes) -> bytes:
+    fields = (number, mode, 0, 0, 1, 0, len(data), 0, 0, 0, 0, len(name) + 1, 0)
+    head = b"070701" + b"".join(b"%08X" % field for field in fields) + name + b"\0"
+    return _padded(head) + _padded(data)
+
+
+def _padded(data: bytes) -> bytes:
+    return data + bytes(-len(data) % 4)
+
+
+def _plain(content: bytes) -> bytes:
+    if content.startswith(b"\xfd7zXZ\0"):
+        return lzma.decompress(content)
+    if content.startswith(b"\x28\xb5\x2f\xfd"):
+        with zstandard.ZstdDecompressor().stream_reader(content) as reader:
+            return bytes(reader.read(MODULE_MAX_BYTES))
+    return gzip.decompress(content) if content.startswith(b"\x1f\x8b") else content

@@ -1,0 +1,109 @@
+"""The guest's kernel: the distribution's package, unpacked beside the cache and never installed, or a directory of one's own.
+
+The package is what the meta package names today. Modules are those a virtual machine needs, in an order in which each
+finds the symbols of those before it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from runner.errors import BadInput, RootdiskError
+from runner.oci import Platform
+
+META = {
+    ("debian", "amd64"): "linux-image-cloud-amd64",
+    ("debian", "arm64"): "linux-image-cloud-arm64",
+    ("ubuntu", "amd64"): "linux-image-virtual",
+    ("ubuntu", "arm64"): "linux-image-virtual",
+}
+# In load order: virtio needs virtio_ring's symbols, though modules.dep may not say so.
+WANTED = (
+    *("virtio_ring", "virtio", "virtio_mmio", "virtio_pci_legacy_dev", "virtio_pci_modern_dev", "virtio_pci"),
+    *("virtio_blk", "virtio_console", "failover", "net_failover", "virtio_net", "rng_core", "virtio_rng", "overlay"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    version: str
+    vmlinuz: Path
+    modules: tuple[tuple[str, Path], ...]  # file name, file; in load order
+
+
+def find(wanted: str, platform: Platform, cache: Path) -> Kernel:
+    """`wanted` is "debian" or a directory with boot/vmlinuz-* and lib/modules/; packages are kept under `cache`."""
+    if wanted != "debian":
+        return _in(Path(wanted))
+    release = Path("/etc/os-release").read_text() if Path("/etc/os-release").exists() else ""
+    system = "ubuntu" if re.search(r"^ID=\"?ubuntu", release, re.MULTILINE) else "debian"
+    meta = META.get((system, platform.architecture))
+    if meta is None or shutil.which("apt-get") is None:
+        raise BadInput(f"kernel: no package for {platform} here", 'give a directory: kernel = "PATH"')
+    package = _newest(meta, platform.architecture)
+    names = [package] if system == "debian" else [package, package.replace("linux-image-", "linux-modules-")]
+    place = cache / f"{package}_{platform.architecture}"
+    if not place.exists():
+        _unpack(names, platform.architecture, place)
+    return _in(place)
+
+
+def _newest(meta: str, architecture: str) -> str:
+    """The real package behind a meta package."""
+    text = _run(["apt-cache", "depends", "--no-recommends", "--no-suggests", f"{meta}:{architecture}"], meta)
+    names = re.findall(r"Depends: (linux-image-[^\s:<>]*\d[^\s:<>]*)", text)
+    if not names:
+        raise RootdiskError(f"kernel: the package {meta} names no kernel", "apt-get update, then build again")
+    return str(names[0])
+
+
+def _unpack(packages: list[str], architecture: str, place: Path) -> None:
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".kernel-", dir=place.parent) as name:
+        work = Path(name)
+        for package in packages:
+            _run(["apt-get", "-qq", "download", f"{package}:{architecture}"], package, work)
+        for archive in sorted(work.glob("*.deb")):
+            _run(["dpkg-deb", "-x", str(archive), str(work / "root")], archive.name)
+        _in(work / "root")
+        try:
+            (work / "root").rename(place)
+        except OSError:
+            if not place.exists():  # else another process was quicker
+                raise
+
+
+def _in(root: Path) -> Kernel:
+    """The kernel in a directory laid out as a root file system."""
+    images = sorted(root.glob("boot/vmlinuz-*"))
+    if not images:
+        raise BadInput(f"kernel: no boot/vmlinuz-* in {root}", "give a directory as a kernel package has it")
+    vmlinuz = images[-1]
+    version = vmlinuz.name.removeprefix("vmlinuz-")
+    found: dict[str, Path] = {}
+    for base in ("lib/modules", "usr/lib/modules"):
+        for folder, _, files in os.walk(root / base / version):
+            for file in files:
+                stem, dot, _ = file.partition(".ko")
+                if dot:
+                    found.setdefault(stem.replace("-", "_"), Path(folder, file))
+    # What is not a module is built into the kernel.
+    modules = tuple((found[name].name, found[name]) for name in WANTED if name in found)
+    return Kernel(version, vmlinuz, modules)
+
+
+def _run(command: list[str], what: str, cwd: Path | None = None) -> str:
+    environment = {**os.environ, "LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"}
+    done = subprocess.run(command, cwd=cwd, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    if done.returncode:
+        reason = done.stderr.strip().splitlines()[-1:] or ["no reason given"]
+        raise RootdiskError(
+            f"kernel: {command[0]} failed on {what}: {reason[0]}", "is the network there? apt-get update"
+        )
+    return done.stdout

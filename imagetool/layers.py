@@ -1,0 +1,113 @@
+"""A source image's layers while a disk is made of them: verified, inflated into unnamed files, scanned.
+
+What a layer's tar lists is remembered by diff ID; a layer whose index is known is inflated only when a chunk of its
+data is really wanted. Two layers are inflated at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from imagetool.oci.sources import LayerBlob, SourceImage
+from imagetool.tree.index import TarIndex
+from imagetool.tree.inflate import Inflated, inflate
+from imagetool.tree.layers import FileSource
+from imagetool.tree.tar import scan
+from runner.errors import BadInput, RootdiskError
+
+PARALLEL = 2
+
+
+@dataclass(eq=False)
+class LayerData:
+    """One layer as a Source. The tar is made when it is first read; safe from several threads."""
+
+    blob: LayerBlob
+    name: str
+    work: Path
+    indexes: Path
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _fd: int = -1
+    _inflated: Inflated | None = None
+
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        self.tar().read_into(buffer, offset)
+
+    def tar(self) -> FileSource:
+        """The layer's tar, verified."""
+        with self._lock:
+            if self._fd < 0:
+                fd = _unnamed(self.work)
+                try:
+                    wanted = self.blob.diff_id
+                    self._inflated = inflate(
+                        self.blob.open(), fd, expected=self.blob.descriptor, diff_id=wanted, name=self.name
+                    )
+                except BaseException:
+                    os.close(fd)
+                    raise
+                self._fd = fd
+        return FileSource(self._fd, self.name)
+
+    def index(self) -> tuple[str, TarIndex]:
+        """The diff ID and what the tar holds."""
+        if self.blob.diff_id is not None:
+            path = self.indexes / self.blob.diff_id.hex
+            with contextlib.suppress(OSError, RootdiskError):
+                return str(self.blob.diff_id), TarIndex.unpack(path.read_bytes(), self.name)
+        self.tar()
+        assert self._inflated is not None
+        found = scan(self._fd, self._inflated.size, self.name)
+        _remember(self.indexes / self._inflated.diff_id.hex, found.pack())
+        return str(self._inflated.diff_id), found
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+@contextlib.contextmanager
+def opened(source: SourceImage, cache: Path) -> Iterator[list[LayerData]]:
+    """The layers of `source`, base first. `cache` is a directory of ours: indexes stay there, tars do not."""
+    work, indexes = cache / "tmp", cache / "indexes"
+    for folder in (work, indexes):
+        folder.mkdir(parents=True, exist_ok=True)
+    count = len(source.layers)
+    layers = [LayerData(blob, f"{n} of {count}", work, indexes) for n, blob in enumerate(source.layers, 1)]
+    try:
+        yield layers
+    finally:
+        for layer in layers:
+            layer.close()
+
+
+def scanned(layers: list[LayerData]) -> list[tuple[str, TarIndex]]:
+    """Every layer's diff ID and index, in order."""
+    if not layers:
+        raise BadInput("the image has no layers", "is it an image?")
+    with ThreadPoolExecutor(PARALLEL, "layer") as pool:
+        return list(pool.map(LayerData.index, layers))
+
+
+def _unnamed(folder: Path) -> int:
+    """A file without a name: gone with the process, however that ends."""
+    try:
+        return os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    except OSError:  # a file system without O_TMPFILE
+        fd, name = tempfile.mkstemp(dir=folder)
+        os.unlink(name)
+        return fd
+
+
+def _remember(path: Path, data: bytes) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+    partial.write_bytes(data)
+    partial.replace(path)
