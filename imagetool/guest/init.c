@@ -1,0 +1,197 @@
+/* The guest's init: PID 1 in the initramfs, then on the disk. From here the way of a boot can be read; docs/layout-1.md. */
+#include "init.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mount.h>
+#include <sys/reboot.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+#include <signal.h>
+
+int debug, channel = -1;
+struct records process, slot;
+
+static char *cmdline;
+static char slot_digest[65];
+static const char *root_device = "/dev/vda", *root_flags = "";
+
+static void talk(int type, const char *format, va_list arguments) {
+    char text[512];
+    int length = vsnprintf(text, sizeof text, format, arguments);
+    if (length >= (int)sizeof text)
+        length = sizeof text - 1;
+    dprintf(2, "rootdisk: %s\n", text);
+    if (channel >= 0)
+        send_frame(type, 0, text, length);
+}
+
+void note(const char *format, ...) {
+    va_list arguments;
+    if (!debug)
+        return;
+    va_start(arguments, format);
+    talk(LOG, format, arguments);
+    va_end(arguments);
+}
+
+void die(const char *format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    talk(ERROR, format, arguments);
+    va_end(arguments);
+    power_off();
+}
+
+double now(void) {
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return time.tv_sec + time.tv_nsec / 1e9;
+}
+
+/* Ends every program, writes everything back, leaves the disk clean and the machine off. */
+void power_off(void) {
+    if (getpid() != 1)
+        _exit(125);
+    if (!kill(-1, SIGTERM)) {
+        double deadline = now() + 0.5;
+        while ((waitpid(-1, NULL, WNOHANG) >= 0 || errno != ECHILD) && now() < deadline)
+            usleep(2000);
+        kill(-1, SIGKILL);
+        while (waitpid(-1, NULL, 0) > 0)
+            ;
+    }
+    sync();
+    umount2("/tmp", MNT_DETACH);
+    if (mount(NULL, "/", NULL, MS_REMOUNT | MS_RDONLY, NULL))
+        dprintf(2, "rootdisk: the disk could not be made read-only: %s\n", strerror(errno));
+    sync();
+    reboot(RB_AUTOBOOT); /* the machine ends on a reboot */
+    for (;;)
+        pause();
+}
+
+static void load_modules(void) {
+    size_t length;
+    char *list = read_file("/modules/load", &length), *save, path[256];
+    if (!list)
+        return;
+    for (char *name = strtok_r(list, "\n", &save); name; name = strtok_r(NULL, "\n", &save)) {
+        snprintf(path, sizeof path, "/modules/%s", name);
+        int fd = open(path, O_RDONLY | O_CLOEXEC);
+        if (fd < 0 || (syscall(SYS_finit_module, fd, "", 0) && errno != EEXIST))
+            dprintf(2, "rootdisk: module %s: %s\n", name, strerror(errno));
+        close(fd);
+        unlink(path);
+    }
+    free(list);
+}
+
+static void read_cmdline(void) {
+    size_t length;
+    char *save;
+    cmdline = read_file("/proc/cmdline", &length);
+    for (char *word = strtok_r(cmdline, " \n", &save); word; word = strtok_r(NULL, " \n", &save)) {
+        if (!strncmp(word, "rootdisk.slot=", 14))
+            snprintf(slot_digest, sizeof slot_digest, "%s", word + 14);
+        else if (!strncmp(word, "rootdisk.root=", 14))
+            root_device = word + 14;
+        else if (!strncmp(word, "rootdisk.rootflags=", 19))
+            root_flags = word + 19;
+        else if (!strcmp(word, "rootdisk.debug=1"))
+            debug = 1;
+    }
+}
+
+static void mount_root(void) {
+    double deadline = now() + 10;
+    mkdir("/root", 0755);
+    while (mount(root_device, "/root", "ext4", MS_NOATIME, root_flags)) {
+        if ((errno != ENOENT && errno != ENXIO) || now() > deadline)
+            die("cannot mount %s: %s%s", root_device, strerror(errno),
+                errno == ENOENT ? " (no such disk: is virtio_blk in the kernel, and the disk attached?)" : "");
+        usleep(1000);
+    }
+}
+
+/* The slot's records, once its bytes are those the runner named. */
+static void read_slot(const char *path) {
+    char found[65];
+    size_t length;
+    if (!*slot_digest)
+        return;
+    char *data = read_file(path, &length);
+    uint32_t payload = 0;
+    if (data && length >= 16)
+        memcpy(&payload, data + 8, 4);
+    if (!data || length < 16 || memcmp(data, "RDSLOT1", 8) || payload > length - 16)
+        die("the slot of this sandbox is damaged: start it again");
+    sha256_hex(data, 16 + payload, found);
+    if (strcmp(found, slot_digest))
+        die("the slot holds other bytes than the runner wrote: start the sandbox again");
+    slot = (struct records){data + 16, payload};
+}
+
+/* A writable view of a disk that is not written: an overlay whose upper layer is memory. */
+static void overlay_root(void) {
+    mkdir("/lower", 0755);
+    mkdir("/upper", 0755);
+    if (mount("/root", "/lower", NULL, MS_MOVE, NULL) || mount(NULL, "/lower", NULL, MS_REMOUNT | MS_RDONLY, NULL) ||
+        mount("tmpfs", "/upper", "tmpfs", 0, "mode=0755") || mkdir("/upper/data", 0755) || mkdir("/upper/work", 0755) ||
+        mount("overlay", "/root", "overlay", 0, "lowerdir=/lower,upperdir=/upper/data,workdir=/upper/work"))
+        die("cannot put an overlay over the read-only root: %s", strerror(errno));
+}
+
+int main(int argc, char **argv) {
+    if (argc > 1 && !strcmp(argv[1], "--version")) {
+        puts("rootdisk init, layout 1");
+        return 0;
+    }
+    if (getpid() != 1) {
+        fputs("rootdisk: init runs as process 1 of a virtual machine\n", stderr);
+        return 125;
+    }
+    umask(022);
+    mkdir("/proc", 0755);
+    mkdir("/sys", 0755);
+    mkdir("/dev", 0755);
+    mount("devtmpfs", "/dev", "devtmpfs", MS_NOSUID, "mode=0755");
+    mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL);
+    mount("sysfs", "/sys", "sysfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL);
+    int console = open("/dev/console", O_RDWR);
+    for (int fd = 0; console >= 0 && fd < 3; fd++)
+        dup2(console, fd);
+    read_cmdline();
+    int early = !access("/modules/load", F_OK);
+    load_modules();
+    channel = find_port(early ? 3 : 0.2);
+    if (early) {
+        mount_root();
+        read_slot("/root/.rootdisk/slot");
+        if (find_record(&slot, "read-only"))
+            overlay_root();
+        unlink("/init");
+        if (mount("/dev", "/root/dev", NULL, MS_MOVE, NULL) && (mkdir("/root/dev", 0755), mount("/dev", "/root/dev", NULL, MS_MOVE, NULL)))
+            die("cannot move /dev into the disk: %s", strerror(errno));
+        umount2("/proc", MNT_DETACH);
+        umount2("/sys", MNT_DETACH);
+        if (chdir("/root") || mount(".", "/", NULL, MS_MOVE, NULL) || chroot(".") || chdir("/"))
+            die("cannot change to the disk: %s", strerror(errno));
+    } else {
+        read_slot("/.rootdisk/slot");
+    }
+    process.data = read_file("/.rootdisk/process", &process.length);
+    if (!process.data)
+        die("the disk has no /.rootdisk/process: it was built with --plain");
+    mount_all();
+    configure();
+    struct program program = {0};
+    main_program(&program);
+    serve(&program);
+}
