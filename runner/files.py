@@ -1,0 +1,153 @@
+"""Files that survive a crash: atomic writes, locks across processes, sparse copies.
+
+A name appears only by rename of a finished, fsynced temporary file beside it, so whoever sees the name sees all of the
+content. Locks are flock(2): the kernel drops them with the process, however it ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from runner.errors import Busy
+
+_FICLONE = 0x40049409  # linux/fs.h
+_COPY_BYTES = 1 << 30  # asked for in one copy_file_range or sendfile call
+_LOCK_POLL_S = 0.05
+
+
+def fsync_dir(directory: Path) -> None:
+    """Make the names in `directory` durable."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def atomic_write(path: Path, data: bytes, mode: int = 0o644) -> None:
+    """Replace `path` by `data` and `mode`, at once and durably."""
+    fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with open(fd, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fchmod(fd, mode)
+            os.fsync(fd)
+        os.rename(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    fsync_dir(path.parent)
+
+
+def write_json(path: Path, value: object, mode: int = 0o644) -> None:
+    """`value` as indented JSON with sorted keys, atomically."""
+    atomic_write(path, json.dumps(value, indent=1, sort_keys=True).encode() + b"\n", mode)
+
+
+@contextlib.contextmanager
+def locked(path: Path, *, shared: bool = False, timeout_s: float | None = None) -> Iterator[None]:
+    """Hold the lock file `path`, made when missing and never removed.
+
+    Waits `timeout_s` seconds (None: for ever, 0: not at all), then raises Busy, which names the exclusive holder's pid.
+    """
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        _flock(fd, path, fcntl.LOCK_SH if shared else fcntl.LOCK_EX, timeout_s)
+        if not shared:
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _flock(fd: int, path: Path, operation: int, timeout_s: float | None) -> None:
+    if timeout_s is None:
+        fcntl.flock(fd, operation)
+        return
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            fcntl.flock(fd, operation | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() < deadline:
+                time.sleep(_LOCK_POLL_S)
+                continue
+        holder = os.pread(fd, 20, 0).decode("ascii", "replace").strip()
+        raise Busy(f"{path.name} is in use by process {holder or '?'}", "try again when it has ended")
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a living process holds the lock file `path` exclusively."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
+def data_runs(fd: int) -> Iterator[tuple[int, int]]:
+    """The (start, end) byte runs of an open file that are not holes, by SEEK_DATA and SEEK_HOLE."""
+    end = 0
+    while True:
+        try:
+            start = os.lseek(fd, end, os.SEEK_DATA)
+        except OSError as err:
+            if err.errno == errno.ENXIO:  # lseek(2): no data after `end`
+                return
+            raise
+        end = os.lseek(fd, start, os.SEEK_HOLE)
+        yield start, end
+
+
+def copy_sparse(source: Path, target: Path) -> None:
+    """Copy `source` to the new file `target`, holes as holes; within the kernel, shared where the file system can."""
+    with open(source, "rb", buffering=0) as src, open(target, "xb", buffering=0) as dst:
+        os.ftruncate(dst.fileno(), os.fstat(src.fileno()).st_size)
+        for start, end in list(data_runs(src.fileno())):
+            while start < end:
+                start += _copy_run(src.fileno(), dst.fileno(), start, min(end - start, _COPY_BYTES))
+
+
+def _copy_run(src: int, dst: int, offset: int, count: int) -> int:
+    """Copy up to `count` bytes at `offset`; how many there were."""
+    try:
+        copied = os.copy_file_range(src, dst, count, offset, offset)
+    except OSError as err:
+        # Between file systems of different types; or a file system or kernel that has no such call.
+        if err.errno not in (errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+        os.lseek(dst, offset, os.SEEK_SET)
+        copied = os.sendfile(dst, src, offset, count)
+    if not copied:
+        raise OSError(errno.EIO, "the file became shorter while it was copied")
+    return copied
+
+
+def reflink(source: Path, target: Path) -> bool:
+    """Make the new file `target` share all blocks of `source`; False where the file system cannot."""
+    with open(source, "rb", buffering=0) as src, open(target, "xb", buffering=0) as dst:
+        try:
+            fcntl.ioctl(dst.fileno(), _FICLONE, src.fileno())
+        except OSError as err:
+            os.unlink(target)
+            if err.errno in (errno.EOPNOTSUPP, errno.EXDEV, errno.ENOTTY, errno.EINVAL):
+                return False
+            raise
+    return True

@@ -1,0 +1,97 @@
+"""A qcow2 version 3 overlay over a raw disk, written and looked up by ourselves; QEMU's docs/interop/qcow2.txt.
+
+An overlay costs under a millisecond whatever the disk's size, and shares the page cache of its base with every other
+sandbox. Its backing format is always named: a guest could write a qcow2 header into a disk whose format is guessed.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+
+from runner.errors import BadInput, RootdiskError
+
+CLUSTER_BYTES = 65536
+_CLUSTER_BITS = 16
+_MAGIC = b"QFI\xfb"
+_L2_ENTRIES = CLUSTER_BYTES // 8
+_L2_SPAN = _L2_ENTRIES * CLUSTER_BYTES  # bytes of disk that one L2 table maps
+_REFCOUNT_ENTRIES = CLUSTER_BYTES // 2  # 16-bit counts in one refcount block
+_COPIED = 1 << 63  # refcount is exactly one: may be written in place
+_OFFSET_MASK = 0x00FF_FFFF_FFFF_FE00
+
+# magic, version, backing name offset and length, cluster bits, size, encryption, L1 entries and offset, refcount table
+# offset and clusters, snapshots and offset, incompatible, compatible and autoclear features, refcount order, header size
+_HEADER = struct.Struct(">4sIQIIQIIQQIIQQQQII")
+_BACKING_FORMAT = struct.pack(">II8s", 0xE2792ACA, 3, b"raw")
+_END_OF_EXTENSIONS = bytes(8)
+_NAME_MAX_BYTES = 1023
+
+
+def write_overlay(path: Path, backing: Path, size: int, clusters: Mapping[int, bytes]) -> None:
+    """Write the new overlay `path` of `size` bytes over the raw file `backing`.
+
+    `clusters` are disk contents by offset, each one CLUSTER_BYTES long and aligned; they are allocated in the overlay.
+    BadInput where the backing file's name is too long for the format.
+    """
+    name = os.fsencode(backing.absolute())
+    if len(name) > _NAME_MAX_BYTES:
+        raise BadInput(f"path of {len(name)} bytes is too long for qcow2", "use a shorter ROOTDISK_STORE")
+    l1_entries = -(-size // _L2_SPAN)
+    l1_clusters = -(-l1_entries * 8 // CLUSTER_BYTES)
+    tables = sorted({offset // _L2_SPAN for offset in clusters})
+    refcount_table, refcount_block, l1 = 1, 2, 3  # cluster numbers; the header is cluster 0
+    first_l2 = l1 + l1_clusters
+    first_data = first_l2 + len(tables)
+    used = first_data + len(clusters)
+    assert used <= _REFCOUNT_ENTRIES
+
+    header = _HEADER.pack(
+        _MAGIC, 3, _HEADER.size + len(_BACKING_FORMAT + _END_OF_EXTENSIONS), len(name), _CLUSTER_BITS, size, 0,
+        l1_entries, l1 * CLUSTER_BYTES, refcount_table * CLUSTER_BYTES, 1, 0, 0, 0, 0, 0, 4, _HEADER.size,
+    )  # fmt: skip
+    l2 = {table: [0] * _L2_ENTRIES for table in tables}
+    with open(path, "xb", buffering=0) as file:
+        fd = file.fileno()
+
+        def put(cluster: int, data: bytes) -> None:
+            os.pwrite(fd, data, cluster * CLUSTER_BYTES)
+
+        for number, (offset, data) in enumerate(sorted(clusters.items()), first_data):
+            assert len(data) == CLUSTER_BYTES
+            assert offset % CLUSTER_BYTES == 0
+            l2[offset // _L2_SPAN][offset % _L2_SPAN // CLUSTER_BYTES] = number * CLUSTER_BYTES | _COPIED
+            put(number, data)
+        l1_table = [0] * l1_entries
+        for number, table in enumerate(tables, first_l2):
+            l1_table[table] = number * CLUSTER_BYTES | _COPIED
+            put(number, struct.pack(f">{_L2_ENTRIES}Q", *l2[table]))
+        put(l1, struct.pack(f">{l1_entries}Q", *l1_table))
+        put(refcount_block, struct.pack(">H", 1) * used)
+        put(refcount_table, struct.pack(">Q", refcount_block * CLUSTER_BYTES))
+        put(0, header + _BACKING_FORMAT + _END_OF_EXTENSIONS + name)
+        os.ftruncate(fd, used * CLUSTER_BYTES)
+
+
+def locate(fd: int, offset: int) -> int:
+    """Where the overlay open at `fd` keeps the cluster of disk offset `offset`, as an offset in the file.
+
+    RootdiskError where it holds none, or the file is not an overlay of ours.
+    """
+    raw = os.pread(fd, _HEADER.size, 0)
+    header = _HEADER.unpack(raw) if len(raw) == _HEADER.size else ()
+    if not header or (header[0], header[1], header[4]) != (_MAGIC, 3, _CLUSTER_BITS):
+        raise RootdiskError("the sandbox's disk is not our qcow2 overlay", "remove the sandbox: runner rm NAME")
+    table = offset // _L2_SPAN
+    l2 = _entry(fd, header[8], table) if table < header[7] else 0
+    cluster = _entry(fd, l2, offset % _L2_SPAN // CLUSTER_BYTES) if l2 else 0
+    if not cluster:
+        raise RootdiskError(f"the overlay holds no cluster for offset {offset}", "remove the sandbox: runner rm NAME")
+    return cluster
+
+
+def _entry(fd: int, table: int, number: int) -> int:
+    raw = os.pread(fd, 8, table + number * 8)
+    return int.from_bytes(raw, "big") & _OFFSET_MASK if len(raw) == 8 else 0
