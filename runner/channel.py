@@ -22,6 +22,7 @@ HEADER = struct.Struct("<IBBH")
 PAYLOAD_MAX = 1 << 20
 WINDOW = 256 << 10  # bytes of one session's data under way in each direction
 KILL_GRACE_S = 5.0
+POLL_S = 0.2
 
 
 class GuestError(RootdiskError):
@@ -139,9 +140,10 @@ class Channel:
             pass  # it has gone already
         self._out.clear()
 
-    def _wait(self, deadline: float | None) -> float | None:
+    def _wait(self, deadline: float | None) -> float:
         ends = [end for end in (deadline, self._stopped and self._stopped + KILL_GRACE_S) if end]
-        return max(0.0, min(ends) - time.monotonic()) + 0.01 if ends else None
+        # A signal handler may have queued a frame, and select goes on waiting after it: look five times a second.
+        return min(POLL_S, max(0.0, min(ends, default=time.monotonic() + 1) - time.monotonic()) + 0.01)
 
     def _send(self, kind: int, payload: bytes) -> None:
         self._out += frame(kind, payload)
