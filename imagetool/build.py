@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from imagetool import layers as layer_data
+from imagetool import recipe
 from imagetool.artifact import frames
 from imagetool.artifact.manifest import Artifact, Blob, assemble
 from imagetool.artifact.pack import Packed
 from imagetool.artifact.pack import pack as pack_disk
 from imagetool.artifact.reuse import BLOB, INDEX, KEYS, Earlier
 from imagetool.config import Image
-from imagetool.ext4 import DiskOptions, Plan, plan
+from imagetool.ext4 import DiskOptions, Plan, plan, write_disk
 from imagetool.layout.additions import Additions, add
 from imagetool.layout.certificates import check_certificates
 from imagetool.oci.image import ImageConfig
@@ -122,6 +123,49 @@ def make_disk(
         return Disk(packed, made.slots, str(identity), process, source.config.labels, str(source.manifest_digest))
 
 
+def make_raw(image: Image, file: Path, cache: Path, *, plain: bool) -> None:
+    """Only the raw, sparse disk of `image`, as `file`; `plain`: its own tree and nothing added."""
+    with (
+        open_source(str(image.source), image.platform, _options(image)) as source,
+        layer_data.opened(source, cache) as layers,
+    ):
+        tree = merge(layer_data.scanned(layers))
+        sources: list[Source] = list(layers)
+        if not plain:
+            process = image.process.apply(source.config.process)
+            init = cached_init(image.platform, cache).read_bytes()
+            additions = _additions(image, source.config, process, init)
+            sources.append(BytesSource(add(tree, lambda file: _read(sources, file), additions)))
+        write_disk(plan(tree, DiskOptions(image.size, _uuid(tree.layers[0].diff_id, image.name).bytes)), sources, file)
+
+
+def build_artifact(image: Image, work: Path, cache: Path) -> tuple[Artifact, Disk]:
+    """The whole artifact of `image`, without doit: its big files in `work`, ready to push."""
+    init = cached_init(image.platform, cache)
+    kernel = make_kernel(image, init, work, cache / "kernels")
+    disk = make_disk(image, work, init=init.read_bytes(), cache=cache, raw=False)
+    guest = recipe.Guest(
+        Digest.of(init.read_bytes()),
+        *(Digest.parse(kernel[name]) if kernel[name] else None for name in ("kernel", "initramfs")),
+    )
+    inputs = recipe.inputs(image, Digest.parse(disk.source_digest), guest, frames.versions())
+    receipt = {**disk_receipt(disk), "inputs": inputs, "key": recipe.derivation_key(inputs)}
+    files = [work / name if kernel[key] else None for key, name in (("kernel", "vmlinuz"), ("initramfs", "initramfs"))]
+    return assemble_disk(image, receipt, work / BLOB, disk.packed.index.pack(), *files), disk
+
+
+def cached_init(platform: Platform, cache: Path) -> Path:
+    """The guest's init, built when its sources are newer than it."""
+    from imagetool.guest import init as guest
+
+    path = cache / "guest" / platform.architecture / "init"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sources = [Path(guest.__file__).parent / name for name in (*guest.SOURCES, "init.h")]
+    if not path.exists() or path.stat().st_mtime < max(source.stat().st_mtime for source in sources):
+        make_init(platform, path)
+    return path
+
+
 def _write(
     made: Plan, sources: list[Source], out: Path, raw: bool, earlier: Earlier, progress: Progress | None
 ) -> Packed:
@@ -185,14 +229,14 @@ def make_init(platform: Platform, out: Path) -> dict[str, Any]:
     return {"digest": str(build_init(out))}
 
 
-def make_kernel(image: Image, init: Path, directory: Path) -> dict[str, Any]:
+def make_kernel(image: Image, init: Path, directory: Path, packages: Path | None = None) -> dict[str, Any]:
     """Kernel and initramfs in `directory`, and their digests; None for both where the image wants none."""
     if image.kernel == "none":
         return {"kernel": None, "initramfs": None}
     from imagetool.guest.initramfs import build as build_initramfs
     from imagetool.guest.kernel import find
 
-    kernel = find(image.kernel, image.platform, directory.parent / "kernels")
+    kernel = find(image.kernel, image.platform, packages or directory.parent / "kernels")
     initramfs = build_initramfs(init.read_bytes(), [(name, path.read_bytes()) for name, path in kernel.modules])
     vmlinuz = kernel.vmlinuz.read_bytes()
     for name, data in (("vmlinuz", vmlinuz), ("initramfs", initramfs)):

@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import sys
+import tempfile
+import time
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from runner.errors import RootdiskError
+from runner.errors import BadInput, RootdiskError
+from runner.oci import Platform
+from runner.reference import parse_reference
+from runner.repository import RegistryOptions
+
+if TYPE_CHECKING:
+    from imagetool.config import Image
 
 
 def parser() -> argparse.ArgumentParser:
@@ -55,4 +68,93 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    raise NotImplementedError(options.command)
+    commands = {"build": _build, "disk": _disk, "inspect": _inspect, "copy": _copy}
+    return commands[options.command](options)
+
+
+def _image(options: argparse.Namespace) -> Image:
+    """The source and options of the command line as one image of images.toml would be."""
+    from imagetool.config import Image, parse_size
+
+    image = Image(
+        name=parse_reference(options.source).place.rpartition("/")[2] or "image",
+        source=parse_reference(options.source),
+        publish=(),
+        platform=Platform.parse(options.platform) if options.platform else Platform.host(),
+        plain_http=options.plain_http,
+    )
+    return replace(image, size=parse_size(options.size)) if options.size else image
+
+
+def _build(options: argparse.Namespace) -> int:
+    from imagetool import build
+    from imagetool.oci.push import open_target
+
+    target = parse_reference(options.artifact)
+    image = _image(options)
+    started = time.monotonic()
+    cache = _cache()
+    with tempfile.TemporaryDirectory(prefix=".build-", dir=cache) as name:
+        artifact, disk = build.build_artifact(image, Path(name), cache)
+        place = open_target(target, RegistryOptions(plain_http=options.plain_http))
+        try:
+            build.push(artifact, place, (target.tag or "latest", artifact.key_tag))
+        finally:
+            place.close()
+    digest = artifact.descriptor.digest
+    packed = disk.packed
+    summary = {
+        "digest": str(digest),
+        "disk_size": packed.index.disk_size,
+        "compressed": packed.blob_size,
+        "chunks_new": packed.new_chunks,
+        "chunks_reused": packed.reused_chunks,
+        "seconds": round(time.monotonic() - started, 2),
+    }
+    if options.json:
+        print(json.dumps(summary))
+    else:
+        print(
+            f"{digest} {packed.index.disk_size >> 20} MiB disk, {packed.blob_size / 1e6:.1f} MB compressed, "
+            f"{packed.new_chunks} chunks new, {packed.reused_chunks} reused, {summary['seconds']} s"
+        )
+    return 0
+
+
+def _disk(options: argparse.Namespace) -> int:
+    from imagetool import build
+
+    out = Path(options.file)
+    image = _image(options)
+    cache = _cache()
+    folder = out.absolute().parent
+    if not folder.is_dir():
+        raise BadInput(f"{folder} is no directory", "make it first")
+    with tempfile.TemporaryDirectory(prefix=".disk-", dir=folder) as name:
+        build.make_raw(image, Path(name, "disk"), cache, plain=options.plain)
+        Path(name, "disk").replace(out)
+    print(json.dumps({"file": str(out), "size": out.stat().st_size}) if options.json else out)
+    return 0
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    from runner.cli import main as runner
+
+    arguments = ["inspect", options.artifact, *(["--plain-http"] if options.plain_http else [])]
+    return runner(arguments)
+
+
+def _copy(options: argparse.Namespace) -> int:
+    from imagetool.oci.copy import copy
+
+    digest = copy(options.source, options.target, RegistryOptions(plain_http=options.plain_http))
+    print(json.dumps({"digest": str(digest)}) if options.json else digest)
+    return 0
+
+
+def _cache() -> Path:
+    """Where indexes, kernels and the init are kept between runs."""
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    cache = Path(os.environ.get("ROOTDISK_CACHE") or Path(home, "rootdisk"))
+    cache.mkdir(parents=True, exist_ok=True)
+    return cache.absolute()
