@@ -229,22 +229,33 @@ def _platform(where: Where) -> Platform:
     return platform
 
 
-def _bytes(where: Where) -> int:
-    found = _SIZE.match(where.string())
+def parse_size(text: str) -> int:
+    """The bytes of a disk's size as "8GiB". BadInput where it is none."""
+    size = _bytes(text)
+    if size % MIB or not MIB <= size <= DISK_MAX_BYTES:
+        raise BadInput(f"{text!r:.80} is no size of a disk", "whole MiB, at most 16TiB")
+    return size
+
+
+def _bytes(text: str) -> int:
+    found = _SIZE.match(text)
     if not found:
-        raise where.error(f"{where.value!r:.80} is no size", 'write a number and KiB, MiB, GiB or TiB, as "8GiB"')
+        raise BadInput(f"{text!r:.80} is no size", 'write a number and KiB, MiB, GiB or TiB, as "8GiB"')
     return int(found[1]) * _UNITS[found[2]]
 
 
 def _disk_size(where: Where) -> int:
-    size = _bytes(where)
-    if size % MIB or not MIB <= size <= DISK_MAX_BYTES:
-        raise where.error(f"{where.value!r:.80} is no size of a disk", "whole MiB, at most 16TiB")
-    return size
+    try:
+        return parse_size(where.string())
+    except BadInput as err:
+        raise where.error(err.message, err.hint) from err
 
 
 def _memory(where: Where) -> int:
-    size = _bytes(where)
+    try:
+        size = _bytes(where.string())
+    except BadInput as err:
+        raise where.error(err.message, err.hint) from err
     if size % MIB or not 32 * MIB <= size <= 16 << 40:
         raise where.error(f"{where.value!r:.80} is no size of a memory", "whole MiB, 32MiB to 16TiB")
     return size
