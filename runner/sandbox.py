@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from runner import accel, console, qcow2, qemu, slot
+from runner import accel, console, qcow2, qemu, slot, tsc
 from runner.channel import Channel, GuestError, TimeOut
 from runner.errors import BadInput, RootdiskError
 from runner.fetch import Local
@@ -77,7 +77,7 @@ def run(store: Store, local: Local, options: Options) -> int:
                 options.cpus,
                 local.kernel,
                 local.initramfs,
-                f"{local.config.cmdline} rootdisk.slot={filled.digest}{' rootdisk.debug=1' if options.debug else ''}",
+                _cmdline(local, chosen.name, filled.digest, options.debug),
                 disk,
                 form,
                 folder / "console.log",
@@ -88,6 +88,16 @@ def run(store: Store, local: Local, options: Options) -> int:
             log.debug("%s", " ".join(argv))
             with _running(argv, theirs, folder) as process:
                 return _carry(process, Channel(ours), folder, options)
+
+
+def _cmdline(local: Local, accelerator: str, slot_digest: str, debug: bool) -> str:
+    """The kernel's command line: the artifact's, and what this run adds."""
+    words = [local.config.cmdline, f"rootdisk.slot={slot_digest}"]
+    if accelerator == "tcg" and local.config.platform.architecture == "amd64" and (khz := tsc.khz()):
+        words.append(f"tsc_early_khz={khz}")
+    if debug:
+        words.append("rootdisk.debug=1")
+    return " ".join(words)
 
 
 def _carry(process: subprocess.Popen[bytes], channel: Channel, folder: Path, options: Options) -> int:

@@ -1,0 +1,91 @@
+"""What all tests from image to exit status share: the demo's source image, a project that builds from it, a runner."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.support.registry import RunningRegistry, run_registry
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(*argv: str, cwd: Path = ROOT, timeout: float = 300, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", *argv],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **env},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+
+
+@dataclass(frozen=True)
+class Runner:
+    """The command, with a store of its own."""
+
+    store: Path
+    defaults: tuple[str, ...] = ()
+
+    def __call__(
+        self, command: str, *arguments: str, timeout: float = 120, **env: str
+    ) -> subprocess.CompletedProcess[str]:
+        return run(
+            "runner", command, *self.defaults, *arguments, timeout=timeout, ROOTDISK_STORE=str(self.store), **env
+        )
+
+    def boot(
+        self, artifact: str, script: str, *options: str, timeout: float = 120, **env: str
+    ) -> subprocess.CompletedProcess[str]:
+        """A shell script in a sandbox."""
+        return self("boot", "--entrypoint", "/bin/sh", *options, artifact, "--", "-c", script, timeout=timeout, **env)
+
+    def digests(self) -> dict[str, str]:
+        """What `sha256sum` says of every disk in the store."""
+        files = sorted(map(str, (self.store / "disks").glob("*.raw")))
+        done = subprocess.run(["sha256sum", *files], capture_output=True, text=True, check=True)
+        return {line.split()[1]: line.split()[0] for line in done.stdout.splitlines()}
+
+
+@pytest.fixture(scope="session")
+def demo() -> str:
+    """The demo's artifact, as `./quickstart` makes it."""
+    done = run("doit", "build", timeout=900)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return f"oci:{ROOT}/cache/artifacts/demo:1"
+
+
+@pytest.fixture(scope="session")
+def runner(tmp_path_factory: pytest.TempPathFactory) -> Runner:
+    return Runner(tmp_path_factory.mktemp("store"))
+
+
+@pytest.fixture(scope="session")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningRegistry]:
+    with run_registry(tmp_path_factory.mktemp("registry")) as running:
+        yield running
+
+
+@pytest.fixture
+def project(tmp_path: Path, demo: str) -> Path:
+    """An empty project: images.toml is the test's to write; the kernel's package need not be fetched again."""
+    place = tmp_path / "a project"
+    (place / "cache").mkdir(parents=True)
+    shutil.copy(ROOT / "dodo.py", place)
+    (place / "cache/kernels").symlink_to(ROOT / "cache/kernels")
+    return place
+
+
+@pytest.fixture(scope="session")
+def source(demo: str) -> str:
+    """The demo's source image."""
+    return f"oci:{ROOT}/cache/demo/source:latest"
