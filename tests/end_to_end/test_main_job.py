@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -23,8 +28,8 @@ def test_the_demo_boots(demo: str, runner: Runner) -> None:
     facts = {name.strip(): value.strip() for name, value in facts.items()}
     assert facts["of the build"] == "a variable of the build"
     assert facts["of this run"] == "now"
-    assert facts["user"].startswith("uid 1000, gid 1000")
-    assert facts["owner of /sandbox"] == "1000:1000, mode 0755"
+    assert facts["user"].startswith("uid 10001, gid 10001")
+    assert facts["owner of /sandbox"] == "10001:10001, mode 0755"
 
 
 def test_a_second_build_does_nothing(demo: str) -> None:
@@ -65,7 +70,6 @@ client = "client.pem"
     done = runner("pull", "--json", "--plain-http", artifact)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["fetched"] > 1 << 20
-    # The image says USER 1000 or nothing; `stat` needs no more than reading.
     script = (
         'printf "%s|" "$AWKWARD"; stat -c "%u:%g %U:%G" /sandbox /sandbox/*; cat "$ROOTDISK_TLS_CA" "$ROOTDISK_TLS_CERT";'
         'echo "key=$ROOTDISK_TLS_KEY ssl=$SSL_CERT_FILE"'
@@ -103,7 +107,7 @@ def test_secrets_of_one_run(demo: str, runner: Runner, tmp_path: Path) -> None:
     awkward, from_file, from_host, rest = done.stdout.split("|")
     assert (awkward, from_file, from_host) == (AWKWARD, "a = b", "host's")
     lines, pem = rest.split("-----BEGIN", 1)
-    assert lines.splitlines() == ["box", "box", "400:1000"]
+    assert lines.splitlines() == ["box", "box", "400:10001"]
     found, machine = ("-----BEGIN" + pem).rsplit("\n", 2)[0] + "\n", pem.rsplit("\n", 2)[1]
     assert found == b"".join(files.values()).decode()
     assert len(machine) == 32
@@ -179,11 +183,6 @@ def test_the_network_and_the_usual_places(demo: str, runner: Runner) -> None:
 
 def test_ctrl_c_reaches_the_program(demo: str, runner: Runner) -> None:
     """A signal to the runner is the stop signal to the program, whose exit status comes back."""
-    import os
-    import signal
-    import subprocess
-    import sys
-
     script = "trap 'echo stopped; exit 9' TERM; echo ready; while :; do sleep 0.1; done"
     process = subprocess.Popen(
         [sys.executable, "-m", "runner", "boot", "--entrypoint", "/bin/sh", demo, "--", "-c", script],
@@ -200,10 +199,6 @@ def test_ctrl_c_reaches_the_program(demo: str, runner: Runner) -> None:
 
 
 def test_stdin(demo: str, runner: Runner) -> None:
-    import os
-    import subprocess
-    import sys
-
     data = bytes(range(256)) * 4096
     done = subprocess.run(
         [sys.executable, "-m", "runner", "boot", "-i", "--entrypoint", "/usr/bin/sha256sum", demo],
@@ -212,6 +207,4 @@ def test_stdin(demo: str, runner: Runner) -> None:
         capture_output=True,
         timeout=120,
     )
-    import hashlib
-
     assert done.stdout.split()[0].decode() == hashlib.sha256(data).hexdigest()
