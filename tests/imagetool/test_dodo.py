@@ -93,3 +93,37 @@ def test_two_runs_wait_for_each_other(project: Path) -> None:
         waiting.terminate()
         assert waiting.wait(10) == 143
         waiting.communicate()
+
+
+def test_sigterm_keeps_what_is_finished(project: Path) -> None:
+    """The step that was under way is done again; the ones before it are not."""
+    (project / "slow.py").write_text(
+        "import time\ndef sleep():\n    print('sleeping', flush=True)\n    time.sleep(60)\n"
+    )
+    extra = """
+
+import slow
+
+
+def task_first():
+    "One that ends."
+    return {"actions": ["touch first"], "targets": ["first"], "uptodate": [True]}
+
+
+def task_slow():
+    "One that does not."
+    return {"actions": [slow.sleep], "task_dep": ["first"], "uptodate": [False]}
+"""
+    with (project / "dodo.py").open("a") as dodo:
+        dodo.write(extra)
+    running = start(project, "slow")
+    assert running.stdout is not None
+    lines = []
+    while (line := running.stdout.readline()) and line != "sleeping\n":
+        lines.append(line)
+    assert ".  first\n" in lines
+    running.terminate()
+    assert running.wait(20) == 143
+    running.communicate()
+    status, out, _ = doit(project, "first")
+    assert (status, out) == (0, "-- first\n")
