@@ -7,6 +7,7 @@ grown file. What a later layer hides keeps its place and becomes a hole.
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 
 from imagetool.ext4.chunk import DataChunk, DiskChunk, Piece
@@ -82,16 +83,41 @@ def _bucket(
 
 
 def _big(number: int, layer: Layer, file: File, space: Space, visible: bool, place: Place) -> Iterator[DiskChunk]:
+    segments = file.segments or ((0, file.offset, file.size),)
+    starts = [offset for offset, _, _ in segments]
     runs: list[Run] = []
-    for first, count in _mapped(file):
-        for done in range(0, count, BIG_CHUNK_BLOCKS):
-            length = min(BIG_CHUNK_BLOCKS, count - done)
-            start = space.take(length)
-            runs.append((first + done, start, length))
-            if visible:
-                pieces = list(_pieces(file, (first + done) * BLOCK, length * BLOCK))
-                yield DataChunk(start * BLOCK, length * BLOCK, number, layer.diff_id, pieces)
+    for parts in _parts(file):
+        count = sum(length for _, length in parts)
+        start = space.take(count)
+        at = 0
+        pieces: list[Piece] = []
+        for first, length in parts:
+            runs.append((first, start + at, length))
+            low, high = first * BLOCK, min((first + length) * BLOCK, file.size)
+            for offset, source, size in segments[max(0, bisect_right(starts, low) - 1) : bisect_left(starts, high)]:
+                begin, end = max(low, offset), min(high, offset + size)
+                if begin < end:
+                    pieces.append((at * BLOCK + begin - low, source + begin - offset, end - begin))
+            at += length
+        if visible:
+            yield DataChunk(start * BLOCK, count * BLOCK, number, layer.diff_id, pieces)
     place(file, merged(runs))
+
+
+def _parts(file: File) -> Iterator[list[tuple[int, int]]]:
+    """The file's blocks with data, chunk by chunk: runs (first, number) of together at most BIG_CHUNK_BLOCKS."""
+    parts: list[tuple[int, int]] = []
+    room = BIG_CHUNK_BLOCKS
+    for first, count in _mapped(file):
+        while count:
+            length = min(count, room)
+            parts.append((first, length))
+            first, count, room = first + length, count - length, room - length
+            if not room:
+                yield parts
+                parts, room = [], BIG_CHUNK_BLOCKS
+    if parts:
+        yield parts
 
 
 def _mapped(file: File) -> Iterator[tuple[int, int]]:
@@ -111,12 +137,3 @@ def _mapped(file: File) -> Iterator[tuple[int, int]]:
         end = max(end, stop)
     if end > first:
         yield first, end - first
-
-
-def _pieces(file: File, start: int, length: int) -> Iterator[Piece]:
-    """What of the layer fills the file's bytes from `start` on."""
-    end = min(start + length, file.size)
-    for offset, source, size in file.segments or ((0, file.offset, file.size),):
-        low, high = max(start, offset), min(end, offset + size)
-        if low < high:
-            yield low - start, source + low - offset, high - low

@@ -10,7 +10,7 @@ import hashlib
 import os
 import stat
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from imagetool.ext4 import bitmaps, directory, extents, inode, xattr
@@ -64,13 +64,30 @@ def plan(tree: Tree, options: DiskOptions) -> Plan:
     """Where everything of `tree` goes. BadInput: too small a size (with one that would do), or a file ext4 cannot hold."""
     numbers = assign(tree)
     try:
-        geometry = Geometry.of(options.size // BLOCK * BLOCK, len(numbers.by_number))
-        return _Planner(tree, options, numbers, geometry).plan()
+        return _plan(tree, options, numbers)
     except TooSmall as err:
-        mebibytes = -(-err.needed // (1 << 20))
+        mebibytes = _enough(tree, options, numbers, err.needed)
         raise BadInput(
             f"size: the image does not fit into {options.size >> 20} MiB", f"it needs {mebibytes} MiB or more"
         ) from err
+
+
+def _plan(tree: Tree, options: DiskOptions, numbers: Numbers) -> Plan:
+    geometry = Geometry.of(options.size // BLOCK * BLOCK, len(numbers.by_number))
+    return _Planner(tree, options, numbers, geometry).plan()
+
+
+def _enough(tree: Tree, options: DiskOptions, numbers: Numbers, guess: int) -> int:
+    """MiB that really do: a larger disk has more metadata of its own, so a guess is tried."""
+    mebibytes = guess >> 20
+    while True:
+        mebibytes += 1
+        try:
+            _plan(tree, replace(options, size=mebibytes << 20), numbers)
+        except TooSmall as err:
+            mebibytes = max(mebibytes, err.needed >> 20)
+        else:
+            return mebibytes
 
 
 def write_disk(plan: Plan, sources: Sequence[Source], path: str | os.PathLike[str]) -> None:

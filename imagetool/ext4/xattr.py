@@ -21,6 +21,9 @@ from runner.errors import BadInput, Unsupported
 IN_INODE = INODE_SIZE - 128 - EXTRA_ISIZE - 4  # bytes for entries and values, after the magic
 IN_BLOCK = BLOCK - XATTR_HEADER.size
 
+_PREFIXES = {index: prefix for prefix, index in XATTR_INDEX.items()}
+_ACL_NAMES = {index: name for name, index in XATTR_ACL_INDEX.items()}
+
 Entry = tuple[int, bytes, bytes]  # name index, name without its prefix, value as ext4 stores it
 
 
@@ -51,6 +54,31 @@ def with_checksum(block: bytes, place: int, seed: int, references: int) -> bytes
     return bytes(out)
 
 
+def decode(raw: bytes, first: int) -> dict[bytes, bytes]:
+    """Names and values of entries that begin at `first` in `raw`, from whose start the values' offsets count.
+
+    ValueError says what is wrong with them; values in inodes of their own (ea_inode) are not read.
+    """
+    found: dict[bytes, bytes] = {}
+    at = first
+    while at + 4 <= len(raw) and raw[at : at + 4] != bytes(4):
+        if at + XATTR_ENTRY.size > len(raw):
+            raise ValueError("an entry is cut")
+        name_length, index, offset, inode, size, _ = XATTR_ENTRY.unpack_from(raw, at)
+        name = raw[at + XATTR_ENTRY.size :][:name_length]
+        if inode or offset + size > len(raw) or len(name) != name_length:
+            raise ValueError("an entry points outside")
+        value = raw[offset : offset + size]
+        if index in _ACL_NAMES:
+            found[_ACL_NAMES[index]] = _kernel_acl(value)
+        elif index in _PREFIXES:
+            found[_PREFIXES[index] + name] = value
+        else:
+            raise ValueError(f"name index {index}")
+        at += XATTR_ENTRY.size + _up(name_length)
+    return found
+
+
 def _entry(name: bytes, value: bytes) -> Entry:
     if name in XATTR_ACL_INDEX:
         return XATTR_ACL_INDEX[name], b"", _acl(value)
@@ -70,6 +98,23 @@ def _acl(value: bytes) -> bytes:
     out = [struct.pack("<I", 1)]
     for tag, perm, who in struct.iter_unpack("<HHI", value[4:]):
         out.append(struct.pack("<HHI", tag, perm, who) if tag in (0x02, 0x08) else struct.pack("<HH", tag, perm))
+    return b"".join(out)
+
+
+def _kernel_acl(value: bytes) -> bytes:
+    """An ACL as ext4 stores it, in the kernel's xattr form."""
+    if value[:4] != b"\1\0\0\0":
+        raise ValueError("an ACL of unknown version")
+    out = [struct.pack("<I", 2)]
+    at = 4
+    while at < len(value):
+        named = value[at] in (0x02, 0x08)
+        if at + (8 if named else 4) > len(value):
+            raise ValueError("an ACL is cut")
+        tag, perm = struct.unpack_from("<HH", value, at)
+        who = struct.unpack_from("<I", value, at + 4)[0] if named else 0xFFFF_FFFF
+        out.append(struct.pack("<HHI", tag, perm, who))
+        at += 8 if named else 4
     return b"".join(out)
 
 

@@ -1,0 +1,94 @@
+"""Where a disk's bytes are read from: a raw file, or the frames of an artifact, wherever it lies."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from bisect import bisect_right
+from collections import OrderedDict
+from pathlib import Path
+from typing import Protocol
+
+import zstandard
+
+from runner.artifact import ChunkIndex
+from runner.errors import BadInput, DigestMismatch
+from runner.oci import Descriptor
+from runner.repository import Repository
+
+CACHED_CHUNKS = 64
+
+
+class Device(Protocol):
+    """A disk of `size` bytes."""
+
+    size: int
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Exactly `length` bytes from `offset`; BadInput past the end."""
+
+    def close(self) -> None: ...
+
+
+class RawDisk:
+    """A raw disk file."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as err:
+            raise BadInput(f"cannot read {path}: {err.strerror}") from err
+        self._path = path
+        self.size = os.lseek(self._fd, 0, os.SEEK_END)
+
+    def read(self, offset: int, length: int) -> bytes:
+        data = os.pread(self._fd, length, offset) if offset + length <= self.size else b""
+        if len(data) != length:
+            raise BadInput(f"{self._path}: the disk ends at byte {self.size}, before {offset + length}")
+        return data
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+class FramedDisk:
+    """The disk in an artifact's zstd blob: only the frames that are asked for are fetched, each verified."""
+
+    def __init__(self, repository: Repository, blob: Descriptor, index: ChunkIndex) -> None:
+        self._repository, self._blob, self._index = repository, blob, index
+        self._starts = [chunk.offset for chunk in index.chunks]
+        self._raw: OrderedDict[int, bytes] = OrderedDict()
+        self.size = index.disk_size
+
+    def read(self, offset: int, length: int) -> bytes:
+        if offset + length > self.size:
+            raise BadInput(f"the disk ends at byte {self.size}, before {offset + length}")
+        out = bytearray()
+        while len(out) < length:
+            at = offset + len(out)
+            number = bisect_right(self._starts, at) - 1
+            chunk = self._index.chunks[number]
+            count = min(length - len(out), chunk.end - at)
+            out += bytes(count) if chunk.zero else self._chunk(number)[at - chunk.offset : at - chunk.offset + count]
+        return bytes(out)
+
+    def _chunk(self, number: int) -> bytes:
+        found = self._raw.get(number)
+        if found is not None:
+            self._raw.move_to_end(number)
+            return found
+        chunk = self._index.chunks[number]
+        frame = b"".join(self._repository.blob(self._blob, chunk.blob_offset, chunk.blob_offset + chunk.blob_length))
+        try:
+            raw = zstandard.ZstdDecompressor().decompress(frame, max_output_size=chunk.length)
+        except zstandard.ZstdError as err:
+            raise DigestMismatch(f"chunk at {chunk.offset}: damaged frame", "fetch it again") from err
+        if len(raw) != chunk.length or hashlib.sha256(raw).digest() != chunk.sha256:
+            raise DigestMismatch(f"chunk at {chunk.offset}: not the bytes of the index", "fetch it again")
+        self._raw[number] = raw
+        if len(self._raw) > CACHED_CHUNKS:
+            self._raw.popitem(last=False)
+        return raw
+
+    def close(self) -> None:
+        self._repository.close()
