@@ -37,7 +37,7 @@ def superblock(
         s_rev_level=1,
         s_first_ino=f.EXT4_GOOD_OLD_FIRST_INO,
         s_inode_size=f.INODE_SIZE,
-        s_block_group_nr=group,
+        s_block_group_nr=min(group, 0xFFFF),  # as mke2fs past the field's end
         s_feature_compat=f.FEATURE_COMPAT,
         s_feature_incompat=f.FEATURE_INCOMPAT,
         s_feature_ro_compat=f.FEATURE_RO_COMPAT,
