@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import stat
 import sys
 import tempfile
 import time
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line: build, disk, inspect, copy."""
+    """The command line: build, disk, copy; inspect, ls, stat, cat, diff."""
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--json", action="store_true", help="write results as JSON")
     common.add_argument("--debug", action="store_true", help="show commands and tracebacks")
@@ -40,8 +41,27 @@ def parser() -> argparse.ArgumentParser:
     disk = commands.add_parser("disk", parents=[common, making], help="write an image's raw disk to a file")
     disk.add_argument("file", metavar="FILE")
     disk.add_argument("--plain", action="store_true", help="the image's own files and nothing added")
-    inspect = commands.add_parser("inspect", parents=[common], help="say what an artifact is and was made of")
-    inspect.add_argument("artifact", metavar="ARTIFACT")
+    looking = argparse.ArgumentParser(add_help=False)
+    looking.add_argument("--platform", metavar="OS/ARCH", help="default: this machine's")
+    inspect = commands.add_parser(
+        "inspect", parents=[common, looking], help="say what a source image, an artifact or a raw disk is"
+    )
+    inspect.add_argument("what", metavar="IMAGE|ARTIFACT|FILE")
+    for name, words in (
+        ("ls", "list a directory of an artifact's or a raw disk"),
+        ("stat", "say everything about a file on a disk: owner, layer, extents, attributes"),
+        ("cat", "write a file on a disk to standard output"),
+    ):
+        command = commands.add_parser(name, parents=[common, looking], help=words)
+        command.add_argument("what", metavar="ARTIFACT|FILE")
+        if name == "ls":
+            command.add_argument("path", metavar="PATH", nargs="?", default="/")
+            command.add_argument("-R", "--recursive", action="store_true", help="with all below")
+        else:
+            command.add_argument("path", metavar="PATH")
+    diff = commands.add_parser("diff", parents=[common, looking], help="compare two disks by file; exits with 1 on any")
+    diff.add_argument("a", metavar="ARTIFACT|FILE")
+    diff.add_argument("b", metavar="ARTIFACT|FILE")
     copy = commands.add_parser(
         "copy", parents=[common], help="copy an artifact or image between registries and layouts"
     )
@@ -51,12 +71,15 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; its exit status: 0, 1 failed, 2 wrong input, 130 interrupted."""
+    """Run one command; its exit status: 0, 1 failed (diff: there are differences), 2 wrong input, 130 interrupted."""
     options = parser().parse_args(argv)
     try:
         return _run(options)
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 1
     except (RootdiskError, OSError) as err:
         if options.debug:
             raise
@@ -68,7 +91,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    commands = {"build": _build, "disk": _disk, "inspect": _inspect, "copy": _copy}
+    commands = {
+        "build": _build,
+        "disk": _disk,
+        "copy": _copy,
+        "inspect": _inspect,
+        "ls": _ls,
+        "stat": _stat,
+        "cat": _cat,
+        "diff": _diff,
+    }
     return commands[options.command](options)
 
 
@@ -137,11 +169,80 @@ def _disk(options: argparse.Namespace) -> int:
     return 0
 
 
-def _inspect(options: argparse.Namespace) -> int:
-    from runner.cli import main as runner
+def _looked_at(options: argparse.Namespace) -> tuple[Platform, RegistryOptions]:
+    platform = Platform.parse(options.platform) if options.platform else Platform.host()
+    return platform, RegistryOptions(plain_http=options.plain_http)
 
-    arguments = ["inspect", options.artifact, *(["--plain-http"] if options.plain_http else [])]
-    return runner(arguments)
+
+def _inspect(options: argparse.Namespace) -> int:
+    from imagetool.inspection import described
+
+    print(json.dumps(described(options.what, *_looked_at(options)), indent=None if options.json else 1))
+    return 0
+
+
+def _ls(options: argparse.Namespace) -> int:
+    from imagetool import inspection
+
+    with inspection.opened(options.what, *_looked_at(options)) as found:
+        for name, node in inspection.listing(found, os.fsencode(options.path), recursive=options.recursive):
+            if options.json:
+                value = {"name": inspection.shown(name), "inode": node.number, "mode": node.mode, "uid": node.uid}
+                print(json.dumps({**value, "gid": node.gid, "size": node.size, "layer": found.layer(node)}))
+            else:
+                print(inspection.row(found, name, node))
+    return 0
+
+
+def _stat(options: argparse.Namespace) -> int:
+    from imagetool import inspection
+
+    with inspection.opened(options.what, *_looked_at(options)) as found:
+        value = inspection.details(found, os.fsencode(options.path))
+    if options.json:
+        print(json.dumps(value))
+        return 0
+    for name, item in value.items():
+        if isinstance(item, dict):
+            item = ", ".join(f"{key}={data}" for key, data in item.items())
+        elif isinstance(item, list):
+            item = ", ".join(f"{e['length']} bytes from {e['offset']} at {e['disk']}" for e in item)
+        if item != "":
+            print(f"{name + ':':11} {item}")
+    return 0
+
+
+def _cat(options: argparse.Namespace) -> int:
+    from imagetool import inspection
+
+    with inspection.opened(options.what, *_looked_at(options)) as found:
+        node = found.reader.lookup(os.fsencode(options.path), follow=True)
+        if node.type != stat.S_IFREG:
+            raise BadInput(f"{options.path}: a {inspection.TYPES.get(node.type, 'thing')} and no plain file")
+        for data in inspection.content(found.reader, node):
+            sys.stdout.buffer.write(data)
+    sys.stdout.buffer.flush()
+    return 0
+
+
+def _diff(options: argparse.Namespace) -> int:
+    from imagetool import inspection
+
+    signs = {"added": "+", "removed": "-", "changed": "~"}
+    differ = False
+    platform, registry = _looked_at(options)
+    with inspection.opened(options.a, platform, registry) as a, inspection.opened(options.b, platform, registry) as b:
+        for change in inspection.compared(a, b):
+            differ = True
+            if options.json:
+                what = {name: list(pair) for name, pair in change.what.items()}
+                print(json.dumps({"path": change.path, "kind": change.kind, "what": what}))
+                continue
+            words = "; ".join(
+                f"{name} {old or '(none)'} -> {new or '(none)'}" for name, (old, new) in change.what.items()
+            )
+            print(f"{signs[change.kind]} {change.path}{': ' if words else ''}{words}")
+    return int(differ)
 
 
 def _copy(options: argparse.Namespace) -> int:

@@ -132,6 +132,14 @@ class SlotExtent:
 
 
 @dataclass(frozen=True, slots=True)
+class LayerInodes:
+    """A layer's inodes on the disk: from `first` up to the next layer's. The root is nobody's."""
+
+    diff_id: str
+    first: int
+
+
+@dataclass(frozen=True, slots=True)
 class Process:
     """What the image runs when nobody says otherwise; image-spec config.md."""
 
@@ -182,6 +190,7 @@ class ArtifactConfig:
     writer: Mapping[str, str]  # versions: rootdisk, zstandard, libzstd
     boot_chunks: tuple[int, ...] = ()  # numbers of chunks in the order a traced boot read them
     labels: Mapping[str, str] | None = None
+    layers: tuple[LayerInodes, ...] = ()  # base first; the last is what rootdisk adds
 
     @classmethod
     def parse(cls, raw: bytes) -> ArtifactConfig:
@@ -210,6 +219,7 @@ class ArtifactConfig:
                 {str(k): str(v) for k, v in value["writer"].items()},
                 tuple(map(int, value["boot"].get("chunks") or ())),
                 {str(k): str(v) for k, v in (value.get("labels") or {}).items()},
+                tuple(LayerInodes(str(item["diff_id"]), int(item["first_inode"])) for item in disk.get("layers") or ()),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as err:
             raise BadInput(f"artifact config: {type(err).__name__} at {err}", "the artifact is damaged") from err
@@ -233,6 +243,7 @@ class ArtifactConfig:
                 "digest": str(self.disk_digest),
                 "uuid": self.disk_uuid,
                 "slots": [{"name": s.name, "offset": s.offset, "length": s.length} for s in self.slots],
+                "layers": [{"diff_id": layer.diff_id, "first_inode": layer.first} for layer in self.layers],
             },
             "process": self.process.to_json(),
             "boot": {

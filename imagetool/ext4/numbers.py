@@ -15,12 +15,14 @@ from runner.errors import BadInput
 
 @dataclass(slots=True)
 class Numbers:
-    """`by_number[n]` is inode n or None; `links` counts names of what is no directory, `parents` gives a directory's."""
+    """`by_number[n]` is inode n or None; `links` counts names of what is no directory, `parents` gives a directory's,
+    `firsts` each layer's first number."""
 
     number: dict[Inode, int] = field(default_factory=dict)
     by_number: list[Inode | None] = field(default_factory=list)
     links: dict[Inode, int] = field(default_factory=dict)
     parents: dict[Directory, Directory] = field(default_factory=dict)
+    firsts: list[int] = field(default_factory=list)
 
     def subdirectories(self, directory: Directory) -> int:
         return sum(isinstance(child, Directory) for child in directory.children.values())
@@ -57,6 +59,7 @@ def assign(tree: Tree) -> Numbers:
     found.by_number[EXT4_ROOT_INO] = tree.root
     found.number[tree.root] = EXT4_ROOT_INO
     for lower, rest in zip(tree.layers, others, strict=False):
+        found.firsts.append(len(found.by_number))
         for inode in (*lower.files, *rest):
             seconds = inode.mtime_ns // 1_000_000_000
             if not TIME_MIN <= seconds <= TIME_MAX:

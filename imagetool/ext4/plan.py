@@ -33,7 +33,7 @@ from imagetool.ext4.numbers import Numbers, assign, path_of_inode
 from imagetool.ext4.place import layer_chunks
 from imagetool.ext4.superblock import journal_superblock, superblock
 from imagetool.tree.model import Directory, File, Inode, Slot, Source, Special, Symlink, Tree
-from runner.artifact import SlotExtent
+from runner.artifact import LayerInodes, SlotExtent
 from runner.errors import BadInput, RootdiskError
 
 GRID_BLOCKS = 64  # metadata chunks: 256 KiB
@@ -52,12 +52,16 @@ class DiskOptions:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A disk of `size` bytes: `chunks` ascend and do not overlap; between them are holes."""
+    """A disk of `size` bytes: `chunks` ascend and do not overlap; between them are holes.
+
+    `layers` are each layer's diff ID and its first inode number: numbers below the next layer's are its own.
+    """
 
     size: int
     slots: tuple[SlotExtent, ...]
     chunks: Sequence[DiskChunk]
     free_bytes: int
+    layers: tuple[LayerInodes, ...]
 
 
 def plan(tree: Tree, options: DiskOptions) -> Plan:
@@ -148,7 +152,14 @@ class _Planner:
         chunks += self.inode_tables(groups)
         chunks += self.metadata()
         chunks.sort(key=lambda chunk: chunk.offset)
-        return Plan(self.geometry.blocks * BLOCK, tuple(self.slots), chunks, groups.free_blocks * BLOCK)
+        layers = zip(self.tree.layers, self.numbers.firsts, strict=True)
+        return Plan(
+            self.geometry.blocks * BLOCK,
+            tuple(self.slots),
+            chunks,
+            groups.free_blocks * BLOCK,
+            tuple(LayerInodes(layer.diff_id, first) for layer, first in layers),
+        )
 
     def take(self, count: int) -> list[Run]:
         """`count` blocks for one file, as its runs."""

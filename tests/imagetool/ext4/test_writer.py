@@ -9,6 +9,7 @@ import struct
 import subprocess
 import tempfile
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 
@@ -195,7 +196,7 @@ def test_indexed_directories(tmp_path: Path, count: int) -> None:
 def test_hash_is_debugfs_s(everything: Path) -> None:
     with Reader.open(everything) as disk:
         seed: bytes = disk._super["s_hash_seed"]
-    uuid = str(__import__("uuid").UUID(bytes=seed))
+    uuid = str(UUID(bytes=seed))
     for name in ["a", "x" * 32, "y" * 33, "long " * 50, "ünïcödé", "tab\there"]:
         said = debugfs(everything, f'dx_hash -h half_md4 -s {uuid} "{name}"')
         # debugfs hashes unsigned by default, as ASCII: the same for both
