@@ -100,8 +100,10 @@ def write_disk(plan: Plan, sources: Sequence[Source], path: str | os.PathLike[st
     try:
         os.ftruncate(fd, plan.size)
         for chunk in plan.chunks:
-            view = memoryview(chunk.render(sources))
-            offset = chunk.offset
+            raw = chunk.render(sources)
+            if raw == bytes(len(raw)):
+                continue
+            view, offset = memoryview(raw), chunk.offset
             while view:
                 written = os.pwrite(fd, view, offset)
                 view, offset = view[written:], offset + written
