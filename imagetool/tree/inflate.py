@@ -27,8 +27,8 @@ from runner.oci import Descriptor, Digest
 PIECE_BYTES = 1 << 20
 TAR_MAX_BYTES = 64 << 30
 ZSTD_WINDOW_MAX_BYTES = 128 << 20  # what zstd -d takes without being asked to; --ultra's windows
-# Four bytes can stand for a block of 128 KiB, so this much input gives at most 128 MiB at once.
-ZSTD_FEED_BYTES = 4 << 10
+# Four bytes can stand for a block of 128 KiB, so this much input gives at most 32 MiB at once.
+ZSTD_FEED_BYTES = 1 << 10
 _AHEAD = 4  # pieces that wait for the second thread
 
 _GZIP = b"\x1f\x8b"
@@ -217,8 +217,11 @@ def _unzstd(piece: bytes, pieces: Iterator[bytes]) -> Iterator[bytes]:
                     gathered.append(out)
                     size += len(out)
             if size >= PIECE_BYTES:
-                yield b"".join(gathered)
+                whole = b"".join(gathered)
                 gathered, size = [], 0
+                # What waits for the second thread is bounded by its number, so each must be small.
+                for start in range(0, len(whole), PIECE_BYTES):
+                    yield whole[start : start + PIECE_BYTES]
         more = next(pieces, None)
     if frame is not None:
         raise _Damaged("the zstd stream ends too early")
