@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,14 +18,16 @@ from tests.support.registry import RunningRegistry, run_registry
 ROOT = Path(__file__).parents[2]
 
 
-def run(*argv: str, cwd: Path = ROOT, timeout: float = 300, **env: str) -> subprocess.CompletedProcess[str]:
+def run(
+    *argv: str, cwd: Path = ROOT, timeout: float = 300, binary: bool = False, **env: str
+) -> subprocess.CompletedProcess[Any]:
     return subprocess.run(
         [sys.executable, "-m", *argv],
         cwd=cwd,
         env={**os.environ, "PYTHONPATH": str(ROOT), **env},
         stdin=subprocess.DEVNULL,
         capture_output=True,
-        text=True,
+        text=not binary,
         timeout=timeout,
     )
 

@@ -83,6 +83,30 @@ client = "client.pem"
     assert "-----BEGIN" + rest == (ca + chain).decode() + "key= ssl=\n"
 
 
+def test_a_bare_tar_whose_process_images_toml_gives(project: Path, demo: str, tmp_path: Path) -> None:
+    """A plain root file system in a compressed tar, with no image about it: here one static program of ours."""
+    root = tmp_path / "root"
+    (root / "bin").mkdir(parents=True)
+    init = run("imagetool", "cat", demo, "/.rootdisk/init", binary=True).stdout
+    (root / "bin/init").write_bytes(init)
+    (root / "bin/init").chmod(0o755)
+    subprocess.run(["tar", "--zstd", "-cf", str(tmp_path / "root.tar.zst"), "-C", str(root), "."], check=True)
+    (project / "images.toml").write_text(
+        f"""
+[image.bare]
+source = "tar:{tmp_path}/root.tar.zst"
+size = "64MiB"
+[image.bare.process]
+entrypoint = ["/bin/init", "--version"]
+"""
+    )
+    done = run("doit", "build", cwd=project)
+    assert done.returncode == 0, done.stdout + done.stderr
+    done = Runner(tmp_path / "store")("boot", f"oci:{project}/cache/artifacts/bare:1")
+    assert done.returncode == 0, done.stderr
+    assert "rootdisk" in done.stdout
+
+
 def test_secrets_of_one_run(demo: str, runner: Runner, tmp_path: Path) -> None:
     """Run-time certificates and variables: seen in the sandbox that was given them, by its user, and nowhere after."""
     authority = trustme.CA()

@@ -22,7 +22,7 @@ import pytest
 from imagetool.ext4 import DiskOptions, plan, write_disk
 from imagetool.ext4.reader import Node, Reader
 from imagetool.tree.merge import merge
-from imagetool.tree.model import BytesSource, Source, Tree
+from imagetool.tree.model import BytesSource, File, Source, Special, Symlink, Tree
 from tests.support.tars import END, index
 
 PATH = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
@@ -134,6 +134,27 @@ def host_view(root: Path, *, without: frozenset[str] = frozenset()) -> View:
         }
         records[path] = _record(info.st_mode, info.st_uid, info.st_gid, info.st_mtime_ns, content, xattrs)
         groups[info.st_ino].append(path)
+    return View(records, sorted(map(sorted, groups.values())))
+
+
+def tree_view(tree: Tree, sources: list[Source]) -> View:
+    """What the merged tree holds."""
+    records: dict[str, Record] = {}
+    groups: dict[int, list[str]] = defaultdict(list)
+    for path, inode in tree.walk():
+        content: object = None
+        if isinstance(inode, File):
+            data = bytearray(inode.size)
+            for at, offset, length in inode.segments or ((0, inode.offset, inode.size),):
+                sources[inode.layer].read_into(memoryview(data)[at : at + length], offset)
+            content = (inode.size, hashlib.sha256(data).hexdigest())
+        elif isinstance(inode, Symlink):
+            content = inode.target
+        elif isinstance(inode, Special) and not stat.S_ISFIFO(inode.mode):
+            content = (inode.major, inode.minor)
+        name = os.fsdecode(path)
+        records[name] = _record(inode.mode, inode.uid, inode.gid, inode.mtime_ns, content, inode.xattrs or {})
+        groups[id(inode)].append(name)
     return View(records, sorted(map(sorted, groups.values())))
 
 

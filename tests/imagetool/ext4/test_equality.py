@@ -5,13 +5,27 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from imagetool.ext4.reader import Reader
 from tests.end_to_end.conftest import ROOT, run
-from tests.support.disks import complaints, disk_of, host_view, mounted, needs_e2fsck, needs_root, reader_view
+from tests.support.disks import (
+    complaints,
+    disk_of,
+    host_view,
+    mounted,
+    needs_e2fsck,
+    needs_root,
+    reader_view,
+    tree_of,
+    tree_view,
+    write,
+)
 from tests.support.layouts import write_layout
 from tests.support.stacks import random_stack
 from tests.support.tars import END, directory, file, hard_link, header, pax, symlink
@@ -46,6 +60,16 @@ def compare(tmp_path: Path, layers: list[bytes]) -> None:
 @pytest.mark.parametrize("seed", range(12))
 def test_random_stacks(tmp_path: Path, seed: int) -> None:
     compare(tmp_path, random_stack(seed))
+
+
+@given(st.integers(0, (1 << 64) - 1))
+@settings(max_examples=60, deadline=None)
+def test_what_is_written_is_read(seed: int) -> None:
+    """Tree to disk to reader, and nothing is lost or added."""
+    with tempfile.TemporaryDirectory() as place:
+        tree, sources = tree_of(*random_stack(seed))
+        with Reader.open(write(Path(place, "disk"), tree, sources)) as reader:
+            assert tree_view(tree, sources).differences(reader_view(reader)) == []
 
 
 @pytest.mark.nightly

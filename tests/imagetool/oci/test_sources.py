@@ -85,8 +85,8 @@ def write_image(
     return Descriptor(OCI_MANIFEST, Digest.of(raw), len(raw), platform=platform)
 
 
-def write_index(layout: Path, tag: str) -> Digest:
-    manifests = tuple(write_image(layout, "", platform) for platform in (AMD64, ARM64))
+def write_index(layout: Path, tag: str, *, zstd: bool = True) -> Digest:
+    manifests = tuple(write_image(layout, "", platform, zstd=zstd) for platform in (AMD64, ARM64))
     target = open_target(parse_reference(f"oci:{layout}"))
     raw = canonical_json(Index(OCI_INDEX, manifests, {}).to_json())
     digest = target.push_manifest(raw, OCI_INDEX, (tag,))
@@ -198,6 +198,44 @@ def test_docker_archive_old_form_with_links(tmp_path: Path) -> None:
         check_content(image)
 
 
+def test_docker_archive_new_form(tmp_path: Path) -> None:
+    """Docker 25 and newer save an OCI layout with a manifest.json beside: both ways of naming it give the layers."""
+    described = write_image(tmp_path / "l", "v1", zstd=False)
+    blobs = tmp_path / "l/blobs/sha256"
+    manifest = Manifest.parse((blobs / described.digest.hex).read_bytes())
+    layers = [f"blobs/sha256/{layer.digest.hex}" for layer in manifest.layers]
+    listed = [{"Config": f"blobs/sha256/{manifest.config.digest.hex}", "RepoTags": ["x:latest"], "Layers": layers}]
+    (tmp_path / "l/manifest.json").write_text(json.dumps(listed))
+    with tarfile.open(tmp_path / "d.tar", "w") as tar:
+        tar.add(tmp_path / "l", ".")
+    for name in (f"docker-archive:{tmp_path}/d.tar:x", f"oci-archive:{tmp_path}/d.tar:v1"):
+        with open_source(name, AMD64) as image:
+            check_content(image)
+
+
+@pytest.mark.skipif(shutil.which("umoci") is None, reason="umoci is not installed")
+def test_a_layout_by_umoci(tmp_path: Path) -> None:
+    """Made from nothing by another tool: its layers, its config, its names."""
+    (tmp_path / "file").write_text("content")
+    image = f"{tmp_path}/l:made"
+    for argv in (
+        ["init", "--layout", f"{tmp_path}/l"],
+        ["new", "--image", image],
+        ["insert", "--image", image, str(tmp_path / "file"), "/d/file"],
+        ["config", "--image", image, "--config.entrypoint", "/d/file", "--config.env", "A=b", "--architecture", "arm",
+         "--platform.variant", "v7"],
+    ):  # fmt: skip
+        done = subprocess.run(["umoci", *argv], capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        if "flag provided but not defined" in done.stderr:  # umoci 0.4 knows no variants
+            done = subprocess.run(["umoci", *argv[:-2]], capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        assert done.returncode == 0, done.stderr
+    with open_source(f"oci:{tmp_path}/l:made", Platform.parse("linux/arm/v7")) as image_:
+        assert (image_.config.entrypoint, image_.config.env[-1]) == (("/d/file",), "A=b")
+        assert len(image_.layers) == 1
+    with pytest.raises(BadInput, match="linux/arm/v7, not linux/arm/v6"):
+        open_source(f"oci:{tmp_path}/l:made", Platform.parse("linux/arm/v6")).__enter__()
+
+
 @needs_skopeo
 def test_docker_daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     archive = docker_archive(tmp_path).read_bytes()
@@ -269,7 +307,7 @@ def test_hostile_layout_leads_to_no_host_file(tmp_path: Path) -> None:
 @needs_registry
 @needs_skopeo
 def test_copy_keeps_digests_both_ways(tmp_path: Path) -> None:
-    wanted = write_index(tmp_path / "l", "multi")
+    wanted = write_index(tmp_path / "l", "multi", zstd=False)  # skopeo 1.15 and newer mark zstd images in an index
     with run_registry(tmp_path / "r") as registry:
         name = f"{registry.name}/some/image:multi"
         assert copy(f"oci:{tmp_path}/l:multi", name, registry.options) == wanted
