@@ -68,7 +68,7 @@ EVERYTHING = (
     + file(b"block-shared", b"2")
     + pax(xattrs(**{"user__" + "n" * 200: b"", "user__ü": b"non-ascii \xff name"}))
     + file(b"names", b"2")
-    + pax(xattrs(**{"user__ÿ": b"\xff" * 2000, "user__ü": b"in a block, with a hash of its own"}))
+    + pax(xattrs(user__ÿ=b"\xff" * 2000, user__ü=b"in a block, with a hash of its own"))
     + file(b"signs", b"3")
     + pax(xattrs(system__posix_acl_access=ACL))
     + file(b"acl", b"", mode=0o674)
