@@ -221,7 +221,7 @@ class ArtifactConfig:
                 {str(k): str(v) for k, v in (value.get("labels") or {}).items()},
                 tuple(LayerInodes(str(item["diff_id"]), int(item["first_inode"])) for item in disk.get("layers") or ()),
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as err:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as err:
             raise BadInput(f"artifact config: {type(err).__name__} at {err}", "the artifact is damaged") from err
         for slot in config.slots:
             if (

@@ -32,7 +32,9 @@ from tests.support.tars import END, index
 pytestmark = needs_e2fsck
 SECONDS = float(os.environ.get("FUZZ_SECONDS", "200"))
 # (reader, seed) of inputs that once did harm
-SEEDS: list[tuple[str, int]] = []
+SEEDS = [
+    ("document", 2291242328021740039),  # a size of 1e999
+]
 
 INTERESTING = (0, 1, 0x7F, 0xFF, 0x80, 0xFFFF, 0x7FFF, 0xFFFF_FFFF, 0x7FFF_FFFF, 0x8000_0000, 1 << 63, (1 << 64) - 1)
 
