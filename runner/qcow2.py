@@ -42,11 +42,13 @@ def write_overlay(path: Path, backing: Path, size: int, clusters: Mapping[int, b
     l1_entries = -(-size // _L2_SPAN)
     l1_clusters = -(-l1_entries * 8 // CLUSTER_BYTES)
     tables = sorted({offset // _L2_SPAN for offset in clusters})
-    refcount_table, refcount_block, l1 = 1, 2, 3  # cluster numbers; the header is cluster 0
+    fixed = 2 + l1_clusters + len(tables) + len(clusters)
+    blocks = -(-(fixed + 1) // (_REFCOUNT_ENTRIES - 1))  # each counts itself too
+    refcount_table, first_block = 1, 2  # cluster numbers; the header is cluster 0
+    l1 = first_block + blocks
     first_l2 = l1 + l1_clusters
     first_data = first_l2 + len(tables)
-    used = first_data + len(clusters)
-    assert used <= _REFCOUNT_ENTRIES
+    used = fixed + blocks
 
     header = _HEADER.pack(
         _MAGIC, 3, _HEADER.size + len(_BACKING_FORMAT + _END_OF_EXTENSIONS), len(name), _CLUSTER_BITS, size, 0,
@@ -56,8 +58,13 @@ def write_overlay(path: Path, backing: Path, size: int, clusters: Mapping[int, b
     with open(path, "xb", buffering=0) as file:
         fd = file.fileno()
 
+        os.ftruncate(fd, used * CLUSTER_BYTES)
+
         def put(cluster: int, data: bytes) -> None:
-            os.pwrite(fd, data, cluster * CLUSTER_BYTES)
+            view, at = memoryview(data.rstrip(b"\0")), cluster * CLUSTER_BYTES  # the rest is a hole: zeros
+            while view:
+                written = os.pwrite(fd, view, at)
+                view, at = view[written:], at + written
 
         for number, (offset, data) in enumerate(sorted(clusters.items()), first_data):
             assert len(data) == CLUSTER_BYTES
@@ -69,10 +76,9 @@ def write_overlay(path: Path, backing: Path, size: int, clusters: Mapping[int, b
             l1_table[table] = number * CLUSTER_BYTES | _COPIED
             put(number, struct.pack(f">{_L2_ENTRIES}Q", *l2[table]))
         put(l1, struct.pack(f">{l1_entries}Q", *l1_table))
-        put(refcount_block, struct.pack(">H", 1) * used)
-        put(refcount_table, struct.pack(">Q", refcount_block * CLUSTER_BYTES))
+        put(first_block, struct.pack(">H", 1) * used)
+        put(refcount_table, struct.pack(f">{blocks}Q", *(n * CLUSTER_BYTES for n in range(first_block, l1))))
         put(0, header + _BACKING_FORMAT + _END_OF_EXTENSIONS + name)
-        os.ftruncate(fd, used * CLUSTER_BYTES)
 
 
 def locate(fd: int, offset: int) -> int:
@@ -85,13 +91,14 @@ def locate(fd: int, offset: int) -> int:
     if not header or (header[0], header[1], header[4]) != (_MAGIC, 3, _CLUSTER_BITS):
         raise RootdiskError("the sandbox's disk is not our qcow2 overlay", "remove the sandbox: runner rm NAME")
     table = offset // _L2_SPAN
-    l2 = _entry(fd, header[8], table) if table < header[7] else 0
-    cluster = _entry(fd, l2, offset % _L2_SPAN // CLUSTER_BYTES) if l2 else 0
-    if not cluster:
+    l2 = _entry(fd, header[8], table) & _OFFSET_MASK if table < header[7] else 0
+    entry = _entry(fd, l2, offset % _L2_SPAN // CLUSTER_BYTES) if l2 else 0
+    cluster = entry & _OFFSET_MASK
+    if not cluster or entry != cluster | _COPIED:  # else compressed, shared, or zeros whatever its cluster holds
         raise RootdiskError(f"the overlay holds no cluster for offset {offset}", "remove the sandbox: runner rm NAME")
     return cluster
 
 
 def _entry(fd: int, table: int, number: int) -> int:
     raw = os.pread(fd, 8, table + number * 8)
-    return int.from_bytes(raw, "big") & _OFFSET_MASK if len(raw) == 8 else 0
+    return int.from_bytes(raw, "big") if len(raw) == 8 else 0

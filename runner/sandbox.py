@@ -21,17 +21,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from runner import accel, console, qcow2, qemu, slot, tsc
+from runner import accel, console, qemu, slot, tsc
 from runner.channel import Channel, GuestError, TimeOut
+from runner.clone import clone
 from runner.errors import BadInput, RootdiskError
 from runner.fetch import Local
-from runner.files import copy_sparse, reflink, write_json
+from runner.files import write_json
 from runner.store import Store, started
 
 log = logging.getLogger("runner")
 
 STOP_S = 10
-CLONES = ("overlay", "reflink", "copy")
 _PR_SET_PDEATHSIG = 1
 
 
@@ -66,8 +66,8 @@ def run(store: Store, local: Local, options: Options) -> int:
     with _directory(store, local, options) as folder:
         extent = local.config.slot()
         filled = slot.pack((*options.records, *_own_records(options)), extent.length)
-        disk, form = _clone(local, folder, options.clone, slot.clusters(extent, filled))
-        slot.write(disk, extent, filled, overlay=form == "qcow2")
+        disk = clone(local.disk, local.config.disk_size, folder, options.clone, slot.clusters(extent, filled))
+        slot.write(disk.path, extent, filled, folder / "slot.json", overlay=disk.overlay)
         ours, theirs = socket.socketpair()
         with ours, theirs:
             machine = qemu.Machine(
@@ -78,8 +78,8 @@ def run(store: Store, local: Local, options: Options) -> int:
                 local.kernel,
                 local.initramfs,
                 _cmdline(local, chosen.name, filled.digest, options.debug),
-                disk,
-                form,
+                disk.path,
+                disk.form,
                 folder / "console.log",
                 theirs.fileno(),
                 options.network,
@@ -168,23 +168,6 @@ def _directory(store: Store, local: Local, options: Options) -> Iterator[Path]:
             write_json(folder / "state.json", {**state, "pid": 0})
         else:
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def _clone(local: Local, folder: Path, wanted: str | None, clusters: dict[int, bytes]) -> tuple[Path, str]:
-    """A writable copy of the disk, by the cheapest way there is: its path and format."""
-    if wanted in (None, "overlay"):
-        path = folder / "disk.qcow2"
-        qcow2.write_overlay(path, local.disk, local.config.disk_size, clusters)
-        path.chmod(0o600)
-        return path, "qcow2"
-    path = folder / "disk.raw"
-    if wanted == "reflink":
-        if not reflink(local.disk, path):
-            raise BadInput("--clone reflink: the store's file system cannot", "leave --clone away")
-    else:
-        copy_sparse(local.disk, path)
-    path.chmod(0o600)
-    return path, "raw"
 
 
 def _own_records(options: Options) -> list[tuple[str, bytes]]:

@@ -7,6 +7,7 @@ what the guest believes is what the runner wrote, whatever an earlier run of the
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import struct
 from collections.abc import Iterable
@@ -16,6 +17,7 @@ from pathlib import Path
 from runner import qcow2
 from runner.artifact import SlotExtent
 from runner.errors import BadInput, RootdiskError
+from runner.files import write_json
 
 _MAGIC = b"RDSLOT1\0"
 _HEADER = struct.Struct("<8sII")
@@ -56,31 +58,62 @@ def clusters(extent: SlotExtent, slot: Slot) -> dict[int, bytes]:
     return {extent.offset + at: slot.data[at : at + size] for at in range(0, extent.length, size)}
 
 
-def write(disk: Path, extent: SlotExtent, slot: Slot, *, overlay: bool) -> None:
-    """Put `slot` on a stopped clone, raw or a qcow2 overlay that has the clusters, and read it back."""
+def write(disk: Path, extent: SlotExtent, slot: Slot, record: Path, *, overlay: bool) -> None:
+    """Put `slot` on a new clone, raw or a qcow2 overlay that has the clusters, and read it back.
+
+    `record` is made: it keeps which bytes were written, as digests, for `rewrite`.
+    """
+    write_json(record, [[digest] for digest in _digests(clusters(extent, slot).values())], 0o600)
+    _put(disk, extent, slot, overlay)
+
+
+def rewrite(disk: Path, extent: SlotExtent, slot: Slot, record: Path, *, overlay: bool) -> None:
+    """Put `slot` on a stopped clone that ran before, and read it back.
+
+    RootdiskError, and nothing written, where its present bytes are not those written last: then somebody has moved or
+    changed the slot's file, and writing there could damage another. A rewrite that was cut off may be done again:
+    each cluster then holds what was there before it or what it wrote.
+    """
+    hint = "the disk's data can still be read with imagetool; boot a new sandbox, and runner rm this one"
+    present = _digests(_read(disk, extent, overlay))
+    try:
+        expected = json.loads(record.read_bytes())
+        sound = len(expected) == len(present) and all(p in e for p, e in zip(present, expected, strict=True))
+    except (OSError, ValueError, TypeError) as err:
+        raise RootdiskError(f"{record}: cannot tell what was last written to the slot", hint) from err
+    if not sound:
+        raise RootdiskError(f"{disk}: the slot does not hold what was last written to it", hint)
+    new = _digests(clusters(extent, slot).values())
+    write_json(record, [sorted({a, b}) for a, b in zip(present, new, strict=True)], 0o600)
+    _put(disk, extent, slot, overlay)
+    write_json(record, [[digest] for digest in new], 0o600)
+
+
+def _put(disk: Path, extent: SlotExtent, slot: Slot, overlay: bool) -> None:
     fd = os.open(disk, os.O_RDWR | os.O_CLOEXEC)
     try:
-        for offset, data in clusters(extent, slot).items():
-            if os.pwrite(fd, data, qcow2.locate(fd, offset) if overlay else offset) != len(data):
+        places = {qcow2.locate(fd, at) if overlay else at: data for at, data in clusters(extent, slot).items()}
+        for place, data in places.items():
+            if os.pwrite(fd, data, place) != len(data):
                 raise RootdiskError(f"{disk}: short write of the slot", "is the file system full?")
     finally:
         os.close(fd)
-    if read_digest(disk, extent, overlay=overlay) != slot.digest:
+    if b"".join(_read(disk, extent, overlay)) != slot.data:
         raise RootdiskError(f"{disk}: the slot read back differs from what was written", "check the host's storage")
 
 
-def read_digest(disk: Path, extent: SlotExtent, *, overlay: bool) -> str:
-    """The hex sha256 of the slot's header and payload on a stopped clone; "" where there is no sound slot."""
+def _read(disk: Path, extent: SlotExtent, overlay: bool) -> list[bytes]:
+    """The slot's present bytes, cut in clusters."""
+    step = qcow2.CLUSTER_BYTES
     fd = os.open(disk, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        data = b"".join(
-            os.pread(fd, qcow2.CLUSTER_BYTES, qcow2.locate(fd, offset) if overlay else offset)
-            for offset in range(extent.offset, extent.offset + extent.length, qcow2.CLUSTER_BYTES)
-        )
+        return [
+            os.pread(fd, step, qcow2.locate(fd, at) if overlay else at)
+            for at in range(extent.offset, extent.offset + extent.length, step)
+        ]
     finally:
         os.close(fd)
-    magic, length, _ = _HEADER.unpack_from(data)
-    used = _HEADER.size + length
-    if magic != _MAGIC or used > extent.length or any(data[used:]):
-        return ""
-    return hashlib.sha256(data[:used]).hexdigest()
+
+
+def _digests(pieces: Iterable[bytes]) -> list[str]:
+    return [hashlib.sha256(piece).hexdigest() for piece in pieces]
