@@ -225,7 +225,7 @@ def _read(sources: list[Source], file: File) -> bytes:
 
 
 def _options(image: Image) -> RegistryOptions:
-    return RegistryOptions(plain_http=image.plain_http)
+    return RegistryOptions(plain_http=image.plain_http, ca_file=image.ca_file)
 
 
 # What dodo's steps call: directories in, receipts out.
@@ -379,6 +379,7 @@ def check(image: Image, directory: Path) -> None:
     reference = image.publish[0]
     command = [sys.executable, "-m", "runner", "boot", "--network", "none", "--timeout", "120"]
     command += ["--plain-http"] if image.plain_http else []
+    command += ["--ca-file", str(image.ca_file)] if image.ca_file else []
     command += ["--entrypoint", "/.rootdisk/init", f"{reference.place}:{image.version}", "--", "--version"]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
     if done.returncode or "rootdisk" not in done.stdout:

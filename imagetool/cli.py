@@ -29,6 +29,7 @@ def parser() -> argparse.ArgumentParser:
     common.add_argument("--json", action="store_true", help="write results as JSON")
     common.add_argument("--debug", action="store_true", help="show commands and tracebacks")
     common.add_argument("--plain-http", action="store_true", help="speak HTTP to registries")
+    common.add_argument("--ca-file", type=Path, metavar="FILE", help="certificates to trust beside the system's")
     making = argparse.ArgumentParser(add_help=False)
     making.add_argument("source", metavar="SOURCE", help="registry/repository:tag, oci:DIR:TAG, docker-archive:FILE, …")
     making.add_argument("--platform", metavar="OS/ARCH", help="default: this machine's")
@@ -114,6 +115,7 @@ def _image(options: argparse.Namespace) -> Image:
         publish=(),
         platform=Platform.parse(options.platform) if options.platform else Platform.host(),
         plain_http=options.plain_http,
+        ca_file=options.ca_file,
     )
     return replace(image, size=parse_size(options.size)) if options.size else image
 
@@ -128,7 +130,7 @@ def _build(options: argparse.Namespace) -> int:
     cache = _cache()
     with tempfile.TemporaryDirectory(prefix=".build-", dir=cache) as name:
         artifact, disk = build.build_artifact(image, Path(name), cache)
-        place = open_target(target, RegistryOptions(plain_http=options.plain_http))
+        place = open_target(target, _registry(options))
         try:
             build.push(artifact, place, (target.tag or "latest", artifact.key_tag))
         finally:
@@ -169,9 +171,13 @@ def _disk(options: argparse.Namespace) -> int:
     return 0
 
 
+def _registry(options: argparse.Namespace) -> RegistryOptions:
+    return RegistryOptions(plain_http=options.plain_http, ca_file=options.ca_file)
+
+
 def _looked_at(options: argparse.Namespace) -> tuple[Platform, RegistryOptions]:
     platform = Platform.parse(options.platform) if options.platform else Platform.host()
-    return platform, RegistryOptions(plain_http=options.plain_http)
+    return platform, _registry(options)
 
 
 def _inspect(options: argparse.Namespace) -> int:
@@ -248,7 +254,7 @@ def _diff(options: argparse.Namespace) -> int:
 def _copy(options: argparse.Namespace) -> int:
     from imagetool.oci.copy import copy
 
-    digest = copy(options.source, options.target, RegistryOptions(plain_http=options.plain_http))
+    digest = copy(options.source, options.target, _registry(options))
     print(json.dumps({"digest": str(digest)}) if options.json else digest)
     return 0
 

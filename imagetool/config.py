@@ -70,6 +70,7 @@ class Image:
     version: str = "1"
     platform: Platform = field(default_factory=Platform.host)
     plain_http: bool = False
+    ca_file: Path | None = None  # PEM, trusted beside the system's own
     size: int = 8 << 30
     kernel: str = "debian"  # or "none", or an absolute path
     memory: int = 512 * MIB
@@ -149,6 +150,7 @@ def _image(image: Where, defaults: Where | None) -> Image:
         get("version", _version, "1"),
         get("platform", _platform, Platform.host()),
         get("plain_http", Where.boolean, False),
+        get("ca_file", Where.path, None),
         get("size", _disk_size, 8 << 30),
         get("kernel", _kernel, "debian"),
         get("memory", _memory, 512 * MIB),
@@ -163,7 +165,7 @@ def _image(image: Where, defaults: Where | None) -> Image:
 
 
 _KEYS = (
-    *("source", "platform", "version", "publish", "plain_http", "size", "kernel", "memory", "cpus"),
+    *("source", "platform", "version", "publish", "plain_http", "ca_file", "size", "kernel", "memory", "cpus"),
     *("env", "tls", "owners", "process", "labels"),
 )
 

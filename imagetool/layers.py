@@ -23,6 +23,8 @@ from imagetool.tree.tar import scan
 from runner.errors import BadInput, RootdiskError
 
 PARALLEL = 2
+ENTRIES_MAX_COUNT = 1 << 23  # of all layers; some 300 bytes of memory each
+HEAP_MAX_BYTES = 512 << 20  # their names and attributes
 
 
 @dataclass(eq=False)
@@ -93,8 +95,21 @@ def scanned(layers: list[LayerData]) -> list[tuple[str, TarIndex]]:
     """Every layer's diff ID and index, in order."""
     if not layers:
         raise BadInput("the image has no layers", "is it an image?")
+    found: list[tuple[str, TarIndex]] = []
+    entries = heap = 0
     with ThreadPoolExecutor(PARALLEL, "layer") as pool:
-        return list(pool.map(LayerData.index, layers))
+        try:
+            for layer, (diff_id, index) in zip(layers, pool.map(LayerData.index, layers), strict=True):
+                entries, heap = entries + len(index), heap + len(index.heap)
+                if entries > ENTRIES_MAX_COUNT or heap > HEAP_MAX_BYTES:
+                    raise BadInput(
+                        f"layer {layer.name}: past {ENTRIES_MAX_COUNT} entries or {HEAP_MAX_BYTES} bytes of names",
+                        "is the image made to do harm?",
+                    )
+                found.append((diff_id, index))
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+    return found
 
 
 def _unnamed(folder: Path) -> int:

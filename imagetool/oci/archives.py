@@ -11,8 +11,8 @@ import hashlib
 import json
 import os
 import posixpath
+import re
 import stat
-import tarfile
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +21,8 @@ from typing import IO, Any, cast
 import zstandard
 
 from imagetool.oci.image import ImageConfig
+from imagetool.tree.index import FILE, LINK, SYMLINK
+from imagetool.tree.tar import scan
 from runner.errors import BadInput, DigestMismatch, Unsupported
 from runner.oci import (
     MANIFEST_MAX_BYTES,
@@ -37,7 +39,6 @@ from runner.reference import parse_reference
 from runner.repository import check_manifest, check_range, describe_manifest
 
 ARCHIVE_MAX_BYTES = 256 << 30  # of a compressed archive once inflated
-HEADER_MAX_BYTES = 1 << 20  # of a pax header or long name
 MEMBERS_MAX_COUNT = 100_000
 LINKS_MAX_DEPTH = 8
 PIECE_BYTES = 1 << 20
@@ -52,22 +53,20 @@ class TarArchive:
         self._file = _plain(file, where)
         self._members: dict[str, tuple[int, int] | str] = {}  # offset and length, or the name a link leads to
         try:
-            # tarfile reads headers only, each through `_Bounded`.
-            with tarfile.open(fileobj=cast(Any, _Bounded(self._file, where)), mode="r:") as tar:
-                for count, member in enumerate(tar):
-                    if count >= MEMBERS_MAX_COUNT:
-                        raise BadInput(f"{where}: more than {MEMBERS_MAX_COUNT} members")
-                    name = posixpath.normpath(member.name)
-                    if member.issym():
-                        self._members[name] = posixpath.normpath(
-                            posixpath.join(posixpath.dirname(name), member.linkname)
-                        )
-                    elif member.islnk():
-                        self._members[name] = posixpath.normpath(member.linkname)
-                    elif member.isreg() and not member.issparse():
-                        self._members[name] = member.offset_data, member.size
-        except (tarfile.TarError, OSError, ValueError, EOFError) as err:
-            raise BadInput(f"{where}: not a tar file: {err}", "is it damaged, or of another kind?") from err
+            index = scan(self._file.fileno(), os.fstat(self._file.fileno()).st_size, where)
+        except BadInput as err:
+            raise type(err)(err.message.removeprefix("layer "), "is it damaged, or of another kind?") from err
+        if len(index) > MEMBERS_MAX_COUNT:
+            raise BadInput(f"{where}: more than {MEMBERS_MAX_COUNT} members")
+        for kind, _, _, _, _, offset, length, path, target, _, segments in index:
+            name = os.fsdecode(path)
+            if kind == SYMLINK:
+                joined = posixpath.join("/", posixpath.dirname(name), os.fsdecode(target))
+                self._members[name] = posixpath.normpath(joined).lstrip("/")
+            elif kind == LINK:
+                self._members[name] = os.fsdecode(target)
+            elif kind == FILE and segments is None:
+                self._members[name] = offset, length
 
     @classmethod
     def open(cls, path: Path, where: str) -> TarArchive:
@@ -150,7 +149,11 @@ class DockerArchive:
         if "manifest.json" not in archive:
             raise BadInput(f"{archive.where}: no manifest.json", "for an OCI layout write oci-archive:FILE")
         entry = _choose(archive, tag)
-        config_raw = archive.read(str(entry.get("Config")))
+        name = str(entry.get("Config"))
+        config_raw = archive.read(name)
+        named = re.search(r"(?:\A|/)([0-9a-f]{64})(?:\.json)?\Z", name)  # every docker names it by its digest
+        if named and Digest.of(config_raw).hex != named[1]:
+            raise DigestMismatch(f"{archive.where}: the config is not what its name says", "the archive is damaged")
         names = entry.get("Layers")
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise BadInput(f"{archive.where}: manifest.json lists no layers", "the archive is damaged")
@@ -240,17 +243,3 @@ def _plain(file: IO[bytes], where: str) -> IO[bytes]:
     finally:
         file.close()
     return plain
-
-
-class _Bounded:
-    """A file that tarfile may not read more than a header from at once: pax headers name their own size."""
-
-    def __init__(self, file: IO[bytes], where: str) -> None:
-        self._file, self._where = file, where
-        self.seek, self.tell = file.seek, file.tell
-        file.seek(0)
-
-    def read(self, count: int = -1) -> bytes:
-        if not 0 <= count <= HEADER_MAX_BYTES:
-            raise BadInput(f"{self._where}: a tar header of {count} bytes", "is the archive made to do harm?")
-        return self._file.read(count)

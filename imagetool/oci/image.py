@@ -26,6 +26,7 @@ class ImageConfig:
     user: str = ""
     stop_signal: str = "SIGTERM"
     labels: Mapping[str, str] = field(default_factory=dict)
+    variant_said: bool = True  # by the config itself; else the platform's is the usual one of its architecture
 
     @classmethod
     def parse(cls, raw: bytes) -> ImageConfig:
@@ -56,6 +57,7 @@ class ImageConfig:
             _text(process, "User"),
             _text(process, "StopSignal") or "SIGTERM",
             {str(key): str(item) for key, item in sorted(labels.items())},
+            bool(value.get("variant")),
         )
 
     @property
@@ -63,8 +65,13 @@ class ImageConfig:
         return Process(self.entrypoint, self.cmd, self.workdir, self.user, self.stop_signal)
 
 
-def check_image(manifest: Manifest, config: ImageConfig, platform: Platform, where: str) -> None:
-    """Refuse what is no image for `platform` or whose layers do not fit its config."""
+def check_image(
+    manifest: Manifest, config: ImageConfig, platform: Platform, where: str, listed: Platform | None = None
+) -> None:
+    """Refuse what is no image for `platform` or whose layers do not fit its config.
+
+    `listed` is what an index says of it, which knows the variant where an older config does not.
+    """
     for number, layer in enumerate(manifest.layers, 1):
         if "nondistributable" in layer.media_type or ".foreign." in layer.media_type:
             raise Unsupported(
@@ -72,9 +79,12 @@ def check_image(manifest: Manifest, config: ImageConfig, platform: Platform, whe
             )
     if len(config.diff_ids) != len(manifest.layers):
         raise BadInput(f"{where}: {len(manifest.layers)} layers, and {len(config.diff_ids)} diff_ids in the config")
-    if config.platform != platform:
+    own = config.platform
+    if listed == platform and not config.variant_said and (own.os, own.architecture) == (platform.os, platform.architecture):
+        own = platform
+    if own != platform:
         raise BadInput(
-            f"{where}: an image for {config.platform or 'no platform'}, not {platform}", "ask for its platform"
+            f"{where}: an image for {own or 'no platform'}, not {platform}", "ask for its platform"
         )
 
 

@@ -86,7 +86,7 @@ def _from_repository(repository: Repository, reference: Reference, platform: Pla
         kind = manifest.artifact_type or manifest.config.media_type
         raise BadInput(f"{reference}: not an image but {kind:.120}", "name an image that a container could run")
     config = ImageConfig.parse(read_blob(repository, manifest.config, MANIFEST_MAX_BYTES))
-    check_image(manifest, config, platform, str(reference))
+    check_image(manifest, config, platform, str(reference), found.platform)
 
     def layer(descriptor: Descriptor, diff_id: Digest | None) -> LayerBlob:
         return LayerBlob(descriptor, diff_id, lambda: repository.blob(descriptor))

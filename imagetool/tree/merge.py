@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Iterable
+from dataclasses import dataclass
 from zlib import crc32
 
 from imagetool.tree.index import BLOCK, CHARACTER, DIRECTORY, FIFO, FILE, LINK, SYMLINK, Entry, TarIndex
@@ -23,7 +24,11 @@ from imagetool.tree.model import Directory, File, Inode, Layer, Special, Symlink
 from runner.errors import BadInput
 
 LINK_STEPS_MAX = 255  # as containerd's and umoci's path resolution
+# Over all layers. A few kilobytes of tar can name both by the million, through deep paths and chains of links.
+IMPLIED_MAX_COUNT = 1 << 18
+WALK_STEPS_MAX = 1 << 27
 OPAQUE = b".wh..wh..opq"
+Place = tuple[Directory, bytes]  # a name in a directory
 _DEVICES = {CHARACTER: stat.S_IFCHR, BLOCK: stat.S_IFBLK, FIFO: stat.S_IFIFO}
 
 
@@ -35,8 +40,9 @@ def merge(layers: Iterable[tuple[str, TarIndex]]) -> Tree:
     BadInput names the layer and the entry that cannot be applied.
     """
     tree = Tree()
+    spent = _Spent()
     for number, (diff_id, index) in enumerate(layers):
-        tree.layers.append(Layer(diff_id, _Applier(tree.root, number, index).apply()))
+        tree.layers.append(Layer(diff_id, _Applier(tree.root, number, index, spent).apply()))
     return tree
 
 
@@ -44,18 +50,29 @@ class _Wrong(Exception):
     """An entry cannot be applied; the text says why."""
 
 
+@dataclass(slots=True)
+class _Spent:
+    """What the image has cost beside its entries: directories that no entry describes, and steps from name to name."""
+
+    implied: int = 0
+    steps: int = 0
+
+
 class _Applier:
     """Puts one layer's entries into the tree."""
 
-    def __init__(self, root: Directory, number: int, index: TarIndex) -> None:
+    def __init__(self, root: Directory, number: int, index: TarIndex, spent: _Spent) -> None:
         self.root = root
         self.number = number
         self.index = index
+        self.spent = spent
         # Directories by path as it stands in the tar; emptied whenever a directory or link is replaced or removed.
-        self.found: dict[bytes, tuple[Directory, bytes]] = {b"": (root, b"")}
-        # Where symbolic links lead to in the end, of everything this layer has put down, parents too: what its own
-        # whiteouts spare. Only kept when there are any.
-        self.own: set[bytes] | None = set() if index.whiteouts else None
+        self.found: dict[bytes, Directory] = {b"": root}
+        # Of every directory that was walked through: the one it is in, and its name there. Never the whole path as
+        # text, which links make much longer than the entry that names it.
+        self.above: dict[Directory, Place] = {}
+        # The places this layer has put something, parents too: what its own whiteouts spare. Only kept when there are any.
+        self.own: set[Place] | None = set() if index.whiteouts else None
         self.files: dict[bytes, File] = {}
         self.kept: list[tuple[bytes, File]] = []  # replaced within the layer, but hard-linked before
         self.linked: set[int] = set()  # id() of files, all alive, with a hard link of this layer
@@ -87,10 +104,7 @@ class _Applier:
                 raise _Wrong("the root is no directory")
             _describe(self.root, mode, uid, gid, mtime_ns, xattrs)
             return None
-        found = self.found.get(parent_path)
-        if found is None:
-            found = self.parent(parent_path)
-        directory, real = found
+        directory = self.found.get(parent_path) or self.parent(parent_path)
         children = directory.children
         old = children.get(name)
         new: Inode
@@ -122,7 +136,7 @@ class _Applier:
             layer = old.layer if isinstance(old, Symlink) else self.number
             new = Symlink(target, stat.S_IFLNK | 0o777, uid, gid, mtime_ns, xattrs, layer)
         elif kind == LINK:
-            new = self.target(target, real + b"/" + name)
+            new = self.target(target, (directory, name))
             if not isinstance(new, Symlink):
                 new.mode = stat.S_IFMT(new.mode) | mode
             new.uid, new.gid, new.mtime_ns = uid, gid, mtime_ns
@@ -136,37 +150,42 @@ class _Applier:
             self.forget()
         children[name] = new
         if self.own is not None:
-            self.own_path(real + b"/" + name)
+            self.own_place((directory, name))
         return None
 
-    def target(self, target: bytes, own: bytes) -> Inode:
+    def target(self, target: bytes, own: Place) -> Inode:
         """What the hard link `own` is to; the last name of `target` is not followed when it is a symbolic link."""
         parent_path, _, last = target.rpartition(b"/")
         at = self.found.get(parent_path) or self.walk(parent_path, make=False)
-        inode = at[0].children.get(last) if at is not None else None
+        inode = at.children.get(last) if at is not None else None
         if at is None or inode is None:
             raise _Wrong(f"hard link to {_text(target)}, which is not there")
         if isinstance(inode, Directory):
             raise _Wrong(f"hard link to {_text(target)}, which is a directory")
-        if (at[1] + b"/" + last + b"/").startswith(own + b"/"):  # it is removed before the link is made
-            raise _Wrong(f"hard link to {_text(target)}, which the link itself replaces")
+        place: Place | None = (at, last)
+        while place is not None:
+            self.spend(1)
+            if place == own:  # it is removed before the link is made
+                raise _Wrong(f"hard link to {_text(target)}, which the link itself replaces")
+            place = self.above.get(place[0])
         if isinstance(inode, File):
             self.linked.add(id(inode))
         return inode
 
-    def parent(self, path: bytes) -> tuple[Directory, bytes]:
+    def parent(self, path: bytes) -> Directory:
         found = self.walk(path, make=True)
         assert found is not None  # walk makes what is missing
         self.found[path] = found
         return found
 
-    def walk(self, path: bytes, *, make: bool) -> tuple[Directory, bytes] | None:
-        """The directory at `path` and its path without links, links followed inside the root.
+    def walk(self, path: bytes, *, make: bool) -> Directory | None:
+        """The directory at `path`, links followed inside the root.
 
         Missing directories are made with `make`; else None, and None where a name on the way is no directory.
         """
-        way: list[tuple[Directory, bytes]] = [(self.root, b"")]  # from the root to here
+        way = [self.root]  # from the root to here
         names = path.split(b"/")[::-1]
+        self.spend(len(names))
         steps = 0
         while names:
             name = names.pop()
@@ -176,16 +195,20 @@ class _Applier:
                 if len(way) > 1:
                     way.pop()
                 continue
-            here = way[-1][0]
+            here = way[-1]
             child = here.children.get(name)
             if child is None:
                 if not make:
                     return None
                 if len(name) > 255:
                     raise _Wrong(f"its parent leads to a name of {len(name)} bytes")
+                self.spent.implied += 1
+                if self.spent.implied > IMPLIED_MAX_COUNT:
+                    raise _Wrong(f"more than {IMPLIED_MAX_COUNT} directories that no entry describes")
                 child = here.children[name] = Directory(layer=self.number)
             if isinstance(child, Directory):
-                way.append((child, name))
+                self.above[child] = (here, name)
+                way.append(child)
             elif isinstance(child, Symlink):
                 steps += 1
                 if steps > LINK_STEPS_MAX:
@@ -193,17 +216,23 @@ class _Applier:
                 if child.target.startswith(b"/"):
                     del way[1:]
                 names += child.target.split(b"/")[::-1]
+                self.spend(len(names))
             elif make:
                 raise _Wrong(f"its parent {name.decode('utf-8', 'backslashreplace')!r} is no directory")
             else:
                 return None
-        return way[-1][0], b"/".join([name for _, name in way])
+        return way[-1]
 
-    def own_path(self, real: bytes) -> None:
+    def spend(self, steps: int) -> None:
+        self.spent.steps += steps
+        if self.spent.steps > WALK_STEPS_MAX:
+            raise _Wrong(f"the image takes more than {WALK_STEPS_MAX} steps through its directories")
+
+    def own_place(self, place: Place | None) -> None:
         assert self.own is not None
-        while real and real not in self.own:  # parents of what is in it are in it
-            self.own.add(real)
-            real = real.rpartition(b"/")[0]
+        while place is not None and place not in self.own:  # parents of what is in it are in it
+            self.own.add(place)
+            place = self.above.get(place[0])
 
     def hide(self, parent_path: bytes, name: bytes | None) -> None:
         """Remove `name`, or all, from the directory at `parent_path`, but for what is this layer's own."""
@@ -213,24 +242,24 @@ class _Applier:
         if found is None:
             return
         assert self.own is not None
-        stack = [(found[0], found[1], [name] if name is not None else list(found[0].children))]
+        stack = [(found, [name] if name is not None else list(found.children))]
         while stack:
-            directory, real, names = stack.pop()
+            directory, names = stack.pop()
+            self.spend(len(names))
             for child_name in names:
                 child = directory.children.get(child_name)
                 if child is None:
                     continue
-                child_real = real + b"/" + child_name
-                if child_real not in self.own:
+                if (directory, child_name) not in self.own:
                     del directory.children[child_name]
                     if isinstance(child, (Directory, Symlink)):
                         self.forget()
                 elif isinstance(child, Directory):
-                    stack.append((child, child_real, list(child.children)))
+                    stack.append((child, list(child.children)))
 
     def forget(self) -> None:
         self.found.clear()
-        self.found[b""] = (self.root, b"")
+        self.found[b""] = self.root
 
 
 def _describe(

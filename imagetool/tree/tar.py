@@ -36,7 +36,7 @@ from runner.errors import BadInput, Unsupported
 
 WINDOW_BYTES = 128 << 10
 ENTRIES_MAX_COUNT = 1 << 22
-HEAP_MAX_BYTES = 1 << 30  # all paths, link targets and xattrs of a layer
+HEAP_MAX_BYTES = 256 << 20  # all paths, link targets and xattrs of a layer
 EXTENDED_MAX_BYTES = 1 << 20  # one extended header
 PATH_MAX_BYTES = 64 << 10
 NAME_MAX_BYTES = 255  # NAME_MAX

@@ -10,8 +10,10 @@ import os
 import shutil
 import socketserver
 import subprocess
+import sys
 import tarfile
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -20,7 +22,8 @@ import zstandard
 from imagetool.oci.copy import copy
 from imagetool.oci.push import open_target
 from imagetool.oci.sources import SourceImage, open_source
-from runner.errors import BadInput, RootdiskError, Unsupported
+from imagetool.tree.inflate import inflate
+from runner.errors import BadInput, DigestMismatch, RegistryError, RootdiskError, Unsupported
 from runner.oci import (
     OCI_CONFIG,
     OCI_INDEX,
@@ -35,6 +38,7 @@ from runner.oci import (
 from runner.reference import parse_reference
 from runner.repository import open_repository, verified
 from tests.support.registry import QuietHandler, needs_registry, run_registry
+from tests.support.tars import END, file, padded, pax
 
 AMD64, ARM64 = Platform("linux", "amd64"), Platform("linux", "arm64")
 needs_skopeo = pytest.mark.skipif(shutil.which("skopeo") is None, reason="skopeo is not installed")
@@ -54,9 +58,15 @@ TARS = [a_tar("one"), a_tar("two"), a_tar("one")]  # a layer that is there twice
 
 
 def write_image(
-    layout: Path, tag: str, platform: Platform = AMD64, *, zstd: bool = True, layer_type: str = ""
+    layout: Path,
+    tag: str,
+    platform: Platform = AMD64,
+    *,
+    zstd: bool = True,
+    layer_type: str = "",
+    variant: bool = False,
 ) -> Descriptor:
-    """Layers plain, gzip and zstd; returns the manifest's descriptor."""
+    """Layers plain, gzip and zstd; returns the manifest's descriptor. `variant`: the config names the platform's."""
     target = open_target(parse_reference(f"oci:{layout}"))
     packed = [
         ("application/vnd.oci.image.layer.v1.tar", TARS[0]),
@@ -73,6 +83,7 @@ def write_image(
         {
             "os": platform.os,
             "architecture": platform.architecture,
+            **({"variant": platform.variant} if variant else {}),
             "rootfs": {"type": "layers", "diff_ids": [str(Digest.of(tar)) for tar in TARS]},
             "config": {"Env": ["A=1"], "Cmd": ["/bin/sh"], "WorkingDir": "/w", "User": "5", "Labels": {"l": "x"}},
         }
@@ -240,6 +251,7 @@ def test_a_layout_by_umoci(tmp_path: Path) -> None:
 def test_docker_daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     archive = docker_archive(tmp_path).read_bytes()
     asked = []
+    how = "whole"
 
     class Handler(QuietHandler):
         def address_string(self) -> str:
@@ -248,7 +260,23 @@ def test_docker_daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         def do_GET(self) -> None:  # noqa: N802
             asked.append(self.path)
             if self.path == "/images/docker.io/some/name:v1/get":
-                self.send(200, archive)
+                if how == "whole":
+                    self.send(200, archive)
+                    return
+                self.send_response(200)
+                if how == "cut":
+                    self.send_header("Content-Length", str(len(archive)))
+                else:  # as the daemon itself
+                    self.send_header("Transfer-Encoding", "chunked")
+                self.end_headers()
+                for start in range(0, len(archive), 50_000):
+                    piece = archive[start : start + 50_000]
+                    self.wfile.write(b"%x\r\n%b\r\n" % (len(piece), piece) if how != "cut" else piece)
+                    if how != "chunked" and start:
+                        break
+                else:
+                    self.wfile.write(b"0\r\n\r\n")
+                self.close_connection = True
             else:
                 self.send(404, b'{"message":"No such image"}')
 
@@ -262,6 +290,12 @@ def test_docker_daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             check_content(image)
         with pytest.raises(BadInput, match="answers 404"):
             open_source("docker-daemon:absent", AMD64).__enter__()
+        how = "chunked"
+        with open_source("docker-daemon:some/name:v1", AMD64) as image:
+            check_content(image)
+        for how in ("cut", "chunked and cut"):
+            with pytest.raises(RegistryError, match="Docker daemon"):
+                open_source("docker-daemon:some/name:v1", AMD64).__enter__()
         server.shutdown()
     assert asked[1] == "/images/docker.io/library/absent:latest/get"
 
@@ -282,6 +316,62 @@ def test_cut_archives_are_bad_input(tmp_path: Path, cut: int) -> None:
     for kind in ("oci-archive", "docker-archive"):
         with pytest.raises(RootdiskError):
             open_source(f"{kind}:{tmp_path}/a.tar", AMD64).__enter__()
+
+
+@needs_skopeo
+@pytest.mark.parametrize("kind", ["oci-archive", "docker-archive"])
+def test_a_changed_byte_anywhere_in_an_archive(tmp_path: Path, kind: str) -> None:
+    """In a layer, the config or the manifest: found before or while it is read, never taken."""
+    path = docker_archive(tmp_path)
+    if kind == "oci-archive":
+        path = tmp_path / "a.tar"
+        skopeo("copy", "--preserve-digests", f"oci:{tmp_path}/l:v1", f"oci-archive:{path}:v1")
+    with tarfile.open(path) as tar:
+        members = [m for m in tar if m.isreg() and m.size and m.name not in ("repositories", "oci-layout")]
+    whole = path.read_bytes()
+    named = {"manifest.json", "index.json"}  # what no digest covers: a change there may only rename the image
+    checked = 0
+    for member in members:
+        if member.name in named or member.name.endswith(("/json", "/VERSION")):
+            continue
+        damaged = bytearray(whole)
+        damaged[member.offset_data + member.size // 2] ^= 1
+        path.write_bytes(damaged)
+        with pytest.raises(DigestMismatch), open_source(f"{kind}:{path}", AMD64) as image:  # noqa: PT012
+            for number, layer in enumerate(image.layers):
+                with (tmp_path / "out").open("wb") as out:
+                    inflate(
+                        layer.open(), out.fileno(), expected=layer.descriptor, diff_id=layer.diff_id, name=str(number)
+                    )
+        checked += 1
+    assert checked >= 3  # two layers, of which docker-archive keeps one copy each, the config, the manifest
+
+
+HOSTILE_ARCHIVES = {
+    "headers in a row": lambda: pax([(b"comment", b"c")]) * 3000 + file(b"x"),
+    "large headers": lambda: b"".join(pax([(b"comment", b"c" * 1_000_000)]) + file(b"x%d" % n) for n in range(300)),
+    "sparse map": lambda: (
+        pax([(b"GNU.sparse.major", b"1"), (b"GNU.sparse.minor", b"0"), (b"GNU.sparse.realsize", b"9")])
+        + file(b"x", padded(b"20000000\n" + b"0\n0\n" * 20_000_000))
+    ),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE_ARCHIVES)
+def test_hostile_archives_are_bounded(tmp_path: Path, case: str) -> None:
+    (tmp_path / "a.tar").write_bytes(HOSTILE_ARCHIVES[case]() + END)
+    code = (
+        "import sys; from imagetool.cli import main; status = main(sys.argv[1:]);"
+        "print(status, open('/proc/self/status').read().partition('VmHWM:')[2].split()[0])"
+    )
+    argv = [sys.executable, "-c", code, "inspect", f"docker-archive:{tmp_path}/a.tar"]
+    started = time.monotonic()
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60)
+    status, peak_kib = map(int, done.stdout.split())
+    assert status == 2
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert peak_kib < 100 << 10
+    assert time.monotonic() - started < 20
 
 
 def test_hostile_layout_leads_to_no_host_file(tmp_path: Path) -> None:
