@@ -47,7 +47,9 @@ def save_image(reference: Reference) -> IO[bytes]:
                     raise BadInput(f"{reference}: more than {ARCHIVE_MAX_BYTES} bytes")
                 archive.write(piece)
             if response.length:  # http.client says nothing when a body of known length is cut
-                raise RegistryError(f"{reference}: the Docker daemon ended {response.length} bytes too early", "try again")
+                raise RegistryError(
+                    f"{reference}: the Docker daemon ended {response.length} bytes too early", "try again"
+                )
         archive.flush()
         archive.seek(0)
     except (OSError, http.client.HTTPException) as err:

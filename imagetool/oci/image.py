@@ -80,12 +80,14 @@ def check_image(
     if len(config.diff_ids) != len(manifest.layers):
         raise BadInput(f"{where}: {len(manifest.layers)} layers, and {len(config.diff_ids)} diff_ids in the config")
     own = config.platform
-    if listed == platform and not config.variant_said and (own.os, own.architecture) == (platform.os, platform.architecture):
+    if (
+        listed == platform
+        and not config.variant_said
+        and (own.os, own.architecture) == (platform.os, platform.architecture)
+    ):
         own = platform
     if own != platform:
-        raise BadInput(
-            f"{where}: an image for {own or 'no platform'}, not {platform}", "ask for its platform"
-        )
+        raise BadInput(f"{where}: an image for {own or 'no platform'}, not {platform}", "ask for its platform")
 
 
 def _strings(value: Mapping[str, Any], key: str) -> tuple[str, ...]:

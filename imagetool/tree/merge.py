@@ -26,7 +26,7 @@ from runner.errors import BadInput
 LINK_STEPS_MAX = 255  # as containerd's and umoci's path resolution
 # Over all layers. A few kilobytes of tar can name both by the million, through deep paths and chains of links.
 IMPLIED_MAX_COUNT = 1 << 18
-WALK_STEPS_MAX = 1 << 27
+WALK_STEPS_MAX = 1 << 25
 OPAQUE = b".wh..wh..opq"
 Place = tuple[Directory, bytes]  # a name in a directory
 _DEVICES = {CHARACTER: stat.S_IFCHR, BLOCK: stat.S_IFBLK, FIFO: stat.S_IFIFO}

@@ -1,4 +1,5 @@
-"""Random damage by seed against what reads untrusted bytes: layers' tars, manifests and configs, and ext4 disks.
+"""Random damage by seed against what reads untrusted bytes: layers' tars, archives of images, manifests and configs,
+and ext4 disks.
 
 Every input ends in a value or in one of our errors, within bounded time. `./quickstart nightly` gives each reader
 FUZZ_SECONDS (200) of new seeds; whatever they find is kept in SEEDS, which every run of the tests tries again.
@@ -19,15 +20,19 @@ from pathlib import Path
 import pytest
 
 from imagetool.ext4.reader import Reader
+from imagetool.oci.archives import ArchiveRepository, DockerArchive, TarArchive
 from imagetool.oci.image import ImageConfig
 from imagetool.tree.index import TarIndex
 from imagetool.tree.merge import merge
 from runner.artifact import ArtifactConfig, ArtifactManifest, ChunkIndex
 from runner.errors import BadInput, RootdiskError
-from runner.oci import Index, Manifest
+from runner.oci import Digest, Index, Manifest, Platform
+from runner.reference import parse_reference
+from runner.repository import read_blob, resolve_manifest
 from tests.support.disks import PATH, needs_e2fsck
+from tests.support.layouts import write_layout
 from tests.support.stacks import random_stack
-from tests.support.tars import END, index
+from tests.support.tars import END, file, index, pax, symlink
 
 pytestmark = needs_e2fsck
 SECONDS = float(os.environ.get("FUZZ_SECONDS", "200"))
@@ -63,20 +68,81 @@ def mutated(chance: random.Random, data: bytearray, low: int = 0, high: int | No
                 data[at : at + size] = bytes(size)
 
 
+def fix_checksums(data: bytearray, chance: random.Random) -> None:
+    """With right ones, most of the time, damage gets further."""
+    for block in range(0, len(data) - 511, 512):
+        if data[block + 257 : block + 262] == b"ustar" and chance.random() < 0.95:
+            total = sum(data[block : block + 148]) + sum(data[block + 156 : block + 512]) + 256
+            data[block + 148 : block + 156] = b"%06o\0 " % total
+
+
 def tar(seed: int) -> None:
     chance = random.Random(seed)
     data = bytearray(b"".join(random_stack(seed % 500, 12)) + END)
     mutated(chance, data)
-    for block in range(0, len(data) - 511, 512):  # with right checksums it gets further
-        if data[block + 257 : block + 262] == b"ustar" and chance.random() < 0.95:
-            total = sum(data[block : block + 148]) + sum(data[block + 156 : block + 512]) + 256
-            data[block + 148 : block + 156] = b"%06o\0 " % total
+    fix_checksums(data, chance)
     if chance.random() < 0.1:
         del data[chance.randrange(len(data)) :]
     found = index(bytes(data))
     assert TarIndex.unpack(found.pack(), "test") == found
     merge([("a", found), ("b", found)])
 
+
+def archive(seed: int) -> None:
+    """What `docker save` writes and an OCI layout in a tar, damaged, up to the layers' bytes."""
+    chance = random.Random(seed)
+    kind = chance.choice(("oci", "docker"))
+    data = bytearray(_archives[kind])
+    low, high = chance.choice(_parts[kind])
+    mutated(chance, data, low, high)
+    fix_checksums(data, chance)
+    fd = os.memfd_create("archive")
+    with os.fdopen(fd, "r+b") as file:
+        file.write(data)
+        file.flush()
+        opened = TarArchive(file, "test")
+        if kind == "docker":
+            image = DockerArchive(opened, "")
+            for layer in image.manifest.layers:
+                for _ in image.layer(layer):
+                    pass
+        else:
+            repository = ArchiveRepository(opened)
+            reference = parse_reference("oci-archive:test")
+            _, raw = resolve_manifest(repository, reference, Platform("linux", "amd64"))
+            manifest = Manifest.parse(raw)
+            ImageConfig.parse(read_blob(repository, manifest.config, 1 << 20))
+            for layer in manifest.layers:
+                read_blob(repository, layer, 1 << 20)
+
+
+def archives(folder: Path) -> None:
+    """A small image as both kinds, and where their members lie: damage of a layer alone says little."""
+    if _archives:
+        return
+    write_layout(folder / "l", "t", [b"".join(random_stack(1, 3)) + END], compression="plain")
+    config = next(p for p in (folder / "l/blobs/sha256").iterdir() if b"diff_ids" in p.read_bytes())
+    layer = next(p for p in (folder / "l/blobs/sha256").iterdir() if p.stat().st_size % 512 == 0)
+    members = {
+        "manifest.json": json.dumps([{"Config": "c.json", "RepoTags": ["a:b"], "Layers": ["d/layer.tar", "e/layer.tar"]}]).encode(),
+        "c.json": config.read_bytes().replace(b'"diff_ids": [', b'"diff_ids": [' + json.dumps(str(Digest.of(layer.read_bytes()))).encode() + b","),
+        "d/layer.tar": layer.read_bytes(),
+    }  # fmt: skip
+    docker = b"".join(file(name.encode(), value) for name, value in members.items())
+    docker += symlink(b"e/layer.tar", b"../d/layer.tar") + END
+    names = [p for p in sorted((folder / "l").rglob("*")) if p.is_file()]
+    oci = b"".join(
+        pax([(b"path", os.fsencode(p.relative_to(folder / "l")))]) + file(b"x", p.read_bytes()) for p in names
+    )
+    for kind, data in (("docker", docker), ("oci", oci + END)):
+        _archives[kind] = data
+        documents = [at for at in range(0, len(data), 512) if data[at : at + 1] in (b"{", b"[")]
+        headers = [at for at in range(0, len(data), 512) if data[at + 257 : at + 262] == b"ustar"]
+        _parts[kind] = [(at, min(at + 512, len(data))) for at in documents + headers]
+
+
+_archives: dict[str, bytes] = {}
+_parts: dict[str, list[tuple[int, int]]] = {}
 
 DOCUMENTS = [
     {"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json", "artifactType": "a/b",
@@ -217,7 +283,7 @@ def disk(seed: int) -> None:
                 continue
 
 
-READERS: dict[str, Callable[[int], None]] = {"tar": tar, "document": document, "disk": disk}
+READERS: dict[str, Callable[[int], None]] = {"tar": tar, "archive": archive, "document": document, "disk": disk}
 
 
 def attempt(reader: str, seed: int) -> None:
@@ -234,6 +300,7 @@ def attempt(reader: str, seed: int) -> None:
 @pytest.mark.parametrize("reader", READERS)
 def test_some(reader: str, tmp_path: Path) -> None:
     images(tmp_path)
+    archives(tmp_path)
     for seed in range(400 if reader != "disk" else 150):
         attempt(reader, seed)
     for name, seed in SEEDS:
@@ -245,6 +312,7 @@ def test_some(reader: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("reader", READERS)
 def test_many(reader: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     images(tmp_path)
+    archives(tmp_path)
     first = int(os.environ.get("FUZZ_SEED", zlib.crc32(os.urandom(4)))) << 32
     end = time.monotonic() + SECONDS
     count = 0
@@ -258,6 +326,7 @@ def test_many(reader: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 def test_damage_is_done(tmp_path: Path) -> None:
     """The inputs are neither all refused nor all read."""
     images(tmp_path)
+    archives(tmp_path)
     refused = dict.fromkeys(READERS, 0)
     for reader, read in READERS.items():
         for seed in range(60):

@@ -6,6 +6,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -123,6 +124,14 @@ def test_a_hundred_thousand_pax_headers(tmp_path: Path, kind: bytes) -> None:
     assert found["status"] == 0, found["error"]
 
 
+@pytest.mark.nightly
+def test_a_million_pax_headers(tmp_path: Path) -> None:
+    one = pax([(b"comment", b"c" * 400), (b"uid", b"5")])
+    write_layout(tmp_path / "oci", "t", [one * 1_000_000 + file(b"f", b"1") + END])
+    found = build(tmp_path)
+    assert found["status"] == 0, found["error"]
+
+
 def test_many_attributes_and_long_values(tmp_path: Path) -> None:
     records = [(b"SCHILY.xattr.user.%d" % n, b"v" * 60_000) for n in range(15)]
     write_layout(tmp_path / "oci", "t", [pax(records) + file(b"f") + END])
@@ -156,6 +165,47 @@ def test_a_document_in_a_thousand_brackets(tmp_path: Path) -> None:
     ):
         (tmp_path / "oci/index.json").write_bytes(text)
         assert build(tmp_path)["status"] in (1, 2)
+
+
+WIDE = b"/".join(b"n" * 250 for _ in range(15))
+
+
+@pytest.mark.parametrize(
+    ("words", "layer"),
+    [
+        # a megabyte of tar that names 600,000 directories
+        (
+            "directories that no entry describes",
+            b"".join(pax([(b"path", b"%02d/" % n + b"d/" * 30_000 + b"f")]) + file(b"x") for n in range(20)),
+        ),
+        # each name goes through 200 links to long paths, and its real path has a megabyte
+        (
+            "steps through its directories",
+            b"".join(pax([(b"linkpath", b"l%d/" % (n - 1) * (n > 0) + b"a/../" * 700)]) + symlink(b"l%d" % n, b"x") for n in range(200))
+            + b"".join(file(b"l199/%d/f" % n) for n in range(2000)),
+        ),
+        # to nowhere is the same for hard links
+        (
+            "which is not there|steps through its directories",
+            b"".join(pax([(b"linkpath", (b"l%d/" % (n - 1) if n else b"") + WIDE)]) + symlink(b"l%d" % n, b"x") for n in range(250))
+            + file(b"l249/f")
+            + b"".join(file(b"l249/%d/.wh.f" % n) for n in range(3000))
+            + hard_link(b"h", b"l249/g"),
+        ),
+        # thousands of markers over a directory of thousands
+        (
+            "steps through its directories",
+            b"".join(file(b"d/%d" % n) for n in range(20_000)) + file(b"d/.wh..wh..opq") * 20_000,
+        ),
+    ],
+    ids=["deep", "links", "wide", "opaque"],
+)  # fmt: skip
+def test_small_tars_that_mean_much(tmp_path: Path, words: str, layer: bytes) -> None:
+    write_layout(tmp_path / "oci", "t", [layer + END])
+    found = build(tmp_path)
+    assert found["status"] == 2
+    assert re.search(words, str(found["error"])), found["error"]
+    assert "layer 1 of 1: entry" in str(found["error"])
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "bomb"])

@@ -116,7 +116,18 @@ def test_own_certificates_on_the_command_line(tmp_path: Path) -> None:
         push_layout(tmp_path / "l", name, registry.options)
 
         def imagetool(*more: str) -> subprocess.CompletedProcess[str]:
-            argv = [sys.executable, "-m", "imagetool", "disk", "--plain", "--size", "64MiB", *more, name, f"{tmp_path}/d"]
+            argv = [
+                sys.executable,
+                "-m",
+                "imagetool",
+                "disk",
+                "--plain",
+                "--size",
+                "64MiB",
+                *more,
+                name,
+                f"{tmp_path}/d",
+            ]
             environment = {**os.environ, "ROOTDISK_CACHE": f"{tmp_path}/cache"}
             return subprocess.run(argv, capture_output=True, text=True, env=environment)
 
@@ -155,7 +166,11 @@ def test_docker_media_types(tmp_path: Path) -> None:
                 assert described.platform is not None
                 with open_source(f"{place}:many", described.platform, registry.options) as image:
                     assert image.manifest_digest == described.digest
-            for absent in (Platform("linux", "arm", "v5"), Platform("linux", "amd64", "v3"), Platform("linux", "arm64")):
+            for absent in (
+                Platform("linux", "arm", "v5"),
+                Platform("linux", "amd64", "v3"),
+                Platform("linux", "arm64"),
+            ):
                 with pytest.raises(BadInput, match=r"offers linux/amd64, linux/arm/v6, linux/arm/v7"):
                     open_source(f"{place}:many", absent, registry.options).__enter__()
         target.close()

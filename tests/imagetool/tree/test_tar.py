@@ -58,6 +58,10 @@ CASES = {
             }
         },
     ),
+    "star": (  # a prefix of 131 bytes, times behind it, and its mark at the end
+        header(b"f", tail=b"dir".ljust(131, b"\0") + tars.octal(5, 12) + tars.octal(6, 12) + bytes(8) + b"tar\0"),
+        {"path": b"dir/f"},
+    ),
     "sparse old": (
         header(
             b"s",
