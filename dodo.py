@@ -118,7 +118,7 @@ def task_disk():
                 receipt(image, "kernel"),
                 str(PLACES.init(image.platform) / "init.json"),
             ],
-            "targets": [receipt(image, "disk"), *(str(PLACES.of(image) / name) for name in steps.DISK_FILES)],
+            "targets": [receipt(image, "disk"), str(PLACES.disk(image) / "disk.json")],
             "uptodate": [config_changed({**recipe.settings(image), "zstandard": version("zstandard")})],
         }
 

@@ -19,6 +19,8 @@ from runner.oci import Platform
 from runner.reference import parse_reference
 from runner.repository import RegistryOptions
 
+KEPT_DISKS = 16  # in the cache, for their chunks
+
 if TYPE_CHECKING:
     from imagetool.config import Image
 
@@ -121,42 +123,46 @@ def _image(options: argparse.Namespace) -> Image:
 
 
 def _build(options: argparse.Namespace) -> int:
-    from imagetool import build
-    from imagetool.oci.push import open_target
+    from imagetool import build, publish, recipe
+    from imagetool.artifact import frames
+    from imagetool.disks import keep_only, kept_disk, read_disk
+    from imagetool.guest.files import cached_init, cached_kernel, guest_of
 
     target = parse_reference(options.artifact)
     image = _image(options)
     started = time.monotonic()
     cache = _cache()
-    with tempfile.TemporaryDirectory(prefix=".build-", dir=cache) as name:
-        artifact, disk = build.build_artifact(image, Path(name), cache)
-        place = open_target(target, _registry(options))
-        try:
-            build.push(artifact, place, (target.tag or "latest", artifact.key_tag))
-        finally:
-            place.close()
-    digest = artifact.descriptor.digest
-    packed = disk.packed
+    init = cached_init(image.platform, cache)
+    boot, kernel = cached_kernel(image, init, cache)
+    with build.opened(image) as source:
+        inputs = recipe.inputs(image, source.manifest_digest, guest_of(init, kernel), frames.versions())
+        folder, made = kept_disk(image, inputs, init, cache, source)
+    artifact = publish.assembled(image, folder, boot)
+    publish.publish(artifact, image, (target,), target.tag or "latest")
+    keep_only(cache, KEPT_DISKS)
+    receipt = read_disk(folder)
+    chunks = receipt["chunks"]
     summary = {
-        "digest": str(digest),
-        "disk_size": packed.index.disk_size,
-        "compressed": packed.blob_size,
-        "chunks_new": packed.new_chunks,
-        "chunks_reused": packed.reused_chunks,
+        "digest": str(artifact.descriptor.digest),
+        "disk_size": receipt["size"],
+        "compressed": sum(blob["size"] for blob in receipt["blobs"]),
+        "chunks_new": chunks["new"] if made else 0,
+        "chunks_reused": chunks["reused"] if made else sum(chunks.values()),
         "seconds": round(time.monotonic() - started, 2),
     }
     if options.json:
         print(json.dumps(summary))
     else:
         print(
-            f"{digest} {packed.index.disk_size >> 20} MiB disk, {packed.blob_size / 1e6:.1f} MB compressed, "
-            f"{packed.new_chunks} chunks new, {packed.reused_chunks} reused, {summary['seconds']} s"
+            f"{summary['digest']} {receipt['size'] >> 20} MiB disk, {summary['compressed'] / 1e6:.1f} MB compressed, "
+            f"{summary['chunks_new']} chunks new, {summary['chunks_reused']} reused, {summary['seconds']} s"
         )
     return 0
 
 
 def _disk(options: argparse.Namespace) -> int:
     from imagetool import build
+    from imagetool.guest.files import cached_init
 
     out = Path(options.file)
     image = _image(options)
@@ -165,7 +171,9 @@ def _disk(options: argparse.Namespace) -> int:
     if not folder.is_dir():
         raise BadInput(f"{folder} is no directory", "make it first")
     with tempfile.TemporaryDirectory(prefix=".disk-", dir=folder) as name:
-        build.make_raw(image, Path(name, "disk"), cache, plain=options.plain)
+        init = None if options.plain else cached_init(image.platform, cache).read_bytes()
+        with build.opened(image) as source:
+            build.make_raw(image, source, init, Path(name, "disk"), cache)
         Path(name, "disk").replace(out)
     print(json.dumps({"file": str(out), "size": out.stat().st_size}) if options.json else out)
     return 0

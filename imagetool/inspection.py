@@ -29,7 +29,7 @@ from runner.errors import BadInput
 from runner.fetch import CONFIG_MAX_BYTES, INDEX_MAX_BYTES
 from runner.oci import INDEX_TYPES, Index, Manifest, Platform
 from runner.reference import Reference, parse_reference
-from runner.repository import RegistryOptions, open_repository, read_blob, resolve_manifest
+from runner.repository import Joined, RegistryOptions, open_repository, read_blob, resolve_manifest
 
 TYPES = {
     stat.S_IFREG: "file",
@@ -71,7 +71,7 @@ def opened(what: str, platform: Platform, options: RegistryOptions) -> Iterator[
         roles = ArtifactManifest.of(Manifest.parse(raw))
         config = ArtifactConfig.parse(read_blob(repository, roles.config, CONFIG_MAX_BYTES))
         index = ChunkIndex.parse(read_blob(repository, roles.chunks, INDEX_MAX_BYTES))
-        yield Found(Reader(FramedDisk(repository, roles.disk, index)), config)
+        yield Found(Reader(FramedDisk(Joined(repository, roles.disk), index)), config)
     finally:
         repository.close()
 
@@ -281,7 +281,7 @@ def _published(reference: Reference, platform: Platform, options: RegistryOption
             return None
         roles = ArtifactManifest.of(manifest)
         config = ArtifactConfig.parse(read_blob(repository, roles.config, CONFIG_MAX_BYTES)).to_json()
-        return {"kind": "artifact", "digest": str(descriptor.digest), "compressed": roles.disk.size, **config}
+        return {"kind": "artifact", "digest": str(descriptor.digest), "compressed": roles.disk_bytes, **config}
     finally:
         repository.close()
 

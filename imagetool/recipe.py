@@ -14,7 +14,7 @@ from imagetool.config import Image
 from runner.artifact import LAYOUT_VERSION
 from runner.oci import Digest, canonical_json
 
-WRITER_VERSION = 3  # to bump whenever the same inputs give other bytes
+WRITER_VERSION = 4  # to bump whenever the same inputs give other bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,28 +9,30 @@ from __future__ import annotations
 
 import fcntl
 import functools
-import json
 import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ParamSpec
+from typing import TYPE_CHECKING, Any, ParamSpec
 
 from doit.exceptions import TaskFailed
 
 from imagetool import recipe
 from imagetool.config import Image
+from imagetool.receipts import read_receipt, write_receipt
 from runner.errors import RootdiskError
 from runner.oci import Digest, Platform
 
+if TYPE_CHECKING:
+    from imagetool.artifact.manifest import Artifact
+
 P = ParamSpec("P")
 
-DISK_FILES = ("rootfs.ext4", "rootfs.ext4.zst", "rootfs.ext4.chunks", "rootfs.ext4.keys")
+DISK = "disk"  # in cache/NAME: a link to the directory in cache/disks
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +51,9 @@ class Places:
         """The directory of the guest's init: `init` and `init.json`."""
         return self.cache / "guest" / platform.architecture
 
-    @property
-    def disks(self) -> Path:
-        return self.cache / "disks"
+    def disk(self, image: Image) -> Path:
+        """The image's packed disk: a link to cache/disks/KEY."""
+        return self.of(image) / DISK
 
 
 def step(function: Callable[P, None]) -> Callable[P, TaskFailed | None]:
@@ -84,21 +86,22 @@ def demo(layout: Path) -> None:
 @step
 def init(places: Places, platform: Platform) -> None:
     """The guest's init, for one platform."""
-    from imagetool import build
+    from imagetool.guest.files import make_init
 
     directory = places.init(platform)
     directory.mkdir(parents=True, exist_ok=True)
-    write_receipt(directory / "init.json", build.make_init(platform, directory / "init"))
+    write_receipt(directory / "init.json", make_init(platform, directory / "init"))
 
 
 @step
 def kernel(places: Places, image: Image) -> None:
     """Kernel and initramfs of an image; both null in the receipt where the artifact carries none."""
-    from imagetool import build
+    from imagetool.guest.files import make_kernel
 
     directory = places.of(image)
     directory.mkdir(parents=True, exist_ok=True)
-    receipt = build.make_kernel(image, places.init(image.platform) / "init", directory)
+    init = places.init(image.platform) / "init"
+    receipt = make_kernel(image, init, directory, places.cache / "kernels")
     write_receipt(places.receipt(image, "kernel"), receipt)
 
 
@@ -107,65 +110,63 @@ def resolve(places: Places, image: Image) -> None:
     """Which digest the source means today."""
     from imagetool import build
 
-    write_receipt(places.receipt(image, "source"), build.resolve(image).to_json())
+    with build.opened(image) as source:
+        digest = str(source.manifest_digest)
+    receipt = {"reference": str(image.source), "digest": digest, "platform": str(image.platform)}
+    write_receipt(places.receipt(image, "source"), receipt)
 
 
 @step
 def disk(places: Places, image: Image) -> None:
-    """The disk, its compressed form and its chunk index; taken from cache/disks/ where the key has been built."""
-    from imagetool import build
+    """The packed disk; taken from cache/disks/ where its key has been built."""
+    from imagetool.disks import kept_disk, read_disk
 
-    inputs = current_inputs(places, image)
-    key = recipe.derivation_key(inputs)
-    found = places.disks / key
     started = time.monotonic()
-    if (found / "disk.json").exists():
-        what = f"disk {key[:12]} is there already"
-    else:
-        places.disks.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".partial-", dir=places.disks) as name:
-            work = Path(name) / "disk"
-            work.mkdir()
-            receipt = build.build_disk(
-                image, build.ResolvedSource.of(_source(places, image)), places.init(image.platform) / "init", work
-            )
-            write_receipt(work / "disk.json", {**receipt, "key": key, "inputs": inputs})
-            if found.exists():  # an earlier run was killed while it was removed by hand
-                shutil.rmtree(found)
-            work.rename(found)
-        what = f"disk {key[:12]}, {(found / 'rootfs.ext4.zst').stat().st_size / 1e6:.0f} MB compressed"
-    for file in DISK_FILES:
-        _link(found / file, places.of(image) / file)
-    write_receipt(places.receipt(image, "disk"), read_receipt(found / "disk.json"))
-    _say(image.name, what, started)
+    init = places.init(image.platform) / "init"
+    found, made = kept_disk(image, current_inputs(places, image), init, places.cache)
+    receipt = read_disk(found)
+    _link(found, places.disk(image))
+    write_receipt(places.receipt(image, "disk"), receipt)
+    compressed = sum(blob["size"] for blob in receipt["blobs"])
+    what = f"{compressed / 1e6:.1f} MB compressed, {receipt['chunks']['reused']} chunks of earlier disks"
+    _say(image.name, f"disk {receipt['key'][:12]}, {what if made else 'is there already'}", started)
 
 
 @step
 def pack(places: Places, image: Image) -> None:
     """The artifact's config and manifest, of a disk and a kernel."""
-    from imagetool import build
-
-    write_receipt(places.receipt(image, "artifact"), build.pack(image, places.of(image)))
+    artifact = _artifact(places, image)
+    size = sum(blob.descriptor.size for blob in artifact.blobs)
+    receipt = {"digest": str(artifact.descriptor.digest), "size": size, "key": artifact.key_tag}
+    write_receipt(places.receipt(image, "artifact"), receipt)
 
 
 @step
 def publish(places: Places, image: Image) -> None:
     """The artifact, in every target."""
-    from imagetool import build
+    from imagetool import publish
 
     started = time.monotonic()
-    receipt = build.publish(image, places.of(image))
-    write_receipt(places.receipt(image, "published"), receipt)
-    for target in image.publish:
-        _say(image.name, f"published {target.place}:{image.version}", started)
+    artifact = _artifact(places, image)
+    publish.publish(artifact, image, image.publish, image.version)
+    targets = [f"{target.place}:{image.version}" for target in image.publish]
+    write_receipt(places.receipt(image, "published"), {"digest": str(artifact.descriptor.digest), "targets": targets})
+    for target in targets:
+        _say(image.name, f"published {target}", started)
+
+
+def _artifact(places: Places, image: Image) -> Artifact:
+    from imagetool.publish import assembled
+
+    return assembled(image, places.disk(image), places.of(image))
 
 
 @step
 def check(places: Places, image: Image) -> None:
-    """The disk by e2fsck, which must find nothing, and by our own reader; then a boot."""
-    from imagetool import build
+    """The published disk, fetched as a host does: e2fsck, which must find nothing, our own reader, and a boot."""
+    from imagetool import publish
 
-    path = places.of(image) / "rootfs.ext4"
+    path = publish.fetched(image)
     e2fsck = shutil.which("e2fsck", path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
     if e2fsck is None:
         raise RootdiskError("e2fsck is not installed", "apt-get install e2fsprogs")
@@ -178,8 +179,8 @@ def check(places: Places, image: Image) -> None:
     talk = [line for line in done.stdout.splitlines() if line and not line.startswith(("Pass ", f"{path}: "))]
     if talk:
         raise RootdiskError(f"e2fsck complains of {path}: {' '.join(talk)[:500]}")
-    files = build.read_through(path)
-    build.check(image, places.of(image))
+    files = publish.read_through(path)
+    publish.boot(image)
     print(f"{image.name}: e2fsck, our reader ({files} files) and a boot found nothing wrong", flush=True)
 
 
@@ -204,42 +205,11 @@ def explain(places: Places, image: Image) -> None:
 def current_inputs(places: Places, image: Image) -> dict[str, Any]:
     """The derivation key's inputs as the receipts and images.toml have them now."""
     from imagetool.artifact import frames
+    from imagetool.guest.files import guest_of
 
-    source = Digest.parse(_source(places, image)["digest"])
-    kernel = read_receipt(places.receipt(image, "kernel"))
-    guest = recipe.Guest(
-        Digest.parse(read_receipt(places.init(image.platform) / "init.json")["digest"]),
-        *(Digest.parse(kernel[name]) if kernel.get(name) else None for name in ("kernel", "initramfs")),
-    )
+    source = Digest.parse(read_receipt(places.receipt(image, "source"))["digest"])
+    guest = guest_of(places.init(image.platform) / "init", read_receipt(places.receipt(image, "kernel")))
     return recipe.inputs(image, source, guest, frames.versions())
-
-
-def _source(places: Places, image: Image) -> dict[str, Any]:
-    return read_receipt(places.receipt(image, "source"))
-
-
-def read_receipt(path: Path) -> dict[str, Any]:
-    """The receipt at `path`; RootdiskError where it is missing or damaged."""
-    try:
-        value = json.loads(path.read_bytes())
-    except FileNotFoundError as err:
-        raise RootdiskError(f"{path.name} of {path.parent.name} is missing", "doit build makes it") from err
-    except ValueError as err:
-        raise RootdiskError(f"{path} is damaged", "remove it and start doit build again") from err
-    assert isinstance(value, dict)
-    return value
-
-
-def write_receipt(path: Path, value: Mapping[str, Any]) -> None:
-    """`value` at `path`, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    with partial.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1, sort_keys=True)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
 
 
 def make_cache(cache: Path) -> None:

@@ -33,7 +33,7 @@ CHUNKS_MAX_COUNT = 1 << 22
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A run of the disk and its zstd frame in the blob. Offsets and lengths are bytes; zero chunks are holes."""
+    """A run of the disk and its zstd frame in the zstd file. Offsets and lengths are bytes; zero chunks are holes."""
 
     offset: int
     length: int
@@ -267,10 +267,10 @@ class ArtifactConfig:
 
 @dataclass(frozen=True, slots=True)
 class ArtifactManifest:
-    """An artifact's blobs by role."""
+    """An artifact's blobs by role; the zstd file of the disk is all of `disk`, one after the other."""
 
     config: Descriptor
-    disk: Descriptor
+    disk: tuple[Descriptor, ...]
     chunks: Descriptor
     kernel: Descriptor | None
     initramfs: Descriptor | None
@@ -290,7 +290,13 @@ class ArtifactManifest:
                 raise BadInput(f"artifact manifest: {len(found)} blobs of type {media_type}")
             return found[0] if found else None
 
-        disk, chunks = one(DISK_TYPE), one(CHUNKS_TYPE)
-        if disk is None or chunks is None or manifest.config.media_type != CONFIG_TYPE:
+        disk = tuple(layer for layer in manifest.layers if layer.media_type == DISK_TYPE)
+        chunks = one(CHUNKS_TYPE)
+        if not disk or chunks is None or manifest.config.media_type != CONFIG_TYPE:
             raise BadInput("artifact manifest: config, disk or chunk index is missing", "the artifact is damaged")
         return cls(manifest.config, disk, chunks, one(KERNEL_TYPE), one(INITRAMFS_TYPE))
+
+    @property
+    def disk_bytes(self) -> int:
+        """The zstd file's length."""
+        return sum(blob.size for blob in self.disk)

@@ -243,7 +243,7 @@ def _inspect(options: argparse.Namespace) -> int:
         config = ArtifactConfig.parse(read_blob(repository, roles.config, CONFIG_MAX_BYTES)).to_json()
     finally:
         repository.close()
-    print(json.dumps({"digest": str(descriptor.digest), "compressed": roles.disk.size, **config}, indent=1))
+    print(json.dumps({"digest": str(descriptor.digest), "compressed": roles.disk_bytes, **config}, indent=1))
     return 0
 
 

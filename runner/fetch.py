@@ -18,9 +18,9 @@ from pathlib import Path
 from runner.artifact import ArtifactConfig, ArtifactManifest, Chunk, ChunkIndex
 from runner.errors import DigestMismatch, RootdiskError
 from runner.files import atomic_write, fsync_dir
-from runner.oci import Descriptor, Digest, Manifest, Platform
+from runner.oci import Digest, Manifest, Platform
 from runner.reference import Reference
-from runner.repository import RegistryOptions, Repository, open_repository, read_blob, resolve_manifest
+from runner.repository import Joined, RegistryOptions, Repository, open_repository, read_blob, resolve_manifest
 from runner.store import Store
 
 INDEX_MAX_BYTES = 256 << 20
@@ -82,8 +82,9 @@ def _fetch_disk(
     index = ChunkIndex.parse(raw)
     if index.disk_digest() != config.disk_digest or index.disk_size != config.disk_size:
         raise DigestMismatch("the chunk index is not that of the disk in the config", "the artifact is damaged")
-    if index.blob_end > roles.disk.size:
-        raise DigestMismatch("the chunk index reaches past the disk blob", "the artifact is damaged")
+    blob = Joined(repository, roles.disk)
+    if index.blob_end > blob.size:
+        raise DigestMismatch("the chunk index reaches past the disk's blobs", "the artifact is damaged")
     path = store.disk(config.disk_digest)
     partial = path.with_suffix(".partial")
     fd = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -93,7 +94,7 @@ def _fetch_disk(
         missing = [chunk for chunk in data if not _holds(fd, chunk)] if os.fstat(fd).st_blocks else data
         kept = _reuse(store, fd, missing)
         wanted = [chunk for chunk in missing if chunk.sha256 not in kept]
-        fetched = _fetch(repository, roles.disk, wanted, fd, progress)
+        fetched = _fetch(blob, wanted, fd, progress)
         os.fsync(fd)
         os.fchmod(fd, 0o400)
     except OSError as err:
@@ -130,7 +131,7 @@ def _reuse(store: Store, fd: int, missing: list[Chunk]) -> set[bytes]:
     return copied
 
 
-def _fetch(repository: Repository, blob: Descriptor, wanted: list[Chunk], fd: int, progress: Progress | None) -> int:
+def _fetch(blob: Joined, wanted: list[Chunk], fd: int, progress: Progress | None) -> int:
     """Fetch, decompress, verify and write the chunks; bytes asked of the blob."""
     import zstandard
 
@@ -155,7 +156,7 @@ def _fetch(repository: Repository, blob: Descriptor, wanted: list[Chunk], fd: in
             for part in _ranges(wanted):
                 start, end = part[0].blob_offset, part[-1].blob_offset + part[-1].blob_length
                 fetched += end - start
-                for chunk, frame in _frames(repository.blob(blob, start, end), start, part):
+                for chunk, frame in _frames(blob.read(start, end), start, part):
                     waiting.append(pool.submit(land, chunk, frame))
                     if len(waiting) >= 4 * THREADS:
                         done += waiting.popleft().result()

@@ -69,6 +69,27 @@ def open_repository(reference: Reference, options: RegistryOptions | None = None
     raise BadInput(f"{reference}: {reference.kind} holds source images only", "use a registry or oci:DIR:TAG")
 
 
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """Blobs of a repository, one after the other, as if they were one."""
+
+    repository: Repository
+    parts: tuple[Descriptor, ...]
+
+    @property
+    def size(self) -> int:
+        return sum(part.size for part in self.parts)
+
+    def read(self, start: int, end: int) -> Iterator[bytes]:
+        """Exactly the bytes [start, end), in pieces, NOT verified."""
+        first = 0
+        for part in self.parts:
+            low, high = max(start - first, 0), min(end - first, part.size)
+            if low < high:
+                yield from self.repository.blob(part, low, high)
+            first += part.size
+
+
 def check_range(descriptor: Descriptor, start: int, end: int | None) -> int:
     """The range's end, checked against the blob's size."""
     stop = descriptor.size if end is None else end

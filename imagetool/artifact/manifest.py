@@ -5,9 +5,11 @@ Nothing in it depends on who builds, where or when: equal inputs give an equal m
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from imagetool.artifact.reuse import BLOB, blob_name
 from runner.artifact import (
     ARTIFACT_TYPE,
     CHUNKS_TYPE,
@@ -19,8 +21,8 @@ from runner.artifact import (
 )
 from runner.oci import OCI_MANIFEST, Descriptor, Digest, Manifest, canonical_json
 
+TITLE = "org.opencontainers.image.title"
 TITLES = {
-    DISK_TYPE: "rootfs.ext4.zst",
     CHUNKS_TYPE: "rootfs.ext4.chunks",
     KERNEL_TYPE: "vmlinuz",
     INITRAMFS_TYPE: "initramfs",
@@ -39,9 +41,13 @@ class Blob:
         return cls(_descriptor(media_type, Digest.of(data), len(data)), data)
 
     @classmethod
-    def of_file(cls, media_type: str, path: Path, digest: Digest, size: int) -> Blob:
-        """A file whose digest is known because we have written it; the push verifies it while reading."""
-        return cls(_descriptor(media_type, digest, size), path)
+    def of_disk(cls, path: Path, digest: Digest, size: int, number: int | None) -> Blob:
+        """A file whose digest is known because we have written it; the push verifies it while reading.
+
+        `number` is its place among several, None where the whole disk is in it.
+        """
+        title = BLOB if number is None else blob_name(number)
+        return cls(Descriptor(DISK_TYPE, digest, size, {TITLE: title}), path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +63,12 @@ class Artifact:
         return Descriptor(OCI_MANIFEST, Digest.of(self.manifest), len(self.manifest), artifact_type=ARTIFACT_TYPE)
 
 
-def assemble(config: ArtifactConfig, disk: Blob, chunks: Blob, kernel: Blob | None, initramfs: Blob | None) -> Artifact:
+def assemble(
+    config: ArtifactConfig, disk: Sequence[Blob], chunks: Blob, kernel: Blob | None, initramfs: Blob | None
+) -> Artifact:
     """The artifact of a packed disk."""
     config_blob = Blob.of_bytes(CONFIG_TYPE, canonical_json(config.to_json()))
-    layers = [blob for blob in (disk, chunks, kernel, initramfs) if blob is not None]
+    layers = [blob for blob in (*disk, chunks, kernel, initramfs) if blob is not None]
     annotations = {"org.opencontainers.image.base.digest": config.source_digest}
     if config.source:
         annotations["org.opencontainers.image.base.name"] = config.source
@@ -82,4 +90,4 @@ def key_tag(derivation_key: str) -> str:
 
 def _descriptor(media_type: str, digest: Digest, size: int) -> Descriptor:
     title = TITLES.get(media_type)
-    return Descriptor(media_type, digest, size, {"org.opencontainers.image.title": title} if title else {})
+    return Descriptor(media_type, digest, size, {TITLE: title} if title else {})

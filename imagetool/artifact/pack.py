@@ -1,10 +1,10 @@
-"""Plan in, compressed disk out, in one pass: each chunk is gathered, written, hashed and compressed while it is hot.
+"""Plan in, compressed disk out, in one pass: each chunk is gathered, hashed and compressed while it is hot.
 
-    pack(plan, sources, out) -> Packed      out: the raw disk (if wanted), the zstd file, its chunk index, its keys
+    pack(plan, sources, folder) -> Packed      folder: the blobs, their chunk index, and what later disks reuse them by
 
 Chunks are independent, so threads share the work (sha256, zstd and reading all release the interpreter); frames are
-written in disk order, so the bytes do not depend on the number of threads. Chunks that an earlier disk of ours has
-(imagetool/artifact/reuse.py) are copied from there, verified, and neither inflated nor compressed again.
+written in disk order, so the bytes do not depend on the number of threads. What an earlier disk of ours has
+(imagetool/artifact/reuse.py) is neither inflated nor compressed again.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ import hashlib
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import BinaryIO
+from pathlib import Path
 
 from imagetool.artifact.frames import compressor, seek_table, zero_frame
-from imagetool.artifact.reuse import KEY_BYTES, Earlier
+from imagetool.artifact.parts import Part, divide
+from imagetool.artifact.reuse import INDEX, KEY_BYTES, KEYS, Earlier, Found, PackedPart, blob_name, write_parts
 from imagetool.ext4 import DiskChunk, Plan
 from imagetool.tree.model import Source
 from runner.artifact import ZERO_CHUNK_MAX_BYTES, Chunk, ChunkIndex
@@ -28,19 +29,21 @@ from runner.oci import Digest
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """What was written: the index, the zstd file's size and digest, and each chunk's key (zero bytes where it has none)."""
+    """What was written: the index, the blobs in order, and how many chunks were made and reused."""
 
     index: ChunkIndex
-    blob_size: int
-    blob_digest: Digest
-    keys: bytes
+    parts: tuple[PackedPart, ...]
     new_chunks: int
     reused_chunks: int
+
+    @property
+    def size(self) -> int:
+        """All blobs' bytes."""
+        return sum(part.size for part in self.parts)
 
 
 @dataclass(frozen=True, slots=True)
 class _Frame:
-    raw_length: int
     sha256: bytes
     data: bytes
     zero: bool
@@ -50,120 +53,173 @@ class _Frame:
 def pack(
     plan: Plan,
     sources: Sequence[Source],
-    blob: BinaryIO,
-    disk: int | None = None,
+    folder: Path,
     *,
     earlier: Earlier | None = None,
     threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Packed:
-    """Write the disk of `plan` as frames to `blob`, and raw to descriptor `disk` (empty, sparse after) where given.
+    """Write the disk of `plan` as a packed disk into the empty directory `folder`, synced.
 
     `progress` is told (bytes done, bytes in all) of data, holes not counted. Errors of reading the sources pass through.
     """
-    if disk is not None:
-        os.ftruncate(disk, plan.size)
     workers = threads or max(2, len(os.sched_getaffinity(0)))
     total = sum(chunk.length for chunk in plan.chunks)
-    out = _Blob(blob)
     local = threading.local()
 
     def frame(chunk: DiskChunk) -> _Frame:
         if earlier is not None and chunk.key is not None:
-            found = earlier.find(chunk.key, chunk.length)
+            found = earlier.frame(chunk.key, chunk.length)
             if found is not None:
-                if disk is not None:
-                    _write_all(disk, found.raw, chunk.offset)
-                return _Frame(chunk.length, found.sha256, found.frame, False, True)
+                return _Frame(found[1], found[0], False, True)
         raw = chunk.render(sources)
         if raw == bytes(len(raw)):
-            return _Frame(chunk.length, bytes(32), b"", True, False)
-        if disk is not None:
-            _write_all(disk, raw, chunk.offset)
+            return _Frame(bytes(32), b"", True, False)
         if not hasattr(local, "compressor"):
             local.compressor = compressor()
-        return _Frame(chunk.length, hashlib.sha256(raw).digest(), local.compressor.compress(raw), False, False)
+        return _Frame(hashlib.sha256(raw).digest(), local.compressor.compress(raw), False, False)
 
-    with ThreadPoolExecutor(workers, "pack") as pool:
+    divided = divide(plan.chunks, plan.size)
+    linked: dict[int, Found] = {}
+    for number, part in enumerate(divided):
+        found = earlier and earlier.link(part.key, part.end - part.start, folder / blob_name(number))
+        if found:
+            linked[number] = found
+    wanted = [chunk for number, part in enumerate(divided) if number not in linked for chunk in part.chunks]
+    out = _Packer()
+    with ThreadPoolExecutor(workers, "pack") as pool, ThreadPoolExecutor(1, "sync") as syncer:
+        frames = _in_order(pool, frame, wanted, window=4 * workers)
+        syncs: list[Future[None]] = []
         done = 0
-        for chunk, made in _in_order(pool, frame, plan.chunks, window=4 * workers):
-            if made.zero:
-                continue  # becomes part of the hole that is written with the next chunk
-            out.hole(chunk.offset)
-            out.chunk(chunk.offset, made, chunk.key or bytes(KEY_BYTES))
-            done += chunk.length
-            if progress is not None:
-                progress(done, total)
-    out.hole(plan.size)
-    return out.finish(plan.size)
+        for number, part in enumerate(divided):
+            if number in linked:
+                out.take(part, linked[number])
+                done += sum(chunk.length for chunk in part.chunks)
+                continue
+            fd = os.open(folder / blob_name(number), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+            try:
+                out.begin(fd)
+                for chunk in part.chunks:
+                    out.chunk(chunk, next(frames))
+                    done += chunk.length
+                    if progress is not None:
+                        progress(done, total)
+                out.end(part, last=part is divided[-1])
+            except BaseException:
+                os.close(fd)
+                raise
+            syncs.append(syncer.submit(_sync_and_close, fd))
+        for sync in syncs:
+            sync.result()
+    index = ChunkIndex(plan.size, tuple(out.chunks))
+    _write(folder / INDEX, index.pack())
+    _write(folder / KEYS, b"".join(out.keys))
+    write_parts(folder, out.parts)
+    return Packed(index, tuple(out.parts), out.new, out.reused)
 
 
-class _Blob:
-    """The zstd file while it is written: frames in disk order, then the seek table."""
+class _Packer:
+    """The packed disk while it grows, blob by blob."""
 
-    def __init__(self, file: BinaryIO) -> None:
-        self.file = file
-        self.digest = hashlib.sha256()
-        self.offset = 0  # in the file
-        self.end = 0  # on the disk
+    def __init__(self) -> None:
         self.chunks: list[Chunk] = []
         self.keys: list[bytes] = []
-        self.reused = 0
-        self.new = 0
+        self.parts: list[PackedPart] = []
+        self.offset = 0  # in the zstd file, which is all blobs together
+        self.at = 0  # on the disk
+        self.new = self.reused = 0
 
-    def hole(self, end: int) -> None:
-        """Zeros up to `end`."""
-        while self.end < end:
-            length = min(end - self.end, ZERO_CHUNK_MAX_BYTES)
-            self._add(zero_frame(length), length, bytes(32), True, bytes(KEY_BYTES))
+    def begin(self, fd: int) -> None:
+        """A new blob, into descriptor `fd`."""
+        self.fd = fd
+        self.hash = hashlib.sha256()
+        self.first_offset, self.first_chunk = self.offset, len(self.chunks)
 
-    def chunk(self, offset: int, frame: _Frame, key: bytes) -> None:
-        assert offset == self.end
+    def chunk(self, chunk: DiskChunk, frame: _Frame) -> None:
+        if frame.zero:
+            return  # becomes part of the hole that is written with what comes next
+        self._hole(chunk.offset)
+        assert chunk.offset == self.at
         self.reused += frame.reused
         self.new += not frame.reused
-        self._add(frame.data, frame.raw_length, frame.sha256, False, key)
+        self._add(frame.data, chunk.length, frame.sha256, False, chunk.key or bytes(KEY_BYTES))
+
+    def end(self, part: Part, *, last: bool) -> None:
+        """The blob ends where `part` does; the last has the seek table too."""
+        self._hole(part.end)
+        if last:
+            self._write(seek_table((chunk.blob_length, chunk.length) for chunk in self.chunks))
+        size = self.offset - self.first_offset
+        digest = Digest("sha256", self.hash.hexdigest())
+        self.parts.append(PackedPart(part.key, digest, size, len(self.chunks) - self.first_chunk))
+
+    def take(self, part: Part, found: Found) -> None:
+        """The blob `found` as it is, for `part`."""
+        assert part.start == self.at
+        move, shift = self.at - found.chunks[0].offset, self.offset - found.chunks[0].blob_offset
+        for chunk in found.chunks:
+            self.chunks.append(
+                Chunk(
+                    chunk.offset + move,
+                    chunk.length,
+                    chunk.blob_offset + shift,
+                    chunk.blob_length,
+                    chunk.sha256,
+                    chunk.zero,
+                )
+            )
+        self.keys.append(found.keys)
+        self.parts.append(found.part)
+        self.offset += found.part.size
+        self.at = part.end
+        self.reused += len(part.chunks)
+
+    def _hole(self, end: int) -> None:
+        """Zeros up to `end`."""
+        while self.at < end:
+            length = min(end - self.at, ZERO_CHUNK_MAX_BYTES)
+            self._add(zero_frame(length), length, bytes(32), True, bytes(KEY_BYTES))
 
     def _add(self, data: bytes, length: int, sha256: bytes, zero: bool, key: bytes) -> None:
         self._write(data)
-        self.chunks.append(Chunk(self.end, length, self.offset - len(data), len(data), sha256, zero))
+        self.chunks.append(Chunk(self.at, length, self.offset - len(data), len(data), sha256, zero))
         self.keys.append(key)
-        self.end += length
+        self.at += length
 
     def _write(self, data: bytes) -> None:
-        self.file.write(data)
-        self.digest.update(data)
+        self.hash.update(data)
         self.offset += len(data)
-
-    def finish(self, disk_size: int) -> Packed:
-        self._write(seek_table((chunk.blob_length, chunk.length) for chunk in self.chunks))
-        self.file.flush()
-        index = ChunkIndex(disk_size, tuple(self.chunks))
-        digest = Digest("sha256", self.digest.hexdigest())
-        return Packed(index, self.offset, digest, b"".join(self.keys), self.new, self.reused)
+        view = memoryview(data)
+        while view:
+            view = view[os.write(self.fd, view) :]
 
 
 def _in_order(
-    pool: ThreadPoolExecutor, work: Callable[[DiskChunk], _Frame], chunks: Sequence[DiskChunk], window: int
-) -> Iterator[tuple[DiskChunk, _Frame]]:
+    pool: ThreadPoolExecutor, work: Callable[[DiskChunk], _Frame], chunks: Iterable[DiskChunk], window: int
+) -> Iterator[_Frame]:
     """`work` of every chunk, in the chunks' order, at most `window` of them in memory."""
-    waiting: deque[tuple[DiskChunk, Future[_Frame]]] = deque()
+    waiting: deque[Future[_Frame]] = deque()
     try:
         for chunk in chunks:
-            waiting.append((chunk, pool.submit(work, chunk)))
+            waiting.append(pool.submit(work, chunk))
             if len(waiting) >= window:
-                first, future = waiting.popleft()
-                yield first, future.result()
+                yield waiting.popleft().result()
         while waiting:
-            first, future = waiting.popleft()
-            yield first, future.result()
+            yield waiting.popleft().result()
     finally:
-        for _, future in waiting:
+        for future in waiting:
             future.cancel()
 
 
-def _write_all(fd: int, data: bytes | bytearray, offset: int) -> None:
-    view = memoryview(data)
-    while view:
-        written = os.pwrite(fd, view, offset)
-        view = view[written:]
-        offset += written
+def _sync_and_close(fd: int) -> None:
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _write(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())

@@ -13,8 +13,7 @@ import zstandard
 
 from runner.artifact import ChunkIndex
 from runner.errors import BadInput, DigestMismatch
-from runner.oci import Descriptor
-from runner.repository import Repository
+from runner.repository import Joined
 
 CACHED_CHUNKS = 64
 
@@ -52,10 +51,10 @@ class RawDisk:
 
 
 class FramedDisk:
-    """The disk in an artifact's zstd blob: only the frames that are asked for are fetched, each verified."""
+    """The disk in an artifact's blobs: only the frames that are asked for are fetched, each verified."""
 
-    def __init__(self, repository: Repository, blob: Descriptor, index: ChunkIndex) -> None:
-        self._repository, self._blob, self._index = repository, blob, index
+    def __init__(self, blobs: Joined, index: ChunkIndex) -> None:
+        self._blobs, self._index = blobs, index
         self._starts = [chunk.offset for chunk in index.chunks]
         self._raw: OrderedDict[int, bytes] = OrderedDict()
         self.size = index.disk_size
@@ -78,7 +77,7 @@ class FramedDisk:
             self._raw.move_to_end(number)
             return found
         chunk = self._index.chunks[number]
-        frame = b"".join(self._repository.blob(self._blob, chunk.blob_offset, chunk.blob_offset + chunk.blob_length))
+        frame = b"".join(self._blobs.read(chunk.blob_offset, chunk.blob_offset + chunk.blob_length))
         try:
             raw = zstandard.ZstdDecompressor().decompress(frame, max_output_size=chunk.length)
         except zstandard.ZstdError as err:
@@ -91,4 +90,4 @@ class FramedDisk:
         return raw
 
     def close(self) -> None:
-        self._repository.close()
+        self._blobs.repository.close()

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from imagetool.oci.push import Content, pieces
+from imagetool.oci.push import PIECE_BYTES, Content, pieces
 from runner.errors import BadInput
 from runner.oci import MANIFEST_MAX_BYTES, OCI_INDEX, Descriptor, Digest, canonical_json, parse_json
 from runner.oci_layout import REF_NAME, LayoutRepository
@@ -60,7 +60,8 @@ class LayoutTarget:
         if self.has_blob(descriptor):
             return
         with self._blobs(descriptor.digest) as folder:
-            _write(folder, descriptor.digest.hex, verified(pieces(content), descriptor))
+            if not isinstance(content, Path) or not _linked(folder, descriptor, content):
+                _write(folder, descriptor.digest.hex, verified(pieces(content), descriptor))
 
     def push_manifest(self, raw: bytes, media_type: str, tags: Sequence[str]) -> Digest:
         digest = Digest.of(raw)
@@ -179,6 +180,23 @@ def _write(folder: int, name: str, content: Iterator[bytes]) -> None:
             os.unlink(partial, dir_fd=folder)
         raise
     os.fsync(folder)
+
+
+def _linked(folder: int, descriptor: Descriptor, file: Path) -> bool:
+    """`file` itself under the blob's name, once it is verified and synced; False where it cannot be linked."""
+    with file.open("rb") as stream:
+        for _ in verified(iter(lambda: stream.read(PIECE_BYTES), b""), descriptor):
+            pass
+        os.fsync(stream.fileno())
+        try:
+            # By the descriptor, so that it is what has been verified.
+            os.link(f"/proc/self/fd/{stream.fileno()}", descriptor.digest.hex, dst_dir_fd=folder, follow_symlinks=True)
+        except FileExistsError:
+            return True
+        except OSError:  # another file system, or one without links
+            return False
+    os.fsync(folder)
+    return True
 
 
 def _remove_stale(folder: int, name: str) -> None:

@@ -1,0 +1,68 @@
+"""What boots a disk, as files: the guest's init, a kernel, and the initramfs with that kernel's modules."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from imagetool import recipe
+from imagetool.config import Image
+from imagetool.guest import init as guest
+from imagetool.receipts import read_receipt, write_receipt
+from runner.errors import BadInput
+from runner.files import atomic_write
+from runner.oci import Digest, Platform
+
+DAY_S = 86400
+
+
+def make_init(platform: Platform, out: Path) -> dict[str, Any]:
+    """The guest's static init at `out`."""
+    if platform != Platform.host():
+        raise BadInput(f"no init for {platform} can be built on {Platform.host()}", "build on such a machine")
+    return {"digest": str(guest.build_init(out))}
+
+
+def cached_init(platform: Platform, cache: Path) -> Path:
+    """The guest's init, built when its sources are newer than it."""
+    path = cache / "guest" / platform.architecture / "init"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sources = [Path(guest.__file__).parent / name for name in (*guest.SOURCES, "init.h")]
+    if not path.exists() or path.stat().st_mtime < max(source.stat().st_mtime for source in sources):
+        make_init(platform, path)
+    return path
+
+
+def make_kernel(image: Image, init: Path, directory: Path, packages: Path) -> dict[str, Any]:
+    """Kernel and initramfs in `directory`, and their digests; None for both where the image wants none."""
+    if image.kernel == "none":
+        return {"kernel": None, "initramfs": None}
+    from imagetool.guest.initramfs import build as build_initramfs
+    from imagetool.guest.kernel import find
+
+    kernel = find(image.kernel, image.platform, packages)
+    initramfs = build_initramfs(init.read_bytes(), [(name, path.read_bytes()) for name, path in kernel.modules])
+    vmlinuz = kernel.vmlinuz.read_bytes()
+    for name, data in (("vmlinuz", vmlinuz), ("initramfs", initramfs)):
+        atomic_write(directory / name, data)
+    return {"kernel": str(Digest.of(vmlinuz)), "initramfs": str(Digest.of(initramfs)), "version": kernel.version}
+
+
+def cached_kernel(image: Image, init: Path, cache: Path) -> tuple[Path, dict[str, Any]]:
+    """As `make_kernel`, in a directory of the cache; apt is asked for a newer package once a day."""
+    what = f"{image.kernel}\0{image.platform}\0{Digest.of(init.read_bytes())}"
+    directory = cache / "kernels" / f"boot-{Digest.of(what.encode()).short}"
+    receipt = directory / "kernel.json"
+    if image.kernel == "debian" and receipt.exists() and time.time() - receipt.stat().st_mtime < DAY_S:
+        return directory, read_receipt(receipt)
+    directory.mkdir(parents=True, exist_ok=True)
+    write_receipt(receipt, make_kernel(image, init, directory, cache / "kernels"))
+    return directory, read_receipt(receipt)
+
+
+def guest_of(init: Path, kernel: Mapping[str, Any]) -> recipe.Guest:
+    """The digests of what boots a disk: `init`, and what `make_kernel` says."""
+    files = (Digest.parse(kernel[name]) if kernel.get(name) else None for name in ("kernel", "initramfs"))
+    return recipe.Guest(Digest.of(init.read_bytes()), *files)

@@ -1,0 +1,130 @@
+"""A packed disk becomes an artifact, and the artifact a published one; and the last check, a boot of it."""
+
+from __future__ import annotations
+
+import stat
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+from imagetool.artifact.manifest import Artifact, Blob, assemble
+from imagetool.artifact.reuse import INDEX, blob_name
+from imagetool.build import registry
+from imagetool.config import Image
+from imagetool.disks import read_disk
+from imagetool.oci.push import Target, open_target
+from runner.artifact import (
+    CHUNKS_TYPE,
+    INITRAMFS_TYPE,
+    KERNEL_TYPE,
+    LAYOUT_VERSION,
+    ArtifactConfig,
+    LayerInodes,
+    Process,
+    SlotExtent,
+)
+from runner.errors import RootdiskError
+from runner.oci import OCI_MANIFEST, Digest
+from runner.reference import Reference, parse_reference
+
+CMDLINE = "console=ttyS0 reboot=t panic=-1 quiet rdinit=/init"
+
+
+def assembled(image: Image, packed: Path, boot: Path) -> Artifact:
+    """The artifact of the kept disk in `packed`, with the kernel and initramfs of directory `boot`, if it has them."""
+    receipt = read_disk(packed)
+    kernel, initramfs = (
+        boot / file if receipt["inputs"]["guest"].get(key) else None
+        for key, file in (("kernel", "vmlinuz"), ("initramfs", "initramfs"))
+    )
+    local = image.source.kind != "registry"
+    config = ArtifactConfig(
+        layout_version=LAYOUT_VERSION,
+        platform=image.platform,
+        disk_size=receipt["size"],
+        disk_digest=Digest.parse(receipt["digest"]),
+        disk_uuid=receipt["uuid"],
+        slots=tuple(SlotExtent(s["name"], s["offset"], s["length"]) for s in receipt["slots"]),
+        process=Process.of(receipt["process"]),
+        cmdline=CMDLINE if image.platform.architecture == "amd64" else CMDLINE.replace("ttyS0", "ttyAMA0"),
+        memory_mib=image.memory >> 20,
+        cpus=image.cpus,
+        derivation_key=receipt["key"],
+        inputs=receipt["inputs"],
+        source="" if local else str(image.source),
+        source_digest=receipt["source_digest"],
+        writer=receipt["writer"],
+        labels={**receipt["labels"], **image.labels},
+        layers=tuple(LayerInodes(layer["diff_id"], layer["first_inode"]) for layer in receipt["layers"]),
+    )
+    blobs = receipt["blobs"]
+    disk = [
+        Blob.of_disk(packed / blob_name(n), Digest.parse(b["digest"]), b["size"], n if len(blobs) > 1 else None)
+        for n, b in enumerate(blobs)
+    ]
+    return assemble(
+        config,
+        disk,
+        Blob.of_bytes(CHUNKS_TYPE, (packed / INDEX).read_bytes()),
+        Blob.of_bytes(KERNEL_TYPE, kernel.read_bytes()) if kernel else None,
+        Blob.of_bytes(INITRAMFS_TYPE, initramfs.read_bytes()) if initramfs else None,
+    )
+
+
+def publish(artifact: Artifact, image: Image, places: tuple[Reference, ...], tag: str) -> None:
+    """The artifact in every place, under `tag` and its key's."""
+    for reference in places:
+        target = open_target(reference, registry(image))
+        try:
+            push(artifact, target, (tag, artifact.key_tag))
+        finally:
+            target.close()
+
+
+def push(artifact: Artifact, target: Target, tags: tuple[str, ...]) -> None:
+    """Blobs that are not there yet, then the manifest."""
+    for blob in artifact.blobs:
+        if not target.has_blob(blob.descriptor):
+            content = blob.data if isinstance(blob.data, Path) else partial(iter, [blob.data])
+            target.push_blob(blob.descriptor, content)
+    target.push_manifest(artifact.manifest, OCI_MANIFEST, tags)
+
+
+def read_through(path: Path) -> int:
+    """Read every inode, attribute and byte of the raw disk at `path`; how many names. BadInput names what is damaged."""
+    from imagetool.ext4.reader import Reader
+
+    count = 0
+    with Reader.open(path) as reader:
+        for _, node in reader.walk():
+            count += 1
+            reader.xattrs(node)
+            if stat.S_ISLNK(node.mode):
+                reader.target(node)
+            elif stat.S_ISREG(node.mode):
+                for _ in reader.data(node):
+                    pass
+    return count
+
+
+def fetched(image: Image) -> Path:
+    """The raw disk of the image's published artifact, in the runner's store; RootdiskError where it cannot be had."""
+    from runner.fetch import pull
+    from runner.store import Store
+
+    place = image.publish[0]
+    reference = parse_reference(f"{place.place}:{image.version}")
+    return pull(Store.open(), reference, registry(image), image.platform).disk
+
+
+def boot(image: Image) -> None:
+    """Boot the published artifact as a sandbox that only says `rootdisk`; RootdiskError where it does not."""
+    reference = image.publish[0]
+    command = [sys.executable, "-m", "runner", "boot", "--network", "none", "--timeout", "120"]
+    command += ["--plain-http"] if image.plain_http else []
+    command += ["--ca-file", str(image.ca_file)] if image.ca_file else []
+    command += ["--entrypoint", "/.rootdisk/init", f"{reference.place}:{image.version}", "--", "--version"]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
+    if done.returncode or "rootdisk" not in done.stdout:
+        raise RootdiskError(f"{image.name} does not boot: {(done.stderr or done.stdout)[-500:].strip()}")
