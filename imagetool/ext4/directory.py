@@ -42,6 +42,7 @@ FILE_TYPES = {
     stat.S_IFLNK: FT_SYMLINK,
 }
 
+_PADDING = (b"", b"\0", b"\0\0", b"\0\0\0")
 Entry = tuple[bytes, int, int]  # name, inode number, file type
 
 
@@ -58,7 +59,7 @@ def blocks(
     `entries` in bytewise order of names. ValueError where two levels of index would not do (more than 10^7 names).
     """
     dots: list[Entry] = [(b".", number, FT_DIR), (b"..", parent, FT_DIR)]
-    if sum(record(name) for name, _, _ in entries) + 24 <= ROOM:
+    if sum([(len(name) + 11) & ~3 for name, _, _ in entries]) + 24 <= ROOM:  # record(), without a call a name
         return [_leaf([*dots, *entries], seed)]
     hashed = sorted((half_md4(name, hash_seed), name, inode, kind) for name, inode, kind in entries)
     leaves: list[tuple[int, list[Entry]]] = []  # first hash, entries
@@ -102,11 +103,12 @@ def _index(dots: list[Entry], leaves: list[tuple[int, list[Entry]]], seed: int) 
 
 
 def _leaf(entries: Sequence[Entry], seed: int) -> bytes:
-    parts = []
-    left = ROOM
+    parts: list[bytes] = []
+    left, pack = ROOM, DIRENT.pack
     for name, inode, kind in entries[:-1]:
-        size = record(name)
-        parts.append(DIRENT.pack(inode, size, len(name), kind) + name.ljust(size - DIRENT.size, b"\0"))
+        length = len(name)
+        size = (length + 11) & ~3
+        parts += (pack(inode, size, length, kind), name, _PADDING[size - 8 - length])
         left -= size
     name, inode, kind = entries[-1]  # the last entry's record reaches to the tail
     parts.append(DIRENT.pack(inode, left, len(name), kind) + name.ljust(left - DIRENT.size, b"\0"))

@@ -14,6 +14,7 @@ from imagetool.ext4.format import (
     EXTENT_MAX_BLOCKS,
     EXTENT_TAIL_OFFSET,
     EXTENTS_PER_BLOCK,
+    ONE_EXTENT,
 )
 
 INLINE = 4  # entries in i_block
@@ -53,6 +54,11 @@ def build(runs: Sequence[Run], blocks: Sequence[int], seed: Callable[[], int]) -
     `runs` come from merged(); `blocks` are tree_blocks(len(runs)) disk blocks for the tree; `seed` is asked for the
     inode's checksum seed when there are such blocks.
     """
+    if len(runs) == 1:  # nearly every file
+        logical, physical, count = runs[0]
+        return ONE_EXTENT.pack(
+            EXT4_EXT_MAGIC, 1, INLINE, 0, 0, logical, count, physical >> 32, physical & 0xFFFF_FFFF
+        ), []
     entries = [EXTENT.pack(logical, count, physical >> 32, physical & 0xFFFF_FFFF) for logical, physical, count in runs]
     firsts = [run[0] for run in runs]
     depth = 0

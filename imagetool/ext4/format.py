@@ -94,9 +94,9 @@ BG_INODE_UNINIT, BG_BLOCK_UNINIT, BG_INODE_ZEROED = 0x1, 0x2, 0x4
 # i_links_count, i_blocks_lo, i_flags, osd1, i_block, i_generation, i_file_acl_lo, i_size_high, i_obso_faddr,
 # l_i_blocks_high, l_i_file_acl_high, l_i_uid_high, l_i_gid_high, l_i_checksum_lo, l_i_reserved, i_extra_isize,
 # i_checksum_hi, i_ctime_extra, i_mtime_extra, i_atime_extra, i_crtime, i_crtime_extra, i_version_hi, i_projid
-INODE = struct.Struct("<HHIIIIIHHIII60sIIIIHHHHHHHHIIIIIII")
+# Before it, i_ino and i_generation, which its checksum begins with.
+NUMBERED_INODE = struct.Struct("<IIHHIIIIIHHIII60sIIIIHHHHHHHHIIIIIII")
 EXTRA_ISIZE = 32
-CHECKSUM_LO = struct.Struct("<H")
 CHECKSUM_LO_OFFSET, CHECKSUM_HI_OFFSET = 0x7C, 0x82
 EXT4_IMMUTABLE_FL, EXT4_INDEX_FL, EXT4_EXTENTS_FL = 0x10, 0x1000, 0x80000
 TIME_MIN, TIME_MAX = -(1 << 31), (1 << 31) + 3 * (1 << 32) - 1  # seconds an inode can hold
@@ -106,6 +106,7 @@ EXTENT_HEADER = struct.Struct("<HHHHI")
 EXT4_EXT_MAGIC = 0xF30A
 EXTENT = struct.Struct("<IHHI")  # ee_block, ee_len, ee_start_hi, ee_start_lo
 EXTENT_INDEX = struct.Struct("<IIHH")  # ei_block, ei_leaf_lo, ei_leaf_hi, ei_unused
+ONE_EXTENT = struct.Struct("<HHHHIIHHI36x")  # i_block with a header and one extent
 EXTENT_MAX_BLOCKS = 32768
 EXTENTS_PER_BLOCK = (BLOCK - EXTENT_HEADER.size - 4) // EXTENT.size
 EXTENT_TAIL_OFFSET = EXTENT_HEADER.size + EXTENTS_PER_BLOCK * EXTENT.size
@@ -137,7 +138,7 @@ JOURNAL_SUPERBLOCK = struct.Struct(">IIIIIIIIIIII16sI")
 JBD2_MAGIC, JBD2_SUPERBLOCK_V2 = 0xC03B3998, 4
 
 assert GROUP_DESC.size == DESC_SIZE
-assert INODE.size == 128 + EXTRA_ISIZE
+assert NUMBERED_INODE.size == 8 + 128 + EXTRA_ISIZE
 assert (EXTENTS_PER_BLOCK, EXTENT_TAIL_OFFSET) == (340, BLOCK - 4)
 assert (DX_ROOT_LIMIT, DX_NODE_LIMIT) == (507, 510)
 

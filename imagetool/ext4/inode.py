@@ -8,45 +8,50 @@ from imagetool.ext4.checksum import crc
 from imagetool.ext4.format import (
     BLOCK,
     CHECKSUM_HI_OFFSET,
-    CHECKSUM_LO,
     CHECKSUM_LO_OFFSET,
     EXTRA_ISIZE,
-    INODE,
     INODE_SIZE,
+    NUMBERED_INODE,
 )
 from imagetool.tree.model import Inode, Special
+
+_ROOM = INODE_SIZE + 8 - NUMBERED_INODE.size  # for attributes
+_NO_XATTRS = bytes(_ROOM)
+_LO, _HI = 8 + CHECKSUM_LO_OFFSET, 8 + CHECKSUM_HI_OFFSET
 
 
 def pack(
     inode: Inode,
     seed: int,
-    *,
+    number: int,
     size: int,
     links: int,
     blocks: int,
     flags: int,
     i_block: bytes,
-    xattrs: bytes = b"",
-    xattr_block: int = 0,
+    xattrs: bytes,
+    xattr_block: int,
 ) -> bytes:
-    """The inode as it stands in the table. `seed` is its checksum seed, `size` bytes, `blocks` all it uses, 4 KiB each."""
+    """Inode `number` as it stands in the table. `seed` is the disk's checksum seed, `size` bytes, `blocks` all it uses,
+    4 KiB each."""
+    uid, gid = inode.uid, inode.gid
     seconds, nanoseconds = divmod(inode.mtime_ns, 1_000_000_000)
     low = seconds & 0xFFFF_FFFF
     # EXT4_EPOCH_BITS: two bits past the signed 32, then the nanoseconds.
     extra = nanoseconds << 2 | (seconds - (low - (1 << 32) if low >> 31 else low)) >> 32 & 3
     sectors = blocks * (BLOCK // 512)
-    raw = bytearray(INODE_SIZE)
-    INODE.pack_into(
-        raw,
+    # Its number and generation come first, as they do in the checksum.
+    raw = NUMBERED_INODE.pack(
+        number,
         0,
         inode.mode,
-        inode.uid & 0xFFFF,
+        uid & 0xFFFF,
         size & 0xFFFF_FFFF,
         low,
         low,
         low,
         0,
-        inode.gid & 0xFFFF,
+        gid & 0xFFFF,
         links,
         sectors & 0xFFFF_FFFF,
         flags,
@@ -58,8 +63,8 @@ def pack(
         0,
         sectors >> 32,
         xattr_block >> 32,
-        inode.uid >> 16,
-        inode.gid >> 16,
+        uid >> 16,
+        gid >> 16,
         0,
         0,
         EXTRA_ISIZE,
@@ -71,12 +76,9 @@ def pack(
         extra,
         0,
         0,
-    )
-    raw[INODE.size : INODE.size + len(xattrs)] = xattrs
-    checksum = crc(seed, raw)
-    CHECKSUM_LO.pack_into(raw, CHECKSUM_LO_OFFSET, checksum & 0xFFFF)
-    CHECKSUM_LO.pack_into(raw, CHECKSUM_HI_OFFSET, checksum >> 16)
-    return bytes(raw)
+    ) + (xattrs.ljust(_ROOM, b"\0") if xattrs else _NO_XATTRS)
+    checksum = crc(seed, raw).to_bytes(4, "little")
+    return raw[8:_LO] + checksum[:2] + raw[_LO + 2 : _HI] + checksum[2:] + raw[_HI + 2 :]
 
 
 def device_block(inode: Special) -> bytes:

@@ -12,6 +12,8 @@ from imagetool.ext4.format import EXT4_GOOD_OLD_FIRST_INO, EXT4_LINK_MAX, EXT4_R
 from imagetool.tree.model import Directory, File, Inode, Special, Symlink, Tree
 from runner.errors import BadInput
 
+_FIRST_NS, _AFTER_NS = TIME_MIN * 1_000_000_000, (TIME_MAX + 1) * 1_000_000_000
+
 
 @dataclass(slots=True)
 class Numbers:
@@ -52,20 +54,21 @@ def assign(tree: Tree) -> Numbers:
                 layer = inode.layer if isinstance(inode, Symlink | Special) else len(others) - 1
                 others[layer].append(inode)
         for child in below:
-            if not TIME_MIN <= child.mtime_ns // 1_000_000_000 <= TIME_MAX:
+            if not _FIRST_NS <= child.mtime_ns < _AFTER_NS:
                 raise BadInput(f"{_text(path_of(found, child))}: a time that ext4 cannot hold")
         waiting.extend(reversed(below))
     found.by_number = [None] * EXT4_GOOD_OLD_FIRST_INO
     found.by_number[EXT4_ROOT_INO] = tree.root
     found.number[tree.root] = EXT4_ROOT_INO
+    number, by_number, links = found.number, found.by_number, found.links
     for lower, rest in zip(tree.layers, others, strict=False):
         found.firsts.append(len(found.by_number))
         for inode in (*lower.files, *rest):
-            seconds = inode.mtime_ns // 1_000_000_000
-            if not TIME_MIN <= seconds <= TIME_MAX:
+            if not _FIRST_NS <= inode.mtime_ns < _AFTER_NS:
+                seconds = inode.mtime_ns // 1_000_000_000
                 raise BadInput(f"a file of layer {lower.diff_id[:19]} has the time {seconds} s, which ext4 cannot hold")
-            found.number[inode] = len(found.by_number)
-            found.by_number.append(inode if not isinstance(inode, File) or inode in found.links else None)
+            number[inode] = len(by_number)
+            by_number.append(inode if inode in links or not isinstance(inode, File) else None)
     missing = [inode for inode in found.links if inode not in found.number]
     assert not missing, "a file that is in no layer's list"
     return found

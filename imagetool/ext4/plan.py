@@ -39,6 +39,8 @@ from runner.errors import BadInput, RootdiskError
 GRID_BLOCKS = 64  # metadata chunks: 256 KiB
 SLOT_ALIGN = (64 << 10) // BLOCK
 FAST_SYMLINK_BYTES = 60
+_NO_XATTRS = (b"", 0)
+_S_IFMT = 0o170000  # stat.S_IFMT is a call a name
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +176,8 @@ class _Planner:
     def own(self, number: int, runs: Sequence[Run]) -> None:
         """The runs are inode `number`'s."""
         self.runs[number] = runs
-        self.used += [(start, length) for _, start, length in runs]
+        for _, start, length in runs:
+            self.used.append((start, length))
 
     def visible(self, file: File) -> bool:
         return file in self.numbers.links
@@ -185,22 +188,26 @@ class _Planner:
 
     def directories(self) -> None:
         number = self.numbers.number
-        words = seed_words(self.hash_seed)
+        words, types = seed_words(self.hash_seed), directory.FILE_TYPES
         ordered = sorted(self.numbers.parents, key=number.__getitem__)
         for node in ordered:
             own = number[node]
             entries = [
-                (name, number[child], directory.FILE_TYPES[stat.S_IFMT(child.mode)])
-                for name, child in sorted(node.children.items())
+                (name, number[child], types[child.mode & _S_IFMT]) for name, child in sorted(node.children.items())
             ]
             parent = number[self.numbers.parents[node]]
             try:
                 blocks = directory.blocks(own, parent, entries, inode_seed(self.seed, own), words)
             except ValueError as err:
                 raise BadInput(f"{path_of_inode(self.numbers, node)}: {err}") from err
+            self.directory_blocks[own] = len(blocks)
+            if len(blocks) == 1:
+                place = self.space.take(1)
+                self.own(own, ((0, place, 1),))
+                self.meta.append((place, blocks[0]))
+                continue
             runs = self.take(len(blocks))
             self.own(own, runs)
-            self.directory_blocks[own] = len(blocks)
             places = (start + n for _, start, length in runs for n in range(length))
             self.meta += zip(places, blocks, strict=True)
 
@@ -255,7 +262,7 @@ class _Planner:
         return ((number, node) for number, node in enumerate(self.numbers.by_number) if node is not None)
 
     def superblocks(self, groups: bitmaps.Groups) -> Iterator[DiskChunk]:
-        journal = self.i_block(EXT4_JOURNAL_INO)
+        journal = extents.build(self.runs[EXT4_JOURNAL_INO], (), int)[0]
         for group in self.geometry.backups:
             raw = superblock(
                 self.geometry, self.options.uuid, self.hash_seed, self.options.time, groups, journal, group
@@ -295,27 +302,24 @@ class _Planner:
             out.append(bytes(INODE_SIZE) if node is None else self.inode(number, node))
         return b"".join(out)
 
-    def i_block(self, number: int) -> bytes:
-        if number in self.tree_blocks:
-            return self.tree_blocks[number][0]
-        return extents.build(self.runs.get(number, ()), (), int)[0]
-
     def inode(self, number: int, node: Inode) -> bytes:
-        inside, block = self.xattrs.get(number, (b"", 0))
+        inside, block = self.xattrs.get(number, _NO_XATTRS)
         links, flags = self.numbers.links.get(node, 1), EXT4_EXTENTS_FL
-        blocks = sum(length for _, _, length in self.runs.get(number, ())) + bool(block)
-        blocks += self.tree_blocks.get(number, (b"", 0))[1]
-        if isinstance(node, Directory):
+        runs = self.runs.get(number, ())
+        blocks = (runs[0][2] if len(runs) == 1 else sum([run[2] for run in runs])) + (block > 0)
+        i_block, in_tree = self.tree_blocks.get(number) or (extents.build(runs, (), int)[0], 0)
+        blocks += in_tree
+        if isinstance(node, File):
+            size = node.size
+        elif isinstance(node, Directory):
             size = self.directory_blocks[number] * BLOCK
             links = 2 + self.numbers.subdirectories(node)
             links = 1 if links >= EXT4_LINK_MAX else links  # dir_nlink: 1 means many
             flags |= EXT4_INDEX_FL if size > BLOCK else 0
-            i_block = self.i_block(number)
         elif isinstance(node, Symlink):
             size = len(node.target)
-            fast = size < FAST_SYMLINK_BYTES
-            i_block = node.target.ljust(60, b"\0") if fast else self.i_block(number)
-            flags = 0 if fast else flags
+            if size < FAST_SYMLINK_BYTES:
+                i_block, flags = node.target.ljust(60, b"\0"), 0
         elif isinstance(node, Special):
             size, flags = 0, 0
             try:
@@ -323,22 +327,10 @@ class _Planner:
             except ValueError as err:
                 raise BadInput(f"{path_of_inode(self.numbers, node)}: {err}") from err
         else:
-            size = self.geometry.journal_blocks * BLOCK if node is self.journal else 0
-            if isinstance(node, File | Slot):
-                size = node.size
+            assert isinstance(node, Slot) or node is self.journal
+            size = node.size if isinstance(node, Slot) else self.geometry.journal_blocks * BLOCK
             flags |= EXT4_IMMUTABLE_FL if isinstance(node, Slot) else 0
-            i_block = self.i_block(number)
-        return inode.pack(
-            node,
-            inode_seed(self.seed, number),
-            size=size,
-            links=links,
-            blocks=blocks,
-            flags=flags,
-            i_block=i_block,
-            xattrs=inside,
-            xattr_block=block,
-        )
+        return inode.pack(node, self.seed, number, size, links, blocks, flags, i_block, inside, block)
 
 
 def _grid(start: int, content: bytes) -> Iterable[DiskChunk]:
