@@ -172,7 +172,7 @@ class _Packer:
         self.parts.append(found.part)
         self.offset += found.part.size
         self.at = part.end
-        self.reused += len(part.chunks)
+        self.reused += sum(not chunk.zero for chunk in found.chunks)
 
     def _hole(self, end: int) -> None:
         """Zeros up to `end`."""

@@ -33,7 +33,10 @@ class Groups:
 def groups(
     geometry: Geometry, runs: Iterable[tuple[int, int]], used_inodes: list[bool], directories: Iterable[int], seed: int
 ) -> Groups:
-    """From all runs of used blocks (first, number; fixed metadata not among them) and which inode numbers are used."""
+    """From all runs of used blocks (first, number; fixed metadata not among them) and which inode numbers are used.
+
+    `used_inodes` may end early: no higher number is used.
+    """
     used = _used_blocks(geometry, runs)
     per_group = geometry.inodes_per_group
     directory_count = [0] * geometry.groups
@@ -60,7 +63,7 @@ def groups(
         if not taken:
             flags |= BG_INODE_UNINIT
         else:
-            top = max(index for index, there in enumerate(present) if there) + 1
+            top = len(present) - present[::-1].index(True)
             unused = per_group - top
             tables.append((group, geometry.inode_table(group), -(-top // INODES_PER_BLOCK)))
             inode_bits = int("".join("1" if there else "0" for there in reversed(present)), 2)

@@ -127,6 +127,12 @@ class _Planner:
         self.meta: list[tuple[int, bytes]] = []
         self.runs: dict[int, Sequence[Run]] = {}
         self.used: list[tuple[int, int]] = []
+        self.scattered: list[int] = []  # inodes whose runs need a tree
+        self.special = [  # inodes that may need blocks of another kind than file data
+            (number, node)
+            for number, node in enumerate(numbers.by_number)
+            if node is not None and (node.xattrs or isinstance(node, Symlink | Slot))
+        ]
         self.tree_blocks: dict[
             int, tuple[bytes, int]
         ] = {}  # i_block and number of tree blocks, where it is no plain tree
@@ -148,7 +154,6 @@ class _Planner:
         if self.space.next > self.geometry.blocks:
             raise TooSmall(self.space.next * BLOCK + (4 << 20))
         used_inodes = [n < 11 or i is not None for n, i in enumerate(self.numbers.by_number)]
-        used_inodes += [False] * (self.geometry.inodes + 1 - len(used_inodes))
         groups = bitmaps.groups(self.geometry, self.used, used_inodes, self.directory_blocks, self.seed)
         self.meta.append((self.runs[EXT4_JOURNAL_INO][0][1], journal_superblock(self.geometry.journal_blocks)))
         self.meta += groups.bitmaps
@@ -176,6 +181,8 @@ class _Planner:
     def own(self, number: int, runs: Sequence[Run]) -> None:
         """The runs are inode `number`'s."""
         self.runs[number] = runs
+        if len(runs) > extents.INLINE:
+            self.scattered.append(number)
         for _, start, length in runs:
             self.used.append((start, length))
 
@@ -212,7 +219,7 @@ class _Planner:
             self.meta += zip(places, blocks, strict=True)
 
     def symlinks(self) -> None:
-        for number, node in self.present():
+        for number, node in self.special:
             if isinstance(node, Symlink) and len(node.target) >= FAST_SYMLINK_BYTES:
                 if len(node.target) >= BLOCK:
                     raise BadInput(f"{path_of_inode(self.numbers, node)}: a link target longer than {BLOCK - 1} bytes")
@@ -222,7 +229,7 @@ class _Planner:
 
     def extended_attributes(self) -> None:
         shared: dict[bytes, list[int]] = {}
-        for number, node in self.present():
+        for number, node in self.special:
             if node.xattrs:
                 try:
                     inside, block = xattr.encode(node.xattrs)
@@ -241,7 +248,7 @@ class _Planner:
                     self.xattrs[number] = (self.xattrs[number][0], place)
 
     def reserve_slots(self) -> None:
-        for number, node in self.present():
+        for number, node in self.special:
             if isinstance(node, Slot):
                 blocks = node.size // BLOCK
                 start = self.space.take(blocks, SLOT_ALIGN)
@@ -249,17 +256,14 @@ class _Planner:
                 self.slots.append(SlotExtent(node.name, start * BLOCK, node.size))
 
     def extent_trees(self) -> None:
-        for number, runs in self.runs.items():
+        for number in self.scattered:
+            runs = self.runs[number]
             count = extents.tree_blocks(len(runs))
-            if count:
-                places = [self.space.take(1) for _ in range(count)]
-                self.used += [(place, 1) for place in places]
-                i_block, made = extents.build(runs, places, partial(inode_seed, self.seed, number))
-                self.tree_blocks[number] = (i_block, count)
-                self.meta += made
-
-    def present(self) -> Iterator[tuple[int, Inode]]:
-        return ((number, node) for number, node in enumerate(self.numbers.by_number) if node is not None)
+            places = [self.space.take(1) for _ in range(count)]
+            self.used += [(place, 1) for place in places]
+            i_block, made = extents.build(runs, places, partial(inode_seed, self.seed, number))
+            self.tree_blocks[number] = (i_block, count)
+            self.meta += made
 
     def superblocks(self, groups: bitmaps.Groups) -> Iterator[DiskChunk]:
         journal = extents.build(self.runs[EXT4_JOURNAL_INO], (), int)[0]

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from imagetool.oci.archives import PLAIN_LAYER, ArchiveRepository, DockerArchive, TarArchive, open_regular
-from imagetool.oci.docker import save_image
 from imagetool.oci.image import CONFIG_TYPES, ImageConfig, check_image
 from imagetool.oci.push import PIECE_BYTES, pieces
 from runner.errors import BadInput
@@ -60,6 +59,8 @@ def open_source(text: str, platform: Platform, options: RegistryOptions | None =
         elif reference.kind in ("docker-archive", "docker-daemon"):
             where = str(reference)
             if reference.kind == "docker-daemon":
+                from imagetool.oci.docker import save_image  # and with it http.client, which takes a while
+
                 archive = TarArchive(save_image(reference), where)
             else:
                 assert reference.path is not None

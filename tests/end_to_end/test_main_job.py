@@ -177,7 +177,7 @@ def test_output_is_kept_apart(demo: str, runner: Runner) -> None:
 
 
 def test_time_out(demo: str, runner: Runner) -> None:
-    done = runner.boot(demo, "echo started; sleep 100", "--timeout", "8")
+    done = runner.boot(demo, "echo started; sleep 100", "--timeout", "15")
     assert (done.returncode, done.stdout) == (124, "started\n")
 
 
