@@ -104,7 +104,7 @@ def groups(
 def _used_blocks(geometry: Geometry, runs: Iterable[tuple[int, int]]) -> dict[int, int]:
     """Bits of used blocks by group."""
     used: dict[int, int] = {}
-    for start, count in _joined(runs):
+    for start, count in runs:
         while count:
             group, first = divmod(start, BLOCKS_PER_GROUP)
             length = min(count, BLOCKS_PER_GROUP - first)
@@ -112,15 +112,3 @@ def _used_blocks(geometry: Geometry, runs: Iterable[tuple[int, int]]) -> dict[in
             start += length
             count -= length
     return used
-
-
-def _joined(runs: Iterable[tuple[int, int]]) -> Iterable[tuple[int, int]]:
-    start = end = 0
-    for first, count in runs:
-        if first != end:
-            if end > start:
-                yield start, end - start
-            start = first
-        end = first + count
-    if end > start:
-        yield start, end - start

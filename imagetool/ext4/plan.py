@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -125,8 +126,12 @@ class _Planner:
         self.seed = disk_seed(options.uuid)
         self.hash_seed = hashlib.sha256(b"rootdisk hash seed" + options.uuid).digest()[:16]
         self.meta: list[tuple[int, bytes]] = []
-        self.runs: dict[int, Sequence[Run]] = {}
+        # Where each inode's blocks are: nearly all have one run from their first block on, which takes little here.
+        self.starts = array("Q", bytes(8 * len(numbers.by_number)))
+        self.counts = array("I", bytes(4 * len(numbers.by_number)))
+        self.other_runs: dict[int, Sequence[Run]] = {}
         self.used: list[tuple[int, int]] = []
+        self.used_end = -1
         self.scattered: list[int] = []  # inodes whose runs need a tree
         self.special = [  # inodes that may need blocks of another kind than file data
             (number, node)
@@ -155,7 +160,12 @@ class _Planner:
             raise TooSmall(self.space.next * BLOCK + (4 << 20))
         used_inodes = [n < 11 or i is not None for n, i in enumerate(self.numbers.by_number)]
         groups = bitmaps.groups(self.geometry, self.used, used_inodes, self.directory_blocks, self.seed)
-        self.meta.append((self.runs[EXT4_JOURNAL_INO][0][1], journal_superblock(self.geometry.journal_blocks)))
+        self.meta.append(
+            (
+                self.starts[EXT4_JOURNAL_INO] or self.other_runs[EXT4_JOURNAL_INO][0][1],
+                journal_superblock(self.geometry.journal_blocks),
+            )
+        )
         self.meta += groups.bitmaps
         chunks += self.superblocks(groups)
         chunks += self.inode_tables(groups)
@@ -180,11 +190,27 @@ class _Planner:
 
     def own(self, number: int, runs: Sequence[Run]) -> None:
         """The runs are inode `number`'s."""
-        self.runs[number] = runs
-        if len(runs) > extents.INLINE:
-            self.scattered.append(number)
+        if len(runs) == 1 and not runs[0][0]:
+            _, self.starts[number], self.counts[number] = runs[0]
+        else:
+            self.other_runs[number] = runs
+            if len(runs) > extents.INLINE:
+                self.scattered.append(number)
         for _, start, length in runs:
+            self.use(start, length)
+
+    def runs(self, number: int) -> Sequence[Run]:
+        start = self.starts[number]
+        return ((0, start, self.counts[number]),) if start else self.other_runs.get(number, ())
+
+    def use(self, start: int, length: int) -> None:
+        """Blocks are in use: as runs, which mostly continue the last one."""
+        if start == self.used_end:
+            first, count = self.used[-1]
+            self.used[-1] = (first, count + length)
+        else:
             self.used.append((start, length))
+        self.used_end = start + length
 
     def visible(self, file: File) -> bool:
         return file in self.numbers.links
@@ -242,7 +268,7 @@ class _Planner:
             for start in range(0, len(owners), 1024):  # EXT4_XATTR_REFCOUNT_MAX
                 part = owners[start : start + 1024]
                 place = self.space.take(1)
-                self.used.append((place, 1))
+                self.use(place, 1)
                 self.meta.append((place, xattr.with_checksum(block, place, self.seed, len(part))))
                 for number in part:
                     self.xattrs[number] = (self.xattrs[number][0], place)
@@ -257,16 +283,17 @@ class _Planner:
 
     def extent_trees(self) -> None:
         for number in self.scattered:
-            runs = self.runs[number]
+            runs = self.other_runs[number]
             count = extents.tree_blocks(len(runs))
             places = [self.space.take(1) for _ in range(count)]
-            self.used += [(place, 1) for place in places]
+            for place in places:
+                self.use(place, 1)
             i_block, made = extents.build(runs, places, partial(inode_seed, self.seed, number))
             self.tree_blocks[number] = (i_block, count)
             self.meta += made
 
     def superblocks(self, groups: bitmaps.Groups) -> Iterator[DiskChunk]:
-        journal = extents.build(self.runs[EXT4_JOURNAL_INO], (), int)[0]
+        journal = extents.build(self.runs(EXT4_JOURNAL_INO), (), int)[0]
         for group in self.geometry.backups:
             raw = superblock(
                 self.geometry, self.options.uuid, self.hash_seed, self.options.time, groups, journal, group
@@ -309,7 +336,7 @@ class _Planner:
     def inode(self, number: int, node: Inode) -> bytes:
         inside, block = self.xattrs.get(number, _NO_XATTRS)
         links, flags = self.numbers.links.get(node, 1), EXT4_EXTENTS_FL
-        runs = self.runs.get(number, ())
+        runs = self.runs(number)
         blocks = (runs[0][2] if len(runs) == 1 else sum([run[2] for run in runs])) + (block > 0)
         i_block, in_tree = self.tree_blocks.get(number) or (extents.build(runs, (), int)[0], 0)
         blocks += in_tree

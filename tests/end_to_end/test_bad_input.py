@@ -67,7 +67,9 @@ def test_a_missing_tag_names_those_there_are(demo: str, empty_runner: Runner) ->
     assert "9" in one_line(done.stderr, "runner")
 
 
-@pytest.mark.parametrize("title", ["rootfs.ext4.zst.000", "rootfs.ext4.zst.002", "rootfs.ext4.chunks", "vmlinuz", "initramfs"])
+@pytest.mark.parametrize(
+    "title", ["rootfs.ext4.zst.000", "rootfs.ext4.zst.002", "rootfs.ext4.chunks", "vmlinuz", "initramfs"]
+)
 @pytest.mark.parametrize("damage", ["flipped", "cut", "gone"])
 def test_a_damaged_blob_is_found_before_boot(artifact: Path, empty_runner: Runner, title: str, damage: str) -> None:
     path = blob(artifact, title)
