@@ -92,7 +92,7 @@ class _Applier:
     def entry(self, entry: Entry) -> None:
         kind, mode, uid, gid, mtime_ns, first, second, path, target, xattrs, segments = entry
         parent_path, _, name = path.rpartition(b"/")
-        if path.startswith(b".wh.") or b"/.wh." in path:
+        if self.own is not None and (path.startswith(b".wh.") or b"/.wh." in path):
             if name == OPAQUE:
                 return self.hide(parent_path, None)
             if any(part.startswith(b".wh..wh.") for part in path.split(b"/")):
@@ -108,12 +108,13 @@ class _Applier:
         children = directory.children
         old = children.get(name)
         new: Inode
-        if path in self.files:
-            before = self.files.pop(path)
+        files = self.files
+        if path in files:
+            before = files.pop(path)
             if id(before) in self.linked:
                 self.kept.append((path, before))
         if kind == FILE:
-            new = File(
+            new = files[path] = File(
                 stat.S_IFREG | mode,
                 uid,
                 gid,
@@ -125,7 +126,6 @@ class _Applier:
                 segments=segments,
                 cut=crc32(path),
             )
-            self.files[path] = new
         elif kind == DIRECTORY:
             if isinstance(old, Directory):
                 _describe(old, mode, uid, gid, mtime_ns, xattrs)

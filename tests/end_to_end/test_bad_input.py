@@ -37,9 +37,10 @@ def empty_runner(tmp_path: Path) -> Runner:
 
 
 def blob(layout: Path, title: str) -> Path:
-    """The blob with that title in the layout's only artifact."""
-    index = json.loads((layout / "index.json").read_bytes())
-    manifest = json.loads(_file(layout, index["manifests"][0]["digest"]).read_bytes())
+    """The blob with that title in the layout's artifact `1`."""
+    listed = json.loads((layout / "index.json").read_bytes())["manifests"]
+    named = next(m for m in listed if m.get("annotations", {}).get("org.opencontainers.image.ref.name") == "1")
+    manifest = json.loads(_file(layout, named["digest"]).read_bytes())
     digests = {
         layer.get("annotations", {}).get("org.opencontainers.image.title"): layer["digest"]
         for layer in manifest["layers"]
