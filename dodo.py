@@ -30,6 +30,13 @@ DOIT_CONFIG = {
     "default_tasks": ["build"],
     "verbosity": 2,
 }
+FORCE = {
+    "name": "force",
+    "long": "force",
+    "type": bool,
+    "default": False,
+    "help": "move a version that names another disk",
+}
 LOOKS_ONLY = {"list", "help", "info", "dumpdb", "tabcompletion"}
 
 try:
@@ -118,8 +125,11 @@ def task_disk():
                 receipt(image, "kernel"),
                 str(PLACES.init(image.platform) / "init.json"),
             ],
-            "targets": [receipt(image, "disk"), str(PLACES.disk(image) / "disk.json")],
-            "uptodate": [config_changed({**recipe.settings(image), "zstandard": version("zstandard")})],
+            "targets": [receipt(image, "disk")],
+            "uptodate": [
+                config_changed({**recipe.settings(image), "zstandard": version("zstandard")}),
+                steps.disk_is_there(PLACES, image),
+            ],
         }
 
 
@@ -143,6 +153,7 @@ def task_publish():
         yield {
             "name": image.name,
             "actions": [(steps.publish, [PLACES, image])],
+            "params": [FORCE],
             "file_dep": [receipt(image, "artifact")],
             "targets": [receipt(image, "published")],
             "uptodate": [

@@ -41,6 +41,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
     build = commands.add_parser("build", parents=[common, making], help="build an image's artifact and publish it")
     build.add_argument("artifact", metavar="ARTIFACT", help="where to: registry/repository:tag or oci:DIR:TAG")
+    build.add_argument("--force", action="store_true", help="move the tag where it names something else in a registry")
     disk = commands.add_parser("disk", parents=[common, making], help="write an image's raw disk to a file")
     disk.add_argument("file", metavar="FILE")
     disk.add_argument("--plain", action="store_true", help="the image's own files and nothing added")
@@ -138,7 +139,7 @@ def _build(options: argparse.Namespace) -> int:
         inputs = recipe.inputs(image, source.manifest_digest, guest_of(init, kernel), frames.versions())
         folder, made = kept_disk(image, inputs, init, cache, source)
     artifact = publish.assembled(image, folder, boot)
-    publish.publish(artifact, image, (target,), target.tag or "latest")
+    publish.publish(artifact, image, (target,), target.tag or "latest", force=options.force)
     keep_only(cache, KEPT_DISKS)
     receipt = read_disk(folder)
     chunks = receipt["chunks"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import stat
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -24,10 +25,12 @@ from runner.artifact import (
     Process,
     SlotExtent,
 )
-from runner.errors import RootdiskError
+from runner.errors import BadInput, RegistryError, RootdiskError
 from runner.oci import OCI_MANIFEST, Digest
 from runner.reference import Reference, parse_reference
+from runner.repository import RegistryOptions, open_repository
 
+UPLOADS = 4  # blobs at once
 CMDLINE = "console=ttyS0 reboot=t panic=-1 quiet rdinit=/init"
 
 
@@ -72,9 +75,11 @@ def assembled(image: Image, packed: Path, boot: Path) -> Artifact:
     )
 
 
-def publish(artifact: Artifact, image: Image, places: tuple[Reference, ...], tag: str) -> None:
+def publish(artifact: Artifact, image: Image, places: tuple[Reference, ...], tag: str, *, force: bool = False) -> None:
     """The artifact in every place, under `tag` and its key's."""
     for reference in places:
+        if not force:
+            refuse_to_move(reference, tag, artifact.descriptor.digest, registry(image))
         target = open_target(reference, registry(image))
         try:
             push(artifact, target, (tag, artifact.key_tag))
@@ -82,12 +87,42 @@ def publish(artifact: Artifact, image: Image, places: tuple[Reference, ...], tag
             target.close()
 
 
+def refuse_to_move(place: Reference, tag: str, digest: Digest, options: RegistryOptions) -> None:
+    """BadInput where `tag` names something else in a registry: others rely on it. `latest` is there to be moved."""
+    if place.kind != "registry" or tag == "latest":
+        return
+    repository = open_repository(place, options)
+    try:
+        found = repository.resolve(tag).digest
+    except RegistryError as err:
+        if err.status not in (401, 403, 404):
+            raise
+    else:
+        if found != digest:
+            raise BadInput(
+                f"{place.place}:{tag} is {found.short} already, and this is {digest.short}",
+                "raise the version, or move the tag with --force",
+            )
+    finally:
+        repository.close()
+
+
 def push(artifact: Artifact, target: Target, tags: tuple[str, ...]) -> None:
-    """Blobs that are not there yet, then the manifest."""
-    for blob in artifact.blobs:
-        if not target.has_blob(blob.descriptor):
-            content = blob.data if isinstance(blob.data, Path) else partial(iter, [blob.data])
-            target.push_blob(blob.descriptor, content)
+    """Blobs that are not there yet, several at once, then the manifest."""
+
+    def one(blob: Blob) -> None:
+        content = blob.data if isinstance(blob.data, Path) else partial(iter, [blob.data])
+        target.push_blob(blob.descriptor, content)
+
+    blobs = {blob.descriptor.digest: blob for blob in artifact.blobs}
+    with ThreadPoolExecutor(UPLOADS, "push") as pool:
+        sent = [pool.submit(one, blob) for blob in blobs.values()]
+        try:
+            for future in sent:
+                future.result()
+        finally:
+            for future in sent:
+                future.cancel()
     target.push_manifest(artifact.manifest, OCI_MANIFEST, tags)
 
 

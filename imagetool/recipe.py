@@ -63,6 +63,11 @@ def derivation_key(inputs: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical_json(inputs)).hexdigest()
 
 
+def key_tag(derivation_key: str) -> str:
+    """The tag under which a registry serves as the build cache."""
+    return f"key-{derivation_key[:32]}"
+
+
 def explain(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     """What is different, one line an input: `recipe.size: 1073741824 -> 8589934592`."""
     old, new = dict(_leaves(before)), dict(_leaves(after))

@@ -26,6 +26,7 @@ from imagetool.config import Image
 from imagetool.receipts import read_receipt, write_receipt
 from runner.errors import RootdiskError
 from runner.oci import Digest, Platform
+from runner.reference import parse_reference
 
 if TYPE_CHECKING:
     from imagetool.artifact.manifest import Artifact
@@ -118,39 +119,66 @@ def resolve(places: Places, image: Image) -> None:
 
 @step
 def disk(places: Places, image: Image) -> None:
-    """The packed disk; taken from cache/disks/ where its key has been built."""
+    """The packed disk: as somebody has published it, as its key has been built here, or made now."""
     from imagetool.disks import kept_disk, read_disk
+    from imagetool.remote import find_built
 
     started = time.monotonic()
-    init = places.init(image.platform) / "init"
-    found, made = kept_disk(image, current_inputs(places, image), init, places.cache)
-    receipt = read_disk(found)
-    _link(found, places.disk(image))
+    inputs = current_inputs(places, image)
+    key = recipe.derivation_key(inputs)
+    here = (places.cache / "disks" / key / "disk.json").exists()
+    built = None if here else find_built(image, inputs)
+    if built is not None:
+        place, found = built
+        published = {"place": str(place.place), "digest": str(found.digest)}
+        write_receipt(places.receipt(image, "disk"), {"key": key, "inputs": inputs, "published": published})
+        _say(image.name, f"disk {key[:12]} has been built before: {place.place}@{found.digest}", started)
+        return
+    folder, made = kept_disk(image, inputs, places.init(image.platform) / "init", places.cache)
+    receipt = read_disk(folder)
+    _link(folder, places.disk(image))
     write_receipt(places.receipt(image, "disk"), receipt)
     compressed = sum(blob["size"] for blob in receipt["blobs"])
     what = f"{compressed / 1e6:.1f} MB compressed, {receipt['chunks']['reused']} chunks of earlier disks"
-    _say(image.name, f"disk {receipt['key'][:12]}, {what if made else 'is there already'}", started)
+    _say(image.name, f"disk {key[:12]}, {what if made else 'is there already'}", started)
+
+
+def disk_is_there(places: Places, image: Image) -> bool:
+    """Whether what the last run of `disk` has left is still complete."""
+    try:
+        receipt = read_receipt(places.receipt(image, "disk"))
+        return "published" in receipt or read_receipt(places.disk(image) / "disk.json")["key"] == receipt["key"]
+    except (RootdiskError, KeyError):
+        return False
 
 
 @step
 def pack(places: Places, image: Image) -> None:
     """The artifact's config and manifest, of a disk and a kernel."""
-    artifact = _artifact(places, image)
-    size = sum(blob.descriptor.size for blob in artifact.blobs)
-    receipt = {"digest": str(artifact.descriptor.digest), "size": size, "key": artifact.key_tag}
-    write_receipt(places.receipt(image, "artifact"), receipt)
+    receipt = read_receipt(places.receipt(image, "disk"))
+    if "published" in receipt:
+        made = {"digest": receipt["published"]["digest"], "key": recipe.key_tag(receipt["key"])}
+    else:
+        artifact = _artifact(places, image)
+        size = sum(blob.descriptor.size for blob in artifact.blobs)
+        made = {"digest": str(artifact.descriptor.digest), "size": size, "key": artifact.key_tag}
+    write_receipt(places.receipt(image, "artifact"), made)
 
 
 @step
-def publish(places: Places, image: Image) -> None:
+def publish(places: Places, image: Image, force: bool = False) -> None:
     """The artifact, in every target."""
-    from imagetool import publish
+    from imagetool import publish, remote
 
     started = time.monotonic()
-    artifact = _artifact(places, image)
-    publish.publish(artifact, image, image.publish, image.version)
+    receipt = read_receipt(places.receipt(image, "disk"))
+    digest = Digest.parse(read_receipt(places.receipt(image, "artifact"))["digest"])
+    if "published" in receipt:
+        remote.publish_built(image, parse_reference(receipt["published"]["place"]), digest, receipt["key"], force=force)
+    else:
+        publish.publish(_artifact(places, image), image, image.publish, image.version, force=force)
     targets = [f"{target.place}:{image.version}" for target in image.publish]
-    write_receipt(places.receipt(image, "published"), {"digest": str(artifact.descriptor.digest), "targets": targets})
+    write_receipt(places.receipt(image, "published"), {"digest": str(digest), "targets": targets})
     for target in targets:
         _say(image.name, f"published {target}", started)
 

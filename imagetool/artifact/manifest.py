@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from imagetool import recipe
 from imagetool.artifact.reuse import BLOB, blob_name
 from runner.artifact import (
     ARTIFACT_TYPE,
@@ -80,12 +81,7 @@ def assemble(
         annotations,
     )
     raw = canonical_json(manifest.to_json())
-    return Artifact(raw, (config_blob, *layers), key_tag(config.derivation_key))
-
-
-def key_tag(derivation_key: str) -> str:
-    """The tag under which a registry serves as the build cache."""
-    return f"key-{derivation_key[:32]}"
+    return Artifact(raw, (config_blob, *layers), recipe.key_tag(config.derivation_key))
 
 
 def _descriptor(media_type: str, digest: Digest, size: int) -> Descriptor:

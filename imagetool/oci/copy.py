@@ -30,16 +30,19 @@ def copy(source: str, destination: str, options: RegistryOptions | None = None) 
         found = repository.resolve(from_.name)
         target = open_target(to, options)
         stack.callback(target.close)
-        return _copy(repository, target, found, (to.tag,), 0)
+        return copy_manifest(repository, target, found, (to.tag,))
 
 
-def _copy(repository: Repository, target: Target, found: Descriptor, tags: tuple[str, ...], depth: int) -> Digest:
+def copy_manifest(
+    repository: Repository, target: Target, found: Descriptor, tags: tuple[str, ...], depth: int = 0
+) -> Digest:
+    """The manifest `found` and all it needs from `repository` to `target`; an index has its children copied first."""
     raw = repository.manifest(found)
     if found.media_type in INDEX_TYPES:
         if depth == INDEX_MAX_DEPTH:
             raise BadInput(f"{found.digest}: indexes are nested more than {INDEX_MAX_DEPTH} deep")
         for child in Index.parse(raw).manifests:
-            _copy(repository, target, child, (), depth + 1)
+            copy_manifest(repository, target, child, (), depth + 1)
     elif found.media_type in MANIFEST_TYPES:
         manifest = Manifest.parse(raw)
         for blob in (manifest.config, *manifest.layers):

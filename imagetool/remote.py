@@ -1,0 +1,95 @@
+"""The registry as a build cache: what somebody has built from the same inputs is not built again.
+
+Every artifact is published under a tag made of its derivation key. Such a tag is a claim, by whoever may push there: it is
+believed only where the config says exactly our inputs and the chunk index is the config's disk.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from imagetool import recipe
+from imagetool.build import registry
+from imagetool.config import Image
+from imagetool.oci.copy import copy_manifest
+from imagetool.oci.push import open_target
+from imagetool.publish import refuse_to_move
+from runner.artifact import ArtifactConfig, ArtifactManifest, ChunkIndex
+from runner.errors import BadInput, RegistryError, RootdiskError
+from runner.fetch import CONFIG_MAX_BYTES, INDEX_MAX_BYTES
+from runner.oci import Descriptor, Digest, Manifest
+from runner.reference import Reference
+from runner.repository import Repository, open_repository, read_blob
+
+
+def find_built(image: Image, inputs: Mapping[str, Any]) -> tuple[Reference, Descriptor] | None:
+    """The first of the image's targets that has the artifact of `inputs`, and its manifest's descriptor.
+
+    A target that has it not, or has another thing under its name, counts as a miss; the latter with a warning. RegistryError
+    where a target cannot be asked at all: then it could not be published to either.
+    """
+    tag = recipe.key_tag(recipe.derivation_key(inputs))
+    for place in image.publish:
+        if place.path is not None and not (place.path / "oci-layout").exists():
+            continue
+        repository = open_repository(place, registry(image))
+        try:
+            found = _resolved(repository, tag)
+            if found is not None:
+                _check(repository, found, inputs, image)
+                return place, found
+        except RegistryError:
+            raise
+        except RootdiskError as err:
+            print(f"{image.name}: {place.place}:{tag} is not believed, so it is built: {err}", file=sys.stderr)
+        finally:
+            repository.close()
+    return None
+
+
+def publish_built(image: Image, place: Reference, digest: Digest, key: str, *, force: bool = False) -> None:
+    """The artifact `digest`, which lies at `place`, under the version's and the key's tag in every target."""
+    tags = (image.version, recipe.key_tag(key))
+    repository = open_repository(place, registry(image))
+    try:
+        found = repository.resolve(digest)
+        for reference in image.publish:
+            if not force:
+                refuse_to_move(reference, image.version, digest, registry(image))
+            target = open_target(reference, registry(image))
+            try:
+                if reference.place == place.place:
+                    target.push_manifest(repository.manifest(found), found.media_type, tags)
+                else:
+                    copy_manifest(repository, target, found, tags)
+            finally:
+                target.close()
+    finally:
+        repository.close()
+
+
+def _resolved(repository: Repository, tag: str) -> Descriptor | None:
+    try:
+        return repository.resolve(tag)
+    except RegistryError as err:
+        # Many registries hide from strangers what is not there.
+        if err.status in (401, 403, 404):
+            return None
+        raise
+    except BadInput:
+        return None
+
+
+def _check(repository: Repository, found: Descriptor, inputs: Mapping[str, Any], image: Image) -> None:
+    """RootdiskError where the manifest is not the artifact of `inputs`."""
+    roles = ArtifactManifest.of(Manifest.parse(repository.manifest(found)))
+    config = ArtifactConfig.parse(read_blob(repository, roles.config, CONFIG_MAX_BYTES))
+    if config.derivation_key != recipe.derivation_key(inputs) or dict(config.inputs) != dict(inputs):
+        raise BadInput("it was made of other inputs")
+    if config.platform != image.platform:
+        raise BadInput(f"it is for {config.platform}")
+    index = ChunkIndex.parse(read_blob(repository, roles.chunks, INDEX_MAX_BYTES))
+    if index.disk_digest() != config.disk_digest or index.blob_end > roles.disk_bytes:
+        raise BadInput("its chunk index is not that of its disk")

@@ -1,0 +1,136 @@
+"""A registry as the build cache of clean machines: found, believed only when it is right; and tags that do not move."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from imagetool.oci.push import open_target
+from runner.artifact import CONFIG_TYPE, ArtifactConfig
+from runner.oci import OCI_MANIFEST, Descriptor, Digest, Manifest, canonical_json
+from runner.reference import parse_reference
+from runner.repository import open_repository, read_blob
+from tests.end_to_end.conftest import ROOT, run
+from tests.support.layouts import write_layout
+from tests.support.registry import RunningRegistry, needs_registry
+from tests.support.tars import END, directory, file
+
+pytestmark = needs_registry
+
+
+class Machine:
+    """A clean CI machine: a project of its own that publishes to a common registry."""
+
+    def __init__(self, place: Path, layout: Path, target: str, env: str = "1") -> None:
+        self.place = place
+        (place / "cache").mkdir(parents=True)
+        shutil.copy(ROOT / "dodo.py", place)
+        (place / "images.toml").write_text(
+            f'[image.app]\nsource = "oci:{layout}:t"\npublish = "{target}"\nplain_http = true\nkernel = "none"\n'
+            f'size = "64MiB"\n[image.app.env]\nA = "{env}"\n'
+        )
+
+    def build(self, *arguments: str) -> tuple[int, str]:
+        done = run("doit", *(arguments or ("build",)), cwd=self.place)
+        return done.returncode, done.stdout + done.stderr
+
+    def digest(self) -> str:
+        return str(json.loads((self.place / "cache/app/published.json").read_bytes())["digest"])
+
+    @property
+    def made(self) -> bool:
+        return (self.place / "cache/disks").exists()
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Path:
+    layers = [directory(b"etc") + file(b"etc/f", b"1" * 9000) + END, file(b"app", b"2") + END]
+    write_layout(tmp_path / "source", "t", layers)
+    return tmp_path / "source"
+
+
+def test_a_clean_machine_builds_nothing(tmp_path: Path, layout: Path, registry: RunningRegistry) -> None:
+    target = f"{registry.name}/cached/a"
+    first, second = (Machine(tmp_path / name, layout, target) for name in ("first", "second"))
+    assert first.build()[0] == 0
+    assert first.made
+    status, said = second.build()
+    assert status == 0, said
+    assert f"has been built before: {target}@{first.digest()}" in said
+    assert not second.made
+    assert second.digest() == first.digest()
+    assert second.build()[1].count("-- ") >= 5  # and doit knows that it is done
+    # A third publishes what it finds in one place to another too.
+    third = Machine(tmp_path / "third", layout, target)
+    text = (third.place / "images.toml").read_text()
+    (third.place / "images.toml").write_text(
+        text.replace(f'"{target}"', f'["{target}", "{registry.name}/cached/other"]')
+    )
+    assert third.build()[0] == 0
+    assert not third.made
+    repository = open_repository(parse_reference(f"{registry.name}/cached/other"), registry.options)
+    assert str(repository.resolve("1").digest) == first.digest()
+
+
+def forged(registry: RunningRegistry, target: str, key: str, how: str) -> None:
+    """Another thing under the key's tag: a config that says other inputs, or the right ones and another disk."""
+    repository = open_repository(parse_reference(target), registry.options)
+    found = repository.resolve(key)
+    manifest = Manifest.parse(repository.manifest(found))
+    config = ArtifactConfig.parse(read_blob(repository, manifest.config, 1 << 20))
+    if how == "inputs":
+        config = replace(config, inputs={**config.inputs, "source": "sha256:" + "0" * 64})
+    elif how == "key":
+        config = replace(config, derivation_key="0" * 64)
+    else:
+        config = replace(config, disk_digest=Digest.of(b"another disk"))
+    place = open_target(parse_reference(target), registry.options)
+    raw = canonical_json(config.to_json())
+    described = Descriptor(CONFIG_TYPE, Digest.of(raw), len(raw))
+    place.push_blob(described, lambda: iter([raw]))
+    place.push_manifest(canonical_json(replace(manifest, config=described).to_json()), OCI_MANIFEST, (key,))
+    place.close()
+
+
+@pytest.mark.parametrize("how", ["inputs", "key", "disk"])
+def test_a_forged_key_is_found_out(tmp_path: Path, layout: Path, registry: RunningRegistry, how: str) -> None:
+    target = f"{registry.name}/forged/{how}"
+    first, second = (Machine(tmp_path / name, layout, target) for name in ("first", "second"))
+    assert first.build()[0] == 0
+    key = json.loads((first.place / "cache/app/artifact.json").read_bytes())["key"]
+    forged(registry, target, key, how)
+    status, said = second.build()
+    assert status == 0, said
+    assert f"app: {target}:{key} is not believed, so it is built" in said
+    assert second.made
+    assert second.digest() == first.digest()
+    repository = open_repository(parse_reference(target), registry.options)
+    assert str(repository.resolve(key).digest) == first.digest()  # and mended
+
+
+def test_a_version_does_not_move(tmp_path: Path, layout: Path, registry: RunningRegistry) -> None:
+    target = f"{registry.name}/versions/a"
+    first = Machine(tmp_path / "first", layout, target)
+    second = Machine(tmp_path / "second", layout, target, env="2")
+    assert first.build()[0] == 0
+    status, said = second.build()
+    assert status != 0
+    assert f"{target}:1 is {first.digest().partition(':')[2][:12]} already" in said
+    assert "--force" in said
+    repository = open_repository(parse_reference(target), registry.options)
+    assert str(repository.resolve("1").digest) == first.digest()
+    status, said = second.build("publish:app", "--force")
+    assert status == 0, said
+    assert str(repository.resolve("1").digest) == second.digest() != first.digest()
+
+
+def test_a_registry_that_is_not_there(tmp_path: Path, layout: Path) -> None:
+    machine = Machine(tmp_path / "machine", layout, "127.0.0.1:1/a/b")
+    status, said = machine.build()
+    assert status != 0
+    assert "connection refused" in said
+    assert "Traceback" not in said
