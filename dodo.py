@@ -180,6 +180,26 @@ def task_check():
         }
 
 
+def task_prune():
+    """Say what may go from the targets: unused keys, versions past --keep N; --delete removes them."""
+    for image in IMAGES:
+        yield {
+            "name": image.name,
+            "actions": [(steps.prune, [PLACES, image])],
+            "params": [
+                {"name": "delete", "long": "delete", "type": bool, "default": False, "help": "remove it"},
+                {
+                    "name": "keep",
+                    "long": "keep",
+                    "type": int,
+                    "default": 0,
+                    "help": "how many versions to keep; 0: all",
+                },
+            ],
+            "uptodate": [False],
+        }
+
+
 def task_explain():
     """Say which input has changed since the last build."""
     for image in IMAGES:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line: build, disk, copy; inspect, ls, stat, cat, diff."""
+    """The command line: build, disk, copy, index, prune; inspect, ls, stat, cat, diff."""
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--json", action="store_true", help="write results as JSON")
     common.add_argument("--debug", action="store_true", help="show commands and tracebacks")
@@ -71,6 +71,15 @@ def parser() -> argparse.ArgumentParser:
     )
     copy.add_argument("source", metavar="FROM")
     copy.add_argument("target", metavar="TO")
+    index = commands.add_parser("index", parents=[common], help="give artifacts for several platforms one name")
+    index.add_argument("target", metavar="TARGET", help="registry/repository:tag or oci:DIR:TAG")
+    index.add_argument("sources", metavar="ARTIFACT", nargs="+")
+    prune = commands.add_parser(
+        "prune", parents=[common], help="say which tags of a repository may go: unused keys, old versions"
+    )
+    prune.add_argument("place", metavar="REPOSITORY", help="registry/repository or oci:DIR")
+    prune.add_argument("--keep", type=int, metavar="N", help="versions to keep; all when left out")
+    prune.add_argument("--delete", action="store_true", help="and remove them")
     return top
 
 
@@ -104,6 +113,8 @@ def _run(options: argparse.Namespace) -> int:
         "stat": _stat,
         "cat": _cat,
         "diff": _diff,
+        "index": _index,
+        "prune": _prune,
     }
     return commands[options.command](options)
 
@@ -265,6 +276,22 @@ def _copy(options: argparse.Namespace) -> int:
 
     digest = copy(options.source, options.target, _registry(options))
     print(json.dumps({"digest": str(digest)}) if options.json else digest)
+    return 0
+
+
+def _index(options: argparse.Namespace) -> int:
+    from imagetool.oci.index import make_index
+
+    digest = make_index(options.target, options.sources, _registry(options))
+    print(json.dumps({"digest": str(digest)}) if options.json else digest)
+    return 0
+
+
+def _prune(options: argparse.Namespace) -> int:
+    from imagetool.remote import prune
+
+    for tag, digest in prune(parse_reference(options.place), _registry(options), options.keep, delete=options.delete):
+        print(json.dumps({"tag": tag, "digest": str(digest)}) if options.json else f"{tag} {digest}")
     return 0
 
 

@@ -6,6 +6,7 @@ believed only where the config says exactly our inputs and the chunk index is th
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -14,14 +15,15 @@ from imagetool import recipe
 from imagetool.build import registry
 from imagetool.config import Image
 from imagetool.oci.copy import copy_manifest
+from imagetool.oci.prune import outdated
 from imagetool.oci.push import open_target
 from imagetool.publish import refuse_to_move
 from runner.artifact import ArtifactConfig, ArtifactManifest, ChunkIndex
 from runner.errors import BadInput, RegistryError, RootdiskError
 from runner.fetch import CONFIG_MAX_BYTES, INDEX_MAX_BYTES
-from runner.oci import Descriptor, Digest, Manifest
+from runner.oci import INDEX_TYPES, Descriptor, Digest, Index, Manifest
 from runner.reference import Reference
-from runner.repository import Repository, open_repository, read_blob
+from runner.repository import RegistryOptions, Repository, open_repository, read_blob
 
 
 def find_built(image: Image, inputs: Mapping[str, Any]) -> tuple[Reference, Descriptor] | None:
@@ -68,6 +70,27 @@ def publish_built(image: Image, place: Reference, digest: Digest, key: str, *, f
                 target.close()
     finally:
         repository.close()
+
+
+def prune(place: Reference, options: RegistryOptions, keep: int | None, *, delete: bool) -> list[tuple[str, Digest]]:
+    """Tags of `place` past the policy (imagetool/oci/prune.py), and removed if `delete`."""
+    with (
+        contextlib.closing(open_repository(place, options)) as repository,
+        contextlib.closing(open_target(place, options)) as target,
+    ):
+
+        def children(digest: Digest) -> list[Digest]:
+            found = repository.resolve(digest)
+            if found.media_type not in INDEX_TYPES:
+                return []
+            return [item.digest for item in Index.parse(repository.manifest(found)).manifests]
+
+        tags = target.tags()
+        old = [(tag, tags[tag]) for tag in outdated(tags, children, keep)]
+        if delete:
+            for digest in dict.fromkeys(digest for _, digest in old):
+                target.remove(digest)
+        return old
 
 
 def _resolved(repository: Repository, tag: str) -> Descriptor | None:

@@ -213,6 +213,19 @@ def check(places: Places, image: Image) -> None:
 
 
 @step
+def prune(places: Places, image: Image, delete: bool = False, keep: int = 0) -> None:
+    """Old versions and unused keys in the image's targets; `keep` 0 keeps all versions."""
+    from imagetool import build, remote
+
+    for place in image.publish:
+        old = remote.prune(place, build.registry(image), keep or None, delete=delete)
+        for tag, digest in old:
+            print(f"{image.name}: {'removed' if delete else 'would remove'} {place.place}:{tag} ({digest.short})")
+        if not old:
+            print(f"{image.name}: nothing to remove from {place.place}")
+
+
+@step
 def explain(places: Places, image: Image) -> None:
     """Why the next build would make another disk than the last."""
     receipt = places.receipt(image, "disk")

@@ -1,8 +1,9 @@
-"""Copying images and artifacts between registries and OCI layouts, byte for byte, every blob verified."""
+"""Copying images and artifacts between registries, OCI layouts and OCI archives, byte for byte, every blob verified."""
 
 from __future__ import annotations
 
 import contextlib
+from functools import partial
 
 from imagetool.oci.archives import ArchiveRepository, TarArchive
 from imagetool.oci.push import Target, open_target
@@ -30,27 +31,32 @@ def copy(source: str, destination: str, options: RegistryOptions | None = None) 
         found = repository.resolve(from_.name)
         target = open_target(to, options)
         stack.callback(target.close)
-        return copy_manifest(repository, target, found, (to.tag,))
+        mount = from_.repository if from_.kind == "registry" and from_.registry == to.registry else ""
+        return copy_manifest(repository, target, found, (to.tag,), mount)
 
 
 def copy_manifest(
-    repository: Repository, target: Target, found: Descriptor, tags: tuple[str, ...], depth: int = 0
+    repository: Repository,
+    target: Target,
+    found: Descriptor,
+    tags: tuple[str, ...],
+    mount: str = "",
+    depth: int = 0,
 ) -> Digest:
-    """The manifest `found` and all it needs from `repository` to `target`; an index has its children copied first."""
+    """The manifest `found` and all it needs from `repository` to `target`; an index has its children copied first.
+
+    `mount` is the name of `repository` in the target's own registry, if that is where it is.
+    """
     raw = repository.manifest(found)
     if found.media_type in INDEX_TYPES:
         if depth == INDEX_MAX_DEPTH:
             raise BadInput(f"{found.digest}: indexes are nested more than {INDEX_MAX_DEPTH} deep")
         for child in Index.parse(raw).manifests:
-            copy_manifest(repository, target, child, (), depth + 1)
+            copy_manifest(repository, target, child, (), mount, depth + 1)
     elif found.media_type in MANIFEST_TYPES:
         manifest = Manifest.parse(raw)
         for blob in (manifest.config, *manifest.layers):
-            _copy_blob(repository, target, blob)
+            target.push_blob(blob, partial(repository.blob, blob), mount=mount)
     else:
         raise Unsupported(f"{found.digest}: a manifest of type {found.media_type!r:.120}")
     return target.push_manifest(raw, found.media_type, tags)
-
-
-def _copy_blob(repository: Repository, target: Target, blob: Descriptor) -> None:
-    target.push_blob(blob, lambda: repository.blob(blob))

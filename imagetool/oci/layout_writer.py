@@ -56,7 +56,7 @@ class LayoutTarget:
                 return False
             return found.st_size == descriptor.size  # a blob gets its name only after it was checked
 
-    def push_blob(self, descriptor: Descriptor, content: Content) -> None:
+    def push_blob(self, descriptor: Descriptor, content: Content, *, mount: str = "") -> None:
         if self.has_blob(descriptor):
             return
         with self._blobs(descriptor.digest) as folder:
@@ -74,6 +74,20 @@ class LayoutTarget:
             with self._locked():
                 self._list(descriptor, tags)
         return digest
+
+    def tags(self) -> dict[str, Digest]:
+        listed = LayoutRepository(self._path)
+        try:
+            return {tag: item.digest for item in listed.index().manifests if (tag := item.annotations.get(REF_NAME))}
+        finally:
+            listed.close()
+
+    def remove(self, digest: Digest) -> None:
+        """No entry of index.json leads to `digest` any more; blobs stay, as other writers may rely on them."""
+        with self._locked():
+            index = dict(self._read_index())
+            index["manifests"] = [item for item in index["manifests"] if item.get("digest") != str(digest)]
+            _write(self._directory, "index.json", iter([canonical_json(index)]))
 
     def _list(self, descriptor: Descriptor, tags: Sequence[str]) -> None:
         """Point `tags` to `descriptor` in index.json; all other entries stay as they are, unknown fields included."""

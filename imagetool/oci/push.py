@@ -25,14 +25,23 @@ class Target(Protocol):
 
     def has_blob(self, descriptor: Descriptor) -> bool: ...
 
-    def push_blob(self, descriptor: Descriptor, content: Content) -> None:
-        """Write one blob, unless it is there; DigestMismatch where `content` is not what `descriptor` says."""
+    def push_blob(self, descriptor: Descriptor, content: Content, *, mount: str = "") -> None:
+        """Write one blob, unless it is there; DigestMismatch where `content` is not what `descriptor` says.
+
+        `mount` is a repository of the same registry that has it, "" where none is known.
+        """
 
     def push_manifest(self, raw: bytes, media_type: str, tags: Sequence[str]) -> Digest:
         """Write a manifest or index whose blobs are there, and point `tags` to it; its digest.
 
         A tag "" means listed without a name; no tags at all means stored only, as the children of an index are.
         """
+
+    def tags(self) -> dict[str, Digest]:
+        """Every tag there is, and the manifest it names."""
+
+    def remove(self, digest: Digest) -> None:
+        """Remove a manifest, and with it all tags that name it."""
 
     def close(self) -> None: ...
 
@@ -47,7 +56,11 @@ def open_target(reference: Reference, options: RegistryOptions | None = None) ->
         from imagetool.oci.layout_writer import LayoutTarget
 
         return LayoutTarget(reference.path)
-    raise BadInput(f"{reference}: cannot be written to", "write to a registry or to oci:DIR:TAG")
+    if reference.kind == "oci-archive" and reference.path is not None:
+        from imagetool.oci.archive_target import ArchiveTarget
+
+        return ArchiveTarget(reference.path)
+    raise BadInput(f"{reference}: cannot be written to", "write to a registry, oci:DIR:TAG or oci-archive:FILE:TAG")
 
 
 def pieces(content: Content) -> Iterator[bytes]:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
-from urllib.parse import urljoin, urlsplit, urlunsplit
+from urllib.parse import urlencode, urljoin, urlsplit, urlunsplit
 
 from imagetool.oci.push import Content, pieces
-from runner.errors import BadInput, DigestMismatch, RegistryError
-from runner.oci import INDEX_TYPES, MANIFEST_MAX_BYTES, MANIFEST_TYPES, Descriptor, Digest
+from runner.errors import BadInput, DigestMismatch, RegistryError, Unsupported
+from runner.oci import INDEX_TYPES, MANIFEST_MAX_BYTES, MANIFEST_TYPES, Descriptor, Digest, parse_json
+from runner.registry import RegistryRepository
 from runner.registry_client import RegistryClient, Retry
 from runner.repository import RegistryOptions, check_manifest, verified
 
+TAGS_PAGE = 1000
+TAGS_MAX_COUNT = 100_000
+_NEXT = re.compile(r"\s*<([^>]*)>\s*;\s*rel=\"?next")
 SLOW_BYTES_PER_S = 1 << 20
 _OCTETS = {"Content-Type": "application/octet-stream"}
 
@@ -20,6 +25,7 @@ class RegistryTarget:
 
     def __init__(self, registry: str, repository: str, options: RegistryOptions) -> None:
         self.client = RegistryClient(registry, repository, options)
+        self._place = registry, repository, options
         self._retry_s = options.give_up_s
 
     def close(self) -> None:
@@ -38,8 +44,8 @@ class RegistryTarget:
 
         return Retry(self._retry_s).run(once)
 
-    def push_blob(self, descriptor: Descriptor, content: Content) -> None:
-        if self.has_blob(descriptor):
+    def push_blob(self, descriptor: Descriptor, content: Content, *, mount: str = "") -> None:
+        if self.has_blob(descriptor) or (mount and self._mounted(descriptor, mount)):
             return
         body = _Body(descriptor, content)
 
@@ -61,6 +67,15 @@ class RegistryTarget:
         # An upload that broke late may start over, so the time it took counts as well.
         Retry(self._retry_s + descriptor.size / SLOW_BYTES_PER_S).run(once)
 
+    def _mounted(self, descriptor: Descriptor, repository: str) -> bool:
+        """distribution-spec, "Mounting a blob from another repository"; a registry may start an upload instead."""
+        query = urlencode({"mount": str(descriptor.digest), "from": repository})
+        try:
+            with self.client.request("POST", f"blobs/uploads/?{query}", expect=(201, 202)) as response:
+                return response.status_code == 201
+        except RegistryError:
+            return False  # no right to look there, or not known: sending it tells more
+
     def push_manifest(self, raw: bytes, media_type: str, tags: Sequence[str]) -> Digest:
         digest = Digest.of(raw)
         if len(raw) > MANIFEST_MAX_BYTES:
@@ -68,6 +83,38 @@ class RegistryTarget:
         for name in [tag for tag in tags if tag] or [str(digest)]:
             self._put_manifest(name, raw, media_type, digest)
         return digest
+
+    def tags(self) -> dict[str, Digest]:
+        """distribution-spec, "Listing tags": every tag and the manifest it names."""
+        names: list[str] = []
+        path = f"tags/list?n={TAGS_PAGE}"
+        while path:
+            raw, headers = self.client.get(path, MANIFEST_MAX_BYTES, {})
+            listed = parse_json(raw, f"{self.client.name}: tags").get("tags") or []
+            if len(names) + len(listed) > TAGS_MAX_COUNT:
+                raise BadInput(f"{self.client.name}: more than {TAGS_MAX_COUNT} tags")
+            names += map(str, listed)
+            found = _NEXT.match(headers.get("Link", ""))
+            path = found[1] if found else ""
+        repository = RegistryRepository(*self._place)
+        try:
+            return {name: repository.resolve(name).digest for name in names}
+        finally:
+            repository.close()
+
+    def remove(self, digest: Digest) -> None:
+        def once() -> None:
+            with self.client.request("DELETE", f"manifests/{digest}", expect=(200, 202, 404)):
+                pass
+
+        try:
+            Retry(self._retry_s).run(once)
+        except RegistryError as err:
+            if err.status == 405:
+                raise Unsupported(
+                    f"{self.client.name}: this registry does not delete", "it has a setting for it"
+                ) from err
+            raise
 
     def _put_manifest(self, name: str, raw: bytes, media_type: str, digest: Digest) -> None:
         def once() -> str:

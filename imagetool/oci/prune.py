@@ -1,0 +1,33 @@
+"""What may go from a repository of artifacts: old versions, and keys that lead to nothing that a version needs.
+
+Artifacts have no dates, so versions are ordered by their names: 1.9 before 1.10.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Mapping
+
+from runner.oci import Digest
+
+_KEY = re.compile(r"key-[0-9a-f]{32}\Z")
+
+
+def outdated(
+    tags: Mapping[str, Digest], children: Callable[[Digest], Collection[Digest]], keep: int | None
+) -> list[str]:
+    """Tags to remove, sorted: all but the last `keep` versions (None: no version), and the keys of what is left unused.
+
+    `children` gives what an index lists. No tag is named whose manifest a version that stays needs.
+    """
+    versions = sorted((tag for tag in tags if not _KEY.match(tag) and tag != "latest"), key=_natural)
+    dropped = set(versions[: max(len(versions) - keep, 0)]) if keep is not None else set()
+    needed: set[Digest] = set()
+    for tag in tags.keys() - dropped:
+        if not _KEY.match(tag):
+            needed |= {tags[tag], *children(tags[tag])}
+    return sorted(tag for tag in tags if (tag in dropped or _KEY.match(tag)) and tags[tag] not in needed)
+
+
+def _natural(tag: str) -> list[tuple[int, int, str]]:
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", tag) if part]

@@ -1,0 +1,146 @@
+"""Copies that keep digests, indexes over platforms, mounts, and what pruning leaves: with docker-registry and skopeo."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from imagetool.oci.copy import copy
+from imagetool.oci.index import make_index
+from imagetool.oci.prune import outdated
+from imagetool.oci.push import open_target
+from imagetool.oci.sources import open_source
+from imagetool.remote import prune
+from runner.errors import BadInput
+from runner.oci import OCI_INDEX, Digest, Index, Platform
+from runner.reference import parse_reference
+from runner.repository import open_repository
+from tests.imagetool.oci.test_sources import AMD64, ARM64, check_content, skopeo, write_image, write_index
+from tests.support.registry import RunningRegistry, needs_registry, run_registry
+
+needs_skopeo = pytest.mark.skipif(shutil.which("skopeo") is None, reason="skopeo is not installed")
+
+
+@pytest.fixture
+def registry(tmp_path: Path):  # type: ignore[no-untyped-def]
+    with run_registry(tmp_path / "registry") as running:
+        yield running
+
+
+@needs_skopeo
+def test_copies_to_an_archive(tmp_path: Path) -> None:
+    """By us to an archive, by skopeo out of it, and back by us: one digest, and the same archive twice."""
+    wanted = write_index(tmp_path / "l", "multi", zstd=False)
+    for name in ("a.tar", "b.tar"):
+        assert copy(f"oci:{tmp_path}/l:multi", f"oci-archive:{tmp_path}/{name}:v1") == wanted
+    assert (tmp_path / "a.tar").read_bytes() == (tmp_path / "b.tar").read_bytes()
+    skopeo("copy", "--all", "--preserve-digests", f"oci-archive:{tmp_path}/a.tar:v1", f"oci:{tmp_path}/by-skopeo:x")
+    assert Digest.of(skopeo("inspect", "--raw", f"oci:{tmp_path}/by-skopeo:x")) == wanted
+    assert copy(f"oci-archive:{tmp_path}/a.tar:v1", f"oci:{tmp_path}/back:x") == wanted
+    with open_source(f"oci-archive:{tmp_path}/a.tar:v1", ARM64) as image:
+        check_content(image)
+    with pytest.raises(BadInput, match="is there already"):
+        copy(f"oci:{tmp_path}/l:multi", f"oci-archive:{tmp_path}/a.tar:v1")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tar", "b.tar", "back", "by-skopeo", "l"]
+
+
+@needs_registry
+@needs_skopeo
+def test_an_index_over_platforms(tmp_path: Path, registry: RunningRegistry) -> None:
+    """Two images of one repository and a third of a layout become one name; skopeo and we choose from it alike."""
+    arm = Platform("linux", "arm", "v7")
+    for platform in (AMD64, ARM64, arm):
+        write_image(tmp_path / "l", str(platform).replace("/", "-"), platform, zstd=False)
+    place = f"{registry.name}/some/image"
+    for name in ("linux-amd64", "linux-arm64"):
+        copy(f"oci:{tmp_path}/l:{name}", f"{place}:{name}", registry.options)
+    names = [f"{place}:linux-amd64", f"{place}:linux-arm64", f"oci:{tmp_path}/l:linux-arm-v7"]
+    digest = make_index(f"{place}:1", names, registry.options)
+    for platform in (AMD64, ARM64, arm):
+        with open_source(f"{place}:1", platform, registry.options) as image:
+            assert image.config.platform == platform
+            check_content(image)
+    raw = skopeo("inspect", "--raw", "--tls-verify=false", f"docker://{place}:1")
+    assert Digest.of(raw) == digest
+    assert [str(item.platform) for item in Index.parse(raw).manifests] == ["linux/amd64", "linux/arm/v7", "linux/arm64"]
+    # an index of an index is flat, in any order the same, and one platform is named once
+    assert make_index(f"{place}:2", [names[2], f"{place}:linux-arm64", names[0]], registry.options) == digest
+    with pytest.raises(BadInput, match="a second one for linux/amd64"):
+        make_index(f"{place}:3", [f"{place}:1", names[0]], registry.options)
+    with pytest.raises(BadInput, match="needs a tag"):
+        make_index(f"oci:{tmp_path}/l", names, registry.options)
+
+
+@needs_registry
+def test_blobs_are_mounted(tmp_path: Path, registry: RunningRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within a registry nothing is read or sent again."""
+    wanted = write_image(tmp_path / "l", "v1").digest
+    copy(f"oci:{tmp_path}/l:v1", f"{registry.name}/first/image:v1", registry.options)
+    read: list[object] = []
+    from runner.registry import RegistryRepository
+
+    monkeypatch.setattr(RegistryRepository, "blob", lambda *arguments: read.append(arguments))
+    assert copy(f"{registry.name}/first/image:v1", f"{registry.name}/second/image:v1", registry.options) == wanted
+    assert read == []
+
+
+D = [Digest.of(bytes([n])) for n in range(9)]
+KEYS = [f"key-{n:032x}" for n in range(9)]
+
+
+@pytest.mark.parametrize(
+    ("tags", "keep", "gone"),
+    [
+        ({"1": D[1], KEYS[1]: D[1], KEYS[2]: D[2]}, None, [KEYS[2]]),
+        ({"1.9": D[1], "1.10": D[2], "1.2": D[3], KEYS[3]: D[3]}, 2, ["1.2", KEYS[3]]),
+        ({"1": D[1], "2": D[1], KEYS[1]: D[1]}, 1, []),  # the same artifact under a name that stays
+        ({"latest": D[1], "1": D[1], "2": D[2], KEYS[1]: D[1]}, 1, []),
+        ({"1": D[8], KEYS[1]: D[1], KEYS[2]: D[2], KEYS[3]: D[3]}, None, [KEYS[3]]),  # 8 is an index of 1 and 2
+        ({"v1": D[1], "v2": D[2], "main": D[3]}, 0, ["main", "v1", "v2"]),
+        ({"key-short": D[1], "key-" + "g" * 32: D[2]}, None, []),  # not ours
+        ({}, 3, []),
+    ],
+)
+def test_what_is_outdated(tags: dict[str, Digest], keep: int | None, gone: list[str]) -> None:
+    assert outdated(tags, lambda digest: [D[1], D[2]] if digest == D[8] else [], keep) == gone
+
+
+@needs_registry
+def test_pruning_a_registry(tmp_path: Path, registry: RunningRegistry) -> None:
+    place = f"{registry.name}/some/image"
+    for number, variant in enumerate(("v5", "v6", "v7")):
+        write_image(tmp_path / "l", str(number), Platform("linux", "arm", variant), variant=True)
+        copy(f"oci:{tmp_path}/l:{number}", f"{place}:1.{number}", registry.options)
+        copy(f"oci:{tmp_path}/l:{number}", f"{place}:{KEYS[number]}", registry.options)
+    make_index(f"{place}:2.0", [f"{place}:1.0"], registry.options)
+    reference = parse_reference(place)
+    target = open_target(reference, registry.options)
+    before = target.tags()
+    assert len(before) == 7
+    wanted = ["1.1", KEYS[1]]  # 1.0 is in the index of 2.0
+    assert [tag for tag, _ in prune(reference, registry.options, 2, delete=False)] == wanted
+    assert target.tags() == before
+    assert [tag for tag, _ in prune(reference, registry.options, 2, delete=True)] == wanted
+    assert target.tags() == {tag: digest for tag, digest in before.items() if tag not in wanted}
+    for name, platform in (("2.0", "v5"), ("1.2", "v7")):
+        with open_source(f"{place}:{name}", Platform("linux", "arm", platform), registry.options) as image:
+            check_content(image)
+    target.close()
+
+
+def test_pruning_a_layout(tmp_path: Path) -> None:
+    for number, platform in enumerate((AMD64, ARM64)):
+        write_image(tmp_path / "l", str(number), platform)
+    reference = parse_reference(f"oci:{tmp_path}/l")
+    assert [tag for tag, _ in prune(reference, None, 1, delete=True)] == ["0"]  # type: ignore[arg-type]
+    with open_source(f"oci:{tmp_path}/l:1", ARM64) as image:
+        check_content(image)
+    assert json.loads((tmp_path / "l/index.json").read_bytes())["mediaType"] == OCI_INDEX
+    assert set(open_target(reference).tags()) == {"1"}
+    done = subprocess.run(["ls", tmp_path / "l/blobs/sha256"], capture_output=True, text=True, check=True)
+    assert len(done.stdout.split()) >= 4
+    open_repository(reference).close()
