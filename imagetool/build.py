@@ -9,22 +9,24 @@ from __future__ import annotations
 import contextlib
 import gc
 import hashlib
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+from uuid import UUID
 
 from imagetool import layers as layer_data
+from imagetool import recipe
 from imagetool.artifact.pack import Packed, pack
 from imagetool.artifact.reuse import Earlier
 from imagetool.config import Image
-from imagetool.ext4 import DiskOptions, Plan, plan, write_disk
+from imagetool.ext4 import BIG_BYTES, BLOCK, DiskOptions, Plan, plan, write_disk
 from imagetool.layout.additions import Additions, add
 from imagetool.layout.certificates import check_certificates
 from imagetool.oci.image import ImageConfig
 from imagetool.oci.sources import SourceImage, open_source
 from imagetool.tree.merge import merge
-from imagetool.tree.model import BytesSource, File, Source
+from imagetool.tree.model import BytesSource, File, Source, Tree
 from runner.artifact import LayerInodes, Process, SlotExtent
 from runner.errors import BadInput
 from runner.repository import RegistryOptions
@@ -67,7 +69,7 @@ def make_disk(
         Earlier(sorted((cache / "disks").glob("[0-9a-f]*"))) as earlier,
         _no_cycles(),
     ):
-        sources, made, identity = _planned(image, source, layers, init)
+        sources, made, identity = _planned(image, source, layers, init, cache)
         packed = pack(made, sources, out, earlier=earlier, progress=progress)
     process = image.process.apply(source.config.process)
     digest = str(source.manifest_digest)
@@ -77,21 +79,45 @@ def make_disk(
 def make_raw(image: Image, source: SourceImage, init: bytes | None, out: Path, cache: Path) -> None:
     """Only the raw, sparse disk of `image`, as the new file `out`; without `init` its own tree and nothing added."""
     with layer_data.opened(source, cache) as layers, _no_cycles():
-        sources, made, _ = _planned(image, source, layers, init)
+        sources, made, _ = _planned(image, source, layers, init, cache)
         write_disk(made, sources, out)
 
 
 def _planned(
-    image: Image, source: SourceImage, layers: list[layer_data.LayerData], init: bytes | None
-) -> tuple[list[Source], Plan, uuid.UUID]:
+    image: Image, source: SourceImage, layers: list[layer_data.LayerData], init: bytes | None, cache: Path
+) -> tuple[list[Source], Plan, UUID]:
     """Layers to tree, additions into the tree, tree to plan; where the plan's bytes are read from, and the disk's UUID."""
     tree = merge(layer_data.scanned(layers))
     sources: list[Source] = list(layers)
     if init is not None:
         additions = _additions(image, source.config, init)
         sources.append(BytesSource(add(tree, lambda file: _read(sources, file), additions)))
-    identity = _uuid(tree.layers[0].diff_id, image.name)
-    return sources, plan(tree, DiskOptions(image.size, identity.bytes)), identity
+    uuid = _uuid(tree.layers[0].diff_id, image.name)
+    names, identity = _identities(image, tree, uuid)
+    kept = layer_data.kept_directories(cache, names)
+    made = plan(tree, DiskOptions(image.size, uuid.bytes, directories=kept, identity=identity))
+    if made.directories is not kept:
+        layer_data.keep_directories(cache, names, made.directories)
+    return sources, made, uuid
+
+
+def _identities(image: Image, tree: Tree, uuid: UUID) -> tuple[str, bytes]:
+    """What decides the directories' content, and what decides the inodes of all layers but the last, the additions.
+
+    The tree is decided by the layers and what is added to them; of added files the names and how many blocks they take.
+    """
+    added = tree.layers[-1]
+    below: dict[str, Any] = {
+        "writer": recipe.WRITER_VERSION,
+        "uuid": str(uuid),
+        "layers": [layer.diff_id for layer in tree.layers if not layer.names],
+        "names": [name.hex() for name in added.names],
+    }
+    names = recipe.derivation_key(below)
+    below["size"] = image.size
+    below["owners"] = recipe.settings(image)["recipe"]["owners"]
+    below["blocks"] = [(-(-file.size // BLOCK), file.size < BIG_BYTES) for file in added.files if added.names]
+    return names, bytes.fromhex(recipe.derivation_key(below))
 
 
 @contextlib.contextmanager
@@ -120,12 +146,12 @@ def _additions(image: Image, config: ImageConfig, init: bytes) -> Additions:
     )
 
 
-def _uuid(base: str, name: str) -> uuid.UUID:
+def _uuid(base: str, name: str) -> UUID:
     """The disk's UUID, the same in all versions on one base layer.
 
     Every metadata checksum starts from it, so a UUID of the content would change all metadata chunks in each version.
     """
-    return uuid.UUID(bytes=hashlib.sha256(f"rootdisk\0{base}\0{name}".encode()).digest()[:16], version=4)
+    return UUID(bytes=hashlib.sha256(f"rootdisk\0{base}\0{name}".encode()).digest()[:16], version=4)
 
 
 def _read(sources: list[Source], file: File) -> bytes:

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from imagetool.ext4 import Directories
 from imagetool.oci.sources import LayerBlob, SourceImage
 from imagetool.tree.index import TarIndex
 from imagetool.tree.inflate import Inflated, inflate
@@ -24,6 +25,7 @@ from runner.errors import BadInput, RootdiskError
 
 PARALLEL = 2
 ENTRIES_MAX_COUNT = 1 << 23  # of all layers; some 300 bytes of memory each
+KEPT_DIRECTORIES = 16
 HEAP_MAX_BYTES = 512 << 20  # their names and attributes
 
 
@@ -110,6 +112,25 @@ def scanned(layers: list[LayerData]) -> list[tuple[str, TarIndex]]:
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
     return found
+
+
+def kept_directories(cache: Path, names: str) -> Directories | None:
+    """The directories' content that `names` decides, where it has been kept."""
+    path = cache / "indexes" / f"directories-{names}"
+    with contextlib.suppress(OSError, RootdiskError):
+        os.utime(path)
+        return Directories.unpack(path.read_bytes())
+    return None
+
+
+def keep_directories(cache: Path, names: str, directories: Directories) -> None:
+    """Keep them, and the last few others."""
+    indexes = cache / "indexes"
+    _remember(indexes / f"directories-{names}", directories.pack())
+    with contextlib.suppress(OSError):  # another process may remove the same
+        kept = sorted(indexes.glob("directories-*"), key=lambda path: path.stat().st_mtime)
+        for path in kept[:-KEPT_DIRECTORIES]:
+            path.unlink()
 
 
 def _unnamed(folder: Path) -> int:

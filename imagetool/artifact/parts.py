@@ -44,7 +44,7 @@ def divide(chunks: Sequence[DiskChunk], disk_size: int) -> list[Part]:
     firsts, size = [0], 0
     for number, (before, chunk) in enumerate(itertools.pairwise(chunks), 1):
         size += before.length
-        chosen = before.key is not None and int.from_bytes(before.key[:4]) % MEAN_CHUNKS == 0
+        chosen = before.key is not None and before.layer >= 0 and int.from_bytes(before.key[:4]) % MEAN_CHUNKS == 0
         if before.layer != chunk.layer or (size >= minimum and chosen) or size + chunk.length > MAX_BYTES:
             firsts.append(number)
             size = 0

@@ -15,8 +15,8 @@ _PIECE = struct.Struct("<IQI")
 class DiskChunk:
     """A run of the disk, `offset` and `length` in bytes, both multiples of 4096. Safe to render on any thread.
 
-    `key` names the bytes of a data chunk: it is the sha256 of the layer's diff ID and the pieces, so equal keys are
-    equal bytes, now and in earlier disks. Metadata has None.
+    `key` names the bytes: equal keys are equal bytes, now and in earlier disks. A data chunk's is the sha256 of the
+    layer's diff ID and the pieces; most metadata has None.
     """
 
     __slots__ = ("key", "layer", "length", "offset")
@@ -57,8 +57,8 @@ class MetadataChunk(DiskChunk):
 
     __slots__ = ("_make",)
 
-    def __init__(self, offset: int, length: int, make: Callable[[], bytes]) -> None:
-        super().__init__(offset, length, -1, None)
+    def __init__(self, offset: int, length: int, make: Callable[[], bytes], key: bytes | None = None) -> None:
+        super().__init__(offset, length, -1, key)
         self._make = make
 
     def render(self, sources: Sequence[Source]) -> bytes:

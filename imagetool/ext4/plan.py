@@ -17,6 +17,7 @@ from functools import partial
 from imagetool.ext4 import bitmaps, directory, extents, inode, xattr
 from imagetool.ext4.checksum import disk_seed, inode_seed
 from imagetool.ext4.chunk import DiskChunk, MetadataChunk
+from imagetool.ext4.directories import Directories
 from imagetool.ext4.extents import Run
 from imagetool.ext4.format import (
     BLOCK,
@@ -46,11 +47,17 @@ _S_IFMT = 0o170000  # stat.S_IFMT is a call a name
 
 @dataclass(frozen=True, slots=True)
 class DiskOptions:
-    """`size` is the disk's bytes, `uuid` 16 bytes, `time` the superblock's times in seconds."""
+    """`size` is the disk's bytes, `uuid` 16 bytes, `time` the superblock's times in seconds.
+
+    `directories` are those of an earlier plan of a tree with the same names, layers and UUID. `identity` decides all
+    inodes but those of the last layer, beside these options: it names the chunks of inode tables, b"" for no names.
+    """
 
     size: int
     uuid: bytes
     time: int = 0
+    directories: Directories | None = None
+    identity: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +72,7 @@ class Plan:
     chunks: Sequence[DiskChunk]
     free_bytes: int
     layers: tuple[LayerInodes, ...]
+    directories: Directories
 
 
 def plan(tree: Tree, options: DiskOptions) -> Plan:
@@ -125,7 +133,7 @@ class _Planner:
         self.space = Space(geometry)
         self.seed = disk_seed(options.uuid)
         self.hash_seed = hashlib.sha256(b"rootdisk hash seed" + options.uuid).digest()[:16]
-        self.meta: list[tuple[int, bytes]] = []
+        self.meta: list[tuple[int, bytes | memoryview]] = []
         # Where each inode's blocks are: nearly all have one run from their first block on, which takes little here.
         self.starts = array("Q", bytes(8 * len(numbers.by_number)))
         self.counts = array("I", bytes(4 * len(numbers.by_number)))
@@ -147,7 +155,11 @@ class _Planner:
         self.journal = Inode(stat.S_IFREG | 0o600, mtime_ns=options.time * 1_000_000_000)
 
     def plan(self) -> Plan:
-        self.directories()
+        ordered = sorted(self.numbers.parents, key=self.numbers.number.__getitem__)
+        directories = self.options.directories
+        if directories is None or len(directories.counts) != len(ordered):
+            directories = self.directories(ordered)
+        self.place_directories(ordered, directories)
         self.symlinks()
         self.extended_attributes()
         self.own(EXT4_JOURNAL_INO, self.take(self.geometry.journal_blocks))
@@ -178,6 +190,7 @@ class _Planner:
             chunks,
             groups.free_blocks * BLOCK,
             tuple(LayerInodes(layer.diff_id, first) for layer, first in layers),
+            directories,
         )
 
     def take(self, count: int) -> list[Run]:
@@ -219,10 +232,10 @@ class _Planner:
         if file in self.numbers.links:
             self.own(self.numbers.number[file], runs)
 
-    def directories(self) -> None:
-        number = self.numbers.number
-        words, types = seed_words(self.hash_seed), directory.FILE_TYPES
-        ordered = sorted(self.numbers.parents, key=number.__getitem__)
+    def directories(self, ordered: Sequence[Directory]) -> Directories:
+        """The content of the directories."""
+        number, types, words = self.numbers.number, directory.FILE_TYPES, seed_words(self.hash_seed)
+        counts, content = array("I"), []
         for node in ordered:
             own = number[node]
             entries = [
@@ -233,6 +246,14 @@ class _Planner:
                 blocks = directory.blocks(own, parent, entries, inode_seed(self.seed, own), words)
             except ValueError as err:
                 raise BadInput(f"{path_of_inode(self.numbers, node)}: {err}") from err
+            counts.append(len(blocks))
+            content += blocks
+        return Directories(counts, b"".join(content))
+
+    def place_directories(self, ordered: Sequence[Directory], directories: Directories) -> None:
+        number = self.numbers.number
+        for node, blocks in zip(ordered, directories.blocks(), strict=True):
+            own = number[node]
             self.directory_blocks[own] = len(blocks)
             if len(blocks) == 1:
                 place = self.space.take(1)
@@ -309,7 +330,12 @@ class _Planner:
                 count = min(GRID_BLOCKS, blocks - done)
                 number = group * per_group + 1 + done * BLOCK // INODE_SIZE
                 make = partial(self.inodes, number, count * BLOCK // INODE_SIZE)
-                yield MetadataChunk((start + done) * BLOCK, count * BLOCK, make)
+                after = number + count * BLOCK // INODE_SIZE
+                key = None
+                if self.options.identity and after <= self.numbers.firsts[-1]:
+                    what = f"rootdisk inodes 1\0{number}\0{after}\0".encode()
+                    key = hashlib.sha256(what + self.options.identity).digest()
+                yield MetadataChunk((start + done) * BLOCK, count * BLOCK, make, key)
 
     def metadata(self) -> Iterator[DiskChunk]:
         self.meta.sort(key=lambda item: item[0])
@@ -371,5 +397,5 @@ def _grid(start: int, content: bytes) -> Iterable[DiskChunk]:
         yield MetadataChunk(start * BLOCK + offset, len(part), partial(bytes, part))
 
 
-def _join(meta: list[tuple[int, bytes]], start: int, end: int) -> bytes:
+def _join(meta: list[tuple[int, bytes | memoryview]], start: int, end: int) -> bytes:
     return b"".join([content for _, content in meta[start:end]])

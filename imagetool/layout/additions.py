@@ -103,6 +103,7 @@ class _Room:
         self.number = number
         self.data = bytearray()
         self.files_by_path: dict[bytes, File] = {}
+        self.others: list[bytes] = []  # paths of directories and slots
 
     def put(self, parent: Directory, path: bytes, data: bytes, like: Inode) -> None:
         """A file at `path`, the last name of it in `parent`, with the metadata of `like`."""
@@ -134,14 +135,17 @@ class _Room:
         for name, data in certificates.items():
             if data is not None:
                 room.children[b"tls"] = tls
+                self.others.append(ROOM + b"/tls")
                 self.put(tls, ROOM + b"/tls/" + name, data, read_only)
         for slot, size in additions.slots.items():
             room.children[slot.encode()] = Slot(slot, size)
+            self.others.append(b"%b/%b %d" % (ROOM, slot.encode(), size))
 
     def finish(self) -> bytes:
         data = bytes(self.data)
         files = [self.files_by_path[path] for path in sorted(self.files_by_path)]
-        self.tree.layers.append(Layer("rootdisk:" + hashlib.sha256(data).hexdigest(), files))
+        names = (*sorted(self.files_by_path), *self.others)
+        self.tree.layers.append(Layer("rootdisk:" + hashlib.sha256(data).hexdigest(), files, names))
         return data
 
 
@@ -156,14 +160,14 @@ def _own(tree: Tree, read: ReadFile, owners: tuple[Owner, ...], room: _Room) -> 
         accounts, (uid, gid) = _ids(tree, accounts, owner)
         node = _resolve(tree, owner.path.encode("utf-8", "surrogateescape"))
         if node is None and owner.create:
-            node = _make_directory(tree, owner.path, room.number)
+            node = _make_directory(tree, owner.path, room)
         if node is None:
             raise BadInput(f"owners: the image has no {owner.path}", "mend the path, or add create = true")
         _chown(node, uid, gid)
     if accounts == before:
         return
     if not isinstance(etc, Directory):
-        etc = _make_directory(tree, "/etc", room.number)
+        etc = _make_directory(tree, "/etc", room)
     for name in ("passwd", "group", "shadow", "gshadow"):
         data = getattr(accounts, name)
         if data != getattr(before, name):
@@ -225,12 +229,13 @@ def _chown(top: Inode, uid: int, gid: int) -> None:
             waiting.extend(inode.children.values())
 
 
-def _make_directory(tree: Tree, path: str, layer: int) -> Directory:
+def _make_directory(tree: Tree, path: str, room: _Room) -> Directory:
     node = tree.root
     for name in path.encode("utf-8", "surrogateescape").strip(b"/").split(b"/"):
         child = node.children.get(name)
         if child is None:
-            child = node.children[name] = Directory(layer=layer)
+            child = node.children[name] = Directory(layer=room.number)
+            room.others.append(path.encode("utf-8", "surrogateescape"))
         if not isinstance(child, Directory):
             raise BadInput(f"owners: {path} cannot be made: a part of it is no directory")
         node = child

@@ -1,0 +1,56 @@
+"""The content of all directories, which is the same wherever they lie: made once, and kept for the next disk."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import zstandard
+
+from imagetool.ext4.format import BLOCK
+from runner.errors import BadInput
+
+_HEAD = struct.Struct("<8s32sQ")
+_MAGIC = b"RDNAMES1"
+_MAX_BYTES = 4 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Directories:
+    """In the order of their inode numbers: how many blocks each has, and all blocks."""
+
+    counts: array[int]
+    content: bytes
+
+    def blocks(self) -> Iterator[list[memoryview]]:
+        """Each directory's blocks."""
+        view = memoryview(self.content)
+        at = 0
+        for count in self.counts:
+            yield [view[start : start + BLOCK] for start in range(at, at + count * BLOCK, BLOCK)]
+            at += count * BLOCK
+
+    def pack(self) -> bytes:
+        """For a file in the cache; of this machine's byte order, as the cache is."""
+        body = zstandard.ZstdCompressor(level=1).compress(self.counts.tobytes() + self.content)
+        return _HEAD.pack(_MAGIC, hashlib.sha256(body).digest(), len(self.counts)) + body
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> Directories:
+        """What pack() wrote; BadInput where it is damaged: make it again."""
+        try:
+            magic, digest, count = _HEAD.unpack_from(raw)
+            body = memoryview(raw)[_HEAD.size :]
+            if magic != _MAGIC or hashlib.sha256(body).digest() != digest:
+                raise BadInput("the directories are damaged")
+            both = zstandard.ZstdDecompressor().decompress(body, max_output_size=_MAX_BYTES)
+        except (struct.error, zstandard.ZstdError) as err:
+            raise BadInput("the directories are damaged") from err
+        counts = array("I", both[: count * array("I").itemsize])
+        found = cls(counts, both[count * counts.itemsize :])
+        if len(counts) != count or sum(counts) * BLOCK != len(found.content):
+            raise BadInput("the directories are damaged")
+        return found
