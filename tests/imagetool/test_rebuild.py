@@ -31,6 +31,12 @@ SANDBOX = (
     + file(b"sandbox/large", b"x" * 5000)
     + file(b"sandbox/other", b"y" * 5000, uid=5, gid=5)
 )
+# So many inodes that whole tables hold none of what is added, and one whose extents need a block behind all data.
+MANY = b"".join(file(b"zz-many/%04d" % n) for n in range(1200))
+SCATTERED = pax(
+    [(b"GNU.sparse.size", b"900000"), (b"GNU.sparse.map", b",".join(b"%d,1" % (n * 100_000) for n in range(9)))]
+)
+MANY += SCATTERED + file(b"a-scattered-file", b"123456789")
 CERTIFICATES = [trustme.CA().cert_pem.bytes() for _ in range(2)]
 
 
@@ -74,7 +80,7 @@ CHANGES: list[dict[str, object]] = [
 def test_every_way_from_one_to_another(tmp_path: Path, seed: int) -> None:
     """Each change made on top of all before it, in a random order, beside the same on a clean machine."""
     chance = random.Random(seed)
-    stack = [random_stack(seed, 60)[0] + PASSWD + SANDBOX, *random_stack(seed, 60)[1:]]
+    stack = [random_stack(seed, 60)[0] + PASSWD + SANDBOX + MANY, *random_stack(seed, 60)[1:]]
     write_layout(tmp_path / "l", "t", [layer + END for layer in stack])
     order = [*CHANGES, *chance.sample(CHANGES, 5)]
     chance.shuffle(order)
