@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5, help="measured runs of each row (5)")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, metavar="PART", help=", ".join(PARTS))
-    parser.add_argument("--small", action="store_true", help="tiny images, one round: does everything run?")
+    parser.add_argument("--small", action="store_true", help="tiny images, one run, nothing fetched: does it work?")
     parser.add_argument("--out", type=Path, default=CACHE, help="where result.json and result.svg go (cache/bench)")
     options = parser.parse_args(argv)
     measure(options.rounds, options.only, options.small, options.out)
@@ -45,7 +45,7 @@ def measure(rounds: int, only: Sequence[str], small: bool, out: Path) -> None:
     images = Images(CACHE / "images")
     make_kit(CACHE / "kit", images.many(30))
     with tempfile.TemporaryDirectory(prefix=".work-", dir=CACHE) as name:
-        bench = Bench(Path(name), Peers(CACHE / "peers"), 0 if small else rounds, CACHE / "kit")
+        bench = Bench(Path(name), Peers(CACHE / "peers", fetch=not small), 0 if small else rounds, CACHE / "kit")
         once = Bench(bench.work, bench.peers, 0, bench.kit)
         parts = _parts(bench, once, images, small)
         rows: list[Row] = []

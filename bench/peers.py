@@ -30,9 +30,10 @@ class Missing(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Peers:
-    """Programs by name; Missing where one is not to be had."""
+    """Programs by name; Missing where one is not to be had. Without `fetch`, what is not here already is missing."""
 
     folder: Path
+    fetch: bool = True
 
     def installed(self, *names: str) -> None:
         """That the distribution's programs are here."""
@@ -52,6 +53,8 @@ class Peers:
     def _got(self, name: str, program: str, get: Callable[[Path], None]) -> Path:
         place = self.folder / name
         if not (place / program).exists():
+            if not self.fetch:
+                raise Missing(f"{name} not fetched")
             self.folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=self.folder) as work:
                 try:
