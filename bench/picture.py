@@ -8,10 +8,10 @@ from html import escape
 
 from bench.rows import Point, Row
 
-WIDTH, LEFT, LINE = 860, 360, 26
+WIDTH, LEFT, LINE = 880, 370, 26
 PLOT = 260
 STYLE = """
-text { fill: #222 } .soft { fill: #666 } .bar { fill: #0a7d5f } .bad { fill: #c2410c } .goal, .axis { stroke: #555 }
+text { fill: #222 } .soft { fill: #666 } .bar { fill: #0a7d5f } .bad { fill: #c2410c } .plain { fill: #8a8a8a } .goal, .axis { stroke: #555 }
 .curve { stroke: #0a7d5f; fill: none } .dot { fill: #0a7d5f } .ideal { stroke: #888; stroke-dasharray: 4 3 }
 @media (prefers-color-scheme: dark) {
   text { fill: #e4e4e4 } .soft { fill: #aaa } .bar, .dot { fill: #3ecf9f } .bad { fill: #fb923c }
@@ -38,8 +38,15 @@ def picture(rows: Sequence[Row], points: Sequence[Point]) -> str:
 
 def _bars(rows: Sequence[Row]) -> tuple[list[str], int]:
     """A bar a row: the median as a share of the goal, where there is one, else of the other's; the goal is the line."""
-    parts = [_text(0, 16, "Wall time, ours by the goal: the line is the goal, a bar up to it meets it", "soft")]
-    y, unit = 30, (WIDTH - LEFT - 110) / 1.5
+    parts = [
+        _text(
+            0,
+            16,
+            "Wall time: the line is the goal (with none: the peer), a bar up to it meets it; grey bars have no goal",
+            "soft",
+        )
+    ]
+    y, unit = 30, (WIDTH - LEFT - 150) / 1.5
     for row in rows:
         name = f"{row.work} · {row.against}" if row.against else row.work
         parts.append(_text(0, y + 15, name))
@@ -50,10 +57,10 @@ def _bars(rows: Sequence[Row]) -> tuple[list[str], int]:
         else:
             middle = found[1]
             share = min(middle / (goal or 1.0), 1.5)
-            kind = "bad" if row.met("wall") is False or row.fault else "bar"
+            kind = {None: "plain", True: "bar", False: "bad"}[row.met("wall")]
             parts.append(f'<rect class="{kind}" x="{LEFT}" y="{y + 3}" width="{share * unit:.1f}" height="16"/>')
             of = "×" if row.theirs else "s"
-            words = f"{middle:.3f} {of}" + (f" of ≤ {goal:g}" if goal else "")
+            words = f"{middle:.3f} {of}" + (f", goal {goal:g}" if goal else "")
             parts.append(_text(LEFT + share * unit + 6, y + 15, words))
         y += LINE
     x = LEFT + unit
