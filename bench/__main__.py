@@ -56,13 +56,17 @@ def measure(rounds: int, only: Sequence[str], small: bool, out: Path) -> None:
                 points = scale.points(once, images, *((SMALL_FILES, SMALL_SIZES) if small else (FILES, SIZES)))
             else:
                 rows += parts[part]()
+            _write(out, bench.rounds, rows, points)  # so far: a long run may be stopped
     print(table(rows))
     if points:
         print(f"\n{points_table(points)}")
+
+
+def _write(out: Path, rounds: int, rows: Sequence[Row], points: Sequence[Point]) -> None:
     out.mkdir(parents=True, exist_ok=True)
     result = {
         "machine": {"processors": os.cpu_count(), "system": platform.freedesktop_os_release().get("PRETTY_NAME", "")},
-        "rounds": bench.rounds,
+        "rounds": rounds,
         "rows": [row.to_json() for row in rows],
         "points": [point.to_json() for point in points],
     }
