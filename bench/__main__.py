@@ -12,6 +12,7 @@ import platform
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from bench import conversion, project, scale, starts, transfer
@@ -24,7 +25,7 @@ from bench.work import Bench, make_kit
 
 CACHE = Path(__file__).resolve().parents[1] / "cache" / "bench"
 FILES, SIZES = (1_000, 10_000, 100_000, 300_000), (10**7, 10**8, 10**9, 4 * 10**9)
-SMALL_FILES, SMALL_SIZES = (30, 300), (10**6, 4 * 10**6)
+SMALL_FILES, SMALL_SIZES = (300,), (4 * 10**6,)
 IDLE = {1: 0.5, 50: 1.0}
 PARTS = ("convert", "transfer", "rebuild", "idle", "start", "large", "scale")
 
@@ -45,8 +46,10 @@ def measure(rounds: int, only: Sequence[str], small: bool, out: Path) -> None:
     images = Images(CACHE / "images")
     make_kit(CACHE / "kit", images.many(30))
     with tempfile.TemporaryDirectory(prefix=".work-", dir=CACHE) as name:
-        bench = Bench(Path(name), Peers(CACHE / "peers", fetch=not small), 0 if small else rounds, CACHE / "kit")
-        once = Bench(bench.work, bench.peers, 0, bench.kit)
+        bench = Bench(
+            Path(name), Peers(CACHE / "peers", fetch=not small), 0 if small else rounds, CACHE / "kit", settle=not small
+        )
+        once = replace(bench, rounds=0)
         parts = _parts(bench, once, images, small)
         rows: list[Row] = []
         points: list[Point] = []

@@ -32,10 +32,10 @@ def disk_by_microsandbox(bench: Bench, image: Path) -> Row:
 
             pull = [str(msb), "pull", "--insecure", "--quiet", "--materialize", "flat", reference]
             return compared(
+                bench,
                 Row(work, against, goals),
                 bench.ours("ours", ["disk", "--plain", "--plain-http", reference, str(disk)], disk),
                 Contender(against, pull, homeless, {"HOME": str(home)}),
-                bench.rounds,
                 lambda: same(disk, next(home.glob(".microsandbox/cache/flat/blobs/*.raw"))),
             )
     except Missing as err:
@@ -73,6 +73,6 @@ def _by_umoci(row: Row, bench: Bench, ours: Contender, command: Sequence[str], c
     except Missing as err:
         return replace(row, missing=str(err))
     try:
-        return compared(row, ours, Contender(row.against, command, lambda: clean(peer)), bench.rounds, check)
+        return compared(bench, row, ours, Contender(row.against, command, lambda: clean(peer)), check)
     finally:
         clean(peer)

@@ -49,12 +49,6 @@ def make(folder: Path, layers: Sequence[Writer], config: Mapping[str, Any], base
     partial.rename(folder)
 
 
-def layer_sizes(folder: Path) -> list[int]:
-    """Compressed bytes of each layer."""
-    manifest, _ = _read(folder)
-    return [int(layer["size"]) for layer in manifest["layers"]]
-
-
 def _below(base: Path, blobs: Path) -> list[tuple[dict[str, Any], str]]:
     """The layers of `base` but its last, their blobs linked."""
     manifest, config = _read(base)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 LAUNCH = Path(__file__).with_name("launch.py")
-WATCH_S = 0.01
+WATCH_S = 0.02
 
 
 class Failed(Exception):
@@ -51,10 +51,11 @@ class Measured:
     peak_bytes: int
 
 
-def run(contender: Contender, watch: Callable[[int], None] | None = None) -> Run:
+def run(contender: Contender, watch: Callable[[int], None] | None = None, settle: bool = True) -> Run:
     """Run it once; Failed where it ends otherwise than it should."""
     contender.prepare()
-    os.sync()  # what others have written so far is not this run's to wait for
+    if settle:
+        os.sync()  # what others have written so far is not this run's to wait for
     reading, writing = os.pipe()
     try:
         process = subprocess.Popen(
@@ -83,7 +84,10 @@ def run(contender: Contender, watch: Callable[[int], None] | None = None) -> Run
 
 
 def interleaved(
-    contenders: Sequence[Contender], rounds: int, after_first: Callable[[], None] = lambda: None
+    contenders: Sequence[Contender],
+    rounds: int,
+    after_first: Callable[[], None] = lambda: None,
+    settle: bool = True,
 ) -> list[Measured]:
     """Each contender once a round, in turn, so that a noisy moment meets all.
 
@@ -91,12 +95,12 @@ def interleaved(
     is 0. `after_first` sees what it made.
     """
     peaks = [_Peak() for _ in contenders]
-    first = [run(contender, peak.watch) for contender, peak in zip(contenders, peaks, strict=True)]
+    first = [run(contender, peak.watch, settle) for contender, peak in zip(contenders, peaks, strict=True)]
     after_first()
     runs: list[list[Run]] = [[] if rounds else [measured] for measured in first]
     for _ in range(rounds):
         for contender, kept in zip(contenders, runs, strict=True):
-            kept.append(run(contender))
+            kept.append(run(contender, settle=settle))
     return [
         Measured(tuple(kept), max(peak.bytes, warm.rss_bytes, *(each.rss_bytes for each in kept)))
         for kept, peak, warm in zip(runs, peaks, first, strict=True)
@@ -114,7 +118,7 @@ def spread(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 class _Peak:
-    """The most memory that a process's descendants had together, looked at every 10 ms; shared pages counted once."""
+    """The most memory that a process's descendants had together, looked at every 20 ms; shared pages counted once."""
 
     def __init__(self) -> None:
         self.bytes = 0

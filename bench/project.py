@@ -14,7 +14,7 @@ from pathlib import Path
 import trustme
 
 from bench.images import Images
-from bench.measure import Contender, interleaved
+from bench.measure import Contender
 from bench.rows import Row
 from bench.work import Bench, Same, clean, compared
 
@@ -118,7 +118,7 @@ def _rebuild(bench: Bench, project: Project, row: Row, nothing: Path, built: Pat
             return Same("yes")
         return Same("NO: another digest", fault=True)
 
-    return compared(row, again, theirs, bench.rounds, check)
+    return compared(bench, row, again, theirs, check)
 
 
 def idle(bench: Bench, images: Images, counts: Mapping[int, float]) -> list[Row]:
@@ -132,7 +132,7 @@ def _idle(bench: Bench, source: Path, count: int, goal: float) -> Row:
         project.write("".join(_image(f"image-{number}", source) for number in range(count)))
         project.doit("build")
         contender = Contender("ours", [*DOIT, "build"], lambda: None, project.environment, project.folder)
-        (ours,) = interleaved([contender], bench.rounds)
+        (ours,) = bench.measured(contender)
         return Row(f"doit build, nothing to do, {count} image{'s' * (count > 1)}", "", {"wall": goal}, ours)
     finally:
         clean(project.folder)

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.images import Images
-from bench.measure import interleaved
 from bench.rows import Point
 from bench.work import Bench, clean
 
@@ -25,6 +24,6 @@ def _point(bench: Bench, unit: str, size: int, image: Path) -> Point:
                 pass
     artifact = bench.work / "artifact"
     command = ["build", f"oci:{image}:latest", f"oci:{artifact}:1"]
-    (found,) = interleaved([bench.ours("ours", command, artifact)], 0)
+    (found,) = bench.measured(bench.ours("ours", command, artifact))
     clean(artifact)
     return Point(unit, size, found.runs[0].wall_s, found.runs[0].cpu_s, found.peak_bytes)

@@ -21,24 +21,25 @@ PUSH = Row("layout → registry", "oras cp")
 
 def rows(bench: Bench, image: Path) -> list[Row]:
     """Both, of the artifact of `image`."""
-    artifact = bench.work / "transfer"
     try:
         oras = str(bench.peers.oras())
-        build_artifact(bench, image, artifact)
+        artifact = artifact_of(bench, image)
         with peers.registry(bench.work / "registry", artifact, "1") as registry:
             return [_pull(bench, f"{registry.name}/app:1", oras), _push(bench, artifact, registry, oras)]
     except Missing as err:
         return [replace(row, missing=str(err)) for row in (PULL, PUSH)]
-    finally:
-        clean(artifact)
 
 
-def build_artifact(bench: Bench, image: Path, artifact: Path) -> None:
-    """The artifact of `image` as tag 1 of an OCI layout."""
-    bench.fresh(artifact)()
+def artifact_of(bench: Bench, image: Path) -> Path:
+    """The artifact of `image` as tag 1 of an OCI layout, built once."""
+    artifact = bench.work / "artifacts" / image.name
+    if artifact.exists():
+        return artifact
+    bench.fresh()()
     command = [*TOOL, "build", f"oci:{image}:latest", f"oci:{artifact}:1"]
     environment = {**os.environ, "ROOTDISK_CACHE": str(bench.cache)}
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment)
+    return artifact
 
 
 def _pull(bench: Bench, reference: str, oras: str) -> Row:
@@ -48,6 +49,7 @@ def _pull(bench: Bench, reference: str, oras: str) -> Row:
     try:
         bench.peers.installed("zstd")
         return compared(
+            bench,
             PULL,
             Contender(
                 "ours",
@@ -58,7 +60,6 @@ def _pull(bench: Bench, reference: str, oras: str) -> Row:
             Contender(
                 PULL.against, ["sh", "-c", script, "sh", oras, str(peer), reference], lambda: clean(peer), {"HOME": "/"}
             ),
-            bench.rounds,
             lambda: same(next((store / "disks").glob("*.raw")), peer / name),
         )
     finally:
@@ -76,9 +77,9 @@ def _push(bench: Bench, artifact: Path, registry: RunningRegistry, oras: str) ->
         return Same("yes") if len({tag.read_bytes() for tag in tags}) == 1 else Same("NO: other digests", fault=True)
 
     return compared(
+        bench,
         PUSH,
         Contender("ours", copy, lambda: clean(repositories / "ours")),
         Contender(PUSH.against, cp, lambda: clean(repositories / "theirs"), {"HOME": "/"}),
-        bench.rounds,
         check,
     )

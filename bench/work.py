@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bench.measure import Contender, Failed, interleaved
+from bench.measure import Contender, Failed, Measured, interleaved
 from bench.peers import Peers
 from bench.rows import Row
 from bench.same import compare
@@ -35,6 +35,7 @@ class Bench:
     peers: Peers
     rounds: int
     kit: Path
+    settle: bool = True
 
     def fresh(self, *paths: Path) -> Callable[[], None]:
         """A step before each run: our cache as in `kit`, and `paths` gone."""
@@ -48,6 +49,11 @@ class Bench:
     @property
     def cache(self) -> Path:
         return self.work / "cache"
+
+    def measured(
+        self, *contenders: Contender, after_first: Callable[[], None] = lambda: None, rounds: int | None = None
+    ) -> list[Measured]:
+        return interleaved(contenders, self.rounds if rounds is None else rounds, after_first, self.settle)
 
     def ours(self, name: str, command: Sequence[str], *paths: Path) -> Contender:
         return Contender(name, [*TOOL, *command], self.fresh(*paths), {"ROOTDISK_CACHE": str(self.cache)})
@@ -66,11 +72,11 @@ def make_kit(kit: Path, image: Path) -> None:
     partial.rename(kit)
 
 
-def compared(row: Row, ours: Contender, theirs: Contender, rounds: int, check: Callable[[], Same]) -> Row:
+def compared(bench: Bench, row: Row, ours: Contender, theirs: Contender, check: Callable[[], Same]) -> Row:
     """`row` with what two contenders took and how their outputs compare; or with who failed."""
     found: list[Same] = []
     try:
-        first, second = interleaved([ours, theirs], rounds, lambda: found.append(check()))
+        first, second = bench.measured(ours, theirs, after_first=lambda: found.append(check()))
     except Failed as err:
         return replace(row, missing=str(err))
     return replace(row, ours=first, theirs=second, same=found[-1].words, fault=found[-1].fault)
