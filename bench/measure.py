@@ -8,6 +8,7 @@ import statistics
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -118,7 +119,7 @@ def spread(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 class _Peak:
-    """The most memory that a process's descendants had together, looked at every 20 ms; shared pages counted once."""
+    """The most memory that a process's descendants had together, looked at every 20 ms or less often; shared pages counted once."""
 
     def __init__(self) -> None:
         self.bytes = 0
@@ -128,8 +129,11 @@ class _Peak:
         try:
             poll = select.poll()
             poll.register(done, select.POLLIN)
-            while not poll.poll(WATCH_S * 1000):
+            pause = WATCH_S
+            while not poll.poll(pause * 1000):
+                start = time.monotonic()
                 self.bytes = max(self.bytes, sum(map(_pss, _descendants(pid))))
+                pause = max(WATCH_S, 20 * (time.monotonic() - start))  # not to slow down what is watched
         finally:
             os.close(done)
 
