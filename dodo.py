@@ -209,3 +209,21 @@ def task_explain():
             "task_dep": [f"resolve:{image.name}", f"kernel:{image.name}"],
             "uptodate": [False],
         }
+
+
+def bench(rounds, only):
+    from bench import __main__ as table
+
+    table.measure(rounds, only.split(",") if only else table.PARTS, small=False, out=PLACES.cache / "bench")
+
+
+def task_bench():
+    """Measure against others, side by side; bench/README.md says how to read it."""
+    return {
+        "actions": [bench],
+        "params": [
+            {"name": "rounds", "long": "rounds", "type": int, "default": 5, "help": "measured runs of each row"},
+            {"name": "only", "long": "only", "type": str, "default": "", "help": "some parts, with commas between"},
+        ],
+        "uptodate": [False],
+    }

@@ -1,114 +1,135 @@
-"""Source images for measuring, made reproducibly: an OCI layout each, the same bytes on every machine.
+"""The source images, made reproducibly and kept: an OCI layout each, named by what decides its content.
 
-    many    300,000 small files in three layers (by `count`)
-    big     few large files, `size` bytes of half-compressible data
-
-The application image is the demo's own (./quickstart makes it).
+app     three layers of Debian's packages: base system; Python, pandas and SymPy; an application of 1 % of the bytes
+many    files of 0 to 8 KiB in three layers, by count
+big     files of 32 MiB, half random and half text, by size
 """
 
 from __future__ import annotations
 
-import hashlib
 import io
-import json
 import random
 import tarfile
-from collections.abc import Iterator
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
-from isal import igzip
+from bench import layout
+from imagetool.demo import debian
+from imagetool.demo.layers import Clock, app_layer, base_layer, next_layer
+from runner.oci import Platform
 
-
-def many(folder: Path, count: int) -> str:
-    """An OCI layout in `folder` of `count` files of 0–8 KiB; its reference."""
-    words = random.Random(1)
-    text = bytes(words.choices(b"etaoinshrdlu \n{}();=", k=1 << 16))
-
-    def files(layer: int) -> Iterator[tuple[str, bytes]]:
-        for number in range(layer, count, 3):
-            start = words.randrange(1 << 15)
-            yield (
-                f"data/{number % 97:02}/{number // 97 % 89:02}/file-{number}.txt",
-                text[start : start + words.randrange(8192)],
-            )
-
-    return _layout(folder, [files(layer) for layer in range(3)])
+APP_PACKAGES = "python3-pandas python3-sympy"
+APP_FILES = 150  # of about 30 KB, so that the top layer is 1 % of the bytes
+OWNER = 1000
+MTIME = 1_700_000_000
+CONFIG = {"Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"], "Cmd": ["/bin/true"]}
+MIB = 1 << 20
 
 
-def big(folder: Path, size: int) -> str:
-    """An OCI layout in `folder` of 32 MiB files, `size` bytes in all, half of each random, half text; its reference."""
-    source = random.Random(2)
-    part = 32 << 20
+@dataclass(frozen=True, slots=True)
+class Images:
+    """Images by name, made when first asked for."""
+
+    folder: Path
+
+    def app(self) -> Path:
+        return self._made("app-1", self._make_app)
+
+    def app_changed(self) -> Path:
+        """The same with another top layer."""
+        base = self.app()
+        return self._made("app-2", lambda place: layout.make(place, [_application(2)], CONFIG, base))
+
+    def many(self, count: int) -> Path:
+        return self._made(f"many-{count}", lambda place: layout.make(place, _many(count), CONFIG))
+
+    def big(self, size: int) -> Path:
+        return self._made(f"big-{size}", lambda place: layout.make(place, [_big(size)], CONFIG))
+
+    def _made(self, name: str, make: Callable[[Path], None]) -> Path:
+        place = self.folder / name
+        if not (place / "index.json").exists():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            print(f"making the image {name}", flush=True)
+            make(place)
+        return place
+
+    def _make_app(self, place: Path) -> None:
+        with tempfile.TemporaryDirectory(prefix=".app-", dir=self.folder) as name:
+            work = Path(name)
+            work.chmod(0o755)  # mmdebstrap's user namespace reads it
+            start = time.time()
+            made = debian.install(work, Platform.host().architecture, APP_PACKAGES)
+            with made.base.open("rb") as base, made.python.open("rb") as whole:
+                clock = Clock.of(whole, start)
+
+                def system(out: IO[bytes]) -> None:
+                    base.seek(0)
+                    base_layer(base, out, clock)
+
+                def packages(out: IO[bytes]) -> None:
+                    base.seek(0)
+                    whole.seek(0)
+                    next_layer(base, whole, out, clock)
+
+                layout.make(place, [system, packages, _application(1)], CONFIG)
+
+
+def _application(version: int) -> layout.Writer:
+    """A layer of source files and data below /sandbox, every one of them other in another version."""
+    source = random.Random(version)
+    text = b"def function(argument):\n    return argument + 1\n"
+    files = {
+        f"sandbox/app/part-{number % 12}/file-{number}.py": source.randbytes(source.randrange(30_000)) + text * 300
+        for number in range(APP_FILES)
+    }
+    return lambda out: app_layer(files, OWNER, out, MTIME)
+
+
+def _many(count: int) -> list[layout.Writer]:
+    text = bytes(random.Random(1).choices(b"etaoinshrdlu \n{}();=", k=1 << 16))
+
+    def layer(first: int) -> layout.Writer:
+        def files() -> Iterator[tuple[str, bytes]]:
+            source = random.Random(first)
+            for number in range(first, count, 3):
+                start = source.randrange(1 << 15)
+                name = f"sandbox/{number % 97:02}/{number // 97 % 89:02}/file-{number}.txt"
+                yield name, text[start : start + source.randrange(8192)]
+
+        return lambda out: _write(out, files())
+
+    return [layer(first) for first in range(3)]
+
+
+def _big(size: int) -> layout.Writer:
+    part = min(size, 32 * MIB)
 
     def files() -> Iterator[tuple[str, bytes]]:
-        for number in range(max(1, size // part)):
-            pages = (source.randbytes(2048) + b"%08d the quick brown fox\n" % number * 80 for _ in range(part >> 12))
-            yield f"big/{number:04}.bin", b"".join(page[:4096] for page in pages)
+        source = random.Random(2)
+        for number in range(size // part):
+            line = b"%08d the quick brown fox jumps over\n" % number * 64
+            yield f"big/{number:04}.bin", b"".join(source.randbytes(2048) + line[:2048] for _ in range(part >> 12))
 
-    return _layout(folder, [files()])
-
-
-def _layout(folder: Path, layers: list[Iterator[tuple[str, bytes]]]) -> str:
-    if not (folder / "index.json").exists():
-        blobs = folder / "blobs" / "sha256"
-        blobs.mkdir(parents=True, exist_ok=True)
-        descriptors, diff_ids = [], []
-        for files in layers:
-            descriptor, diff_id = _layer(blobs, files)
-            descriptors.append(descriptor)
-            diff_ids.append(diff_id)
-        config = {
-            "architecture": "amd64",
-            "os": "linux",
-            "rootfs": {"type": "layers", "diff_ids": diff_ids},
-            "config": {"Cmd": ["/x"]},
-        }
-        config_descriptor = _blob(blobs, "application/vnd.oci.image.config.v1+json", json.dumps(config).encode())
-        manifest = {
-            "schemaVersion": 2,
-            "mediaType": "application/vnd.oci.image.manifest.v1+json",
-            "config": config_descriptor,
-            "layers": descriptors,
-        }
-        entry = _blob(blobs, manifest["mediaType"], json.dumps(manifest).encode())
-        entry["annotations"] = {"org.opencontainers.image.ref.name": "latest"}
-        (folder / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
-        (folder / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [entry]}))
-    return f"oci:{folder}:latest"
+    return lambda out: _write(out, files())
 
 
-def _layer(blobs: Path, files: Iterator[tuple[str, bytes]]) -> tuple[dict[str, object], str]:
-    raw = hashlib.sha256()
-    path = blobs / "new"
-
-    class Hashed(io.RawIOBase):
-        def writable(self) -> bool:
-            return True
-
-        def write(self, data: object) -> int:
-            view = bytes(data)  # type: ignore[call-overload]
-            raw.update(view)
-            return int(compressed.write(view))
-
-    with (
-        path.open("wb") as out,
-        igzip.IGzipFile(fileobj=out, mode="wb", compresslevel=2, mtime=0) as compressed,
-        io.BufferedWriter(Hashed(), 1 << 20) as buffered,
-        tarfile.open(fileobj=buffered, mode="w|") as tar,
-    ):
+def _write(out: IO[bytes], files: Iterator[tuple[str, bytes]]) -> None:
+    """Files and the directories above them, as a layer's tar."""
+    made: set[str] = set()
+    with tarfile.open(fileobj=out, mode="w|", format=tarfile.PAX_FORMAT, bufsize=MIB) as tar:
         for name, data in files:
-            info = tarfile.TarInfo(name)
-            info.size, info.mtime = len(data), 1_700_000_000
-            tar.addfile(info, io.BytesIO(data))
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    size = path.stat().st_size
-    path.rename(blobs / digest)
-    media_type = "application/vnd.oci.image.layer.v1.tar+gzip"
-    return {"mediaType": media_type, "digest": f"sha256:{digest}", "size": size}, f"sha256:{raw.hexdigest()}"
-
-
-def _blob(blobs: Path, media_type: str, data: bytes) -> dict[str, object]:
-    digest = hashlib.sha256(data).hexdigest()
-    (blobs / digest).write_bytes(data)
-    return {"mediaType": media_type, "digest": f"sha256:{digest}", "size": len(data)}
+            parts = name.split("/")
+            for above in ("/".join(parts[:n]) for n in range(1, len(parts))):
+                if above not in made:
+                    made.add(above)
+                    folder = tarfile.TarInfo(above)
+                    folder.type, folder.mode, folder.mtime = tarfile.DIRTYPE, 0o755, MTIME
+                    tar.addfile(folder)
+            file = tarfile.TarInfo(name)
+            file.size, file.mtime = len(data), MTIME
+            tar.addfile(file, io.BytesIO(data))

@@ -1,59 +1,103 @@
-"""Two disks compared by content, both mounted by the kernel: names, types, modes, owners, sizes, times, link targets, bytes."""
+"""Two disks compared by content, both mounted by the kernel: names, types, modes, owners, sizes, times, link targets,
+device numbers, hard links, extended attributes, bytes."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import subprocess
 import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+PART = 1 << 20
+LEFT_OUT = ("lost+found",)
 
 
-def differences(ours: Path, theirs: Path) -> int | None:
-    """How many paths differ; None where mounting is not allowed."""
+@dataclass(frozen=True, slots=True, order=True)
+class Difference:
+    path: str
+    names: tuple[str, ...]
+    directory: bool
+
+    @property
+    def is_time_of_directory(self) -> bool:
+        return self.directory and self.names == ("time",)
+
+    def __str__(self) -> str:
+        return f"{self.path}: {', '.join(self.names)}"
+
+
+def compare(ours: Path, theirs: Path, left_out: Sequence[str] = ()) -> list[Difference]:
+    """Each path that differs and how, sorted. `left_out` are names in the root that need not be on both.
+
+    PermissionError where mounting is not allowed.
+    """
     if os.geteuid():
-        return None
+        raise PermissionError("only root may mount")
+    with _mounted(ours) as a, _mounted(theirs) as b:
+        first, second = _listing(a, {*LEFT_OUT, *left_out}), _listing(b, {*LEFT_OUT, *left_out})
+        found = [Difference(path, ("only on one",), False) for path in first.keys() ^ second.keys()]
+        for path in first.keys() & second.keys():
+            one, other = first[path], second[path]
+            names = [name for name, value in one.items() if other[name] != value]
+            if not names and stat.S_ISREG(one["mode"]) and not _equal(a / path, b / path):
+                names = ["bytes"]
+            if names:
+                found.append(Difference(path, tuple(names), stat.S_ISDIR(one["mode"])))
+        return sorted(found)
+
+
+@contextlib.contextmanager
+def _mounted(disk: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as name:
-        roots = [Path(name, "a"), Path(name, "b")]
-        mounted: list[Path] = []
+        subprocess.run(["mount", "-t", "ext4", "-o", "loop,ro,noload", disk, name], check=True)
         try:
-            for disk, root in zip((ours, theirs), roots, strict=True):
-                root.mkdir()
-                subprocess.run(["mount", "-o", "loop,ro,noload", disk, root], check=True)
-                mounted.append(root)
-            return _compare(*roots)
+            yield Path(name)
         finally:
-            for root in mounted:
-                subprocess.run(["umount", root], check=True)
+            subprocess.run(["umount", name], check=True)
 
 
-def _compare(ours: Path, theirs: Path) -> int:
-    first, second = _listing(ours), _listing(theirs)
-    count = len(first.keys() ^ second.keys())
-    for path in first.keys() & second.keys():
-        if first[path] != second[path]:
-            count += 1
-        elif stat.S_ISREG(first[path][0]):
-            count += (ours / path).read_bytes() != (theirs / path).read_bytes()
-    return count
-
-
-def _listing(root: Path) -> dict[str, tuple[object, ...]]:
-    found: dict[str, tuple[object, ...]] = {}
+def _listing(root: Path, left_out: set[str]) -> dict[str, dict[str, Any]]:
+    """What the kernel says of each path; hard links by the first path of their file."""
+    found: dict[str, dict[str, Any]] = {}
+    firsts: dict[int, str] = {}
     for folder, names, files in os.walk(root):
         if folder == str(root):
-            names[:] = [name for name in names if name != "lost+found"]
-        for name in (*names, *files):
+            names[:] = [name for name in names if name not in left_out]
+            found["."] = _facts(folder, ".", firsts) | {"time": 0}  # making other things in it may change its time
+        names.sort()
+        for name in sorted((*names, *files)):
             path = os.path.join(folder, name)
-            info = os.lstat(path)
-            target = os.readlink(path) if stat.S_ISLNK(info.st_mode) else ""
-            size = info.st_size if stat.S_ISREG(info.st_mode) else 0
-            found[os.path.relpath(path, root)] = (
-                info.st_mode,
-                info.st_uid,
-                info.st_gid,
-                size,
-                int(info.st_mtime),
-                target,
-            )
+            relative = os.path.relpath(path, root)
+            found[relative] = _facts(path, relative, firsts)
     return found
+
+
+def _facts(path: str, relative: str, firsts: dict[int, str]) -> dict[str, Any]:
+    info = os.lstat(path)
+    folder = stat.S_ISDIR(info.st_mode)
+    xattrs = os.listxattr(path, follow_symlinks=False)
+    return {
+        "mode": info.st_mode,
+        "owner": (info.st_uid, info.st_gid),
+        "size": info.st_size if not folder else 0,
+        "time": int(info.st_mtime),
+        "target": os.readlink(path) if stat.S_ISLNK(info.st_mode) else "",
+        "device": info.st_rdev,
+        "links": "" if folder else firsts.setdefault(info.st_ino, relative),
+        "attributes": {name: os.getxattr(path, name, follow_symlinks=False) for name in xattrs},
+    }
+
+
+def _equal(one: Path, other: Path) -> bool:
+    with one.open("rb") as a, other.open("rb") as b:
+        while True:
+            first = a.read(PART)
+            if first != b.read(PART):
+                return False
+            if not first:
+                return True

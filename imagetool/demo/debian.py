@@ -26,7 +26,7 @@ class Snapshots:
     python: Path
 
 
-def install(directory: Path, architecture: str) -> Snapshots:
+def install(directory: Path, architecture: str, packages: str = PACKAGES) -> Snapshots:
     """Install into a throw-away root and leave its snapshots in `directory`; needs the network, and no root.
 
     BadInput: mmdebstrap is not installed. RootdiskError: it failed; its last lines are in the message.
@@ -48,7 +48,7 @@ def install(directory: Path, architecture: str) -> Snapshots:
         f"--customize-hook={tar}",
         f"--customize-hook=download /snapshot.tar '{snapshots.base.name}'",
         '--customize-hook=rm "$1/snapshot.tar"',
-        f'--customize-hook=chroot "$1" apt-get -y -qq install --no-install-recommends {PACKAGES} >/dev/null',
+        f'--customize-hook=chroot "$1" apt-get -y -qq install --no-install-recommends {packages} >/dev/null',
         f"--customize-hook={tar}",
         f"--customize-hook=download /snapshot.tar '{snapshots.python.name}'",
         SUITE,

@@ -1,0 +1,104 @@
+"""The table: rootdisk against what people use today, side by side in one run. bench/README.md says how to read it.
+
+python -m bench [--rounds N] [--only PART ...] [--small] [--out DIRECTORY]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from bench import conversion, project, scale, starts, transfer
+from bench.images import Images
+from bench.peers import Peers
+from bench.picture import picture
+from bench.rows import Point, Row
+from bench.table import points_table, table
+from bench.work import Bench, make_kit
+
+CACHE = Path(__file__).resolve().parents[1] / "cache" / "bench"
+FILES, SIZES = (1_000, 10_000, 100_000, 300_000), (10**7, 10**8, 10**9, 4 * 10**9)
+SMALL_FILES, SMALL_SIZES = (300,), (4 * 10**6,)
+IDLE = {1: 0.5, 50: 1.0}
+PARTS = ("convert", "transfer", "rebuild", "idle", "start", "large", "scale")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser("bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5, help="measured runs of each row (5)")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, metavar="PART", help=", ".join(PARTS))
+    parser.add_argument("--small", action="store_true", help="tiny images, one run, nothing fetched: does it work?")
+    parser.add_argument("--out", type=Path, default=CACHE, help="where result.json and result.svg go (cache/bench)")
+    options = parser.parse_args(argv)
+    measure(options.rounds, options.only, options.small, options.out)
+    return 0
+
+
+def measure(rounds: int, only: Sequence[str], small: bool, out: Path) -> None:
+    """All chosen parts: the table on standard output, result.json and result.svg in `out`."""
+    images = Images(CACHE / "images")
+    make_kit(CACHE / "kit", images.many(30))
+    with tempfile.TemporaryDirectory(prefix=".work-", dir=CACHE) as name:
+        bench = Bench(
+            Path(name), Peers(CACHE / "peers", fetch=not small), 0 if small else rounds, CACHE / "kit", settle=not small
+        )
+        once = replace(bench, rounds=0)
+        parts = _parts(bench, once, images, small)
+        rows: list[Row] = []
+        points: list[Point] = []
+        for part in (part for part in PARTS if part in only):
+            print(f"{part} …", file=sys.stderr, flush=True)
+            if part == "scale":
+                points = scale.points(once, images, *((SMALL_FILES, SMALL_SIZES) if small else (FILES, SIZES)))
+            else:
+                rows += parts[part]()
+            _write(out, bench.rounds, rows, points)  # so far: a long run may be stopped
+    print(table(rows))
+    if points:
+        print(f"\n{points_table(points)}")
+
+
+def _write(out: Path, rounds: int, rows: Sequence[Row], points: Sequence[Point]) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    result = {
+        "machine": {"processors": os.cpu_count(), "system": platform.freedesktop_os_release().get("PRETTY_NAME", "")},
+        "rounds": rounds,
+        "rows": [row.to_json() for row in rows],
+        "points": [point.to_json() for point in points],
+    }
+    (out / "result.json").write_text(json.dumps(result, indent=1) + "\n")
+    (out / "result.svg").write_text(picture(rows, points))
+
+
+def _parts(bench: Bench, once: Bench, images: Images, small: bool) -> dict[str, Callable[[], list[Row]]]:
+    """Each part's rows, by name. What takes minutes a run is run once."""
+    app = images.app if not small else lambda: images.many(300)
+    changed = images.app_changed if not small else lambda: images.many(301)
+    many, big = (SMALL_FILES[-1], SMALL_SIZES[-1]) if small else (FILES[-1], SIZES[-1])
+    by_umoci = conversion.artifact_by_umoci
+    return {
+        "convert": lambda: [
+            conversion.disk_by_microsandbox(bench, app()),
+            conversion.disk_by_umoci(bench, app()),
+            by_umoci(bench, app(), "OCI → artifact"),
+        ],
+        "transfer": lambda: transfer.rows(bench, app()),
+        "rebuild": lambda: project.rebuilds(bench, app(), changed()),
+        "idle": lambda: project.idle(bench, images, IDLE if not small else {1: 0.5, 3: 1.0}),
+        "start": lambda: starts.rows(bench, app()),
+        "large": lambda: [
+            by_umoci(once, images.many(many), f"OCI → artifact, {many:,} files"),
+            by_umoci(once, images.big(big), f"OCI → artifact, {big / 1e9:g} GB"),
+        ],
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
