@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 from runner.errors import BadInput, DigestMismatch, RegistryError
 from runner.oci import INDEX_TYPES, MANIFEST_MAX_BYTES, MANIFEST_TYPES, Descriptor, Digest
-from runner.registry_client import Pace, RegistryClient, Retry
+from runner.registry_answer import Pace
+from runner.registry_client import RegistryClient, Retry
 from runner.repository import RegistryOptions, check_manifest, check_range, describe_manifest
 
 ACCEPT = {"Accept": ", ".join((*MANIFEST_TYPES, *INDEX_TYPES))}
