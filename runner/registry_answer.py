@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import requests
 import urllib3
 
+from runner.connections import Watch
 from runner.errors import RegistryError
 
 TEMPORARY = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -57,6 +58,7 @@ class Pace:
 
     def __init__(self, response: requests.Response, window_s: float = 60) -> None:
         self._response = response
+        self._watch: Watch = response.connection.watch  # type: ignore[attr-defined]
         self._window_s = window_s
         self._waited = 0.0
         self._count = 0
@@ -66,7 +68,7 @@ class Pace:
         start = time.monotonic()
         url = str(self._response.url)
         try:
-            piece: bytes = self._response.raw.read1(max_bytes, decode_content=False)
+            piece = self._watch.read1(self._response.raw, max_bytes, self._window_s - self._waited)
         except (urllib3.exceptions.HTTPError, OSError, ValueError) as err:
             raise network_error("GET", url, err) from None
         self._waited += time.monotonic() - start

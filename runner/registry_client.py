@@ -13,6 +13,7 @@ followed by registry_session.py, and the challenge is answered by registry_auth.
 from __future__ import annotations
 
 import random
+import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -37,8 +38,9 @@ T = TypeVar("T")
 class Retry:
     """Decides whether and when to try again: back-off, Retry-After, and an end after `give_up_s` without progress."""
 
-    def __init__(self, give_up_s: float) -> None:
+    def __init__(self, give_up_s: float, stopped: threading.Event) -> None:
         self._give_up_s = give_up_s
+        self._stopped = stopped
         self.progress()
 
     def progress(self) -> None:
@@ -56,7 +58,8 @@ class Retry:
         limit = 2 if isinstance(err, Unreachable) else MAX_ATTEMPTS
         if not err.temporary or self._attempts >= limit or time.monotonic() + pause > self._deadline:
             raise err
-        time.sleep(pause)
+        if self._stopped.wait(pause):
+            raise err
 
     def run(self, action: Callable[[], T]) -> T:
         while True:
@@ -77,11 +80,19 @@ class RegistryClient:
         self._oras = oras.provider.Registry(host, insecure=options.plain_http)
         session = Session(self.base, options)
         self._oras.session = session
+        self._watch = session.watch
         self.auth = Auth(registry, repository, session, options)
         self._oras.auth = self.auth
 
     def close(self) -> None:
         self._oras.session.close()
+
+    def interrupt(self) -> None:
+        """End all requests under way, from another thread; nothing can be asked afterwards."""
+        self._watch.stop()
+
+    def retry(self, give_up_s: float | None = None) -> Retry:
+        return Retry(give_up_s or self.options.give_up_s, self._watch.stopped)
 
     def url(self, path: str) -> str:
         """`path` below the repository, or where a Location header leads."""
@@ -120,4 +131,4 @@ class RegistryClient:
             with self.request("GET", path, expect=(200,), headers=headers) as response:
                 return read_bounded(response, max_bytes), response.headers
 
-        return Retry(self.options.give_up_s).run(once)
+        return self.retry().run(once)

@@ -12,6 +12,7 @@ import requests
 import requests.adapters
 
 from runner import __version__
+from runner.connections import Watch
 from runner.errors import BadInput, RegistryError
 from runner.registry_answer import redact
 from runner.repository import RegistryOptions
@@ -33,7 +34,8 @@ class Session(requests.Session):
         self.headers["Accept-Encoding"] = "identity"
         self.headers["User-Agent"] = f"rootdisk/{__version__}"
         self.cookies.set_policy(_no_cookies())
-        adapter = _Adapter(options)
+        adapter = Adapter(options)
+        self.watch = adapter.watch
         self.mount("https://", adapter)
         self.mount("http://", adapter)
 
@@ -79,8 +81,8 @@ class Session(requests.Session):
         )
 
 
-class _Adapter(requests.adapters.HTTPAdapter):
-    """Trusts the system's certificates, and the user's own file beside them."""
+class Adapter(requests.adapters.HTTPAdapter):
+    """Trusts the system's certificates, and the user's own file beside them; watches all waits."""
 
     def __init__(self, options: RegistryOptions) -> None:
         self._context = ssl.create_default_context()
@@ -91,10 +93,16 @@ class _Adapter(requests.adapters.HTTPAdapter):
                 raise BadInput(
                     f"CA file {options.ca_file}: {err.strerror or err}", "it must hold PEM certificates"
                 ) from err
+        self.watch = Watch()
         super().__init__(pool_maxsize=16)
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
         super().init_poolmanager(*args, **kwargs, ssl_context=self._context)
+
+    def get_connection_with_tls_context(self, *args: Any, **kwargs: Any) -> Any:
+        pool = super().get_connection_with_tls_context(*args, **kwargs)
+        self.watch.adopt(pool)
+        return pool
 
     def proxy_manager_for(self, *args: Any, **kwargs: Any) -> Any:
         return super().proxy_manager_for(*args, **kwargs, ssl_context=self._context)

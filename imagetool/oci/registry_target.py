@@ -8,7 +8,7 @@ from urllib.parse import urljoin, urlsplit, urlunsplit
 from imagetool.oci.push import Content, pieces
 from runner.errors import BadInput, DigestMismatch, RegistryError
 from runner.oci import INDEX_TYPES, MANIFEST_MAX_BYTES, MANIFEST_TYPES, Descriptor, Digest
-from runner.registry_client import RegistryClient, Retry
+from runner.registry_client import RegistryClient
 from runner.repository import RegistryOptions, check_manifest, verified
 
 SLOW_BYTES_PER_S = 1 << 20
@@ -20,7 +20,6 @@ class RegistryTarget:
 
     def __init__(self, registry: str, repository: str, options: RegistryOptions) -> None:
         self.client = RegistryClient(registry, repository, options)
-        self._retry_s = options.give_up_s
 
     def close(self) -> None:
         self.client.close()
@@ -36,7 +35,7 @@ class RegistryTarget:
                     )
                 return response.status_code == 200
 
-        return Retry(self._retry_s).run(once)
+        return self.client.retry().run(once)
 
     def push_blob(self, descriptor: Descriptor, content: Content) -> None:
         if self.has_blob(descriptor):
@@ -59,7 +58,7 @@ class RegistryTarget:
                 pass
 
         # An upload that broke late may start over, so the time it took counts as well.
-        Retry(self._retry_s + descriptor.size / SLOW_BYTES_PER_S).run(once)
+        self.client.retry(self.client.options.give_up_s + descriptor.size / SLOW_BYTES_PER_S).run(once)
 
     def push_manifest(self, raw: bytes, media_type: str, tags: Sequence[str]) -> Digest:
         digest = Digest.of(raw)
@@ -75,7 +74,7 @@ class RegistryTarget:
             with self.client.request("PUT", f"manifests/{name}", expect=(201,), headers=headers, data=raw) as response:
                 return str(response.headers.get("Docker-Content-Digest", ""))
 
-        said = Retry(self._retry_s).run(once)
+        said = self.client.retry().run(once)
         if said != str(digest):
             # The header is optional before distribution-spec 1.1: read back what the name means now.
             accept = {"Accept": ", ".join((*MANIFEST_TYPES, *INDEX_TYPES))}
