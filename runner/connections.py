@@ -79,8 +79,8 @@ class Watch:
             with self._lock:
                 # Bytes that come out of a broken socket are not to be believed.
                 broken = self._waits.pop(key, None) is None or self.stopped.is_set()
-        if broken:
-            raise TimeoutError("timed out")
+            if broken:
+                raise TimeoutError("timed out") from None
 
     def _look(self) -> None:
         """Break what waits too long; ends where nothing waits."""

@@ -94,7 +94,7 @@ class RegistryRepository:
                     )
                 skip, count = start, stop - start
                 self.ranges_ignored |= not whole
-            pace = Pace(response, self.client.options.read_timeout_s)
+            pace = Pace(response)
             while count:
                 piece = pace.read(_PIECE_BYTES)
                 if not piece:

@@ -54,12 +54,12 @@ def read_bounded(response: requests.Response, max_bytes: int) -> bytes:
 class Pace:
     """Reads an answer's body; a server that stalls, or trickles, is a temporary RegistryError."""
 
-    MIN_BYTES = 4 << 10  # in `window_s` of waiting
+    MIN_BYTES = 4 << 10  # in the session's read time-out of waiting
 
-    def __init__(self, response: requests.Response, window_s: float = 60) -> None:
+    def __init__(self, response: requests.Response) -> None:
         self._response = response
         self._watch: Watch = response.connection.watch  # type: ignore[attr-defined]
-        self._window_s = window_s
+        self._window_s: float = response.connection.read_timeout_s  # type: ignore[attr-defined]
         self._waited = 0.0
         self._count = 0
 

@@ -94,6 +94,7 @@ class Adapter(requests.adapters.HTTPAdapter):
                     f"CA file {options.ca_file}: {err.strerror or err}", "it must hold PEM certificates"
                 ) from err
         self.watch = Watch()
+        self.read_timeout_s = options.read_timeout_s
         super().__init__(pool_maxsize=16)
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
