@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -43,13 +45,13 @@ def proxy(registry: RunningRegistry) -> Iterator[FaultProxy]:
         yield proxy
 
 
-def started(proxy: FaultProxy, store: Path) -> subprocess.Popen[str]:
+def started(proxy: FaultProxy, store: Path, stderr: int = subprocess.PIPE) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "runner", "pull", "--plain-http", f"{proxy.name}/a/b:v1"],
         env={**os.environ, "ROOTDISK_STORE": str(store)},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stderr=stderr,
         text=True,
     )
 
@@ -167,3 +169,21 @@ def test_two_at_once_fetch_once(proxy: FaultProxy, tmp_path: Path) -> None:
         assert process.returncode == 0, errors
         assert output.startswith("sha256:")
     assert proxy.bytes_of(MADE.path) <= MADE.blob.size
+
+
+def test_progress_is_for_terminals(proxy: FaultProxy, tmp_path: Path) -> None:
+    proxy.pause_s = PIECE_BYTES / (4 << 20)
+    terminal, line = os.openpty()
+    process = started(proxy, tmp_path / "store", stderr=line)
+    os.close(line)
+    shown = b""
+    # Linux: EIO when the last process has closed the terminal.
+    with contextlib.suppress(OSError):
+        while data := os.read(terminal, 4096):
+            shown += data
+    os.close(terminal)
+    process.communicate()
+    assert process.returncode == 0
+    assert re.search(rb"\rfetching \d+ of 39 MB, \d+ MB/s, \d+ s left", shown)
+    again = started(proxy, tmp_path / "other")
+    assert again.communicate()[1].count("MB") == 3  # what was fetched, reused and left out
