@@ -46,7 +46,7 @@ class Watch:
 
     def head(self, connection: HTTPConnection) -> urllib3.HTTPResponse:
         """The answer to what `connection` has asked, its head complete within the connection's time-out."""
-        sock = connection.sock
+        sock = getattr(connection.sock, "socket", connection.sock)  # through a TLS proxy, urllib3's SSLTransport
         assert isinstance(sock, socket.socket)
         assert isinstance(connection.timeout, int | float)
         with self._within(sock, connection.timeout):

@@ -19,7 +19,7 @@ import pytest
 from runner.artifact import Chunk
 from runner.transfer import CONNECTIONS, GAP_BYTES
 from tests.support.artifacts import noise, publish, sample
-from tests.support.faults import ALWAYS, PIECE_BYTES, Fault, FaultProxy, run_faults
+from tests.support.faults import ALWAYS, PIECE_BYTES, Fault, FaultProxy, Kind, run_faults
 from tests.support.registry import RunningRegistry, needs_registry, run_registry
 
 pytestmark = needs_registry
@@ -147,9 +147,10 @@ def settle(proxy: FaultProxy) -> None:
         time.sleep(0.01)
 
 
-def test_interrupted_while_the_server_is_silent(proxy: FaultProxy, tmp_path: Path) -> None:
-    """All connections wait for the server's next byte; Ctrl-C does not."""
-    proxy.add(Fault("stall", MADE.path, ALWAYS, after=1_000_000))
+@pytest.mark.parametrize("kind", ["stall", "drip-head"])
+def test_interrupted_while_the_server_is_slow(proxy: FaultProxy, tmp_path: Path, kind: Kind) -> None:
+    """All connections wait for the rest of a body, or of a head; Ctrl-C does not."""
+    proxy.add(Fault(kind, MADE.path, ALWAYS, skip=1, after=1_000_000, seconds=20 if kind == "stall" else 0.1))
     process = started(proxy, tmp_path / "store")
     wait_for_disk_request(proxy, process, 0)
     time.sleep(0.5)

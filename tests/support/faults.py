@@ -101,7 +101,8 @@ def run_faults(upstream: str) -> Iterator[FaultProxy]:
             sent = {k: v for k, v in self.headers.items() if kind != "whole" or k.lower() != "range"}
             status, headers, data = self.ask(method, body, sent)
             if kind == "wrong":
-                data = bytes([data[0] ^ 1]) + data[1:]
+                middle = len(data) // 2
+                data = data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
             if kind == "long":
                 data += b"more"
                 headers["Content-Length"] = str(len(data))
