@@ -55,18 +55,20 @@ def pull(
             raise RootdiskError(f"{reference} is for {config.platform}", f"this machine runs {platform}: --platform")
         disk = store.disk(config.disk_digest)
         counts = (0, 0, 0)
-        if not disk.exists():
-            with store.lock(config.disk_digest):
+        with pool_of(1) as pool:
+            boot = [
+                pool.submit(store.blob, repository, role) if role else None for role in (roles.kernel, roles.initramfs)
+            ]
+            try:
                 if not disk.exists():
-                    counts = _fetch_disk(store, repository, roles, config, progress)
-        return Local(
-            descriptor.digest,
-            config,
-            disk,
-            store.blob(repository, roles.kernel) if roles.kernel else None,
-            store.blob(repository, roles.initramfs) if roles.initramfs else None,
-            *counts,
-        )
+                    with store.lock(config.disk_digest):
+                        if not disk.exists():
+                            counts = _fetch_disk(store, repository, roles, config, progress)
+                kernel, initramfs = (future.result() if future else None for future in boot)
+            except BaseException:
+                repository.interrupt()
+                raise
+        return Local(descriptor.digest, config, disk, kernel, initramfs, *counts)
     finally:
         repository.close()
 

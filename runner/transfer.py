@@ -7,6 +7,7 @@ meanwhile. So a thread holds one frame and one chunk, whatever the disk's size.
 from __future__ import annotations
 
 import hashlib
+import os
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,7 +27,8 @@ from runner.threads import pool_of
 CONNECTIONS = 4
 GAP_BYTES = 512 << 10  # a gap up to this is fetched and thrown away: cheaper than another request
 PART_BYTES = 8 << 20  # long runs are cut into parts of this, so that the connections share them
-SHOW_S = 0.1
+SYNC_BYTES = 32 << 20  # written out while more arrives: a disk is often as slow as the network
+LOOK_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +72,16 @@ def transfer(
     with pool_of(threads) as pool:
         try:
             running: set[Future[None]] = {pool.submit(work.run, first=not n) for n in range(threads)}
+            synced = 0
             while running:
-                ended, running = wait(running, SHOW_S if progress else None, FIRST_COMPLETED)
+                ended, running = wait(running, LOOK_S, FIRST_COMPLETED)
                 for future in ended:
                     future.result()
                 if progress is not None:
                     progress(work.done, total)
+                if work.written - synced >= SYNC_BYTES:
+                    synced = work.written
+                    os.fdatasync(fd)
         except BaseException:
             work.stop()
             raise
@@ -88,6 +94,7 @@ class _Transfer:
     def __init__(self, repository: Repository, blob: Descriptor, parts: deque[Part], fd: int) -> None:
         self.parts = parts
         self.asked = self.done = 0  # bytes of the blob
+        self.written = 0  # bytes of the disk
         self._repository, self._blob, self._fd = repository, blob, fd
         self._lock = threading.Lock()
         self._stopped = False
@@ -110,6 +117,7 @@ class _Transfer:
                     write_at(self._fd, unpack(chunk, frame, decompressor), chunk.offset)
                     with self._lock:
                         self.done += chunk.blob_length
+                        self.written += chunk.length
                     if self._stopped:
                         return
         finally:
