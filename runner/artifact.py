@@ -46,6 +46,10 @@ class Chunk:
     def end(self) -> int:
         return self.offset + self.length
 
+    @property
+    def blob_end(self) -> int:
+        return self.blob_offset + self.blob_length
+
 
 @dataclass(frozen=True, slots=True)
 class ChunkIndex:
@@ -108,7 +112,7 @@ class ChunkIndex:
     @property
     def blob_end(self) -> int:
         """Where the last frame ends and the seek table begins."""
-        return self.chunks[-1].blob_offset + self.chunks[-1].blob_length if self.chunks else 0
+        return self.chunks[-1].blob_end if self.chunks else 0
 
     def disk_digest(self) -> Digest:
         """The disk's identity: sha256 over its size and each chunk's offset, length, zero flag and sha256.

@@ -48,6 +48,14 @@ def atomic_write(path: Path, data: bytes, mode: int = 0o644) -> None:
     fsync_dir(path.parent)
 
 
+def write_at(fd: int, data: bytes, offset: int) -> None:
+    """All of `data`, as pwrite(2) may write less."""
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(fd, view, offset)
+        view, offset = view[written:], offset + written
+
+
 def write_json(path: Path, value: object, mode: int = 0o644) -> None:
     """`value` as indented JSON with sorted keys, atomically."""
     atomic_write(path, json.dumps(value, indent=1, sort_keys=True).encode() + b"\n", mode)

@@ -28,6 +28,8 @@ _PIECE_BYTES = 1 << 20
 class LayoutRepository:
     """One OCI layout directory, read only."""
 
+    ranges_ignored = False
+
     def __init__(self, path: Path) -> None:
         self._path = path
         try:
@@ -46,6 +48,9 @@ class LayoutRepository:
         if self._directory >= 0:
             os.close(self._directory)
             self._directory = -1
+
+    def interrupt(self) -> None:
+        """Nothing here waits."""
 
     def index_json(self) -> bytes:
         """The layout's index.json as it is now."""

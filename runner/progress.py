@@ -10,10 +10,12 @@ from collections.abc import Callable, Iterator
 EVERY_S = 0.1
 QUIET_S = 1.0  # what is done by then needs no bar
 
+Progress = Callable[[int, int], None]  # bytes done, bytes in all
+
 
 @contextlib.contextmanager
-def terminal_progress(what: str) -> Iterator[Callable[[int, int], None] | None]:
-    """A function for (bytes done, bytes in all), or None where standard error is no terminal."""
+def terminal_progress(what: str) -> Iterator[Progress | None]:
+    """A function that shows it, or None where standard error is no terminal."""
     if not sys.stderr.isatty():
         yield None
         return

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 from runner.errors import BadInput, DigestMismatch, RegistryError
 from runner.oci import INDEX_TYPES, MANIFEST_MAX_BYTES, MANIFEST_TYPES, Descriptor, Digest
-from runner.registry_client import Pace, RegistryClient, Retry
+from runner.registry_answer import Pace
+from runner.registry_client import RegistryClient
 from runner.repository import RegistryOptions, check_manifest, check_range, describe_manifest
 
 ACCEPT = {"Accept": ", ".join((*MANIFEST_TYPES, *INDEX_TYPES))}
@@ -21,11 +22,14 @@ class RegistryRepository:
 
     def __init__(self, registry: str, repository: str, options: RegistryOptions) -> None:
         self.client = RegistryClient(registry, repository, options)
-        self.ranges_ignored = False  # a Range was answered with the whole blob: better fetch it whole
+        self.ranges_ignored = False
         self._manifests: dict[Digest, bytes] = {}  # what resolve has just read, so it is not read twice
 
     def close(self) -> None:
         self.client.close()
+
+    def interrupt(self) -> None:
+        self.client.interrupt()
 
     def resolve(self, name: str | Digest) -> Descriptor:
         if not name:
@@ -50,7 +54,7 @@ class RegistryRepository:
 
     def blob(self, descriptor: Descriptor, start: int = 0, end: int | None = None) -> Iterator[bytes]:
         stop = check_range(descriptor, start, end)
-        retry = Retry(self.client.options.give_up_s)
+        retry = self.client.retry()
         position = kept = start
         while position < stop:
             try:
@@ -90,7 +94,7 @@ class RegistryRepository:
                     )
                 skip, count = start, stop - start
                 self.ranges_ignored |= not whole
-            pace = Pace(response, self.client.options.read_timeout_s)
+            pace = Pace(response)
             while count:
                 piece = pace.read(_PIECE_BYTES)
                 if not piece:

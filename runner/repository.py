@@ -44,6 +44,10 @@ class RegistryOptions:
 class Repository(Protocol):
     """Read access to one place that holds manifests and blobs. Safe to use from several threads."""
 
+    ranges_ignored: (
+        bool  # a part of a blob was asked for, and the whole came: parts are better not asked for one by one
+    )
+
     def resolve(self, name: str | Digest) -> Descriptor:
         """The manifest or index that a tag or digest names; "" is the only one there is, where that is clear."""
 
@@ -52,6 +56,9 @@ class Repository(Protocol):
 
     def blob(self, descriptor: Descriptor, start: int = 0, end: int | None = None) -> Iterator[bytes]:
         """Exactly the bytes [start, end) of a blob, in pieces, NOT verified; `end` None means its size."""
+
+    def interrupt(self) -> None:
+        """End what other threads are waiting for, with an error there; nothing can be read afterwards."""
 
     def close(self) -> None: ...
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from bisect import bisect_right
 from collections import OrderedDict
@@ -12,8 +11,9 @@ from typing import Protocol
 import zstandard
 
 from runner.artifact import ChunkIndex
-from runner.errors import BadInput, DigestMismatch
+from runner.errors import BadInput
 from runner.repository import Joined
+from runner.transfer import unpack
 
 CACHED_CHUNKS = 64
 
@@ -56,6 +56,7 @@ class FramedDisk:
     def __init__(self, blobs: Joined, index: ChunkIndex) -> None:
         self._blobs, self._index = blobs, index
         self._starts = [chunk.offset for chunk in index.chunks]
+        self._decompressor = zstandard.ZstdDecompressor()
         self._raw: OrderedDict[int, bytes] = OrderedDict()
         self.size = index.disk_size
 
@@ -78,12 +79,7 @@ class FramedDisk:
             return found
         chunk = self._index.chunks[number]
         frame = b"".join(self._blobs.read(chunk.blob_offset, chunk.blob_offset + chunk.blob_length))
-        try:
-            raw = zstandard.ZstdDecompressor().decompress(frame, max_output_size=chunk.length)
-        except zstandard.ZstdError as err:
-            raise DigestMismatch(f"chunk at {chunk.offset}: damaged frame", "fetch it again") from err
-        if len(raw) != chunk.length or hashlib.sha256(raw).digest() != chunk.sha256:
-            raise DigestMismatch(f"chunk at {chunk.offset}: not the bytes of the index", "fetch it again")
+        raw = unpack(chunk, frame, self._decompressor)
         self._raw[number] = raw
         if len(self._raw) > CACHED_CHUNKS:
             self._raw.popitem(last=False)

@@ -110,9 +110,14 @@ class TarArchive:
 class ArchiveRepository:
     """The OCI layout in a tar, as a Repository."""
 
+    ranges_ignored = False
+
     def __init__(self, archive: TarArchive) -> None:
         self._archive = archive
         parse_json(archive.read("oci-layout", 4096), f"{archive.where}: oci-layout")
+
+    def interrupt(self) -> None:
+        """Nothing here waits."""
 
     def close(self) -> None:
         self._archive.close()

@@ -10,7 +10,7 @@ from imagetool.oci.push import Content, pieces
 from runner.errors import BadInput, DigestMismatch, RegistryError, Unsupported
 from runner.oci import INDEX_TYPES, MANIFEST_MAX_BYTES, MANIFEST_TYPES, Descriptor, Digest, parse_json
 from runner.registry import RegistryRepository
-from runner.registry_client import RegistryClient, Retry
+from runner.registry_client import RegistryClient
 from runner.repository import RegistryOptions, check_manifest, verified
 
 TAGS_PAGE = 1000
@@ -26,7 +26,6 @@ class RegistryTarget:
     def __init__(self, registry: str, repository: str, options: RegistryOptions) -> None:
         self.client = RegistryClient(registry, repository, options)
         self._place = registry, repository, options
-        self._retry_s = options.give_up_s
 
     def close(self) -> None:
         self.client.close()
@@ -42,7 +41,7 @@ class RegistryTarget:
                     )
                 return response.status_code == 200
 
-        return Retry(self._retry_s).run(once)
+        return self.client.retry().run(once)
 
     def push_blob(self, descriptor: Descriptor, content: Content, *, mount: str = "") -> None:
         if self.has_blob(descriptor) or (mount and self._mounted(descriptor, mount)):
@@ -65,7 +64,7 @@ class RegistryTarget:
                 pass
 
         # An upload that broke late may start over, so the time it took counts as well.
-        Retry(self._retry_s + descriptor.size / SLOW_BYTES_PER_S).run(once)
+        self.client.retry(self.client.options.give_up_s + descriptor.size / SLOW_BYTES_PER_S).run(once)
 
     def _mounted(self, descriptor: Descriptor, repository: str) -> bool:
         """distribution-spec, "Mounting a blob from another repository"; a registry may start an upload instead."""
@@ -108,7 +107,7 @@ class RegistryTarget:
                 pass
 
         try:
-            Retry(self._retry_s).run(once)
+            self.client.retry().run(once)
         except RegistryError as err:
             if err.status == 405:
                 raise Unsupported(
@@ -122,7 +121,7 @@ class RegistryTarget:
             with self.client.request("PUT", f"manifests/{name}", expect=(201,), headers=headers, data=raw) as response:
                 return str(response.headers.get("Docker-Content-Digest", ""))
 
-        said = Retry(self._retry_s).run(once)
+        said = self.client.retry().run(once)
         if said != str(digest):
             # The header is optional before distribution-spec 1.1: read back what the name means now.
             accept = {"Accept": ", ".join((*MANIFEST_TYPES, *INDEX_TYPES))}

@@ -19,7 +19,7 @@ from runner.credentials import find_credentials
 from runner.errors import BadInput, DigestMismatch, RegistryError
 from runner.oci import OCI_CONFIG, OCI_MANIFEST, Descriptor, Digest, Manifest, canonical_json
 from runner.reference import parse_reference
-from runner.registry_client import parse_challenges
+from runner.registry_auth import parse_challenges
 from runner.repository import RegistryOptions, Repository, open_repository, read_blob
 from tests.support.faults import Fault, FaultProxy, run_faults
 from tests.support.registry import QuietHandler, RunningRegistry, docker_config, needs_registry, run_registry, serve

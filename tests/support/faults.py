@@ -1,4 +1,4 @@
-"""A proxy before a real registry that misbehaves on purpose.
+"""A proxy before a real registry that misbehaves on purpose, and remembers what it was asked and what it gave.
 
 with run_faults(registry.name) as proxy:
     proxy.add(Fault("short", path="/blobs/", times=1))
@@ -11,6 +11,7 @@ import contextlib
 import http.client
 import socket
 import struct
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -19,22 +20,29 @@ from urllib.parse import urlsplit
 
 from tests.support.registry import QuietHandler, serve
 
-Kind = Literal["short", "wrong", "status", "stall", "reset", "whole", "redirect"]
+Kind = Literal[
+    "short", "wrong", "long", "shifted", "status", "stall", "reset", "drip", "drip-head", "huge-head", "whole", "redirect"
+]  # fmt: skip
+
+PIECE_BYTES = 32 << 10
+ALWAYS = 1 << 30
 
 
 @dataclass
 class Fault:
-    """What goes wrong with the next `times` requests whose path holds `path`."""
+    """What goes wrong with the next `times` requests whose path holds `path`, after the first `skip` of them."""
 
     kind: Kind
     path: str = "/"
     times: int = 1
     method: str = "GET"
+    skip: int = 0
     status: int = 503  # of "status"
     headers: dict[str, str] = field(default_factory=dict)
-    target: str = ""  # of "redirect": a URL
+    body: bytes = b"{}"  # of "status"
+    target: str = ""  # of "redirect": a URL; the same path again where there is none
     after: int = 1000  # bytes of the body before "short", "stall" and "reset"
-    seconds: float = 30  # of "stall"
+    seconds: float = 30  # of "stall"; between the bytes of "drip" and "drip-head"
 
 
 @dataclass
@@ -42,16 +50,29 @@ class FaultProxy:
     name: str  # host:port
     faults: list[Fault] = field(default_factory=list)
     seen: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)  # method, path, headers
+    served: list[tuple[str, int, int]] = field(default_factory=list)  # path, from which byte on, how many
+    peers: set[tuple[str, int]] = field(default_factory=set)  # one a connection
+    giving: int = 0  # answers under way
+    most_giving: int = 0
+    pause_s: float = 0  # after each piece of a body
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def add(self, fault: Fault) -> None:
-        self.faults.append(fault)
+    def add(self, *faults: Fault) -> None:
+        self.faults += faults
 
     def take(self, method: str, path: str) -> Fault | None:
-        for fault in self.faults:
-            if fault.times and fault.method == method and fault.path in path:
-                fault.times -= 1
-                return fault
+        with self.lock:
+            for fault in self.faults:
+                if fault.times and fault.method == method and fault.path in path:
+                    if fault.skip:
+                        fault.skip -= 1
+                        continue
+                    fault.times -= 1
+                    return fault
         return None
+
+    def bytes_of(self, path: str) -> int:
+        return sum(count for name, _, count in self.served if path in name)
 
 
 @contextlib.contextmanager
@@ -59,42 +80,91 @@ def run_faults(upstream: str) -> Iterator[FaultProxy]:
     """A proxy for the plain http registry at `upstream`, host:port."""
 
     class Handler(QuietHandler):
+        def setup(self) -> None:
+            super().setup()
+            # What lies in buffers was served, but never arrived where the client is killed.
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, PIECE_BYTES)
+
         def forward(self) -> None:
             method = self.command
             proxy.seen.append((method, self.path, dict(self.headers)))
+            proxy.peers.add(self.client_address)
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             fault = proxy.take(method, self.path)
             kind = fault.kind if fault else ""
             if fault and kind == "status":
-                self.send(fault.status, b"{}", **fault.headers)
+                self.send(fault.status, fault.body, **fault.headers)
                 return
             if fault and kind == "redirect":
-                self.send(307, b"", Location=fault.target)
+                self.send(307, b"", Location=fault.target or self.path)
                 return
-            headers = {k: v for k, v in self.headers.items() if kind != "whole" or k.lower() != "range"}
-            upstream_connection = http.client.HTTPConnection(upstream, timeout=30)
-            upstream_connection.request(method, self.path, body or None, headers)
-            answer = upstream_connection.getresponse()
-            data = answer.read()
-            self.send_response(answer.status)
-            for name, value in answer.getheaders():
-                if name.lower() not in ("transfer-encoding", "connection", "date"):
-                    self.send_header(name, value)
+            sent = {k: v for k, v in self.headers.items() if kind != "whole" or k.lower() != "range"}
+            status, headers, data = self.ask(method, body, sent)
+            if kind == "wrong":
+                middle = len(data) // 2
+                data = data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
+            if kind == "long":
+                data += b"more"
+                headers["Content-Length"] = str(len(data))
+            start = int(headers.get("Content-Range", "bytes 0-").split()[1].partition("-")[0])
+            if kind == "shifted" and status == 206:
+                headers["Content-Range"] = headers["Content-Range"].replace(f"{start}-", f"{start + 1}-")
+            if kind == "huge-head":
+                headers["X-Filler"] = "x" * 200_000
+            if fault and kind == "drip-head":
+                self.drip(b"HTTP/1.1 200 OK\r\nX-Filler: " + b"x" * 10_000, fault.seconds)
+                return
+            self.send_response(status)
+            for name, value in headers.items():
+                self.send_header(name, value)
             self.end_headers()
-            upstream_connection.close()
-            if fault and kind == "wrong":
-                data = bytes([data[0] ^ 1]) + data[1:]
-            if not fault or kind in ("wrong", "whole"):
-                self.wfile.write(data)
+            if not fault or kind in ("wrong", "whole", "long", "shifted", "huge-head"):
+                self.give(start, data)
                 return
-            self.wfile.write(data[: fault.after])
-            self.wfile.flush()
+            if kind == "drip":
+                self.drip(data, fault.seconds)
+                return
+            self.give(start, data[: fault.after])
             self.close_connection = True
             if kind == "stall":
                 time.sleep(fault.seconds)
             if kind == "reset":
                 self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 self.connection.close()
+
+        def ask(self, method: str, body: bytes, headers: dict[str, str]) -> tuple[int, dict[str, str], bytes]:
+            connection = http.client.HTTPConnection(upstream, timeout=30)
+            try:
+                connection.request(method, self.path, body or None, headers)
+                answer = connection.getresponse()
+                hop = ("transfer-encoding", "connection", "date")
+                kept = {name: value for name, value in answer.getheaders() if name.lower() not in hop}
+                return answer.status, kept, answer.read()
+            finally:
+                connection.close()
+
+        def give(self, start: int, data: bytes) -> None:
+            count = 0
+            with proxy.lock:
+                proxy.giving += 1
+                proxy.most_giving = max(proxy.most_giving, proxy.giving)
+            try:
+                while count < len(data):
+                    piece = data[count : count + PIECE_BYTES]
+                    self.wfile.write(piece)
+                    count += len(piece)
+                    if proxy.pause_s:
+                        time.sleep(proxy.pause_s)
+            finally:
+                with proxy.lock:
+                    proxy.giving -= 1
+                    proxy.served.append((self.path, start, count))
+
+        def drip(self, data: bytes, seconds: float) -> None:
+            self.close_connection = True
+            for byte in data:
+                self.wfile.write(bytes([byte]))
+                time.sleep(seconds)
 
         do_GET = do_HEAD = do_PUT = do_POST = forward  # noqa: N815
 

@@ -1,0 +1,139 @@
+"""Answering a registry's challenge; in place of oras's own answer, which never renews a token and knows no basic challenge.
+
+Credentials go to the registry, or to the token service its challenge names; https both, unless plain http was asked.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+import time
+from collections.abc import Mapping
+from urllib.parse import urlsplit
+
+import oras.auth
+import requests
+
+from runner.credentials import Credentials, find_credentials
+from runner.errors import RegistryError
+from runner.registry_answer import read_bounded, redact, status_error
+from runner.registry_session import Session, origin
+from runner.repository import RegistryOptions
+
+TOKEN_MAX_BYTES = 1 << 20
+
+
+class Auth(oras.auth.TokenAuth):  # type: ignore[misc]
+    """Answers a registry's challenge (RFC 7235; distribution's token and oauth2 specifications).
+
+    One Authorization value at a time: the last challenge names the widest scope asked for, and a registry that wants
+    another one says so.
+    """
+
+    def __init__(self, registry: str, repository: str, session: Session, options: RegistryOptions) -> None:
+        super().__init__()
+        self._registry, self._repository = registry, repository
+        self._session, self._plain_http = session, options.plain_http
+        self._lock = threading.Lock()
+        self._value = ""
+        self._expires = 0.0
+
+    @property
+    def token(self) -> str | None:
+        """What do_request sends unasked: the last answer, until it is about to expire."""
+        return self._value if self._value and time.monotonic() < self._expires else None
+
+    @token.setter
+    def token(self, value: str | None) -> None:
+        self._value = value or ""
+
+    def get_auth_header(self) -> dict[str, str]:
+        return {"Authorization": self._value} if self._value else {}
+
+    def authenticate_request(
+        self, original: requests.Response, headers: dict[str, str], refresh: bool = False
+    ) -> tuple[dict[str, str], bool]:
+        """Called by do_request after 401 or 403: the headers to try again with."""
+        method = str(original.request.method)
+        url, status = original.url, original.status_code
+        if origin(url) != self._session.origin:
+            original.close()
+            # A presigned URL that ran out; asking the registry again gives a new one.
+            raise RegistryError(f"{method} {redact(url)}: {status}, after a redirect", temporary=True, status=status)
+        if status == 403:
+            with original:
+                raise status_error(method, original, f"{self._registry}/{self._repository}")
+        original.close()
+        with self._lock:
+            # Another thread may have been quicker.
+            if not self.token or headers.get("Authorization") == self._value:
+                self._value, lifetime = self._answer(original.headers.get("WWW-Authenticate", ""))
+                self._expires = time.monotonic() + lifetime * 0.75
+            return {**headers, "Authorization": self._value}, True
+
+    def _answer(self, header: str) -> tuple[str, float]:
+        """An Authorization value and how long it is good for, seconds."""
+        challenges = parse_challenges(header)
+        credentials = find_credentials(self._registry, self._repository)
+        if "bearer" in challenges:
+            return self._bearer(challenges["bearer"], credentials)
+        if "basic" in challenges:
+            if credentials is None or credentials.identity_token:
+                raise RegistryError(f"{self._registry} wants a password", self._hint, status=401)
+            return credentials.basic, float("inf")
+        raise RegistryError(f"{self._registry}: unknown kind of authentication", status=401)
+
+    @property
+    def _hint(self) -> str:
+        return "log in: docker login, podman login or skopeo login " + self._registry
+
+    def _bearer(self, challenge: Mapping[str, str], credentials: Credentials | None) -> tuple[str, float]:
+        realm = challenge.get("realm", "")
+        parts = urlsplit(realm)
+        if (
+            parts.scheme not in (("https", "http") if self._plain_http else ("https",))
+            or not parts.hostname
+            or "@" in parts.netloc
+        ):
+            raise RegistryError(f"{self._registry} names a token service we do not talk to: {redact(realm)!r:.200}")
+        fields = {key: challenge[key] for key in ("service", "scope") if key in challenge}
+        if credentials is not None and credentials.identity_token:
+            fields |= {
+                "grant_type": "refresh_token",
+                "client_id": "rootdisk",
+                "refresh_token": credentials.identity_token,
+            }
+            response = self._session.once("POST", realm, headers={}, data=fields)
+        else:
+            headers = {"Authorization": credentials.basic} if credentials is not None else {}
+            url = requests.Request("GET", realm, params=fields).prepare().url or realm
+            response = self._session.once("GET", url, headers=headers)
+        with response:
+            if response.status_code != 200:
+                raise status_error("GET", response, f"token service of {self._registry}", self._hint)
+            raw = read_bounded(response, TOKEN_MAX_BYTES)
+        try:
+            answer = json.loads(raw)
+            token = str(answer.get("token") or answer.get("access_token") or "")
+            lifetime = float(answer.get("expires_in") or 60)  # the specification's default
+        except (ValueError, AttributeError, TypeError, RecursionError):
+            token = ""
+        if not re.fullmatch(r"[!-~]+", token):
+            raise RegistryError(f"token service of {self._registry}: no token in its answer", self._hint)
+        return f"Bearer {token}", min(max(lifetime, 10), 86400)
+
+
+def parse_challenges(header: str) -> dict[str, dict[str, str]]:
+    """WWW-Authenticate: parameters by scheme, both in lower case; RFC 7235 section 4.1. The first of a scheme counts."""
+    challenges: dict[str, dict[str, str]] = {}
+    current: dict[str, str] = {}
+    token = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+    for found in re.finditer(rf'({token})\s*=\s*(?:"((?:[^"\\]|\\.)*)"|({token}))|({token})', header[:8192]):
+        name, quoted, plain, scheme = found.groups()
+        if scheme:
+            current = {}
+            challenges.setdefault(scheme.lower(), current)
+        else:
+            current.setdefault(name.lower(), re.sub(r"\\(.)", r"\1", quoted) if quoted is not None else plain)
+    return challenges

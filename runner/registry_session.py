@@ -1,0 +1,127 @@
+"""The HTTP session to a registry: redirects, origins, certificates, and waits that end."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Mapping
+from http.cookiejar import DefaultCookiePolicy
+from typing import Any
+from urllib.parse import urljoin, urlsplit
+
+import requests
+import requests.adapters
+
+from runner import __version__
+from runner.connections import Watch
+from runner.errors import BadInput, RegistryError
+from runner.registry_answer import redact
+from runner.repository import RegistryOptions
+
+REDIRECTS = frozenset({301, 302, 303, 307, 308})
+MAX_REDIRECTS = 5
+COMMIT_BYTES_PER_S = 16 << 20  # a registry reads a blob again, and may copy it, before it answers
+
+
+class Session(requests.Session):
+    """Redirects followed here: no Authorization to other origins, no way from https to http, bodies never read."""
+
+    def __init__(self, base: str, options: RegistryOptions) -> None:
+        super().__init__()
+        self.origin = origin(base)
+        self._plain_http = options.plain_http
+        self._timeout = (options.connect_timeout_s, options.read_timeout_s)
+        self.auth = _keep  # otherwise ~/.netrc is asked, for redirect targets too
+        self.headers["Accept-Encoding"] = "identity"
+        self.headers["User-Agent"] = f"rootdisk/{__version__}"
+        self.cookies.set_policy(_no_cookies())
+        adapter = Adapter(options)
+        self.watch = adapter.watch
+        self.mount("https://", adapter)
+        self.mount("http://", adapter)
+
+    def get_redirect_target(self, resp: requests.Response) -> None:
+        """None: requests would read the body of a redirect without a bound."""
+        return
+
+    def request(  # type: ignore[override]
+        self, method: str, url: str, headers: Mapping[str, str] | None = None, data: Any = None, **_: Any
+    ) -> requests.Response:
+        sent = dict(headers or {})
+        for _hop in range(MAX_REDIRECTS):
+            if origin(url) != self.origin:
+                sent.pop("Authorization", None)
+            response = self.once(method, url, headers=sent, data=data)
+            location = response.headers.get("Location")
+            if response.status_code not in REDIRECTS or not location:
+                return response
+            response.close()
+            if method not in ("GET", "HEAD") and response.status_code not in (307, 308):
+                raise RegistryError(f"{method} {redact(url)}: answered with a redirect {response.status_code}")
+            url = urljoin(url, location)
+        raise RegistryError(f"{method} {redact(url)}: more than {MAX_REDIRECTS} redirects")
+
+    def once(self, method: str, url: str, *, headers: Mapping[str, str], data: Any = None) -> requests.Response:
+        """One exchange with exactly these headers, redirects not followed, answer streamed."""
+        parts = urlsplit(url)
+        if parts.scheme != "https" and not (parts.scheme == "http" and self._plain_http):
+            raise RegistryError(
+                f"{method} {redact(url)}: not https", "ask for plain http if this network is to be trusted"
+            )
+        connect_s, read_s = self._timeout
+        if method == "PUT" and data is not None:
+            read_s += len(data) / COMMIT_BYTES_PER_S
+        return super().request(
+            method,
+            url,
+            headers=dict(headers),
+            data=data,
+            stream=True,
+            allow_redirects=False,
+            timeout=(connect_s, read_s),
+        )
+
+
+class Adapter(requests.adapters.HTTPAdapter):
+    """Trusts the system's certificates, and the user's own file beside them; watches all waits."""
+
+    def __init__(self, options: RegistryOptions) -> None:
+        self._context = ssl.create_default_context()
+        if options.ca_file is not None:
+            try:
+                self._context.load_verify_locations(options.ca_file)
+            except OSError as err:  # ssl.SSLError is one
+                raise BadInput(
+                    f"CA file {options.ca_file}: {err.strerror or err}", "it must hold PEM certificates"
+                ) from err
+        self.watch = Watch()
+        self.read_timeout_s = options.read_timeout_s
+        super().__init__(pool_maxsize=16)
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        super().init_poolmanager(*args, **kwargs, ssl_context=self._context)
+
+    def get_connection_with_tls_context(self, *args: Any, **kwargs: Any) -> Any:
+        pool = super().get_connection_with_tls_context(*args, **kwargs)
+        self.watch.adopt(pool)
+        return pool
+
+    def proxy_manager_for(self, *args: Any, **kwargs: Any) -> Any:
+        return super().proxy_manager_for(*args, **kwargs, ssl_context=self._context)
+
+
+def _keep(request: requests.PreparedRequest) -> requests.PreparedRequest:
+    return request
+
+
+def _no_cookies() -> DefaultCookiePolicy:
+    return DefaultCookiePolicy(allowed_domains=[])
+
+
+def origin(url: str) -> tuple[str, str, int]:
+    """Scheme, host and port: what credentials are bound to."""
+    parts = urlsplit(url)
+    try:
+        port = parts.port
+    except ValueError:
+        port = -1
+    return parts.scheme, parts.hostname or "", port or (443 if parts.scheme == "https" else 80)

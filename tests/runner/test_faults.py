@@ -1,0 +1,214 @@
+"""Pulls from a registry that misbehaves: the right disk, or one clear error; never a wrong byte, never a hang."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from runner.errors import RootdiskError
+from runner.fetch import Local, pull
+from runner.oci import Digest, Platform
+from runner.reference import parse_reference
+from runner.repository import RegistryOptions
+from runner.store import Store
+from runner.transfer import CONNECTIONS
+from tests.support.artifacts import Sample, noise, publish, sample
+from tests.support.faults import ALWAYS, Fault, FaultProxy, run_faults
+from tests.support.registry import QuietHandler, RunningRegistry, docker_config, needs_registry, run_registry, serve
+
+pytestmark = needs_registry
+
+SECRET = "very-secret-8"
+QUICK = RegistryOptions(plain_http=True, connect_timeout_s=2, read_timeout_s=0.5, give_up_s=3)
+DEADLINE_S = 15  # what give_up_s bounds, on a busy machine
+CHUNK = 256 << 10
+
+MADE = sample([*noise(40, CHUNK), bytes(1 << 20), *noise(40, CHUNK, seed=1), bytes(5000)])
+OTHER = sample(noise(2, CHUNK, seed=2))
+DISK = MADE.path
+
+
+@pytest.fixture(autouse=True)
+def nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("REGISTRY_AUTH_FILE", "XDG_RUNTIME_DIR", "XDG_CONFIG_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "docker"))
+    monkeypatch.setenv("ROOTDISK_STORE", str(tmp_path / "store"))
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningRegistry]:
+    with run_registry(tmp_path_factory.mktemp("registry")) as registry:
+        publish(MADE, f"{registry.name}/a/b:v1", registry.options)
+        publish(OTHER, f"{registry.name}/a/b:other", registry.options)
+        yield registry
+
+
+@pytest.fixture
+def proxy(registry: RunningRegistry) -> Iterator[FaultProxy]:
+    with run_faults(registry.name) as proxy:
+        yield proxy
+
+
+def pulled(proxy: FaultProxy, name: str = "v1", options: RegistryOptions = QUICK) -> Local:
+    separator = "@" if name.startswith("sha256:") else ":"
+    return pull(Store.open(), parse_reference(f"{proxy.name}/a/b{separator}{name}"), options, Platform.host())
+
+
+def check(local: Local, made: Sample = MADE) -> None:
+    assert local.disk.read_bytes() == made.disk
+    assert local.digest == Digest.of(made.artifact.manifest)
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str
+    faults: Callable[[], list[Fault]]
+    error: str = ""  # part of its message; a success where there is none
+
+
+def status(code: int, times: int = 1, **headers: str) -> Callable[[], list[Fault]]:
+    return lambda: [Fault("status", DISK, times, status=code, headers=headers)]
+
+
+CASES = [
+    Case("short body", lambda: [Fault("short", DISK, 2, after=3_000_000)]),
+    Case("short body, always", lambda: [Fault("short", DISK, ALWAYS)], "connection broke"),
+    Case("wrong bytes", lambda: [Fault("wrong", DISK, skip=1)], "chunk at"),
+    Case("wrong bytes of the index", lambda: [Fault("wrong", "/blobs/", skip=1)], "expected"),
+    Case("wrong bytes of the manifest", lambda: [Fault("wrong", "/manifests/", ALWAYS)], "the registry says"),
+    Case("longer part", lambda: [Fault("long", DISK, ALWAYS)]),
+    Case("longer index", lambda: [Fault("long", "/blobs/", skip=1)], "bytes, not"),
+    Case("wrong Content-Range", lambda: [Fault("shifted", DISK, skip=1)], "was given 'bytes"),
+    Case("whole for a part", lambda: [Fault("whole", DISK, skip=1)]),
+    Case("whole for every part", lambda: [Fault("whole", DISK, ALWAYS)]),
+    Case("429", status(429, 2, Retry_After="1")),
+    Case("429 for an hour", status(429, ALWAYS, Retry_After="3600"), "429"),
+    Case("5xx burst", lambda: [Fault("status", DISK, 1, skip=n, status=500 + n) for n in (0, 2, 3, 4)]),
+    Case("5xx, always", status(503, ALWAYS), "503"),
+    Case("404", status(404, ALWAYS), "404"),
+    Case("403", status(403, ALWAYS), "403"),
+    Case("stall", lambda: [Fault("stall", DISK, 2, after=1_500_000, seconds=3)]),
+    Case("stall, always", lambda: [Fault("stall", DISK, ALWAYS, seconds=2)], "no answer in time"),
+    Case("reset", lambda: [Fault("reset", DISK, 3, after=2_000_000)]),
+    Case("reset, always", lambda: [Fault("reset", DISK, ALWAYS, after=0)], "connection broke"),
+    Case("slow drip", lambda: [Fault("drip", DISK, ALWAYS, seconds=0.05)], "bytes in"),
+    Case("slow drip of the manifest", lambda: [Fault("drip", "/manifests/", ALWAYS, seconds=0.05)], "bytes in"),
+    Case("slow drip of a head", lambda: [Fault("drip-head", DISK, ALWAYS, seconds=0.05)], "no answer in time"),
+    Case("redirect loop", lambda: [Fault("redirect", DISK, ALWAYS)], "more than 5 redirects"),
+    Case("huge head", lambda: [Fault("huge-head", DISK, ALWAYS)], "connection broke"),
+    Case("huge head, once", lambda: [Fault("huge-head", DISK)]),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_the_right_disk_or_one_clear_error(proxy: FaultProxy, tmp_path: Path, case: Case) -> None:
+    faults = case.faults()
+    proxy.add(*faults)
+    started = time.monotonic()
+    if case.error:
+        with pytest.raises(RootdiskError) as failed:
+            pulled(proxy)
+        assert case.error in failed.value.message
+        assert not list((tmp_path / "store/disks").glob("*.raw"))
+    else:
+        check(pulled(proxy))
+    assert time.monotonic() - started < DEADLINE_S
+    assert not [thread for thread in threading.enumerate() if "ThreadPool" in thread.name]
+    proxy.faults.clear()
+    check(pulled(proxy))  # nothing of a failure is remembered
+
+
+def test_parts_are_asked_for_at_once_over_few_connections(proxy: FaultProxy) -> None:
+    proxy.pause_s = 0.002
+    check(pulled(proxy))
+    spans = sorted((start, count) for path, start, count in proxy.served if path.endswith(DISK))
+    assert len(spans) > 2
+    assert sum(count for _, count in spans) <= MADE.blob.size
+    assert 2 <= proxy.most_giving <= CONNECTIONS
+    assert len(proxy.peers) <= CONNECTIONS < len(proxy.seen)  # connections are used again
+
+
+def test_a_registry_without_ranges_is_asked_for_the_whole_once(proxy: FaultProxy) -> None:
+    proxy.add(Fault("whole", DISK, ALWAYS))
+    check(pulled(proxy))
+    assert len([path for _, path, _ in proxy.seen if path.endswith(DISK)]) == 2  # the first part, and all the rest
+
+
+def test_credentials_stay_with_the_registry(proxy: FaultProxy, tmp_path: Path) -> None:
+    """A token that ran out is renewed, and so is a presigned URL at another port, which sees no credentials."""
+    elsewhere: list[dict[str, str]] = []
+    blob = b""
+
+    class Elsewhere(QuietHandler):
+        def do_GET(self) -> None:  # noqa: N802
+            elsewhere.append(dict(self.headers))
+            if "gone" in self.path:
+                self.send(403, b"expired")
+                return
+            first, _, last = self.headers["Range"].removeprefix("bytes=").partition("-")
+            part = blob[int(first) : int(last) + 1]
+            self.send(206, part, Content_Range=f"bytes {first}-{last}/{len(blob)}")
+
+    for piece in MADE.artifact.blobs:
+        if piece.descriptor == MADE.blob:
+            assert isinstance(piece.data, bytes)
+            blob = piece.data
+    docker_config(tmp_path / "docker", **{proxy.name: ("ann", SECRET)})
+    unauthorized = {"WWW-Authenticate": 'Basic realm="x"'}
+    proxy.add(Fault("status", "/manifests/", status=401, headers=unauthorized))
+    proxy.add(Fault("status", DISK, skip=1, status=401, headers=unauthorized))
+    with serve(Elsewhere) as url:
+        for number in range(8):
+            where = "gone" if number in (0, 3) else "here"
+            proxy.add(Fault("redirect", DISK, target=f"{url}/{where}?X-Signature={SECRET}"))
+        check(pulled(proxy))
+        assert any("Authorization" in headers for _, path, headers in proxy.seen if path.endswith(DISK))
+        assert len(elsewhere) >= 4
+        assert not any("Authorization" in headers or "Cookie" in headers for headers in elsewhere)
+
+
+def test_a_presigned_url_that_never_works(proxy: FaultProxy) -> None:
+    class Gone(QuietHandler):
+        def do_GET(self) -> None:  # noqa: N802
+            self.send(403, b"expired")
+
+    with serve(Gone) as url:
+        proxy.add(Fault("redirect", DISK, ALWAYS, target=f"{url}/gone?X-Signature={SECRET}"))
+        with pytest.raises(RootdiskError, match="403, after a redirect") as failed:
+            pulled(proxy)
+        assert SECRET not in str(failed.value)
+
+
+def test_a_tag_that_moves(proxy: FaultProxy) -> None:
+    """What was read last counts, as a whole; a header of the one with bytes of the other does not."""
+    old, new = Digest.of(MADE.artifact.manifest), Digest.of(OTHER.artifact.manifest)
+    kind = "application/vnd.oci.image.manifest.v1+json"
+
+    def moved(digest: Digest) -> Fault:
+        headers = {"Content-Type": kind, "Docker-Content-Digest": str(digest)}
+        return Fault("status", "/manifests/", status=200, headers=headers, body=OTHER.artifact.manifest)
+
+    proxy.add(moved(old))
+    with pytest.raises(RootdiskError, match="the registry says"):
+        pulled(proxy)
+    proxy.add(moved(new))
+    check(pulled(proxy), OTHER)
+    proxy.add(moved(old))
+    with pytest.raises(RootdiskError, match="manifest"):
+        pulled(proxy, str(old))
+    check(pulled(proxy, str(old)))
+
+
+def test_a_closed_port_after_the_index(proxy: FaultProxy) -> None:
+    proxy.add(Fault("redirect", DISK, ALWAYS, target="http://127.0.0.1:1/"))
+    started = time.monotonic()
+    with pytest.raises(RootdiskError, match="connection refused"):
+        pulled(proxy)
+    assert time.monotonic() - started < DEADLINE_S

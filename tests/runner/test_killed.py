@@ -1,0 +1,190 @@
+"""`runner pull` killed or interrupted at any moment: the next one goes on where it was."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from runner.artifact import Chunk
+from runner.transfer import CONNECTIONS, GAP_BYTES
+from tests.support.artifacts import noise, publish, sample
+from tests.support.faults import ALWAYS, PIECE_BYTES, Fault, FaultProxy, Kind, run_faults
+from tests.support.registry import RunningRegistry, needs_registry, run_registry
+
+pytestmark = needs_registry
+
+CHUNK = 128 << 10
+MADE = sample([*noise(200, CHUNK), bytes(1 << 20), *noise(100, CHUNK, seed=1)])
+RSS_MAX_BYTES = 150 << 20
+# A kill loses, on each connection, the frame that was not complete and what lay in socket buffers; and small gaps are
+# read once more.
+LOST_BYTES = CONNECTIONS * (CHUNK + 8 * PIECE_BYTES + GAP_BYTES)
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningRegistry]:
+    with run_registry(tmp_path_factory.mktemp("registry")) as registry:
+        publish(MADE, f"{registry.name}/a/b:v1", registry.options)
+        yield registry
+
+
+@pytest.fixture
+def proxy(registry: RunningRegistry) -> Iterator[FaultProxy]:
+    with run_faults(registry.name) as proxy:
+        yield proxy
+
+
+def started(proxy: FaultProxy, store: Path, stderr: int = subprocess.PIPE) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "runner", "pull", "--plain-http", f"{proxy.name}/a/b:v1"],
+        env={**os.environ, "ROOTDISK_STORE": str(store)},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        text=True,
+    )
+
+
+def wait_for_disk_request(proxy: FaultProxy, process: subprocess.Popen[str], before: int) -> None:
+    while process.poll() is None and asked(proxy) == before:
+        time.sleep(0.005)
+
+
+def asked(proxy: FaultProxy) -> int:
+    return sum(path.endswith(MADE.path) for _, path, _ in list(proxy.seen))
+
+
+def verified(store: Path) -> list[Chunk]:
+    """The chunks that the partial file has, looked at without any of our own code."""
+    found = list((store / "disks").glob("*.partial"))
+    if not found:
+        return []
+    with found[0].open("rb") as file:
+        return [
+            chunk
+            for chunk in MADE.index.chunks
+            if not chunk.zero
+            and hashlib.sha256(os.pread(file.fileno(), chunk.length, chunk.offset)).digest() == chunk.sha256
+        ]
+
+
+def refetched(proxy: FaultProxy, since: int, chunks: list[Chunk]) -> int:
+    """The longest run of `chunks` that an answer held, bytes."""
+    longest = 0
+    for path, start, count in proxy.served[since:]:
+        run = 0
+        for chunk in MADE.index.chunks:
+            if path.endswith(MADE.path) and start <= chunk.blob_offset and chunk.blob_end <= start + count:
+                run = run + chunk.blob_length if chunk in chunks or chunk.zero else 0
+                longest = max(longest, run)
+    return longest
+
+
+@pytest.mark.parametrize("kills", [5, pytest.param(50, marks=pytest.mark.nightly)])
+def test_killed_at_random_moments(proxy: FaultProxy, tmp_path: Path, kills: int) -> None:
+    moments = random.Random(kills)
+    proxy.pause_s = PIECE_BYTES / (6 << 20)  # 6 MiB/s a connection
+    killed = number = progressed = 0
+    while killed < kills:
+        store = tmp_path / f"store-{number}"
+        number += 1
+        proxy.served.clear()
+        here = 0
+        for _ in range(kills - killed):
+            since, have = len(proxy.served), verified(store)
+            process = started(proxy, store)
+            wait_for_disk_request(proxy, process, asked(proxy))
+            time.sleep(moments.uniform(0, 0.6))
+            if process.poll() is not None:
+                break
+            process.kill()
+            process.communicate()
+            here += 1
+            settle(proxy)
+            assert refetched(proxy, since, have) <= GAP_BYTES
+            progressed += len(verified(store)) > len(have)
+            assert not list((store / "disks").glob("*.raw")) or len(verified(store)) == 0
+        killed += here
+        since, have = len(proxy.served), verified(store)
+        process = started(proxy, store)
+        assert peak_bytes(process) < RSS_MAX_BYTES
+        _, errors = process.communicate()
+        assert process.returncode == 0, errors
+        settle(proxy)
+        assert refetched(proxy, since, have) <= GAP_BYTES
+        (disk,) = (store / "disks").glob("*.raw")
+        assert disk.read_bytes() == MADE.disk
+        assert not list((store / "disks").glob("*.partial"))
+        assert proxy.bytes_of(MADE.path) <= MADE.blob.size + here * LOST_BYTES
+    assert progressed
+
+
+def peak_bytes(process: subprocess.Popen[str]) -> int:
+    """Its largest resident set until it ends; wait4's would have the memory of who forked it."""
+    peak = 0
+    while process.poll() is None:
+        for line in Path(f"/proc/{process.pid}/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                peak = max(peak, int(line.split()[1]) << 10)
+        time.sleep(0.01)
+    return peak
+
+
+def settle(proxy: FaultProxy) -> None:
+    """Until the proxy has noticed that nobody listens."""
+    while proxy.giving:
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("kind", ["stall", "drip-head"])
+def test_interrupted_while_the_server_is_slow(proxy: FaultProxy, tmp_path: Path, kind: Kind) -> None:
+    """All connections wait for the rest of a body, or of a head; Ctrl-C does not."""
+    proxy.add(Fault(kind, MADE.path, ALWAYS, skip=1, after=1_000_000, seconds=20 if kind == "stall" else 0.1))
+    process = started(proxy, tmp_path / "store")
+    wait_for_disk_request(proxy, process, 0)
+    time.sleep(0.5)
+    begun = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert (output, errors) == ("", "")
+    assert time.monotonic() - begun < 5
+    assert verified(tmp_path / "store")
+
+
+def test_two_at_once_fetch_once(proxy: FaultProxy, tmp_path: Path) -> None:
+    processes = [started(proxy, tmp_path / "store") for _ in range(2)]
+    for process in processes:
+        output, errors = process.communicate(timeout=60)
+        assert process.returncode == 0, errors
+        assert output.startswith("sha256:")
+    assert proxy.bytes_of(MADE.path) <= MADE.blob.size
+
+
+def test_progress_is_for_terminals(proxy: FaultProxy, tmp_path: Path) -> None:
+    proxy.pause_s = PIECE_BYTES / (4 << 20)
+    terminal, line = os.openpty()
+    process = started(proxy, tmp_path / "store", stderr=line)
+    os.close(line)
+    shown = b""
+    # Linux: EIO when the last process has closed the terminal.
+    with contextlib.suppress(OSError):
+        while data := os.read(terminal, 4096):
+            shown += data
+    os.close(terminal)
+    process.communicate()
+    assert process.returncode == 0
+    assert re.search(rb"\rfetching \d+ of 39 MB, \d+ MB/s, \d+ s left", shown)
+    again = started(proxy, tmp_path / "other")
+    assert again.communicate()[1].count("MB") == 3  # what was fetched, reused and left out

@@ -1,0 +1,70 @@
+"""Small artifacts for tests of the fetch: disks of bytes nobody can boot, as chunks of any kind."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from imagetool.artifact.frames import compressor, seek_table, zero_frame
+from imagetool.artifact.manifest import Artifact, Blob, assemble
+from imagetool.oci.push import open_target
+from runner.artifact import CHUNKS_TYPE, DISK_TYPE, ArtifactConfig, Chunk, ChunkIndex, Process
+from runner.oci import OCI_MANIFEST, Descriptor, Platform
+from runner.reference import parse_reference
+from runner.repository import RegistryOptions
+
+
+@dataclass(frozen=True)
+class Sample:
+    artifact: Artifact
+    index: ChunkIndex
+    disk: bytes  # the raw one
+    blob: Descriptor  # of the disk's frames
+
+    @property
+    def path(self) -> str:
+        """Of the disk's blob at the registry."""
+        return f"/blobs/{self.blob.digest}"
+
+
+def noise(count: int, length: int, seed: int = 0) -> list[bytes]:
+    """Chunks that do not compress, so that the blob is as long as the disk."""
+    source = random.Random(seed)
+    return [source.randbytes(length) for _ in range(count)]
+
+
+def sample(raw: Sequence[bytes], frames: Sequence[bytes] | None = None) -> Sample:
+    """The artifact of a disk of these chunks; those that are all zeros become holes. `frames` in place of the right ones."""
+    chunks: list[Chunk] = []
+    made = list(frames) if frames is not None else [_frame(data) for data in raw]
+    at = blob_at = 0
+    for data, frame in zip(raw, made, strict=True):
+        zero = not any(data)
+        sha256 = bytes(32) if zero else hashlib.sha256(data).digest()
+        chunks.append(Chunk(at, len(data), blob_at, len(frame), sha256, zero))
+        at, blob_at = at + len(data), blob_at + len(frame)
+    index = ChunkIndex(at, tuple(chunks))
+    table = seek_table((len(frame), len(data)) for frame, data in zip(made, raw, strict=True))
+    disk = Blob.of_bytes(DISK_TYPE, b"".join(made) + table)
+    config = ArtifactConfig(
+        1, Platform.host(), at, index.disk_digest(), "", (), Process(), "", 256, 1, "0" * 64, {}, "", "", {}
+    )  # fmt: skip
+    artifact = assemble(config, disk, Blob.of_bytes(CHUNKS_TYPE, index.pack()), None, None)
+    return Sample(artifact, index, b"".join(raw), disk.descriptor)
+
+
+def publish(sample: Sample, reference: str, options: RegistryOptions) -> None:
+    parsed = parse_reference(reference)
+    target = open_target(parsed, options)
+    for blob in sample.artifact.blobs:
+        data = blob.data
+        assert isinstance(data, bytes)
+        target.push_blob(blob.descriptor, lambda data=data: iter([data]))  # type: ignore[misc]
+    target.push_manifest(sample.artifact.manifest, OCI_MANIFEST, (str(parsed.name),))
+    target.close()
+
+
+def _frame(data: bytes) -> bytes:
+    return compressor().compress(data) if any(data) else zero_frame(len(data))
