@@ -82,7 +82,7 @@ def test_from_a_layout_and_from_another_disk(tmp_path: Path, monkeypatch: pytest
     store = Store.open()
     old, new = noise(12, 100_000), noise(2, 100_000, seed=1)
     for tag, raw in (("1", [*old, bytes(300_000)]), ("2", [*old[:5], new[0], bytes(4096), *old[6:], new[1]])):
-        made = sample(raw)
+        made = sample(raw, blobs=int(tag) * 2)
         reference = f"oci:{tmp_path}/layout:{tag}"
         publish(made, reference, RegistryOptions())
         local = pull(store, parse_reference(reference), RegistryOptions(), Platform.host())

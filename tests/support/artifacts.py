@@ -21,7 +21,7 @@ class Sample:
     artifact: Artifact
     index: ChunkIndex
     disk: bytes  # the raw one
-    blob: Descriptor  # of the disk's frames
+    blob: Descriptor  # of the disk's frames, or the first of several
 
     @property
     def path(self) -> str:
@@ -35,8 +35,11 @@ def noise(count: int, length: int, seed: int = 0) -> list[bytes]:
     return [source.randbytes(length) for _ in range(count)]
 
 
-def sample(raw: Sequence[bytes], frames: Sequence[bytes] | None = None) -> Sample:
-    """The artifact of a disk of these chunks; those that are all zeros become holes. `frames` in place of the right ones."""
+def sample(raw: Sequence[bytes], frames: Sequence[bytes] | None = None, blobs: int = 1) -> Sample:
+    """The artifact of a disk of these chunks; those that are all zeros become holes. `frames` in place of the right ones.
+
+    The frames are in `blobs` blobs, the last with the seek table too.
+    """
     chunks: list[Chunk] = []
     made = list(frames) if frames is not None else [_frame(data) for data in raw]
     at = blob_at = 0
@@ -47,12 +50,14 @@ def sample(raw: Sequence[bytes], frames: Sequence[bytes] | None = None) -> Sampl
         at, blob_at = at + len(data), blob_at + len(frame)
     index = ChunkIndex(at, tuple(chunks))
     table = seek_table((len(frame), len(data)) for frame, data in zip(made, raw, strict=True))
-    disk = Blob.of_bytes(DISK_TYPE, b"".join(made) + table)
+    each = -(-len(made) // blobs)
+    parts = [b"".join(made[start : start + each]) for start in range(0, len(made), each)]
+    disk = [Blob.of_bytes(DISK_TYPE, part) for part in [*parts[:-1], parts[-1] + table]]
     config = ArtifactConfig(
         1, Platform.host(), at, index.disk_digest(), "", (), Process(), "", 256, 1, "0" * 64, {}, "", "", {}
     )  # fmt: skip
     artifact = assemble(config, disk, Blob.of_bytes(CHUNKS_TYPE, index.pack()), None, None)
-    return Sample(artifact, index, b"".join(raw), disk.descriptor)
+    return Sample(artifact, index, b"".join(raw), disk[0].descriptor)
 
 
 def publish(sample: Sample, reference: str, options: RegistryOptions) -> None:
