@@ -8,7 +8,7 @@ from html import escape
 
 from bench.rows import Point, Row
 
-WIDTH, LEFT, LINE = 880, 370, 26
+WIDTH, LEFT, LINE = 910, 400, 26
 PLOT = 260
 STYLE = """
 text { fill: #222 } .soft { fill: #666 } .bar { fill: #0a7d5f } .bad { fill: #c2410c } .plain { fill: #8a8a8a } .goal, .axis { stroke: #555 }
