@@ -64,7 +64,7 @@ def run(contender: Contender, watch: Callable[[int], None] | None = None, settle
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **contender.environment},
+            env={**_usual(), **contender.environment},
             cwd=contender.cwd,
             pass_fds=(writing,),
         )
@@ -82,6 +82,11 @@ def run(contender: Contender, watch: Callable[[int], None] | None = None, settle
         last = output.decode(errors="replace").strip().splitlines()[-1:]
         raise Failed(f"{contender.name} failed: {last[0] if last else 'without a word'}")
     return Run(int(words[0]), float(words[1]), float(words[2]), int(words[3]), int(words[4]))
+
+
+def _usual() -> dict[str, str]:
+    """The environment, but with Python's compiled modules kept, as everybody has them."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
 
 def interleaved(

@@ -45,7 +45,7 @@ def artifact_of(bench: Bench, image: Path) -> Path:
 def _pull(bench: Bench, reference: str, oras: str) -> Row:
     store, peer = bench.work / "store", bench.work / "pulled"
     name = "rootfs.ext4"
-    script = f'"$1" pull --plain-http -o "$2" "$3" && zstd -dq "$2/{name}.zst" -o "$2/{name}"'
+    script = f'"$1" pull --plain-http -o "$2" "$3" && cat "$2/{name}".zst* | zstd -dq -o "$2/{name}"'
     try:
         bench.peers.installed("zstd")
         return compared(

@@ -101,8 +101,14 @@ def unpacked(artifact: Path, disk: Path, tag: str = "1") -> Path:
     index = json.loads((artifact / "index.json").read_bytes())["manifests"]
     names = [entry for entry in index if entry["annotations"]["org.opencontainers.image.ref.name"] == tag]
     manifest = json.loads((layout / names[0]["digest"].replace(":", "/")).read_bytes())
-    blob = next(layer["digest"] for layer in manifest["layers"] if layer["mediaType"].endswith("ext4+zstd"))
-    subprocess.run(["zstd", "-dqf", layout / blob.replace(":", "/"), "-o", disk], check=True)
+    blobs = [layer["digest"] for layer in manifest["layers"] if layer["mediaType"].endswith("ext4+zstd")]
+    with subprocess.Popen(["zstd", "-dqf", "-", "-o", disk], stdin=subprocess.PIPE) as zstd:
+        assert zstd.stdin is not None
+        for blob in blobs:
+            with (layout / blob.replace(":", "/")).open("rb") as file:
+                shutil.copyfileobj(file, zstd.stdin, 1 << 20)
+    if zstd.returncode:
+        raise subprocess.CalledProcessError(zstd.returncode, "zstd")
     return disk
 
 

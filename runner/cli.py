@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import json
-import logging
 import os
 import re
-import shutil
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING
 
+from runner.debug import show
 from runner.errors import BadInput, RootdiskError
+
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
 
 FAILED = 125
 NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}\Z")
 COMMANDS = ("boot", "pull", "inspect", "ps", "logs", "rm", "prune", "doctor")
+
+
+def _near(name: str, names: Sequence[str]) -> list[str]:
+    import difflib
+
+    return difflib.get_close_matches(name, names, 1)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -27,7 +34,7 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         wrong = re.search(r"invalid choice: '([^']+)'", message)
-        near = difflib.get_close_matches(wrong[1], COMMANDS, 1) if wrong else []
+        near = _near(wrong[1], COMMANDS) if wrong else []
         hint = f"did you mean {near[0]}?" if near else f"see {self.prog} --help"
         raise BadInput(message.split(" (choose")[0], hint)
 
@@ -87,10 +94,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. 125: the runner itself failed; 130: interrupted; of boot, else the program's own status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments[: arguments.index("--") if "--" in arguments else None]
-    logging.basicConfig(
-        level=logging.DEBUG if debug else logging.WARNING, format="runner: %(message)s", stream=sys.stderr
-    )
-    logging.getLogger("urllib3").setLevel(logging.WARNING)
+    if debug:
+        show()
     try:
         options = parser().parse_args(arguments)
         return int(globals()[f"_{options.command}"](options))
@@ -268,12 +273,14 @@ def _sandbox(name: str) -> Any:
 
     found = {state["name"]: (folder, state) for folder, state in Store.open().states()}
     if name not in found:
-        near = difflib.get_close_matches(name, found, 1)
+        near = _near(name, tuple(found))
         raise BadInput(f"no sandbox {name!r:.80}", f"did you mean {near[0]}?" if near else "see runner ps -a")
     return found[name]
 
 
 def _logs(options: argparse.Namespace) -> int:
+    import shutil
+
     folder, _ = _sandbox(options.name)
     with (folder / "console.log").open("rb") as file:
         shutil.copyfileobj(file, sys.stdout.buffer)
@@ -281,6 +288,8 @@ def _logs(options: argparse.Namespace) -> int:
 
 
 def _rm(options: argparse.Namespace) -> int:
+    import shutil
+
     for name in options.name:
         folder, state = _sandbox(name)
         if state["running"]:
@@ -302,6 +311,8 @@ def _prune(options: argparse.Namespace) -> int:
 
 
 def _doctor(options: argparse.Namespace) -> int:
+    import shutil
+
     from runner import accel, qemu
     from runner.oci import Platform
     from runner.store import Store

@@ -21,7 +21,6 @@ from runner.progress import Progress
 from runner.reference import Reference
 from runner.repository import Joined, RegistryOptions, Repository, open_repository, read_blob, resolve_manifest
 from runner.store import Store
-from runner.threads import pool_of
 
 INDEX_MAX_BYTES = 256 << 20
 CONFIG_MAX_BYTES = 4 << 20
@@ -55,22 +54,33 @@ def pull(
             raise RootdiskError(f"{reference} is for {config.platform}", f"this machine runs {platform}: --platform")
         disk = store.disk(config.disk_digest)
         counts = (0, 0, 0)
-        with pool_of(1) as pool:
-            boot = [
-                pool.submit(store.blob, repository, role) if role else None for role in (roles.kernel, roles.initramfs)
-            ]
-            try:
-                if not disk.exists():
-                    with store.lock(config.disk_digest):
-                        if not disk.exists():
-                            counts = _fetch_disk(store, repository, roles, config, progress)
-                kernel, initramfs = (future.result() if future else None for future in boot)
-            except BaseException:
-                repository.interrupt()
-                raise
+        if not disk.exists():
+            counts = _fetch_all(store, repository, roles, config, progress)
+        kernel, initramfs = (store.blob(repository, role) if role else None for role in (roles.kernel, roles.initramfs))
         return Local(descriptor.digest, config, disk, kernel, initramfs, *counts)
     finally:
         repository.close()
+
+
+def _fetch_all(
+    store: Store, repository: Repository, roles: ArtifactManifest, config: ArtifactConfig, progress: Progress | None
+) -> tuple[int, int, int]:
+    """The disk, and kernel and initramfs beside it; of the disk, bytes fetched, reused, holes."""
+    from runner.threads import pool_of
+
+    with pool_of(1) as pool:
+        boot = [pool.submit(store.blob, repository, role) for role in (roles.kernel, roles.initramfs) if role]
+        try:
+            counts = (0, 0, 0)
+            with store.lock(config.disk_digest):
+                if not store.disk(config.disk_digest).exists():  # else another process was quicker
+                    counts = _fetch_disk(store, repository, roles, config, progress)
+            for future in boot:
+                future.result()
+        except BaseException:
+            repository.interrupt()
+            raise
+    return counts
 
 
 def _fetch_disk(
@@ -84,7 +94,7 @@ def _fetch_disk(
     blob = Joined(repository, roles.disk)
     if index.blob_end > blob.size:
         raise DigestMismatch("the chunk index reaches past the disk's blobs", "the artifact is damaged")
-    # With zstandard it takes longer to load than to find out that the disk is here already.
+    # With zstandard, and as the threads, it takes longer to load than to find out that the disk is here already.
     from runner.transfer import transfer
 
     path = store.disk(config.disk_digest)
@@ -118,6 +128,8 @@ def _not_here(store: Store, fd: int, data: list[Chunk]) -> list[Chunk]:
 
     def here(chunk: Chunk) -> bool:
         return _holds(fd, chunk) or (chunk.sha256 in places and _copy(*places[chunk.sha256], fd, chunk))
+
+    from runner.threads import pool_of
 
     with pool_of(THREADS) as pool:
         found = list(pool.map(here, data))

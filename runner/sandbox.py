@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import fcntl
-import logging
 import os
 import secrets
 import shutil
@@ -24,12 +23,11 @@ from pathlib import Path
 from runner import accel, console, qemu, slot, tsc
 from runner.channel import Channel, GuestError, TimeOut
 from runner.clone import clone
+from runner.debug import debug
 from runner.errors import BadInput, RootdiskError
 from runner.fetch import Local
 from runner.files import write_json
 from runner.store import Store, started
-
-log = logging.getLogger("runner")
 
 STOP_S = 10
 _PR_SET_PDEATHSIG = 1
@@ -59,8 +57,9 @@ def run(store: Store, local: Local, options: Options) -> int:
     RootdiskError with the guest's or the console's reason where the sandbox fails.
     """
     program = qemu.program(local.config.platform)
+    counter = tsc.Counter()
     chosen = accel.choose(options.accelerator)
-    log.debug("accelerator %s: %s", chosen.name, chosen.reason)
+    debug(f"accelerator {chosen.name}: {chosen.reason}")
     if local.kernel is None or local.initramfs is None:
         raise BadInput("the artifact carries no kernel", "build it with a kernel in images.toml")
     with _directory(store, local, options) as folder:
@@ -77,7 +76,7 @@ def run(store: Store, local: Local, options: Options) -> int:
                 options.cpus,
                 local.kernel,
                 local.initramfs,
-                _cmdline(local, chosen.name, filled.digest, options.debug),
+                _cmdline(local, counter if chosen.name == "tcg" else None, filled.digest, options.debug),
                 disk.path,
                 disk.form,
                 folder / "console.log",
@@ -85,15 +84,15 @@ def run(store: Store, local: Local, options: Options) -> int:
                 options.network,
             )
             argv = qemu.command(program, machine)
-            log.debug("%s", " ".join(argv))
+            debug(" ".join(argv))
             with _running(argv, theirs, folder) as process:
                 return _carry(process, Channel(ours), folder, options)
 
 
-def _cmdline(local: Local, accelerator: str, slot_digest: str, debug: bool) -> str:
-    """The kernel's command line: the artifact's, and what this run adds."""
+def _cmdline(local: Local, counter: tsc.Counter | None, slot_digest: str, debug: bool) -> str:
+    """The kernel's command line: the artifact's, and what this run adds; `counter` is for a guest under TCG."""
     words = [local.config.cmdline, f"rootdisk.slot={slot_digest}"]
-    if accelerator == "tcg" and local.config.platform.architecture == "amd64" and (khz := tsc.khz()):
+    if counter is not None and local.config.platform.architecture == "amd64" and (khz := counter.khz()):
         words.append(f"tsc_early_khz={khz}")
     if debug:
         words.append("rootdisk.debug=1")
@@ -106,7 +105,7 @@ def _carry(process: subprocess.Popen[bytes], channel: Channel, folder: Path, opt
     end = start + options.timeout_s if options.timeout_s else None
 
     def ready() -> None:
-        log.debug("program started after %.2f s", time.monotonic() - start)
+        debug(f"program started after {time.monotonic() - start:.2f} s")
         if options.terminal:
             channel.resize(*_window())
 
@@ -121,11 +120,11 @@ def _carry(process: subprocess.Popen[bytes], channel: Channel, folder: Path, opt
         raise _explained(err, process, folder) from err
     finally:
         for line in channel.logs:
-            log.debug("guest: %s", line)
+            debug(f"guest: {line}")
     try:
         process.wait(STOP_S)
     except subprocess.TimeoutExpired:
-        log.debug("the guest did not power off; ended")
+        debug("the guest did not power off; ended")
     return status
 
 
