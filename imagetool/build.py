@@ -12,7 +12,6 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from uuid import UUID
 
 from imagetool import layers as layer_data
@@ -20,13 +19,13 @@ from imagetool import recipe
 from imagetool.artifact.pack import Packed, pack
 from imagetool.artifact.reuse import Earlier
 from imagetool.config import Image
-from imagetool.ext4 import BIG_BYTES, BLOCK, DiskOptions, Plan, plan, write_disk
+from imagetool.ext4 import DiskOptions, Plan, plan, write_disk
 from imagetool.layout.additions import Additions, add
 from imagetool.layout.certificates import check_certificates
 from imagetool.oci.image import ImageConfig
 from imagetool.oci.sources import SourceImage, open_source
 from imagetool.tree.merge import merge
-from imagetool.tree.model import BytesSource, File, Source, Tree
+from imagetool.tree.model import BytesSource, File, Source
 from runner.artifact import LayerInodes, Process, SlotExtent
 from runner.errors import BadInput
 from runner.repository import RegistryOptions
@@ -93,31 +92,13 @@ def _planned(
         additions = _additions(image, source.config, init)
         sources.append(BytesSource(add(tree, lambda file: _read(sources, file), additions)))
     uuid = _uuid(tree.layers[0].diff_id, image.name)
-    names, identity = _identities(image, tree, uuid)
-    kept = layer_data.kept_directories(cache, names)
-    made = plan(tree, DiskOptions(image.size, uuid.bytes, directories=kept, identity=identity))
+    layers_of = [layer.diff_id for layer in tree.layers if not layer.names]
+    identity = recipe.derivation_key({"writer": recipe.WRITER_VERSION, "uuid": str(uuid), "layers": layers_of})
+    kept = layer_data.kept_directories(cache, identity)
+    made = plan(tree, DiskOptions(image.size, uuid.bytes, directories=kept, identity=identity.encode()))
     if made.directories is not kept:
-        layer_data.keep_directories(cache, names, made.directories)
+        layer_data.keep_directories(cache, identity, made.directories)
     return sources, made, uuid
-
-
-def _identities(image: Image, tree: Tree, uuid: UUID) -> tuple[str, bytes]:
-    """What decides the directories' content, and what decides the inodes of all layers but the last, the additions.
-
-    The tree is decided by the layers and what is added to them; of added files the names and how many blocks they take.
-    """
-    added = tree.layers[-1]
-    below: dict[str, Any] = {
-        "writer": recipe.WRITER_VERSION,
-        "uuid": str(uuid),
-        "layers": [layer.diff_id for layer in tree.layers if not layer.names],
-        "names": [name.hex() for name in added.names],
-    }
-    names = recipe.derivation_key(below)
-    below["size"] = image.size
-    below["owners"] = recipe.settings(image)["recipe"]["owners"]
-    below["blocks"] = [(-(-file.size // BLOCK), file.size < BIG_BYTES) for file in added.files if added.names]
-    return names, bytes.fromhex(recipe.derivation_key(below))
 
 
 @contextlib.contextmanager

@@ -9,8 +9,6 @@ format.py holds the on-disk structures with the kernel's names; plan.py places e
 
 from imagetool.ext4.chunk import DiskChunk
 from imagetool.ext4.directories import Directories
-from imagetool.ext4.format import BLOCK
-from imagetool.ext4.place import BIG_BYTES
 from imagetool.ext4.plan import DiskOptions, Plan, plan, write_disk
 
-__all__ = ["BIG_BYTES", "BLOCK", "Directories", "DiskChunk", "DiskOptions", "Plan", "plan", "write_disk"]
+__all__ = ["Directories", "DiskChunk", "DiskOptions", "Plan", "plan", "write_disk"]

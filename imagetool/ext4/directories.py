@@ -20,7 +20,10 @@ _MAX_BYTES = 4 << 30
 
 @dataclass(frozen=True, slots=True)
 class Directories:
-    """In the order of their inode numbers: how many blocks each has, and all blocks."""
+    """In the order of their inode numbers: how many blocks each has, and all blocks.
+
+    None of a directory that holds what is no layer's own: its content may be another one next time.
+    """
 
     counts: array[int]
     content: bytes

@@ -49,8 +49,8 @@ _S_IFMT = 0o170000  # stat.S_IFMT is a call a name
 class DiskOptions:
     """`size` is the disk's bytes, `uuid` 16 bytes, `time` the superblock's times in seconds.
 
-    `directories` are those of an earlier plan of a tree with the same names, layers and UUID. `identity` decides all
-    inodes but those of the last layer, beside these options: it names the chunks of inode tables, b"" for no names.
+    `directories` are those of an earlier plan of a tree with the same layers and UUID. `identity` decides the layers and
+    the UUID, and so with what this plan adds the chunks of inode tables; b"" for none that are named.
     """
 
     size: int
@@ -133,6 +133,7 @@ class _Planner:
         self.space = Space(geometry)
         self.seed = disk_seed(options.uuid)
         self.hash_seed = hashlib.sha256(b"rootdisk hash seed" + options.uuid).digest()[:16]
+        self.hash_words = seed_words(self.hash_seed)
         self.meta: list[tuple[int, bytes | memoryview]] = []
         # Where each inode's blocks are: nearly all have one run from their first block on, which takes little here.
         self.starts = array("Q", bytes(8 * len(numbers.by_number)))
@@ -152,14 +153,13 @@ class _Planner:
         self.directory_blocks: dict[int, int] = {}
         self.xattrs: dict[int, tuple[bytes, int]] = {}  # in the inode, and the block or 0
         self.slots: list[SlotExtent] = []
+        # Inodes from here on are no layer's; directories that hold one are touched.
+        self.first_added = numbers.firsts[-1] if tree.layers[-1].names else len(numbers.by_number)
+        self.touched: list[tuple[int, Directory]] = []
         self.journal = Inode(stat.S_IFREG | 0o600, mtime_ns=options.time * 1_000_000_000)
 
     def plan(self) -> Plan:
-        ordered = sorted(self.numbers.parents, key=self.numbers.number.__getitem__)
-        directories = self.options.directories
-        if directories is None or len(directories.counts) != len(ordered):
-            directories = self.directories(ordered)
-        self.place_directories(ordered, directories)
+        directories = self.directories()
         self.symlinks()
         self.extended_attributes()
         self.own(EXT4_JOURNAL_INO, self.take(self.geometry.journal_blocks))
@@ -180,7 +180,7 @@ class _Planner:
         )
         self.meta += groups.bitmaps
         chunks += self.superblocks(groups)
-        chunks += self.inode_tables(groups)
+        chunks += self.inode_tables(groups, self.identity())
         chunks += self.metadata()
         chunks.sort(key=lambda chunk: chunk.offset)
         layers = zip(self.tree.layers, self.numbers.firsts, strict=True)
@@ -232,38 +232,55 @@ class _Planner:
         if file in self.numbers.links:
             self.own(self.numbers.number[file], runs)
 
-    def directories(self, ordered: Sequence[Directory]) -> Directories:
-        """The content of the directories."""
-        number, types, words = self.numbers.number, directory.FILE_TYPES, seed_words(self.hash_seed)
-        counts, content = array("I"), []
+    def directories(self) -> Directories:
+        """Make the directories, but for those kept from an earlier plan, and place them; those to keep for the next."""
+        number, first = self.numbers.number, self.first_added
+        ordered = sorted(self.numbers.parents, key=number.__getitem__)
+        base = [node for node in ordered if number[node] < first]
+        kept = self.options.directories
+        if kept is None or len(kept.counts) != len(base):
+            kept = Directories(array("I", bytes(4 * len(base))), b"")
+        counts = array("I")
+        content: list[bytes | memoryview] = []
+        found = kept.blocks()
+        blocks: Sequence[bytes | memoryview]
         for node in ordered:
             own = number[node]
-            entries = [
-                (name, number[child], types[child.mode & _S_IFMT]) for name, child in sorted(node.children.items())
-            ]
-            parent = number[self.numbers.parents[node]]
-            try:
-                blocks = directory.blocks(own, parent, entries, inode_seed(self.seed, own), words)
-            except ValueError as err:
-                raise BadInput(f"{path_of_inode(self.numbers, node)}: {err}") from err
-            counts.append(len(blocks))
-            content += blocks
-        return Directories(counts, b"".join(content))
+            added = own >= first
+            blocks = [] if added else next(found)
+            touched = added or max(map(number.__getitem__, node.children.values()), default=0) >= first
+            if touched:
+                self.touched.append((own, node))
+            if touched or not blocks:
+                blocks = self.directory(node)
+            if not added:
+                counts.append(0 if touched else len(blocks))
+                content += [] if touched else blocks
+            self.place_directory(own, blocks)
+        return kept if counts == kept.counts else Directories(counts, b"".join(content))
 
-    def place_directories(self, ordered: Sequence[Directory], directories: Directories) -> None:
-        number = self.numbers.number
-        for node, blocks in zip(ordered, directories.blocks(), strict=True):
-            own = number[node]
-            self.directory_blocks[own] = len(blocks)
-            if len(blocks) == 1:
-                place = self.space.take(1)
-                self.own(own, ((0, place, 1),))
-                self.meta.append((place, blocks[0]))
-                continue
-            runs = self.take(len(blocks))
-            self.own(own, runs)
-            places = (start + n for _, start, length in runs for n in range(length))
-            self.meta += zip(places, blocks, strict=True)
+    def directory(self, node: Directory) -> list[bytes]:
+        """The blocks of one directory."""
+        number, types = self.numbers.number, directory.FILE_TYPES
+        own = number[node]
+        entries = [(name, number[child], types[child.mode & _S_IFMT]) for name, child in sorted(node.children.items())]
+        parent = number[self.numbers.parents[node]]
+        try:
+            return directory.blocks(own, parent, entries, inode_seed(self.seed, own), self.hash_words)
+        except ValueError as err:
+            raise BadInput(f"{path_of_inode(self.numbers, node)}: {err}") from err
+
+    def place_directory(self, own: int, blocks: Sequence[bytes | memoryview]) -> None:
+        self.directory_blocks[own] = len(blocks)
+        if len(blocks) == 1:
+            place = self.space.take(1)
+            self.own(own, ((0, place, 1),))
+            self.meta.append((place, blocks[0]))
+            return
+        runs = self.take(len(blocks))
+        self.own(own, runs)
+        places = (start + n for _, start, length in runs for n in range(length))
+        self.meta += zip(places, blocks, strict=True)
 
     def symlinks(self) -> None:
         for number, node in self.special:
@@ -323,7 +340,27 @@ class _Planner:
             start = group * BLOCKS_PER_GROUP
             yield from _grid(start, first.ljust(BLOCK, b"\0") + groups.descriptors)
 
-    def inode_tables(self, groups: bitmaps.Groups) -> Iterator[DiskChunk]:
+    def identity(self) -> bytes:
+        """What decides the inodes of the layers, but for those changed since: the layers and where everything lies."""
+        if not self.options.identity:
+            return b""
+        first = self.first_added
+        name = hashlib.sha256(b"rootdisk inodes 1" + self.options.identity)
+        name.update(self.starts[:first].tobytes() + self.counts[:first].tobytes())
+        xattr_blocks = {number: block for number, (_, block) in self.xattrs.items() if block}
+        for places in (self.other_runs, self.tree_blocks, xattr_blocks):
+            name.update(repr([(number, place) for number, place in places.items() if number < first]).encode())
+        for number, node in self.touched:
+            if number < first:
+                name.update(repr((number, self.numbers.subdirectories(node), self.directory_blocks[number])).encode())
+        return name.digest()
+
+    def inode_tables(self, groups: bitmaps.Groups, identity: bytes) -> Iterator[DiskChunk]:
+        number_of, links = self.numbers.number, self.numbers.links
+        changed = sorted(
+            (number := number_of[node], node.mode, node.uid, node.gid, links.get(node, 0), self.xattrs.get(number))
+            for node in self.tree.layers[-1].changed
+        )
         per_group = self.geometry.inodes_per_group
         for group, start, blocks in groups.tables:
             for done in range(0, blocks, GRID_BLOCKS):
@@ -332,9 +369,9 @@ class _Planner:
                 make = partial(self.inodes, number, count * BLOCK // INODE_SIZE)
                 after = number + count * BLOCK // INODE_SIZE
                 key = None
-                if self.options.identity and after <= self.numbers.firsts[-1]:
-                    what = f"rootdisk inodes 1\0{number}\0{after}\0".encode()
-                    key = hashlib.sha256(what + self.options.identity).digest()
+                if identity and after <= self.first_added:
+                    own = [item for item in changed if number <= item[0] < after]
+                    key = hashlib.sha256(identity + repr((number, after, own)).encode()).digest()
                 yield MetadataChunk((start + done) * BLOCK, count * BLOCK, make, key)
 
     def metadata(self) -> Iterator[DiskChunk]:

@@ -103,7 +103,7 @@ class _Room:
         self.number = number
         self.data = bytearray()
         self.files_by_path: dict[bytes, File] = {}
-        self.others: list[bytes] = []  # paths of directories and slots
+        self.changed: list[Inode] = []
 
     def put(self, parent: Directory, path: bytes, data: bytes, like: Inode) -> None:
         """A file at `path`, the last name of it in `parent`, with the metadata of `like`."""
@@ -120,7 +120,10 @@ class _Room:
         )
         self.data += data
         self.files_by_path[path] = file
-        parent.children[path.rpartition(b"/")[2]] = file
+        name = path.rpartition(b"/")[2]
+        if name in parent.children:
+            self.changed.append(parent.children[name])
+        parent.children[name] = file
 
     def files(self, additions: Additions) -> None:
         room = Directory(layer=self.number)
@@ -135,17 +138,15 @@ class _Room:
         for name, data in certificates.items():
             if data is not None:
                 room.children[b"tls"] = tls
-                self.others.append(ROOM + b"/tls")
                 self.put(tls, ROOM + b"/tls/" + name, data, read_only)
         for slot, size in additions.slots.items():
             room.children[slot.encode()] = Slot(slot, size)
-            self.others.append(b"%b/%b %d" % (ROOM, slot.encode(), size))
 
     def finish(self) -> bytes:
         data = bytes(self.data)
         files = [self.files_by_path[path] for path in sorted(self.files_by_path)]
-        names = (*sorted(self.files_by_path), *self.others)
-        self.tree.layers.append(Layer("rootdisk:" + hashlib.sha256(data).hexdigest(), files, names))
+        names = tuple(sorted(self.files_by_path))
+        self.tree.layers.append(Layer("rootdisk:" + hashlib.sha256(data).hexdigest(), files, names, self.changed))
         return data
 
 
@@ -160,14 +161,14 @@ def _own(tree: Tree, read: ReadFile, owners: tuple[Owner, ...], room: _Room) -> 
         accounts, (uid, gid) = _ids(tree, accounts, owner)
         node = _resolve(tree, owner.path.encode("utf-8", "surrogateescape"))
         if node is None and owner.create:
-            node = _make_directory(tree, owner.path, room)
+            node = _make_directory(tree, owner.path, room.number)
         if node is None:
             raise BadInput(f"owners: the image has no {owner.path}", "mend the path, or add create = true")
-        _chown(node, uid, gid)
+        room.changed += _chown(node, uid, gid)
     if accounts == before:
         return
     if not isinstance(etc, Directory):
-        etc = _make_directory(tree, "/etc", room)
+        etc = _make_directory(tree, "/etc", room.number)
     for name in ("passwd", "group", "shadow", "gshadow"):
         data = getattr(accounts, name)
         if data != getattr(before, name):
@@ -214,11 +215,12 @@ def _accounts(etc: Directory, read: ReadFile) -> Accounts:
     return Accounts(**found)
 
 
-def _chown(top: Inode, uid: int, gid: int) -> None:
-    """As chown -R -h does: a program loses its set-id bits and capabilities with its owner (chown(2))."""
-    waiting = [top]
+def _chown(top: Inode, uid: int, gid: int) -> list[Inode]:
+    """As chown -R -h does: a program loses its set-id bits and capabilities with its owner (chown(2)). All it meets."""
+    waiting, met = [top], []
     while waiting:
         inode = waiting.pop()
+        met.append(inode)
         if isinstance(inode, File) and (inode.uid, inode.gid) != (uid, gid):
             if inode.mode & 0o111:
                 inode.mode &= ~(stat.S_ISUID | stat.S_ISGID)
@@ -227,15 +229,15 @@ def _chown(top: Inode, uid: int, gid: int) -> None:
         inode.uid, inode.gid = uid, gid
         if isinstance(inode, Directory):
             waiting.extend(inode.children.values())
+    return met
 
 
-def _make_directory(tree: Tree, path: str, room: _Room) -> Directory:
+def _make_directory(tree: Tree, path: str, layer: int) -> Directory:
     node = tree.root
     for name in path.encode("utf-8", "surrogateescape").strip(b"/").split(b"/"):
         child = node.children.get(name)
         if child is None:
-            child = node.children[name] = Directory(layer=room.number)
-            room.others.append(path.encode("utf-8", "surrogateescape"))
+            child = node.children[name] = Directory(layer=layer)
         if not isinstance(child, Directory):
             raise BadInput(f"owners: {path} cannot be made: a part of it is no directory")
         node = child

@@ -146,12 +146,14 @@ class Layer:
 
     `files` is in path order (bytewise), each file once; placement follows it and nothing else, so it never depends on
     what other layers hide. `diff_id` is the layer's identity: equal diff IDs have equal bytes at equal offsets.
-    `names` are the paths of all that a layer adds which is no tar's, with those of its directories and slots.
+    `names` are the paths of all that a layer adds which is no tar's, and `changed` the inodes of others whose owner
+    it has changed or one of whose names it has taken.
     """
 
     diff_id: str
     files: list[File] = field(default_factory=list)
     names: tuple[bytes, ...] = ()
+    changed: list[Inode] = field(default_factory=list)
 
 
 @dataclass(slots=True)
