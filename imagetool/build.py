@@ -90,7 +90,7 @@ def _planned(
     sources: list[Source] = list(layers)
     if init is not None:
         additions = _additions(image, source.config, init)
-        sources.append(BytesSource(add(tree, lambda file: _read(sources, file), additions)))
+        sources.append(BytesSource(add(tree, lambda file: _read(layers, file), additions)))
     uuid = _uuid(tree.layers[0].diff_id, image.name)
     layers_of = [layer.diff_id for layer in tree.layers if not layer.names]
     identity = recipe.derivation_key({"writer": recipe.WRITER_VERSION, "uuid": str(uuid), "layers": layers_of})
@@ -135,9 +135,7 @@ def _uuid(base: str, name: str) -> UUID:
     return UUID(bytes=hashlib.sha256(f"rootdisk\0{base}\0{name}".encode()).digest()[:16], version=4)
 
 
-def _read(sources: list[Source], file: File) -> bytes:
+def _read(layers: list[layer_data.LayerData], file: File) -> bytes:
     if file.segments is not None:
         raise BadInput("an account file of the image is sparse", "write it plainly")
-    data = bytearray(file.size)
-    sources[file.layer].read_into(memoryview(data), file.offset)
-    return bytes(data)
+    return layers[file.layer].read_kept(file.offset, file.size)

@@ -7,6 +7,7 @@ data is really wanted. Two layers are inflated at once.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import tempfile
 import threading
@@ -71,6 +72,20 @@ class LayerData:
         found = scan(self._fd, self._inflated.size, self.name)
         _remember(self.indexes / self._inflated.diff_id.hex, found.pack())
         return str(self._inflated.diff_id), found
+
+    def read_kept(self, offset: int, size: int) -> bytes:
+        """A small run of the tar, remembered like its index, so that the layer need not be inflated for it again."""
+        path = self.indexes / f"{self.blob.diff_id.hex if self.blob.diff_id else ''}-{offset}-{size}"
+        if self.blob.diff_id is not None:
+            with contextlib.suppress(OSError):
+                kept = path.read_bytes()
+                if len(kept) == size + 32 and hashlib.sha256(kept[32:]).digest() == kept[:32]:
+                    return kept[32:]
+        data = bytearray(size)
+        self.read_into(memoryview(data), offset)
+        if self.blob.diff_id is not None:
+            _remember(path, hashlib.sha256(data).digest() + data)
+        return bytes(data)
 
     def close(self) -> None:
         if self._fd >= 0:
