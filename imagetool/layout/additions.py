@@ -152,10 +152,10 @@ class _Room:
 
 def _own(tree: Tree, read: ReadFile, owners: tuple[Owner, ...], room: _Room) -> None:
     """Set owners, and make the users they need."""
-    if not owners:
-        return
     etc = _resolve(tree, b"/etc")
-    before = _accounts(etc, read) if isinstance(etc, Directory) else Accounts()
+    before = Accounts()
+    if isinstance(etc, Directory) and not all(_numbers_only(owner) for owner in owners):
+        before = _accounts(etc, read)
     accounts = before
     for owner in owners:
         accounts, (uid, gid) = _ids(tree, accounts, owner)
@@ -174,6 +174,10 @@ def _own(tree: Tree, read: ReadFile, owners: tuple[Owner, ...], room: _Room) -> 
         if data != getattr(before, name):
             like = etc.children.get(name.encode()) or Inode(stat.S_IFREG | 0o644)
             room.put(etc, b"etc/" + name.encode(), data, like)
+
+
+def _numbers_only(owner: Owner) -> bool:
+    return owner.user.isdigit() and (not owner.group or owner.group.isdigit())
 
 
 def _ids(tree: Tree, accounts: Accounts, owner: Owner) -> tuple[Accounts, tuple[int, int]]:
