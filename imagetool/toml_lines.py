@@ -91,7 +91,7 @@ class Where:
         """The reference with its path, where it has one, made absolute in the same way."""
         if reference.path is None:
             return reference
-        return replace(reference, path=(self.file.parent / reference.path).absolute())
+        return reference._replace(path=(self.file.parent / reference.path).absolute())
 
 
 def line_of(text: str, keys: Keys) -> int:

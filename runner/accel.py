@@ -7,13 +7,11 @@ cannot virtualise shows neither vmx nor svm.
 from __future__ import annotations
 
 import os
-import platform
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class Accelerator:
+class Accelerator(NamedTuple):
     name: str  # QEMU's: kvm or tcg
     reason: str
 
@@ -26,7 +24,7 @@ def choose(wanted: str | None, device: Path = Path("/dev/kvm"), cpuinfo: Path = 
         return Accelerator("tcg", f"there is no {device}")
     if not os.access(device, os.R_OK | os.W_OK):
         return Accelerator("tcg", f"{device} may not be opened: add yourself to the group kvm")
-    if platform.machine() == "x86_64":
+    if os.uname().machine == "x86_64":
         words = set(cpuinfo.read_text(errors="replace").split())
         if not words & {"vmx", "svm"}:
             return Accelerator("tcg", f"{device} is there, but the processor shows neither vmx nor svm")

@@ -9,8 +9,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from runner.errors import BadInput, Unsupported
 from runner.oci import Descriptor, Digest, Manifest, Platform, parse_json
@@ -30,9 +29,12 @@ CHUNK_MAX_BYTES = 16 << 20  # of raw bytes in a chunk with data; bounds what a r
 ZERO_CHUNK_MAX_BYTES = 1 << 30  # the seekable format's limit for a frame
 CHUNKS_MAX_COUNT = 1 << 22
 
+INDEX_MAGIC = b"RDCHUNK1"
+INDEX_HEADER = struct.Struct("<8sQII")
+INDEX_ENTRY = struct.Struct("<QQIIII32s")
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
+
+class Chunk(NamedTuple):
     """A run of the disk and its zstd frame in the zstd file. Offsets and lengths are bytes; zero chunks are holes."""
 
     offset: int
@@ -51,8 +53,7 @@ class Chunk:
         return self.blob_offset + self.blob_length
 
 
-@dataclass(frozen=True, slots=True)
-class ChunkIndex:
+class ChunkIndex(NamedTuple):
     """Every chunk of one disk, in disk order, without gap or overlap.
 
     The blob: header `RDCHUNK1`, le64 disk size, le32 number of chunks, le32 zero; then an entry a chunk, 64 bytes:
@@ -62,32 +63,28 @@ class ChunkIndex:
     disk_size: int
     chunks: tuple[Chunk, ...]
 
-    MAGIC = b"RDCHUNK1"
-    HEADER = struct.Struct("<8sQII")
-    ENTRY = struct.Struct("<QQIIII32s")
-
     def pack(self) -> bytes:
         entries = [
-            self.ENTRY.pack(c.offset, c.blob_offset, c.length, c.blob_length, int(c.zero), 0, c.sha256)
+            INDEX_ENTRY.pack(c.offset, c.blob_offset, c.length, c.blob_length, int(c.zero), 0, c.sha256)
             for c in self.chunks
         ]
-        return self.HEADER.pack(self.MAGIC, self.disk_size, len(self.chunks), 0) + b"".join(entries)
+        return INDEX_HEADER.pack(INDEX_MAGIC, self.disk_size, len(self.chunks), 0) + b"".join(entries)
 
     @classmethod
     def parse(cls, raw: bytes) -> ChunkIndex:
         """The index in `raw`, every length and order checked; BadInput says which entry is wrong."""
-        if len(raw) < cls.HEADER.size:
+        if len(raw) < INDEX_HEADER.size:
             raise BadInput(f"chunk index: {len(raw)} bytes are too short for a header")
-        magic, disk_size, count, reserved = cls.HEADER.unpack_from(raw)
-        if magic != cls.MAGIC or reserved:
+        magic, disk_size, count, reserved = INDEX_HEADER.unpack_from(raw)
+        if magic != INDEX_MAGIC or reserved:
             raise Unsupported("chunk index: unknown format", "a newer rootdisk may read it")
         if count > CHUNKS_MAX_COUNT or disk_size > DISK_MAX_BYTES:
             raise BadInput(f"chunk index: {count} chunks of a {disk_size} byte disk are past the format's limits")
-        if len(raw) != cls.HEADER.size + count * cls.ENTRY.size:
+        if len(raw) != INDEX_HEADER.size + count * INDEX_ENTRY.size:
             raise BadInput(f"chunk index: {len(raw)} bytes do not hold {count} entries")
         chunks = []
         end = blob_end = 0
-        for number, entry in enumerate(cls.ENTRY.iter_unpack(memoryview(raw)[cls.HEADER.size :])):
+        for number, entry in enumerate(INDEX_ENTRY.iter_unpack(memoryview(raw)[INDEX_HEADER.size :])):
             offset, blob_offset, length, blob_length, flags, reserved, sha256 = entry
             zero = flags == 1
             limit = ZERO_CHUNK_MAX_BYTES if zero else CHUNK_MAX_BYTES
@@ -126,8 +123,7 @@ class ChunkIndex:
         return Digest("sha256", digest.hexdigest())
 
 
-@dataclass(frozen=True, slots=True)
-class SlotExtent:
+class SlotExtent(NamedTuple):
     """Where a reserved slot lies on the disk, bytes; both 64 KiB aligned."""
 
     name: str
@@ -135,16 +131,14 @@ class SlotExtent:
     length: int
 
 
-@dataclass(frozen=True, slots=True)
-class LayerInodes:
+class LayerInodes(NamedTuple):
     """A layer's inodes on the disk: from `first` up to the next layer's. The root is nobody's."""
 
     diff_id: str
     first: int
 
 
-@dataclass(frozen=True, slots=True)
-class Process:
+class Process(NamedTuple):
     """What the image runs when nobody says otherwise; image-spec config.md."""
 
     entrypoint: tuple[str, ...] = ()
@@ -173,8 +167,7 @@ class Process:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class ArtifactConfig:
+class ArtifactConfig(NamedTuple):
     """The config blob: what the disk is, what it was made from, and how to boot it. Sizes are bytes."""
 
     layout_version: int
@@ -269,8 +262,7 @@ class ArtifactConfig:
         raise BadInput(f"the disk has no slot {name!r}", "build it without --plain")
 
 
-@dataclass(frozen=True, slots=True)
-class ArtifactManifest:
+class ArtifactManifest(NamedTuple):
     """An artifact's blobs by role; the zstd file of the disk is all of `disk`, one after the other."""
 
     config: Descriptor

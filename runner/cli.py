@@ -134,6 +134,10 @@ def _local(options: argparse.Namespace) -> Any:
 
 
 def _boot(options: argparse.Namespace) -> int:
+    from runner.tsc import Counter
+
+    counter = Counter()  # which measures while the rest is loaded
+
     from runner import qemu, sandbox
     from runner.oci import Platform
 
@@ -163,6 +167,7 @@ def _boot(options: argparse.Namespace) -> int:
             clone=options.clone,
             debug=options.debug,
         ),
+        counter,
     )
 
 

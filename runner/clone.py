@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from runner import qcow2
 from runner.errors import BadInput, RootdiskError
@@ -19,8 +19,7 @@ from runner.files import copy_sparse, reflink
 METHODS = ("overlay", "reflink", "copy")
 
 
-@dataclass(frozen=True, slots=True)
-class Clone:
+class Clone(NamedTuple):
     """A sandbox's disk: raw, or a qcow2 overlay."""
 
     path: Path

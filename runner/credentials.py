@@ -12,9 +12,8 @@ import os
 import re
 import subprocess
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from runner.errors import BadInput, RegistryError
 from runner.oci import parse_json
@@ -28,13 +27,15 @@ _HUB_NAMES = ("docker.io", "index.docker.io", "registry-1.docker.io")
 _HELPER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
 
 
-@dataclass(frozen=True, slots=True)
-class Credentials:
+class Credentials(NamedTuple):
     """A name and password, or an OAuth2 refresh token ("identity token")."""
 
     username: str
-    password: str = field(default="", repr=False)
-    identity_token: str = field(default="", repr=False)
+    password: str = ""
+    identity_token: str = ""
+
+    def __repr__(self) -> str:
+        return f"Credentials({self.username!r}, …)"
 
     @property
     def basic(self) -> str:

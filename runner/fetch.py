@@ -10,8 +10,8 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from runner.artifact import ArtifactConfig, ArtifactManifest, Chunk, ChunkIndex
 from runner.errors import DigestMismatch, RootdiskError
@@ -27,8 +27,7 @@ CONFIG_MAX_BYTES = 4 << 20
 THREADS = 2
 
 
-@dataclass(frozen=True, slots=True)
-class Local:
+class Local(NamedTuple):
     """An artifact on this host. Bytes: `fetched` of the blob, `reused` and `holes` of the disk; 0 where it was there."""
 
     digest: Digest

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform as host_platform
+import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from runner.errors import BadInput, Unsupported
 
@@ -32,8 +32,7 @@ _HEX_LENGTH = {"sha256": 64, "sha512": 128}
 _HEX = re.compile(r"[0-9a-f]+\Z")
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Digest:
+class Digest(NamedTuple):
     """A content digest, `sha256:<64 lower-case hex>` or `sha512:<128>`; image-spec descriptor.md#digests."""
 
     algorithm: str
@@ -63,8 +62,7 @@ class Digest:
         return self.hex[:12]
 
 
-@dataclass(frozen=True, slots=True)
-class Platform:
+class Platform(NamedTuple):
     """image-index.md#image-index-property-descriptions, `platform`."""
 
     os: str
@@ -84,7 +82,7 @@ class Platform:
     @classmethod
     def host(cls) -> Platform:
         """Linux on this machine's processor: guests are always Linux."""
-        return cls("linux", *_normal(host_platform.machine(), ""))
+        return cls("linux", *_normal(os.uname().machine, ""))
 
     @classmethod
     def of(cls, value: Mapping[str, Any]) -> Platform:
@@ -110,14 +108,13 @@ def _normal(architecture: str, variant: str) -> tuple[str, str]:
     return architecture, variant
 
 
-@dataclass(frozen=True, slots=True)
-class Descriptor:
+class Descriptor(NamedTuple):
     """descriptor.md: what a blob or manifest is, how long, and which bytes."""
 
     media_type: str
     digest: Digest
     size: int
-    annotations: Mapping[str, str] = field(default_factory=dict)
+    annotations: Mapping[str, str] = MappingProxyType({})
     platform: Platform | None = None
     artifact_type: str = ""
 
@@ -158,8 +155,7 @@ class Descriptor:
         return self.annotations.get("org.opencontainers.image.title", "")
 
 
-@dataclass(frozen=True, slots=True)
-class Manifest:
+class Manifest(NamedTuple):
     """manifest.md: a config and layers, or an artifact's blobs."""
 
     media_type: str
@@ -199,8 +195,7 @@ class Manifest:
         return value
 
 
-@dataclass(frozen=True, slots=True)
-class Index:
+class Index(NamedTuple):
     """image-index.md: the same thing for several platforms."""
 
     media_type: str

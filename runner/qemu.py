@@ -6,9 +6,9 @@ x86, `virt` on ARM.
 
 from __future__ import annotations
 
-import shutil
-from dataclasses import dataclass
+import os
 from pathlib import Path
+from typing import NamedTuple
 
 from runner.errors import RootdiskError
 from runner.oci import Platform
@@ -17,8 +17,7 @@ PROGRAMS = {"amd64": "qemu-system-x86_64", "arm64": "qemu-system-aarch64"}
 PACKAGES = {"amd64": "qemu-system-x86", "arm64": "qemu-system-arm"}
 
 
-@dataclass(frozen=True, slots=True)
-class Machine:
+class Machine(NamedTuple):
     """A virtual machine: what it is made of and where its files are."""
 
     platform: Platform
@@ -40,10 +39,11 @@ def program(platform: Platform) -> str:
     name = PROGRAMS.get(platform.architecture)
     if name is None:
         raise RootdiskError(f"no QEMU machine for {platform}")
-    found = shutil.which(name)
-    if found is None:
-        raise RootdiskError(f"{name} is not installed", f"apt-get install {PACKAGES[platform.architecture]}")
-    return found
+    for folder in os.get_exec_path():
+        path = os.path.join(folder, name)
+        if os.path.isfile(path) and os.access(path, os.X_OK):
+            return path
+    raise RootdiskError(f"{name} is not installed", f"apt-get install {PACKAGES[platform.architecture]}")
 
 
 def command(qemu: str, machine: Machine) -> list[str]:

@@ -9,9 +9,8 @@ kinds follow containers-transports(5): `oci:DIR:TAG`, `oci-archive:FILE:TAG`, `d
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal, NamedTuple, cast
 
 from runner.errors import BadInput
 from runner.oci import Digest
@@ -22,18 +21,16 @@ DOCKER_HUB = "docker.io"
 _PATH_KINDS = ("oci", "oci-archive", "docker-archive", "tar")
 _HINT = "write registry/repository:tag, registry/repository@sha256:… or oci:DIR:TAG"
 
-_HOST = re.compile(
-    r"(?:[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?(?:\.[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?)*|\[[0-9a-fA-F:.]+\])(?::[0-9]{1,5})?\Z"
-)
-_REPOSITORY = re.compile(r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*\Z")
-_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}\Z")
+# Compiled when they are first used: a boot from a layout needs two of them, and they take a while.
+_HOST = r"(?:[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?(?:\.[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?)*|\[[0-9a-fA-F:.]+\])(?::[0-9]{1,5})?\Z"
+_REPOSITORY = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*\Z"
+_TAG = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}\Z"
 # org.opencontainers.image.ref.name (image-spec annotations.md) allows whole image names too.
-_REF_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._:@/+-]{0,254}\Z")
-_DIGEST_TAIL = re.compile(r"@(sha[0-9]+:[^/]*)\Z")
+_REF_NAME = r"[A-Za-z0-9_][A-Za-z0-9._:@/+-]{0,254}\Z"
+_DIGEST_TAIL = r"@(sha[0-9]+:[^/]*)\Z"
 
 
-@dataclass(frozen=True, slots=True)
-class Reference:
+class Reference(NamedTuple):
     """One name. `registry` and `repository` are set for registries and the daemon, `path` for everything on disk.
 
     `tag` is "" where none was asked for and none is implied; `digest` wins over `tag` where both are given.
@@ -81,11 +78,11 @@ def _on_disk(kind: Kind, rest: str, text: str) -> Reference:
     digest, tag = None, ""
     path = rest
     if kind != "tar":
-        if found := _DIGEST_TAIL.search(rest):
+        if found := re.search(_DIGEST_TAIL, rest):
             digest = Digest.parse(found[1])
             path = rest[: found.start()]
         path, _, tag = path.partition(":")  # as containers-transports(5): the first colon ends the path
-        if tag and not _REF_NAME.match(tag):
+        if tag and not re.match(_REF_NAME, tag):
             raise BadInput(
                 f"reference {text!r:.200}: {tag!r:.80} is no tag", f"write {kind}:PATH:TAG; PATH has no colon"
             )
@@ -109,12 +106,12 @@ def _named(kind: Kind, name: str, text: str) -> Reference:
     repository, colon, tag = path.partition(":")
     if registry == DOCKER_HUB and "/" not in repository:
         repository = f"library/{repository}"
-    if not _HOST.match(registry):
+    if not re.match(_HOST, registry):
         raise BadInput(f"reference {text!r:.200}: {registry!r:.80} is no registry", _HINT)
-    if not _REPOSITORY.match(repository) or len(repository) > 255:
+    if not re.match(_REPOSITORY, repository) or len(repository) > 255:
         hint = "names are lower case" if repository != repository.lower() else _HINT
         raise BadInput(f"reference {text!r:.200}: {repository!r:.80} is no repository", hint)
-    if colon and not _TAG.match(tag):
+    if colon and not re.match(_TAG, tag):
         raise BadInput(f"reference {text!r:.200}: {tag!r:.80} is no tag", _HINT)
     if not tag and digest is None:
         tag = "latest"

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from runner.errors import BadInput, DigestMismatch, Unsupported
 from runner.oci import (
@@ -30,8 +29,7 @@ from runner.reference import Reference
 INDEX_MAX_DEPTH = 3  # an index may list indexes; nobody nests them deeper
 
 
-@dataclass(frozen=True, slots=True)
-class RegistryOptions:
+class RegistryOptions(NamedTuple):
     """How to speak to a registry. Times are seconds; `give_up_s` is how long to try without any progress."""
 
     plain_http: bool = False
@@ -76,8 +74,7 @@ def open_repository(reference: Reference, options: RegistryOptions | None = None
     raise BadInput(f"{reference}: {reference.kind} holds source images only", "use a registry or oci:DIR:TAG")
 
 
-@dataclass(frozen=True, slots=True)
-class Joined:
+class Joined(NamedTuple):
     """Blobs of a repository, one after the other, as if they were one."""
 
     repository: Repository

@@ -6,8 +6,6 @@ import contextlib
 import ctypes
 import fcntl
 import os
-import secrets
-import shutil
 import signal
 import socket
 import struct
@@ -17,8 +15,8 @@ import termios
 import time
 import tty
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from runner import accel, console, qemu, slot, tsc
 from runner.channel import Channel, GuestError, TimeOut
@@ -33,8 +31,7 @@ STOP_S = 10
 _PR_SET_PDEATHSIG = 1
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
+class Options(NamedTuple):
     """What a user asks of one run. Records are the slot's, docs/layout-1.md."""
 
     records: tuple[tuple[str, bytes], ...]
@@ -51,13 +48,13 @@ class Options:
     debug: bool = False
 
 
-def run(store: Store, local: Local, options: Options) -> int:
+def run(store: Store, local: Local, options: Options, counter: tsc.Counter | None = None) -> int:
     """Boot `local` and carry its program's input and output; the program's exit status, 124 at the time-out.
 
-    RootdiskError with the guest's or the console's reason where the sandbox fails.
+    `counter` may have been measuring since earlier. RootdiskError with the guest's or the console's reason where the sandbox fails.
     """
     program = qemu.program(local.config.platform)
-    counter = tsc.Counter()
+    counter = counter or tsc.Counter()
     chosen = accel.choose(options.accelerator)
     debug(f"accelerator {chosen.name}: {chosen.reason}")
     if local.kernel is None or local.initramfs is None:
@@ -166,14 +163,16 @@ def _directory(store: Store, local: Local, options: Options) -> Iterator[Path]:
         if options.keep:
             write_json(folder / "state.json", {**state, "pid": 0})
         else:
+            import shutil  # when the sandbox has ended, there is time to load it
+
             shutil.rmtree(folder, ignore_errors=True)
 
 
 def _own_records(options: Options) -> list[tuple[str, bytes]]:
     """What every sandbox is told: who it is, what time it is, and randomness of its own."""
     records = [
-        ("machine-id", secrets.token_hex(16).encode()),
-        ("entropy", secrets.token_hex(64).encode()),
+        ("machine-id", os.urandom(16).hex().encode()),
+        ("entropy", os.urandom(64).hex().encode()),
         ("time", f"{time.time():.3f}".encode()),
         ("network", b"user" if options.network else b"none"),
     ]

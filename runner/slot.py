@@ -11,8 +11,8 @@ import json
 import os
 import struct
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from runner import qcow2
 from runner.artifact import SlotExtent
@@ -25,8 +25,7 @@ _HEADER = struct.Struct("<8sII")
 Record = tuple[str, bytes]
 
 
-@dataclass(frozen=True, slots=True)
-class Slot:
+class Slot(NamedTuple):
     """A filled slot: the whole extent's bytes, and the hex sha256 that the kernel command line names."""
 
     data: bytes

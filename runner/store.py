@@ -14,10 +14,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +29,11 @@ FORMAT = "1"
 BLOB_MAX_BYTES = 512 << 20  # a kernel with everything in it
 
 
-@dataclass(frozen=True, slots=True)
 class Store:
-    root: Path
+    """One store; `root` is its directory."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
 
     @classmethod
     def open(cls) -> Store:
@@ -98,6 +98,8 @@ class Store:
         """Remove sandboxes whose runner was killed before it could, unless they are to be kept."""
         for folder, state in list(self.states()):
             if not state["running"] and not state["keep"]:
+                import shutil  # seldom needed, and slow to load
+
                 shutil.rmtree(folder, ignore_errors=True)
 
     def prune(self, age_s: float, dry_run: bool) -> list[tuple[Path, int]]:

@@ -12,7 +12,7 @@ import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import zstandard
 
@@ -30,8 +30,7 @@ SYNC_BYTES = 32 << 20  # written out while more arrives: a disk is often as slow
 LOOK_S = 0.1
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(NamedTuple):
     """A run of the blob, asked for at once: from the first of `chunks` to the end of the last."""
 
     chunks: tuple[Chunk, ...]

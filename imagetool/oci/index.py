@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import replace
 
 from imagetool.oci.copy import copy_manifest
 from imagetool.oci.image import ImageConfig
@@ -65,4 +64,4 @@ def _described(repository: Repository, found: Descriptor) -> Descriptor:
     manifest = Manifest.parse(repository.manifest(found))
     raw = read_blob(repository, manifest.config, CONFIG_MAX_BYTES)
     config = ArtifactConfig if manifest.config.media_type == CONFIG_TYPE else ImageConfig
-    return replace(found, annotations={}, platform=config.parse(raw).platform, artifact_type=manifest.artifact_type)
+    return found._replace(annotations={}, platform=config.parse(raw).platform, artifact_type=manifest.artifact_type)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -83,16 +82,16 @@ def forged(registry: RunningRegistry, target: str, key: str, how: str) -> None:
     manifest = Manifest.parse(repository.manifest(found))
     config = ArtifactConfig.parse(read_blob(repository, manifest.config, 1 << 20))
     if how == "inputs":
-        config = replace(config, inputs={**config.inputs, "source": "sha256:" + "0" * 64})
+        config = config._replace(inputs={**config.inputs, "source": "sha256:" + "0" * 64})
     elif how == "key":
-        config = replace(config, derivation_key="0" * 64)
+        config = config._replace(derivation_key="0" * 64)
     else:
-        config = replace(config, disk_digest=Digest.of(b"another disk"))
+        config = config._replace(disk_digest=Digest.of(b"another disk"))
     place = open_target(parse_reference(target), registry.options)
     raw = canonical_json(config.to_json())
     described = Descriptor(CONFIG_TYPE, Digest.of(raw), len(raw))
     place.push_blob(described, lambda: iter([raw]))
-    place.push_manifest(canonical_json(replace(manifest, config=described).to_json()), OCI_MANIFEST, (key,))
+    place.push_manifest(canonical_json(manifest._replace(config=described).to_json()), OCI_MANIFEST, (key,))
     place.close()
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -41,7 +40,7 @@ def test_a_guest_grows_its_disk(
     monkeypatch.setenv("ROOTDISK_STORE", str(tmp_path / "store"))
     store = Store.open()
     local = pull(store, parse_reference(demo), RegistryOptions(), Platform.host())
-    larger = replace(local, config=replace(local.config, disk_size=20 << 30))  # of the overlay, not of the base
+    larger = local._replace(config=local.config._replace(disk_size=20 << 30))  # of the overlay, not of the base
     records = [("entrypoint", b"python3"), ("cmd", b"-c"), ("cmd", GROW.encode()), ("user", b"0")]
     options = sandbox.Options(tuple(records), "grown", 512, 1, network=False, timeout_s=200, keep=True)
     assert sandbox.run(store, larger, options) == 0

@@ -24,7 +24,7 @@ from imagetool.oci.archives import ArchiveRepository, DockerArchive, TarArchive
 from imagetool.oci.image import ImageConfig
 from imagetool.tree.index import TarIndex
 from imagetool.tree.merge import merge
-from runner.artifact import ArtifactConfig, ArtifactManifest, ChunkIndex
+from runner.artifact import INDEX_ENTRY, INDEX_HEADER, INDEX_MAGIC, ArtifactConfig, ArtifactManifest, ChunkIndex
 from runner.errors import BadInput, RootdiskError
 from runner.oci import Digest, Index, Manifest, Platform
 from runner.reference import parse_reference
@@ -207,9 +207,9 @@ def document(seed: int) -> None:
         ArtifactManifest.of(Manifest.parse(raw))
     except RootdiskError:
         pass
-    entries = bytearray(ChunkIndex.HEADER.pack(ChunkIndex.MAGIC, 8192, 2, 0))
-    entries += ChunkIndex.ENTRY.pack(0, 0, 4096, 14, 1, 0, bytes(32))
-    entries += ChunkIndex.ENTRY.pack(4096, 14, 4096, 100, 0, 0, b"h" * 32)
+    entries = bytearray(INDEX_HEADER.pack(INDEX_MAGIC, 8192, 2, 0))
+    entries += INDEX_ENTRY.pack(0, 0, 4096, 14, 1, 0, bytes(32))
+    entries += INDEX_ENTRY.pack(4096, 14, 4096, 100, 0, 0, b"h" * 32)
     mutated(chance, entries)
     ChunkIndex.parse(bytes(entries))
 

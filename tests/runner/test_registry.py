@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -163,7 +162,7 @@ def test_upload_is_sent_again_after_a_failure(proxy: FaultProxy) -> None:
     target.push_blob(blob, lambda: iter([data]))
     assert read_blob(opened(f"{proxy.name}/c/d", QUICK), blob, 1 << 30) == data
     with pytest.raises(DigestMismatch):
-        target.push_blob(replace(blob, digest=Digest.of(b"other")), lambda: iter([data]))
+        target.push_blob(blob._replace(digest=Digest.of(b"other")), lambda: iter([data]))
 
 
 def test_redirects_carry_no_credentials(proxy: FaultProxy, tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -62,11 +61,10 @@ def push_layout(layout: Path, name: str, options: RegistryOptions, *, docker: bo
     if docker:
         media_type = DOCKER_MANIFEST
         layer_type = "application/vnd.docker.image.rootfs.diff.tar.gzip"  # Docker knows no other, whatever is in it
-        manifest = replace(
-            manifest,
+        manifest = manifest._replace(
             media_type=media_type,
-            config=replace(manifest.config, media_type=DOCKER_CONFIG),
-            layers=tuple(replace(layer, media_type=layer_type) for layer in manifest.layers),
+            config=manifest.config._replace(media_type=DOCKER_CONFIG),
+            layers=tuple(layer._replace(media_type=layer_type) for layer in manifest.layers),
         )
     raw = canonical_json(manifest.to_json())
     digest = target.push_manifest(raw, media_type, ("v1",))
