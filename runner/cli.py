@@ -3,24 +3,50 @@
 from __future__ import annotations
 
 import argparse
-import json
+import functools
 import os
 import re
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runner.debug import show
 from runner.errors import BadInput, RootdiskError
 
 if TYPE_CHECKING:
+    from pathlib import Path
     from typing import Any, NoReturn
 
 FAILED = 125
 NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}\Z")
 COMMANDS = ("boot", "pull", "inspect", "ps", "logs", "rm", "prune", "doctor")
+
+
+def _path(text: str) -> Path:
+    from pathlib import Path  # here and in `_json`: what most commands need, and --help does not
+
+    return Path(text)
+
+
+def _json(value: object, indent: int | None = None) -> str:
+    import json
+
+    return json.dumps(value, indent=indent)
+
+
+@functools.cache
+def _columns() -> int:
+    """As shutil's, which takes longer to load than all of --help to write."""
+    try:
+        return int(os.environ.get("COLUMNS") or os.get_terminal_size(1).columns)
+    except (OSError, ValueError):
+        return 80
+
+
+class _Help(argparse.HelpFormatter):
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, width=max(_columns() - 2, 20))
 
 
 def _near(name: str, names: Sequence[str]) -> list[str]:
@@ -31,6 +57,9 @@ def _near(name: str, names: Sequence[str]) -> list[str]:
 
 class _Parser(argparse.ArgumentParser):
     """Errors in our manner, with the nearest command."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **{"formatter_class": _Help, **options})
 
     def error(self, message: str) -> NoReturn:
         wrong = re.search(r"invalid choice: '([^']+)'", message)
@@ -46,7 +75,7 @@ def parser() -> argparse.ArgumentParser:
     remote = _Parser(add_help=False)
     remote.add_argument("artifact", metavar="ARTIFACT", help="registry/repository:tag, …@sha256:… or oci:DIR:TAG")
     remote.add_argument("--plain-http", action="store_true", help="speak HTTP to the registry")
-    remote.add_argument("--ca-file", type=Path, metavar="FILE", help="certificates to trust beside the system's")
+    remote.add_argument("--ca-file", type=_path, metavar="FILE", help="certificates to trust beside the system's")
     remote.add_argument("--platform", metavar="OS/ARCH", help="default: this machine's")
 
     top = _Parser("runner", description="Boots rootdisk artifacts in microVMs.")
@@ -59,10 +88,10 @@ def parser() -> argparse.ArgumentParser:
     )
     boot.add_argument("program", nargs="*", metavar="COMMAND", help="in place of the image's command, after --")
     boot.add_argument("-e", "--env", action="append", default=[], metavar="NAME[=VALUE]", help="a variable")
-    boot.add_argument("--env-file", action="append", default=[], type=Path, metavar="FILE", help="NAME=VALUE lines")
-    boot.add_argument("--tls-cert", type=Path, metavar="FILE", help="client certificate, as ROOTDISK_TLS_CERT")
-    boot.add_argument("--tls-key", type=Path, metavar="FILE", help="its private key, as ROOTDISK_TLS_KEY")
-    boot.add_argument("--tls-ca", type=Path, metavar="FILE", help="CA bundle, as ROOTDISK_TLS_CA")
+    boot.add_argument("--env-file", action="append", default=[], type=_path, metavar="FILE", help="NAME=VALUE lines")
+    boot.add_argument("--tls-cert", type=_path, metavar="FILE", help="client certificate, as ROOTDISK_TLS_CERT")
+    boot.add_argument("--tls-key", type=_path, metavar="FILE", help="its private key, as ROOTDISK_TLS_KEY")
+    boot.add_argument("--tls-ca", type=_path, metavar="FILE", help="CA bundle, as ROOTDISK_TLS_CA")
     boot.add_argument("--hostname", help="default: the sandbox's name")
     boot.add_argument("-w", "--workdir", metavar="DIR")
     boot.add_argument("-u", "--user", metavar="USER[:GROUP]")
@@ -230,7 +259,7 @@ def _pull(options: argparse.Namespace) -> int:
     _, local = _local(options)
     counts = {"fetched": local.fetched, "reused": local.reused, "holes": local.holes}
     if options.json:
-        print(json.dumps({"digest": str(local.digest), "disk": str(local.disk), **counts}))
+        print(_json({"digest": str(local.digest), "disk": str(local.disk), **counts}))
     else:
         print(local.digest)
         print(", ".join(f"{value / 1e6:.1f} MB {name}" for name, value in counts.items()), file=sys.stderr)
@@ -253,7 +282,7 @@ def _inspect(options: argparse.Namespace) -> int:
         config = ArtifactConfig.parse(read_blob(repository, roles.config, CONFIG_MAX_BYTES)).to_json()
     finally:
         repository.close()
-    print(json.dumps({"digest": str(descriptor.digest), "compressed": roles.disk_bytes, **config}, indent=1))
+    print(_json({"digest": str(descriptor.digest), "compressed": roles.disk_bytes, **config}, indent=1))
     return 0
 
 
@@ -262,9 +291,7 @@ def _ps(options: argparse.Namespace) -> int:
 
     rows = [state for _, state in Store.open().states() if state["running"] or options.all]
     if options.json:
-        print(
-            json.dumps([{k: row[k] for k in ("name", "artifact", "pid", "created", "running", "keep")} for row in rows])
-        )
+        print(_json([{k: row[k] for k in ("name", "artifact", "pid", "created", "running", "keep")} for row in rows]))
         return 0
     print(f"{'NAME':24} {'ARTIFACT':14} {'AGE':>8}  STATE")
     for row in rows:
@@ -308,7 +335,7 @@ def _prune(options: argparse.Namespace) -> int:
 
     removed = Store.open().prune(options.older_than * 86400, options.dry_run)
     if options.json:
-        print(json.dumps([{"path": str(path), "bytes": size} for path, size in removed]))
+        print(_json([{"path": str(path), "bytes": size} for path, size in removed]))
     else:
         verb = "would free" if options.dry_run else "freed"
         print(f"{verb} {sum(size for _, size in removed) / 1e6:.1f} MB in {len(removed)} files")
@@ -336,7 +363,7 @@ def _doctor(options: argparse.Namespace) -> int:
     except RootdiskError as err:
         rows.append(("store", False, str(err)))
     if options.json:
-        print(json.dumps([{"what": what, "good": good, "text": text} for what, good, text in rows]))
+        print(_json([{"what": what, "good": good, "text": text} for what, good, text in rows]))
     else:
         for what, good, text in rows:
             print(f"{'ok ' if good else 'no '} {what:12} {text}")

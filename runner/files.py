@@ -31,8 +31,8 @@ def fsync_dir(directory: Path) -> None:
         os.close(fd)
 
 
-def atomic_write(path: Path, data: bytes, mode: int = 0o644) -> None:
-    """Replace `path` by `data` and `mode`, at once and durably."""
+def atomic_write(path: Path, data: bytes, mode: int = 0o644, *, durable: bool = True) -> None:
+    """Replace `path` by `data` and `mode`, at once; and so that a power cut keeps it, if `durable`."""
     temporary = path.with_name(f".{path.name}.{os.urandom(8).hex()}")  # tempfile takes longer to load than to write
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
@@ -40,12 +40,14 @@ def atomic_write(path: Path, data: bytes, mode: int = 0o644) -> None:
             file.write(data)
             file.flush()
             os.fchmod(fd, mode)
-            os.fsync(fd)
+            if durable:
+                os.fsync(fd)
         os.rename(temporary, path)
     except BaseException:
         os.unlink(temporary)
         raise
-    fsync_dir(path.parent)
+    if durable:
+        fsync_dir(path.parent)
 
 
 def write_at(fd: int, data: bytes, offset: int) -> None:
@@ -56,9 +58,9 @@ def write_at(fd: int, data: bytes, offset: int) -> None:
         view, offset = view[written:], offset + written
 
 
-def write_json(path: Path, value: object, mode: int = 0o644) -> None:
-    """`value` as indented JSON with sorted keys, atomically."""
-    atomic_write(path, json.dumps(value, indent=1, sort_keys=True).encode() + b"\n", mode)
+def write_json(path: Path, value: object, mode: int = 0o644, *, durable: bool = True) -> None:
+    """`value` as indented JSON with sorted keys, as `atomic_write` does."""
+    atomic_write(path, json.dumps(value, indent=1, sort_keys=True).encode() + b"\n", mode, durable=durable)
 
 
 @contextlib.contextmanager

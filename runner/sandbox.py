@@ -63,7 +63,7 @@ def run(store: Store, local: Local, options: Options, counter: tsc.Counter | Non
         extent = local.config.slot()
         filled = slot.pack((*options.records, *_own_records(options)), extent.length)
         disk = clone(local.disk, local.config.disk_size, folder, options.clone, slot.clusters(extent, filled))
-        slot.write(disk.path, extent, filled, folder / "slot.json", overlay=disk.overlay)
+        slot.write(disk.path, extent, filled, folder / "slot.json", overlay=disk.overlay, durable=options.keep)
         ours, theirs = socket.socketpair()
         with ours, theirs:
             machine = qemu.Machine(
@@ -157,7 +157,8 @@ def _directory(store: Store, local: Local, options: Options) -> Iterator[Path]:
         "uses": files,
     }
     try:
-        write_json(folder / "state.json", state)
+        # A sandbox that is not kept need not outlive a power cut: its next runner removes it.
+        write_json(folder / "state.json", state, durable=options.keep)
         yield folder
     finally:
         if options.keep:

@@ -57,12 +57,12 @@ def clusters(extent: SlotExtent, slot: Slot) -> dict[int, bytes]:
     return {extent.offset + at: slot.data[at : at + size] for at in range(0, extent.length, size)}
 
 
-def write(disk: Path, extent: SlotExtent, slot: Slot, record: Path, *, overlay: bool) -> None:
+def write(disk: Path, extent: SlotExtent, slot: Slot, record: Path, *, overlay: bool, durable: bool = True) -> None:
     """Put `slot` on a new clone, raw or a qcow2 overlay that has the clusters, and read it back.
 
-    `record` is made: it keeps which bytes were written, as digests, for `rewrite`.
+    `record` is made: it keeps which bytes were written, as digests, for `rewrite`; `durable` says that there may be one.
     """
-    write_json(record, [[digest] for digest in _digests(clusters(extent, slot).values())], 0o600)
+    write_json(record, [[digest] for digest in _digests(clusters(extent, slot).values())], 0o600, durable=durable)
     _put(disk, extent, slot, overlay)
 
 
