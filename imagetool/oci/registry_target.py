@@ -9,7 +9,7 @@ from urllib.parse import urlencode, urljoin, urlsplit, urlunsplit
 from imagetool.oci.push import Content, pieces
 from runner.errors import BadInput, DigestMismatch, RegistryError, Unsupported
 from runner.oci import INDEX_TYPES, MANIFEST_MAX_BYTES, MANIFEST_TYPES, Descriptor, Digest, parse_json
-from runner.registry import RegistryRepository
+from runner.registry import ACCEPT, RegistryRepository
 from runner.registry_client import RegistryClient
 from runner.repository import RegistryOptions, check_manifest, verified
 
@@ -102,18 +102,18 @@ class RegistryTarget:
             repository.close()
 
     def remove(self, digest: Digest) -> None:
-        def once() -> None:
-            with self.client.request("DELETE", f"manifests/{digest}", expect=(200, 202, 404)):
-                pass
+        def once() -> int:
+            with self.client.request("DELETE", f"manifests/{digest}", expect=(200, 202, 404, 405)) as response:
+                status = int(response.status_code)
+            if status == 404:  # gone already, or never to be deleted this way
+                with self.client.request("HEAD", f"manifests/{digest}", expect=(200, 404), headers=ACCEPT) as response:
+                    return 405 if response.status_code == 200 else 404
+            return status
 
-        try:
-            self.client.retry().run(once)
-        except RegistryError as err:
-            if err.status == 405:
-                raise Unsupported(
-                    f"{self.client.name}: this registry does not delete", "it has a setting for it"
-                ) from err
-            raise
+        if self.client.retry().run(once) == 405:
+            raise Unsupported(
+                f"{self.client.name}: this registry does not delete", "its own interface or a setting may"
+            )
 
     def _put_manifest(self, name: str, raw: bytes, media_type: str, digest: Digest) -> None:
         def once() -> str:

@@ -15,11 +15,12 @@ from imagetool.oci.prune import outdated
 from imagetool.oci.push import open_target
 from imagetool.oci.sources import open_source
 from imagetool.remote import prune
-from runner.errors import BadInput
+from runner.errors import BadInput, Unsupported
 from runner.oci import OCI_INDEX, Digest, Index, Platform
 from runner.reference import parse_reference
 from runner.repository import open_repository
 from tests.imagetool.oci.test_sources import AMD64, ARM64, check_content, skopeo, write_image, write_index
+from tests.support.faults import Fault, run_faults
 from tests.support.registry import RunningRegistry, needs_registry, run_registry
 
 needs_skopeo = pytest.mark.skipif(shutil.which("skopeo") is None, reason="skopeo is not installed")
@@ -130,6 +131,24 @@ def test_pruning_a_registry(tmp_path: Path, registry: RunningRegistry) -> None:
         with open_source(f"{place}:{name}", Platform("linux", "arm", platform), registry.options) as image:
             check_content(image)
     target.close()
+
+
+@needs_registry
+@pytest.mark.parametrize("status", [405, 404])
+def test_a_registry_that_does_not_delete(tmp_path: Path, registry: RunningRegistry, status: int) -> None:
+    """Said as it is, also where the answer is that there is no such thing."""
+    write_image(tmp_path / "l", "v1")
+    with run_faults(registry.name) as proxy:
+        place = f"{proxy.name}/some/image"
+        digest = copy(f"oci:{tmp_path}/l:v1", f"{place}:v1", registry.options)
+        proxy.add(Fault("status", "/manifests/", method="DELETE", status=status))
+        target = open_target(parse_reference(place), registry.options)
+        with pytest.raises(Unsupported, match="does not delete"):
+            target.remove(digest)
+        target.remove(digest)
+        assert target.tags() == {}
+        target.remove(digest)  # what is gone is gone
+        target.close()
 
 
 def test_pruning_a_layout(tmp_path: Path) -> None:
