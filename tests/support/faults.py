@@ -166,7 +166,7 @@ def run_faults(upstream: str) -> Iterator[FaultProxy]:
                 self.wfile.write(bytes([byte]))
                 time.sleep(seconds)
 
-        do_GET = do_HEAD = do_PUT = do_POST = forward  # noqa: N815
+        do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = forward  # noqa: N815
 
     with serve(Handler) as url:
         proxy = FaultProxy(urlsplit(url).netloc)
