@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from bench import conversion, project, scale, starts, transfer
+from bench import conversion, delta, project, scale, starts, transfer
 from bench.images import Images
 from bench.peers import Peers
 from bench.picture import picture
@@ -27,7 +27,7 @@ CACHE = Path(__file__).resolve().parents[1] / "cache" / "bench"
 FILES, SIZES = (1_000, 10_000, 100_000, 300_000), (10**7, 10**8, 10**9, 4 * 10**9)
 SMALL_FILES, SMALL_SIZES = (300,), (4 * 10**6,)
 IDLE = {1: 0.5, 50: 1.0}
-PARTS = ("convert", "transfer", "rebuild", "idle", "start", "large", "scale")
+PARTS = ("convert", "transfer", "delta", "rebuild", "idle", "start", "large", "scale")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,25 +53,34 @@ def measure(rounds: int, only: Sequence[str], small: bool, out: Path) -> None:
         parts = _parts(bench, once, images, small)
         rows: list[Row] = []
         points: list[Point] = []
+        versions: list[delta.Delta] = []
         for part in (part for part in PARTS if part in only):
             print(f"{part} …", file=sys.stderr, flush=True)
             if part == "scale":
                 points = scale.points(once, images, *((SMALL_FILES, SMALL_SIZES) if small else (FILES, SIZES)))
+            elif part == "delta":
+                versions = delta.deltas(once, images, small)
             else:
                 rows += parts[part]()
-            _write(out, bench.rounds, rows, points)  # so far: a long run may be stopped
-    print(table(rows))
+            _write(out, bench.rounds, rows, points, versions)  # so far: a long run may be stopped
+    if rows:
+        print(table(rows))
+    if versions:
+        print(f"\n{delta.table(versions)}")
     if points:
         print(f"\n{points_table(points)}")
 
 
-def _write(out: Path, rounds: int, rows: Sequence[Row], points: Sequence[Point]) -> None:
+def _write(
+    out: Path, rounds: int, rows: Sequence[Row], points: Sequence[Point], versions: Sequence[delta.Delta]
+) -> None:
     out.mkdir(parents=True, exist_ok=True)
     result = {
         "machine": {"processors": os.cpu_count(), "system": platform.freedesktop_os_release().get("PRETTY_NAME", "")},
         "rounds": rounds,
         "rows": [row.to_json() for row in rows],
         "points": [point.to_json() for point in points],
+        "versions": [version.to_json() for version in versions],
     }
     (out / "result.json").write_text(json.dumps(result, indent=1) + "\n")
     (out / "result.svg").write_text(picture(rows, points))

@@ -14,15 +14,18 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO
 
 from bench import layout
+from bench.older import debian_older, replaced
 from imagetool.demo import debian
 from imagetool.demo.layers import Clock, app_layer, base_layer, next_layer
 from runner.oci import Platform
 
 APP_PACKAGES = "python3-pandas python3-sympy"
+OLDER_PACKAGES = ("perl-base", "libsystemd0", "tzdata", "liblzma5")
 APP_FILES = 150  # of about 30 KB, so that the top layer is 1 % of the bytes
 OWNER = 1000
 MTIME = 1_700_000_000
@@ -44,6 +47,17 @@ class Images:
         base = self.app()
         return self._made("app-2", lambda place: layout.make(place, [_application(2)], CONFIG, base))
 
+    def app_older(self) -> Path:
+        """The same with a few packages of the base at the oldest version that there is. Missing where none is to be had."""
+        app = self.app()
+        return self._made("app-older", lambda place: self._make_older(place, app))
+
+    def files(self, version: int, count: int) -> Path:
+        """`count` files of 40 KB and one of 1 MB in one layer; version 2 has a few others, 3 another large one."""
+        return self._made(
+            f"files-{count}-{version}", lambda place: layout.make(place, [_files(version, count)], CONFIG)
+        )
+
     def many(self, count: int) -> Path:
         return self._made(f"many-{count}", lambda place: layout.make(place, _many(count), CONFIG))
 
@@ -57,6 +71,12 @@ class Images:
             print(f"making the image {name}", flush=True)
             make(place)
         return place
+
+    def _make_older(self, place: Path, app: Path) -> None:
+        with tempfile.TemporaryDirectory(prefix=".older-", dir=self.folder) as name:
+            packages = debian_older(Path(name), OLDER_PACKAGES)
+            base, *others = [partial(layout.copied, app, number) for number in range(3)]
+            layout.make(place, [lambda out: replaced(base, packages, Path(name), out), *others], CONFIG)
 
     def _make_app(self, place: Path) -> None:
         with tempfile.TemporaryDirectory(prefix=".app-", dir=self.folder) as name:
@@ -88,6 +108,18 @@ def _application(version: int) -> layout.Writer:
         for number in range(APP_FILES)
     }
     return lambda out: app_layer(files, OWNER, out, MTIME)
+
+
+def _files(version: int, count: int) -> layout.Writer:
+    def files() -> Iterator[tuple[str, bytes]]:
+        for number in range(count):
+            source = random.Random(number if version != 2 or number % (count // 25) else -number - 1)
+            yield f"data/{number % 40}/file-{number}", source.randbytes(20_000) + b"some words of text " * 1000
+        for number in range(10 if version == 2 else 0):
+            yield f"data/new/{number}", random.Random(10**6 + number).randbytes(40_000)
+        yield "data/large", random.Random(version == 3).randbytes(MIB)
+
+    return lambda out: _write(out, files())
 
 
 def _many(count: int) -> list[layout.Writer]:

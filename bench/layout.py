@@ -49,6 +49,15 @@ def make(folder: Path, layers: Sequence[Writer], config: Mapping[str, Any], base
     partial.rename(folder)
 
 
+def copied(folder: Path, number: int, out: IO[bytes]) -> None:
+    """The tar of layer `number` of the image in `folder`."""
+    manifest, _ = _read(folder)
+    name = manifest["layers"][number]["digest"].removeprefix("sha256:")
+    gzip: Any = igzip.IGzipFile
+    with gzip(folder / "blobs" / "sha256" / name) as tar:
+        shutil.copyfileobj(tar, out, 1 << 20)
+
+
 def _below(base: Path, blobs: Path) -> list[tuple[dict[str, Any], str]]:
     """The layers of `base` but its last, their blobs linked."""
     manifest, config = _read(base)

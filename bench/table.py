@@ -12,7 +12,7 @@ POINTS_HEAD = ("image", "wall s", "CPU s", "memory MB", "per 1,000 files or MB: 
 
 def table(rows: Sequence[Row]) -> str:
     """Ratios are ours by theirs, median (minimum–maximum); a figure with nobody to compare with is seconds."""
-    return _aligned([HEAD, *(_cells(row) for row in rows)])
+    return aligned([HEAD, *(_cells(row) for row in rows)])
 
 
 def points_table(points: Sequence[Point]) -> str:
@@ -25,7 +25,7 @@ def points_table(points: Sequence[Point]) -> str:
         lines.append(
             (name, f"{point.wall_s:.2f}", f"{point.cpu_s:.2f}", f"{point.peak_bytes / 1e6:.0f}", f"{each:.1f}")
         )
-    return _aligned(lines)
+    return aligned(lines)
 
 
 def _cells(row: Row) -> tuple[str, ...]:
@@ -58,7 +58,7 @@ def _goal(row: Row, figure: str, unit: float) -> str:
     return "" if met is None else f" ≤ {row.goals[figure] / unit:g}: {'yes' if met else 'NO'}"
 
 
-def _aligned(lines: Sequence[Sequence[str]]) -> str:
+def aligned(lines: Sequence[Sequence[str]]) -> str:
     cells = [[cell.replace("|", "\\|") for cell in line] for line in lines]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     cells.insert(1, ["-" * width for width in widths])
