@@ -1,4 +1,4 @@
-"""Answering a registry's challenge; in place of oras's own answer, which never renews a token and knows no basic challenge.
+"""Answering a registry's challenge.
 
 Credentials go to the registry, or to the token service its challenge names; https both, unless plain http was asked.
 """
@@ -12,7 +12,6 @@ import time
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
-import oras.auth
 import requests
 
 from runner.credentials import Credentials, find_credentials
@@ -24,7 +23,7 @@ from runner.repository import RegistryOptions
 TOKEN_MAX_BYTES = 1 << 20
 
 
-class Auth(oras.auth.TokenAuth):  # type: ignore[misc]
+class Auth:
     """Answers a registry's challenge (RFC 7235; distribution's token and oauth2 specifications).
 
     One Authorization value at a time: the last challenge names the widest scope asked for, and a registry that wants
@@ -32,7 +31,6 @@ class Auth(oras.auth.TokenAuth):  # type: ignore[misc]
     """
 
     def __init__(self, registry: str, repository: str, session: Session, options: RegistryOptions) -> None:
-        super().__init__()
         self._registry, self._repository = registry, repository
         self._session, self._plain_http = session, options.plain_http
         self._lock = threading.Lock()
@@ -41,7 +39,7 @@ class Auth(oras.auth.TokenAuth):  # type: ignore[misc]
 
     @property
     def token(self) -> str | None:
-        """What do_request sends unasked: the last answer, until it is about to expire."""
+        """What is sent unasked: the last answer, until it is about to expire."""
         return self._value if self._value and time.monotonic() < self._expires else None
 
     @token.setter
@@ -54,7 +52,7 @@ class Auth(oras.auth.TokenAuth):  # type: ignore[misc]
     def authenticate_request(
         self, original: requests.Response, headers: dict[str, str], refresh: bool = False
     ) -> tuple[dict[str, str], bool]:
-        """Called by do_request after 401 or 403: the headers to try again with."""
+        """After 401 or 403: the headers to try again with, and that they are others."""
         method = str(original.request.method)
         url, status = original.url, original.status_code
         if origin(url) != self._session.origin:

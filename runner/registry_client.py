@@ -1,8 +1,7 @@
-"""HTTP to one repository of one registry: oras-py's client, with our own session, credentials, deadlines and retries.
+"""HTTP to one repository of one registry: ask, answer a challenge, ask again; with deadlines and retries.
 
-What is oras's: Registry.do_request (ask, answer a 401 challenge, ask again) and its session. What is ours, because
-oras 0.2.43 lets credentials travel or waits for ever: its retry decorator is bypassed (`__wrapped__`), redirects are
-followed by registry_session.py, and the challenge is answered by registry_auth.py. The rules, enforced in one place each:
+Redirects are followed by registry_session.py, challenges are answered by registry_auth.py. The rules, enforced in one
+place each:
 
 - Authorization is sent to the registry's own origin only; never after a redirect, never from ~/.netrc.
 - Credentials go to the registry, or to the token service its challenge names; https both, unless plain http was asked.
@@ -19,7 +18,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 from urllib.parse import urljoin
 
-import oras.provider
 import requests
 import urllib3
 
@@ -77,15 +75,15 @@ class RegistryClient:
         self.options = options
         host = "registry-1.docker.io" if registry == DOCKER_HUB else registry
         self.base = f"{'http' if options.plain_http else 'https'}://{host}/v2/{repository}/"
-        self._oras = oras.provider.Registry(host, insecure=options.plain_http)
-        session = Session(self.base, options)
-        self._oras.session = session
-        self._watch = session.watch
-        self.auth = Auth(registry, repository, session, options)
-        self._oras.auth = self.auth
+        self.session = Session(self.base, options)
+        self._watch = self.session.watch
+        self.auth = self._make_auth(registry, repository)
+
+    def _make_auth(self, registry: str, repository: str) -> Auth:
+        return Auth(registry, repository, self.session, self.options)
 
     def close(self) -> None:
-        self._oras.session.close()
+        self.session.close()
 
     def interrupt(self) -> None:
         """End all requests under way, from another thread; nothing can be asked afterwards."""
@@ -113,16 +111,23 @@ class RegistryClient:
         """
         url = self.url(path)
         try:
-            # do_request changes the headers it is given.
-            response: requests.Response = oras.provider.Registry.do_request.__wrapped__(
-                self._oras, url, method, data=data, headers=dict(headers or {}), stream=True
-            )
+            response = self._exchange(method, url, dict(headers or {}), data)
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as err:
             raise network_error(method, url, err) from None
         if response.status_code in expect:
             return response
         with response:
             raise status_error(method, response, self.name)
+
+    def _exchange(self, method: str, url: str, headers: dict[str, str], data: Any) -> requests.Response:
+        """Ask, with the authorization there is; asked for another, answer the challenge and ask again, once."""
+        if self.auth.token is not None:
+            headers.update(self.auth.get_auth_header())
+        response = self.session.request(method, url, headers=headers, data=data)
+        if response.status_code in (401, 403):
+            headers, _ = self.auth.authenticate_request(response, headers)
+            response = self.session.request(method, url, headers=headers, data=data)
+        return response
 
     def get(self, path: str, max_bytes: int, headers: Mapping[str, str]) -> tuple[bytes, Mapping[str, str]]:
         """A small document and its headers, with retries."""

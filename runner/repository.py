@@ -1,7 +1,7 @@
 """Where images and artifacts are read from: one repository of one registry, or one OCI layout directory.
 
 Nothing here trusts the other side: manifests come back checked against their digest and bounded, small blobs through
-`read_blob`; who reads ranges checks what they hold. oras and requests (some 100 ms of imports) load when a registry is
+`read_blob`; who reads ranges checks what they hold. requests, which takes a while to load, is loaded when a registry is
 really asked.
 """
 

@@ -6,11 +6,11 @@ import re
 from collections.abc import Iterator, Sequence
 from urllib.parse import urlencode, urljoin, urlsplit, urlunsplit
 
+from imagetool.oci.oras_client import OrasClient
 from imagetool.oci.push import Content, pieces
 from runner.errors import BadInput, DigestMismatch, RegistryError, Unsupported
 from runner.oci import INDEX_TYPES, MANIFEST_MAX_BYTES, MANIFEST_TYPES, Descriptor, Digest, parse_json
 from runner.registry import ACCEPT, RegistryRepository
-from runner.registry_client import RegistryClient
 from runner.repository import RegistryOptions, check_manifest, verified
 
 TAGS_PAGE = 1000
@@ -24,7 +24,7 @@ class RegistryTarget:
     """One repository."""
 
     def __init__(self, registry: str, repository: str, options: RegistryOptions) -> None:
-        self.client = RegistryClient(registry, repository, options)
+        self.client = OrasClient(registry, repository, options)
         self._place = registry, repository, options
 
     def close(self) -> None:
