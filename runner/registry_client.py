@@ -120,13 +120,15 @@ class RegistryClient:
             raise status_error(method, response, self.name)
 
     def _exchange(self, method: str, url: str, headers: dict[str, str], data: Any) -> requests.Response:
-        """Ask, with the authorization there is; asked for another, answer the challenge and ask again, once."""
+        """Ask, with the authorization there is; asked for another, answer the challenge and ask again."""
         if self.auth.token is not None:
             headers.update(self.auth.get_auth_header())
         response = self.session.request(method, url, headers=headers, data=data)
         if response.status_code in (401, 403):
             headers, _ = self.auth.authenticate_request(response, headers)
             response = self.session.request(method, url, headers=headers, data=data)
+        if response.status_code == 403:  # which a redirect's target may say when its turn has come
+            self.auth.authenticate_request(response, headers)
         return response
 
     def get(self, path: str, max_bytes: int, headers: Mapping[str, str]) -> tuple[bytes, Mapping[str, str]]:
