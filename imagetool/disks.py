@@ -51,7 +51,7 @@ def kept_disk(
             if str(opened.manifest_digest) != inputs["source"]:
                 raise RootdiskError(f"{image.source}: changed while it was built", "start the build again")
             disk = build.make_disk(image, opened, init.read_bytes(), work, cache, progress)
-        write_receipt(work / RECEIPT, {**_receipt(disk), "key": key, "inputs": dict(inputs)})
+        write_receipt(work / RECEIPT, {**_receipt(disk), "key": key, "inputs": dict(inputs)}, durable=True)
         try:
             work.rename(found)
         except OSError:

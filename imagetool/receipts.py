@@ -23,7 +23,7 @@ def read_receipt(path: Path) -> dict[str, Any]:
     return value
 
 
-def write_receipt(path: Path, value: Mapping[str, Any]) -> None:
-    """`value` at `path`, whole or not at all."""
+def write_receipt(path: Path, value: Mapping[str, Any], *, durable: bool = False) -> None:
+    """`value` at `path`, whole or not at all. doit's own records are not synced either, so few receipts need be."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, value)
+    write_json(path, value, durable=durable)

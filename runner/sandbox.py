@@ -4,28 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import fcntl
 import os
 import signal
 import socket
 import struct
 import subprocess
 import sys
-import termios
 import time
-import tty
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from runner import accel, console, qemu, slot, tsc
-from runner.channel import Channel, GuestError, TimeOut
+from runner import accel, qemu, slot, tsc
 from runner.clone import clone
 from runner.debug import debug
 from runner.errors import BadInput, RootdiskError
 from runner.fetch import Local
 from runner.files import write_json
 from runner.store import Store, started
+
+if TYPE_CHECKING:
+    from runner.channel import Channel, GuestError
 
 STOP_S = 10
 _PR_SET_PDEATHSIG = 1
@@ -83,7 +82,7 @@ def run(store: Store, local: Local, options: Options, counter: tsc.Counter | Non
             argv = qemu.command(program, machine)
             debug(" ".join(argv))
             with _running(argv, theirs, folder) as process:
-                return _carry(process, Channel(ours), folder, options)
+                return _carry(process, ours, folder, options)
 
 
 def _cmdline(local: Local, counter: tsc.Counter | None, slot_digest: str, debug: bool) -> str:
@@ -96,8 +95,11 @@ def _cmdline(local: Local, counter: tsc.Counter | None, slot_digest: str, debug:
     return " ".join(words)
 
 
-def _carry(process: subprocess.Popen[bytes], channel: Channel, folder: Path, options: Options) -> int:
+def _carry(process: subprocess.Popen[bytes], ours: socket.socket, folder: Path, options: Options) -> int:
     """Everything between the two sides, until the program has ended."""
+    from runner.channel import Channel, GuestError, TimeOut  # loaded while the guest starts
+
+    channel = Channel(ours)
     start = time.monotonic()
     end = start + options.timeout_s if options.timeout_s else None
 
@@ -127,6 +129,8 @@ def _carry(process: subprocess.Popen[bytes], channel: Channel, folder: Path, opt
 
 def _explained(err: GuestError, process: subprocess.Popen[bytes], folder: Path) -> RootdiskError:
     """The error with what QEMU and the console say."""
+    from runner import console
+
     if err.message:
         return err
     with contextlib.suppress(subprocess.TimeoutExpired):
@@ -234,6 +238,9 @@ def _raw(wanted: bool) -> Iterator[None]:
     if not wanted or not os.isatty(0):
         yield
         return
+    import termios
+    import tty
+
     before = termios.tcgetattr(0)
     try:
         tty.setraw(0)
@@ -243,6 +250,9 @@ def _raw(wanted: bool) -> Iterator[None]:
 
 
 def _window() -> tuple[int, int]:
+    import fcntl
+    import termios
+
     try:
         rows, columns = struct.unpack("HHHH", fcntl.ioctl(sys.stdout.fileno(), termios.TIOCGWINSZ, bytes(8)))[:2]
     except (OSError, ValueError):

@@ -20,11 +20,13 @@ from pathlib import Path
 
 from imagetool.artifact.frames import compressor, seek_table, zero_frame
 from imagetool.artifact.parts import Part, divide
-from imagetool.artifact.reuse import INDEX, KEY_BYTES, KEYS, Earlier, Found, PackedPart, blob_name, write_parts
+from imagetool.artifact.reuse import INDEX, KEY_BYTES, KEYS, PARTS, Earlier, Found, PackedPart, blob_name, parts_of
 from imagetool.ext4 import DiskChunk, Plan
 from imagetool.tree.model import Source
 from runner.artifact import ZERO_CHUNK_MAX_BYTES, Chunk, ChunkIndex
 from runner.oci import Digest
+
+SYNCS = 4  # files at once: they share the file system's commits
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +89,7 @@ def pack(
             linked[number] = found
     wanted = [chunk for number, part in enumerate(divided) if number not in linked for chunk in part.chunks]
     out = _Packer()
-    with ThreadPoolExecutor(workers, "pack") as pool, ThreadPoolExecutor(1, "sync") as syncer:
+    with ThreadPoolExecutor(workers, "pack") as pool, ThreadPoolExecutor(SYNCS, "sync") as syncer:
         frames = _in_order(pool, frame, wanted, window=4 * workers)
         syncs: list[Future[None]] = []
         done = 0
@@ -109,12 +111,11 @@ def pack(
                 os.close(fd)
                 raise
             syncs.append(syncer.submit(_sync_and_close, fd))
+        index = ChunkIndex(plan.size, tuple(out.chunks))
+        for name, data in ((INDEX, index.pack()), (KEYS, b"".join(out.keys)), (PARTS, parts_of(out.parts))):
+            syncs.append(syncer.submit(_write, folder / name, data))
         for sync in syncs:
             sync.result()
-    index = ChunkIndex(plan.size, tuple(out.chunks))
-    _write(folder / INDEX, index.pack())
-    _write(folder / KEYS, b"".join(out.keys))
-    write_parts(folder, out.parts)
     return Packed(index, tuple(out.parts), out.new, out.reused)
 
 

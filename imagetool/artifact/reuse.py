@@ -54,8 +54,8 @@ class Found:
     keys: bytes
 
 
-def write_parts(folder: Path, parts: Iterable[PackedPart]) -> None:
-    """`rootfs.ext4.parts` in `folder`."""
+def parts_of(parts: Iterable[PackedPart]) -> bytes:
+    """The content of `rootfs.ext4.parts`."""
     listed = [
         {
             "key": part.key.hex() if part.key else None,
@@ -65,9 +65,7 @@ def write_parts(folder: Path, parts: Iterable[PackedPart]) -> None:
         }
         for part in parts
     ]
-    (folder / PARTS).write_text(
-        json.dumps({"compressor": versions(), "parts": listed}, indent=1, sort_keys=True) + "\n"
-    )
+    return json.dumps({"compressor": versions(), "parts": listed}, indent=1, sort_keys=True).encode() + b"\n"
 
 
 class Earlier:

@@ -7,7 +7,6 @@ An artifact is published; a private key in it is a leak. So a PEM file given to 
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 from runner.errors import BadInput
 
@@ -22,22 +21,12 @@ def holds_private_key(data: bytes) -> bool:
     return _PRIVATE.search(data) is not None
 
 
-def read_certificates(path: Path, what: str) -> bytes:
-    """The PEM certificates in file `path`, each block checked, text between them left out; `what` names the setting.
-
-    BadInput: cannot be read, no certificate, a damaged one, or any private key (with the option that takes keys).
-    """
-    try:
-        with path.open("rb") as file:
-            data = file.read(PEM_MAX_BYTES + 1)
-    except OSError as err:
-        raise BadInput(f"{what}: cannot read {path}: {err.strerror}") from err
-    return check_certificates(data, f"{what}: {path}")
-
-
 def check_certificates(data: bytes, what: str) -> bytes:
-    """The certificate blocks of `data`, one after the other; errors as read_certificates."""
-    from cryptography import x509
+    """The PEM certificates in `data`, one after the other, each checked, text between them left out.
+
+    BadInput names `what`: too large, no certificate, a damaged one, or any private key (with the option that takes keys).
+    """
+    import ssl  # takes a while to load, and few builds have certificates
 
     if len(data) > PEM_MAX_BYTES:
         raise BadInput(f"{what}: larger than {PEM_MAX_BYTES >> 20} MiB", "is it a PEM file?")
@@ -49,9 +38,14 @@ def check_certificates(data: bytes, what: str) -> bytes:
     blocks = [match.group(0) for match in _BLOCK.finditer(data) if match.group(1) == b"CERTIFICATE"]
     if not blocks:
         raise BadInput(f"{what}: no PEM certificate in it")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     for number, block in enumerate(blocks, 1):
         try:
-            x509.load_pem_x509_certificate(block)
-        except ValueError as err:
+            der = ssl.PEM_cert_to_DER_cert(block.decode())
+            # OpenSSL reads as many as there are; one sequence of a two-byte length is all there may be.
+            if der[:2] != b"\x30\x82" or int.from_bytes(der[2:4]) != len(der) - 4:
+                raise ValueError("not one certificate")
+            context.load_verify_locations(cadata=der)
+        except (ValueError, ssl.SSLError) as err:
             raise BadInput(f"{what}: certificate {number} is damaged") from err
     return b"".join(block.replace(b"\r\n", b"\n") + b"\n" for block in blocks)
