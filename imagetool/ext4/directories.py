@@ -26,7 +26,7 @@ class Directories:
     """
 
     counts: array[int]
-    content: bytes
+    content: bytes | memoryview
 
     def blocks(self) -> Iterator[list[memoryview]]:
         """Each directory's blocks."""
@@ -38,7 +38,7 @@ class Directories:
 
     def pack(self) -> bytes:
         """For a file in the cache; of this machine's byte order, as the cache is."""
-        body = zstandard.ZstdCompressor(level=1).compress(self.counts.tobytes() + self.content)
+        body = zstandard.ZstdCompressor(level=1).compress(self.counts.tobytes() + bytes(self.content))
         return _HEAD.pack(_MAGIC, hashlib.sha256(body).digest(), len(self.counts)) + body
 
     @classmethod
@@ -52,8 +52,9 @@ class Directories:
             both = zstandard.ZstdDecompressor().decompress(body, max_output_size=_MAX_BYTES)
         except (struct.error, zstandard.ZstdError) as err:
             raise BadInput("the directories are damaged") from err
-        counts = array("I", both[: count * array("I").itemsize])
-        found = cls(counts, both[count * counts.itemsize :])
+        whole = memoryview(both)
+        counts = array("I", whole[: count * array("I").itemsize].tobytes())
+        found = cls(counts, whole[count * counts.itemsize :])
         if len(counts) != count or sum(counts) * BLOCK != len(found.content):
             raise BadInput("the directories are damaged")
         return found

@@ -24,21 +24,23 @@ BUCKET_MAX_BLOCKS = (1 << 20) // BLOCK
 BUCKET_MEAN_BYTES = 384 << 10  # past the minimum
 
 Place = Callable[[File, Sequence[Run]], None]
+# Small files that lie one after the other from a block on; gives the pieces of those that can be seen.
+Bucket = Callable[[Sequence[File], int], Sequence[Piece]]
 
 
 def layer_chunks(
-    number: int, layer: Layer, space: Space, visible: Callable[[File], bool], place: Place
+    number: int, layer: Layer, space: Space, visible: Callable[[File], bool], place: Place, bucket: Bucket
 ) -> Iterator[DiskChunk]:
-    """Chunks of one layer's data in disk order; `place` is told each file's runs, hidden ones' too."""
+    """Chunks of one layer's data in disk order; `place` is told each large file's runs, hidden ones' too."""
     space.align(LAYER_ALIGN)
-    bucket: list[File] = []
+    waiting: list[File] = []
     blocks = 0
 
     def close() -> Iterator[DiskChunk]:
         nonlocal blocks
-        if bucket:
-            yield from _bucket(number, layer, bucket, blocks, space, visible, place)
-            bucket.clear()
+        if waiting:
+            yield from _bucket(number, layer, waiting, blocks, space, bucket)
+            waiting.clear()
             blocks = 0
 
     big: list[File] = []
@@ -51,7 +53,7 @@ def layer_chunks(
         size = -(-file.size // BLOCK)
         if blocks + size > BUCKET_MAX_BLOCKS:
             yield from close()
-        bucket.append(file)
+        waiting.append(file)
         blocks += size
         if blocks >= BUCKET_MIN_BLOCKS and file.cut * BUCKET_MEAN_BYTES < size * BLOCK << 32:
             yield from close()
@@ -66,18 +68,10 @@ def _bucket(
     files: list[File],
     blocks: int,
     space: Space,
-    visible: Callable[[File], bool],
-    place: Place,
+    bucket: Bucket,
 ) -> Iterator[DiskChunk]:
     start = space.take(blocks)
-    at = 0
-    pieces: list[Piece] = []
-    for file in files:
-        size = -(-file.size // BLOCK)
-        if visible(file):
-            pieces.append((at * BLOCK, file.offset, file.size))
-        place(file, ((0, start + at, size),))
-        at += size
+    pieces = bucket(files, start)
     if pieces:
         yield DataChunk(start * BLOCK, blocks * BLOCK, number, layer.diff_id, pieces)
 

@@ -16,7 +16,7 @@ from functools import partial
 
 from imagetool.ext4 import bitmaps, directory, extents, inode, xattr
 from imagetool.ext4.checksum import disk_seed, inode_seed
-from imagetool.ext4.chunk import DiskChunk, MetadataChunk
+from imagetool.ext4.chunk import DiskChunk, MetadataChunk, Piece
 from imagetool.ext4.directories import Directories
 from imagetool.ext4.extents import Run
 from imagetool.ext4.format import (
@@ -166,7 +166,7 @@ class _Planner:
         self.reserve_slots()
         chunks: list[DiskChunk] = []
         for number, layer in enumerate(self.tree.layers):
-            chunks += layer_chunks(number, layer, self.space, self.visible, self.place)
+            chunks += layer_chunks(number, layer, self.space, self.visible, self.place, self.bucket)
         self.extent_trees()
         if self.space.next > self.geometry.blocks:
             raise TooSmall(self.space.next * BLOCK + (4 << 20))
@@ -227,6 +227,26 @@ class _Planner:
 
     def visible(self, file: File) -> bool:
         return file in self.numbers.links
+
+    def bucket(self, files: Sequence[File], start: int) -> list[Piece]:
+        """Small files from block `start` on, each beginning a block; the pieces of those that can be seen."""
+        links, number = self.numbers.links, self.numbers.number
+        pieces: list[Piece] = []
+        first = here = start
+        for file in files:
+            after = here - (-file.size // BLOCK)
+            if file in links:
+                own = number[file]
+                self.starts[own], self.counts[own] = here, after - here
+                pieces.append(((here - start) * BLOCK, file.offset, file.size))
+            else:
+                if first < here:
+                    self.use(first, here - first)
+                first = after
+            here = after
+        if first < here:
+            self.use(first, here - first)
+        return pieces
 
     def place(self, file: File, runs: Sequence[Run]) -> None:
         if file in self.numbers.links:
