@@ -1,4 +1,4 @@
-"""`doit build` in a project of its own: again after small changes, against from nothing; and with nothing to do."""
+"""Builds again: after small changes, against from nothing; and `doit build` with nothing to do."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,7 @@ import trustme
 from bench.images import Images
 from bench.measure import Contender
 from bench.rows import Row
-from bench.work import Bench, Same, clean, compared
+from bench.work import TOOL, Bench, Same, clean, compared
 
 ROOT = Path(__file__).resolve().parents[1]
 DOIT = (sys.executable, "-m", "doit")
@@ -40,27 +40,9 @@ class Project:
         environment = {**os.environ, **self.environment}
         subprocess.run(command, cwd=self.folder, env=environment, check=True, capture_output=True)
 
-    def contender(self, name: str, kept: Path, images: str) -> Contender:
-        """`doit build` of `images` with the cache and records as in `kept`."""
-
-        def prepare() -> None:
-            clean(self.folder)
-            shutil.copytree(kept, self.folder, symlinks=True, copy_function=_copied)
-            (self.folder / "images.toml").write_text(images)
-
-        return Contender(name, [*DOIT, "build"], prepare, self.environment, self.folder)
-
-    def keep(self, place: Path) -> None:
-        clean(place)
-        self.folder.rename(place)
-
     @property
     def environment(self) -> Mapping[str, str]:
         return {"PYTHONPATH": str(ROOT)}
-
-    def digest(self, image: str) -> str:
-        """Of the artifact as it is now."""
-        return str(json.loads((self.folder / "cache" / image / "artifact.json").read_bytes())["digest"])
 
 
 def _copied(source: str, target: str) -> None:
@@ -71,54 +53,61 @@ def _copied(source: str, target: str) -> None:
 
 
 def rebuilds(bench: Bench, before: Path, after: Path) -> list[Row]:
-    """Builds after one change, with the cache of the build before it, against the same from nothing.
+    """`imagetool build` after one change, with the cache of the build before it, against the same from nothing.
 
-    `after` is the image `before` with another top layer. Guest init and receipts of what did not change are there for both.
+    `after` is the image `before` with another top layer. Kernel and init are there for both.
     """
-    project = Project(bench.work / "project")
-    nothing, built = bench.work / "nothing", bench.work / "built"
     authority = bench.work / "ca.pem"
     trustme.CA().cert_pem.write_to_path(authority)
-    plain = _image("app", before)
-    changes = {
-        "rebuild: top layer": (_image("app", after), 0.25),
-        "rebuild: env": (f'{plain}[image.app.env]\nMODE = "production"\n', SMALL_CHANGE),
-        "rebuild: TLS": (f'{plain}[image.app.tls]\nca = "{authority}"\n', SMALL_CHANGE),
-        "rebuild: owners of a path": (f'{plain}[image.app.owners]\n"/sandbox" = "65534:65534"\n', SMALL_CHANGE),
+    changes: dict[str, tuple[Path, tuple[str, ...], float]] = {
+        "rebuild: top layer": (after, (), 0.25),
+        "rebuild: env": (before, ("-e", "MODE=production"), SMALL_CHANGE),
+        "rebuild: TLS": (before, ("--tls-ca", str(authority)), SMALL_CHANGE),
+        "rebuild: owners of a path": (before, ("--owner", "/sandbox=65534:65534"), SMALL_CHANGE),
     }
-    project.write(plain)
-    project.doit("init")
-    project.keep(nothing)
-    project.contender("built", nothing, plain).prepare()
-    project.doit("build")
-    project.keep(built)
+    built, source = bench.work / "built", bench.work / "app"
+    out, theirs = bench.work / "again", bench.work / "full"
+    environment = {"ROOTDISK_CACHE": str(bench.cache)}
+
+    def name_as(image: Path) -> None:
+        clean(source)  # the disk's UUID is made of the image's name, so both versions get one
+        source.symlink_to(image)
+
+    def command(place: Path, options: Sequence[str]) -> list[str]:
+        return [*TOOL, "build", *options, f"oci:{source}:latest", f"oci:{place}:1"]
+
+    name_as(before)
+    bench.fresh(out)()
+    subprocess.run(command(out, ()), env={**os.environ, **environment}, check=True, capture_output=True)
+    clean(built)
+    bench.cache.rename(built)
+    clean(out)
+
+    def rebuild(work: str, image: Path, options: tuple[str, ...], goal: float) -> Row:
+        def prepare() -> None:
+            clean(out, bench.cache)
+            shutil.copytree(built, bench.cache, symlinks=True, copy_function=_copied)
+
+        name_as(image)
+        again = Contender("again", command(out, options), prepare, environment)
+        full = Contender("full", command(theirs, options), bench.fresh(theirs), environment)
+        return compared(
+            bench,
+            Row(work, "full build", {"wall": goal}),
+            again,
+            full,
+            lambda: Same("yes") if _digest(out) == _digest(theirs) else Same("NO: another digest", fault=True),
+        )
+
     try:
-        return [
-            _rebuild(bench, project, Row(work, "full build", {"wall": goal}), nothing, built, images)
-            for work, (images, goal) in changes.items()
-        ]
+        return [rebuild(work, *change) for work, change in changes.items()]
     finally:
-        clean(project.folder, nothing, built)
+        clean(built, source, out, theirs)
 
 
-def _rebuild(bench: Bench, project: Project, row: Row, nothing: Path, built: Path, images: str) -> Row:
-    again = project.contender("again", built, images)
-    digests: list[str] = []
-
-    def full_prepare() -> None:
-        if not digests:
-            digests.append(project.digest("app"))  # of the rebuild, which has just ended
-        full.prepare()
-
-    full = project.contender("full", nothing, images)
-    theirs = Contender("full", full.command, full_prepare, full.environment, full.cwd)
-
-    def check() -> Same:
-        if digests[0] == project.digest("app"):
-            return Same("yes")
-        return Same("NO: another digest", fault=True)
-
-    return compared(bench, row, again, theirs, check)
+def _digest(layout: Path) -> str:
+    index = json.loads((layout / "index.json").read_bytes())["manifests"]
+    return str(next(m["digest"] for m in index if m["annotations"]["org.opencontainers.image.ref.name"] == "1"))
 
 
 def idle(bench: Bench, images: Images, counts: Mapping[int, float]) -> list[Row]:

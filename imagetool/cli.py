@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import stat
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from runner.errors import BadInput, RootdiskError
 from runner.oci import Platform
@@ -36,6 +36,11 @@ def parser() -> argparse.ArgumentParser:
     making.add_argument("source", metavar="SOURCE", help="registry/repository:tag, oci:DIR:TAG, docker-archive:FILE, …")
     making.add_argument("--platform", metavar="OS/ARCH", help="default: this machine's")
     making.add_argument("--size", metavar="SIZE", help="of the disk, as 8GiB (the default)")
+    making.add_argument(
+        "-e", "--env", action="append", default=[], metavar="NAME=VALUE", help="for the guest's programs"
+    )
+    making.add_argument("--owner", action="append", default=[], metavar="PATH=USER[:GROUP]", help="of all below PATH")
+    making.add_argument("--tls-ca", metavar="FILE", help="CA certificates for the guest")
 
     top = argparse.ArgumentParser("imagetool", description="OCI images in, bootable ext4 root disks out.")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -121,17 +126,27 @@ def _run(options: argparse.Namespace) -> int:
 
 def _image(options: argparse.Namespace) -> Image:
     """The source and options of the command line as one image of images.toml would be."""
-    from imagetool.config import Image, parse_size
+    from imagetool.config import of_command_line
 
-    image = Image(
-        name=parse_reference(options.source).place.rpartition("/")[2] or "image",
-        source=parse_reference(options.source),
-        publish=(),
-        platform=Platform.parse(options.platform) if options.platform else Platform.host(),
-        plain_http=options.plain_http,
-        ca_file=options.ca_file,
-    )
-    return replace(image, size=parse_size(options.size)) if options.size else image
+    values: dict[str, Any] = {"source": options.source, "plain_http": options.plain_http}
+    for key in ("platform", "size"):
+        if getattr(options, key):
+            values[key] = getattr(options, key)
+    if options.ca_file:
+        values["ca_file"] = str(options.ca_file)
+    values["env"] = _pairs(options.env, "-e", "NAME=VALUE")
+    values["owners"] = _pairs(options.owner, "--owner", "PATH=USER[:GROUP]")
+    values["tls"] = {"ca": options.tls_ca} if options.tls_ca else {}
+    name = re.sub(r"[^a-z0-9._-]", "-", parse_reference(options.source).place.rpartition("/")[2].lower())
+    return of_command_line(name.strip("._-")[:63] or "image", values)
+
+
+def _pairs(texts: Sequence[str], option: str, form: str) -> dict[str, str]:
+    pairs = [text.partition("=") for text in texts]
+    for name, equals, _ in pairs:
+        if not equals:
+            raise BadInput(f"{option} {name!r:.80}", f"write {option} {form}")
+    return {name: value for name, _, value in pairs}
 
 
 def _build(options: argparse.Namespace) -> int:

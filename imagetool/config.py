@@ -107,6 +107,12 @@ def parse(text: str, path: Path) -> tuple[Image, ...]:
     return tuple(_image(images / name, defaults) for name in images.table())
 
 
+def of_command_line(name: str, values: Mapping[str, Any]) -> Image:
+    """An image described by `values` as images.toml would; paths are relative to the working directory."""
+    top = Where({"image": {name: dict(values)}}, Path("command line").absolute(), "")
+    return _image(top / "image" / name, None)
+
+
 def _image(image: Where, defaults: Where | None) -> Image:
     name = image.key
     if not _NAME.match(name):
