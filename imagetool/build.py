@@ -10,9 +10,8 @@ import contextlib
 import gc
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from uuid import UUID
+from typing import NamedTuple
 
 from imagetool import layers as layer_data
 from imagetool import recipe
@@ -33,8 +32,7 @@ from runner.repository import RegistryOptions
 Progress = Callable[[int, int], None]
 
 
-@dataclass(frozen=True, slots=True)
-class Disk:
+class Disk(NamedTuple):
     """A packed disk and what its artifact's config says of it."""
 
     packed: Packed
@@ -68,11 +66,11 @@ def make_disk(
         Earlier(sorted((cache / "disks").glob("[0-9a-f]*"))) as earlier,
         _no_cycles(),
     ):
-        sources, made, identity = _planned(image, source, layers, init, cache)
+        sources, made, uuid = _planned(image, source, layers, init, cache)
         packed = pack(made, sources, out, earlier=earlier, progress=progress)
     process = image.process.apply(source.config.process)
     digest = str(source.manifest_digest)
-    return Disk(packed, made.slots, made.layers, str(identity), process, source.config.labels, digest)
+    return Disk(packed, made.slots, made.layers, uuid, process, source.config.labels, digest)
 
 
 def make_raw(image: Image, source: SourceImage, init: bytes | None, out: Path, cache: Path) -> None:
@@ -84,7 +82,7 @@ def make_raw(image: Image, source: SourceImage, init: bytes | None, out: Path, c
 
 def _planned(
     image: Image, source: SourceImage, layers: list[layer_data.LayerData], init: bytes | None, cache: Path
-) -> tuple[list[Source], Plan, UUID]:
+) -> tuple[list[Source], Plan, str]:
     """Layers to tree, additions into the tree, tree to plan; where the plan's bytes are read from, and the disk's UUID."""
     tree = merge(layer_data.scanned(layers))
     sources: list[Source] = list(layers)
@@ -93,9 +91,12 @@ def _planned(
         sources.append(BytesSource(add(tree, lambda file: _read(layers, file), additions)))
     uuid = _uuid(tree.layers[0].diff_id, image.name)
     layers_of = [layer.diff_id for layer in tree.layers if not layer.names]
-    identity = recipe.derivation_key({"writer": recipe.WRITER_VERSION, "uuid": str(uuid), "layers": layers_of})
+    identity = recipe.derivation_key({"writer": recipe.WRITER_VERSION, "uuid": uuid, "layers": layers_of})
     kept = layer_data.kept_directories(cache, identity)
-    made = plan(tree, DiskOptions(image.size, uuid.bytes, directories=kept, identity=identity.encode()))
+    made = plan(
+        tree,
+        DiskOptions(image.size, bytes.fromhex(uuid.replace("-", "")), directories=kept, identity=identity.encode()),
+    )
     if made.directories is not kept:
         layer_data.keep_directories(cache, identity, made.directories)
     return sources, made, uuid
@@ -127,12 +128,15 @@ def _additions(image: Image, config: ImageConfig, init: bytes) -> Additions:
     )
 
 
-def _uuid(base: str, name: str) -> UUID:
-    """The disk's UUID, the same in all versions on one base layer.
+def _uuid(base: str, name: str) -> str:
+    """The disk's UUID (RFC 9562, version 4), the same in all versions on one base layer.
 
     Every metadata checksum starts from it, so a UUID of the content would change all metadata chunks in each version.
     """
-    return UUID(bytes=hashlib.sha256(f"rootdisk\0{base}\0{name}".encode()).digest()[:16], version=4)
+    raw = bytearray(hashlib.sha256(f"rootdisk\0{base}\0{name}".encode()).digest()[:16])
+    raw[6], raw[8] = raw[6] & 0x0F | 0x40, raw[8] & 0x3F | 0x80
+    digits = raw.hex()
+    return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
 
 
 def _read(layers: list[layer_data.LayerData], file: File) -> bytes:

@@ -8,7 +8,6 @@ import os
 import re
 import stat
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -188,6 +187,8 @@ def _build(options: argparse.Namespace) -> int:
 
 
 def _disk(options: argparse.Namespace) -> int:
+    import tempfile
+
     from imagetool import build
     from imagetool.guest.files import cached_init
 

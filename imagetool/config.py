@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from imagetool.layout.additions import Owner
 from imagetool.layout.certificates import PEM_MAX_BYTES, holds_private_key
@@ -32,8 +32,7 @@ _UNITS = {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 MIB = 1 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class ProcessChange:
+class ProcessChange(NamedTuple):
     """What an image runs, changed: None keeps the image's own. A new entrypoint drops the image's cmd, as `docker run`."""
 
     entrypoint: tuple[str, ...] | None = None
@@ -79,7 +78,7 @@ class Image:
     tls_ca: bytes | None = None
     tls_client: bytes | None = None
     owners: tuple[Owner, ...] = ()
-    process: ProcessChange = ProcessChange()
+    process: ProcessChange = field(default_factory=ProcessChange)
     labels: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from imagetool.config import Image
 from runner.artifact import LAYOUT_VERSION
@@ -17,8 +16,7 @@ from runner.oci import Digest, canonical_json
 WRITER_VERSION = 4  # to bump whenever the same inputs give other bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Guest:
+class Guest(NamedTuple):
     """What boots the disk: the init on it and, where the artifact carries them, kernel and initramfs."""
 
     init: Digest

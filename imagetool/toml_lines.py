@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import difflib
 import re
-import tomllib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from runner.errors import BadInput
 from runner.reference import Reference
@@ -18,8 +16,7 @@ Keys = tuple[str, ...]
 _KINDS = {bool: "true or false", str: "a string", int: "a number", float: "a number", list: "a list", dict: "a table"}
 
 
-@dataclass(frozen=True, slots=True)
-class Where:
+class Where(NamedTuple):
     """A value of the file and the keys that lead to it."""
 
     value: Any
@@ -30,6 +27,8 @@ class Where:
     @classmethod
     def parse(cls, text: str, file: Path) -> Where:
         """The whole file; BadInput with the line where it is not TOML."""
+        import tomllib  # the command line has no TOML
+
         try:
             return cls(tomllib.loads(text), file, text)
         except (tomllib.TOMLDecodeError, RecursionError) as err:
@@ -38,7 +37,7 @@ class Where:
             raise BadInput(f"{file.name}{line}: not TOML: {what}") from err
 
     def __truediv__(self, key: str) -> Where:
-        return replace(self, value=self.value[key], keys=(*self.keys, key))
+        return self._replace(value=self.value[key], keys=(*self.keys, key))
 
     @property
     def key(self) -> str:
@@ -109,6 +108,8 @@ _BLANK = re.compile(r"\s*(#.*)?\Z")
 
 def _lines(text: str) -> Iterator[tuple[Keys, int]]:
     """Every key of a valid document and its line. A statement is as many lines as it takes until TOML accepts it."""
+    import tomllib
+
     prefix: Keys = ()
     statement, first = "", 0
     for number, line in enumerate(text.splitlines(), 1):

@@ -6,8 +6,8 @@ Nothing in it depends on who builds, where or when: equal inputs give an equal m
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from imagetool import recipe
 from imagetool.artifact.reuse import BLOB, blob_name
@@ -30,8 +30,7 @@ TITLES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Blob:
+class Blob(NamedTuple):
     """A blob and where its bytes are: a file of ours, or memory."""
 
     descriptor: Descriptor
@@ -51,8 +50,7 @@ class Blob:
         return cls(Descriptor(DISK_TYPE, digest, size, {TITLE: title}), path)
 
 
-@dataclass(frozen=True, slots=True)
-class Artifact:
+class Artifact(NamedTuple):
     """Ready to publish: manifest bytes and the blobs it names."""
 
     manifest: bytes

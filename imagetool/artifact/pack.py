@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from imagetool.artifact.frames import compressor, seek_table, zero_frame
 from imagetool.artifact.parts import Part, divide
@@ -44,8 +45,7 @@ class Packed:
         return sum(part.size for part in self.parts)
 
 
-@dataclass(frozen=True, slots=True)
-class _Frame:
+class _Frame(NamedTuple):
     sha256: bytes
     data: bytes
     zero: bool

@@ -11,7 +11,7 @@ import hashlib
 import itertools
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from imagetool.ext4 import DiskChunk
 
@@ -23,8 +23,7 @@ BLOBS_MEAN_COUNT = 32  # a large disk has larger blobs, not more of them
 _GAP = struct.Struct("<QQ")
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(NamedTuple):
     """The disk from byte `start` to `end`: `chunks`, and holes between and after them.
 
     `key` decides the blob's bytes; None where something else than keyed chunks does.

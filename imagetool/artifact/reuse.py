@@ -15,8 +15,8 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import zstandard
 
@@ -34,8 +34,7 @@ def blob_name(number: int) -> str:
     return f"{BLOB}.{number:03}"
 
 
-@dataclass(frozen=True, slots=True)
-class PackedPart:
+class PackedPart(NamedTuple):
     """One blob: its key or None, digest, size in bytes and how many chunks it holds."""
 
     key: bytes | None
@@ -44,8 +43,7 @@ class PackedPart:
     chunks: int
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(NamedTuple):
     """An earlier blob and its chunks, or an earlier frame."""
 
     path: Path

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from imagetool.ext4.checksum import crc
 from imagetool.ext4.format import (
@@ -19,8 +19,7 @@ from imagetool.ext4.format import (
 from imagetool.ext4.geometry import Geometry
 
 
-@dataclass(frozen=True, slots=True)
-class Groups:
+class Groups(NamedTuple):
     """`descriptors` are the table's bytes, `bitmaps` (block, content) of every initialised one, `tables` used blocks."""
 
     descriptors: bytes

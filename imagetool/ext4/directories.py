@@ -6,7 +6,7 @@ import hashlib
 import struct
 from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import zstandard
 
@@ -18,8 +18,7 @@ _MAGIC = b"RDNAMES1"
 _MAX_BYTES = 4 << 30
 
 
-@dataclass(frozen=True, slots=True)
-class Directories:
+class Directories(NamedTuple):
     """In the order of their inode numbers: how many blocks each has, and all blocks.
 
     None of a directory that holds what is no layer's own: its content may be another one next time.

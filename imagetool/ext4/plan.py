@@ -11,8 +11,8 @@ import os
 import stat
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
 from functools import partial
+from typing import NamedTuple
 
 from imagetool.ext4 import bitmaps, directory, extents, inode, xattr
 from imagetool.ext4.checksum import disk_seed, inode_seed
@@ -45,8 +45,7 @@ _NO_XATTRS = (b"", 0)
 _S_IFMT = 0o170000  # stat.S_IFMT is a call a name
 
 
-@dataclass(frozen=True, slots=True)
-class DiskOptions:
+class DiskOptions(NamedTuple):
     """`size` is the disk's bytes, `uuid` 16 bytes, `time` the superblock's times in seconds.
 
     `directories` are those of an earlier plan of a tree with the same layers and UUID. `identity` decides the layers and
@@ -60,8 +59,7 @@ class DiskOptions:
     identity: bytes = b""
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(NamedTuple):
     """A disk of `size` bytes: `chunks` ascend and do not overlap; between them are holes.
 
     `layers` are each layer's diff ID and its first inode number: numbers below the next layer's are its own.
@@ -98,7 +96,7 @@ def _enough(tree: Tree, options: DiskOptions, numbers: Numbers, guess: int) -> i
     while True:
         mebibytes += 1
         try:
-            _plan(tree, replace(options, size=mebibytes << 20), numbers)
+            _plan(tree, options._replace(size=mebibytes << 20), numbers)
         except TooSmall as err:
             mebibytes = max(mebibytes, err.needed >> 20)
         else:

@@ -5,7 +5,7 @@ Formats: passwd(5), group(5), shadow(5), gshadow(5). Lines that are not understo
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from runner.errors import BadInput
 
@@ -13,8 +13,7 @@ FIRST_ID = 10001  # clear of distributions' system and user ranges, below the 16
 LAST_ID = 60000
 
 
-@dataclass(frozen=True, slots=True)
-class Accounts:
+class Accounts(NamedTuple):
     """The account files' bytes; None where the image has no such file."""
 
     passwd: bytes | None = None
@@ -60,14 +59,12 @@ class Accounts:
                 uid if uid not in gids else next(n for n in range(FIRST_ID, 1 << 31) if n not in gids and n not in uids)
             )
         if gid not in gids:
-            accounts = replace(
-                accounts,
+            accounts = accounts._replace(
                 group=_append(self.group if self.group is not None else b"root:x:0:\n", f"{name}:x:{gid}:"),
                 gshadow=None if self.gshadow is None else _append(self.gshadow, f"{name}:!::"),
             )
         root = b"root:x:0:0:root:/root:/bin/sh\n"
-        accounts = replace(
-            accounts,
+        accounts = accounts._replace(
             passwd=_append(self.passwd if self.passwd is not None else root, f"{name}:x:{uid}:{gid}::{home}:{shell}"),
             shadow=None if self.shadow is None else _append(self.shadow, f"{name}:!:1:0:99999:7:::"),
         )

@@ -12,6 +12,7 @@ import stat
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from imagetool.layout.accounts import Accounts
 from imagetool.tree.model import Directory, File, Inode, Layer, Slot, Symlink, Tree
@@ -26,8 +27,7 @@ LINK_STEPS = 40  # as the kernel's MAXSYMLINKS
 ReadFile = Callable[[File], bytes]
 
 
-@dataclass(frozen=True, slots=True)
-class Owner:
+class Owner(NamedTuple):
     """Who shall own `path` and all below it: a user and a group, by name or number; "" takes the user's own group.
 
     A user that the image has not is made, with its group, when `create`; so is a missing `path`, as a directory.

@@ -11,8 +11,8 @@ import contextlib
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
 
-from imagetool.oci.archives import PLAIN_LAYER, ArchiveRepository, DockerArchive, TarArchive, open_regular
 from imagetool.oci.image import CONFIG_TYPES, ImageConfig, check_image
 from imagetool.oci.push import PIECE_BYTES, pieces
 from runner.errors import BadInput
@@ -29,6 +29,9 @@ from runner.oci import (
 from runner.reference import Reference, parse_reference
 from runner.repository import RegistryOptions, Repository, open_repository, read_blob, resolve_manifest
 
+if TYPE_CHECKING:  # archives take a while to load, and few sources are any
+    from imagetool.oci.archives import TarArchive
+
 
 @dataclass(frozen=True, slots=True)
 class LayerBlob:
@@ -39,8 +42,7 @@ class LayerBlob:
     open: Callable[[], Iterator[bytes]] = field(compare=False)
 
 
-@dataclass(frozen=True, slots=True)
-class SourceImage:
+class SourceImage(NamedTuple):
     """One image for one platform. Docker archives and bare tars hold no manifest; theirs is made from their content."""
 
     manifest_digest: Digest
@@ -57,6 +59,8 @@ def open_source(text: str, platform: Platform, options: RegistryOptions | None =
         if reference.kind == "tar":
             yield _bare_tar(reference, platform)
         elif reference.kind in ("docker-archive", "docker-daemon"):
+            from imagetool.oci.archives import TarArchive
+
             where = str(reference)
             if reference.kind == "docker-daemon":
                 from imagetool.oci.docker import save_image  # and with it http.client, which takes a while
@@ -70,6 +74,8 @@ def open_source(text: str, platform: Platform, options: RegistryOptions | None =
         else:
             repository: Repository
             if reference.kind == "oci-archive":
+                from imagetool.oci.archives import ArchiveRepository, TarArchive
+
                 assert reference.path is not None
                 archive = TarArchive.open(reference.path, reference.place)
                 stack.callback(archive.close)
@@ -97,6 +103,8 @@ def _from_repository(repository: Repository, reference: Reference, platform: Pla
 
 
 def _docker(archive: TarArchive, tag: str, platform: Platform) -> SourceImage:
+    from imagetool.oci.archives import DockerArchive
+
     image = DockerArchive(archive, tag)
     config = image.config
     check_image(image.manifest, config, platform, archive.where)
@@ -110,6 +118,8 @@ def _docker(archive: TarArchive, tag: str, platform: Platform) -> SourceImage:
 
 def _bare_tar(reference: Reference, platform: Platform) -> SourceImage:
     """A root file system in one tar, maybe compressed; an image with one layer and an empty config."""
+    from imagetool.oci.archives import PLAIN_LAYER, open_regular
+
     path = reference.path
     assert path is not None
     digest, size, head = hashlib.sha256(), 0, b""

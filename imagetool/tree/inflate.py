@@ -14,9 +14,8 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import zstandard
 from isal import igzip_lib
@@ -36,8 +35,7 @@ _ZSTD = b"\x28\xb5\x2f\xfd"
 _OTHERS = {b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x5d\0\0": "lzma", b"\x04\x22\x4d\x18": "lz4"}
 
 
-@dataclass(frozen=True, slots=True)
-class Inflated:
+class Inflated(NamedTuple):
     """The tar that was written: its digest, which is the layer's diff ID, and its length in bytes."""
 
     diff_id: Digest

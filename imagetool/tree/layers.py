@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from runner.errors import DigestMismatch
 
 
-@dataclass(frozen=True, slots=True)
-class FileSource:
+class FileSource(NamedTuple):
     """The file behind a descriptor as a Source; the descriptor stays the caller's. `name` is for messages."""
 
     fd: int

@@ -11,7 +11,7 @@ from __future__ import annotations
 import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 
 class Source(Protocol):
@@ -195,8 +195,7 @@ def _name(item: tuple[bytes, Inode]) -> bytes:
     return item[0]
 
 
-@dataclass(frozen=True, slots=True)
-class BytesSource:
+class BytesSource(NamedTuple):
     """Bytes in memory as a Source: the layout's additions."""
 
     data: bytes
