@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import zstandard
@@ -25,19 +25,22 @@ class Directories(NamedTuple):
     """
 
     counts: array[int]
-    content: bytes | memoryview
+    content: Sequence[bytes | memoryview]  # block by block, as the plan has them: many directories are never joined
 
-    def blocks(self) -> Iterator[list[memoryview]]:
+    def blocks(self) -> Iterator[Sequence[bytes | memoryview]]:
         """Each directory's blocks."""
-        view = memoryview(self.content)
         at = 0
         for count in self.counts:
-            yield [view[start : start + BLOCK] for start in range(at, at + count * BLOCK, BLOCK)]
-            at += count * BLOCK
+            yield self.content[at : at + count]
+            at += count
 
     def pack(self) -> bytes:
         """For a file in the cache; of this machine's byte order, as the cache is."""
-        body = zstandard.ZstdCompressor(level=1).compress(self.counts.tobytes() + bytes(self.content))
+        stream = zstandard.ZstdCompressor(level=1).compressobj(
+            size=self.counts.itemsize * len(self.counts) + BLOCK * len(self.content)
+        )
+        parts = [stream.compress(self.counts.tobytes()), *map(stream.compress, self.content), stream.flush()]
+        body = b"".join(parts)
         return _HEAD.pack(_MAGIC, hashlib.sha256(body).digest(), len(self.counts)) + body
 
     @classmethod
@@ -53,7 +56,7 @@ class Directories(NamedTuple):
             raise BadInput("the directories are damaged") from err
         whole = memoryview(both)
         counts = array("I", whole[: count * array("I").itemsize].tobytes())
-        found = cls(counts, whole[count * counts.itemsize :])
-        if len(counts) != count or sum(counts) * BLOCK != len(found.content):
+        content = whole[count * counts.itemsize :]
+        if len(counts) != count or sum(counts) * BLOCK != len(content):
             raise BadInput("the directories are damaged")
-        return found
+        return cls(counts, [content[start : start + BLOCK] for start in range(0, len(content), BLOCK)])

@@ -257,7 +257,7 @@ class _Planner:
         base = [node for node in ordered if number[node] < first]
         kept = self.options.directories
         if kept is None or len(kept.counts) != len(base):
-            kept = Directories(array("I", bytes(4 * len(base))), b"")
+            kept = Directories(array("I", bytes(4 * len(base))), ())
         counts = array("I")
         content: list[bytes | memoryview] = []
         found = kept.blocks()
@@ -275,7 +275,7 @@ class _Planner:
                 counts.append(0 if touched else len(blocks))
                 content += [] if touched else blocks
             self.place_directory(own, blocks)
-        return kept if counts == kept.counts else Directories(counts, b"".join(content))
+        return kept if counts == kept.counts else Directories(counts, content)
 
     def directory(self, node: Directory) -> list[bytes]:
         """The blocks of one directory."""

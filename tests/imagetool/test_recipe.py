@@ -59,10 +59,10 @@ def test_everything_else_is() -> None:
     keys = [key(), *(key(replace(IMAGE, **change)) for change in changes)]
     keys += [
         key(source=Digest.of(b"x")),
-        key(guest=replace(GUEST, init=SOURCE)),
-        key(guest=replace(GUEST, kernel=None)),
+        key(guest=GUEST._replace(init=SOURCE)),
+        key(guest=GUEST._replace(kernel=None)),
     ]
-    keys += [key(guest=replace(GUEST, initramfs=None)), key(zstd={**ZSTD, "level": "4"})]
+    keys += [key(guest=GUEST._replace(initramfs=None)), key(zstd={**ZSTD, "level": "4"})]
     assert len(set(keys)) == len(keys)
 
 
