@@ -95,7 +95,7 @@ def _yes(met: bool) -> str:
 
 def _delta(bench: Bench, pair: str, before: Path, after: Path, goal: float) -> Delta:
     """Both pulled from a registry, one after the other, into a new store."""
-    layouts = [artifact_of(bench, image) for image in (before, after)]
+    layouts = [_built(bench, image) for image in (before, after)]
     store = bench.work / "store"
     clean(store)
     try:
@@ -123,6 +123,15 @@ def _delta(bench: Bench, pair: str, before: Path, after: Path, goal: float) -> D
         sum(size for digest, size in sent.items() if digest not in {blob.digest for blob in old.disk}),
         told["seconds"],
     )
+
+
+def _built(bench: Bench, image: Path) -> Path:
+    """The artifact of `image`, which goes by one name whatever its version: the disk's UUID is made of it."""
+    place = bench.work / "versions" / image.name
+    clean(place)
+    place.mkdir(parents=True)
+    (place / "app").symlink_to(image)
+    return artifact_of(bench, place / "app", place / "artifact")
 
 
 def _pull(reference: str, store: Path) -> dict[str, Any]:

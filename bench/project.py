@@ -53,7 +53,7 @@ def _copied(source: str, target: str) -> None:
 
 
 def rebuilds(bench: Bench, before: Path, after: Path) -> list[Row]:
-    """`imagetool build` after one change, with the cache of the build before it, against the same from nothing.
+    """`imagetool build` after one change, with the cache of the build before and into its layout, against from nothing.
 
     `after` is the image `before` with another top layer. Kernel and init are there for both.
     """
@@ -65,7 +65,7 @@ def rebuilds(bench: Bench, before: Path, after: Path) -> list[Row]:
         "rebuild: TLS": (before, ("--tls-ca", str(authority)), SMALL_CHANGE),
         "rebuild: owners of a path": (before, ("--owner", "/sandbox=65534:65534"), SMALL_CHANGE),
     }
-    built, source = bench.work / "built", bench.work / "app"
+    built, published, source = bench.work / "built", bench.work / "published", bench.work / "app"
     out, theirs = bench.work / "again", bench.work / "full"
     environment = {"ROOTDISK_CACHE": str(bench.cache)}
 
@@ -79,14 +79,15 @@ def rebuilds(bench: Bench, before: Path, after: Path) -> list[Row]:
     name_as(before)
     bench.fresh(out)()
     subprocess.run(command(out, ()), env={**os.environ, **environment}, check=True, capture_output=True)
-    clean(built)
+    clean(built, published)
     bench.cache.rename(built)
-    clean(out)
+    out.rename(published)
 
     def rebuild(work: str, image: Path, options: tuple[str, ...], goal: float) -> Row:
         def prepare() -> None:
             clean(out, bench.cache)
             shutil.copytree(built, bench.cache, symlinks=True, copy_function=_copied)
+            shutil.copytree(published, out, copy_function=_copied)
 
         name_as(image)
         again = Contender("again", command(out, options), prepare, environment)
@@ -102,7 +103,7 @@ def rebuilds(bench: Bench, before: Path, after: Path) -> list[Row]:
     try:
         return [rebuild(work, *change) for work, change in changes.items()]
     finally:
-        clean(built, source, out, theirs)
+        clean(built, published, source, out, theirs)
 
 
 def _digest(layout: Path) -> str:

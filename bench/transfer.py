@@ -30,9 +30,9 @@ def rows(bench: Bench, image: Path) -> list[Row]:
         return [replace(row, missing=str(err)) for row in (PULL, PUSH)]
 
 
-def artifact_of(bench: Bench, image: Path) -> Path:
+def artifact_of(bench: Bench, image: Path, place: Path | None = None) -> Path:
     """The artifact of `image` as tag 1 of an OCI layout, built once."""
-    artifact = bench.work / "artifacts" / image.name
+    artifact = place or bench.work / "artifacts" / image.name
     if artifact.exists():
         return artifact
     bench.fresh()()

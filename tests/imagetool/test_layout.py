@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 import stat
 
 import pytest
@@ -161,3 +162,15 @@ def test_certificates_only() -> None:
         check_certificates(b"nothing", "tls.ca")
     with pytest.raises(BadInput, match="certificate 1 is damaged"):
         check_certificates(certificate.replace(b"M", b"N", 3), "tls.ca")
+    der = ssl.PEM_cert_to_DER_cert(certificate.decode())
+    for damaged in (
+        der[:-1],
+        der + b"\0",
+        der + der,
+        der[4:],
+        der[:1] + b"\x80" + der[2:],
+        der[:5] + b"\xff" + der[6:],
+        b"",
+    ):
+        with pytest.raises(BadInput):
+            check_certificates(ssl.DER_cert_to_PEM_cert(damaged).encode(), "tls.ca")
