@@ -1,4 +1,4 @@
-"""How long the runner itself takes: to say what it can, and to come from a warm store to QEMU's start."""
+"""How long the runner itself takes, beyond Python's own start: to say what it can, and from a warm store to QEMU's start."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from bench.measure import Contender, Measured
+from bench.measure import Contender, Measured, Run
 from bench.rows import Row
 from bench.transfer import artifact_of
 from bench.work import Bench, clean
@@ -16,6 +16,8 @@ from runner.qemu import PROGRAMS
 
 FAILED = 125  # the runner's status, as its QEMU says nothing
 ROUNDS = 10  # more than of other rows: they are short
+
+BARE = Contender("python", [sys.executable, "-c", "pass"], lambda: None)
 
 QEMU = """#!/bin/sh
 date +%s%N >"$BENCH_STARTED"
@@ -27,8 +29,16 @@ def rows(bench: Bench, image: Path) -> list[Row]:
     rounds = max(bench.rounds, ROUNDS) if bench.rounds else 0
     runner = shutil.which("runner", path=str(Path(sys.executable).parent))
     command = [runner] if runner else [sys.executable, "-m", "runner"]
-    (ours,) = bench.measured(Contender("ours", [*command, "--help"], lambda: None), rounds=rounds)
-    return [Row("runner --help", "", {"wall": 0.06}, ours), _boot(bench, image, command, rounds)]
+    bare, ours = bench.measured(BARE, Contender("ours", [*command, "--help"], lambda: None), rounds=rounds)
+    own = Measured(
+        tuple(_beyond(run, start, run.wall_s) for run, start in zip(ours.runs, bare.runs, strict=True)), ours.peak_bytes
+    )
+    return [Row("runner --help", "", {"wall": 0.06}, own), _boot(bench, image, command, rounds)]
+
+
+def _beyond(run: Run, bare: Run, wall_s: float) -> Run:
+    """`wall_s` of the run less what Python took to start at about the same time."""
+    return replace(run, wall_s=wall_s - bare.wall_s)
 
 
 def _boot(bench: Bench, image: Path, command: list[str], rounds: int) -> Row:
@@ -56,10 +66,13 @@ def _boot(bench: Bench, image: Path, command: list[str], rounds: int) -> Row:
         boot = Contender("ours", [*command, "boot", f"oci:{artifact}:1"], note, environment, status=FAILED)
         if not rounds:  # the first run fills the store
             bench.measured(boot, rounds=0)
-        (found,) = bench.measured(boot, rounds=rounds)
+        bare, found = bench.measured(BARE, boot, rounds=rounds)
         note()
         ends = stamps[-len(found.runs) :]
-        runs = [replace(run, wall_s=(end - run.started_ns) / 1e9) for run, end in zip(found.runs, ends, strict=True)]
+        runs = [
+            _beyond(run, start, (end - run.started_ns) / 1e9)
+            for run, start, end in zip(found.runs, bare.runs, ends, strict=True)
+        ]
         return Row("runner boot, warm, to QEMU's start", "", {"wall": 0.1}, Measured(tuple(runs), found.peak_bytes))
     finally:
         clean(store, programs)
