@@ -103,8 +103,8 @@ def _parts(bench: Bench, once: Bench, images: Images, small: bool) -> dict[str, 
         "idle": lambda: project.idle(bench, images, IDLE if not small else {1: 0.5, 3: 1.0}),
         "start": lambda: starts.rows(bench, app()),
         "large": lambda: [
-            by_umoci(once, images.many(many), f"OCI → artifact, {many:,} files"),
-            by_umoci(once, images.big(big), f"OCI → artifact, {big / 1e9:g} GB"),
+            by_umoci(once, images.many(many), f"OCI → artifact, {many:,} files", memory_only=True),
+            by_umoci(once, images.big(big), f"OCI → artifact, {big / 1e9:g} GB", memory_only=True),
         ],
     }
 
