@@ -12,9 +12,9 @@ from typing import IO, Any
 
 from isal import igzip
 
+from imagetool.demo.image import write_layer
 from runner.oci import OCI_CONFIG, OCI_INDEX, OCI_MANIFEST, Platform
 
-LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
 TAG = "latest"
 
 Writer = Callable[[IO[bytes]], None]  # writes a layer's tar
@@ -27,7 +27,9 @@ def make(folder: Path, layers: Sequence[Writer], config: Mapping[str, Any], base
     blobs = partial / "blobs" / "sha256"
     blobs.mkdir(parents=True)
     made = _below(base, blobs) if base else []
-    made += [_layer(blobs, layer) for layer in layers]
+    for layer in layers:
+        descriptor, diff_id = write_layer(blobs, layer)
+        made.append((descriptor.to_json(), str(diff_id)))
     platform = Platform.host()
     image = {
         "os": platform.os,
@@ -77,32 +79,6 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
     manifest = blob(json.loads((folder / "index.json").read_bytes())["manifests"][0])
     return manifest, blob(manifest["config"])
-
-
-def _layer(blobs: Path, write: Writer) -> tuple[dict[str, Any], str]:
-    path = blobs / "partial"
-    gzip: Any = igzip.IGzipFile
-    with path.open("wb") as file, gzip(filename="", mode="wb", compresslevel=2, fileobj=file, mtime=0) as packed:
-        tar = _Hashing(packed)
-        write(tar)  # type: ignore[arg-type]  # tarfile's stream mode needs write() only
-    with path.open("rb") as made:
-        digest = hashlib.file_digest(made, "sha256").hexdigest()
-    size = path.stat().st_size
-    path.rename(blobs / digest)
-    descriptor = {"mediaType": LAYER, "digest": f"sha256:{digest}", "size": size}
-    return descriptor, f"sha256:{tar.sha256.hexdigest()}"
-
-
-class _Hashing:
-    """Passes writes on and hashes them."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self.file = file
-        self.sha256 = hashlib.sha256()
-
-    def write(self, data: bytes) -> int:
-        self.sha256.update(data)
-        return self.file.write(data)
 
 
 def _blob(blobs: Path, media_type: str, value: Mapping[str, Any]) -> dict[str, Any]:

@@ -26,9 +26,9 @@ from runner.artifact import (
     SlotExtent,
 )
 from runner.errors import BadInput, RegistryError, RootdiskError
-from runner.oci import OCI_MANIFEST, Digest
+from runner.oci import OCI_MANIFEST, Descriptor, Digest
 from runner.reference import Reference, parse_reference
-from runner.repository import RegistryOptions, open_repository
+from runner.repository import RegistryOptions, Repository, open_repository
 
 UPLOADS = 4  # blobs at once
 CMDLINE = "console=ttyS0 reboot=t panic=-1 quiet rdinit=/init"
@@ -93,18 +93,25 @@ def refuse_to_move(place: Reference, tag: str, digest: Digest, options: Registry
         return
     repository = open_repository(place, options)
     try:
-        found = repository.resolve(tag).digest
-    except RegistryError as err:
-        if err.status not in (401, 403, 404):
-            raise
-    else:
-        if found != digest:
+        found = resolved_tag(repository, tag)
+        if found is not None and found.digest != digest:
             raise BadInput(
-                f"{place.place}:{tag} is {found.short} already, and this is {digest.short}",
+                f"{place.place}:{tag} is {found.digest.short} already, and this is {digest.short}",
                 "raise the version, or move the tag with --force",
             )
     finally:
         repository.close()
+
+
+def resolved_tag(repository: Repository, tag: str) -> Descriptor | None:
+    """What `tag` names in a registry, None where there is no such tag for us."""
+    try:
+        return repository.resolve(tag)
+    except RegistryError as err:
+        # Many registries hide from strangers what is not there.
+        if err.status in (401, 403, 404):
+            return None
+        raise
 
 
 def push(artifact: Artifact, target: Target, tags: tuple[str, ...]) -> None:

@@ -17,7 +17,7 @@ from imagetool.config import Image
 from imagetool.oci.copy import copy_manifest
 from imagetool.oci.prune import outdated
 from imagetool.oci.push import open_target
-from imagetool.publish import refuse_to_move
+from imagetool.publish import refuse_to_move, resolved_tag
 from runner.artifact import ArtifactConfig, ArtifactManifest, ChunkIndex
 from runner.errors import BadInput, RegistryError, RootdiskError
 from runner.fetch import CONFIG_MAX_BYTES, INDEX_MAX_BYTES
@@ -95,13 +95,8 @@ def prune(place: Reference, options: RegistryOptions, keep: int | None, *, delet
 
 def _resolved(repository: Repository, tag: str) -> Descriptor | None:
     try:
-        return repository.resolve(tag)
-    except RegistryError as err:
-        # Many registries hide from strangers what is not there.
-        if err.status in (401, 403, 404):
-            return None
-        raise
-    except BadInput:
+        return resolved_tag(repository, tag)
+    except BadInput:  # a layout's way to say that there is none
         return None
 
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from runner import qcow2
 from runner.errors import BadInput, RootdiskError
-from runner.files import copy_sparse, reflink
+from runner.files import copy_sparse, reflink, write_at
 
 METHODS = ("overlay", "reflink", "copy")
 
@@ -74,7 +74,4 @@ def _patch(path: Path, size: int, patches: Mapping[int, bytes]) -> None:
     with path.open("r+b", buffering=0) as file:
         os.ftruncate(file.fileno(), size)
         for offset, data in patches.items():
-            view = memoryview(data)
-            while view:
-                written = os.pwrite(file.fileno(), view, offset)
-                view, offset = view[written:], offset + written
+            write_at(file.fileno(), data, offset)

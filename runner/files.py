@@ -50,7 +50,7 @@ def atomic_write(path: Path, data: bytes, mode: int = 0o644, *, durable: bool = 
         fsync_dir(path.parent)
 
 
-def write_at(fd: int, data: bytes, offset: int) -> None:
+def write_at(fd: int, data: bytes | bytearray, offset: int) -> None:
     """All of `data`, as pwrite(2) may write less."""
     view = memoryview(data)
     while view:

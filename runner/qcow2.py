@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from runner.errors import BadInput, RootdiskError
+from runner.files import write_at
 
 CLUSTER_BYTES = 65536
 _CLUSTER_BITS = 16
@@ -61,10 +62,7 @@ def write_overlay(path: Path, backing: Path, size: int, clusters: Mapping[int, b
         os.ftruncate(fd, used * CLUSTER_BYTES)
 
         def put(cluster: int, data: bytes) -> None:
-            view, at = memoryview(data.rstrip(b"\0")), cluster * CLUSTER_BYTES  # the rest is a hole: zeros
-            while view:
-                written = os.pwrite(fd, view, at)
-                view, at = view[written:], at + written
+            write_at(fd, data.rstrip(b"\0"), cluster * CLUSTER_BYTES)  # the rest is a hole: zeros
 
         for number, (offset, data) in enumerate(sorted(clusters.items()), first_data):
             assert len(data) == CLUSTER_BYTES

@@ -39,11 +39,6 @@ class Packed:
     new_chunks: int
     reused_chunks: int
 
-    @property
-    def size(self) -> int:
-        """All blobs' bytes."""
-        return sum(part.size for part in self.parts)
-
 
 class _Frame(NamedTuple):
     sha256: bytes

@@ -44,7 +44,7 @@ class PackedPart(NamedTuple):
 
 
 class Found(NamedTuple):
-    """An earlier blob and its chunks, or an earlier frame."""
+    """An earlier blob, its chunks and their keys."""
 
     path: Path
     part: PackedPart

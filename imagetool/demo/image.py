@@ -49,9 +49,9 @@ def _write(layout: Path, work: Path, platform: Platform) -> Digest:
     with snapshots.base.open("rb") as base, snapshots.python.open("rb") as python:
         clock = layers.Clock.of(python, start)
         written = [
-            _layer(blobs, lambda out: layers.base_layer(_rewound(base), out, clock)),
-            _layer(blobs, lambda out: layers.next_layer(_rewound(base), _rewound(python), out, clock)),
-            _layer(blobs, lambda out: layers.app_layer(app, OWNER, out, clock.newest)),
+            write_layer(blobs, lambda out: layers.base_layer(_rewound(base), out, clock)),
+            write_layer(blobs, lambda out: layers.next_layer(_rewound(base), _rewound(python), out, clock)),
+            write_layer(blobs, lambda out: layers.app_layer(app, OWNER, out, clock.newest)),
         ]
     config = _put(blobs, OCI_CONFIG, _config(platform, [diff_id for _, diff_id in written]))
     manifest = {
@@ -89,7 +89,7 @@ def _config(platform: Platform, diff_ids: list[Digest]) -> dict[str, Any]:
     }
 
 
-def _layer(blobs: Path, write: Callable[[IO[bytes]], None]) -> tuple[Descriptor, Digest]:
+def write_layer(blobs: Path, write: Callable[[IO[bytes]], None]) -> tuple[Descriptor, Digest]:
     """A gzip layer of the tar that `write` writes: its descriptor and its diff ID."""
     from isal import igzip
 

@@ -37,6 +37,7 @@ from imagetool.ext4.superblock import journal_superblock, superblock
 from imagetool.tree.model import Directory, File, Inode, Slot, Source, Special, Symlink, Tree
 from runner.artifact import LayerInodes, SlotExtent
 from runner.errors import BadInput, RootdiskError
+from runner.files import write_at
 
 GRID_BLOCKS = 64  # metadata chunks: 256 KiB
 SLOT_ALIGN = (64 << 10) // BLOCK
@@ -110,12 +111,8 @@ def write_disk(plan: Plan, sources: Sequence[Source], path: str | os.PathLike[st
         os.ftruncate(fd, plan.size)
         for chunk in plan.chunks:
             raw = chunk.render(sources)
-            if raw == bytes(len(raw)):
-                continue
-            view, offset = memoryview(raw), chunk.offset
-            while view:
-                written = os.pwrite(fd, view, offset)
-                view, offset = view[written:], offset + written
+            if raw != bytes(len(raw)):
+                write_at(fd, raw, chunk.offset)
     finally:
         os.close(fd)
 

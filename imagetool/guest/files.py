@@ -58,8 +58,9 @@ def cached_kernel(image: Image, init: Path, cache: Path) -> tuple[Path, dict[str
     if image.kernel == "debian" and receipt.exists() and time.time() - receipt.stat().st_mtime < DAY_S:
         return directory, read_receipt(receipt)
     directory.mkdir(parents=True, exist_ok=True)
-    write_receipt(receipt, make_kernel(image, init, directory, cache / "kernels"))
-    return directory, read_receipt(receipt)
+    made = make_kernel(image, init, directory, cache / "kernels")
+    write_receipt(receipt, made)
+    return directory, made
 
 
 def guest_of(init: Path, kernel: Mapping[str, Any]) -> recipe.Guest:

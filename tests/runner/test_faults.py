@@ -19,7 +19,15 @@ from runner.store import Store
 from runner.transfer import CONNECTIONS
 from tests.support.artifacts import Sample, noise, publish, sample
 from tests.support.faults import ALWAYS, Fault, FaultProxy, run_faults
-from tests.support.registry import QuietHandler, RunningRegistry, docker_config, needs_registry, run_registry, serve
+from tests.support.registry import (
+    QuietHandler,
+    RunningRegistry,
+    be_nobody,
+    docker_config,
+    needs_registry,
+    run_registry,
+    serve,
+)
 
 pytestmark = needs_registry
 
@@ -35,10 +43,7 @@ DISK = MADE.path
 
 @pytest.fixture(autouse=True)
 def nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in ("REGISTRY_AUTH_FILE", "XDG_RUNTIME_DIR", "XDG_CONFIG_HOME"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "docker"))
+    be_nobody(monkeypatch, tmp_path)
     monkeypatch.setenv("ROOTDISK_STORE", str(tmp_path / "store"))
 
 

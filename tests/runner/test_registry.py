@@ -21,7 +21,15 @@ from runner.reference import parse_reference
 from runner.registry_auth import parse_challenges
 from runner.repository import RegistryOptions, Repository, open_repository, read_blob
 from tests.support.faults import Fault, FaultProxy, run_faults
-from tests.support.registry import QuietHandler, RunningRegistry, docker_config, needs_registry, run_registry, serve
+from tests.support.registry import (
+    QuietHandler,
+    RunningRegistry,
+    be_nobody,
+    docker_config,
+    needs_registry,
+    run_registry,
+    serve,
+)
 
 DATA = bytes(range(256)) * 12_000  # 3 MB
 BLOB = Descriptor("application/octet-stream", Digest.of(DATA), len(DATA))
@@ -46,10 +54,7 @@ def opened(name: str, options: RegistryOptions) -> Repository:
 
 @pytest.fixture(autouse=True)
 def nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in ("REGISTRY_AUTH_FILE", "XDG_RUNTIME_DIR", "XDG_CONFIG_HOME"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "docker"))
+    be_nobody(monkeypatch, tmp_path)
 
 
 @pytest.fixture(scope="module")

@@ -100,6 +100,14 @@ def run_registry(
             process.wait()
 
 
+def be_nobody(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+    """No credentials of the machine's user: those of `home`/docker alone, where there are any."""
+    for name in ("REGISTRY_AUTH_FILE", "XDG_RUNTIME_DIR", "XDG_CONFIG_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("DOCKER_CONFIG", str(home / "docker"))
+
+
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as server:
         return int(server.getsockname()[1])

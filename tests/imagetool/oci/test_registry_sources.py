@@ -28,7 +28,7 @@ from runner.oci import (
 from runner.reference import parse_reference
 from runner.repository import RegistryOptions
 from tests.imagetool.oci.test_sources import AMD64, check_content, write_image
-from tests.support.registry import docker_config, needs_registry, run_registry
+from tests.support.registry import be_nobody, docker_config, needs_registry, run_registry
 
 pytestmark = needs_registry
 USER = ("ann", "very-secret-7")
@@ -43,10 +43,7 @@ exit 1
 
 @pytest.fixture(autouse=True)
 def nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in ("REGISTRY_AUTH_FILE", "XDG_RUNTIME_DIR", "XDG_CONFIG_HOME"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "docker"))
+    be_nobody(monkeypatch, tmp_path)
 
 
 def push_layout(layout: Path, name: str, options: RegistryOptions, *, docker: bool = False) -> Digest:
