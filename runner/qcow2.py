@@ -29,6 +29,9 @@ _HEADER = struct.Struct(">4sIQIIQIIQQIIQQQQII")
 _BACKING_FORMAT = struct.pack(">II8s", 0xE2792ACA, 3, b"raw")
 _END_OF_EXTENSIONS = bytes(8)
 _NAME_MAX_BYTES = 1023
+_ENTRY = struct.Struct(">Q")
+_PAGE_BYTES = 4096
+_NO_PAGE = bytes(_PAGE_BYTES)
 
 
 def write_overlay(path: Path, backing: Path, size: int, clusters: Mapping[int, bytes]) -> None:
@@ -55,28 +58,29 @@ def write_overlay(path: Path, backing: Path, size: int, clusters: Mapping[int, b
         _MAGIC, 3, _HEADER.size + len(_BACKING_FORMAT + _END_OF_EXTENSIONS), len(name), _CLUSTER_BITS, size, 0,
         l1_entries, l1 * CLUSTER_BYTES, refcount_table * CLUSTER_BYTES, 1, 0, 0, 0, 0, 0, 4, _HEADER.size,
     )  # fmt: skip
-    l2 = {table: [0] * _L2_ENTRIES for table in tables}
+    numbers = {table: number for number, table in enumerate(tables, first_l2)}
     with open(path, "xb", buffering=0) as file:
         fd = file.fileno()
-
+        # What is not written is a hole: zeros.
         os.ftruncate(fd, used * CLUSTER_BYTES)
-
-        def put(cluster: int, data: bytes) -> None:
-            write_at(fd, data.rstrip(b"\0"), cluster * CLUSTER_BYTES)  # the rest is a hole: zeros
-
         for number, (offset, data) in enumerate(sorted(clusters.items()), first_data):
             assert len(data) == CLUSTER_BYTES
             assert offset % CLUSTER_BYTES == 0
-            l2[offset // _L2_SPAN][offset % _L2_SPAN // CLUSTER_BYTES] = number * CLUSTER_BYTES | _COPIED
-            put(number, data)
+            table, entry = divmod(offset // CLUSTER_BYTES, _L2_ENTRIES)
+            place = numbers[table] * CLUSTER_BYTES + entry * 8
+            write_at(fd, _ENTRY.pack(number * CLUSTER_BYTES | _COPIED), place)
+            for at in range(0, CLUSTER_BYTES, _PAGE_BYTES):
+                page = data[at : at + _PAGE_BYTES]
+                if page != _NO_PAGE:
+                    write_at(fd, page, number * CLUSTER_BYTES + at)
         l1_table = [0] * l1_entries
-        for number, table in enumerate(tables, first_l2):
+        for table, number in numbers.items():
             l1_table[table] = number * CLUSTER_BYTES | _COPIED
-            put(number, struct.pack(f">{_L2_ENTRIES}Q", *l2[table]))
-        put(l1, struct.pack(f">{l1_entries}Q", *l1_table))
-        put(first_block, struct.pack(">H", 1) * used)
-        put(refcount_table, struct.pack(f">{blocks}Q", *(n * CLUSTER_BYTES for n in range(first_block, l1))))
-        put(0, header + _BACKING_FORMAT + _END_OF_EXTENSIONS + name)
+        write_at(fd, struct.pack(f">{l1_entries}Q", *l1_table), l1 * CLUSTER_BYTES)
+        write_at(fd, struct.pack(">H", 1) * used, first_block * CLUSTER_BYTES)
+        table_of_blocks = (n * CLUSTER_BYTES for n in range(first_block, l1))
+        write_at(fd, struct.pack(f">{blocks}Q", *table_of_blocks), refcount_table * CLUSTER_BYTES)
+        write_at(fd, header + _BACKING_FORMAT + _END_OF_EXTENSIONS + name, 0)
 
 
 def locate(fd: int, offset: int) -> int:
