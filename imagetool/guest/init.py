@@ -1,4 +1,7 @@
-"""The guest's init as a static program, made from init.c; the same bytes for the same compiler."""
+"""The guest's init as a static program, made from init.c; the same bytes for the same compiler.
+
+For another architecture than this machine's a cross compiler makes it.
+"""
 
 from __future__ import annotations
 
@@ -8,21 +11,32 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from runner.errors import RootdiskError
-from runner.oci import Digest
+from runner.errors import BadInput, RootdiskError
+from runner.oci import Digest, Platform
 
 SOURCES = ("init.c", "sha256.c", "setup.c", "process.c", "channel.c")
 FLAGS = (
-    *("-std=gnu11", "-Os", "-static", "-s", "-Wall", "-Wextra", "-Werror", "-ffunction-sections", "-fdata-sections"),
+    *(
+        "-std=gnu11",
+        "-D_GNU_SOURCE",
+        "-Os",
+        "-static",
+        "-s",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        "-ffunction-sections",
+        "-fdata-sections",
+    ),
     *("-Wl,--gc-sections", "-Wl,--build-id=none", "-fno-ident", "-fno-asynchronous-unwind-tables"),
 )
+# What GCC and Debian call an architecture.
+MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
 
 
-def build_init(out: Path) -> Digest:
-    """The program at `out`, mode 0755, and its digest. RootdiskError: no compiler, or it fails."""
-    compiler = shutil.which("musl-gcc") or shutil.which("gcc")
-    if compiler is None:
-        raise RootdiskError("no C compiler for the guest's init", "apt-get install musl-tools")
+def build_init(out: Path, platform: Platform) -> Digest:
+    """The program for `platform` at `out`, mode 0755, and its digest. RootdiskError: no compiler, or it fails."""
+    compiler = _compiler(platform)
     room = Path(__file__).parent
     with tempfile.TemporaryDirectory(dir=out.parent) as work:
         program = Path(work, "init")
@@ -38,3 +52,16 @@ def build_init(out: Path) -> Digest:
         digest = Digest.of(program.read_bytes())
         program.replace(out)
     return digest
+
+
+def _compiler(platform: Platform) -> str:
+    machine = MACHINES.get(platform.architecture)
+    if machine is None:
+        raise BadInput(f"no init for {platform}", f"the guest's init is made for {' and '.join(MACHINES)}")
+    native = platform.architecture == Platform.host().architecture
+    names = (*(("musl-gcc", "gcc") if native else ()), f"{machine}-linux-musl-gcc", f"{machine}-linux-gnu-gcc")
+    found = next(filter(None, map(shutil.which, names)), None)
+    if found is None:
+        package = "musl-tools" if native else f"gcc-{machine.replace('_', '-')}-linux-gnu"
+        raise RootdiskError(f"no C compiler for the guest's init on {platform}", f"apt-get install {package}")
+    return found

@@ -1,6 +1,6 @@
 """The guest's kernel: the distribution's package, unpacked beside the cache and never installed, or a directory of one's own.
 
-The package is what the meta package names today. Modules are those a virtual machine needs, in an order in which each
+The package is what the meta package names today; of another architecture than this machine's too. Modules are those a virtual machine needs, in an order in which each
 finds the symbols of those before it.
 """
 
@@ -46,29 +46,54 @@ def find(wanted: str, platform: Platform, cache: Path) -> Kernel:
     meta = META.get((system, platform.architecture))
     if meta is None or shutil.which("apt-get") is None:
         raise BadInput(f"kernel: no package for {platform} here", 'give a directory: kernel = "PATH"')
-    package = _newest(meta, platform.architecture)
+    apt = _apt(platform, cache)
+    package = _newest(apt, meta, platform.architecture)
     names = [package] if system == "debian" else [package, package.replace("linux-image-", "linux-modules-")]
     place = cache / f"{package}_{platform.architecture}"
     if not place.exists():
-        _unpack(names, platform.architecture, place)
+        _unpack(apt, names, platform.architecture, place)
     return _in(place)
 
 
-def _newest(meta: str, architecture: str) -> str:
+def _apt(platform: Platform, cache: Path) -> list[str]:
+    """Options with which apt works as on a machine of `platform`; none where this is one.
+
+    Another architecture has lists of its own under `cache`, so that this machine's dpkg need not know of it.
+    """
+    if platform.architecture == Platform.host().architecture:
+        return []
+    room = cache.absolute() / f"apt-{platform.architecture}"
+    for folder in ("lists/partial", "archives/partial"):
+        (room / folder).mkdir(parents=True, exist_ok=True)
+    (room / "status").touch()
+    settings = {
+        "APT::Architecture": platform.architecture,
+        "APT::Architectures": platform.architecture,
+        "Dir::State": str(room),
+        "Dir::State::status": str(room / "status"),
+        "Dir::Cache": str(room),
+        "Acquire::Languages": "none",
+    }
+    options = [f"-o{name}={value}" for name, value in settings.items()]
+    _run(["apt-get", *options, "-qq", "update"], f"the package lists for {platform}")
+    return options
+
+
+def _newest(apt: list[str], meta: str, architecture: str) -> str:
     """The real package behind a meta package."""
-    text = _run(["apt-cache", "depends", "--no-recommends", "--no-suggests", f"{meta}:{architecture}"], meta)
+    text = _run(["apt-cache", *apt, "depends", "--no-recommends", "--no-suggests", f"{meta}:{architecture}"], meta)
     names = re.findall(r"Depends: (linux-image-[^\s:<>]*\d[^\s:<>]*)", text)
     if not names:
         raise RootdiskError(f"kernel: the package {meta} names no kernel", "apt-get update, then build again")
     return str(names[0])
 
 
-def _unpack(packages: list[str], architecture: str, place: Path) -> None:
+def _unpack(apt: list[str], packages: list[str], architecture: str, place: Path) -> None:
     place.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".kernel-", dir=place.parent) as name:
         work = Path(name)
         for package in packages:
-            _run(["apt-get", "-qq", "download", f"{package}:{architecture}"], package, work)
+            _run(["apt-get", *apt, "-qq", "download", f"{package}:{architecture}"], package, work)
         for archive in sorted(work.glob("*.deb")):
             _run(["dpkg-deb", "-x", str(archive), str(work / "root")], archive.name)
         _in(work / "root")

@@ -15,7 +15,12 @@ _SUFFIX = {"gzip": "+gzip", "zstd": "+zstd", "plain": ""}
 
 
 def write_layout(
-    folder: Path, tag: str, layers: list[bytes], config: dict[str, Any] | None = None, compression: str = "gzip"
+    folder: Path,
+    tag: str,
+    layers: list[bytes],
+    config: dict[str, Any] | None = None,
+    compression: str = "gzip",
+    architecture: str = "amd64",
 ) -> Digest:
     """An image of plain tars `layers` as the OCI layout `folder`; the manifest's digest. `config` is its inner `config`."""
     blobs = folder / "blobs/sha256"
@@ -28,7 +33,7 @@ def write_layout(
 
     pack = {"gzip": lambda d: gzip.compress(d, 1, mtime=0), "zstd": zstandard.compress, "plain": bytes}[compression]
     document = {
-        "architecture": "amd64",
+        "architecture": architecture,
         "os": "linux",
         "config": config or {},
         "rootfs": {"type": "layers", "diff_ids": [str(Digest.of(layer)) for layer in layers]},
@@ -47,7 +52,7 @@ def write_layout(
     manifests = json.loads(old.read_bytes())["manifests"] if old.exists() else []
     key = "org.opencontainers.image.ref.name"
     manifests = [m for m in manifests if m.get("annotations", {}).get(key) != tag]
-    manifests.append({**entry, "annotations": {key: tag}, "platform": {"os": "linux", "architecture": "amd64"}})
+    manifests.append({**entry, "annotations": {key: tag}, "platform": {"os": "linux", "architecture": architecture}})
     old.write_text(json.dumps({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": manifests}))
     (folder / "oci-layout").write_text('{"imageLayoutVersion":"1.0.0"}')
     return digest

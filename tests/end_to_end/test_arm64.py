@@ -1,0 +1,51 @@
+"""An image for ARM, built and booted on whatever this machine is: cross-compiled init, Debian's arm64 kernel, QEMU's `virt`."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.end_to_end.conftest import ROOT, Runner, run
+from tests.support.layouts import write_layout
+from tests.support.tars import END, directory, file
+
+pytestmark = pytest.mark.vm
+
+COMPILER = "gcc" if platform.machine() == "aarch64" else "aarch64-linux-gnu-gcc"
+PROGRAM = """
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/utsname.h>
+int main(int argc, char **argv) {
+    struct utsname name;
+    uname(&name);
+    printf("%s %s %s\\n", name.machine, argv[1], getenv("GREETING"));
+    fprintf(stderr, "an error\\n");
+    return 7;
+}
+"""
+
+
+def program(folder: Path) -> bytes:
+    """A static one, so that the image needs nothing else."""
+    (folder / "program.c").write_text(PROGRAM)
+    argv = [COMPILER, "-static", "-s", "-Os", "-o", "program", "program.c"]
+    subprocess.run(argv, cwd=folder, check=True)
+    return (folder / "program").read_bytes()
+
+
+@pytest.mark.skipif(shutil.which("qemu-system-aarch64") is None, reason="qemu-system-aarch64 is not installed")
+@pytest.mark.skipif(shutil.which(COMPILER) is None, reason=f"{COMPILER} is not installed")
+def test_an_arm64_image_boots(tmp_path: Path, runner: Runner) -> None:
+    layer = directory(b"bin") + file(b"bin/program", program(tmp_path), mode=0o755) + END
+    write_layout(tmp_path / "image", "1", [layer], {"Entrypoint": ["/bin/program"]}, architecture="arm64")
+    artifact = f"oci:{tmp_path}/artifact:1"
+    options = ("--platform", "linux/arm64", "--size", "256MiB")
+    built = run("imagetool", "build", f"oci:{tmp_path}/image:1", artifact, *options, ROOTDISK_CACHE=f"{ROOT}/cache")
+    assert built.returncode == 0, built.stderr
+    done = runner("boot", "--platform", "linux/arm64", "-e", "GREETING=hello", artifact, "--", "there", timeout=200)
+    assert (done.stdout, done.stderr, done.returncode) == ("aarch64 there hello\n", "an error\n", 7)
