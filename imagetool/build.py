@@ -19,12 +19,12 @@ from imagetool.artifact.pack import Packed, pack
 from imagetool.artifact.reuse import Earlier
 from imagetool.config import Image
 from imagetool.ext4 import DiskOptions, Plan, plan, write_disk
-from imagetool.layout.additions import Additions, add
+from imagetool.layout.additions import Additions, Owner, add
 from imagetool.layout.certificates import check_certificates
 from imagetool.oci.image import ImageConfig
-from imagetool.oci.sources import SourceImage, open_source
-from imagetool.tree.merge import merge
-from imagetool.tree.model import BytesSource, File, Source
+from imagetool.oci.sources import LayerBlob, SourceImage, open_source
+from imagetool.tree.merge import merge, put_on
+from imagetool.tree.model import BytesSource, File, Source, Tree
 from runner.artifact import LayerInodes, Process, SlotExtent
 from runner.errors import BadInput
 from runner.repository import RegistryOptions
@@ -62,7 +62,7 @@ def make_disk(
     Blobs and chunks of earlier disks under `cache`/disks are used again.
     """
     with (
-        layer_data.opened(source, cache) as layers,
+        layer_data.opened(source, cache, _own_layer(image)) as layers,
         Earlier(sorted((cache / "disks").glob("[0-9a-f]*"))) as earlier,
         _no_cycles(),
     ):
@@ -75,7 +75,7 @@ def make_disk(
 
 def make_raw(image: Image, source: SourceImage, init: bytes | None, out: Path, cache: Path) -> None:
     """Only the raw, sparse disk of `image`, as the new file `out`; without `init` its own tree and nothing added."""
-    with layer_data.opened(source, cache) as layers, _no_cycles():
+    with layer_data.opened(source, cache, _own_layer(image)) as layers, _no_cycles():
         sources, made, _ = _planned(image, source, layers, init, cache)
         write_disk(made, sources, out)
 
@@ -84,12 +84,12 @@ def _planned(
     image: Image, source: SourceImage, layers: list[layer_data.LayerData], init: bytes | None, cache: Path
 ) -> tuple[list[Source], Plan, str]:
     """Layers to tree, additions into the tree, tree to plan; where the plan's bytes are read from, and the disk's UUID."""
-    tree = merge(layer_data.scanned(layers))
+    tree = _merged(image, layers)
     sources: list[Source] = list(layers)
     if init is not None:
         additions = _additions(image, source.config, init)
         sources.append(BytesSource(add(tree, lambda file: _read(layers, file), additions)))
-    uuid = _uuid(tree.layers[0].diff_id, image.name)
+    uuid = _uuid(tree.layers[0].diff_id)
     layers_of = [layer.diff_id for layer in tree.layers if not layer.names]
     identity = recipe.derivation_key({"writer": recipe.WRITER_VERSION, "uuid": uuid, "layers": layers_of})
     kept = layer_data.kept_directories(cache, identity)
@@ -100,6 +100,27 @@ def _planned(
     if made.directories is not kept:
         layer_data.keep_directories(cache, identity, made.directories)
     return sources, made, uuid
+
+
+def _own_layer(image: Image) -> LayerBlob | None:
+    """images.toml's own files, and what it removes, as a layer; None without any."""
+    if not image.files and not image.remove:
+        return None
+    from imagetool.layout.files import own_layer
+
+    return own_layer(image.files, image.remove)
+
+
+def _merged(image: Image, layers: list[layer_data.LayerData]) -> Tree:
+    found = layer_data.scanned(layers)
+    if not image.files and not image.remove:
+        return merge(found)
+    from imagetool.layout.files import check_removed
+
+    tree = merge(found[:-1])
+    check_removed(tree, image.remove)
+    put_on(tree, *found[-1])
+    return tree
 
 
 @contextlib.contextmanager
@@ -125,15 +146,16 @@ def _additions(image: Image, config: ImageConfig, init: bytes) -> Additions:
         tls_ca=certificates(image.tls_ca, "ca"),
         tls_client=certificates(image.tls_client, "client"),
         owners=image.owners,
+        file_owners=tuple(Owner.parse(file.path, file.owner) for file in image.files if file.owner),
     )
 
 
-def _uuid(base: str, name: str) -> str:
-    """The disk's UUID (RFC 9562, version 4), the same in all versions on one base layer.
+def _uuid(base: str) -> str:
+    """The disk's UUID (RFC 9562, version 4), the same in all versions and images on one base layer.
 
     Every metadata checksum starts from it, so a UUID of the content would change all metadata chunks in each version.
     """
-    raw = bytearray(hashlib.sha256(f"rootdisk\0{base}\0{name}".encode()).digest()[:16])
+    raw = bytearray(hashlib.sha256(f"rootdisk\0{base}".encode()).digest()[:16])
     raw[6], raw[8] = raw[6] & 0x0F | 0x40, raw[8] & 0x3F | 0x80
     digits = raw.hex()
     return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))

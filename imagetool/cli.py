@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from runner.errors import BadInput, RootdiskError
 from runner.oci import Platform
-from runner.reference import parse_reference
+from runner.reference import Reference, parse_reference
 from runner.repository import RegistryOptions
 
 KEPT_DISKS = 16  # in the cache, for their chunks
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line: build, disk, copy, index, prune; inspect, ls, stat, cat, diff."""
+    """The command line: init, schema, build, disk, copy, index, prune; inspect, ls, stat, cat, diff."""
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--json", action="store_true", help="write results as JSON")
     common.add_argument("--debug", action="store_true", help="show commands and tracebacks")
@@ -51,6 +51,10 @@ def parser() -> argparse.ArgumentParser:
     disk.add_argument("--plain", action="store_true", help="the image's own files and nothing added")
     looking = argparse.ArgumentParser(add_help=False)
     looking.add_argument("--platform", metavar="OS/ARCH", help="default: this machine's")
+    init = commands.add_parser("init", parents=[common, looking], help="write a commented images.toml for a source")
+    init.add_argument("source", metavar="SOURCE", help="registry/repository:tag, oci:DIR:TAG, docker-archive:FILE, …")
+    init.add_argument("file", metavar="FILE", nargs="?", type=Path, help="default: standard output")
+    commands.add_parser("schema", parents=[common], help="write the JSON Schema of images.toml, for editors")
     inspect = commands.add_parser(
         "inspect", parents=[common, looking], help="say what a source image, an artifact or a raw disk is"
     )
@@ -111,6 +115,8 @@ def _run(options: argparse.Namespace) -> int:
     commands = {
         "build": _build,
         "disk": _disk,
+        "init": _init,
+        "schema": _schema,
         "copy": _copy,
         "inspect": _inspect,
         "ls": _ls,
@@ -136,8 +142,13 @@ def _image(options: argparse.Namespace) -> Image:
     values["env"] = _pairs(options.env, "-e", "NAME=VALUE")
     values["owners"] = _pairs(options.owner, "--owner", "PATH=USER[:GROUP]")
     values["tls"] = {"ca": options.tls_ca} if options.tls_ca else {}
-    name = re.sub(r"[^a-z0-9._-]", "-", parse_reference(options.source).place.rpartition("/")[2].lower())
-    return of_command_line(name.strip("._-")[:63] or "image", values)
+    return of_command_line(_name(parse_reference(options.source)), values)
+
+
+def _name(source: Reference) -> str:
+    """What images.toml could call it."""
+    name = re.sub(r"[^a-z0-9._-]", "-", source.place.rpartition("/")[2].lower())
+    return name.strip("._-")[:63] or "image"
 
 
 def _pairs(texts: Sequence[str], option: str, form: str) -> dict[str, str]:
@@ -204,6 +215,27 @@ def _disk(options: argparse.Namespace) -> int:
             build.make_raw(image, source, init, Path(name, "disk"), cache)
         Path(name, "disk").replace(out)
     print(json.dumps({"file": str(out), "size": out.stat().st_size}) if options.json else out)
+    return 0
+
+
+def _init(options: argparse.Namespace) -> int:
+    from imagetool.description import described, write_new
+    from imagetool.oci.sources import open_source
+
+    platform, registry = _looked_at(options)
+    reference = parse_reference(options.source)
+    with open_source(options.source, platform, registry) as source:
+        text = described(reference, _name(reference), source, options.file.parent if options.file else Path())
+    if options.file:
+        write_new(options.file, text)
+    print(json.dumps({"file": str(options.file or ""), "text": text}) if options.json else options.file or text)
+    return 0
+
+
+def _schema(_: argparse.Namespace) -> int:
+    from imagetool.schema import PATH
+
+    print(PATH.read_text("utf-8"), end="")
     return 0
 
 

@@ -93,13 +93,18 @@ class LayerData:
 
 
 @contextlib.contextmanager
-def opened(source: SourceImage, cache: Path) -> Iterator[list[LayerData]]:
-    """The layers of `source`, base first. `cache` is a directory of ours: indexes stay there, tars do not."""
+def opened(source: SourceImage, cache: Path, own: LayerBlob | None = None) -> Iterator[list[LayerData]]:
+    """The layers of `source`, base first, and `own` over them.
+
+    `cache` is a directory of ours: indexes stay there, tars do not.
+    """
     work, indexes = cache / "tmp", cache / "indexes"
     for folder in (work, indexes):
         folder.mkdir(parents=True, exist_ok=True)
     count = len(source.layers)
     layers = [LayerData(blob, f"{n} of {count}", work, indexes) for n, blob in enumerate(source.layers, 1)]
+    if own is not None:
+        layers.append(LayerData(own, "of files", work, indexes))
     try:
         yield layers
     finally:

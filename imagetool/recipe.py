@@ -13,7 +13,7 @@ from imagetool.config import Image
 from runner.artifact import LAYOUT_VERSION
 from runner.oci import Digest, canonical_json
 
-WRITER_VERSION = 4  # to bump whenever the same inputs give other bytes
+WRITER_VERSION = 5  # to bump whenever the same inputs give other bytes
 
 
 class Guest(NamedTuple):
@@ -31,6 +31,7 @@ class Guest(NamedTuple):
 def settings(image: Image) -> dict[str, Any]:
     """The part of the inputs that images.toml decides, and our own version: known before anything is asked or read."""
     certificates = {"ca": image.tls_ca, "client": image.tls_client}
+    own = {"files": [file.to_json() for file in image.files], "remove": list(image.remove)}
     return {
         "platform": str(image.platform),
         "layout": LAYOUT_VERSION,
@@ -47,6 +48,7 @@ def settings(image: Image) -> dict[str, Any]:
             ],
             "process": image.process.to_json(),
             "labels": dict(image.labels),
+            **{name: what for name, what in own.items() if what},
         },
     }
 

@@ -1,17 +1,18 @@
-"""Where in a TOML file a value stands, so that an error about it can say so: tomllib keeps no line numbers."""
+"""Where in a TOML file a value stands, so that an error about it can say so: tomllib keeps no positions."""
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from runner.errors import BadInput
 from runner.reference import Reference
 
-Keys = tuple[str, ...]
+Keys = tuple[str | int, ...]  # a number counts in an array, from 0
+Position = tuple[int, int]  # line and column, both from 1
 
 _KINDS = {bool: "true or false", str: "a string", int: "a number", float: "a number", list: "a list", dict: "a table"}
 
@@ -32,27 +33,33 @@ class Where(NamedTuple):
         try:
             return cls(tomllib.loads(text), file, text)
         except (tomllib.TOMLDecodeError, RecursionError) as err:
-            what, _, place = str(err).partition(" (at ")
-            line = f", {place.rstrip(')')}" if place else ""
-            raise BadInput(f"{file.name}{line}: not TOML: {what}") from err
+            found = re.search(r"(.*) \(at line (\d+), column (\d+)\)\Z", str(err))
+            what, place = (found[1], f":{found[2]}:{found[3]}") if found else (str(err), "")
+            raise BadInput(f"{file.name}{place}: not TOML: {what}") from err
 
-    def __truediv__(self, key: str) -> Where:
+    def __truediv__(self, key: str | int) -> Where:
         return self._replace(value=self.value[key], keys=(*self.keys, key))
 
     @property
     def key(self) -> str:
-        return self.keys[-1]
+        return str(self.keys[-1])
 
     def error(self, what: str, hint: str = "") -> BadInput:
-        """The error that this value `what`."""
-        number = line_of(self.text, self.keys)
-        line = f", line {number}" if number else ""
-        return BadInput(f"{self.file.name}{line}: {'.'.join(self.keys)}: {what}", hint)
+        """The error that this value `what`; the file, line and column as compilers write them, for editors to jump to."""
+        position = position_of(self.text, self.keys)
+        place = ":{}:{}".format(*position) if position else ""
+        return BadInput(f"{self.file.name}{place}: {'.'.join(map(str, self.keys))}: {what}", hint)
 
-    def unknown(self, known: tuple[str, ...]) -> BadInput:
-        """The error that there is no such key."""
+    def unknown(self, known: Sequence[str]) -> BadInput:
+        """The error that there is no such key, with the nearest that there is."""
         near = difflib.get_close_matches(self.key, known, n=1)
         return self.error("unknown key", f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}")
+
+    def known(self, names: Sequence[str]) -> None:
+        """BadInput where this table has another key than `names`."""
+        for key in self.table():
+            if key not in names:
+                raise (self / key).unknown(names)
 
     def kind(self) -> str:
         return _KINDS.get(type(self.value), "a date")
@@ -66,6 +73,10 @@ class Where(NamedTuple):
     def table(self) -> Mapping[str, Any]:
         value: Mapping[str, Any] = self._typed(dict)
         return value
+
+    def items(self) -> list[Where]:
+        """The array's values, each where it stands."""
+        return [self / number for number in range(len(self._typed(list)))]
 
     def string(self) -> str:
         value: str = self._typed(str)
@@ -93,24 +104,25 @@ class Where(NamedTuple):
         return reference._replace(path=(self.file.parent / reference.path).absolute())
 
 
-def line_of(text: str, keys: Keys) -> int:
-    """The line, from 1, where `keys` stand in the TOML `text`; that of the nearest table above where they do not."""
-    lines: dict[Keys, int] = {}
-    for path, number in _lines(text):
-        lines.setdefault(path, number)
-    while keys and keys not in lines:
+def position_of(text: str, keys: Keys) -> Position | None:
+    """Where `keys` stand in the TOML `text`; where they do not, the nearest table above; None without any."""
+    positions: dict[Keys, Position] = {}
+    for path, position in _positions(text):
+        positions.setdefault(path, position)
+    while keys and keys not in positions:
         keys = keys[:-1]
-    return lines.get(keys, 0)
+    return positions.get(keys)
 
 
 _BLANK = re.compile(r"\s*(#.*)?\Z")
 
 
-def _lines(text: str) -> Iterator[tuple[Keys, int]]:
-    """Every key of a valid document and its line. A statement is as many lines as it takes until TOML accepts it."""
+def _positions(text: str) -> Iterator[tuple[Keys, Position]]:
+    """Every key of a valid document and where it is. A statement is as many lines as it takes until TOML accepts it."""
     import tomllib
 
     prefix: Keys = ()
+    counts: dict[Keys, int] = {}  # of arrays of tables: the number of the last
     statement, first = "", 0
     for number, line in enumerate(text.splitlines(), 1):
         if not statement and _BLANK.match(line):
@@ -121,21 +133,47 @@ def _lines(text: str) -> Iterator[tuple[Keys, int]]:
             value = tomllib.loads(statement)
         except tomllib.TOMLDecodeError:
             continue
-        if statement.lstrip().startswith("["):
+        header = statement.lstrip()
+        if header.startswith("["):
+            prefix = ()
             for path in _paths(value):  # a table's header makes the tables above it
-                prefix = path
-                yield path, first
+                prefix = (*prefix, path[-1])
+                yield prefix, _position(statement, first, path)
+                prefix = (*prefix, counts[prefix]) if prefix in counts and not _is_last(value, path) else prefix
+            if header.startswith("[["):
+                counts[prefix] = counts.get(prefix, -1) + 1
+                prefix = (*prefix, counts[prefix])
+                yield prefix, _position(statement, first, path)
         else:
             for path in _paths(value):
-                yield prefix + path, first
+                yield prefix + path, _position(statement, first, path)
         statement = ""
 
 
 def _paths(value: Any) -> Iterator[Keys]:
-    if isinstance(value, list) and value:  # [[table]]
-        yield from _paths(value[-1])
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            yield (key,)
-            for path in _paths(inner):
-                yield (key, *path)
+    """Every way into a value, but into the empty tables of a header no further."""
+    if isinstance(value, list) and value != [{}]:
+        items: Iterator[tuple[str | int, Any]] = iter(enumerate(value))
+    else:
+        items = iter(value.items() if isinstance(value, dict) else ())
+    for key, inner in items:
+        yield (key,)
+        for path in _paths(inner):
+            yield (key, *path)
+
+
+def _is_last(value: Any, path: Keys) -> bool:
+    for key in path:
+        value = value[key]
+    return value in ({}, [{}])
+
+
+def _position(statement: str, first: int, path: Keys) -> Position:
+    """Where the last name of `path` stands in a statement that begins in line `first`."""
+    at = 0
+    for name in path:
+        if isinstance(name, str):
+            found = re.search(rf"(?<![\w-])([\"']?){re.escape(name)}\1(?=\s*[=.\]])", statement[at:])
+            at += found.start() if found else 0
+    before = statement[:at]
+    return first + before.count("\n"), at - (before.rfind("\n") + 1) + 1

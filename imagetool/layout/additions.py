@@ -15,14 +15,13 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from imagetool.layout.accounts import Accounts
-from imagetool.tree.model import Directory, File, Inode, Layer, Slot, Symlink, Tree
+from imagetool.tree.model import Directory, File, Inode, Layer, Slot, Tree
 from runner.artifact import LAYOUT_VERSION, Process
 from runner.errors import BadInput
 
 ROOM = b".rootdisk"
 SLOT_BYTES = 256 << 10
 ACCOUNT_MAX_BYTES = 8 << 20
-LINK_STEPS = 40  # as the kernel's MAXSYMLINKS
 
 ReadFile = Callable[[File], bytes]
 
@@ -40,6 +39,14 @@ class Owner(NamedTuple):
     gid: int | None = None
     create: bool = False
 
+    @classmethod
+    def parse(cls, path: str, text: str) -> Owner:
+        """`text` is user, user:group, uid or uid:gid. BadInput where it is not."""
+        user, colon, group = text.partition(":")
+        if not user or (colon and not group):
+            raise BadInput(f"{text!r:.80} is no owner", "write user, user:group or uid:gid")
+        return cls(path, user, group)
+
 
 @dataclass(frozen=True, slots=True)
 class Additions:
@@ -51,6 +58,7 @@ class Additions:
     tls_ca: bytes | None = None
     tls_client: bytes | None = None
     owners: tuple[Owner, ...] = ()
+    file_owners: tuple[Owner, ...] = ()  # of these names alone, not of what is below
     slots: Mapping[str, int] = field(default_factory=lambda: {"slot": SLOT_BYTES})
 
 
@@ -63,7 +71,7 @@ def add(tree: Tree, read: ReadFile, additions: Additions) -> bytes:
         raise BadInput("the image has /.rootdisk already", "give the image that the disk was made from")
     room = _Room(tree, len(tree.layers))
     room.files(additions)
-    _own(tree, read, additions.owners, room)
+    _own(tree, read, additions, room)
     return room.finish()
 
 
@@ -150,16 +158,26 @@ class _Room:
         return data
 
 
-def _own(tree: Tree, read: ReadFile, owners: tuple[Owner, ...], room: _Room) -> None:
-    """Set owners, and make the users they need."""
-    etc = _resolve(tree, b"/etc")
+def _own(tree: Tree, read: ReadFile, additions: Additions, room: _Room) -> None:
+    """Set owners, and make the users they need. A file may belong to a user that is made for another path."""
+    owners, of_files = additions.owners, additions.file_owners
+    etc = tree.resolve(b"/etc")
     before = Accounts()
-    if isinstance(etc, Directory) and not all(_numbers_only(owner) for owner in owners):
+    if isinstance(etc, Directory) and not all(_numbers_only(owner) for owner in (*owners, *of_files)):
         before = _accounts(etc, read)
-    accounts = before
-    for owner in owners:
-        accounts, (uid, gid) = _ids(tree, accounts, owner)
-        node = _resolve(tree, owner.path.encode("utf-8", "surrogateescape"))
+    accounts, ids = before, []
+    for owner in (*owners, *of_files):
+        accounts, uid_gid = _ids(tree, accounts, owner)
+        ids.append(uid_gid)
+    for owner, (uid, gid) in zip(of_files, ids[len(owners) :], strict=True):
+        above, _, last = owner.path.encode().rpartition(b"/")
+        parent = tree.resolve(above)
+        assert isinstance(parent, Directory)  # the layer of files has made it
+        inode = parent.children[last]  # whose mode was chosen with its owner: chown would take bits from it
+        inode.uid, inode.gid = uid, gid
+        room.changed.append(inode)
+    for owner, (uid, gid) in zip(owners, ids, strict=False):
+        node = tree.resolve(owner.path.encode("utf-8", "surrogateescape"))
         if node is None and owner.create:
             node = _make_directory(tree, owner.path, room.number)
         if node is None:
@@ -189,7 +207,7 @@ def _ids(tree: Tree, accounts: Accounts, owner: Owner) -> tuple[Accounts, tuple[
         if owner.uid not in (None, uid):
             raise BadInput(f"owners: {owner.user} is uid {uid} in the image, not {owner.uid}", "leave uid out")
     elif owner.create:
-        shell = "/bin/sh" if _resolve(tree, b"/bin/sh") is not None else "/sbin/nologin"
+        shell = "/bin/sh" if tree.resolve(b"/bin/sh") is not None else "/sbin/nologin"
         accounts, (uid, gid) = accounts.with_user(owner.user, owner.uid, owner.gid, owner.path, shell)
     else:
         raise BadInput(f"owners: the image has no user {owner.user}", "give a uid, or add create = true to make it")
@@ -246,30 +264,3 @@ def _make_directory(tree: Tree, path: str, layer: int) -> Directory:
             raise BadInput(f"owners: {path} cannot be made: a part of it is no directory")
         node = child
     return node
-
-
-def _resolve(tree: Tree, path: bytes) -> Inode | None:
-    """The inode at `path` inside the tree, symbolic links followed in it, or None."""
-    parts = path.split(b"/")[::-1]
-    trail: list[Directory] = [tree.root]
-    steps = 0
-    while parts:
-        name = parts.pop()
-        if name in (b"", b"."):
-            continue
-        if name == b"..":
-            trail = trail[:-1] or [tree.root]
-            continue
-        child = trail[-1].children.get(name)
-        if isinstance(child, Symlink):
-            steps += 1
-            if steps > LINK_STEPS:
-                return None
-            if child.target.startswith(b"/"):
-                trail = [tree.root]
-            parts.extend(child.target.split(b"/")[::-1])
-        elif isinstance(child, Directory):
-            trail.append(child)
-        else:
-            return child if not any(p not in (b"", b".") for p in parts) else None
-    return trail[-1]

@@ -15,7 +15,7 @@ CONFIG_TYPES = (OCI_CONFIG, DOCKER_CONFIG)
 
 @dataclass(frozen=True, slots=True)
 class ImageConfig:
-    """What of an image's config decides a disk. Exposed ports, volumes and history do not."""
+    """What of an image's config decides a disk; and ports and volumes, which do not: they are shown to people."""
 
     platform: Platform
     diff_ids: tuple[Digest | None, ...]  # None only for a bare tar, whose config we make up
@@ -26,6 +26,8 @@ class ImageConfig:
     user: str = ""
     stop_signal: str = "SIGTERM"
     labels: Mapping[str, str] = field(default_factory=dict)
+    ports: tuple[str, ...] = ()  # as 80/tcp
+    volumes: tuple[str, ...] = ()
     variant_said: bool = True  # by the config itself; else the platform's is the usual one of its architecture
 
     @classmethod
@@ -57,6 +59,8 @@ class ImageConfig:
             _text(process, "User"),
             _text(process, "StopSignal") or "SIGTERM",
             {str(key): str(item) for key, item in sorted(labels.items())},
+            _keys(process, "ExposedPorts"),
+            _keys(process, "Volumes"),
             bool(value.get("variant")),
         )
 
@@ -97,6 +101,14 @@ def _strings(value: Mapping[str, Any], key: str) -> tuple[str, ...]:
     if any("\0" in item for item in items):
         raise BadInput(f"image config: {key} holds a NUL byte")
     return tuple(items)
+
+
+def _keys(value: Mapping[str, Any], key: str) -> tuple[str, ...]:
+    """A set, which Go writes as an object of empty objects."""
+    table = value.get(key) or {}
+    if not isinstance(table, dict):
+        raise BadInput(f"image config: {key} is not an object")
+    return tuple(sorted(table))
 
 
 def _text(value: Mapping[str, Any], key: str) -> str:

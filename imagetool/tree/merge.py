@@ -41,9 +41,18 @@ def merge(layers: Iterable[tuple[str, TarIndex]]) -> Tree:
     """
     tree = Tree()
     spent = _Spent()
-    for number, (diff_id, index) in enumerate(layers):
-        tree.layers.append(Layer(diff_id, _Applier(tree.root, number, index, spent).apply()))
+    for diff_id, index in layers:
+        _put_on(tree, diff_id, index, spent)
     return tree
+
+
+def put_on(tree: Tree, diff_id: str, index: TarIndex) -> None:
+    """One more layer over a merged tree."""
+    _put_on(tree, diff_id, index, _Spent())
+
+
+def _put_on(tree: Tree, diff_id: str, index: TarIndex, spent: _Spent) -> None:
+    tree.layers.append(Layer(diff_id, _Applier(tree.root, len(tree.layers), index, spent).apply()))
 
 
 class _Wrong(Exception):

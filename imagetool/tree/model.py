@@ -13,6 +13,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
+LINK_STEPS = 40  # as the kernel's MAXSYMLINKS
+
 
 class Source(Protocol):
     """Where a layer's bytes are read from; safe to use from several threads."""
@@ -189,6 +191,32 @@ class Tree:
                     return None
                 node = node.children[name]
         return node
+
+    def resolve(self, path: bytes) -> Inode | None:
+        """The inode at `path` inside the tree, symbolic links followed in it, or None."""
+        parts = path.split(b"/")[::-1]
+        trail: list[Directory] = [self.root]
+        steps = 0
+        while parts:
+            name = parts.pop()
+            if name in (b"", b"."):
+                continue
+            if name == b"..":
+                trail = trail[:-1] or [self.root]
+                continue
+            child = trail[-1].children.get(name)
+            if isinstance(child, Symlink):
+                steps += 1
+                if steps > LINK_STEPS:
+                    return None
+                if child.target.startswith(b"/"):
+                    trail = [self.root]
+                parts.extend(child.target.split(b"/")[::-1])
+            elif isinstance(child, Directory):
+                trail.append(child)
+            else:
+                return child if not any(p not in (b"", b".") for p in parts) else None
+        return trail[-1]
 
 
 def _name(item: tuple[bytes, Inode]) -> bytes:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from imagetool import config
 from imagetool.layout.additions import Owner
-from imagetool.toml_lines import line_of
+from imagetool.toml_lines import position_of
 from runner.artifact import Process
 from runner.errors import BadInput
 from runner.oci import Platform
@@ -41,6 +42,11 @@ def test_defaults() -> None:
 
 def test_every_key(tmp_path: Path) -> None:
     (tmp_path / "ca.pem").write_text("certificate")
+    (tmp_path / "a.env").write_text("# why\nA=of the file\n\n B = c = d\r\n")
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree/run").write_text("#!/bin/sh\n")
+    (tmp_path / "tree/run").chmod(0o700)
+    (tmp_path / "tree/link").symlink_to("run")
     text = """
 [image.a]
 source = "oci:layout:x"
@@ -55,6 +61,16 @@ cpus = 2
 env.A = "1"
 tls.ca = "ca.pem"
 labels.team = "x"
+env_files = ["a.env"]
+remove = ["/usr/share/doc/", "/etc/motd"]
+[[image.a.files]]
+path = "/etc/app.conf"
+text = "x = 1\\n"
+mode = "0600"
+owner = "user:7"
+[[image.a.files]]
+path = "/srv"
+from = "tree"
 [image.a.owners]
 "/a" = "user"
 "/b" = "1:2"
@@ -70,7 +86,14 @@ user = "u"
     assert [str(p) for p in image.publish] == [f"oci:{tmp_path}/out", "localhost:5000/a:latest"]
     assert image.kernel == str(tmp_path / "boot/vmlinuz")
     assert (image.size, image.memory, image.cpus, image.plain_http) == (64 << 20, 1 << 30, 2, True)
-    assert image.env == ("A=1",)
+    assert image.env == ("A=of the file", " B = c = d", "A=1")
+    assert image.remove == ("/etc/motd", "/usr/share/doc")
+    assert [(f.path, oct(f.mode), f.owner, f.size, f.target) for f in image.files] == [
+        ("/etc/app.conf", "0o100600", "user:7", 6, ""),
+        ("/srv", "0o40755", "", 0, ""),
+        ("/srv/link", "0o120777", "", 0, "run"),
+        ("/srv/run", "0o100755", "", 10, ""),
+    ]
     assert image.tls_ca == b"certificate"
     assert image.owners == (
         Owner("/a", "user"),
@@ -86,6 +109,59 @@ def test_defaults_table_is_merged() -> None:
     text = '[defaults]\nsize = "1GiB"\ncpus = 2\nenv = {A = "1", B = "1"}\n[image.a]\nsource = "x.y/a"\ncpus = 3\nenv.B = "2"'
     (image,) = config.parse(text, FILE)
     assert (image.size, image.cpus, image.env) == (1 << 30, 3, ("A=1", "B=2"))
+
+
+def test_every_key_may_be_a_default(tmp_path: Path) -> None:
+    (tmp_path / "e").write_text("E=1")
+    (tmp_path / "ca").write_text("certificate")
+    body = """
+platform = "linux/arm64"
+version = "2.1"
+publish = "localhost:5000/a"
+plain_http = true
+ca_file = "ca"
+size = "64MiB"
+kernel = "none"
+memory = "1GiB"
+cpus = 2
+env_files = ["e"]
+env.A = "1"
+labels.team = "x"
+tls.ca = "ca"
+remove = ["/a"]
+owners."/a" = "user"
+process.cmd = ["x"]
+source = "x.y/a:3"
+files = [{path = "/f", text = "x"}]
+"""
+    (from_defaults,) = config.parse(f"[defaults]{body}[image.a]\n", tmp_path / "images.toml")
+    (own,) = config.parse(f"[image.a]{body}", tmp_path / "images.toml")
+    assert from_defaults == own
+    more = "remove = ['/b']\nfiles = [{path = '/f', text = 'mine'}, {path = '/e', text = ''}]"
+    (added,) = config.parse(f"[defaults]{body}[image.a]\n{more}", tmp_path / "images.toml")
+    assert added.remove == ("/a", "/b")
+    assert [(file.path, file.content) for file in added.files] == [("/e", b""), ("/f", b"mine")]
+
+
+def test_versions_are_made_of_templates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(text: str, source: str = "x.y/a:3.1") -> str:
+        body = f'[image.a]\nsource = "{source}"\nversion = "{text}"'
+        (image,) = config.parse(body, tmp_path / "images.toml")
+        return image.version
+
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
+    assert version("{source_tag}-{date}") == "3.1-2023-11-14"
+    with pytest.raises(BadInput, match=r"images\.toml:3:1: .*git describe: "):
+        version("{git}")
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=x", "-c", "user.email=x@x"]
+    subprocess.run([*git, "init", "-q"], check=True)
+    subprocess.run([*git, "commit", "-qm", "x", "--allow-empty"], check=True)
+    subprocess.run([*git, "tag", "v1.0"], check=True)
+    assert version("{git}") == "v1.0"
+    with pytest.raises(BadInput, match="the source has no tag"):
+        version("{source_tag}", "oci:layout")
+    with pytest.raises(BadInput, match=r"known are \{git\}"):
+        version("{gti}")
 
 
 @pytest.mark.parametrize(
@@ -116,6 +192,20 @@ def test_defaults_table_is_merged() -> None:
         ("[image.a.owners]\n'/s' = {usr = 'x'}", 4, "did you mean user?"),
         ("[image.a.owners]\n'/s' = {create = true}", 4, "neither user nor uid"),
         ("[image.a.process]\ncmd = 'sh'", 4, "list of strings"),
+        ("env_files = ['none']", 3, "No such file"),
+        ("env_files = 'none'", 3, "list of strings"),
+        ("remove = ['a']", 3, "absolute path"),
+        ("remove = ['/']", 3, "names nothing"),
+        ("remove = ['/.rootdisk/env']", 3, "rootdisk's own place"),
+        ("[[image.a.files]]\npath = '/a'", 3, "needs from or text"),
+        ("[[image.a.files]]\ntext = 'x'", 3, "has no path"),
+        ("[[image.a.files]]\n\npath = '/a/../b'\ntext = ''", 5, "names nothing"),
+        ("[[image.a.files]]\npath = '/a'\nfrom = 'none'", 5, "No such file"),
+        ("[[image.a.files]]\npath = '/a'\nfrom = '/dev/null'", 5, "is no file, directory"),
+        (f"[[image.a.files]]\npath = '/a'\ntext = '''{KEY}'''", 5, "runner boot --tls-key"),
+        ("[[image.a.files]]\npath = '/a'\ntext = ''\nmode = '8'", 6, "in octal"),
+        ("[[image.a.files]]\npath = '/a'\ntext = ''\nowner = 'x:'", 6, "user:group"),
+        ("[[image.a.files]]\npath = '/a'\ntext = ''\n[[image.a.files]]\nptah = 1", 7, "did you mean path?"),
         ("[image.a.process]\nworkdir = 'x'", 4, "absolute"),
         ("[image.B]", 3, "lower-case"),
         ("[image.b]", 3, "no source"),
@@ -126,7 +216,7 @@ def test_defaults_table_is_merged() -> None:
 def test_errors_name_the_line(body: str, line: int, words: str) -> None:
     with pytest.raises(BadInput) as caught:
         one(body)
-    assert str(caught.value).startswith(f"images.toml, line {line}: ")
+    assert str(caught.value).startswith(f"images.toml:{line}:")
     assert words in str(caught.value)
 
 
@@ -142,8 +232,17 @@ def test_not_a_description(text: str) -> None:
         config.parse(text, FILE)
 
 
-def test_lines_of_statements_over_several_lines() -> None:
+def test_positions_of_statements_over_several_lines() -> None:
     text = 'a = """\nb = 1\n[c]\n"""\n\n[t."x.y"] # why\nlist = [\n  1, # [no]\n]\nlast = {k = 1}\n[[many]]\nz = 1\n'
-    expected = {("a",): 1, ("t", "x.y"): 6, ("t", "x.y", "list"): 7, ("t", "x.y", "last", "k"): 10, ("many", "z"): 12}
-    assert {keys: line_of(text, keys) for keys in expected} == expected
-    assert line_of(text, ("b",)) == 0
+    text += "[[many]]\n  z = {y = [ {q = 1},\n  {r = 2}]}\n[many.n]\nu = 1\n"
+    expected = {
+        ("a",): (1, 1),
+        ("t", "x.y"): (6, 4),
+        ("t", "x.y", "list"): (7, 1),
+        ("t", "x.y", "last", "k"): (10, 9),
+        ("many", 0, "z"): (12, 1),
+        ("many", 1, "z", "y", 1, "r"): (15, 4),
+        ("many", 1, "n", "u"): (17, 1),
+    }
+    assert {keys: position_of(text, keys) for keys in expected} == expected
+    assert position_of(text, ("b",)) is None

@@ -67,7 +67,7 @@ def test_an_error_in_images_toml_is_one_line(project: Path, command: str) -> Non
     (project / "images.toml").write_text('[image.one]\nsorce = "x"\n')
     status, _, errors = doit(project, command)
     assert status != 0
-    assert errors == "doit: images.toml, line 2: image.one.sorce: unknown key: did you mean source?\n"
+    assert errors == "doit: images.toml:2:1: image.one.sorce: unknown key: did you mean source?\n"
 
 
 def test_a_cache_that_cannot_be_written_is_one_line(project: Path) -> None:

@@ -72,7 +72,7 @@ CHANGES: list[dict[str, object]] = [
     {"owners": (Owner("/made/by/us", "new", create=True), Owner("/sandbox", "app"))},
     {"owners": (Owner("/made/by/us", "70000", create=True),)},
     {"size": 512 << 20},
-    {"name": "other"},  # and with it the UUID
+    {"name": "other"},
     {"labels": {"a": "b"}, "memory": 1 << 30},
 ]
 

@@ -1,0 +1,275 @@
+"""The single values of images.toml: each function takes where one stands and gives what it means, or says what is wrong."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Iterator
+
+from imagetool import schema
+from imagetool.layout.additions import Owner
+from imagetool.layout.certificates import PEM_MAX_BYTES, holds_private_key
+from imagetool.toml_lines import Where
+from runner.artifact import DISK_MAX_BYTES
+from runner.errors import BadInput
+from runner.oci import Platform
+from runner.reference import Reference, parse_reference
+
+MIB = 1 << 20
+
+_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}\Z")  # distribution-spec, "Pulling manifests"
+_SIZE = re.compile(r"([0-9]{1,15})([KMGT]iB)\Z")
+_UNITS = {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
+_TEMPLATES = ("git", "date", "source_tag")
+_ENV_FILE_MAX_BYTES = 1 << 20
+
+
+def a_reference(where: Where) -> Reference:
+    text = where.string()
+    try:
+        reference = parse_reference(text)
+    except BadInput as err:
+        raise where.error(err.message, err.hint) from err
+    return where.anchored(reference)
+
+
+def targets(where: Where) -> tuple[Reference, ...]:
+    """Places without tags: the version is the tag."""
+    found = []
+    for text in [where.value] if isinstance(where.value, str) else strings(where):
+        try:
+            reference = parse_reference(text)
+        except BadInput as err:
+            raise where.error(err.message, err.hint) from err
+        if reference.kind not in ("registry", "oci"):
+            raise where.error(f"{text!r:.200} cannot be published to", "write registry/repository or oci:DIR")
+        # A registry's reference without tag means :latest; only a tag that was written is wrong here.
+        if reference.digest or (reference.tag and text.endswith(":" + reference.tag)):
+            raise where.error(f"{text!r:.200} has a tag or digest", 'leave it out: the tag is version = "…"')
+        found.append(where.anchored(reference))
+    if not found:
+        raise where.error("is empty", "leave the key out for an OCI layout at cache/artifacts/NAME")
+    return tuple(found)
+
+
+def version(where: Where, source: Reference) -> str:
+    """A tag. `{git}` in it is what git describes, `{date}` today in UTC, `{source_tag}` the tag of `source`."""
+    text = where.string()
+
+    def value(found: re.Match[str]) -> str:
+        name = found[1]
+        if name == "git":
+            return _git(where)
+        if name == "date":
+            now = os.environ.get("SOURCE_DATE_EPOCH") or time.time()
+            return time.strftime("%Y-%m-%d", time.gmtime(int(now)))
+        if name == "source_tag":
+            if not source.tag:
+                raise where.error("{source_tag}: the source has no tag", "write the version, or name a tag")
+            return source.tag
+        raise where.error(f"{found[0]}: unknown", "known are {git}, {date}, {source_tag}")
+
+    made = re.sub(r"\{([^{}]*)\}", value, text)
+    if not _TAG.match(made):
+        raise where.error(f"{made!r:.80} is no tag", "use letters, digits, '_', '.' and '-', at most 128")
+    if made.startswith("key-"):
+        raise where.error(f"{made!r:.80} is taken", "tags that begin with key- are the build cache's")
+    return made
+
+
+def _git(where: Where) -> str:
+    """What git describes: the last tag, how many commits ago, and `-dirty` where something has changed since."""
+    import subprocess
+
+    command = ["git", "-C", str(where.file.parent), "describe", "--tags", "--always", "--dirty"]
+    try:
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    except OSError as err:
+        raise where.error(f"{{git}}: cannot run git: {err.strerror}", "install git") from err
+    if done.returncode:
+        reason = done.stderr.strip().removeprefix("fatal: ").splitlines()[:1] or ["it failed"]
+        raise where.error(f"{{git}}: git describe: {reason[0]:.200}", "commit something, or write the version")
+    return done.stdout.strip()
+
+
+def a_platform(where: Where) -> Platform:
+    text = where.string()
+    try:
+        platform = Platform.parse(text)
+    except BadInput as err:
+        raise where.error(err.message, err.hint) from err
+    if platform.os != "linux":
+        raise where.error(f"{platform} is not Linux", "guests are always Linux: linux/amd64, linux/arm64")
+    return platform
+
+
+def parse_size(text: str) -> int:
+    """The bytes of a disk's size as "8GiB". BadInput where it is none."""
+    size = _bytes(text)
+    if size % MIB or not MIB <= size <= DISK_MAX_BYTES:
+        raise BadInput(f"{text!r:.80} is no size of a disk", "whole MiB, at most 16TiB")
+    return size
+
+
+def _bytes(text: str) -> int:
+    found = _SIZE.match(text)
+    if not found:
+        raise BadInput(f"{text!r:.80} is no size", 'write a number and KiB, MiB, GiB or TiB, as "8GiB"')
+    return int(found[1]) * _UNITS[found[2]]
+
+
+def disk_size(where: Where) -> int:
+    try:
+        return parse_size(where.string())
+    except BadInput as err:
+        raise where.error(err.message, err.hint) from err
+
+
+def memory(where: Where) -> int:
+    try:
+        size = _bytes(where.string())
+    except BadInput as err:
+        raise where.error(err.message, err.hint) from err
+    if size % MIB or not 32 * MIB <= size <= 16 << 40:
+        raise where.error(f"{where.value!r:.80} is no size of a memory", "whole MiB, 32MiB to 16TiB")
+    return size
+
+
+def cpus(where: Where) -> int:
+    count = where.integer()
+    if not 1 <= count <= 255:
+        raise where.error(f"{count} processors", "1 to 255")
+    return count
+
+
+def kernel(where: Where) -> str:
+    text = where.string()
+    return text if text in ("debian", "none") else str(where.path())
+
+
+def variable(where: Where) -> str:
+    """NAME=value of a key of `env`."""
+    name, value = where.key, where.value
+    if isinstance(value, dict) and value.get("secret") is True:
+        raise where.error(
+            "is secret, and a build is published",
+            f"leave it out and give it to each sandbox: runner boot -e {name}, or --env-file FILE",
+        )
+    return _variable(where, name, where.string())
+
+
+def variables(where: Where) -> tuple[str, ...]:
+    """NAME=value of every line in the files that a list names; blank lines and those that begin with # are skipped."""
+    return tuple(_variables(where))
+
+
+def _variables(where: Where) -> Iterator[str]:
+    for number, name in enumerate(strings(where)):
+        text = _read(where / number, _ENV_FILE_MAX_BYTES)
+        for line_number, line in enumerate(text.split(b"\n"), 1):
+            line = line.removesuffix(b"\r")
+            if not line.strip() or line.lstrip().startswith(b"#"):
+                continue
+            key, equals, value = line.decode("utf-8", "replace").partition("=")
+            if not equals:
+                raise where.error(f"{name}, line {line_number}: {key!r:.80} has no value", "write NAME=VALUE")
+            yield _variable(where, key, value, f"{name}, line {line_number}: ")
+
+
+def _variable(where: Where, name: str, text: str, place: str = "") -> str:
+    if not name or "=" in name or "\0" in name:
+        raise where.error(f"{place}is no name of a variable")
+    if "\0" in text:
+        raise where.error(f"{place}holds a NUL byte", "no program could be given it")
+    if holds_private_key(text.encode()):
+        raise where.error(
+            f"{place}holds a private key, and a build is published",
+            f"leave it out and give it to each sandbox: runner boot -e {name}, or --tls-key FILE",
+        )
+    return f"{name}={text}"
+
+
+def certificates(where: Where) -> bytes:
+    data = _read(where, PEM_MAX_BYTES + 1)
+    if holds_private_key(data):
+        raise where.error(
+            f"{where.value} holds a private key, and a build is published",
+            "leave it out and give it to each sandbox: runner boot --tls-key FILE",
+        )
+    return data
+
+
+def _read(where: Where, limit: int) -> bytes:
+    try:
+        with where.path().open("rb") as file:
+            return file.read(limit)
+    except OSError as err:
+        raise where.error(f"cannot read {where.value}: {err.strerror}") from err
+
+
+def owner(where: Where) -> Owner:
+    path = where.key
+    if not path.startswith("/") or ".." in path.split("/"):
+        raise where.error("is no absolute path in the image", 'write "/path" = "user"')
+    if isinstance(where.value, str):
+        return owner_text(where, path)
+    where.known(schema.keys("owner"))
+    table = where.table()
+    uid = _id(where / "uid") if "uid" in table else None
+    gid = _id(where / "gid") if "gid" in table else None
+    create = (where / "create").boolean() if "create" in table else False
+    if "user" not in table and uid is None:
+        raise where.error("has neither user nor uid", "write user, user:group, uid:gid or {user = …, create = true}")
+    user = (where / "user").string() if "user" in table else str(uid)
+    if not user:
+        raise (where / "user").error("is empty")
+    return Owner(path, user, "", uid, gid, create)
+
+
+def owner_text(where: Where, path: str) -> Owner:
+    try:
+        return Owner.parse(path, where.string())
+    except BadInput as err:
+        raise where.error(err.message, err.hint) from err
+
+
+def _id(where: Where) -> int:
+    number = where.integer()
+    if not 0 <= number < 0xFFFF_FFFF:
+        raise where.error(f"{number} is no user or group number", "0 to 4294967294")
+    return number
+
+
+def a_mode(where: Where) -> int:
+    """Permission bits, written in octal as chmod takes them."""
+    text = where.string()
+    if not re.fullmatch(r"0?[0-7]{3,4}", text):
+        raise where.error(f"{text!r:.80} is no mode", 'write it in octal, as "0644"')
+    return int(text, 8)
+
+
+def strings(where: Where) -> tuple[str, ...]:
+    if not isinstance(where.value, list) or not all(isinstance(item, str) and "\0" not in item for item in where.value):
+        raise where.error(f"is {where.kind()}", 'expected a list of strings, as ["python3", "app.py"]')
+    return tuple(where.value)
+
+
+def absolute(where: Where) -> str:
+    text = where.string()
+    if not text.startswith("/"):
+        raise where.error(f"{text!r:.80} is not an absolute path")
+    return text
+
+
+def path_in_image(where: Where) -> str:
+    """An absolute path of a name that may be added or removed, without a slash at its end."""
+    text = absolute(where).rstrip("/")
+    parts = text.split("/")[1:]
+    if not parts or not all(parts) or {".", ".."} & set(parts) or "\0" in text:
+        raise where.error(f"{where.value!r:.80} names nothing in the image", 'write it as "/etc/name"')
+    if parts[0] == ".rootdisk":
+        raise where.error(f"{text} is rootdisk's own place")
+    if any(part.startswith(".wh.") for part in parts):
+        raise where.error(f"{text!r:.80}: a name that begins with .wh. is a whiteout", "use remove = […]")
+    return text

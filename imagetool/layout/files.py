@@ -1,0 +1,164 @@
+"""The builder's own files, and what shall not be on the disk: one more layer over the image's, as a tar made here.
+
+    of_text(…), of_path(…) -> OwnFile            what images.toml asks for, hashed while it is read
+    own_layer(files, removed) -> LayerBlob       plain tar: whiteouts, then the files; no clock, no owner, no umask in it
+
+Files have time 0 and belong to root in the tar; whom they are to belong to is looked up in the image's accounts later.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import os
+import stat
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from imagetool.layout.certificates import holds_private_key
+from imagetool.oci.sources import LayerBlob
+from imagetool.tree.model import Directory, Tree
+from runner.errors import BadInput, RootdiskError
+from runner.oci import Descriptor, Digest
+
+FILES_MAX_COUNT = 10_000  # each is listed in the artifact's config
+PIECE_BYTES = 1 << 20
+PLAIN_LAYER = "application/vnd.oci.image.layer.v1.tar"
+_KEY_BYTES = 100  # no longer is the first line of a private key
+
+
+class OwnFile(NamedTuple):
+    """One name to put on the disk: a regular file, a directory or a symbolic link.
+
+    `path` is absolute; `mode` the whole st_mode; `owner` user[:group], "" for root; `size` in bytes and `digest` are of a
+    file's `content`, `target` is a link's.
+    """
+
+    path: str
+    mode: int
+    owner: str = ""
+    size: int = 0
+    digest: str = ""
+    target: str = ""
+    content: Path | bytes = b""
+
+    def to_json(self) -> dict[str, Any]:
+        """What of it decides the disk."""
+        what = {"digest": self.digest, "target": self.target, "owner": self.owner}
+        return {"path": self.path, "mode": f"{self.mode:06o}", **{key: text for key, text in what.items() if text}}
+
+
+def of_text(path: str, text: str, mode: int | None, owner: str) -> OwnFile:
+    """A file of the UTF-8 `text`."""
+    data = text.encode()
+    _refuse_keys(data)
+    permissions = 0o644 if mode is None else mode
+    return OwnFile(path, stat.S_IFREG | permissions, owner, len(data), str(Digest.of(data)), content=data)
+
+
+def of_path(path: str, source: Path, mode: int | None, owner: str) -> Iterator[OwnFile]:
+    """The file `source` as `path`, or a directory with all below.
+
+    Without `mode` files are 0755 where their owner may execute them, else 0644, as git has it; directories are 0755.
+    BadInput: what cannot be read, or is no file, directory or symbolic link, or holds a private key.
+    """
+    try:
+        yield from _of_path(path, source, source.stat(), mode, owner)
+    except OSError as err:
+        raise BadInput(f"cannot read {err.filename or source}: {err.strerror}") from err
+
+
+def _of_path(path: str, source: Path, found: os.stat_result, mode: int | None, owner: str) -> Iterator[OwnFile]:
+    if stat.S_ISLNK(found.st_mode):
+        yield OwnFile(path, stat.S_IFLNK | 0o777, owner, target=os.readlink(source))
+    elif stat.S_ISDIR(found.st_mode):
+        yield OwnFile(path, stat.S_IFDIR | 0o755, owner)
+        for name in sorted(os.listdir(source)):
+            if name.startswith(".wh."):
+                raise BadInput(f"{source / name}: a name that begins with .wh. is a whiteout", "use remove = […]")
+            try:
+                name.encode()
+            except UnicodeEncodeError as err:
+                raise BadInput(f"{os.fsencode(source / name)!r}: its name is not UTF-8") from err
+            below = f"{path.rstrip('/')}/{name}"
+            yield from _of_path(below, source / name, os.lstat(source / name), mode, owner)
+    elif stat.S_ISREG(found.st_mode):
+        permissions = mode if mode is not None else 0o755 if found.st_mode & stat.S_IXUSR else 0o644
+        digest, size, before = hashlib.sha256(), 0, b""
+        for piece in _pieces(source):
+            _refuse_keys(before + piece)
+            digest.update(piece)
+            size += len(piece)
+            before = piece[-_KEY_BYTES:]
+        found_digest = str(Digest("sha256", digest.hexdigest()))
+        yield OwnFile(path, stat.S_IFREG | permissions, owner, size, found_digest, content=source)
+    else:
+        raise BadInput(f"{source} is no file, directory or symbolic link", "make device files in the image")
+
+
+def _refuse_keys(data: bytes) -> None:
+    if holds_private_key(data):
+        raise BadInput(
+            "holds a private key, and a build is published",
+            "leave it out and give it to each sandbox: runner boot --tls-key FILE",
+        )
+
+
+def own_layer(files: Sequence[OwnFile], removed: Sequence[str]) -> LayerBlob:
+    """`files` and whiteouts for the paths `removed` as a layer; RootdiskError where a file is not what it was."""
+    digest, size = hashlib.sha256(), 0
+    for piece in _tar(files, removed):
+        digest.update(piece)
+        size += len(piece)
+    diff_id = Digest("sha256", digest.hexdigest())
+    return LayerBlob(Descriptor(PLAIN_LAYER, diff_id, size), diff_id, lambda: _tar(files, removed))
+
+
+def check_removed(tree: Tree, removed: Iterable[str]) -> None:
+    """BadInput where the image has not what is to be removed."""
+    for path in removed:
+        above, _, name = path.encode().rpartition(b"/")
+        parent = tree.resolve(above)
+        names = parent.children if isinstance(parent, Directory) else {}
+        if name not in names:
+            near = difflib.get_close_matches(name.decode(), [os.fsdecode(other) for other in names], n=1)
+            hint = f"did you mean {path.rpartition('/')[0]}/{near[0]}?" if near else "mend the path, or leave it out"
+            raise BadInput(f"remove: the image has no {path}", hint)
+
+
+def _tar(files: Sequence[OwnFile], removed: Sequence[str]) -> Iterator[bytes]:
+    for path in removed:
+        parent, _, name = path.strip("/").rpartition("/")
+        yield _header(f"{parent}/.wh.{name}".lstrip("/"), stat.S_IFREG)
+    for file in files:
+        yield _header(file.path.strip("/"), file.mode, file.size, file.target)
+        if file.size:
+            yield from _content(file)
+            yield bytes(-file.size % 512)
+    yield bytes(1024)
+
+
+def _header(path: str, mode: int, size: int = 0, target: str = "") -> bytes:
+    import tarfile
+
+    types = {stat.S_IFREG: tarfile.REGTYPE, stat.S_IFDIR: tarfile.DIRTYPE, stat.S_IFLNK: tarfile.SYMTYPE}
+    entry = tarfile.TarInfo(path)
+    entry.type, entry.mode, entry.size, entry.linkname = types[stat.S_IFMT(mode)], stat.S_IMODE(mode), size, target
+    return entry.tobuf(tarfile.PAX_FORMAT, "utf-8", "strict")
+
+
+def _content(file: OwnFile) -> Iterator[bytes]:
+    digest, size = hashlib.sha256(), 0
+    for piece in [file.content] if isinstance(file.content, bytes) else _pieces(file.content):
+        digest.update(piece)
+        size += len(piece)
+        yield piece
+    if size != file.size or f"sha256:{digest.hexdigest()}" != file.digest:
+        raise RootdiskError(f"{file.content!s}: changed while it was built", "start the build again")
+
+
+def _pieces(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while piece := file.read(PIECE_BYTES):
+            yield piece

@@ -1,0 +1,22 @@
+"""The JSON Schema of images.toml: which keys there are, for the parser, for editors and for `imagetool init`."""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+PATH = Path(__file__).with_name("images.schema.json")
+
+
+@functools.cache
+def definitions() -> dict[str, Any]:
+    """The schema's definitions: image, file, owner, tls, process, …"""
+    found: dict[str, Any] = json.loads(PATH.read_bytes())["definitions"]
+    return found
+
+
+def keys(kind: str) -> tuple[str, ...]:
+    """Every key of an image, file, owner, tls or process, in the schema's order."""
+    return tuple(definitions()[kind]["properties"])
