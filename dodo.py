@@ -180,6 +180,17 @@ def task_check():
         }
 
 
+def task_reproduce():
+    """Build again under another user, clock, locale, …, and compare every digest."""
+    for image in IMAGES:
+        yield {
+            "name": image.name,
+            "actions": [(steps.reproduce, [PLACES, image, ROOT / "images.toml"])],
+            "file_dep": [receipt(image, "artifact")],
+            "uptodate": [False],
+        }
+
+
 def task_prune():
     """Say what may go from the targets: unused keys, versions past --keep N; --delete removes them."""
     for image in IMAGES:

@@ -55,9 +55,15 @@ def registry(image: Image) -> RegistryOptions:
 
 
 def make_disk(
-    image: Image, source: SourceImage, init: bytes, out: Path, cache: Path, progress: Progress | None = None
+    image: Image,
+    source: SourceImage,
+    init: bytes,
+    out: Path,
+    cache: Path,
+    progress: Progress | None = None,
+    threads: int | None = None,
 ) -> Disk:
-    """The disk of `image`, packed into the empty directory `out`; `init` is the guest's.
+    """The disk of `image`, packed into the empty directory `out` by `threads`; `init` is the guest's.
 
     Blobs and chunks of earlier disks under `cache`/disks are used again.
     """
@@ -67,7 +73,7 @@ def make_disk(
         _no_cycles(),
     ):
         sources, made, uuid = _planned(image, source, layers, init, cache)
-        packed = pack(made, sources, out, earlier=earlier, progress=progress)
+        packed = pack(made, sources, out, earlier=earlier, threads=threads, progress=progress)
     process = image.process.apply(source.config.process)
     digest = str(source.manifest_digest)
     return Disk(packed, made.slots, made.layers, uuid, process, source.config.labels, digest)

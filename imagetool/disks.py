@@ -31,6 +31,7 @@ def kept_disk(
     cache: Path,
     source: SourceImage | None = None,
     progress: build.Progress | None = None,
+    threads: int | None = None,
 ) -> tuple[Path, bool]:
     """The directory of the disk that `inputs` decide, and whether it was made now; `init` is the guest's.
 
@@ -47,7 +48,7 @@ def kept_disk(
         with contextlib.nullcontext(source) if source is not None else build.opened(image) as opened:
             if str(opened.manifest_digest) != inputs["source"]:
                 raise RootdiskError(f"{image.source}: changed while it was built", "start the build again")
-            disk = build.make_disk(image, opened, init.read_bytes(), work, cache, progress)
+            disk = build.make_disk(image, opened, init.read_bytes(), work, cache, progress, threads)
         write_receipt(work / RECEIPT, {**_receipt(disk), "key": key, "inputs": dict(inputs)}, durable=True)
         try:
             work.rename(found)

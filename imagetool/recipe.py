@@ -68,21 +68,52 @@ def key_tag(derivation_key: str) -> str:
     return f"key-{derivation_key[:32]}"
 
 
-def explain(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """What is different, one line an input: `recipe.size: 1073741824 -> 8589934592`."""
+class Change(NamedTuple):
+    """An input by its name, and what it was and is; "" where it is not there. Values of variables are in neither."""
+
+    name: str
+    before: str
+    after: str
+
+    def __str__(self) -> str:
+        if self.before == self.after:
+            return f"{self.name}: another value"
+        return f"{self.name}: {self.before or '(none)'} -> {self.after or '(none)'}"
+
+
+def explain(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Change]:
+    """What is different in two JSON values: `recipe.size: 1073741824 -> 8589934592`.
+
+    Files and owners go by their path, variables by their name; what variables hold is nobody's business here.
+    """
     old, new = dict(_leaves(before)), dict(_leaves(after))
     names = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
-    return [f"{name}: {old.get(name, '(none)')} -> {new.get(name, '(none)')}" for name in names]
+    if not names and before != after:
+        return [Change("order", "one", "another")]
+    return [Change(name, _shown(old.get(name)), _shown(new.get(name))) for name in names]
 
 
-def _leaves(value: object, name: str = "") -> Iterator[tuple[str, str]]:
+class _Hidden(NamedTuple):
+    value: str
+
+
+def _shown(leaf: str | _Hidden | None) -> str:
+    return "(a value)" if isinstance(leaf, _Hidden) else leaf or ""
+
+
+def _leaves(value: object, name: str = "") -> Iterator[tuple[str, str | _Hidden]]:
     items: list[tuple[object, object]]
     if isinstance(value, Mapping):
         items = list(value.items())
+    elif isinstance(value, list) and name.endswith("env"):
+        pairs = (str(text).partition("=") for text in value)
+        items = [(key, _Hidden(text)) for key, _, text in pairs]
+    elif isinstance(value, list) and value and all(isinstance(item, Mapping) and "path" in item for item in value):
+        items = [(item["path"], item) for item in value]
     elif isinstance(value, list):
         items = list(enumerate(value))
     else:
-        yield name, canonical_json(value).decode() if not isinstance(value, str) else value
+        yield name, value if isinstance(value, str | _Hidden) else canonical_json(value).decode()
         return
     for key, inner in items:
         yield from _leaves(inner, f"{name}.{key}" if name else str(key))

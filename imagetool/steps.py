@@ -213,6 +213,16 @@ def check(places: Places, image: Image) -> None:
 
 
 @step
+def reproduce(places: Places, image: Image, described: Path) -> None:
+    """Two builds from nothing, as different in their circumstances as can be, give the artifact of the last build."""
+    from imagetool.reproduction import reproduce
+
+    digest = Digest.parse(read_receipt(places.receipt(image, "artifact"))["digest"])
+    for line in reproduce(image, described, digest, places.of(image) / "reproduce", places.cache / "kernels"):
+        print(f"{image.name}: {line}", flush=True)
+
+
+@step
 def prune(places: Places, image: Image, delete: bool = False, keep: int = 0) -> None:
     """Old versions and unused keys in the image's targets; `keep` 0 keeps all versions."""
     from imagetool import build, remote

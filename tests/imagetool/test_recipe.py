@@ -68,6 +68,25 @@ def test_everything_else_is() -> None:
 
 def test_explain() -> None:
     before = recipe.inputs(IMAGE, SOURCE, GUEST, ZSTD)
-    after = recipe.inputs(replace(IMAGE, cpus=2, env=("A=1", "B=2")), SOURCE, GUEST, ZSTD)
-    assert recipe.explain(before, before) == []
-    assert recipe.explain(before, after) == ["recipe.cpus: 1 -> 2", "recipe.env.1: (none) -> B=2"]
+
+    def said(**changes: Any) -> list[str]:
+        return list(map(str, recipe.explain(before, recipe.inputs(replace(IMAGE, **changes), SOURCE, GUEST, ZSTD))))
+
+    assert said() == []
+    assert said(cpus=2, env=("B=2", "A=1")) == ["recipe.cpus: 1 -> 2", "recipe.env.B: (none) -> (a value)"]
+    assert said(owners=(Owner("/s", "s"),))[0] == "recipe.owners./s.create: (none) -> false"
+
+
+def test_explain_never_shows_what_a_variable_holds() -> None:
+    after = recipe.inputs(replace(IMAGE, env=("A=another", "B=hidden")), SOURCE, GUEST, ZSTD)
+    changes = recipe.explain(recipe.inputs(IMAGE, SOURCE, GUEST, ZSTD), after)
+    assert list(map(str, changes)) == ["recipe.env.A: another value", "recipe.env.B: (none) -> (a value)"]
+    assert "another" not in repr(changes)
+    assert "hidden" not in repr(changes)
+
+
+def test_explain_says_something_of_every_change_of_the_key() -> None:
+    """Of the order too, which decides the bytes."""
+    one, other = (replace(IMAGE, env=env) for env in (("A=1", "B=1"), ("B=1", "A=1")))
+    assert key(one) != key(other)
+    assert recipe.explain(*(recipe.inputs(image, SOURCE, GUEST, ZSTD) for image in (one, other)))
