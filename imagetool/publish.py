@@ -152,7 +152,7 @@ def read_through(path: Path) -> int:
 
 def fetched(image: Image) -> Path:
     """The raw disk of the image's published artifact, in the runner's store; RootdiskError where it cannot be had."""
-    from runner.fetch import pull
+    from runner.local import pull
     from runner.store import Store
 
     place = image.publish[0]

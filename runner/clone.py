@@ -52,6 +52,14 @@ def clone(base: Path, size: int, folder: Path, method: str | None, patches: Mapp
     return copy
 
 
+def found(folder: Path) -> Clone:
+    """The copy that was made in `folder`; RootdiskError where there is none."""
+    for copy in (Clone(folder / "disk.qcow2", True), Clone(folder / "disk.raw", False)):
+        if copy.path.exists():
+            return copy
+    raise RootdiskError(f"{folder}: the sandbox has no disk", "runner rm it")
+
+
 def _clusters(base: Path, patches: Mapping[int, bytes]) -> dict[int, bytes]:
     """The whole clusters that `patches` touch, by offset: the base's bytes under the patches'."""
     step = qcow2.CLUSTER_BYTES

@@ -13,6 +13,10 @@ def show() -> None:
     _shown = True
 
 
+def is_shown() -> bool:
+    return _shown
+
+
 def debug(text: str) -> None:
     if _shown:
         print(f"runner: {text}", file=sys.stderr, flush=True)

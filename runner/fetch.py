@@ -1,4 +1,4 @@
-"""Reference in, verified disk in the store out.
+"""An artifact's blobs in, verified disk in the store out.
 
 The index comes first; then only the frames whose chunks are nowhere on this host. Frames are decompressed as they
 arrive, each chunk's sha256 is compared, holes stay holes; the compressed blob is never kept. A killed fetch goes on
@@ -16,10 +16,8 @@ from typing import NamedTuple
 from runner.artifact import ArtifactConfig, ArtifactManifest, Chunk, ChunkIndex
 from runner.errors import DigestMismatch, RootdiskError
 from runner.files import atomic_write, fsync_dir, write_at
-from runner.oci import Digest, Manifest, Platform
 from runner.progress import Progress
-from runner.reference import Reference
-from runner.repository import Joined, RegistryOptions, Repository, open_repository, read_blob, resolve_manifest
+from runner.repository import Joined, Repository, read_blob
 from runner.store import Store
 
 INDEX_MAX_BYTES = 256 << 20
@@ -27,50 +25,24 @@ CONFIG_MAX_BYTES = 4 << 20
 THREADS = 2
 
 
-class Local(NamedTuple):
-    """An artifact on this host. Bytes: `fetched` of the blob, `reused` and `holes` of the disk; 0 where it was there."""
+class Counts(NamedTuple):
+    """Bytes: `fetched` of the blob, `reused` and `holes` of the disk."""
 
-    digest: Digest
-    config: ArtifactConfig
-    disk: Path
-    kernel: Path | None
-    initramfs: Path | None
-    fetched: int = 0
-    reused: int = 0
-    holes: int = 0
+    fetched: int
+    reused: int
+    holes: int
 
 
-def pull(
-    store: Store, reference: Reference, options: RegistryOptions, platform: Platform, progress: Progress | None = None
-) -> Local:
-    """The artifact that `reference` names, in `store`."""
-    repository = open_repository(reference, options)
-    try:
-        descriptor, raw = resolve_manifest(repository, reference, platform)
-        roles = ArtifactManifest.of(Manifest.parse(raw))
-        config = ArtifactConfig.parse(store.blob(repository, roles.config).read_bytes())
-        if config.platform != platform:
-            raise RootdiskError(f"{reference} is for {config.platform}", f"this machine runs {platform}: --platform")
-        disk = store.disk(config.disk_digest)
-        counts = (0, 0, 0)
-        if not disk.exists():
-            counts = _fetch_all(store, repository, roles, config, progress)
-        kernel, initramfs = (store.blob(repository, role) if role else None for role in (roles.kernel, roles.initramfs))
-        return Local(descriptor.digest, config, disk, kernel, initramfs, *counts)
-    finally:
-        repository.close()
-
-
-def _fetch_all(
+def fetch(
     store: Store, repository: Repository, roles: ArtifactManifest, config: ArtifactConfig, progress: Progress | None
-) -> tuple[int, int, int]:
-    """The disk, and kernel and initramfs beside it; of the disk, bytes fetched, reused, holes."""
+) -> Counts:
+    """The disk, and kernel and initramfs beside it, where they are not in the store yet."""
     from runner.threads import pool_of
 
     with pool_of(1) as pool:
         boot = [pool.submit(store.blob, repository, role) for role in (roles.kernel, roles.initramfs) if role]
         try:
-            counts = (0, 0, 0)
+            counts = Counts(0, 0, 0)
             with store.lock(config.disk_digest):
                 if not store.disk(config.disk_digest).exists():  # else another process was quicker
                     counts = _fetch_disk(store, repository, roles, config, progress)
@@ -84,8 +56,8 @@ def _fetch_all(
 
 def _fetch_disk(
     store: Store, repository: Repository, roles: ArtifactManifest, config: ArtifactConfig, progress: Progress | None
-) -> tuple[int, int, int]:
-    """Make the disk; bytes fetched, reused, holes."""
+) -> Counts:
+    """Make the disk."""
     raw = read_blob(repository, roles.chunks, INDEX_MAX_BYTES)
     index = ChunkIndex.parse(raw)
     if index.disk_digest() != config.disk_digest or index.disk_size != config.disk_size:
@@ -116,7 +88,7 @@ def _fetch_disk(
         raise RootdiskError(f"store {store.root}: {err.strerror}", "is there room? runner prune") from err
     holes = sum(chunk.length for chunk in index.chunks if chunk.zero)
     reused = sum(chunk.length for chunk in data) - sum(chunk.length for chunk in wanted)
-    return fetched, reused, holes
+    return Counts(fetched, reused, holes)
 
 
 def _not_here(store: Store, fd: int, data: list[Chunk]) -> list[Chunk]:

@@ -1,37 +1,45 @@
-"""Machine in, QEMU's command line out. Pure: nothing is started or read here but to find the program.
+"""QEMU: a Machine as its command line, and the process that runs it.
 
-No defaults, no monitor, no display; every disk's format is named; seccomp on. The machine is `microvm` with PCI on
-x86, `virt` on ARM.
+`command` is pure. No defaults, no monitor, no display; every disk's format is named; seccomp on. QEMU opens nothing by
+name: kernel, disks and sockets come to it as descriptors, so that it may run as a user who sees none of the store.
+The machine is `microvm` with PCI on x86, `virt` on ARM.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from runner.errors import RootdiskError
+from runner import process
+from runner.errors import BadInput, RootdiskError
+from runner.machine import Machine, Vm
 from runner.oci import Platform
 
 PROGRAMS = {"amd64": "qemu-system-x86_64", "arm64": "qemu-system-aarch64"}
 PACKAGES = {"amd64": "qemu-system-x86", "arm64": "qemu-system-arm"}
+_SPARE_BYTES = 1 << 30  # what a qcow2 file of a full disk may need beyond the disk
 
 
-class Machine(NamedTuple):
-    """A virtual machine: what it is made of and where its files are."""
+class Handles(NamedTuple):
+    """The descriptors that QEMU inherits."""
 
-    platform: Platform
-    accelerator: str
-    memory_mib: int
-    cpus: int
-    kernel: Path
-    initramfs: Path
-    cmdline: str
-    disk: Path
-    disk_format: str  # raw or qcow2
-    console: Path
-    channel_fd: int  # a connected socket that QEMU inherits
-    network: bool
+    channel: int
+    console: int
+    kernel: int
+    initramfs: int
+    disk: int
+    base: int | None
+    shares: tuple[int, ...] = ()  # connected to who serves each volume
+    network: int | None = None  # connected to passt
+
+    @property
+    def all(self) -> list[int]:
+        named = (self.channel, self.console, self.kernel, self.initramfs, self.disk, self.base, self.network)
+        return [fd for fd in (*named, *self.shares) if fd is not None]
 
 
 def program(platform: Platform) -> str:
@@ -46,29 +54,115 @@ def program(platform: Platform) -> str:
     raise RootdiskError(f"{name} is not installed", f"apt-get install {PACKAGES[platform.architecture]}")
 
 
-def command(qemu: str, machine: Machine) -> list[str]:
+def start(machine: Machine, folder: Path, user: process.User | None = None) -> Vm:
+    """QEMU with `machine`, and what serves its volumes and network; their logs are made in `folder`.
+
+    `user` is whom QEMU becomes. RootdiskError where something it needs is not installed; nothing runs then.
+    """
+    qemu = program(machine.platform)
+    if machine.kernel is None or machine.initramfs is None:
+        raise BadInput("the artifact carries no kernel", "build it with a kernel in images.toml")
+    with contextlib.ExitStack() as ours, contextlib.ExitStack() as helpers:
+
+        def opened(path: Path, flags: int) -> int:
+            fd = os.open(path, flags | os.O_CLOEXEC)
+            ours.callback(os.close, fd)
+            return fd
+
+        channel, channel_fd = _pair(ours)
+        console, console_fd = _pair(ours)
+        helpers.enter_context(channel)
+        helpers.enter_context(console)
+        served, shares, network = [], [], None
+        if machine.shares:
+            from runner import volumes
+
+            for share in machine.shares:
+                server, sock = volumes.serve(share, folder)
+                helpers.callback(server.kill)
+                served.append(server)
+                shares.append(ours.enter_context(sock).fileno())
+        if machine.network == "user":
+            from runner import passt
+
+            if passt.is_installed():
+                server, sock = passt.serve(machine.forwards, folder)
+                helpers.callback(server.kill)
+                served.append(server)
+                network = ours.enter_context(sock).fileno()
+        handles = Handles(
+            channel_fd,
+            console_fd,
+            opened(machine.kernel, os.O_RDONLY),
+            opened(machine.initramfs, os.O_RDONLY),
+            opened(machine.disk, os.O_RDWR),
+            opened(machine.base, os.O_RDONLY) if machine.base else None,
+            tuple(shares),
+            network,
+        )
+        running = process.start(
+            command(qemu, machine, handles),
+            log=folder / "qemu.log",
+            fds=handles.all,
+            user=user,
+            file_max_bytes=max(machine.disk_size, machine.memory_mib << 20) + _SPARE_BYTES,
+        )
+        helpers.pop_all()
+        return Vm(running, channel, console, tuple(served))
+
+
+def _pair(stack: contextlib.ExitStack) -> tuple[socket.socket, int]:
+    """A socket, and the descriptor of its other end, which `stack` closes."""
+    mine, theirs = socket.socketpair()
+    return mine, stack.enter_context(theirs).fileno()
+
+
+def command(qemu: str, machine: Machine, handles: Handles) -> list[str]:
     """QEMU's argv."""
     arm = machine.platform.architecture == "arm64"
     kind = "virt" if arm else "microvm,acpi=on,pcie=on"
     cpu = "host" if machine.accelerator == "kvm" else "max"
-    name = _escaped(machine.disk)
-    # A sandbox's disk is gone with it, so the guest's flushes need not wait for the host's disk.
-    disk = f"node-name=root,driver={machine.disk_format},file.driver=file,file.filename={name},cache.no-flush=on"
-    argv = [qemu, "-M", kind, "-accel", machine.accelerator, "-cpu", cpu]
+    argv = [qemu, "-accel", machine.accelerator, "-cpu", cpu]
     argv += ["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
     argv += ["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]
     argv += ["-m", f"{machine.memory_mib}M", "-smp", str(machine.cpus)]
-    argv += ["-kernel", str(machine.kernel), "-initrd", str(machine.initramfs), "-append", machine.cmdline]
-    argv += ["-chardev", f"file,id=console,path={_escaped(machine.console)}", "-serial", "chardev:console"]
-    argv += ["-blockdev", disk, "-device", "virtio-blk-pci,drive=root"]
-    argv += ["-device", "virtio-serial-pci", "-chardev", f"socket,id=channel,fd={machine.channel_fd}"]
+    if machine.shares:  # who serves them reads the guest's memory
+        argv += ["-object", f"memory-backend-memfd,id=memory,size={machine.memory_mib}M,share=on"]
+        kind += ",memory-backend=memory"
+    argv += ["-M", kind]
+    argv += ["-kernel", f"/proc/self/fd/{handles.kernel}", "-initrd", f"/proc/self/fd/{handles.initramfs}"]
+    argv += ["-append", machine.cmdline]
+    argv += ["-chardev", f"socket,id=console,fd={handles.console}", "-serial", "chardev:console"]
+    argv += _disk(machine, handles)
+    argv += ["-device", "virtio-serial-pci", "-chardev", f"socket,id=channel,fd={handles.channel}"]
     argv += ["-device", "virtserialport,chardev=channel,name=rootdisk"]
     argv += ["-device", "virtio-rng-pci"]
-    if machine.network:
-        argv += ["-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net,romfile="]
+    for number, (share, fd) in enumerate(zip(machine.shares, handles.shares, strict=True)):
+        argv += ["-chardev", f"socket,id=share{number},fd={fd}"]
+        argv += ["-device", f"vhost-user-fs-pci,chardev=share{number},tag={share.tag}"]
+    if machine.network == "user":
+        argv += ["-netdev", _network(machine, handles), "-device", "virtio-net-pci,netdev=net,romfile="]
     return argv
 
 
-def _escaped(path: Path) -> str:
-    """A path inside a comma-separated option."""
-    return str(path).replace(",", ",,")
+def _disk(machine: Machine, handles: Handles) -> Sequence[str]:
+    """The root disk, and under it its backing file, whatever name the overlay's header has for it."""
+    # A disk that is thrown away with its sandbox need not wait for the host's disk when the guest flushes.
+    cache = "" if machine.durable else ",cache.no-flush=on"
+    argv = ["-add-fd", f"fd={handles.disk},set=1"]
+    root = (
+        f"node-name=root,driver={machine.disk_format},file.driver=file,file.filename=/dev/fdset/1,discard=unmap{cache}"
+    )
+    if handles.base is not None:
+        argv += ["-add-fd", f"fd={handles.base},set=2"]
+        base = "node-name=base,driver=raw,read-only=on,file.driver=file,file.filename=/dev/fdset/2"
+        argv += ["-blockdev", base]
+        root += ",backing=base"
+    return [*argv, "-blockdev", root, "-device", "virtio-blk-pci,drive=root"]
+
+
+def _network(machine: Machine, handles: Handles) -> str:
+    if handles.network is not None:
+        return f"stream,id=net,server=off,addr.type=fd,addr.str={handles.network}"
+    ports = (f",hostfwd={f.protocol}:{f.address}:{f.host}-:{f.guest}" for f in machine.forwards)
+    return "user,id=net" + "".join(ports)

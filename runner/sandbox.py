@@ -1,260 +1,279 @@
-"""One sandbox from clone to exit status: directory, disk, slot, QEMU, channel, and everything gone again."""
+"""Sandboxes on disk: one directory each in the store, and what can be seen of them by any process.
+
+    NAME/lock          held (flock) by the sandbox's keeper while it runs: the kernel drops it, however the keeper ends
+    NAME/state.json    what it is, who keeps it, how it ended; no secrets
+    NAME/records       the slot's records (0600): variables, keys, command; written again at every start
+    NAME/slot.json     digests of what was last written to the slot
+    NAME/disk.*        its disk
+    NAME/control       the keeper's socket
+    NAME/console.log, output.log, qemu.log
+
+A directory gets its name by rename, with lock and state in it, so who sees the name sees a whole sandbox.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
+import fcntl
+import json
 import os
-import signal
-import socket
-import struct
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple
 
-from runner import accel, qemu, slot, tsc
-from runner.clone import clone
-from runner.debug import debug
-from runner.errors import BadInput, RootdiskError
-from runner.fetch import Local
-from runner.files import write_json
-from runner.store import Store, started
+from runner.errors import BadInput, Busy, RootdiskError
+from runner.files import is_locked, write_json
+from runner.store import Store
 
-if TYPE_CHECKING:
-    from runner.channel import Channel, GuestError
-
-STOP_S = 10
-_PR_SET_PDEATHSIG = 1
+_NEW = ".new-"
+_NEW_MAX_AGE_S = 60  # a directory without a lock in it for that long belongs to nobody
+_RELEASE_S = 2.0  # how long somebody who only looks may hold the lock
 
 
-class Options(NamedTuple):
-    """What a user asks of one run. Records are the slot's, docs/layout-1.md."""
+class Spec(NamedTuple):
+    """What a sandbox is made of, as its user asked for it; kept for `start` and `inspect`. No secrets."""
 
-    records: tuple[tuple[str, bytes], ...]
     name: str
+    reference: str
+    artifact: str  # the manifest's digest
+    disk: str  # hex digests, as the store names its files: of the base disk
+    config: str
+    kernel: str | None
+    initramfs: str | None
+    disk_size: int  # bytes, of the sandbox's own disk
     memory_mib: int
     cpus: int
-    network: bool = True
-    timeout_s: float | None = None
+    network: str = "user"
+    forwards: tuple[tuple[str, str, int, int], ...] = ()
+    volumes: tuple[tuple[str, str, bool], ...] = ()  # path of the host, of the guest, read-only
+    labels: tuple[tuple[str, str], ...] = ()
     keep: bool = False
+    detached: bool = False
     interactive: bool = False
     terminal: bool = False
     accelerator: str | None = None
+    backend: str | None = None
     clone: str | None = None
-    debug: bool = False
+    timeout_s: float | None = None
+
+    @property
+    def uses(self) -> set[str]:
+        """What must stay in the store as long as the sandbox is there."""
+        return {digest for digest in (self.disk, self.config, self.kernel, self.initramfs) if digest}
 
 
-def run(store: Store, local: Local, options: Options, counter: tsc.Counter | None = None) -> int:
-    """Boot `local` and carry its program's input and output; the program's exit status, 124 at the time-out.
+class State(NamedTuple):
+    """A sandbox as it was last seen."""
 
-    `counter` may have been measuring since earlier. RootdiskError with the guest's or the console's reason where the sandbox fails.
-    """
-    program = qemu.program(local.config.platform)
-    counter = counter or tsc.Counter()
-    chosen = accel.choose(options.accelerator)
-    debug(f"accelerator {chosen.name}: {chosen.reason}")
-    if local.kernel is None or local.initramfs is None:
-        raise BadInput("the artifact carries no kernel", "build it with a kernel in images.toml")
-    with _directory(store, local, options) as folder:
-        extent = local.config.slot()
-        filled = slot.pack((*options.records, *_own_records(options)), extent.length)
-        disk = clone(local.disk, local.config.disk_size, folder, options.clone, slot.clusters(extent, filled))
-        slot.write(disk.path, extent, filled, folder / "slot.json", overlay=disk.overlay, durable=options.keep)
-        ours, theirs = socket.socketpair()
-        with ours, theirs:
-            machine = qemu.Machine(
-                local.config.platform,
-                chosen.name,
-                options.memory_mib,
-                options.cpus,
-                local.kernel,
-                local.initramfs,
-                _cmdline(local, counter if chosen.name == "tcg" else None, filled.digest, options.debug),
-                disk.path,
-                disk.form,
-                folder / "console.log",
-                theirs.fileno(),
-                options.network,
-            )
-            argv = qemu.command(program, machine)
-            debug(" ".join(argv))
-            with _running(argv, theirs, folder) as process:
-                return _carry(process, ours, folder, options)
+    folder: Path
+    spec: Spec
+    running: bool
+    pid: int  # the keeper's; 0 when it has ended
+    created: float  # Unix time, as the others
+    started: float
+    ended: float | None
+    status: int | None  # exit status of the last run; None when it runs or was cut off
+    error: str  # why the last run failed
+
+    @property
+    def text(self) -> str:
+        """In a word or two."""
+        if self.running:
+            return "running"
+        return "cut off" if self.status is None else f"exited ({self.status})"
+
+    def to_json(self) -> dict[str, Any]:
+        """For programs: of `ps --json` and `inspect`."""
+        spec = self.spec._asdict()
+        spec["labels"] = dict(self.spec.labels)
+        spec["ports"] = [
+            {"protocol": protocol, "address": address, "host": host, "guest": guest}
+            for protocol, address, host, guest in spec.pop("forwards")
+        ]
+        spec["volumes"] = [{"host": a, "guest": b, "read_only": c} for a, b, c in self.spec.volumes]
+        fields = ("pid", "created", "started", "ended", "status", "error", "running")
+        return {**spec, **{name: getattr(self, name) for name in fields}}
 
 
-def _cmdline(local: Local, counter: tsc.Counter | None, slot_digest: str, debug: bool) -> str:
-    """The kernel's command line: the artifact's, and what this run adds; `counter` is for a guest under TCG."""
-    words = [local.config.cmdline, f"rootdisk.slot={slot_digest}"]
-    if counter is not None and local.config.platform.architecture == "amd64" and (khz := counter.khz()):
-        words.append(f"tsc_early_khz={khz}")
-    if debug:
-        words.append("rootdisk.debug=1")
-    return " ".join(words)
+class Sandbox:
+    """A sandbox's directory while this process holds its lock."""
 
+    def __init__(self, folder: Path, lock: int, spec: Spec, created: float) -> None:
+        self.folder = folder
+        self.spec = spec
+        self._lock = lock
+        self._created = created
 
-def _carry(process: subprocess.Popen[bytes], ours: socket.socket, folder: Path, options: Options) -> int:
-    """Everything between the two sides, until the program has ended."""
-    from runner.channel import Channel, GuestError, TimeOut  # loaded while the guest starts
-
-    channel = Channel(ours)
-    start = time.monotonic()
-    end = start + options.timeout_s if options.timeout_s else None
-
-    def ready() -> None:
-        debug(f"program started after {time.monotonic() - start:.2f} s")
-        if options.terminal:
-            channel.resize(*_window())
-
-    stdin = 0 if options.interactive else None
-    try:
-        with _signals(channel, options.terminal), _raw(options.terminal and options.interactive):
-            status = channel.run(stdin=stdin, stdout=1, stderr=2, deadline=end, on_ready=ready)
-        channel.acknowledge()
-    except TimeOut:
-        return 124
-    except GuestError as err:
-        raise _explained(err, process, folder) from err
-    finally:
-        for line in channel.logs:
-            debug(f"guest: {line}")
-    try:
-        process.wait(STOP_S)
-    except subprocess.TimeoutExpired:
-        debug("the guest did not power off; ended")
-    return status
-
-
-def _explained(err: GuestError, process: subprocess.Popen[bytes], folder: Path) -> RootdiskError:
-    """The error with what QEMU and the console say."""
-    from runner import console
-
-    if err.message:
-        return err
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(2)
-    lines = console.tail(folder / "console.log")
-    complaint = (folder / "qemu.log").read_text(errors="replace").strip().splitlines()
-    reason = console.meaning(lines) or (complaint[-1] if complaint else "")
-    shown = "".join(f"\n  {line}" for line in lines)
-    return RootdiskError(f"the sandbox ended without a word{': ' + reason if reason else ''}", f"its console:{shown}")
-
-
-@contextlib.contextmanager
-def _directory(store: Store, local: Local, options: Options) -> Iterator[Path]:
-    """The sandbox's directory, and its state for ps; removed at the end unless it is to be kept."""
-    folder = store.sandboxes / options.name
-    try:
+    @classmethod
+    def create(cls, store: Store, spec: Spec) -> Sandbox:
+        """A new one, locked; BadInput where there is one of that name. Nothing has that name before `name` is called."""
+        folder = store.sandboxes / f"{_NEW}{os.urandom(8).hex()}"
         folder.mkdir(mode=0o700)
-    except FileExistsError as err:
-        raise BadInput(f"there is a sandbox {options.name} already", "choose another --name, or runner rm it") from err
-    files = [local.disk.stem, *(path.name for path in (local.kernel, local.initramfs) if path)]
-    state = {
-        "name": options.name,
-        "artifact": str(local.digest),
-        "pid": os.getpid(),
-        "started": started(os.getpid()),
-        "created": int(time.time()),
-        "keep": options.keep,
-        "uses": files,
-    }
+        lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        sandbox = cls(folder, lock, spec, time.time())
+        sandbox.write_state()
+        return sandbox
+
+    @classmethod
+    def open(cls, state: State) -> Sandbox:
+        """A kept one, to start it again or to remove it; Busy where it runs."""
+        deadline = time.monotonic() + _RELEASE_S
+        while (lock := _locked(state.folder)) is None:
+            if time.monotonic() > deadline or not state.folder.exists():
+                raise Busy(f"sandbox {state.spec.name} runs", f"runner stop {state.spec.name}")
+            time.sleep(0.02)
+        return cls(state.folder, lock, state.spec, state.created)
+
+    def take_name(self) -> None:
+        """Be seen under its own name from now on; BadInput where another has it."""
+        target = self.folder.parent / self.spec.name
+        with contextlib.suppress(OSError):
+            discard(target)  # of a keeper that was killed, and not to be kept
+        try:
+            os.rename(self.folder, target)
+        except OSError as err:
+            raise BadInput(
+                f"there is a sandbox {self.spec.name} already", f"choose another --name, or runner rm {self.spec.name}"
+            ) from err
+        self.folder = target
+
+    def write_state(self, *, pid: int = 0, started: float = 0, status: int | None = None, error: str = "") -> None:
+        """For others to see: who keeps it (0: nobody any more), since when, and how it ended."""
+        state = {
+            "spec": self.spec._asdict(),
+            "pid": pid,
+            "created": self._created,
+            "started": started,
+            "ended": None if pid or not started else time.time(),
+            "status": status,
+            "error": error,
+        }
+        # A sandbox that is not kept need not outlive a power cut.
+        write_json(self.folder / "state.json", state, 0o600, durable=self.spec.keep)
+
+    def remove(self) -> None:
+        """It and all it has."""
+        import shutil  # when a sandbox has ended, there is time to load it
+
+        with contextlib.suppress(OSError):
+            hidden = self.folder.with_name(f"{_NEW}{os.urandom(8).hex()}")
+            os.rename(self.folder, hidden)  # the name is free at once, and nobody sees half of it
+            self.folder = hidden
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def release(self) -> None:
+        """Let go of the lock, where no other process of ours has it too."""
+        os.close(self._lock)
+
+
+def _locked(folder: Path) -> int | None:
+    """The open, locked lock of a directory; None where another has it, or the directory was replaced meanwhile."""
+    fd = os.open(folder / "lock", os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
-        # A sandbox that is not kept need not outlive a power cut: its next runner removes it.
-        write_json(folder / "state.json", state, durable=options.keep)
-        yield folder
-    finally:
-        if options.keep:
-            write_json(folder / "state.json", {**state, "pid": 0})
-        else:
-            import shutil  # when the sandbox has ended, there is time to load it
-
-            shutil.rmtree(folder, ignore_errors=True)
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(fd), os.stat(folder / "lock")):
+            return fd
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    os.close(fd)
+    return None
 
 
-def _own_records(options: Options) -> list[tuple[str, bytes]]:
-    """What every sandbox is told: who it is, what time it is, and randomness of its own."""
-    records = [
-        ("machine-id", os.urandom(16).hex().encode()),
-        ("entropy", os.urandom(64).hex().encode()),
-        ("time", f"{time.time():.3f}".encode()),
-        ("network", b"user" if options.network else b"none"),
-    ]
-    if options.interactive:
-        records.append(("stdin", b"1"))
-    if options.terminal:
-        records.append(("tty", b"1"))
-    return records
-
-
-@contextlib.contextmanager
-def _running(argv: list[str], theirs: socket.socket, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """QEMU while it runs. It ends with us, even when we are killed."""
-    parent = os.getpid()
-    prctl = ctypes.CDLL(None).prctl
-
-    def bound() -> None:
-        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:
-            os._exit(1)
-
-    with open(folder / "qemu.log", "xb") as errors:
-        process = subprocess.Popen(
-            argv,
-            stdin=subprocess.DEVNULL,
-            stdout=errors,
-            stderr=errors,
-            pass_fds=[theirs.fileno()],
-            start_new_session=True,  # Ctrl-C is ours to pass on
-            preexec_fn=bound,
+def read(folder: Path) -> State:
+    """The sandbox in `folder`; OSError or ValueError where there is none."""
+    running = is_locked(folder / "lock")
+    value = json.loads((folder / "state.json").read_bytes())
+    try:
+        spec = value["spec"]
+        for name in ("forwards", "volumes", "labels"):
+            spec[name] = tuple(map(tuple, spec[name]))
+        return State(
+            folder,
+            Spec(**spec),
+            running,
+            value["pid"] if running else 0,
+            value["created"],
+            value["started"],
+            value["ended"],
+            value["status"],
+            value["error"],
         )
-    theirs.close()
+    except (KeyError, TypeError) as err:
+        raise ValueError(f"{folder / 'state.json'}: {err}") from err
+
+
+def states(store: Store) -> Iterator[State]:
+    """Every sandbox, also those that are being made."""
+    for folder in sorted(store.sandboxes.iterdir()):
+        with contextlib.suppress(OSError, ValueError):
+            yield read(folder)
+
+
+def find(store: Store, name: str) -> State:
+    """The sandbox of that name; BadInput where there is none."""
     try:
-        yield process
-    finally:
-        if process.poll() is None:
-            process.kill()
-        process.wait()
+        if "/" in name or name.startswith("."):
+            raise FileNotFoundError
+        return read(store.sandboxes / name)
+    except (OSError, ValueError) as err:
+        import difflib
+
+        names = [state.spec.name for state in states(store)]
+        near = difflib.get_close_matches(name, names, 1)
+        raise BadInput(f"no sandbox {name!r:.80}", f"did you mean {near[0]}?" if near else "see runner ps -a") from err
 
 
-@contextlib.contextmanager
-def _signals(channel: Channel, terminal: bool) -> Iterator[None]:
-    """Ctrl-C, SIGTERM and hang-up stop the program in the guest; the window's size follows."""
-    handlers = {number: lambda *_: channel.stop(STOP_S) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    if terminal:
-        handlers[signal.SIGWINCH] = lambda *_: channel.resize(*_window())
-    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+def discard(folder: Path) -> None:
+    """Remove a sandbox that nobody keeps and that is not to be kept, or one that was never finished."""
+    import shutil
+
     try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def _raw(wanted: bool) -> Iterator[None]:
-    """Our terminal hands every key on."""
-    if not wanted or not os.isatty(0):
-        yield
+        lock = _locked(folder)
+    except FileNotFoundError:
+        if _is_left(folder):
+            shutil.rmtree(folder, ignore_errors=True)
         return
-    import termios
-    import tty
-
-    before = termios.tcgetattr(0)
+    if lock is None:
+        return
     try:
-        tty.setraw(0)
-        yield
+        # Whoever makes a directory locks it before the state is in it: with a state, its maker is dead.
+        left = _is_left(folder) or (folder.name.startswith(_NEW) and (folder / "state.json").exists())
+        with contextlib.suppress(OSError, ValueError):
+            left |= not read(folder).spec.keep
+        if left:
+            shutil.rmtree(folder, ignore_errors=True)
     finally:
-        termios.tcsetattr(0, termios.TCSADRAIN, before)
+        os.close(lock)
 
 
-def _window() -> tuple[int, int]:
-    import fcntl
-    import termios
+def _is_left(folder: Path) -> bool:
+    return folder.name.startswith(_NEW) and time.time() - folder.stat().st_mtime > _NEW_MAX_AGE_S
 
+
+def sweep(store: Store) -> None:
+    """Remove what killed processes left."""
+    for folder in store.sandboxes.iterdir():
+        with contextlib.suppress(OSError):
+            discard(folder)
+
+
+def is_running(state: State) -> bool:
+    return is_locked(state.folder / "lock")
+
+
+def wait_end(state: State) -> None:
+    """Return when the sandbox does not run any more."""
     try:
-        rows, columns = struct.unpack("HHHH", fcntl.ioctl(sys.stdout.fileno(), termios.TIOCGWINSZ, bytes(8)))[:2]
-    except (OSError, ValueError):
-        return 24, 80
-    return (rows or 24), (columns or 80)
+        fd = os.open(state.folder / "lock", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH)
+    finally:
+        os.close(fd)
+
+
+def not_running(state: State) -> RootdiskError:
+    return BadInput(f"sandbox {state.spec.name} does not run", f"runner start {state.spec.name}")

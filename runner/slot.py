@@ -18,11 +18,11 @@ from runner import qcow2
 from runner.artifact import SlotExtent
 from runner.errors import BadInput, RootdiskError
 from runner.files import write_json
+from runner.records import Record
+from runner.records import pack as pack_records
 
 _MAGIC = b"RDSLOT1\0"
 _HEADER = struct.Struct("<8sII")
-
-Record = tuple[str, bytes]
 
 
 class Slot(NamedTuple):
@@ -34,7 +34,7 @@ class Slot(NamedTuple):
 
 def pack(records: Iterable[Record], length: int) -> Slot:
     """The slot of `length` bytes that holds `records`; BadInput where one has a NUL byte or all do not fit."""
-    payload = b"".join(_record(key, value) for key, value in records)
+    payload = pack_records(records)
     used = _HEADER.size + len(payload)
     if used > length:
         raise BadInput(
@@ -43,12 +43,6 @@ def pack(records: Iterable[Record], length: int) -> Slot:
         )
     head = _HEADER.pack(_MAGIC, len(payload), 0) + payload
     return Slot(head + bytes(length - used), hashlib.sha256(head).hexdigest())
-
-
-def _record(key: str, value: bytes) -> bytes:
-    if b"\0" in value:
-        raise BadInput(f"{key} {value.partition(b'=')[0]!r:.60} holds a NUL byte", "no program could receive it")
-    return key.encode() + b"=" + value + b"\0"
 
 
 def clusters(extent: SlotExtent, slot: Slot) -> dict[int, bytes]:

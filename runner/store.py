@@ -1,23 +1,24 @@
 """The store: verified content on one host, by digest, shared by all processes of one user.
 
     ROOT/format            "1"
-    ROOT/blobs/HEX         manifests' small blobs: config, kernel, initramfs
+    ROOT/blobs/HEX         manifests and their small blobs: config, kernel, initramfs
+    ROOT/names/HEX         which manifest a reference named when it was last asked for
     ROOT/disks/HEX.raw     a sparse root disk, HEX its disk digest; HEX.chunks its chunk index
-    ROOT/locks/HEX         one lock a digest
-    ROOT/sandboxes/NAME/   one sandbox each: overlay, console log, state
+    ROOT/locks/HEX         one lock a digest: exclusive while it is made or removed, shared while it is in use
+    ROOT/sandboxes/NAME/   one sandbox each: runner/sandbox.py
+    ROOT/kvm.json          whether a guest has started with KVM here
 
 A name here means the content is good: files get it by rename, after verifying and syncing. Disks are never written.
+Locks are the kernel's (flock), so those of killed processes are gone.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
+import fcntl
 import os
-import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 from runner.artifact import ChunkIndex
 from runner.errors import RootdiskError
@@ -41,7 +42,7 @@ class Store:
         home = os.environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.local/share")
         root = Path(os.environ.get("ROOTDISK_STORE") or Path(home, "rootdisk")).absolute()
         try:
-            for folder in ("blobs", "disks", "locks", "sandboxes"):
+            for folder in ("blobs", "disks", "locks", "names", "sandboxes"):
                 (root / folder).mkdir(parents=True, exist_ok=True, mode=0o700)
             form = root / "format"
             if not form.exists():
@@ -73,9 +74,12 @@ class Store:
         with locked(self.root / "locks" / digest.hex):
             yield
 
+    def blob_path(self, digest: Digest) -> Path:
+        return self.root / "blobs" / digest.hex
+
     def blob(self, repository: Repository, descriptor: Descriptor) -> Path:
         """A blob's file, fetched and verified where it is not there yet."""
-        path = self.root / "blobs" / descriptor.digest.hex
+        path = self.blob_path(descriptor.digest)
         if not path.exists():
             atomic_write(path, read_blob(repository, descriptor, BLOB_MAX_BYTES))
         return path
@@ -86,42 +90,11 @@ class Store:
             with contextlib.suppress(OSError, RootdiskError):
                 yield path, ChunkIndex.parse(path.with_suffix(".chunks").read_bytes())
 
-    def states(self) -> Iterator[tuple[Path, dict[str, Any]]]:
-        """Every sandbox's directory and state, `running` worked out."""
-        for folder in sorted(self.sandboxes.iterdir()):
-            with contextlib.suppress(OSError, ValueError):
-                state = json.loads((folder / "state.json").read_bytes())
-                state["running"] = started(state["pid"]) == state["started"]
-                yield folder, state
-
-    def sweep(self) -> None:
-        """Remove sandboxes whose runner was killed before it could, unless they are to be kept."""
-        for folder, state in list(self.states()):
-            if not state["running"] and not state["keep"]:
-                import shutil  # seldom needed, and slow to load
-
-                shutil.rmtree(folder, ignore_errors=True)
-
-    def prune(self, age_s: float, dry_run: bool) -> list[tuple[Path, int]]:
-        """Remove disks and blobs that no sandbox uses and that are older than `age_s`; what and how many bytes."""
-        used = {name for _, state in self.states() for name in state["uses"]}
-        removed = []
-        for path in (*(self.root / "disks").iterdir(), *(self.root / "blobs").iterdir()):
-            digest = path.name.partition(".")[0]
-            with contextlib.suppress(OSError):
-                info = path.stat()
-                if digest in used or time.time() - max(info.st_mtime, info.st_atime) < age_s:
-                    continue
-                removed.append((path, info.st_blocks * 512))
-                if not dry_run:
-                    with locked(self.root / "locks" / digest):
-                        path.unlink()
-        return removed
-
-
-def started(pid: int) -> str:
-    """When process `pid` started, in the kernel's ticks; "" where there is none. With the pid it names a process."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
-        return ""
+    def lease(self, digests: Iterable[str]) -> tuple[int, ...]:
+        """Descriptors that keep what the hex digests name from being removed, until they are closed everywhere."""
+        held = []
+        for digest in digests:
+            fd = os.open(self.root / "locks" / digest, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fcntl.flock(fd, fcntl.LOCK_SH)
+            held.append(fd)
+        return tuple(held)

@@ -36,11 +36,13 @@ def make_kernel(image: Image, init: Path, directory: Path, packages: Path) -> di
     """Kernel and initramfs in `directory`, and their digests; None for both where the image wants none."""
     if image.kernel == "none":
         return {"kernel": None, "initramfs": None}
+    from imagetool.guest.initramfs import Module
     from imagetool.guest.initramfs import build as build_initramfs
     from imagetool.guest.kernel import find
 
     kernel = find(image.kernel, image.platform, packages)
-    initramfs = build_initramfs(init.read_bytes(), [(name, path.read_bytes()) for name, path in kernel.modules])
+    modules = [Module(path.name, path.read_bytes(), key) for path, key in kernel.modules]
+    initramfs = build_initramfs(init.read_bytes(), modules)
     vmlinuz = kernel.vmlinuz.read_bytes()
     for name, data in (("vmlinuz", vmlinuz), ("initramfs", initramfs)):
         atomic_write(directory / name, data)

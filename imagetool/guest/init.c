@@ -77,16 +77,22 @@ void power_off(void) {
         pause();
 }
 
-static void load_modules(void) {
+/* Of /modules/load the lines without a key; later those whose record the slot has. */
+void load_modules(int first) {
     size_t length;
     char *list = read_file("/modules/load", &length), *save, path[256];
     if (!list)
         return;
-    for (char *name = strtok_r(list, "\n", &save); name; name = strtok_r(NULL, "\n", &save)) {
-        snprintf(path, sizeof path, "/modules/%s", name);
+    for (char *line = strtok_r(list, "\n", &save); line; line = strtok_r(NULL, "\n", &save)) {
+        char *key = strchr(line, ' ');
+        if (key)
+            *key++ = 0;
+        if (first ? !!key : !key || !find_record(&slot, key))
+            continue;
+        snprintf(path, sizeof path, "/modules/%s", line);
         int fd = open(path, O_RDONLY | O_CLOEXEC);
         if (fd < 0 || (syscall(SYS_finit_module, fd, "", 0) && errno != EEXIST))
-            dprintf(2, "rootdisk: module %s: %s\n", name, strerror(errno));
+            dprintf(2, "rootdisk: module %s: %s\n", line, strerror(errno));
         close(fd);
         unlink(path);
     }
@@ -153,6 +159,10 @@ int main(int argc, char **argv) {
         puts("rootdisk init, layout 1");
         return 0;
     }
+    if (argc == 3 && !strcmp(argv[1], "pack"))
+        return pack(argv[2]);
+    if (argc == 4 && !strcmp(argv[1], "unpack"))
+        return unpack(argv[2], argv[3]);
     if (getpid() != 1) {
         fputs("rootdisk: init runs as process 1 of a virtual machine\n", stderr);
         return 125;
@@ -169,11 +179,12 @@ int main(int argc, char **argv) {
         dup2(console, fd);
     read_cmdline();
     int early = !access("/modules/load", F_OK);
-    load_modules();
+    load_modules(1);
     channel = find_port(early ? 3 : 0.2);
     if (early) {
         mount_root();
         read_slot("/root/.rootdisk/slot");
+        load_modules(0);
         if (find_record(&slot, "read-only"))
             overlay_root();
         unlink("/init");
@@ -191,6 +202,8 @@ int main(int argc, char **argv) {
         die("the disk has no /.rootdisk/process: it was built with --plain");
     mount_all();
     configure();
+    mount_volumes();
+    renew_host_keys();
     struct program program = {0};
     main_program(&program);
     serve(&program);

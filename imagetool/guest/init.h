@@ -31,14 +31,21 @@ void power_off(void) __attribute__((noreturn));
 const char *next_record(const struct records *, size_t *at, const char **key);
 const char *find_record(const struct records *, const char *key);
 char *read_file(const char *path, size_t *length);
+void make_directories(const char *path);
 int write_file(const char *path, const char *data, size_t length, mode_t mode);
 void set_env(char ***env, const char *text);
 void sha256_hex(const void *data, size_t length, char out[65]);
 
+void load_modules(int first);
 void mount_all(void);
+void mount_volumes(void);
+void renew_host_keys(void);
 void configure(void);
 int find_port(double timeout);
 void find_user(const char *text, uid_t *, gid_t *, gid_t *groups, int *count, const char **home);
+
+int pack(const char *path);
+int unpack(const char *path, const char *name);
 
 pid_t spawn(const struct program *, int fds[3]);
 void main_program(struct program *);

@@ -14,7 +14,7 @@ from pathlib import Path
 from runner.errors import BadInput, RootdiskError
 from runner.oci import Digest, Platform
 
-SOURCES = ("init.c", "sha256.c", "setup.c", "process.c", "channel.c")
+SOURCES = ("init.c", "sha256.c", "setup.c", "process.c", "channel.c", "archive.c")
 FLAGS = (
     *(
         "-std=gnu11",

@@ -5,21 +5,31 @@ from __future__ import annotations
 import gzip
 import lzma
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import zstandard
 
 MODULE_MAX_BYTES = 64 << 20
 
 
-def build(init: bytes, modules: Sequence[tuple[str, bytes]]) -> bytes:
-    """`modules` are (file name, content) in the order they are to be loaded; compressed ones are decompressed here."""
-    names = [name.removesuffix(".xz").removesuffix(".zst").removesuffix(".gz") for name, _ in modules]
+class Module(NamedTuple):
+    """A kernel module: its file, and the key of the slot's record that wants it; "" for always."""
+
+    file: str
+    content: bytes
+    key: str
+
+    @property
+    def name(self) -> str:
+        """Of the file when it is decompressed."""
+        return self.file.removesuffix(".xz").removesuffix(".zst").removesuffix(".gz")
+
+
+def build(init: bytes, modules: Sequence[Module]) -> bytes:
+    """`modules` in the order they are to be loaded; compressed ones are decompressed here."""
     entries = [(b"dev", 0o040755, b""), (b"init", 0o100755, init), (b"modules", 0o040755, b"")]
-    entries += [
-        (b"modules/" + name.encode(), 0o100644, _plain(content))
-        for name, (_, content) in zip(names, modules, strict=True)
-    ]
-    entries.append((b"modules/load", 0o100644, "".join(f"{name}\n" for name in names).encode()))
+    entries += [(b"modules/" + module.name.encode(), 0o100644, _plain(module.content)) for module in modules]
+    entries.append((b"modules/load", 0o100644, "".join(f"{m.name} {m.key}".rstrip() + "\n" for m in modules).encode()))
     out = b"".join(_entry(n, *entry) for n, entry in enumerate(entries, 1)) + _entry(0, b"TRAILER!!!", 0, b"")
     return gzip.compress(out, 9, mtime=0)
 

@@ -23,18 +23,22 @@ META = {
     ("ubuntu", "amd64"): "linux-image-virtual",
     ("ubuntu", "arm64"): "linux-image-virtual",
 }
-# In load order: virtio needs virtio_ring's symbols, though modules.dep may not say so.
-WANTED = (
-    *("virtio_ring", "virtio", "virtio_mmio", "virtio_pci_legacy_dev", "virtio_pci_modern_dev", "virtio_pci"),
-    *("virtio_blk", "virtio_console", "failover", "net_failover", "virtio_net", "rng_core", "virtio_rng", "overlay"),
-)
+# In load order: virtio needs virtio_ring's symbols, though modules.dep may not say so. Those with a key are loaded only
+# where the slot has a record of that name.
+WANTED = {
+    **dict.fromkeys(("virtio_ring", "virtio", "virtio_mmio", "virtio_pci_legacy_dev", "virtio_pci_modern_dev"), ""),
+    **dict.fromkeys(("virtio_pci", "virtio_blk", "virtio_console", "failover", "net_failover", "virtio_net"), ""),
+    **dict.fromkeys(("rng_core", "virtio_rng"), ""),
+    "overlay": "read-only",
+    **dict.fromkeys(("fuse", "virtiofs", "netfs", "fscache", "9pnet", "9pnet_virtio", "9p"), "mount"),
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
     version: str
     vmlinuz: Path
-    modules: tuple[tuple[str, Path], ...]  # file name, file; in load order
+    modules: tuple[tuple[Path, str], ...]  # in load order; with the key of the record that wants it, "" for always
 
 
 def find(wanted: str, platform: Platform, cache: Path) -> Kernel:
@@ -119,7 +123,7 @@ def _in(root: Path) -> Kernel:
                 if dot:
                     found.setdefault(stem.replace("-", "_"), Path(folder, file))
     # What is not a module is built into the kernel.
-    modules = tuple((found[name].name, found[name]) for name in WANTED if name in found)
+    modules = tuple((found[name], key) for name, key in WANTED.items() if name in found)
     return Kernel(version, vmlinuz, modules)
 
 

@@ -147,7 +147,7 @@ void find_user(const char *text, uid_t *uid, gid_t *gid, gid_t *groups, int *cou
     free(data);
 }
 
-static void make_workdir(const char *path) {
+void make_directories(const char *path) {
     char part[4096];
     for (const char *slash = strchr(path + 1, '/');; slash = strchr(slash + 1, '/')) {
         size_t length = slash ? (size_t)(slash - path) : strlen(path);
@@ -209,7 +209,7 @@ pid_t spawn(const struct program *program, int fds[3]) {
         else if (i == 0)
             dup2(open("/dev/null", O_RDONLY), 0);
     }
-    make_workdir(program->workdir);
+    make_directories(program->workdir);
     if (setgroups(count, groups) || setgid(gid) || setuid(uid))
         dprintf(2, "rootdisk: cannot become user %s: %s\n", program->user, strerror(errno)), _exit(125);
     if (chdir(program->workdir))

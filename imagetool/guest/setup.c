@@ -13,6 +13,7 @@
 #include <sys/mount.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -173,6 +174,44 @@ void configure(void) {
         if ((text = find_record(&slot, key)) && write_file(path, text, strlen(text), i == 2 ? 0400 : 0444))
             die("cannot write %s: %s", path, strerror(errno));
     }
+}
+
+/* Directories of the host: by virtiofs, or 9p where the kernel has only that. */
+void mount_volumes(void) {
+    const char *key, *value;
+    for (size_t at = 0; (value = next_record(&slot, &at, &key));) {
+        char tag[32], path[4096], mode[4];
+        if (strcmp(key, "mount"))
+            continue;
+        if (sscanf(value, "%31[^\t]\t%4095[^\t]\t%3s", tag, path, mode) != 3)
+            die("the runner sent a volume without tag, path or mode");
+        make_directories(path);
+        unsigned long flags = MS_NOSUID | MS_NODEV | (strcmp(mode, "ro") ? 0 : MS_RDONLY);
+        if (mount(tag, path, "virtiofs", flags, NULL) &&
+            (errno != ENODEV || mount(tag, path, "9p", flags, "trans=virtio,version=9p2000.L,msize=262144")))
+            die("cannot mount the volume %s: %s%s", path, strerror(errno),
+                errno == ENODEV ? " (the kernel has no virtiofs)" : "");
+    }
+}
+
+/* An image's SSH host keys are known to all who have the image: a new sandbox gets its own, or none. */
+void renew_host_keys(void) {
+    DIR *directory = find_record(&slot, "first") ? opendir("/etc/ssh") : NULL;
+    int found = 0, status;
+    for (struct dirent *entry; directory && (entry = readdir(directory));)
+        if (!strncmp(entry->d_name, "ssh_host_", 9) && strstr(entry->d_name, "_key"))
+            found |= !unlinkat(dirfd(directory), entry->d_name, 0);
+    if (directory)
+        closedir(directory);
+    if (!found || access("/usr/bin/ssh-keygen", X_OK))
+        return;
+    pid_t pid = fork();
+    if (!pid) {
+        execl("/usr/bin/ssh-keygen", "ssh-keygen", "-A", NULL);
+        _exit(127);
+    }
+    if (waitpid(pid, &status, 0) != pid || status)
+        note("ssh-keygen: status %d", status);
 }
 
 /* The virtio port named `rootdisk`; -1 when there is none by then. */

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from runner.errors import RootdiskError
-from runner.fetch import Local, pull
+from runner.local import Local, pull
 from runner.oci import Digest, Platform
 from runner.reference import parse_reference
 from runner.repository import RegistryOptions

@@ -76,7 +76,7 @@ def test_the_right_frame_without_its_size() -> None:
 
 
 def test_from_a_layout_and_from_another_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from runner.fetch import pull
+    from runner.local import pull
 
     monkeypatch.setenv("ROOTDISK_STORE", str(tmp_path / "store"))
     store = Store.open()

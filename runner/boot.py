@@ -1,0 +1,295 @@
+"""The way of a sandbox: directory, clone and slot; then its keeper, a process of its own, with the machine.
+
+`create` and `reopen` make a sandbox ready, `launch` starts its keeper and carries the program's input and output, or
+returns when the program has started. The keeper ends with the machine, whoever else is killed, and the machine with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
+
+from runner import accel, records, sandbox, slot, tsc
+from runner.clone import Clone, clone, found
+from runner.debug import debug, is_shown
+from runner.errors import BadInput, RootdiskError
+from runner.files import atomic_write
+from runner.local import Local
+from runner.machine import Forward, Machine, Share, Vm
+from runner.records import Record
+from runner.sandbox import Sandbox, Spec, State
+from runner.store import Store
+
+if TYPE_CHECKING:
+    from runner.session import Session
+
+SILENT_S = 15.0  # how long a KVM nobody has tried yet may say nothing
+FAILED = 125
+
+
+class Ready(NamedTuple):
+    """A sandbox with its disk, not yet running."""
+
+    sandbox: Sandbox
+    local: Local
+    disk: Clone
+    slot_digest: str
+
+
+def create(store: Store, local: Local, spec: Spec, given: Sequence[Record]) -> Ready:
+    """A new sandbox of `local`. RootdiskError, and nothing left, where it cannot be made."""
+    if spec.disk_size < local.config.disk_size:
+        raise BadInput(f"--disk-size {spec.disk_size}", f"the artifact's disk has {local.config.disk_size} bytes")
+    made = Sandbox.create(store, spec)
+    try:
+        own = (*given, ("machine-id", os.urandom(16).hex().encode()), ("first", b"1"))
+        atomic_write(made.folder / "records", records.pack(own), 0o600, durable=spec.keep)
+        extent = local.config.slot()
+        filled = slot.pack((*own, *_of_this_start(spec)), extent.length)
+        patches = slot.clusters(extent, filled)
+        disk = clone(local.disk, spec.disk_size, made.folder, spec.clone, patches)
+        slot.write(disk.path, extent, filled, made.folder / "slot.json", overlay=disk.overlay, durable=spec.keep)
+        made.take_name()
+        return Ready(made, local, disk._replace(path=made.folder / disk.path.name), filled.digest)
+    except BaseException:
+        made.remove()
+        raise
+
+
+def reopen(store: Store, state: State) -> Ready:
+    """A kept sandbox that does not run, with its slot written again.
+
+    Busy where it runs; RootdiskError where its base is not in the store any more, or its slot is not as it was left.
+    """
+    opened = Sandbox.open(state)
+    try:
+        local = Local.kept(store, state.spec)
+        path = opened.folder / "records"
+        own = [record for record in records.unpack(path.read_bytes()) if record[0] != "first"]
+        atomic_write(path, records.pack(own), 0o600)
+        extent = local.config.slot()
+        filled = slot.pack((*own, *_of_this_start(state.spec)), extent.length)
+        disk = found(opened.folder)
+        slot.rewrite(disk.path, extent, filled, opened.folder / "slot.json", overlay=disk.overlay)
+        return Ready(opened, local, disk, filled.digest)
+    except BaseException:
+        opened.release()
+        raise
+
+
+def _of_this_start(spec: Spec) -> list[Record]:
+    """What a guest is told anew at every start."""
+    found = [
+        ("entropy", os.urandom(64).hex().encode()),
+        ("time", f"{time.time():.3f}".encode()),
+        ("network", spec.network.encode()),
+    ]
+    found += [("stdin", b"1")] if spec.interactive else []
+    found += [("tty", b"1")] if spec.terminal else []
+    for number, (_, path, read_only) in enumerate(spec.volumes):
+        found.append(("mount", f"volume{number}\t{path}\t{'ro' if read_only else 'rw'}".encode()))
+    return found
+
+
+def launch(ready: Ready, store: Store, counter: tsc.Counter) -> int:
+    """Start the keeper. In the foreground the program's exit status, when all is over; detached 0, when it has started.
+
+    RootdiskError with the guest's or the console's reason where the sandbox fails.
+    """
+    spec = ready.sandbox.spec
+    sys.stdout.flush()
+    sys.stderr.flush()
+    ours, theirs = socket.socketpair()
+    listener = _listener(ready.sandbox.folder)
+    pid = os.fork()
+    if not pid:
+        ours.close()
+        _keep(ready, store, theirs, listener, counter)
+    theirs.close()
+    listener.close()
+    ready.sandbox.release()
+    ready.local.release()
+    from runner.session import Lost, Session, raw_terminal  # loaded while the guest starts
+
+    session = Session(ours)
+    try:
+        with ours:
+            if spec.detached:
+                return _started(session)
+            stdin = 0 if spec.interactive else None
+            with raw_terminal(spec.terminal and spec.interactive):
+                return session.run(stdin=stdin, terminal=spec.terminal, on_signal=lambda _: _stop(session))
+    except Lost as err:
+        os.waitpid(pid, 0)
+        with contextlib.suppress(OSError):
+            sandbox.discard(ready.sandbox.folder)
+        raise RootdiskError("the sandbox's keeper was killed", "its machine ended with it") from err
+
+
+def _listener(folder: Path) -> socket.socket:
+    """The control socket. The folder's whole path may be too long for an address."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    directory = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink("control", dir_fd=directory)
+        listener.bind(f"/proc/self/fd/{directory}/control")
+        listener.listen(16)
+    finally:
+        os.close(directory)
+    return listener
+
+
+def _started(session: Session) -> int:
+    """Wait until the program has started; its status where it has ended by then."""
+    from runner.session import Lost
+
+    started = []
+    try:
+        return session.run(stdin=None, terminal=False, on_ready=lambda: started.append(1), on_signal=None)
+    except Lost:
+        if not started:
+            raise
+        return 0
+
+
+def _stop(session: Session) -> None:
+    from runner import frames
+    from runner.keeper import STOP_S
+
+    session.send(frames.STOP, STOP_S.to_bytes(4, "little"))
+
+
+def _keep(ready: Ready, store: Store, client: socket.socket, listener: socket.socket, counter: tsc.Counter) -> NoReturn:
+    """The keeper's process, which never returns."""
+    status = 1
+    try:
+        os.setsid()
+        null = os.open(os.devnull, os.O_RDWR)
+        os.dup2(null, 0)
+        os.dup2(null, 1)
+        if not is_shown() or ready.sandbox.spec.detached:
+            log = os.open(ready.sandbox.folder / "keeper.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+            os.dup2(log, 2)
+        _run(ready, store, client, listener, counter)
+        status = 0
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def _run(ready: Ready, store: Store, client: socket.socket, listener: socket.socket, counter: tsc.Counter) -> None:
+    """Start the machine, carry everything until it has ended, leave the sandbox as its user wants it."""
+    from runner.keeper import KILLED, TIMED_OUT, Gone, Keeper, Silent
+    from runner.output import Log
+
+    kept = ready.sandbox
+    spec, folder = kept.spec, kept.folder
+    started = time.time()
+    kept.write_state(pid=os.getpid(), started=started)
+    status, error = FAILED, ""
+    keeper = vm = None
+    try:
+        chosen = accel.choose(spec.accelerator, store.root / "kvm.json", ready.local.kernel)
+        while True:
+            debug(f"accelerator {chosen.name}: {chosen.reason}")
+            vm = _start(ready, chosen.name, counter)
+            keeper = Keeper(
+                vm,
+                listener,
+                client,
+                Log(folder / "console.log"),
+                Log(folder / "output.log") if spec.detached else None,
+                timeout_s=spec.timeout_s,
+                silent_s=None if chosen.known else SILENT_S,
+            )
+            try:
+                status = keeper.run()
+                break
+            except Silent:
+                vm.end()
+                chosen = accel.Accelerator("tcg", "KVM is there, and runs no guest", True)
+                accel.remember(store.root / "kvm.json", ready.local.kernel, False)
+        if not chosen.known:
+            accel.remember(store.root / "kvm.json", ready.local.kernel, True)
+        # Without anything to keep, the machine ends at once: its disk is thrown away.
+        if (spec.keep or spec.volumes) and status not in (TIMED_OUT, KILLED):
+            keeper.acknowledge()
+            vm.ended(10)
+    except Gone:
+        status = KILLED
+    except RootdiskError as err:
+        error = str(_explained(err, vm, folder))
+    except OSError as err:
+        error = f"{err.filename or 'the sandbox'}: {err.strerror}"
+    if vm is not None:
+        vm.end()
+    if spec.keep:
+        os.unlink(folder / "control")
+        kept.write_state(started=started, status=status, error=error)
+    else:
+        kept.remove()
+    kept.release()
+    ready.local.release()
+    if keeper is not None:
+        keeper.tell(status, error)
+        keeper.close()
+    else:
+        from runner import frames
+
+        client.sendall(frames.frame(frames.ERROR, error.encode()))
+
+
+def _start(ready: Ready, accelerator: str, counter: tsc.Counter) -> Vm:
+    """The machine, by the back end that was asked for."""
+    from runner import process, qemu
+
+    spec, local, folder = ready.sandbox.spec, ready.local, ready.sandbox.folder
+    words = [local.config.cmdline, f"rootdisk.slot={ready.slot_digest}"]
+    if accelerator == "tcg" and local.config.platform.architecture == "amd64" and (khz := counter.khz()):
+        words.append(f"tsc_early_khz={khz}")
+    if is_shown():
+        words.append("rootdisk.debug=1")
+    machine = Machine(
+        local.config.platform,
+        accelerator,
+        spec.memory_mib,
+        spec.cpus,
+        local.kernel,
+        local.initramfs,
+        " ".join(words),
+        ready.slot_digest,
+        ready.disk.path,
+        ready.disk.form,
+        spec.disk_size,
+        local.disk if ready.disk.overlay else None,
+        spec.keep,
+        spec.network,
+        tuple(Forward(*forward) for forward in spec.forwards),
+        tuple(Share(f"volume{n}", Path(path), read_only) for n, (path, _, read_only) in enumerate(spec.volumes)),
+    )
+    return qemu.start(machine, folder, process.unprivileged())
+
+
+def _explained(err: RootdiskError, vm: Vm | None, folder: Path) -> RootdiskError:
+    """The error with what QEMU and the console say, where the guest said nothing."""
+    from runner import console
+
+    if err.message or vm is None:
+        return err
+    how = vm.ended(2) or ""
+    lines = console.tail(folder / "console.log")
+    complaint = (folder / "qemu.log").read_text(errors="replace").strip().splitlines()
+    reason = console.meaning(lines) or (complaint[-1] if complaint else how)
+    shown = "".join(f"\n  {line}" for line in lines)
+    return RootdiskError(f"the sandbox ended without a word{': ' + reason if reason else ''}", f"its console:{shown}")

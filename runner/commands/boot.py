@@ -1,0 +1,112 @@
+"""boot and start."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import re
+
+from runner import boot, sandbox
+from runner.commands import options as given
+from runner.errors import BadInput
+from runner.local import Local
+from runner.reference import parse_reference
+from runner.sandbox import Spec
+from runner.store import Store
+from runner.tsc import Counter
+
+NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}\Z")
+CPUS_MAX = 256
+MEMORY_MIN_BYTES, MEMORY_MAX_BYTES = 64 << 20, 4 << 40
+
+
+def boot_command(options: argparse.Namespace) -> int:
+    counter = Counter()  # which measures while the rest is done
+    name = options.name or f"sandbox-{os.urandom(4).hex()}"
+    if not NAME.match(name):
+        raise BadInput(f"--name {name!r:.80}", "lower-case letters, digits, - _ and . only")
+    if options.keep and options.rm:
+        raise BadInput("--keep and --rm", "one of them only")
+    if options.detach and options.interactive:
+        raise BadInput("--detach and --interactive", "nobody is there to write: runner exec -i")
+    records = given.boot_records(options, name)
+    spec = _spec(options, name)
+    _check_backend(options)
+    store = Store.open()
+    local = given.local(store, options, ask=options.pull == "always")
+    status = boot.launch(boot.create(store, local, _filled(spec, local), records), store, counter)
+    if options.detach:
+        given.write_json({"name": name}) if options.json else print(name)
+    with contextlib.suppress(OSError):
+        sandbox.sweep(store)
+    return status
+
+
+def start_command(options: argparse.Namespace) -> int:
+    counter = Counter()
+    store = Store.open()
+    state = sandbox.find(store, options.name)
+    if state.running:
+        raise BadInput(f"sandbox {options.name} runs already", f"runner exec {options.name} -- COMMAND")
+    state = state._replace(spec=state.spec._replace(detached=not options.attach))
+    status = boot.launch(boot.reopen(store, state), store, counter)
+    if not options.attach:
+        given.write_json({"name": options.name}) if options.json else print(options.name)
+    return status
+
+
+def _check_backend(options: argparse.Namespace) -> None:
+    """Before anything is fetched."""
+    from runner import qemu
+
+    qemu.program(given.platform(options))
+
+
+def _spec(options: argparse.Namespace, name: str) -> Spec:
+    """All that the command line says; the artifact's part is still empty."""
+    if options.cpus is not None and not 1 <= options.cpus <= CPUS_MAX:
+        raise BadInput(f"--cpus {options.cpus}", f"1 to {CPUS_MAX}")
+    memory = given.size_bytes(options.memory, "--memory") if options.memory else 0
+    if options.memory and not MEMORY_MIN_BYTES <= memory <= MEMORY_MAX_BYTES:
+        raise BadInput(f"--memory {options.memory!r:.40}", "write 512m or 2g; at least 64m")
+    forwards = given.forwards(options.publish)
+    if forwards and options.network == "none":
+        raise BadInput("--publish and --network none", "without a network no port can be reached")
+    return Spec(
+        name=name,
+        reference=str(parse_reference(options.artifact)),
+        artifact="",
+        disk="",
+        config="",
+        kernel=None,
+        initramfs=None,
+        disk_size=0,
+        memory_mib=memory >> 20,
+        cpus=options.cpus or 0,
+        network=options.network,
+        forwards=forwards,
+        volumes=given.volumes(options.volume),
+        labels=given.labels(options.label),
+        keep=(options.keep or options.detach) and not options.rm,
+        detached=options.detach,
+        interactive=options.interactive,
+        terminal=options.tty,
+        accelerator=options.accel,
+        clone=options.clone,
+        timeout_s=options.timeout,
+    )
+
+
+def _filled(spec: Spec, local: Local) -> Spec:
+    """With what the artifact says where the command line does not."""
+    return spec._replace(
+        artifact=str(local.digest),
+        disk=local.config.disk_digest.hex,
+        config=local.config_digest.hex,
+        kernel=local.kernel.name if local.kernel else None,
+        initramfs=local.initramfs.name if local.initramfs else None,
+        disk_size=spec.disk_size or local.config.disk_size,
+        memory_mib=spec.memory_mib or local.config.memory_mib,
+        cpus=spec.cpus or local.config.cpus,
+    )

@@ -1,0 +1,126 @@
+"""doctor: what this machine can do, and the remedy for what it cannot."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from runner import accel, passt, qemu, volumes
+from runner.commands.options import write_json
+from runner.errors import RootdiskError
+from runner.oci import Platform
+from runner.store import Store
+
+FREE_MIN_BYTES = 2 << 30
+# Where locks between hosts or holes in files do not work as the store needs them.
+NETWORK_TYPES = ("nfs", "nfs4", "cifs", "smb3", "9p", "fuse.sshfs")
+
+
+class Line(NamedTuple):
+    what: str
+    good: bool
+    text: str
+    needed: bool = False  # nothing boots without it
+
+
+def doctor_command(options: argparse.Namespace) -> int:
+    lines = [*_machine(), *_store(), *(_registry(name) for name in options.registry)]
+    if options.json:
+        write_json([line._asdict() for line in lines])
+    else:
+        for line in lines:
+            mark = "ok" if line.good else "NO" if line.needed else "no"
+            print(f"{mark}  {line.what:12} {line.text}")
+    return 0 if all(line.good for line in lines if line.needed) else 1
+
+
+def _machine() -> Iterator[Line]:
+    host = Platform.host()
+    try:
+        path = qemu.program(host)
+        yield Line("qemu", True, f"{_version(path)}, {path}", needed=True)
+    except RootdiskError as err:
+        yield Line("qemu", False, str(err), needed=True)
+    try:
+        verdicts = Store.open().root / "kvm.json"
+    except RootdiskError:
+        verdicts = None
+    chosen = accel.choose(None, verdicts)
+    slow = "; guests run some ten times slower" if chosen.name == "tcg" else ""
+    yield Line("accelerator", chosen.name == "kvm", f"{chosen.name}: {chosen.reason}{slow}")
+    try:
+        yield Line("volumes", True, volumes.program())
+    except RootdiskError as err:
+        yield Line("volumes", False, str(err))
+    faster = "passt" if passt.is_installed() else "QEMU's own; passt is faster: apt-get install passt"
+    yield Line("network", True, faster)
+
+
+def _version(path: str) -> str:
+    done = subprocess.run([path, "--version"], capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    return done.stdout.partition("\n")[0].removeprefix("QEMU emulator version ") or "does not run"
+
+
+def _store() -> Iterator[Line]:
+    try:
+        store = Store.open()
+    except RootdiskError as err:
+        yield Line("store", False, str(err), needed=True)
+        return
+    free = shutil.disk_usage(store.root).free
+    enough = free > FREE_MIN_BYTES
+    remedy = "" if enough else "; make room: runner prune"
+    yield Line("store", enough, f"{store.root}, {free / 1e9:.1f} GB free{remedy}", needed=True)
+    kind = _file_system(store.root)
+    if kind in NETWORK_TYPES:
+        text = f"{kind}: between hosts neither locks nor holes can be relied on: set ROOTDISK_STORE to a local place"
+        yield Line("file system", False, text)
+    else:
+        yield Line("file system", True, f"{kind}; disks are shared by {_sharing(store.root)}")
+
+
+def _sharing(root: Path) -> str:
+    from runner.files import reflink
+
+    source, target = (root / f".doctor-{os.getpid()}-{name}" for name in "ab")
+    try:
+        source.write_bytes(bytes(4096))
+        return "qcow2 overlay or reflink" if reflink(source, target) else "qcow2 overlay; reflink needs xfs or btrfs"
+    finally:
+        source.unlink(missing_ok=True)
+        target.unlink(missing_ok=True)
+
+
+def _file_system(path: Path) -> str:
+    """The type of the file system that `path` is on; proc(5), mountinfo."""
+    number = os.stat(path).st_dev
+    wanted = f"{os.major(number)}:{os.minor(number)}"
+    best, kind = -1, "unknown"
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        fields = line.split()
+        mount = fields[4]
+        is_it = fields[2] == wanted or (fields[2].startswith("0:") and Path(mount) in (path, *path.parents))
+        if is_it and len(mount) > best and (Path(mount) in (path, *path.parents)):
+            best, kind = len(mount), fields[fields.index("-") + 1]
+    return kind
+
+
+def _registry(name: str) -> Line:
+    """Whether a registry answers at all; that it wants a password is an answer."""
+    import requests
+
+    for scheme in ("https", "http"):
+        try:
+            answer = requests.get(f"{scheme}://{name}/v2/", timeout=10, allow_redirects=False)
+            note = "" if scheme == "https" else " over HTTP: --plain-http"
+            return Line(name, answer.status_code in (200, 401), f"answers {answer.status_code}{note}")
+        except requests.exceptions.SSLError as err:
+            return Line(name, False, f"its certificate is not trusted: --ca-file, or mend it ({err})"[:200])
+        except requests.exceptions.RequestException:
+            continue
+    return Line(name, False, "does not answer: is the name right, the network up, a proxy needed?")

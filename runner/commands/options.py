@@ -1,0 +1,146 @@
+"""What commands read from their options: artifacts, records of the slot, sizes, ports, volumes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from runner.errors import BadInput
+from runner.local import Local, pull
+from runner.machine import Forward
+from runner.oci import Platform
+from runner.records import Record
+from runner.reference import parse_reference
+from runner.repository import RegistryOptions
+from runner.store import Store
+
+_FILE_MAX_BYTES = 1 << 20
+_UNITS = {"": 0, "k": 10, "m": 20, "g": 30, "t": 40}
+
+
+def write_json(value: object, indent: int | None = None) -> None:
+    """A result for programs, on standard output."""
+    print(json.dumps(value, indent=indent))
+
+
+def platform(options: argparse.Namespace) -> Platform:
+    return Platform.parse(options.platform) if options.platform else Platform.host()
+
+
+def registry(options: argparse.Namespace) -> RegistryOptions:
+    return RegistryOptions(plain_http=options.plain_http, ca_file=options.ca_file)
+
+
+def local(store: Store, options: argparse.Namespace, *, ask: bool) -> Local:
+    """The artifact of the command line, fetched where it is not here."""
+    from runner.progress import terminal_progress
+
+    with terminal_progress("fetching") as progress:
+        reference = parse_reference(options.artifact)
+        return pull(store, reference, registry(options), platform(options), progress, ask=ask)
+
+
+def size_bytes(text: str, option: str) -> int:
+    """A size as 512m, 2g or 20GiB; BadInput names the option."""
+    found = re.fullmatch(r"(\d{1,15})\s*([kmgt]?)(?:i?b)?", text.lower())
+    if not found:
+        raise BadInput(f"{option} {text!r:.40}", "write 512m, 2g or the like")
+    return int(found[1]) << _UNITS[found[2]]
+
+
+def program_records(options: argparse.Namespace) -> list[Record]:
+    """Variables, working directory and user: of a sandbox's main program, and of exec's."""
+    records: list[Record] = []
+    if options.tty and "TERM" in os.environ:
+        records.append(("env", b"TERM=" + os.fsencode(os.environ["TERM"])))
+    for path in options.env_file:
+        for line in read(path, "--env-file").split(b"\n"):
+            line = line.removesuffix(b"\r")
+            if line.strip() and not line.lstrip().startswith(b"#"):
+                records += _variable(line)
+    for text in options.env:
+        records += _variable(os.fsencode(text))
+    for key, value in (("workdir", options.workdir), ("user", options.user)):
+        if value:
+            records.append((key, os.fsencode(value)))
+    return records + [("cmd", os.fsencode(word)) for word in options.program]
+
+
+def boot_records(options: argparse.Namespace, name: str) -> list[Record]:
+    """The slot's records of a whole `boot` command line."""
+    records = program_records(options)
+    for key, path in (("tls-ca", options.tls_ca), ("tls-cert", options.tls_cert), ("tls-key", options.tls_key)):
+        if path is not None:
+            records.append((key, read(path, f"--{key}")))
+    if options.entrypoint is not None:
+        records.append(
+            ("entrypoint", os.fsencode(options.entrypoint)) if options.entrypoint else ("noentrypoint", b"1")
+        )
+    records.append(("hostname", os.fsencode(options.hostname or name)))
+    if options.read_only:
+        records.append(("read-only", b"1"))
+    return records
+
+
+def _variable(text: bytes) -> list[Record]:
+    """NAME=VALUE; or NAME, with this process's value, and nothing where it has none."""
+    name, equals, _ = text.partition(b"=")
+    if not name:
+        raise BadInput(f"-e {os.fsdecode(text)!r:.80}", "write NAME=VALUE or NAME")
+    if equals:
+        return [("env", text)]
+    value = os.environb.get(name)
+    return [] if value is None else [("env", name + b"=" + value)]
+
+
+def read(path: Path, option: str) -> bytes:
+    """A small file that an option names."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(_FILE_MAX_BYTES + 1)
+    except OSError as err:
+        raise BadInput(f"{option}: cannot read {path}: {err.strerror}") from err
+    if len(data) > _FILE_MAX_BYTES:
+        raise BadInput(f"{option}: {path} is larger than 1 MiB", "is it the right file?")
+    return data
+
+
+def labels(texts: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    found = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        if not name:
+            raise BadInput(f"--label {text!r:.80}", "write NAME=VALUE")
+        found[name] = value
+    return tuple(sorted(found.items()))
+
+
+def forwards(texts: Sequence[str]) -> tuple[Forward, ...]:
+    """[ADDRESS:]HOST:GUEST[/udp] each, as docker has it, but for the default address: this machine only."""
+    return tuple(map(_forward, texts))
+
+
+def _forward(text: str) -> Forward:
+    found = re.fullmatch(r"(?:(\d{1,3}(?:\.\d{1,3}){3}):)?(\d{1,5}):(\d{1,5})(?:/(tcp|udp))?", text)
+    if not found or not all(0 < int(port) < 1 << 16 for port in (found[2], found[3])):
+        raise BadInput(f"--publish {text!r:.60}", "write HOST:GUEST or ADDRESS:HOST:GUEST, as 8080:80 or 53:53/udp")
+    return Forward(found[4] or "tcp", found[1] or "127.0.0.1", int(found[2]), int(found[3]))
+
+
+def volumes(texts: Sequence[str]) -> tuple[tuple[str, str, bool], ...]:
+    return tuple(map(_volume, texts))
+
+
+def _volume(text: str) -> tuple[str, str, bool]:
+    host, _, rest = text.partition(":")
+    guest, _, mode = rest.partition(":")
+    if not host or not guest.startswith("/") or mode not in ("", "ro", "rw") or "\t" in guest:
+        raise BadInput(f"--volume {text!r:.80}", "write HOST:GUEST or HOST:GUEST:ro, GUEST an absolute path")
+    path = Path(host).absolute()
+    if not path.is_dir():
+        raise BadInput(f"--volume: {path} is no directory", "a volume is a directory of the host that is there")
+    return str(path), guest, mode == "ro"

@@ -1,0 +1,150 @@
+"""Commands on sandboxes from outside: ps, logs, stop, kill, wait, rm."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import time
+
+from runner import frames, sandbox
+from runner.commands.options import write_json
+from runner.control import connect
+from runner.errors import BadInput
+from runner.sandbox import State
+from runner.store import Store
+
+FOLLOW_S = 0.1
+
+
+def ps_command(options: argparse.Namespace) -> int:
+    rows = [
+        state
+        for state in sandbox.states(Store.open())
+        if (state.running or options.all) and not state.folder.name.startswith(".")
+    ]
+    if options.json:
+        write_json([state.to_json() for state in rows])
+        return 0
+    print(f"{'NAME':24} {'ARTIFACT':40} {'AGE':>6}  {'STATE':12} PORTS")
+    for row in rows:
+        ports = ", ".join(f"{address}:{host}->{guest}/{kind}" for kind, address, host, guest in row.spec.forwards)
+        age = _age(time.time() - row.created)
+        print(f"{row.spec.name:24} {row.spec.reference:40} {age:>6}  {row.text:12} {ports}".rstrip())
+    return 0
+
+
+def _age(seconds: float) -> str:
+    for name, length in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= length:
+            return f"{int(seconds / length)} {name}"
+    return f"{int(seconds)} s"
+
+
+def logs_command(options: argparse.Namespace) -> int:
+    from runner.output import Reader
+
+    state = sandbox.find(Store.open(), options.name)
+    path = state.folder / ("console.log" if options.console else "output.log")
+    if not path.exists():
+        raise BadInput(
+            f"sandbox {options.name} keeps no output: it runs in the foreground",
+            "--console shows its console; boot it with --detach",
+        )
+    reader = Reader(path)
+    while True:
+        running = options.follow and sandbox.is_running(state)
+        _show(reader, framed=not options.console)
+        if not running:
+            return 0
+        time.sleep(FOLLOW_S)
+
+
+def _show(reader: object, *, framed: bool) -> None:
+    from runner.output import Reader
+
+    assert isinstance(reader, Reader)
+    pieces = reader.frames() if framed else ((frames.STDOUT, data) for data in reader.data())
+    for kind, data in pieces:
+        stream = sys.stderr if kind == frames.STDERR else sys.stdout
+        stream.buffer.write(data)
+        stream.buffer.flush()
+
+
+def stop_command(options: argparse.Namespace) -> int:
+    if not 0 <= options.time <= 86400:
+        raise BadInput(f"--time {options.time}", "0 to 86400 seconds")
+    for state in _found(options.name):
+        if state.running:
+            with connect(state) as sock:
+                sock.sendall(frames.frame_number(frames.STOP, options.time))
+                sandbox.wait_end(state)
+        print(state.spec.name)
+    return 0
+
+
+def kill_command(options: argparse.Namespace) -> int:
+    number = _signal(options.signal) if options.signal else None
+    for state in _found(options.name):
+        if not state.running:
+            raise sandbox.not_running(state)
+        with connect(state) as sock:
+            if number is None or number == signal.SIGKILL:
+                sock.sendall(frames.frame(frames.KILL))
+                sandbox.wait_end(state)
+            else:
+                sock.sendall(frames.frame_number(frames.SIGNAL, number))
+        print(state.spec.name)
+    return 0
+
+
+def wait_command(options: argparse.Namespace) -> int:
+    for state in _found(options.name):
+        print(_wait(state))
+    return 0
+
+
+def _wait(state: State) -> int:
+    """The exit status of a sandbox, when it has ended."""
+    if state.running:
+        decoder = frames.Decoder()
+        with connect(state) as sock:
+            sock.sendall(frames.frame(frames.WAIT))
+            while data := sock.recv(4096):
+                for kind, _, payload in decoder.feed(data):
+                    if kind == frames.EXIT:
+                        return frames.number(payload)
+        state = sandbox.find(Store.open(), state.spec.name)  # it ended in between
+    if state.status is None:
+        raise BadInput(f"sandbox {state.spec.name} was cut off", "its keeper was killed: it has no exit status")
+    return state.status
+
+
+def rm_command(options: argparse.Namespace) -> int:
+    for state in _found(options.name):
+        if state.running:
+            if not options.force:
+                raise BadInput(f"sandbox {state.spec.name} runs", f"runner stop {state.spec.name}, or rm --force")
+            with connect(state) as sock:
+                sock.sendall(frames.frame(frames.KILL))
+                sandbox.wait_end(state)
+        if state.folder.exists():
+            sandbox.Sandbox.open(state).remove()
+        print(state.spec.name)
+    return 0
+
+
+def _found(names: list[str]) -> list[State]:
+    """All of them, before anything is done to one."""
+    store = Store.open()
+    return [sandbox.find(store, name) for name in names]
+
+
+def _signal(text: str) -> int:
+    name = text.upper().removeprefix("SIG")
+    if name.isdigit() and 0 < int(name) < signal.NSIG:
+        return int(name)
+    try:
+        return signal.Signals[f"SIG{name}"].value
+    except KeyError as err:
+        raise BadInput(f"--signal {text!r:.40}", "write HUP, USR1, 15 or the like") from err

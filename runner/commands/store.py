@@ -1,0 +1,84 @@
+"""Commands on the store: pull, inspect, prune, verify."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from runner.commands import options as given
+from runner.errors import BadInput
+from runner.store import Store
+
+
+def pull_command(options: argparse.Namespace) -> int:
+    local = given.local(Store.open(), options, ask=True)
+    counts = {"fetched": local.fetched, "reused": local.reused, "holes": local.holes}
+    if options.json:
+        given.write_json({"digest": str(local.digest), "disk": str(local.disk), **counts})
+    else:
+        print(local.digest)
+        print(", ".join(f"{value / 1e6:.1f} MB {name}" for name, value in counts.items()), file=sys.stderr)
+    return 0
+
+
+def inspect_command(options: argparse.Namespace) -> int:
+    from runner import sandbox
+
+    if not set(options.artifact) & set("/:@"):  # no reference of an artifact is so short
+        given.write_json(sandbox.find(Store.open(), options.artifact).to_json(), indent=1)
+        return 0
+    given.write_json(_artifact(options), indent=1)
+    return 0
+
+
+def _artifact(options: argparse.Namespace) -> dict[str, Any]:
+    from runner.artifact import ArtifactConfig, ArtifactManifest
+    from runner.fetch import CONFIG_MAX_BYTES
+    from runner.oci import Manifest
+    from runner.reference import parse_reference
+    from runner.repository import open_repository, read_blob, resolve_manifest
+
+    reference = parse_reference(options.artifact)
+    repository = open_repository(reference, given.registry(options))
+    try:
+        descriptor, raw = resolve_manifest(repository, reference, given.platform(options))
+        roles = ArtifactManifest.of(Manifest.parse(raw))
+        config = ArtifactConfig.parse(read_blob(repository, roles.config, CONFIG_MAX_BYTES)).to_json()
+    finally:
+        repository.close()
+    return {"digest": str(descriptor.digest), "compressed": roles.disk_bytes, **config}
+
+
+def prune_command(options: argparse.Namespace) -> int:
+    from runner.prune import prune
+
+    if options.older_than < 0:
+        raise BadInput(f"--older-than {options.older_than}", "a number of days")
+    limit = given.size_bytes(options.max_size, "--max-size") if options.max_size else None
+    removed = prune(Store.open(), options.older_than * 86400, limit, dry_run=options.dry_run)
+    if options.json:
+        given.write_json([{"path": str(path), "bytes": size} for path, size in removed])
+    else:
+        verb = "would free" if options.dry_run else "freed"
+        print(f"{verb} {sum(size for _, size in removed) / 1e6:.1f} MB in {len(removed)} files")
+    return 0
+
+
+def verify_command(options: argparse.Namespace) -> int:
+    from runner.verify import repair, verify
+
+    store = Store.open()
+    checked, damages = verify(store)
+    for damage in damages:
+        print(f"runner: {damage.path}: {damage.what}", file=sys.stderr)
+    left = [damage for damage in damages if not (options.repair and repair(store, damage))]
+    if options.json:
+        rows = [{"path": str(d.path), "what": d.what, "repaired": d not in left} for d in damages]
+        given.write_json({"checked": checked, "damaged": rows})
+    else:
+        mended = f", {len(damages) - len(left)} repaired" if options.repair else ""
+        print(f"{checked} files, {len(damages)} damaged{mended}")
+        if left and not options.repair:
+            print("runner verify --repair fetches them again", file=sys.stderr)
+    return 1 if left else 0

@@ -1,0 +1,188 @@
+"""Artifacts on this host: found in the store, or fetched into it, and held there as long as somebody uses them."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from runner.artifact import ArtifactConfig, ArtifactManifest
+from runner.errors import RootdiskError
+from runner.files import atomic_write, write_json
+from runner.oci import Digest, Manifest, Platform
+from runner.reference import Reference
+from runner.repository import RegistryOptions, open_repository, resolve_manifest
+from runner.store import Store
+
+if TYPE_CHECKING:
+    from runner.fetch import Counts
+    from runner.progress import Progress
+    from runner.sandbox import Spec
+
+_TRIES = 10  # of finding it all there after fetching it: a prune may run at the same time
+
+
+class Local(NamedTuple):
+    """An artifact on this host. Bytes: `fetched` of the blob, `reused` and `holes` of the disk; 0 where it was there."""
+
+    digest: Digest
+    config: ArtifactConfig
+    config_digest: Digest
+    disk: Path
+    kernel: Path | None
+    initramfs: Path | None
+    lease: tuple[int, ...]  # nothing of it is removed before these are closed
+    fetched: int = 0
+    reused: int = 0
+    holes: int = 0
+
+    @classmethod
+    def kept(cls, store: Store, spec: Spec) -> Local:
+        """What a kept sandbox was made of; RootdiskError where it is not there any more."""
+        lease = store.lease(spec.uses)
+        kernel, initramfs = (
+            store.root / "blobs" / name if name is not None else None for name in (spec.kernel, spec.initramfs)
+        )
+        try:
+            config = ArtifactConfig.parse((store.root / "blobs" / spec.config).read_bytes())
+            disk = store.disk(config.disk_digest)
+            missing = [path for path in (disk, kernel, initramfs) if path is not None and not path.exists()]
+            if missing:
+                raise FileNotFoundError
+        except OSError as err:
+            _close(lease)
+            raise RootdiskError(
+                f"sandbox {spec.name}: its artifact is not in the store any more", f"runner pull {spec.reference}"
+            ) from err
+        return cls(Digest.parse(spec.artifact), config, Digest("sha256", spec.config), disk, kernel, initramfs, lease)
+
+    def release(self) -> None:
+        """It may be removed, where no other process holds it."""
+        _close(self.lease)
+
+
+def pull(
+    store: Store,
+    reference: Reference,
+    options: RegistryOptions,
+    platform: Platform,
+    progress: Progress | None = None,
+    *,
+    ask: bool = True,
+) -> Local:
+    """The artifact that `reference` names, in `store` and held there.
+
+    With `ask` false a registry is asked only where the store does not know what it said the last time.
+    """
+    if reference.kind == "registry" and (reference.digest or not ask):
+        raw = _known(store, reference, platform)
+        local = _present(store, raw, platform, reference) if raw is not None else None
+        if local is not None:
+            return local
+    repository = open_repository(reference, options)
+    try:
+        descriptor, raw = resolve_manifest(repository, reference, platform)
+        roles = ArtifactManifest.of(Manifest.parse(raw))
+        counts: Counts | None = None
+        for _ in range(_TRIES):
+            local = _present(store, raw, platform, reference)
+            if local is not None:
+                _remember(store, reference, platform, options, descriptor.digest, raw)
+                return local._replace(**counts._asdict()) if counts else local
+            config = ArtifactConfig.parse(store.blob(repository, roles.config).read_bytes())
+            _check_platform(config, platform, reference)
+            from runner.fetch import fetch
+
+            counts = fetch(store, repository, roles, config, progress)
+    finally:
+        repository.close()
+    raise RootdiskError(f"{reference}: something removes it again and again", "is runner prune running?")
+
+
+def _present(store: Store, raw: bytes, platform: Platform, reference: Reference) -> Local | None:
+    """The artifact of the manifest `raw`, held, where all of it is in the store."""
+    roles = ArtifactManifest.of(Manifest.parse(raw))
+    boot = [role.digest for role in (roles.kernel, roles.initramfs) if role is not None]
+    lease = store.lease(digest.hex for digest in (roles.config.digest, *boot))
+    try:
+        config = ArtifactConfig.parse(store.blob_path(roles.config.digest).read_bytes())
+        _check_platform(config, platform, reference)
+        lease += store.lease([config.disk_digest.hex])
+        disk = store.disk(config.disk_digest)
+        os.utime(disk)  # when it was last used, for prune
+        for digest in boot:
+            os.utime(store.blob_path(digest))
+    except FileNotFoundError:
+        _close(lease)
+        return None
+    except BaseException:
+        _close(lease)
+        raise
+    kernel, initramfs = (
+        store.blob_path(role.digest) if role is not None else None for role in (roles.kernel, roles.initramfs)
+    )
+    digest = Digest("sha256", hashlib.sha256(raw).hexdigest())
+    return Local(digest, config, roles.config.digest, disk, kernel, initramfs, lease)
+
+
+def _check_platform(config: ArtifactConfig, platform: Platform, reference: Reference) -> None:
+    if config.platform != platform:
+        raise RootdiskError(f"{reference} is for {config.platform}", f"this machine runs {platform}: --platform")
+
+
+def _close(lease: Iterable[int]) -> None:
+    for fd in lease:
+        with contextlib.suppress(OSError):
+            os.close(fd)
+
+
+class Name(NamedTuple):
+    """What a reference meant when it was last asked for, and how that was done."""
+
+    reference: str
+    platform: str
+    manifest: str  # hex digest
+    plain_http: bool
+    ca_file: str | None
+
+
+def _name_path(store: Store, reference: Reference, platform: Platform) -> Path:
+    return store.root / "names" / hashlib.sha256(f"{reference} {platform}".encode()).hexdigest()
+
+
+def _remember(
+    store: Store, reference: Reference, platform: Platform, options: RegistryOptions, digest: Digest, raw: bytes
+) -> None:
+    ca_file = str(options.ca_file.absolute()) if options.ca_file else None
+    if reference.path is not None:
+        reference = reference._replace(path=reference.path.absolute())
+    name = Name(str(reference), str(platform), digest.hex, options.plain_http, ca_file)
+    path = _name_path(store, reference, platform)
+    if name == read_name(path) and store.blob_path(digest).exists():
+        return
+    atomic_write(store.blob_path(digest), raw)
+    write_json(path, name._asdict(), durable=False)
+
+
+def read_name(path: Path) -> Name | None:
+    """A file of names/; None where it is not whole."""
+    try:
+        return Name(**json.loads(path.read_bytes()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _known(store: Store, reference: Reference, platform: Platform) -> bytes | None:
+    """The manifest that `reference` named the last time."""
+    name = read_name(_name_path(store, reference, platform))
+    if name is None:
+        return None
+    try:
+        raw = (store.root / "blobs" / name.manifest).read_bytes()
+    except OSError:
+        return None
+    return raw if hashlib.sha256(raw).hexdigest() == name.manifest else None

@@ -1,0 +1,79 @@
+"""What both back ends are given and give back: a Machine in, a running Vm out."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import socket
+import subprocess
+from pathlib import Path
+from typing import NamedTuple
+
+from runner.oci import Platform
+
+
+class Forward(NamedTuple):
+    """A port of the host that leads to one of the guest."""
+
+    protocol: str  # tcp or udp
+    address: str  # of the host, IPv4
+    host: int
+    guest: int
+
+
+class Share(NamedTuple):
+    """A directory of the host in the guest."""
+
+    tag: str  # what the guest mounts it by
+    path: Path
+    read_only: bool
+
+
+class Machine(NamedTuple):
+    """A virtual machine: what it is made of and where its files are."""
+
+    platform: Platform
+    accelerator: str  # kvm or tcg
+    memory_mib: int
+    cpus: int
+    kernel: Path | None
+    initramfs: Path | None
+    cmdline: str
+    slot_digest: str  # 64 hex: for a back end whose kernel has a command line of its own
+    disk: Path
+    disk_format: str  # raw or qcow2
+    disk_size: int  # bytes, as the guest sees it
+    base: Path | None  # the raw backing file of a qcow2 disk
+    durable: bool  # whether the guest's flushes reach the host's disk
+    network: str  # user or none
+    forwards: tuple[Forward, ...] = ()
+    shares: tuple[Share, ...] = ()
+
+
+class Vm(NamedTuple):
+    """A virtual machine that runs. It ends with the process that started it."""
+
+    process: subprocess.Popen[bytes]
+    channel: socket.socket  # to the guest's init
+    console: socket.socket  # what the guest's kernel says
+    helpers: tuple[subprocess.Popen[bytes], ...] = ()  # what serves its volumes and network
+
+    def end(self) -> None:
+        """At once, and wait until nothing is left."""
+        for process in (self.process, *self.helpers):
+            if process.poll() is None:
+                process.kill()
+        for process in (self.process, *self.helpers):
+            process.wait()
+        self.channel.close()
+        self.console.close()
+
+    def ended(self, timeout_s: float) -> str | None:
+        """Wait up to `timeout_s` seconds for its end: how it ended, in words; "" for its own will, None for not yet."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            status = self.process.wait(timeout_s)
+            if status >= 0:
+                return "" if not status else f"exit status {status}"
+            why = " (was the host out of memory?)" if status == -signal.SIGKILL else ""
+            return f"{signal.Signals(-status).name}{why}"
+        return None

@@ -1,0 +1,35 @@
+"""The user network by passt, where it is installed: faster than QEMU's own, and confined apart from it."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from runner import process
+from runner.machine import Forward
+
+
+def is_installed() -> bool:
+    return shutil.which("passt") is not None
+
+
+def serve(forwards: Sequence[Forward], folder: Path) -> tuple[subprocess.Popen[bytes], socket.socket]:
+    """A passt with the addresses of QEMU's own user network, its log in `folder`, and a socket connected to it."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        server = process.start(command(forwards, theirs.fileno()), log=folder / "passt.log", fds=[theirs.fileno()])
+    return server, ours
+
+
+def command(forwards: Sequence[Forward], fd: int) -> list[str]:
+    """passt's argv."""
+    argv = ["passt", "--foreground", "--quiet", "--fd", str(fd), "--ipv4-only"]
+    argv += ["--address", "10.0.2.15", "--netmask", "24", "--gateway", "10.0.2.2", "--dns-forward", "10.0.2.3"]
+    argv += ["--no-dhcp", "--no-map-gw"]
+    for forward in forwards:
+        option = "--tcp-ports" if forward.protocol == "tcp" else "--udp-ports"
+        argv += [option, f"{forward.address}/{forward.host}:{forward.guest}"]
+    return argv

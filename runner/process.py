@@ -1,0 +1,87 @@
+"""The one place that starts programs: they end with the process that started them, hold no right they need not, and leave no core."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import signal
+import subprocess
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_NO_NEW_PRIVS = 38
+_UIDS = range(61184, 65520)  # given out to services for as long as they run, by systemd too
+
+
+class User(NamedTuple):
+    """Whom a program becomes when we are root."""
+
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
+
+
+def unprivileged() -> User | None:
+    """A user for a machine of ours when we are root: a number nobody has, and who may use KVM. None where there is no such."""
+    import pwd
+
+    if os.geteuid():
+        return None
+    spans = [tuple(map(int, line.split())) for line in Path("/proc/self/uid_map").read_text().splitlines()]
+    if not any(first <= _UIDS.start and first + count >= _UIDS.stop for first, _, count in spans):
+        return None  # in a container that has few users
+    taken = {entry.pw_uid for entry in pwd.getpwall()}
+    while (uid := _UIDS.start + int.from_bytes(os.urandom(4), "big") % len(_UIDS)) in taken:
+        pass
+    try:
+        groups: tuple[int, ...] = (os.stat("/dev/kvm").st_gid,)
+    except OSError:
+        groups = ()
+    return User(uid, uid, tuple(gid for gid in groups if gid))
+
+
+def start(
+    argv: Sequence[str],
+    *,
+    log: Path,
+    fds: Sequence[int] = (),
+    user: User | None = None,
+    file_max_bytes: int | None = None,
+    prepare: Callable[[], None] | None = None,
+) -> subprocess.Popen[bytes]:
+    """Run `argv` in a session of its own with `fds` inherited; what it says goes to the new file `log`.
+
+    It is killed when the calling process ends, however that ends. `prepare` runs in it, still with all rights.
+    """
+    parent = os.getpid()
+    prctl = ctypes.CDLL(None, use_errno=True).prctl
+
+    def become() -> None:
+        if prepare is not None:
+            prepare()
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core would hold the guest's secrets
+        if file_max_bytes is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (file_max_bytes, file_max_bytes))
+        if user is not None:
+            os.setgroups(user.groups)
+            os.setresgid(user.gid, user.gid, user.gid)
+            os.setresuid(user.uid, user.uid, user.uid)
+        prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # after the change of user, which clears it
+        if os.getppid() != parent:
+            os._exit(1)
+
+    with open(log, "ab") as errors:
+        return subprocess.Popen(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=errors,
+            stderr=errors,
+            pass_fds=fds,
+            start_new_session=True,  # Ctrl-C is ours to pass on
+            preexec_fn=become,
+            env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"},  # no variable of the user's
+        )

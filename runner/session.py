@@ -1,0 +1,187 @@
+"""A client's end of a session: a program in a sandbox, with this process's standard input, output and errors."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import selectors
+import signal
+import socket
+import struct
+import sys
+import termios
+from collections.abc import Callable, Iterator
+
+from runner import frames
+from runner.errors import RootdiskError
+from runner.frames import WINDOW, Decoder, GuestError, frame, frame_number, number
+
+
+class Lost(RootdiskError):
+    """The keeper has gone without saying how the program ended."""
+
+
+class Session:
+    """One program over `sock`, a connection to the keeper."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._sock.setblocking(False)
+        self._out = bytearray()
+        self._decoder = Decoder()
+        self._credit = WINDOW  # bytes of input the guest still takes
+        self._ready = False
+        self._status: int | None = None
+        self._ended = False
+
+    def send(self, kind: int, payload: bytes = b"") -> None:
+        self._out += frame(kind, payload)
+
+    def run(
+        self,
+        *,
+        stdin: int | None,
+        terminal: bool,
+        on_ready: Callable[[], None] | None = None,
+        on_signal: Callable[[int], None] | None = None,
+        ready: bool = False,
+    ) -> int:
+        """Carry everything until the other side is done; the program's exit status.
+
+        `ready` says that input may be sent before READY has come. `on_signal` is called with SIGINT, SIGTERM, SIGHUP.
+        GuestError with the reason where the sandbox failed; Lost.
+        """
+        with _signals(on_signal, self._resize if terminal else None) as wake, selectors.DefaultSelector() as selector:
+            self._ready = ready
+            selector.register(self._sock, selectors.EVENT_READ)
+            selector.register(wake, selectors.EVENT_READ)
+            if terminal:
+                self._resize()
+            while not self._ended:
+                self._flush()
+                selector.modify(self._sock, selectors.EVENT_READ | (selectors.EVENT_WRITE if self._out else 0))
+                plain = self._watch(stdin, selector)
+                found = {key.fd for key, mask in selector.select(0 if plain else None) if mask & selectors.EVENT_READ}
+                if wake.fileno() in found:
+                    wake.recv(64)  # the handlers have run
+                if self._sock.fileno() in found:
+                    self._receive(on_ready)
+                if stdin is not None and (plain or stdin in found):
+                    stdin = self._input(stdin, selector)
+        if self._status is None:
+            raise Lost("the sandbox has ended", "runner ps -a")
+        return self._status
+
+    def _watch(self, stdin: int | None, selector: selectors.BaseSelector) -> bool:
+        """Look at standard input as long as the guest takes it; whether it is a file, to be read without waiting."""
+        if stdin is None:
+            return False
+        if self._ready and self._credit > 0 and not self._out:
+            try:
+                selector.register(stdin, selectors.EVENT_READ)
+            except KeyError:
+                pass
+            except PermissionError:  # epoll's answer to files, which are always ready
+                return True
+        elif stdin in selector.get_map():
+            selector.unregister(stdin)
+        return False
+
+    def _resize(self) -> None:
+        self.send(frames.RESIZE, struct.pack("<HH", *window()))
+
+    def _flush(self) -> None:
+        while self._out:
+            try:
+                del self._out[: self._sock.send(self._out)]
+            except BlockingIOError:
+                return
+            except OSError:  # reading says why
+                self._out.clear()
+
+    def _input(self, stdin: int, selector: selectors.BaseSelector) -> int | None:
+        data = os.read(stdin, min(self._credit, 64 << 10))
+        self._credit -= len(data)
+        self.send(frames.STDIN, data)
+        if data:
+            return stdin
+        if stdin in selector.get_map():
+            selector.unregister(stdin)
+        return None
+
+    def _receive(self, on_ready: Callable[[], None] | None) -> None:
+        try:
+            data = self._sock.recv(256 << 10)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._ended = True
+        for kind, _, payload in self._decoder.feed(data):
+            if kind in (frames.STDOUT, frames.STDERR):
+                _write_all(1 if kind == frames.STDOUT else 2, payload)
+                self._out += frame_number(frames.CREDIT, len(payload))
+            elif kind == frames.READY:
+                self._ready = True
+                if on_ready is not None:
+                    on_ready()
+            elif kind == frames.EXIT:
+                self._status = number(payload) & 0xFF
+            elif kind == frames.ERROR:
+                raise GuestError(payload.decode(errors="replace"))
+            elif kind == frames.CREDIT:
+                self._credit = min(WINDOW, self._credit + number(payload))
+
+
+@contextlib.contextmanager
+def _signals(on_signal: Callable[[int], None] | None, on_resize: Callable[[], None] | None) -> Iterator[socket.socket]:
+    """A socket that becomes readable with a signal, whose handler has run then."""
+    handlers = {}
+    if on_signal is not None:
+        handlers.update(dict.fromkeys((signal.SIGINT, signal.SIGTERM, signal.SIGHUP), lambda n, _: on_signal(n)))
+    if on_resize is not None:
+        handlers[signal.SIGWINCH] = lambda *_: on_resize()
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.setblocking(False)
+        fd = signal.set_wakeup_fd(theirs.fileno())
+        before = {name: signal.signal(name, handler) for name, handler in handlers.items()}
+        try:
+            yield ours
+        finally:
+            for name, handler in before.items():
+                signal.signal(name, handler)
+            signal.set_wakeup_fd(fd)
+
+
+@contextlib.contextmanager
+def raw_terminal(wanted: bool) -> Iterator[None]:
+    """Our terminal hands every key on."""
+    if not wanted or not os.isatty(0):
+        yield
+        return
+    import tty
+
+    before = termios.tcgetattr(0)
+    try:
+        tty.setraw(0)
+        yield
+    finally:
+        termios.tcsetattr(0, termios.TCSADRAIN, before)
+
+
+def window() -> tuple[int, int]:
+    """Our terminal's rows and columns."""
+    try:
+        rows, columns = struct.unpack("HHHH", fcntl.ioctl(sys.stdout.fileno(), termios.TIOCGWINSZ, bytes(8)))[:2]
+    except (OSError, ValueError):
+        return 24, 80
+    return (rows or 24), (columns or 80)
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
