@@ -99,7 +99,7 @@ def parser() -> argparse.ArgumentParser:
         epilog="Example: runner exec -it NAME -- sh",
     )
     exec_.add_argument("name", metavar="NAME")
-    exec_.add_argument("program", nargs="+", metavar="COMMAND", help="after --, where it has options")
+    exec_.add_argument("program", nargs=argparse.REMAINDER, metavar="COMMAND", help="and its arguments")
     copy = command(
         "cp",
         help="copy files into or out of a running sandbox",

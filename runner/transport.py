@@ -267,7 +267,7 @@ def write_tar(program: Program, out: BinaryIO, source: str) -> None:
         for entry in entries(program):
             member = tarfile.TarInfo(f"{root}/{os.fsdecode(entry.name)}" if entry.name else root)
             member.type, member.mode, member.mtime = _TAR_TYPES[entry.kind], entry.mode, entry.time
-            member.linkname = os.fsdecode(entry.target)
+            member.linkname, member.size = os.fsdecode(entry.target), entry.size
             archive.addfile(member)  # the header; a file's bytes and their padding follow
             for piece in _pieces(program, entry.size):
                 archive.fileobj.write(piece)

@@ -20,6 +20,10 @@ INIT = b"/.rootdisk/init"
 def exec_command(options: argparse.Namespace) -> int:
     from runner.session import Session, raw_terminal
 
+    if options.program[:1] == ["--"]:
+        del options.program[0]
+    if not options.program:
+        raise BadInput("exec: no command", f"runner exec {options.name} COMMAND")
     state = _running(options.name)
     records = program_records(options)
     records += [("stdin", b"1")] if options.interactive else []

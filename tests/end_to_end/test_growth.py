@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from runner import sandbox
-from runner.fetch import pull
+from runner import boot
+from runner.local import pull
 from runner.oci import Platform
 from runner.reference import parse_reference
 from runner.repository import RegistryOptions
+from runner.sandbox import Spec
 from runner.store import Store
+from runner.tsc import Counter
 from tests.support.disks import complaints, needs_e2fsck
 
 GROW = """
@@ -40,10 +42,14 @@ def test_a_guest_grows_its_disk(
     monkeypatch.setenv("ROOTDISK_STORE", str(tmp_path / "store"))
     store = Store.open()
     local = pull(store, parse_reference(demo), RegistryOptions(), Platform.host())
-    larger = local._replace(config=local.config._replace(disk_size=20 << 30))  # of the overlay, not of the base
+    assert local.kernel is not None
+    assert local.initramfs is not None
     records = [("entrypoint", b"python3"), ("cmd", b"-c"), ("cmd", GROW.encode()), ("user", b"0")]
-    options = sandbox.Options(tuple(records), "grown", 512, 1, network=False, timeout_s=200, keep=True)
-    assert sandbox.run(store, larger, options) == 0
+    spec = Spec(
+        "grown", demo, str(local.digest), local.disk.stem, local.config_digest.hex, local.kernel.name,
+        local.initramfs.name, 20 << 30, 512, 1, network="none", timeout_s=200, keep=True,
+    )  # fmt: skip
+    assert boot.launch(boot.create(store, local, spec, records), store, Counter()) == 0
     assert capfd.readouterr().out.strip() in ("19", "20")
     overlay, raw = store.sandboxes / "grown/disk.qcow2", tmp_path / "raw"
     argv = ["qemu-img", "convert", "-f", "qcow2", "-O", "raw", str(overlay), str(raw)]
