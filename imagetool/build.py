@@ -20,7 +20,6 @@ from imagetool.artifact.reuse import Earlier
 from imagetool.config import Image
 from imagetool.ext4 import DiskOptions, Plan, plan, write_disk
 from imagetool.layout.additions import Additions, Owner, add
-from imagetool.layout.certificates import check_certificates
 from imagetool.oci.image import ImageConfig
 from imagetool.oci.sources import LayerBlob, SourceImage, open_source
 from imagetool.tree.merge import merge, put_on
@@ -142,15 +141,12 @@ def _no_cycles() -> Iterator[None]:
 
 
 def _additions(image: Image, config: ImageConfig, init: bytes) -> Additions:
-    def certificates(data: bytes | None, name: str) -> bytes | None:
-        return None if data is None else check_certificates(data, f"image.{image.name}.tls.{name}")
-
     return Additions(
         init=init,
         process=image.process.apply(config.process),
         env=(*config.env, *image.env),
-        tls_ca=certificates(image.tls_ca, "ca"),
-        tls_client=certificates(image.tls_client, "client"),
+        tls_ca=image.tls_ca,
+        tls_client=image.tls_client,
         owners=image.owners,
         file_owners=tuple(Owner.parse(file.path, file.owner) for file in image.files if file.owner),
     )

@@ -74,6 +74,11 @@ def parser() -> argparse.ArgumentParser:
     diff = commands.add_parser("diff", parents=[common, looking], help="compare two disks by file; exits with 1 on any")
     diff.add_argument("a", metavar="ARTIFACT|FILE")
     diff.add_argument("b", metavar="ARTIFACT|FILE")
+    verify = commands.add_parser(
+        "verify", parents=[common, looking], help="build an artifact again from its recorded inputs; 1: it is another"
+    )
+    verify.add_argument("what", metavar="ARTIFACT")
+    verify.add_argument("--source", metavar="SOURCE", help="the image it was made of; default: where the artifact says")
     copy = commands.add_parser(
         "copy", parents=[common], help="copy an artifact or image between registries and layouts"
     )
@@ -123,6 +128,7 @@ def _run(options: argparse.Namespace) -> int:
         "stat": _stat,
         "cat": _cat,
         "diff": _diff,
+        "verify": _verify,
         "index": _index,
         "prune": _prune,
     }
@@ -317,6 +323,25 @@ def _diff(options: argparse.Namespace) -> int:
             )
             print(f"{signs[change.kind]} {change.path}{': ' if words else ''}{words}")
     return int(differ)
+
+
+def _verify(options: argparse.Namespace) -> int:
+    import tempfile
+
+    from imagetool.verification import verify
+
+    with tempfile.TemporaryDirectory(prefix="verify-", dir=_cache()) as work:
+        done = verify(parse_reference(options.what), options.source, *_looked_at(options), Path(work))
+    identical = done.digest == done.rebuilt
+    if options.json:
+        value = {"identical": identical, "digest": str(done.digest), "rebuilt": str(done.rebuilt), "init": done.init}
+        print(json.dumps({**value, "differences": done.differences}))
+    else:
+        for line in done.differences:
+            print(line)
+        print(f"identical: {done.digest}" if identical else f"not identical: {done.digest}, built again {done.rebuilt}")
+        print(f"init: {done.init}", file=sys.stderr)
+    return 0 if identical else 1
 
 
 def _copy(options: argparse.Namespace) -> int:

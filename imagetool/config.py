@@ -62,7 +62,7 @@ class ProcessChange(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """One image to build. Sizes are bytes; paths in references are absolute; certificates are PEM bytes as they were."""
+    """One image to build. Sizes are bytes; paths in references are absolute; certificates are checked PEM bytes."""
 
     name: str
     source: Reference

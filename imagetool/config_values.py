@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from imagetool import schema
 from imagetool.layout.additions import Owner
-from imagetool.layout.certificates import PEM_MAX_BYTES, holds_private_key
+from imagetool.layout.certificates import PEM_MAX_BYTES, check_certificates, holds_private_key
 from imagetool.toml_lines import Where
 from runner.artifact import DISK_MAX_BYTES
 from runner.errors import BadInput
@@ -191,13 +191,12 @@ def _variable(where: Where, name: str, text: str, place: str = "") -> str:
 
 
 def certificates(where: Where) -> bytes:
+    """The PEM file's certificates, one after the other, and nothing else of it."""
     data = _read(where, PEM_MAX_BYTES + 1)
-    if holds_private_key(data):
-        raise where.error(
-            f"{where.value} holds a private key, and a build is published",
-            "leave it out and give it to each sandbox: runner boot --tls-key FILE",
-        )
-    return data
+    try:
+        return check_certificates(data, str(where.value))
+    except BadInput as err:
+        raise where.error(err.message, err.hint) from err
 
 
 def _read(where: Where, limit: int) -> bytes:

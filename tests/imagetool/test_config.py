@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import trustme
 
 from imagetool import config
 from imagetool.layout.additions import Owner
@@ -15,6 +16,7 @@ from runner.errors import BadInput
 from runner.oci import Platform
 
 FILE = Path("/project/images.toml")
+CERTIFICATE = trustme.CA().cert_pem.bytes().decode()
 KEY = "-----BEGIN EC PRIVATE KEY-----\nMHc=\n-----END EC PRIVATE KEY-----\n"
 
 
@@ -41,7 +43,7 @@ def test_defaults() -> None:
 
 
 def test_every_key(tmp_path: Path) -> None:
-    (tmp_path / "ca.pem").write_text("certificate")
+    (tmp_path / "ca.pem").write_text(CERTIFICATE)
     (tmp_path / "a.env").write_text("# why\nA=of the file\n\n B = c = d\r\n")
     (tmp_path / "tree").mkdir()
     (tmp_path / "tree/run").write_text("#!/bin/sh\n")
@@ -94,7 +96,7 @@ user = "u"
         ("/srv/link", "0o120777", "", 0, "run"),
         ("/srv/run", "0o100755", "", 10, ""),
     ]
-    assert image.tls_ca == b"certificate"
+    assert image.tls_ca == CERTIFICATE.encode()
     assert image.owners == (
         Owner("/a", "user"),
         Owner("/b", "1", "2"),
@@ -113,7 +115,7 @@ def test_defaults_table_is_merged() -> None:
 
 def test_every_key_may_be_a_default(tmp_path: Path) -> None:
     (tmp_path / "e").write_text("E=1")
-    (tmp_path / "ca").write_text("certificate")
+    (tmp_path / "ca").write_text(CERTIFICATE)
     body = """
 platform = "linux/arm64"
 version = "2.1"

@@ -2,55 +2,31 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.conftest import ROOT, run
-from tests.support.layouts import write_layout
-from tests.support.tars import END, directory, file
+from tests.end_to_end.conftest import run
+from tests.support.copies import plant
 
 DIMENSIONS = (
     *("user name", "time zone", "locale", "umask", "working directory", "hash seed", "number of threads"),
     *("order of directories", "uid", "clock"),
 )
-LAYERS = [directory(b"etc") + b"".join(file(b"etc/%d" % n, b"text %d" % n * 900) for n in range(9)) + END]
 
 
-@pytest.fixture
-def project(tmp_path: Path) -> Path:
-    """A project with a copy of the packages, to plant something in."""
-    write_layout(tmp_path / "layout", "t", LAYERS)
-    for package in ("imagetool", "runner"):
-        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "dodo.py", tmp_path)
-    (tmp_path / "images.toml").write_text(
-        '[image.app]\nsource = "oci:layout:t"\nkernel = "none"\nsize = "64MiB"\n[image.app.env]\nA = "not to be seen"\n'
-    )
-    tmp_path.chmod(0o755)
-    return tmp_path
-
-
-def reproduce(project: Path) -> tuple[int, str]:
-    done = run("doit", "reproduce", cwd=project, PYTHONPATH=str(project))
+def reproduce(copied: Path) -> tuple[int, str]:
+    done = run("doit", "reproduce", cwd=copied, PYTHONPATH=str(copied))
     return done.returncode, done.stdout + done.stderr
 
 
-def plant(project: Path, module: str, old: str, new: str) -> None:
-    path = project / module
-    text = path.read_text()
-    assert old in text
-    path.write_text(text.replace(old, new))
-
-
-def test_every_digest_is_the_same_whatever_else_is_different(project: Path) -> None:
-    status, said = reproduce(project)
+def test_every_digest_is_the_same_whatever_else_is_different(copied: Path) -> None:
+    status, said = reproduce(copied)
     assert status == 0, said
     tried = next(line for line in said.splitlines() if "built twice" in line)
     assert [name for name in DIMENSIONS if name not in tried] == []
     assert "every digest is the same: sha256:" in said
-    assert not (project / "cache/app/reproduce").exists()
+    assert not (copied / "cache/app/reproduce").exists()
 
 
 @pytest.mark.parametrize(
@@ -89,12 +65,12 @@ def test_every_digest_is_the_same_whatever_else_is_different(project: Path) -> N
     ],
     ids=["file", "config", "frames", "block"],
 )
-def test_what_is_planted_is_found(project: Path, module: str, old: str, new: str, words: str, dimension: str) -> None:
-    plant(project, module, old, new)
-    status, said = reproduce(project)
+def test_what_is_planted_is_found(copied: Path, module: str, old: str, new: str, words: str, dimension: str) -> None:
+    plant(copied, module, old, new)
+    status, said = reproduce(copied)
     assert status != 0
     assert words in said
     assert [line for line in said.splitlines() if "it depends on" in line] == [f"app: it depends on: {dimension}"]
     assert "the same inputs gave sha256:" in said
     assert "not to be seen" not in said
-    assert (project / "cache/app/reproduce/other/layout/index.json").exists()
+    assert (copied / "cache/app/reproduce/other/layout/index.json").exists()

@@ -1,0 +1,33 @@
+"""A project with a copy of our packages, to plant something in and see whether it is found."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from tests.support.layouts import write_layout
+from tests.support.tars import END, directory, file
+
+ROOT = Path(__file__).parents[2]
+LAYERS = [directory(b"etc") + b"".join(file(b"etc/%d" % n, b"text %d" % n * 900) for n in range(9)) + END]
+IMAGES = (
+    '[image.app]\nsource = "oci:layout:t"\nkernel = "none"\nsize = "64MiB"\n[image.app.env]\nA = "not to be seen"\n'
+)
+
+
+def copy_project(place: Path) -> None:
+    """dodo.py, the packages, images.toml and the source it names, in `place`; run with PYTHONPATH=`place`."""
+    write_layout(place / "layout", "t", LAYERS)
+    for package in ("imagetool", "runner"):
+        shutil.copytree(ROOT / package, place / package, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "dodo.py", place)
+    (place / "images.toml").write_text(IMAGES)
+    place.chmod(0o755)
+
+
+def plant(project: Path, module: str, old: str, new: str) -> None:
+    """`new` in place of `old` in the project's copy of `module`."""
+    path = project / module
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
