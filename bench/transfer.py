@@ -9,25 +9,34 @@ from dataclasses import replace
 from pathlib import Path
 
 from bench import peers
+from bench.link import link
 from bench.measure import Contender
 from bench.peers import Missing
 from bench.rows import Row
 from bench.work import TOOL, Bench, Same, clean, compared, same
 from tests.support.registry import RunningRegistry
 
-PULL = Row("registry → raw disk", "oras pull + zstd -d")
+PULL = Row("registry → raw disk", "oras pull + zstd -d", {"wall": 0.5, "peak": 150e6})
+SYNCED = replace(PULL, work="registry → synced raw disk", against="oras pull + zstd -d + sync")
+LINKED = replace(PULL, work="registry → raw disk, 100 MB/s")
 PUSH = Row("layout → registry", "oras cp")
+LINK_BYTES_PER_S, LINK_LATENCY_S = 100e6, 0.01
 
 
 def rows(bench: Bench, image: Path) -> list[Row]:
-    """Both, of the artifact of `image`."""
+    """All, of the artifact of `image`."""
     try:
         oras = str(bench.peers.oras())
         artifact = artifact_of(bench, image)
         with peers.registry(bench.work / "registry", artifact, "1") as registry:
-            return [_pull(bench, f"{registry.name}/app:1", oras), _push(bench, artifact, registry, oras)]
+            with link(registry.name, LINK_BYTES_PER_S, LINK_LATENCY_S) as slow:
+                pulls = [
+                    _pull(bench, row, f"{name}/app:1", oras)
+                    for row, name in ((PULL, registry.name), (SYNCED, registry.name), (LINKED, slow))
+                ]
+            return [*pulls, _push(bench, artifact, registry, oras)]
     except Missing as err:
-        return [replace(row, missing=str(err)) for row in (PULL, PUSH)]
+        return [replace(row, missing=str(err)) for row in (PULL, SYNCED, LINKED, PUSH)]
 
 
 def artifact_of(bench: Bench, image: Path, place: Path | None = None) -> Path:
@@ -42,15 +51,16 @@ def artifact_of(bench: Bench, image: Path, place: Path | None = None) -> Path:
     return artifact
 
 
-def _pull(bench: Bench, reference: str, oras: str) -> Row:
+def _pull(bench: Bench, row: Row, reference: str, oras: str) -> Row:
     store, peer = bench.work / "store", bench.work / "pulled"
     name = "rootfs.ext4"
     script = f'"$1" pull --plain-http -o "$2" "$3" && cat "$2/{name}".zst* | zstd -dq -o "$2/{name}"'
+    script += f' && sync "$2/{name}"' * (row is SYNCED)
     try:
         bench.peers.installed("zstd")
         return compared(
             bench,
-            PULL,
+            row,
             Contender(
                 "ours",
                 [sys.executable, "-m", "runner", "pull", "--plain-http", reference],
@@ -58,7 +68,7 @@ def _pull(bench: Bench, reference: str, oras: str) -> Row:
                 {"ROOTDISK_STORE": str(store)},
             ),
             Contender(
-                PULL.against, ["sh", "-c", script, "sh", oras, str(peer), reference], lambda: clean(peer), {"HOME": "/"}
+                row.against, ["sh", "-c", script, "sh", oras, str(peer), reference], lambda: clean(peer), {"HOME": "/"}
             ),
             lambda: same(next((store / "disks").glob("*.raw")), peer / name),
         )

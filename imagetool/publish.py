@@ -5,7 +5,6 @@ from __future__ import annotations
 import stat
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from imagetool.artifact.reuse import INDEX, blob_name
 from imagetool.build import registry
 from imagetool.config import Image
 from imagetool.disks import read_disk
-from imagetool.oci.push import Target, open_target
+from imagetool.oci.push import Content, Target, open_target, push_blobs
 from runner.artifact import (
     CHUNKS_TYPE,
     INITRAMFS_TYPE,
@@ -30,7 +29,6 @@ from runner.oci import OCI_MANIFEST, Descriptor, Digest
 from runner.reference import Reference, parse_reference
 from runner.repository import RegistryOptions, Repository, open_repository
 
-UPLOADS = 4  # blobs at once
 CMDLINE = "console=ttyS0 reboot=t panic=-1 quiet rdinit=/init"
 
 
@@ -115,21 +113,12 @@ def resolved_tag(repository: Repository, tag: str) -> Descriptor | None:
 
 
 def push(artifact: Artifact, target: Target, tags: tuple[str, ...]) -> None:
-    """Blobs that are not there yet, several at once, then the manifest."""
+    """Blobs that are not there yet, then the manifest."""
 
-    def one(blob: Blob) -> None:
-        content = blob.data if isinstance(blob.data, Path) else partial(iter, [blob.data])
-        target.push_blob(blob.descriptor, content)
+    def content(blob: Blob) -> Content:
+        return blob.data if isinstance(blob.data, Path) else partial(iter, [blob.data])
 
-    blobs = {blob.descriptor.digest: blob for blob in artifact.blobs}
-    with ThreadPoolExecutor(UPLOADS, "push") as pool:
-        sent = [pool.submit(one, blob) for blob in blobs.values()]
-        try:
-            for future in sent:
-                future.result()
-        finally:
-            for future in sent:
-                future.cancel()
+    push_blobs(target, [(blob.descriptor, content(blob)) for blob in artifact.blobs])
     target.push_manifest(artifact.manifest, OCI_MANIFEST, tags)
 
 

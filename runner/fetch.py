@@ -96,6 +96,8 @@ def _not_here(store: Store, fd: int, data: list[Chunk]) -> list[Chunk]:
     places: dict[bytes, tuple[Path, Chunk]] = {}
     for path, index in store.indexes():
         places.update((chunk.sha256, (path, chunk)) for chunk in index.chunks if not chunk.zero)
+    if not places and not os.fstat(fd).st_blocks:
+        return data
 
     def here(chunk: Chunk) -> bool:
         return _holds(fd, chunk) or (chunk.sha256 in places and _copy(*places[chunk.sha256], fd, chunk))

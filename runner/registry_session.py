@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import ssl
 from collections.abc import Mapping
 from http.cookiejar import DefaultCookiePolicy
@@ -85,20 +86,29 @@ class Adapter(requests.adapters.HTTPAdapter):
     """Trusts the system's certificates, and the user's own file beside them; watches all waits."""
 
     def __init__(self, options: RegistryOptions) -> None:
-        self._context = ssl.create_default_context()
-        if options.ca_file is not None:
-            try:
-                self._context.load_verify_locations(options.ca_file)
-            except OSError as err:  # ssl.SSLError is one
-                raise BadInput(
-                    f"CA file {options.ca_file}: {err.strerror or err}", "it must hold PEM certificates"
-                ) from err
+        self._ca_file = options.ca_file
         self.watch = Watch()
         self.read_timeout_s = options.read_timeout_s
         super().__init__(pool_maxsize=16)
 
-    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-        super().init_poolmanager(*args, **kwargs, ssl_context=self._context)
+    @functools.cached_property
+    def _context(self) -> ssl.SSLContext:
+        """Not made before it is needed: reading the system's certificates takes as long as a small disk."""
+        context = ssl.create_default_context()
+        if self._ca_file is not None:
+            try:
+                context.load_verify_locations(self._ca_file)
+            except OSError as err:  # ssl.SSLError is one
+                raise BadInput(
+                    f"CA file {self._ca_file}: {err.strerror or err}", "it must hold PEM certificates"
+                ) from err
+        return context
+
+    def build_connection_pool_key_attributes(self, *args: Any, **kwargs: Any) -> Any:
+        host, pool = super().build_connection_pool_key_attributes(*args, **kwargs)
+        if host["scheme"] == "https":
+            pool["ssl_context"] = self._context
+        return host, pool
 
     def get_connection_with_tls_context(self, *args: Any, **kwargs: Any) -> Any:
         pool = super().get_connection_with_tls_context(*args, **kwargs)

@@ -6,7 +6,7 @@ import contextlib
 from functools import partial
 
 from imagetool.oci.archives import ArchiveRepository, TarArchive
-from imagetool.oci.push import Target, open_target
+from imagetool.oci.push import Target, open_target, push_blobs
 from runner.errors import BadInput, Unsupported
 from runner.oci import INDEX_TYPES, MANIFEST_TYPES, Descriptor, Digest, Index, Manifest
 from runner.reference import parse_reference
@@ -55,8 +55,8 @@ def copy_manifest(
             copy_manifest(repository, target, child, (), mount, depth + 1)
     elif found.media_type in MANIFEST_TYPES:
         manifest = Manifest.parse(raw)
-        for blob in (manifest.config, *manifest.layers):
-            target.push_blob(blob, partial(repository.blob, blob), mount=mount)
+        blobs = (manifest.config, *manifest.layers)
+        push_blobs(target, [(blob, partial(repository.blob, blob)) for blob in blobs], mount)
     else:
         raise Unsupported(f"{found.digest}: a manifest of type {found.media_type!r:.120}")
     return target.push_manifest(raw, found.media_type, tags)

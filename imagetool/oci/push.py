@@ -5,7 +5,8 @@ Order is the caller's: blobs first, the manifest last, so that no name ever lead
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
@@ -18,6 +19,7 @@ from runner.repository import RegistryOptions
 Content = Path | Callable[[], Iterator[bytes]]
 
 PIECE_BYTES = 1 << 20
+UPLOADS = 4  # blobs at once: registries take their time to hash and keep each
 
 
 class Target(Protocol):
@@ -61,6 +63,19 @@ def open_target(reference: Reference, options: RegistryOptions | None = None) ->
 
         return ArchiveTarget(reference.path)
     raise BadInput(f"{reference}: cannot be written to", "write to a registry, oci:DIR:TAG or oci-archive:FILE:TAG")
+
+
+def push_blobs(target: Target, blobs: Iterable[tuple[Descriptor, Content]], mount: str = "") -> None:
+    """All blobs, several at once; `mount` as in Target.push_blob. The first error ends it, when what was begun has ended."""
+    different = {descriptor.digest: (descriptor, content) for descriptor, content in blobs}
+    with ThreadPoolExecutor(UPLOADS, "push") as pool:
+        sent = [pool.submit(target.push_blob, *blob, mount=mount) for blob in different.values()]
+        try:
+            for future in sent:
+                future.result()
+        finally:
+            for future in sent:
+                future.cancel()
 
 
 def pieces(content: Content) -> Iterator[bytes]:

@@ -18,6 +18,8 @@ ROWS = {
     "OCI → ext4": "umoci + mke2fs -d",
     "OCI → artifact": "umoci + mke2fs -d + zstd -3 -T0",
     "registry → raw disk": "oras pull + zstd -d",
+    "registry → synced raw disk": "oras pull + zstd -d + sync",
+    "registry → raw disk, 100 MB/s": "oras pull + zstd -d",
     "layout → registry": "oras cp",
     "rebuild: top layer": "full build",
     "rebuild: env": "full build",
@@ -30,7 +32,12 @@ ROWS = {
     "OCI → artifact, 300 files": "umoci + mke2fs -d + zstd -3 -T0",
     "OCI → artifact, 0.004 GB": "umoci + mke2fs -d + zstd -3 -T0",
 }
-FETCHED = {"microsandbox, flat", "oras pull + zstd -d", "oras cp"}  # in a new clone these are missing
+FETCHED = {
+    "microsandbox, flat",
+    "oras pull + zstd -d",
+    "oras pull + zstd -d + sync",
+    "oras cp",
+}  # in a new clone these are missing
 
 
 @pytest.fixture(scope="module")
