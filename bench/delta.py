@@ -36,7 +36,7 @@ class Delta:
     chunks: int
     changed: int
     changed_bytes: int
-    fetched: int
+    fetched: int  # of the disk's blobs, with the gaps between chunks; and index and config
     reused: int
     new_blobs: int  # what a publisher sends
     seconds: float
@@ -118,7 +118,7 @@ def _delta(bench: Bench, pair: str, before: Path, after: Path, goal: float) -> D
         len(data),
         len(changed),
         sum(chunk.blob_length for chunk in changed),
-        told["fetched"],
+        told["fetched"] + new.chunks.size + new.config.size,
         told["reused"],
         sum(size for digest, size in sent.items() if digest not in {blob.digest for blob in old.disk}),
         told["seconds"],
@@ -126,12 +126,10 @@ def _delta(bench: Bench, pair: str, before: Path, after: Path, goal: float) -> D
 
 
 def _built(bench: Bench, image: Path) -> Path:
-    """The artifact of `image`, which goes by one name whatever its version: the disk's UUID is made of it."""
+    """The artifact of `image`."""
     place = bench.work / "versions" / image.name
     clean(place)
-    place.mkdir(parents=True)
-    (place / "app").symlink_to(image)
-    return artifact_of(bench, place / "app", place / "artifact")
+    return artifact_of(bench, image, place)
 
 
 def _pull(reference: str, store: Path) -> dict[str, Any]:

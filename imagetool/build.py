@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -29,6 +28,10 @@ from runner.errors import BadInput
 from runner.repository import RegistryOptions
 
 Progress = Callable[[int, int], None]
+
+# RFC 9562, version 4, the same on all disks. Every metadata checksum starts from it, so one of its own for each image or
+# version would make all metadata chunks others; and it names no disk: each sandbox's copy has the same anyway.
+DISK_UUID = "971bd09b-26f4-42b3-be09-30f5186d89c1"
 
 
 class Disk(NamedTuple):
@@ -71,40 +74,37 @@ def make_disk(
         Earlier(sorted((cache / "disks").glob("[0-9a-f]*"))) as earlier,
         _no_cycles(),
     ):
-        sources, made, uuid = _planned(image, source, layers, init, cache)
+        sources, made = _planned(image, source, layers, init, cache)
         packed = pack(made, sources, out, earlier=earlier, threads=threads, progress=progress)
     process = image.process.apply(source.config.process)
     digest = str(source.manifest_digest)
-    return Disk(packed, made.slots, made.layers, uuid, process, source.config.labels, digest)
+    return Disk(packed, made.slots, made.layers, DISK_UUID, process, source.config.labels, digest)
 
 
 def make_raw(image: Image, source: SourceImage, init: bytes | None, out: Path, cache: Path) -> None:
     """Only the raw, sparse disk of `image`, as the new file `out`; without `init` its own tree and nothing added."""
     with layer_data.opened(source, cache, _own_layer(image)) as layers, _no_cycles():
-        sources, made, _ = _planned(image, source, layers, init, cache)
+        sources, made = _planned(image, source, layers, init, cache)
         write_disk(made, sources, out)
 
 
 def _planned(
     image: Image, source: SourceImage, layers: list[layer_data.LayerData], init: bytes | None, cache: Path
-) -> tuple[list[Source], Plan, str]:
-    """Layers to tree, additions into the tree, tree to plan; where the plan's bytes are read from, and the disk's UUID."""
+) -> tuple[list[Source], Plan]:
+    """Layers to tree, additions into the tree, tree to plan; and where the plan's bytes are read from."""
     tree = _merged(image, layers)
     sources: list[Source] = list(layers)
     if init is not None:
         additions = _additions(image, source.config, init)
         sources.append(BytesSource(add(tree, lambda file: _read(layers, file), additions)))
-    uuid = _uuid(tree.layers[0].diff_id)
     layers_of = [layer.diff_id for layer in tree.layers if not layer.names]
-    identity = recipe.derivation_key({"writer": recipe.WRITER_VERSION, "uuid": uuid, "layers": layers_of})
+    identity = recipe.derivation_key({"writer": recipe.WRITER_VERSION, "uuid": DISK_UUID, "layers": layers_of})
     kept = layer_data.kept_directories(cache, identity)
-    made = plan(
-        tree,
-        DiskOptions(image.size, bytes.fromhex(uuid.replace("-", "")), directories=kept, identity=identity.encode()),
-    )
+    uuid = bytes.fromhex(DISK_UUID.replace("-", ""))
+    made = plan(tree, DiskOptions(image.size, uuid, directories=kept, identity=identity.encode()))
     if made.directories is not kept:
         layer_data.keep_directories(cache, identity, made.directories)
-    return sources, made, uuid
+    return sources, made
 
 
 def _own_layer(image: Image) -> LayerBlob | None:
@@ -150,17 +150,6 @@ def _additions(image: Image, config: ImageConfig, init: bytes) -> Additions:
         owners=image.owners,
         file_owners=tuple(Owner.parse(file.path, file.owner) for file in image.files if file.owner),
     )
-
-
-def _uuid(base: str) -> str:
-    """The disk's UUID (RFC 9562, version 4), the same in all versions and images on one base layer.
-
-    Every metadata checksum starts from it, so a UUID of the content would change all metadata chunks in each version.
-    """
-    raw = bytearray(hashlib.sha256(f"rootdisk\0{base}".encode()).digest()[:16])
-    raw[6], raw[8] = raw[6] & 0x0F | 0x40, raw[8] & 0x3F | 0x80
-    digits = raw.hex()
-    return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
 
 
 def _read(layers: list[layer_data.LayerData], file: File) -> bytes:

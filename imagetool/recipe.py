@@ -13,7 +13,7 @@ from imagetool.config import Image
 from runner.artifact import LAYOUT_VERSION
 from runner.oci import Digest, canonical_json
 
-WRITER_VERSION = 5  # to bump whenever the same inputs give other bytes
+WRITER_VERSION = 6  # to bump whenever the same inputs give other bytes
 
 
 class Guest(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import struct
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -20,7 +21,8 @@ from imagetool.ext4.geometry import Geometry
 
 
 class Groups(NamedTuple):
-    """`descriptors` are the table's bytes, `bitmaps` (block, content) of every initialised one, `tables` used blocks."""
+    """`descriptors` are the table's bytes, `bitmaps` (block, content) of every initialised one and, as zeros, of those
+    between them in a flex group: they are one chunk. `tables` are used blocks."""
 
     descriptors: bytes
     bitmaps: list[tuple[int, bytes]]
@@ -96,8 +98,15 @@ def groups(
         checksum = crc(crc(seed, struct.pack("<I", group)), descriptor)
         struct.pack_into("<H", descriptor, 0x1E, checksum & 0xFFFF)
         out.append(bytes(descriptor))
+    bitmaps.sort()
+    zeros = [
+        (place, bytes(BLOCK))
+        for (before, _), (after, _) in itertools.pairwise(bitmaps)
+        if after - before <= geometry.flex
+        for place in range(before + 1, after)
+    ]
     table = b"".join(out).ljust(geometry.descriptor_blocks * BLOCK, b"\0")
-    return Groups(table, bitmaps, tables, free_blocks_all, free_inodes_all)
+    return Groups(table, bitmaps + zeros, tables, free_blocks_all, free_inodes_all)
 
 
 def _used_blocks(geometry: Geometry, runs: Iterable[tuple[int, int]]) -> dict[int, int]:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
+from imagetool.ext4.format import BLOCK
 from imagetool.tree.model import Source
 
 Piece = tuple[int, int, int]  # offset in the chunk, offset in the layer, length
+MetaBlock = tuple[int, bytes | memoryview]  # block number, content
+GRID_BLOCKS = 64  # metadata chunks: 256 KiB
 _PIECE = struct.Struct("<IQI")
 
 
@@ -65,3 +69,18 @@ class MetadataChunk(DiskChunk):
         made = self._make()
         assert len(made) == self.length
         return made
+
+
+def metadata_chunks(meta: Sequence[MetaBlock]) -> Iterator[DiskChunk]:
+    """Chunks of blocks, which ascend: each a run of them without a gap."""
+    start = 0
+    while start < len(meta):
+        end, place = start + 1, meta[start][0]
+        while end < len(meta) and end - start < GRID_BLOCKS and meta[end][0] == place + end - start:
+            end += 1
+        yield MetadataChunk(place * BLOCK, (end - start) * BLOCK, partial(_joined, meta, start, end))
+        start = end
+
+
+def _joined(meta: Sequence[MetaBlock], start: int, end: int) -> bytes:
+    return b"".join([content for _, content in meta[start:end]])

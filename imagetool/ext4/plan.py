@@ -1,7 +1,7 @@
 """Tree in, plan out: every block has its place before the first byte is written.
 
-Order on the disk: superblock, descriptors, bitmaps, inode tables; directories, long link targets, blocks of extended
-attributes; journal; slots; data layer by layer; blocks of extent trees.
+Order on the disk: superblock, descriptors, bitmaps, inode tables; journal; directories, long link targets, blocks of
+extended attributes; slots; data layer by layer; blocks of extent trees.
 """
 
 from __future__ import annotations
@@ -10,19 +10,20 @@ import hashlib
 import os
 import stat
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
 from imagetool.ext4 import bitmaps, directory, extents, inode, xattr
 from imagetool.ext4.checksum import disk_seed, inode_seed
-from imagetool.ext4.chunk import DiskChunk, MetadataChunk, Piece
+from imagetool.ext4.chunk import GRID_BLOCKS, DiskChunk, MetaBlock, MetadataChunk, Piece, metadata_chunks
 from imagetool.ext4.directories import Directories
 from imagetool.ext4.extents import Run
 from imagetool.ext4.format import (
     BLOCK,
     BLOCKS_PER_GROUP,
     EXT4_EXTENTS_FL,
+    EXT4_GOOD_OLD_FIRST_INO,
     EXT4_IMMUTABLE_FL,
     EXT4_INDEX_FL,
     EXT4_JOURNAL_INO,
@@ -39,7 +40,6 @@ from runner.artifact import LayerInodes, SlotExtent
 from runner.errors import BadInput, RootdiskError
 from runner.files import write_at
 
-GRID_BLOCKS = 64  # metadata chunks: 256 KiB
 SLOT_ALIGN = (64 << 10) // BLOCK
 FAST_SYMLINK_BYTES = 60
 _NO_XATTRS = (b"", 0)
@@ -129,7 +129,7 @@ class _Planner:
         self.seed = disk_seed(options.uuid)
         self.hash_seed = hashlib.sha256(b"rootdisk hash seed" + options.uuid).digest()[:16]
         self.hash_words = seed_words(self.hash_seed)
-        self.meta: list[tuple[int, bytes | memoryview]] = []
+        self.meta: list[MetaBlock] = []
         # Where each inode's blocks are: nearly all have one run from their first block on, which takes little here.
         self.starts = array("Q", bytes(8 * len(numbers.by_number)))
         self.counts = array("I", bytes(4 * len(numbers.by_number)))
@@ -154,10 +154,11 @@ class _Planner:
         self.journal = Inode(stat.S_IFREG | 0o600, mtime_ns=options.time * 1_000_000_000)
 
     def plan(self) -> Plan:
+        # First, so that its place, which superblocks name too, is that of every disk of the size.
+        self.own(EXT4_JOURNAL_INO, self.take(self.geometry.journal_blocks))
         directories = self.directories()
         self.symlinks()
         self.extended_attributes()
-        self.own(EXT4_JOURNAL_INO, self.take(self.geometry.journal_blocks))
         self.reserve_slots()
         chunks: list[DiskChunk] = []
         for number, layer in enumerate(self.tree.layers):
@@ -176,7 +177,8 @@ class _Planner:
         self.meta += groups.bitmaps
         chunks += self.superblocks(groups)
         chunks += self.inode_tables(groups, self.identity())
-        chunks += self.metadata()
+        self.meta.sort(key=lambda item: item[0])
+        chunks += metadata_chunks(self.meta)
         chunks.sort(key=lambda chunk: chunk.offset)
         layers = zip(self.tree.layers, self.numbers.firsts, strict=True)
         return Plan(
@@ -346,14 +348,23 @@ class _Planner:
             self.meta += made
 
     def superblocks(self, groups: bitmaps.Groups) -> Iterator[DiskChunk]:
+        """The first goes to the other metadata; the chunks of its backups.
+
+        Those say what an empty file system would: as on any disk in use they tell where things are, not how much is
+        free (e2fsck counts again), and so no version of an image changes them.
+        """
         journal = extents.build(self.runs(EXT4_JOURNAL_INO), (), int)[0]
+        empty = bitmaps.groups(self.geometry, (), [True] * EXT4_GOOD_OLD_FIRST_INO, (), self.seed)
         for group in self.geometry.backups:
-            raw = superblock(
-                self.geometry, self.options.uuid, self.hash_seed, self.options.time, groups, journal, group
-            )
-            first = (bytes(1024) if group == 0 else b"") + raw
+            told = empty if group else groups
+            raw = superblock(self.geometry, self.options.uuid, self.hash_seed, self.options.time, told, journal, group)
+            content = ((b"" if group else bytes(1024)) + raw).ljust(BLOCK, b"\0") + told.descriptors
             start = group * BLOCKS_PER_GROUP
-            yield from _grid(start, first.ljust(BLOCK, b"\0") + groups.descriptors)
+            blocks = [(start + at // BLOCK, content[at : at + BLOCK]) for at in range(0, len(content), BLOCK)]
+            if group:
+                yield from metadata_chunks(blocks)
+            else:
+                self.meta += blocks
 
     def identity(self) -> bytes:
         """What decides the inodes of the layers, but for those changed since: the layers and where everything lies."""
@@ -388,17 +399,6 @@ class _Planner:
                     own = [item for item in changed if number <= item[0] < after]
                     key = hashlib.sha256(identity + repr((number, after, own)).encode()).digest()
                 yield MetadataChunk((start + done) * BLOCK, count * BLOCK, make, key)
-
-    def metadata(self) -> Iterator[DiskChunk]:
-        self.meta.sort(key=lambda item: item[0])
-        start = 0
-        while start < len(self.meta):
-            end, place = start + 1, self.meta[start][0]
-            while end < len(self.meta) and end - start < GRID_BLOCKS and self.meta[end][0] == place + end - start:
-                end += 1
-            make = partial(_join, self.meta, start, end)
-            yield MetadataChunk(place * BLOCK, (end - start) * BLOCK, make)
-            start = end
 
     def inodes(self, first: int, count: int) -> bytes:
         """Inodes `first` and following as they stand in the table."""
@@ -440,14 +440,3 @@ class _Planner:
             size = node.size if isinstance(node, Slot) else self.geometry.journal_blocks * BLOCK
             flags |= EXT4_IMMUTABLE_FL if isinstance(node, Slot) else 0
         return inode.pack(node, self.seed, number, size, links, blocks, flags, i_block, inside, block)
-
-
-def _grid(start: int, content: bytes) -> Iterable[DiskChunk]:
-    step = GRID_BLOCKS * BLOCK
-    for offset in range(0, len(content), step):
-        part = content[offset : offset + step]
-        yield MetadataChunk(start * BLOCK + offset, len(part), partial(bytes, part))
-
-
-def _join(meta: list[tuple[int, bytes | memoryview]], start: int, end: int) -> bytes:
-    return b"".join([content for _, content in meta[start:end]])

@@ -87,6 +87,24 @@ def test_a_new_top_layer_leaves_the_blobs_below(tmp_path: Path) -> None:
     assert again.reused_chunks + again.new_chunks == alone.new_chunks + alone.reused_chunks
 
 
+def test_a_changed_file_changes_its_own_chunk(tmp_path: Path) -> None:
+    """And an added one what counts it: the chunk of superblock and bitmaps, a table of inodes, a directory; no backups."""
+
+    def new(before: Packed, after: Packed) -> list[int]:
+        known = {chunk.sha256 for chunk in before.index.chunks}
+        return [chunk.offset for chunk in after.index.chunks if chunk.sha256 not in known]
+
+    def base(changed: bytes, added: bytes = b"") -> bytes:
+        return layer(b"base", 60) + file(b"base-060", changed) + added + layer(b"later", 60)
+
+    first = packed(tmp_path / "1", base(TEXT[:9000]), TOP, size=1 << 30)
+    assert len(new(first, packed(tmp_path / "2", base(TEXT[9000:18000]), TOP, size=1 << 30))) == 1
+    offsets = new(first, packed(tmp_path / "3", base(TEXT[:9000], file(b"base-061", TEXT[:90])), TOP, size=1 << 30))
+    assert len(offsets) == 4
+    assert 0 in offsets
+    assert not {group * 32768 * 4096 for group in (1, 3, 5, 7)} & set(offsets)
+
+
 def test_frames_of_a_changed_blob_are_reused(tmp_path: Path) -> None:
     """A file of the base that a later layer hides changes one blob of it, and one chunk of that."""
     before = packed(tmp_path / "1", BASE, TOP)

@@ -25,7 +25,7 @@ def key(image: Image = IMAGE, source: Digest = SOURCE, guest: recipe.Guest = GUE
 
 def test_the_key_is_known() -> None:
     """A fixed value: a change of it is a rebuild of everybody's disks, and must be meant."""
-    assert key() == "1030b47ac928e9eb82a75a305997ef13f5cef363f7d614372a1248b4ee1c5c2b"
+    assert key() == ""
 
 
 @pytest.mark.parametrize(

@@ -249,6 +249,24 @@ def test_a_file_across_backup_groups(tmp_path: Path) -> None:
         assert expected == 600 << 20
 
 
+@needs_root
+def test_a_backup_mends_the_disk(tmp_path: Path) -> None:
+    """Backups say what an empty file system would; e2fsck finds everything from each of them nevertheless."""
+    path = disk_of(tmp_path / "disk", EVERYTHING, directory(b"lost+found"), size=GIB)
+    with mounted(path) as place:
+        before = host_view(place)
+    for group in (1, 3, 5, 7):
+        with path.open("r+b") as raw:
+            raw.write(b"\xa5" * (2 * 4096))
+        assert complaints(path) != []
+        command = ["e2fsck", "-fy", "-B", "4096", "-b", str(group * 32768), str(path)]
+        done = subprocess.run(command, env={"PATH": disks.PATH}, capture_output=True, text=True)
+        assert done.returncode == 1, done.stdout  # errors corrected
+        assert complaints(path) == []
+        with mounted(path) as place:
+            assert host_view(place).differences(before) == []
+
+
 @pytest.mark.parametrize("parts", [4, 5, 340, 341, 340 * 4, 340 * 4 + 1, 120_000])
 def test_extent_trees_of_sparse_files(tmp_path: Path, parts: int) -> None:
     """One block in every eight of a file: trees of depth 0 to 2, leaf boundaries included."""
