@@ -54,7 +54,7 @@ def receipt(image, name):
 
 def source_state(image):
     """How to see that the source may have changed: what to watch, and doit's `uptodate`."""
-    wanted = {"source": str(image.source), "platform": str(image.platform)}
+    wanted = {"source": str(image.source), "platform": str(image.platform), "receipt": steps.SOURCE_RECEIPT}
     path = image.source.path
     if image.source.kind == "oci":
         return [str(path / "index.json")], [config_changed(wanted)]
@@ -212,11 +212,11 @@ def task_prune():
 
 
 def task_explain():
-    """Say which input has changed since the last build."""
+    """Say which input has changed since the last build, what that changes, and which tasks run for it."""
     for image in IMAGES:
         yield {
             "name": image.name,
-            "actions": [(steps.explain, [PLACES, image])],
+            "actions": [(steps.explain, [PLACES, image, globals()])],
             "task_dep": [f"resolve:{image.name}", f"kernel:{image.name}"],
             "uptodate": [False],
         }

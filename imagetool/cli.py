@@ -74,6 +74,15 @@ def parser() -> argparse.ArgumentParser:
     diff = commands.add_parser("diff", parents=[common, looking], help="compare two disks by file; exits with 1 on any")
     diff.add_argument("a", metavar="ARTIFACT|FILE")
     diff.add_argument("b", metavar="ARTIFACT|FILE")
+    explain = commands.add_parser(
+        "explain",
+        parents=[common, looking],
+        help="say which inputs of two artifacts differ, and what that costs to pull",
+    )
+    explain.add_argument(
+        "a", metavar="ARTIFACT|NAME", help="an artifact, or what an image of images.toml is published as"
+    )
+    explain.add_argument("b", metavar="ARTIFACT|NAME")
     verify = commands.add_parser(
         "verify", parents=[common, looking], help="build an artifact again from its recorded inputs; 1: it is another"
     )
@@ -128,6 +137,7 @@ def _run(options: argparse.Namespace) -> int:
         "stat": _stat,
         "cat": _cat,
         "diff": _diff,
+        "explain": _explain,
         "verify": _verify,
         "index": _index,
         "prune": _prune,
@@ -323,6 +333,18 @@ def _diff(options: argparse.Namespace) -> int:
             )
             print(f"{signs[change.kind]} {change.path}{': ' if words else ''}{words}")
     return int(differ)
+
+
+def _explain(options: argparse.Namespace) -> int:
+    from imagetool import explanation
+
+    found = explanation.between(options.a, options.b, *_looked_at(options))
+    if options.json:
+        print(json.dumps(found._asdict() | {"inputs": [change._asdict() for change in found.inputs]}))
+        return 0
+    for line in explanation.words(found):
+        print(line)
+    return 0
 
 
 def _verify(options: argparse.Namespace) -> int:

@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 
+SOURCE_RECEIPT = 2  # to raise when there is more in source.json
 DISK = "disk"  # in cache/NAME: a link to the directory in cache/disks
 
 
@@ -113,7 +114,8 @@ def resolve(places: Places, image: Image) -> None:
 
     with build.opened(image) as source:
         digest = str(source.manifest_digest)
-    receipt = {"reference": str(image.source), "digest": digest, "platform": str(image.platform)}
+        layers = [str(layer.diff_id or layer.descriptor.digest) for layer in source.layers]
+    receipt = {"reference": str(image.source), "digest": digest, "platform": str(image.platform), "layers": layers}
     write_receipt(places.receipt(image, "source"), receipt)
 
 
@@ -131,16 +133,22 @@ def disk(places: Places, image: Image) -> None:
     if built is not None:
         place, found = built
         published = {"place": str(place.place), "digest": str(found.digest)}
-        write_receipt(places.receipt(image, "disk"), {"key": key, "inputs": inputs, "published": published})
+        _write_disk(places, image, {"key": key, "inputs": inputs, "published": published})
         _say(image.name, f"disk {key[:12]} has been built before: {place.place}@{found.digest}", started)
         return
     folder, made = kept_disk(image, inputs, places.init(image.platform) / "init", places.cache)
     receipt = read_disk(folder)
     _link(folder, places.disk(image))
-    write_receipt(places.receipt(image, "disk"), receipt)
+    _write_disk(places, image, receipt)
     compressed = sum(blob["size"] for blob in receipt["blobs"])
     what = f"{compressed / 1e6:.1f} MB compressed, {receipt['chunks']['reused']} chunks of earlier disks"
     _say(image.name, f"disk {key[:12]}, {what if made else 'is there already'}", started)
+
+
+def _write_disk(places: Places, image: Image, receipt: Mapping[str, Any]) -> None:
+    """With the source's layers, so that `explain` can say which of them is another."""
+    layers = read_receipt(places.receipt(image, "source"))["layers"]
+    write_receipt(places.receipt(image, "disk"), {**receipt, "source_layers": layers})
 
 
 def disk_is_there(places: Places, image: Image) -> bool:
@@ -236,20 +244,21 @@ def prune(places: Places, image: Image, delete: bool = False, keep: int = 0) -> 
 
 
 @step
-def explain(places: Places, image: Image) -> None:
-    """Why the next build would make another disk than the last."""
+def explain(places: Places, image: Image, dodo: dict[str, Any]) -> None:
+    """Which input has changed since the last build, what that changes, and which tasks run for it."""
+    from imagetool import explanation
+
     receipt = places.receipt(image, "disk")
-    if not receipt.exists():
+    if receipt.exists():
+        built = read_receipt(receipt)
+        new = read_receipt(places.receipt(image, "source"))["layers"]
+        layers = explanation.compared_layers(built["source_layers"], new) if "source_layers" in built else ""
+        changes = list(explanation.lines(recipe.explain(built["inputs"], current_inputs(places, image)), layers))
+        how = "changed since the last build" if changes else f"{built['key'][:12]} is current"
+        print("\n".join([f"{image.name}: {how}", *(f"  {line}" for line in changes)]))
+    else:
         print(f"{image.name}: not built yet")
-        return
-    built = read_receipt(receipt)
-    changes = recipe.explain(built["inputs"], current_inputs(places, image))
-    print(
-        f"{image.name}: {built['key'][:12]} is current"
-        if not changes
-        else f"{image.name}: changed since the last build"
-    )
-    for line in changes:
+    for line in explanation.tasks(dodo, image.name, image.platform.architecture):
         print(f"  {line}")
 
 
