@@ -252,7 +252,7 @@ def _run(ready: Ready, store: Store, client: socket.socket, listener: socket.soc
 
 def _start(ready: Ready, accelerator: str, counter: tsc.Counter) -> Vm:
     """The machine, by the back end that was asked for."""
-    from runner import process, qemu
+    from runner import process
 
     spec, local, folder = ready.sandbox.spec, ready.local, ready.sandbox.folder
     words = [local.config.cmdline, f"rootdisk.slot={ready.slot_digest}"]
@@ -278,7 +278,11 @@ def _start(ready: Ready, accelerator: str, counter: tsc.Counter) -> Vm:
         tuple(Forward(*forward) for forward in spec.forwards),
         tuple(Share(f"volume{n}", Path(path), read_only) for n, (path, _, read_only) in enumerate(spec.volumes)),
     )
-    return qemu.start(machine, folder, process.unprivileged())
+    if spec.backend == "krun":
+        from runner.krun import start
+    else:
+        from runner.qemu import start
+    return start(machine, folder, process.unprivileged())
 
 
 def _explained(err: RootdiskError, vm: Vm | None, folder: Path) -> RootdiskError:
@@ -289,7 +293,7 @@ def _explained(err: RootdiskError, vm: Vm | None, folder: Path) -> RootdiskError
         return err
     how = vm.ended(2) or ""
     lines = console.tail(folder / "console.log")
-    complaint = (folder / "qemu.log").read_text(errors="replace").strip().splitlines()
+    complaint = (folder / "machine.log").read_text(errors="replace").strip().splitlines()
     reason = console.meaning(lines) or (complaint[-1] if complaint else how)
     shown = "".join(f"\n  {line}" for line in lines)
     return RootdiskError(f"the sandbox ended without a word{': ' + reason if reason else ''}", f"its console:{shown}")

@@ -162,6 +162,7 @@ def _add_machine_options(parser: argparse.ArgumentParser) -> None:
     add("--tls-key", type=_path, metavar="FILE", help="its private key, as ROOTDISK_TLS_KEY")
     add("--tls-ca", type=_path, metavar="FILE", help="CA bundle, as ROOTDISK_TLS_CA")
     add("--entrypoint", metavar="PROGRAM", help="in place of the image's; empty for none")
+    add("--backend", choices=("qemu", "krun"), help="default: QEMU, or libkrun where only that is installed")
     add("--accel", choices=("kvm", "tcg"), help="default: what works here")
     add("--clone", choices=("overlay", "reflink", "copy"), help="how to copy the disk")
     add(

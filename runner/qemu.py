@@ -102,7 +102,7 @@ def start(machine: Machine, folder: Path, user: process.User | None = None) -> V
         )
         running = process.start(
             command(qemu, machine, handles),
-            log=folder / "qemu.log",
+            log=folder / "machine.log",
             fds=handles.all,
             user=user,
             file_max_bytes=max(machine.disk_size, machine.memory_mib << 20) + _SPARE_BYTES,

@@ -6,7 +6,7 @@
     NAME/slot.json     digests of what was last written to the slot
     NAME/disk.*        its disk
     NAME/control       the keeper's socket
-    NAME/console.log, output.log, qemu.log
+    NAME/console.log, output.log, machine.log
 
 A directory gets its name by rename, with lock and state in it, so who sees the name sees a whole sandbox.
 """

@@ -103,7 +103,8 @@ static void read_cmdline(void) {
     size_t length;
     char *save;
     cmdline = read_file("/proc/cmdline", &length);
-    for (char *word = strtok_r(cmdline, " \n", &save); word; word = strtok_r(NULL, " \n", &save)) {
+    /* libkrun sets what it adds in quotes */
+    for (char *word = strtok_r(cmdline, " \n\"", &save); word; word = strtok_r(NULL, " \n\"", &save)) {
         if (!strncmp(word, "rootdisk.slot=", 14))
             snprintf(slot_digest, sizeof slot_digest, "%s", word + 14);
         else if (!strncmp(word, "rootdisk.root=", 14))
@@ -144,14 +145,29 @@ static void read_slot(const char *path) {
     slot = (struct records){data + 16, payload};
 }
 
-/* A writable view of a disk that is not written: an overlay whose upper layer is memory. */
-static void overlay_root(void) {
-    mkdir("/lower", 0755);
-    mkdir("/upper", 0755);
-    if (mount("/root", "/lower", NULL, MS_MOVE, NULL) || mount(NULL, "/lower", NULL, MS_REMOUNT | MS_RDONLY, NULL) ||
-        mount("tmpfs", "/upper", "tmpfs", 0, "mode=0755") || mkdir("/upper/data", 0755) || mkdir("/upper/work", 0755) ||
-        mount("overlay", "/root", "overlay", 0, "lowerdir=/lower,upperdir=/upper/data,workdir=/upper/work"))
+/* A writable view of a disk that is not written: an overlay whose upper layer is memory, mounted in `room`. */
+static const char *overlay_root(const char *disk, const char *room) {
+    static char root[64];
+    char data[64], work[64], options[256];
+    snprintf(root, sizeof root, "%s/root", room);
+    snprintf(data, sizeof data, "%s/data", room);
+    snprintf(work, sizeof work, "%s/work", room);
+    snprintf(options, sizeof options, "lowerdir=%s,upperdir=%s,workdir=%s", disk, data, work);
+    mkdir(room, 0755);
+    if (mount(NULL, disk, NULL, MS_REMOUNT | MS_RDONLY, NULL) || mount("tmpfs", room, "tmpfs", 0, "mode=0755") ||
+        mkdir(root, 0755) || mkdir(data, 0755) || mkdir(work, 0755) || mount("overlay", root, "overlay", 0, options))
         die("cannot put an overlay over the read-only root: %s", strerror(errno));
+    return root;
+}
+
+/* Makes what is mounted at `root` the root; /dev goes along. */
+static void enter(const char *root) {
+    if (chdir(root) || (mount("/dev", "dev", NULL, MS_MOVE, NULL) && (mkdir("dev", 0755), mount("/dev", "dev", NULL, MS_MOVE, NULL))))
+        die("cannot move /dev into the disk: %s", strerror(errno));
+    umount2("/proc", MNT_DETACH);
+    umount2("/sys", MNT_DETACH);
+    if (mount(".", "/", NULL, MS_MOVE, NULL) || chroot(".") || chdir("/"))
+        die("cannot change to the disk: %s", strerror(errno));
 }
 
 int main(int argc, char **argv) {
@@ -178,24 +194,21 @@ int main(int argc, char **argv) {
     for (int fd = 0; console >= 0 && fd < 3; fd++)
         dup2(console, fd);
     read_cmdline();
-    int early = !access("/modules/load", F_OK);
-    load_modules(1);
-    channel = find_port(early ? 3 : 0.2);
+    int early = access("/.rootdisk/init", F_OK); /* else the disk is the root already, as libkrun's init has it */
+    if (early)
+        load_modules(1);
+    channel = find_port(3);
     if (early) {
         mount_root();
         read_slot("/root/.rootdisk/slot");
         load_modules(0);
-        if (find_record(&slot, "read-only"))
-            overlay_root();
         unlink("/init");
-        if (mount("/dev", "/root/dev", NULL, MS_MOVE, NULL) && (mkdir("/root/dev", 0755), mount("/dev", "/root/dev", NULL, MS_MOVE, NULL)))
-            die("cannot move /dev into the disk: %s", strerror(errno));
-        umount2("/proc", MNT_DETACH);
-        umount2("/sys", MNT_DETACH);
-        if (chdir("/root") || mount(".", "/", NULL, MS_MOVE, NULL) || chroot(".") || chdir("/"))
-            die("cannot change to the disk: %s", strerror(errno));
+        enter(find_record(&slot, "read-only") ? overlay_root("/root", "/upper") : "/root");
     } else {
         read_slot("/.rootdisk/slot");
+        mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL); /* what is shared cannot be moved */
+        if (find_record(&slot, "read-only"))
+            enter(overlay_root("/", "/.rootdisk"));
     }
     process.data = read_file("/.rootdisk/process", &process.length);
     if (!process.data)

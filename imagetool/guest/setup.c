@@ -90,7 +90,9 @@ static void network(int user) {
     up(fd, "lo");
     DIR *directory = user ? opendir("/sys/class/net") : NULL;
     for (struct dirent *entry; directory && (entry = readdir(directory));) {
-        if (entry->d_name[0] == '.' || !strcmp(entry->d_name, "lo"))
+        char device[300];
+        snprintf(device, sizeof device, "/sys/class/net/%s/device", entry->d_name);
+        if (entry->d_name[0] == '.' || access(device, F_OK)) /* such as lo */
             continue;
         struct ifreq request = {0};
         struct rtentry route = {.rt_flags = RTF_UP | RTF_GATEWAY};

@@ -7,7 +7,7 @@ import contextlib
 import os
 import re
 
-from runner import boot, sandbox
+from runner import backend, boot, sandbox
 from runner.commands import options as given
 from runner.errors import BadInput
 from runner.local import Local
@@ -32,7 +32,6 @@ def boot_command(options: argparse.Namespace) -> int:
         raise BadInput("--detach and --interactive", "nobody is there to write: runner exec -i")
     records = given.boot_records(options, name)
     spec = _spec(options, name)
-    _check_backend(options)
     store = Store.open()
     local = given.local(store, options, ask=options.pull == "always")
     status = boot.launch(boot.create(store, local, _filled(spec, local), records), store, counter)
@@ -54,13 +53,6 @@ def start_command(options: argparse.Namespace) -> int:
     if not options.attach:
         given.write_json({"name": options.name}) if options.json else print(options.name)
     return status
-
-
-def _check_backend(options: argparse.Namespace) -> None:
-    """Before anything is fetched."""
-    from runner import qemu
-
-    qemu.program(given.platform(options))
 
 
 def _spec(options: argparse.Namespace, name: str) -> Spec:
@@ -92,6 +84,7 @@ def _spec(options: argparse.Namespace, name: str) -> Spec:
         detached=options.detach,
         interactive=options.interactive,
         terminal=options.tty,
+        backend=backend.choose(options.backend, given.platform(options)),
         accelerator=options.accel,
         clone=options.clone,
         timeout_s=options.timeout,
