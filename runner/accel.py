@@ -13,6 +13,8 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
+from runner.oci import Platform
+
 
 class Accelerator(NamedTuple):
     name: str  # QEMU's: kvm or tcg
@@ -22,14 +24,17 @@ class Accelerator(NamedTuple):
 
 def choose(
     wanted: str | None,
+    platform: Platform,
     verdicts: Path | None = None,
     kernel: Path | None = None,
     device: Path = Path("/dev/kvm"),
     cpuinfo: Path = Path("/proc/cpuinfo"),
 ) -> Accelerator:
-    """`wanted`, or what works here; `verdicts` is the file that `remember` writes."""
+    """`wanted`, or what works here for a guest of `platform`; `verdicts` is the file that `remember` writes."""
     if wanted:
         return Accelerator(wanted, "asked for", True)
+    if platform != Platform.host():
+        return Accelerator("tcg", f"{platform} is not this machine's", True)
     if not device.exists():
         return Accelerator("tcg", f"there is no {device}", True)
     if not os.access(device, os.R_OK | os.W_OK):

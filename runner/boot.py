@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn
 from runner import accel, records, sandbox, slot, tsc
 from runner.clone import Clone, clone, found
 from runner.debug import debug, is_shown
-from runner.errors import BadInput, RootdiskError
+from runner.errors import RootdiskError
 from runner.files import atomic_write
 from runner.local import Local
 from runner.machine import Forward, Machine, Share, Vm
@@ -44,8 +44,6 @@ class Ready(NamedTuple):
 
 def create(store: Store, local: Local, spec: Spec, given: Sequence[Record]) -> Ready:
     """A new sandbox of `local`. RootdiskError, and nothing left, where it cannot be made."""
-    if spec.disk_size < local.config.disk_size:
-        raise BadInput(f"--disk-size {spec.disk_size}", f"the artifact's disk has {local.config.disk_size} bytes")
     made = Sandbox.create(store, spec)
     try:
         own = (*given, ("machine-id", os.urandom(16).hex().encode()), ("first", b"1"))
@@ -53,6 +51,10 @@ def create(store: Store, local: Local, spec: Spec, given: Sequence[Record]) -> R
         extent = local.config.slot()
         filled = slot.pack((*own, *_of_this_start(spec)), extent.length)
         patches = slot.clusters(extent, filled)
+        if spec.disk_size != local.config.disk_size:
+            from runner import grow  # seldom needed
+
+            patches = {**grow.patches(local.disk, spec.disk_size), **patches}
         disk = clone(local.disk, spec.disk_size, made.folder, spec.clone, patches)
         slot.write(disk.path, extent, filled, made.folder / "slot.json", overlay=disk.overlay, durable=spec.keep)
         made.take_name()
@@ -200,7 +202,8 @@ def _run(ready: Ready, store: Store, client: socket.socket, listener: socket.soc
     status, error = FAILED, ""
     keeper = vm = None
     try:
-        chosen = accel.choose(spec.accelerator, store.root / "kvm.json", ready.local.kernel)
+        platform = ready.local.config.platform
+        chosen = accel.choose(spec.accelerator, platform, store.root / "kvm.json", ready.local.kernel)
         while True:
             debug(f"accelerator {chosen.name}: {chosen.reason}")
             vm = _start(ready, chosen.name, counter)

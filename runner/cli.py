@@ -146,6 +146,7 @@ def _add_machine_options(parser: argparse.ArgumentParser) -> None:
     add("--timeout", type=float, metavar="SECONDS", help="end it then, with status 124")
     add("-m", "--memory", metavar="SIZE", help="as 512m or 2g; default: the artifact's")
     add("--cpus", type=int, metavar="N")
+    add("--disk-size", metavar="SIZE", help="as 20g, to have more room; default: the artifact's")
     add(
         "-p",
         "--publish",

@@ -73,7 +73,7 @@ def _spec(options: argparse.Namespace, name: str) -> Spec:
         config="",
         kernel=None,
         initramfs=None,
-        disk_size=0,
+        disk_size=given.size_bytes(options.disk_size, "--disk-size") if options.disk_size else 0,
         memory_mib=memory >> 20,
         cpus=options.cpus or 0,
         network=options.network,

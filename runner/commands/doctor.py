@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from runner import accel, passt, qemu, volumes
+from runner import accel, backend, krun, passt, qemu, volumes
 from runner.commands.options import write_json
 from runner.errors import RootdiskError
 from runner.oci import Platform
@@ -45,12 +45,14 @@ def _machine() -> Iterator[Line]:
         path = qemu.program(host)
         yield Line("qemu", True, f"{_version(path)}, {path}", needed=True)
     except RootdiskError as err:
-        yield Line("qemu", False, str(err), needed=True)
+        yield Line("qemu", False, f"{err.message}: {backend.hint(host)}", needed=not krun.is_installed())
+    if krun.is_installed():
+        yield Line("libkrun", True, krun.library())
     try:
         verdicts = Store.open().root / "kvm.json"
     except RootdiskError:
         verdicts = None
-    chosen = accel.choose(None, verdicts)
+    chosen = accel.choose(None, host, verdicts)
     slow = "; guests run some ten times slower" if chosen.name == "tcg" else ""
     yield Line("accelerator", chosen.name == "kvm", f"{chosen.name}: {chosen.reason}{slow}")
     try:

@@ -1,8 +1,7 @@
-"""A guest grows its mounted disk online, fills it, is stopped: the kernel agrees with our geometry, and e2fsck after."""
+"""Larger disks in a guest: grown by the runner, then online by the kernel, which goes on from there; e2fsck agrees after."""
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -17,8 +16,20 @@ from runner.repository import RegistryOptions
 from runner.sandbox import Spec
 from runner.store import Store
 from runner.tsc import Counter
+from tests.end_to_end.conftest import Runner
 from tests.support.disks import complaints, needs_e2fsck
 
+FILL = """
+import os
+room = os.statvfs("/")
+print(room.f_blocks * 4096 >> 30)
+with open("/sandbox/filled", "wb") as file:
+    os.posix_fallocate(file.fileno(), 0, room.f_bavail * 4096 * 9 // 10)
+    os.pwrite(file.fileno(), b"the end", room.f_bavail * 4096 * 9 // 10 - 7)
+with open("/sandbox/filled", "rb") as file:
+    file.seek(-7, 2)
+    print(file.read().decode())
+"""
 GROW = """
 import fcntl, os, struct
 root = os.open("/", os.O_RDONLY)
@@ -33,9 +44,35 @@ print(os.statvfs("/").f_blocks * 4096 >> 30)
 """
 
 
+def raw(store: Path, name: str, target: Path) -> Path:
+    """The kept sandbox's disk as its guest saw it."""
+    argv = ["qemu-img", "convert", "-f", "qcow2", "-O", "raw", str(store / f"sandboxes/{name}/disk.qcow2"), str(target)]
+    subprocess.run(argv, check=True, capture_output=True, stdin=subprocess.DEVNULL)
+    return target
+
+
+needs_qemu_img = pytest.mark.skipif(shutil.which("qemu-img") is None, reason="qemu-img is not installed")
+
+
 @pytest.mark.vm
 @needs_e2fsck
-@pytest.mark.skipif(shutil.which("qemu-img") is None, reason="qemu-img is not installed")
+@needs_qemu_img
+def test_a_larger_disk(demo: str, tmp_path: Path) -> None:
+    runner = Runner(tmp_path / "store")
+    options = ("--disk-size", "20g", "--name", "larger", "--keep", "--network", "none", "--entrypoint", "python3")
+    done = runner("boot", *options, demo, "--", "-c", FILL)
+    assert (done.stdout, done.stderr, done.returncode) == ("19\nthe end\n", "", 0)
+    assert complaints(raw(runner.store, "larger", tmp_path / "raw")) == []
+    done = runner("boot", "--disk-size", "4g", demo)
+    assert done.returncode == 125
+    assert done.stderr == (
+        "runner: --disk-size 4294967296 bytes: give at least the artifact's 8589934592, at most 16 TiB\n"
+    )
+
+
+@pytest.mark.vm
+@needs_e2fsck
+@needs_qemu_img
 def test_a_guest_grows_its_disk(
     demo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -47,11 +84,10 @@ def test_a_guest_grows_its_disk(
     records = [("entrypoint", b"python3"), ("cmd", b"-c"), ("cmd", GROW.encode()), ("user", b"0")]
     spec = Spec(
         "grown", demo, str(local.digest), local.disk.stem, local.config_digest.hex, local.kernel.name,
-        local.initramfs.name, 20 << 30, 512, 1, network="none", timeout_s=200, keep=True,
+        local.initramfs.name, 9 << 30, 512, 1, network="none", timeout_s=200, keep=True,
     )  # fmt: skip
-    assert boot.launch(boot.create(store, local, spec, records), store, Counter()) == 0
+    ready = boot.create(store, local, spec, records)
+    subprocess.run(["qemu-img", "resize", "-q", "-f", "qcow2", str(ready.disk.path), "20G"], check=True)
+    assert boot.launch(ready, store, Counter()) == 0
     assert capfd.readouterr().out.strip() in ("19", "20")
-    overlay, raw = store.sandboxes / "grown/disk.qcow2", tmp_path / "raw"
-    argv = ["qemu-img", "convert", "-f", "qcow2", "-O", "raw", str(overlay), str(raw)]
-    subprocess.run(argv, check=True, capture_output=True, stdin=subprocess.DEVNULL, env=os.environ)
-    assert complaints(raw) == []
+    assert complaints(raw(store.root, "grown", tmp_path / "raw")) == []

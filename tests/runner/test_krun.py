@@ -154,7 +154,6 @@ def test_it_ends_when_nobody_listens(fake: FakeKrun, machine: Machine, tmp_path:
     vm = krun.start(machine, tmp_path, USER)
     assert vm.channel.recv(100)
     assert vm.console.recv(100)
-    assert os.stat(f"/proc/{vm.process.pid}").st_uid == 0  # not dumpable, so /proc is not its own
     assert "\nUid:\t70000\t70000\t70000\t70000\n" in Path(f"/proc/{vm.process.pid}/status").read_text()
     vm.console.close()
     assert vm.ended(20) == "SIGKILL (was the host out of memory?)"
