@@ -1,10 +1,11 @@
 /* A libkrun for tests: writes every call with its arguments to LIBRARY.calls, fails where LIBRARY.fail says so
    ("NAME ERRNO"), and in place of a guest plays what LIBRARY.guest says:
-   panic: the console says so and the machine ends; status: the init runs a program that ends with status 7. */
+   panic: the console says so and the machine ends; sleep: the program goes on; status: it ends with status 7. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -99,8 +100,16 @@ static void frame(int type, const void *data, uint32_t length) {
         _exit(3);
 }
 
+static int read_all(char *data, size_t length) {
+    struct pollfd ready = {channel, POLLIN, 0};
+    for (ssize_t count; length; data += count, length -= count)
+        if (poll(&ready, 1, -1) < 0 || (count = read(channel, data, length)) <= 0)
+            return 0;
+    return 1;
+}
+
 int32_t krun_start_enter(uint32_t ctx) {
-    char wanted[32] = "status", data[4096];
+    char wanted[32] = "status", head[8], data[4096];
     FILE *guest;
     int32_t result = said(__func__, " %u", ctx);
     if (result)
@@ -123,7 +132,8 @@ int32_t krun_start_enter(uint32_t ctx) {
         for (;;)
             pause();
     frame(4, "\7\0\0\0", 4);              /* EXIT */
-    while (read(channel, data, sizeof data) > 0)
-        ;
+    for (uint32_t length; read_all(head, 8) && memcpy(&length, head, 4) && length <= sizeof data && read_all(data, length);)
+        if (head[4] == 20) /* ACK: power off */
+            break;
     _exit(0);
 }

@@ -1,0 +1,164 @@
+"""`--backend krun`, with a library that plays the guest; and a guest that starts as under libkrun, in QEMU."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from imagetool.guest import initramfs
+from runner import frames, qemu, slot
+from runner.clone import clone
+from runner.local import pull
+from runner.machine import Machine
+from runner.oci import Platform
+from runner.reference import parse_reference
+from runner.repository import RegistryOptions
+from runner.store import Store
+from runner.tsc import Counter
+from tests.end_to_end.conftest import Runner
+from tests.support.krun import FakeKrun, needs_compiler
+
+pytestmark = needs_compiler
+
+OPTIONS = ("--backend", "krun", "--accel", "kvm", "--network", "none")
+
+
+def test_a_program_s_output_and_status(demo: str, runner: Runner, tmp_path: Path) -> None:
+    fake = FakeKrun.build(tmp_path)
+    done = runner("boot", *OPTIONS, "-m", "300m", demo, ROOTDISK_LIBKRUN=str(fake.path))
+    assert (done.stdout, done.stderr, done.returncode) == ("from the guest\n", "", 7)
+    assert "krun_set_vm_config 5 1 300" in fake.calls
+    assert "krun_add_disk3 5 root disk.qcow2 1 0 0 0" in fake.calls
+    assert not list((runner.store / "sandboxes").iterdir())
+
+
+@pytest.mark.parametrize("guest", ["status", "panic"])
+def test_a_kept_one(demo: str, runner: Runner, tmp_path: Path, guest: str) -> None:
+    """It is started again by what it was booted by; a panic is read from its console."""
+    fake = FakeKrun.build(tmp_path)
+    options = (*OPTIONS, "--clone", "copy", "--keep", "--name", f"krun-{guest}", demo)
+    runner("boot", *options, ROOTDISK_LIBKRUN=str(fake.path))
+    assert "krun_add_disk3 5 root disk.raw 0 0 0 2" in fake.calls
+    fake.plays(guest)
+    done = runner("start", "--attach", f"krun-{guest}", ROOTDISK_LIBKRUN=str(fake.path))
+    if guest == "status":
+        assert (done.stdout, done.stderr, done.returncode) == ("from the guest\n", "", 7)
+    else:
+        assert done.returncode == 125
+        assert "the guest's kernel panicked" in done.stderr
+        assert "Kernel panic - not syncing: a test" in done.stderr
+    assert runner("rm", f"krun-{guest}").returncode == 0
+
+
+def test_a_failure_is_one_line(demo: str, runner: Runner, tmp_path: Path) -> None:
+    fake = FakeKrun.build(tmp_path)
+    fake.fails("krun_start_enter", 22)
+    done = runner("boot", *OPTIONS, demo, ROOTDISK_LIBKRUN=str(fake.path))
+    assert done.returncode == 125
+    assert done.stderr.startswith(
+        "runner: the sandbox ended without a word: libkrun: krun_start_enter: Invalid argument"
+    )
+    done = runner("boot", *OPTIONS, demo, ROOTDISK_LIBKRUN="libnone.so.1")
+    assert done.stderr.startswith("runner: libnone.so.1 is not installed: install libkrun 1.17 or newer")
+
+
+# What libkrun's own init does with a disk as root, in our words.
+LIKE_LIBKRUN = r"""
+#define _GNU_SOURCE
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mount.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+static void mounts(void) {
+    mount("devtmpfs", "/dev", "devtmpfs", 0, NULL);
+    mount("proc", "/proc", "proc", 0, NULL);
+    mount("sysfs", "/sys", "sysfs", 0, NULL);
+    mount("cgroup2", "/sys/fs/cgroup", "cgroup2", 0, NULL);
+    mkdir("/dev/pts", 0755);
+    mount("devpts", "/dev/pts", "devpts", 0, NULL);
+    mkdir("/dev/shm", 0755);
+    mount("tmpfs", "/dev/shm", "tmpfs", 0, NULL);
+    if (symlink("/proc/self/fd", "/dev/fd"))
+        perror("/dev/fd");
+}
+int main(void) {
+    char name[256], path[300];
+    FILE *list = fopen("/modules/load", "r");
+    while (list && fgets(name, sizeof name, list)) {
+        name[strcspn(name, " \n")] = 0;
+        snprintf(path, sizeof path, "/modules/%s", name);
+        int fd = open(path, O_RDONLY);
+        syscall(SYS_finit_module, fd, "", 0);
+        close(fd);
+    }
+    mkdir("/proc", 0755);
+    mkdir("/sys", 0755);
+    mkdir("/newroot", 0755);
+    mounts();
+    for (int i = 0; mount("/dev/vda", "/newroot", "ext4", 0, NULL) && i < 1000; i++)
+        usleep(10000);
+    if (chdir("/newroot") || mount(".", "/", NULL, MS_MOVE, NULL) || chroot("."))
+        perror("the disk");
+    mounts();
+    mount(NULL, "/", NULL, MS_REC | MS_SHARED, NULL);
+    execl("/.rootdisk/init", "/.rootdisk/init", NULL);
+    perror("/.rootdisk/init");
+    return 1;
+}
+"""
+
+
+def like_libkrun(of_artifact: Path, folder: Path) -> Path:
+    """The artifact's initramfs, and in it the program above as /like."""
+    (folder / "like.c").write_text(LIKE_LIBKRUN)
+    subprocess.run(["gcc", "-static", "-s", "-Wno-unused-result", "-o", "like", "like.c"], cwd=folder, check=True)
+    more = initramfs._entry(1, b"like", 0o100755, (folder / "like").read_bytes())
+    path = folder / "initramfs"
+    path.write_bytes(initramfs._padded(of_artifact.read_bytes()) + more + initramfs._entry(0, b"TRAILER!!!", 0, b""))
+    return path
+
+
+@pytest.mark.vm
+@pytest.mark.parametrize("read_only", [False, True])
+def test_the_init_goes_on_from_libkrun_s(
+    demo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read_only: bool
+) -> None:
+    """The same disk, slot and channel; what the command line says is in quotes; the root is mounted already, and shared."""
+    monkeypatch.setenv("ROOTDISK_STORE", str(tmp_path / "store"))
+    local = pull(Store.open(), parse_reference(demo), RegistryOptions(), Platform.host())
+    assert local.kernel is not None
+    assert local.initramfs is not None
+    script = "cat /proc/1/cmdline; mount | grep -c ' on / '; echo $A; echo new > /sandbox/new; cat /sandbox/new; exit 7"
+    records = [("entrypoint", b"/bin/sh"), ("cmd", b"-c"), ("cmd", script.encode()), ("env", b"A=of the slot")]
+    records += [("read-only", b"1")] if read_only else []
+    extent = local.config.slot()
+    filled = slot.pack([*records, ("network", b"none")], extent.length)
+    disk = clone(local.disk, local.config.disk_size, tmp_path, None, slot.clusters(extent, filled))
+    words = [local.config.cmdline.replace("rdinit=/init", "rdinit=/like"), f'"rootdisk.slot={filled.digest}"']
+    if khz := Counter().khz():
+        words.append(f"tsc_early_khz={khz}")
+    vm = qemu.start(
+        Machine(
+            Platform.host(), "tcg", 512, 1, local.kernel, like_libkrun(local.initramfs, tmp_path), " ".join(words), "",
+            disk.path, disk.form, local.config.disk_size, local.disk, False, "none",
+        ),
+        tmp_path,
+    )  # fmt: skip
+    vm.channel.settimeout(100)
+    decoder, said, status = frames.Decoder(), {frames.STDOUT: b"", frames.STDERR: b""}, None
+    while status is None and (data := vm.channel.recv(1 << 16)):
+        for kind, _, payload in decoder.feed(data):
+            if kind in said:
+                said[kind] += payload
+            elif kind == frames.EXIT:
+                status = frames.number(payload)
+    vm.channel.sendall(frames.frame(frames.ACK))
+    assert vm.ended(30) == ""
+    vm.end()
+    assert said == {frames.STDOUT: b"/.rootdisk/init\x001\nof the slot\nnew\n", frames.STDERR: b""}
+    assert status == 7
