@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
-from runner import accel, records, sandbox, slot, tsc
+from runner import accel, process, records, sandbox, slot, tsc
 from runner.clone import Clone, clone, found
 from runner.debug import debug, is_shown
 from runner.errors import RootdiskError
@@ -173,6 +173,7 @@ def _keep(ready: Ready, store: Store, client: socket.socket, listener: socket.so
     status = 1
     try:
         os.setsid()
+        process.retitle(f"runner: keeps {ready.sandbox.spec.name}")
         null = os.open(os.devnull, os.O_RDWR)
         os.dup2(null, 0)
         os.dup2(null, 1)
@@ -255,8 +256,6 @@ def _run(ready: Ready, store: Store, client: socket.socket, listener: socket.soc
 
 def _start(ready: Ready, accelerator: str, counter: tsc.Counter) -> Vm:
     """The machine, by the back end that was asked for."""
-    from runner import process
-
     spec, local, folder = ready.sandbox.spec, ready.local, ready.sandbox.folder
     words = [local.config.cmdline, f"rootdisk.slot={ready.slot_digest}"]
     if accelerator == "tcg" and local.config.platform.architecture == "amd64" and (khz := counter.khz()):

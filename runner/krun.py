@@ -49,8 +49,8 @@ def check(machine: Machine) -> None:
         raise BadInput("--backend krun needs KVM", "runner doctor says what it lacks; --backend qemu does without")
     if machine.cpus > CPUS_MAX:
         raise BadInput(f"--cpus {machine.cpus}", f"libkrun gives {CPUS_MAX} at most")
-    if machine.network == "user" and not passt.is_installed():
-        raise RootdiskError("--backend krun: the network needs passt", "apt-get install passt, or --network none")
+    if machine.network == "user" and not passt.is_usable():
+        raise RootdiskError("--backend krun: the network needs passt of 2024 or newer", "install it, or --network none")
 
 
 def start(machine: Machine, folder: Path, user: process.User | None = None) -> Vm:

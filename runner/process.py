@@ -24,6 +24,14 @@ class User(NamedTuple):
     groups: tuple[int, ...]
 
 
+def retitle(text: str) -> None:
+    """What ps shows of this process from now on, in place of its command line, which may hold what is not for all."""
+    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    start, end = int(fields[45]), int(fields[46])  # proc_pid_stat(5): arg_start and arg_end
+    if start:  # else another user's process by now, or a kernel that does not tell
+        ctypes.memmove(start, text.encode()[: end - start - 1].ljust(end - start, b"\0"), end - start)
+
+
 def unprivileged() -> User | None:
     """A user for a machine of ours when we are root: a number nobody has, and who may use KVM. None where there is no such."""
     import pwd

@@ -85,7 +85,7 @@ def start(machine: Machine, folder: Path, user: process.User | None = None) -> V
         if machine.network == "user":
             from runner import passt
 
-            if passt.is_installed():
+            if passt.is_usable():
                 server, sock = passt.serve(machine.forwards, folder)
                 helpers.callback(server.kill)
                 served.append(server)

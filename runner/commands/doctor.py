@@ -59,7 +59,7 @@ def _machine() -> Iterator[Line]:
         yield Line("volumes", True, volumes.program())
     except RootdiskError as err:
         yield Line("volumes", False, str(err))
-    faster = "passt" if passt.is_installed() else "QEMU's own; passt is faster: apt-get install passt"
+    faster = "passt" if passt.is_usable() else "QEMU's own; passt of 2024 or newer is faster"
     yield Line("network", True, faster)
 
 

@@ -1,0 +1,398 @@
+"""A sandbox's life seen by its user: detached, looked at, entered, copied into and out of, stopped, started again, removed."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.end_to_end.conftest import ROOT, Runner
+
+pytestmark = pytest.mark.vm
+
+LOOP = """
+trap 'echo bye; exit 3' TERM
+echo out; echo err >&2
+while :; do sleep 0.1; done
+"""
+
+
+def command(runner: Runner, *arguments: str, **options: Any) -> subprocess.Popen[bytes]:
+    """The runner's command as a process that goes on."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "runner", *arguments],
+        env={**os.environ, "ROOTDISK_STORE": str(runner.store), "PYTHONPATH": str(ROOT)},
+        **{"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options},
+    )
+
+
+def until(condition: Callable[[], object], timeout: float = 20) -> None:
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come true in time"
+        time.sleep(0.05)
+
+
+def rows(runner: Runner, *options: str) -> dict[str, dict[str, Any]]:
+    return {row["name"]: row for row in json.loads(runner("ps", "--json", *options).stdout)}
+
+
+def machines(runner: Runner, name: str) -> list[int]:
+    """Processes that QEMU's command line or directory shows to be of this sandbox."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (process / "cmdline").read_bytes()
+            if b"qemu-system" in words and any(
+                str(runner.store / "sandboxes" / name) in os.readlink(fd) for fd in (process / "fd").iterdir()
+            ):
+                found.append(int(process.name))
+        except OSError:
+            continue
+    return found
+
+
+@pytest.fixture(scope="module")
+def loop(demo: str, runner: Runner) -> Iterator[str]:
+    """A sandbox in the background."""
+    options = ("-d", "--name", "loop", "--label", "team=a", "--label", "b", "-e", "TOKEN=not-for-others")
+    done = runner.boot(demo, LOOP, *options)
+    assert (done.returncode, done.stdout) == (0, "loop\n"), done.stderr
+    yield "loop"
+    runner("rm", "--force", "loop")
+
+
+def test_it_is_seen(loop: str, runner: Runner, demo: str) -> None:
+    row = rows(runner)["loop"]
+    assert row["running"]
+    assert row["reference"] == demo
+    assert row["labels"] == {"team": "a", "b": ""}
+    assert json.loads(runner("inspect", "loop").stdout) == row
+    assert "loop" in runner("ps").stdout
+    assert "did you mean loop?" in runner("inspect", "lop").stderr
+
+
+def test_its_output_is_kept_apart(loop: str, runner: Runner) -> None:
+    done = runner("logs", "loop")
+    assert (done.stdout, done.stderr) == ("out\n", "err\n")
+    assert runner("logs", "--console", "loop").returncode == 0
+
+
+def test_a_command_in_it(loop: str, runner: Runner) -> None:
+    done = runner("exec", "-e", "A=1", "-w", "/etc", "loop", "sh", "-c", "pwd; echo $A $TOKEN; id -u; exit 9")
+    assert (done.returncode, done.stdout) == (9, "/etc\n1 not-for-others\n10001\n")
+    assert runner("exec", "-u", "0", "loop", "--", "id", "-u").stdout == "0\n"
+    done = runner("exec", "loop", "/no/such/program")
+    assert done.returncode == 127
+    assert runner("exec", "nobody", "true").returncode == 125
+
+
+def test_a_command_with_input(loop: str, runner: Runner) -> None:
+    data = os.urandom(3 << 20)
+    process = command(runner, "exec", "-i", "loop", "cat", stdin=subprocess.PIPE)
+    out, err = process.communicate(data, timeout=60)
+    assert (process.returncode, err) == (0, b"")
+    assert out == data
+
+
+def test_a_command_with_a_terminal(loop: str, runner: Runner) -> None:
+    import pty
+
+    ours, theirs = pty.openpty()
+    import fcntl
+    import struct
+    import termios
+
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 33, 77, 0, 0))
+    script = "stty size; tty; read -r line; echo got $line"
+    process = command(runner, "exec", "-it", "loop", "sh", "-c", script, stdin=theirs, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    time.sleep(1)
+    os.write(ours, b"word\r")
+    seen = b""
+    try:
+        while data := os.read(ours, 4096):
+            seen += data
+    except OSError:
+        pass
+    assert process.wait(20) == 0
+    assert b"33 77" in seen
+    assert b"/dev/pts/" in seen
+    assert b"got word" in seen
+
+
+def test_a_blocked_reader_holds_up_nobody(loop: str, runner: Runner) -> None:
+    blocked = command(runner, "exec", "loop", "yes")
+    try:
+        assert blocked.stdout is not None
+        blocked.stdout.read(1000)
+        time.sleep(1)
+        assert runner("exec", "loop", "echo", "quick", timeout=20).stdout == "quick\n"
+    finally:
+        blocked.kill()
+        blocked.communicate()
+    # Its client has gone, so it is told to hang up.
+    until(lambda: runner("exec", "loop", "sh", "-c", "grep -sl ^yes /proc/[0-9]*/comm; true").stdout == "")
+
+
+def test_many_commands_at_once(loop: str, runner: Runner) -> None:
+    processes = [command(runner, "exec", "loop", "sh", "-c", f"echo {n}; exit {n}") for n in range(8)]
+    for number, process in enumerate(processes):
+        out, _ = process.communicate(timeout=60)
+        assert (process.returncode, out) == (number, b"%d\n" % number)
+
+
+def test_copies(loop: str, runner: Runner, tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    (tree / "below").mkdir(parents=True)
+    (tree / "file").write_bytes(os.urandom(300_000))
+    (tree / "below/program").write_text("#!/bin/sh\necho ran\n")
+    (tree / "below/program").chmod(0o755)
+    (tree / "link").symlink_to("below/program")
+    os.utime(tree / "file", (10**9, 10**9))
+    assert runner("cp", str(tree), "loop:/sandbox").returncode == 0
+    assert runner("exec", "loop", "/sandbox/tree/link").stdout == "ran\n"
+    assert runner("exec", "loop", "stat", "-c", "%u %a %Y", "/sandbox/tree/file").stdout == "0 644 1000000000\n"
+    back = tmp_path / "back"
+    assert runner("cp", "loop:/sandbox/tree", str(back)).returncode == 0
+    assert (back / "file").read_bytes() == (tree / "file").read_bytes()
+    assert (back / "link").readlink() == Path("below/program")
+    assert stat.S_IMODE((back / "below/program").stat().st_mode) == 0o755
+    assert runner("cp", "loop:/sandbox/tree/file", str(back / "below")).returncode == 0
+    assert (back / "below/file").exists()
+    process = command(runner, "cp", "loop:/sandbox/tree", "-")
+    out, _ = process.communicate(timeout=60)
+    with tarfile.open(fileobj=io.BytesIO(out)) as archive:
+        names = sorted(archive.getnames())
+    assert names == ["tree", "tree/below", "tree/below/program", "tree/file", "tree/link"]
+    process = command(runner, "cp", "-", "loop:/tmp", stdin=subprocess.PIPE)
+    assert process.communicate(out, timeout=60) == (b"", b"")
+    assert runner("exec", "loop", "/tmp/tree/below/program").stdout == "ran\n"
+    done = runner("cp", "loop:/no/such", str(tmp_path))
+    assert (done.returncode, done.stderr) == (125, "runner: cp: /no/such: No such file or directory\n")
+    assert "NAME:PATH" in runner("cp", str(tree), str(back)).stderr
+
+
+def test_a_guest_that_copies_out_of_the_target(loop: str, runner: Runner, tmp_path: Path) -> None:
+    """An init that sends what it likes: here by a program in its place."""
+    fake = tmp_path / "init"
+    entry = "import struct,sys;e=lambda k,n,t=b'',s=0:sys.stdout.buffer.write(struct.pack('<cxHHIqQ',k,len(n),len(t),0o4755,0,s)+n+t);"
+    script = entry + "e(b'd',b'');e(b'l',b'out',b'/tmp');e(b'f',b'out/escaped',b'',1);sys.stdout.buffer.write(b'x')"
+    fake.write_text(f"#!/usr/bin/python3\n{script}\n")
+    fake.chmod(0o755)
+    assert runner("cp", str(fake), "loop:/tmp/fake").returncode == 0
+    mounted = runner("exec", "-u", "0", "loop", "mount", "--bind", "/tmp/fake", "/.rootdisk/init")
+    assert mounted.returncode == 0, mounted.stderr
+    try:
+        done = runner("cp", "loop:/etc", str(tmp_path / "here"))
+        assert done.returncode == 125
+        assert not Path("/tmp/escaped").exists()
+        assert (tmp_path / "here/out").is_symlink()
+    finally:
+        runner("exec", "-u", "0", "loop", "umount", "/.rootdisk/init")
+
+
+def test_the_machine_has_few_rights(loop: str, runner: Runner) -> None:
+    (pid,) = machines(runner, "loop")
+    status = dict(
+        line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":\t" in line
+    )
+    assert status["NoNewPrivs"] == "1"
+    assert status["Seccomp"] == "2"
+    if os.geteuid() == 0:
+        uid = int(status["Uid"].split()[0])
+        assert 61184 <= uid < 65520
+        assert int(status["CapEff"], 16) == 0
+    limits = Path(f"/proc/{pid}/limits").read_text()
+    assert "Max core file size        0 " in limits
+    words = Path(f"/proc/{pid}/cmdline").read_bytes()
+    environment = Path(f"/proc/{pid}/environ").read_bytes()
+    assert b"not-for-others" not in words + environment
+    assert str(runner.store).encode() not in words
+
+
+def test_no_secret_is_seen_outside(loop: str, runner: Runner) -> None:
+    folder = runner.store / "sandboxes/loop"
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    holding = {path.name for path in folder.iterdir() if path.is_file() and b"not-for-others" in path.read_bytes()}
+    assert holding == {"records", "disk.qcow2"}
+    assert {stat.S_IMODE((folder / name).stat().st_mode) for name in holding} == {0o600}
+    keeper = rows(runner)["loop"]["pid"]
+    assert b"not-for-others" not in Path(f"/proc/{keeper}/cmdline").read_bytes()
+
+
+def test_signals_stop_start_and_rm(demo: str, runner: Runner) -> None:
+    """The whole life of another one."""
+    script = "trap 'echo told' USR1; trap 'echo bye; exit 3' TERM; echo up; while :; do sleep 0.1; done"
+    assert runner.boot(demo, script, "-d", "--name", "life").returncode == 0
+    waiting = command(runner, "wait", "life")
+    following = command(runner, "logs", "-f", "life")
+    assert "there is a sandbox life" in runner.boot(demo, "true", "--name", "life").stderr
+    assert runner("kill", "-s", "USR1", "life").stdout == "life\n"
+    until(lambda: "told" in runner("logs", "life").stdout)
+    assert runner("rm", "life").returncode == 125
+    assert runner("exec", "-u", "0", "life", "sh", "-c", "echo kept > /kept; cat /etc/machine-id").returncode == 0
+    assert runner("stop", "life").stdout == "life\n"
+    assert waiting.communicate(timeout=30)[0] == b"3\n"
+    assert following.communicate(timeout=30)[0] == b"up\ntold\nbye\n"
+    assert rows(runner).get("life") is None
+    assert rows(runner, "-a")["life"]["status"] == 3
+    assert runner("wait", "life").stdout == "3\n"
+    assert runner("start", "life").stdout == "life\n"
+    assert runner("start", "life").returncode == 125
+    assert runner("exec", "life", "cat", "/kept").stdout == "kept\n"
+    assert runner("kill", "life").returncode == 0
+    assert rows(runner, "-a")["life"]["status"] == 137
+    attached = command(runner, "start", "--attach", "life")
+    assert attached.stdout is not None
+    assert attached.stdout.readline() == b"up\n"
+    attached.send_signal(signal.SIGINT)
+    assert attached.wait(30) == 3
+    assert runner("rm", "life").stdout == "life\n"
+    assert not (runner.store / "sandboxes/life").exists()
+
+
+def test_a_program_that_does_not_stop(demo: str, runner: Runner) -> None:
+    assert (
+        runner.boot(demo, "trap '' TERM; while :; do sleep 0.1; done", "-d", "--rm", "--name", "deaf").returncode == 0
+    )
+    start = time.monotonic()
+    assert runner("stop", "-t", "1", "deaf").returncode == 0
+    assert time.monotonic() - start < 20
+    assert "deaf" not in rows(runner, "-a")
+
+
+def test_a_detached_one_that_fails_says_why(demo: str, runner: Runner) -> None:
+    done = runner("boot", "-d", "--user", "nobody-of-that-name", "--name", "bad", demo)
+    assert done.returncode == 125
+    assert "no user nobody-of-that-name" in done.stderr
+    assert rows(runner, "-a")["bad"]["error"]
+    assert runner("rm", "bad").returncode == 0
+
+
+@pytest.mark.parametrize("victim", ["client", "keeper", "machine"])
+def test_whoever_is_killed_nothing_stays(demo: str, runner: Runner, victim: str) -> None:
+    name = f"killed-{victim}"
+    client = command(runner, "boot", "--name", name, "--entrypoint", "/bin/sh", demo, "--", "-c", LOOP)
+    assert client.stdout is not None
+    assert client.stdout.readline() == b"out\n"
+    (machine,) = machines(runner, name)
+    pid = {"client": client.pid, "keeper": rows(runner)[name]["pid"], "machine": machine}[victim]
+    os.kill(pid, signal.SIGKILL)
+    _, err = client.communicate(timeout=30)
+    if victim != "client":
+        assert client.returncode == 125
+        assert {"keeper": b"keeper was killed", "machine": b"SIGKILL"}[victim] in err
+    until(lambda: not machines(runner, name))
+    until(lambda: not (runner.store / "sandboxes" / name).exists())
+
+
+def test_the_terminal_hangs_up(demo: str, runner: Runner) -> None:
+    script = "trap 'echo stopped > /dev/console; exit 0' TERM; echo up; while :; do sleep 0.1; done"
+    client = command(runner, "boot", "--name", "hung", "--keep", "--entrypoint", "/bin/sh", demo, "--", "-c", script)
+    assert client.stdout is not None
+    client.stdout.readline()
+    client.send_signal(signal.SIGHUP)
+    assert client.wait(30) == 0
+    assert rows(runner, "-a")["hung"]["status"] == 0
+    assert runner("rm", "hung").returncode == 0
+
+
+def test_a_kept_one_that_was_cut_off_starts_again(demo: str, runner: Runner) -> None:
+    """The guest wrote all the time when its power went: the slot is where it was, and the journal mends the rest."""
+    script = "echo $RUN; i=0; while :; do i=$((i+1)); head -c 50000 /dev/urandom > /sandbox/f$((i%40)); sync; done"
+    assert runner.boot(demo, script, "-d", "--name", "cut", "-e", "RUN=of-the-first").returncode == 0
+    for _ in range(3):
+        time.sleep(1.5)
+        os.kill(rows(runner)["cut"]["pid"], signal.SIGKILL)
+        until(lambda: not machines(runner, "cut"))
+        assert rows(runner, "-a")["cut"]["status"] is None
+        assert "cut off" in runner("ps", "-a").stdout
+        done = runner("start", "cut")
+        assert done.returncode == 0, done.stderr
+        assert runner("exec", "cut", "sh", "-c", "test $(ls /sandbox | wc -l) -gt 3").returncode == 0
+    assert set(runner("logs", "cut").stdout.split()) == {"of-the-first"}
+    assert runner("rm", "-f", "cut").returncode == 0
+
+
+def test_ports(demo: str, runner: Runner) -> None:
+    import socket
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = (
+        "import socket\ns = socket.create_server(('', 80))\n"
+        "while True:\n c, _ = s.accept()\n c.sendall(open('/etc/hostname', 'rb').read())\n c.close()"
+    )
+    options = ("-d", "--name", "web", "-p", f"{port}:80", "-u", "0", "--entrypoint", "python3")
+    assert runner("boot", *options, demo, "--", "-c", server).returncode == 0
+    try:
+
+        def answer() -> bytes:
+            try:
+                with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+                    return connection.recv(100)
+            except OSError:
+                return b""
+
+        until(lambda: answer() == b"web\n", 30)
+        assert f"127.0.0.1:{port}->80/tcp" in runner("ps").stdout
+        done = runner.boot(demo, "true", "-p", f"{port}:80")
+        assert done.returncode == 125
+        assert str(port) in done.stderr
+    finally:
+        runner("rm", "-f", "web")
+
+
+def test_volumes(demo: str, runner: Runner, tmp_path: Path) -> None:
+    if os.geteuid():
+        pytest.skip("the virtiofsd of QEMU 7 runs as root only")
+    shared, fixed = tmp_path / "shared", tmp_path / "fixed"
+    shared.mkdir()
+    fixed.mkdir()
+    (shared / "in").write_text("from the host\n")
+    (fixed / "in").write_text("not to be changed\n")
+    script = (
+        "cat /mnt/a/in /mnt/b/in; echo from the guest > /mnt/a/out;"
+        "mount -o remount,rw /mnt/b; echo bad > /mnt/b/in && exit 1; rm /mnt/b/in && exit 2; exit 0"
+    )
+    volumes = ("-v", f"{shared}:/mnt/a", "-v", f"{fixed}:/mnt/b:ro")
+    done = runner.boot(demo, script, "-u", "0", *volumes)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "from the host\nnot to be changed\n"
+    assert (shared / "out").read_text() == "from the guest\n"
+    assert (fixed / "in").read_text() == "not to be changed\n"
+
+
+def test_read_only(demo: str, runner: Runner) -> None:
+    done = runner.boot(demo, "echo a > /sandbox/a && cat /sandbox/a; grep -c overlay /proc/mounts", "--read-only")
+    assert (done.returncode, done.stdout) == (0, "a\n1\n"), done.stderr
+
+
+def test_eight_at_once(demo: str, runner: Runner) -> None:
+    """Eight sandboxes of one base by eight processes at once."""
+    results: list[subprocess.CompletedProcess[str]] = []
+
+    def one(number: int) -> None:
+        results.append(runner.boot(demo, f"echo {number}", "-m", "128m", timeout=240))
+
+    threads = [threading.Thread(target=one, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(done.stdout for done in results) == [f"{number}\n" for number in range(8)]
+    assert not [name for name in rows(runner, "-a") if name.startswith("sandbox-")]
