@@ -207,7 +207,7 @@ def _run(ready: Ready, store: Store, client: socket.socket, listener: socket.soc
         chosen = accel.choose(spec.accelerator, platform, store.root / "kvm.json", ready.local.kernel)
         while True:
             debug(f"accelerator {chosen.name}: {chosen.reason}")
-            vm = _start(ready, chosen.name, counter)
+            vm = _start(ready, store, chosen.name, counter)
             keeper = Keeper(
                 vm,
                 listener,
@@ -254,7 +254,7 @@ def _run(ready: Ready, store: Store, client: socket.socket, listener: socket.soc
         client.sendall(frames.frame(frames.ERROR, error.encode()))
 
 
-def _start(ready: Ready, accelerator: str, counter: tsc.Counter) -> Vm:
+def _start(ready: Ready, store: Store, accelerator: str, counter: tsc.Counter) -> Vm:
     """The machine, by the back end that was asked for."""
     spec, local, folder = ready.sandbox.spec, ready.local, ready.sandbox.folder
     words = [local.config.cmdline, f"rootdisk.slot={ready.slot_digest}"]
@@ -281,10 +281,13 @@ def _start(ready: Ready, accelerator: str, counter: tsc.Counter) -> Vm:
         tuple(Share(f"volume{n}", Path(path), read_only) for n, (path, _, read_only) in enumerate(spec.volumes)),
     )
     if spec.backend == "krun":
-        from runner.krun import start
-    else:
-        from runner.qemu import start
-    return start(machine, folder, process.unprivileged())
+        from runner import krun
+
+        return krun.start(machine, folder, process.unprivileged())
+    from runner import qemu
+
+    kind = qemu.kind(local.config.platform, store.root / "qemu.json")
+    return qemu.start(machine._replace(kind=kind), folder, process.unprivileged())
 
 
 def _explained(err: RootdiskError, vm: Vm | None, folder: Path) -> RootdiskError:

@@ -48,6 +48,7 @@ class Machine(NamedTuple):
     network: str  # user or none
     forwards: tuple[Forward, ...] = ()
     shares: tuple[Share, ...] = ()
+    kind: str = ""  # QEMU's name for it; "": the usual one
 
 
 class Vm(NamedTuple):

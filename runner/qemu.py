@@ -2,14 +2,17 @@
 
 `command` is pure. No defaults, no monitor, no display; every disk's format is named; seccomp on. QEMU opens nothing by
 name: kernel, disks and sockets come to it as descriptors, so that it may run as a user who sees none of the store.
-The machine is `microvm` with PCI on x86, `virt` on ARM.
+The machine is `microvm` with PCI on x86, or `q35` of a QEMU that has no microvm; `virt` on ARM.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import re
 import socket
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -52,6 +55,25 @@ def program(platform: Platform) -> str:
         if os.path.isfile(path) and os.access(path, os.X_OK):
             return path
     raise RootdiskError(f"{name} is not installed", f"apt-get install {PACKAGES[platform.architecture]}")
+
+
+def kind(platform: Platform, known: Path) -> str:
+    """The machine that this QEMU has for `platform`; what it said is kept in the file `known` until it is another QEMU."""
+    if platform.architecture == "arm64":
+        return "virt"
+    path = program(platform)
+    version = f"{path} {os.stat(path).st_mtime_ns}"
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        value = json.loads(known.read_bytes())
+        if value["qemu"] == version:
+            return str(value["kind"])
+    from runner.files import write_json
+
+    done = subprocess.run([path, "-M", "help"], capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    found = "microvm" if re.search(r"^microvm\b", done.stdout, re.MULTILINE) else "q35"
+    with contextlib.suppress(OSError):  # it will be asked again
+        write_json(known, {"qemu": version, "kind": found})
+    return found
 
 
 def start(machine: Machine, folder: Path, user: process.User | None = None) -> Vm:
@@ -120,7 +142,9 @@ def _pair(stack: contextlib.ExitStack) -> tuple[socket.socket, int]:
 def command(qemu: str, machine: Machine, handles: Handles) -> list[str]:
     """QEMU's argv."""
     arm = machine.platform.architecture == "arm64"
-    kind = "virt" if arm else "microvm,acpi=on,pcie=on"
+    kind = machine.kind or ("virt" if arm else "microvm")
+    if kind == "microvm":
+        kind += ",acpi=on,pcie=on"
     # "max" of ARM authenticates pointers by a cipher, which by TCG takes three quarters of a boot.
     cpu = "host" if machine.accelerator == "kvm" else "neoverse-n1" if arm else "max"
     argv = [qemu, "-accel", machine.accelerator, "-cpu", cpu]

@@ -7,6 +7,7 @@
     ROOT/locks/HEX         one lock a digest: exclusive while it is made or removed, shared while it is in use
     ROOT/sandboxes/NAME/   one sandbox each: runner/sandbox.py
     ROOT/kvm.json          whether a guest has started with KVM here
+    ROOT/qemu.json         which machine the QEMU here has
 
 A name here means the content is good: files get it by rename, after verifying and syncing. Disks are never written.
 Locks are the kernel's (flock), so those of killed processes are gone.

@@ -1,10 +1,13 @@
-"""An image for ARM, built and booted on whatever this machine is: cross-compiled init, Debian's arm64 kernel, QEMU's `virt`."""
+"""Guests on other machines than the usual: an image for ARM, built and booted on whatever this machine is; a QEMU without microvm."""
 
 from __future__ import annotations
 
+import json
+import os
 import platform
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -49,3 +52,29 @@ def test_an_arm64_image_boots(tmp_path: Path, runner: Runner) -> None:
     assert built.returncode == 0, built.stderr
     done = runner("boot", "--platform", "linux/arm64", "-e", "GREETING=hello", artifact, "--", "there", timeout=200)
     assert (done.stdout, done.stderr, done.returncode) == ("aarch64 there hello\n", "an error\n", 7)
+
+
+WITHOUT_MICROVM = """#!/bin/sh
+[ "$2" != help ] || { echo "q35  Standard PC"; exit 0; }
+exec QEMU "$@"
+"""
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="q35 is an x86 machine")
+def test_a_qemu_without_microvm(demo: str, tmp_path: Path) -> None:
+    """It is asked once, and again when it is another."""
+    runner = Runner(tmp_path / "store")
+    script = "cat /sys/class/dmi/id/product_name; exit 3"
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)  # QEMU is started by a user of its own
+        program = Path(name, "qemu-system-x86_64")
+        program.write_text(WITHOUT_MICROVM.replace("QEMU", str(shutil.which(program.name))))
+        program.chmod(0o755)
+        done = runner.boot(demo, script, PATH=f"{name}:{os.environ['PATH']}")
+    assert done.returncode == 3, done.stderr
+    assert done.stdout.startswith("Standard PC (Q35")
+    known = runner.store / "qemu.json"
+    assert json.loads(known.read_bytes())["kind"] == "q35"
+    done = runner.boot(demo, "exit 4")
+    assert done.returncode == 4, done.stderr
+    assert json.loads(known.read_bytes())["kind"] == "microvm"
