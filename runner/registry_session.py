@@ -70,7 +70,8 @@ class Session(requests.Session):
             )
         connect_s, read_s = self._timeout
         if method == "PUT" and data is not None:
-            read_s += len(data) / COMMIT_BYTES_PER_S
+            # Of the rest of a broken upload the registry reads all again.
+            read_s += getattr(data, "whole_bytes", len(data)) / COMMIT_BYTES_PER_S
         return super().request(
             method,
             url,

@@ -1,13 +1,14 @@
-"""Writing to a repository of a registry: distribution-spec 1.1, "Push", blobs by POST then one streamed PUT."""
+"""Writing to a repository of a registry: distribution-spec 1.1, "Push"; how a blob gets there is in upload.py."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from urllib.parse import urlencode, urljoin, urlsplit, urlunsplit
+from collections.abc import Sequence
+from urllib.parse import urlencode
 
 from imagetool.oci.oras_client import OrasClient
-from imagetool.oci.push import Content, pieces
+from imagetool.oci.push import Content
+from imagetool.oci.upload import Upload
 from runner.errors import BadInput, DigestMismatch, RegistryError, Unsupported
 from runner.oci import INDEX_TYPES, MANIFEST_MAX_BYTES, MANIFEST_TYPES, Descriptor, Digest, parse_json
 from runner.registry import ACCEPT, RegistryRepository
@@ -16,8 +17,6 @@ from runner.repository import RegistryOptions, check_manifest, verified
 TAGS_PAGE = 1000
 TAGS_MAX_COUNT = 100_000
 _NEXT = re.compile(r"\s*<([^>]*)>\s*;\s*rel=\"?next")
-SLOW_BYTES_PER_S = 1 << 20
-_OCTETS = {"Content-Type": "application/octet-stream"}
 
 
 class RegistryTarget:
@@ -46,25 +45,7 @@ class RegistryTarget:
     def push_blob(self, descriptor: Descriptor, content: Content, *, mount: str = "") -> None:
         if self.has_blob(descriptor) or (mount and self._mounted(descriptor, mount)):
             return
-        body = _Body(descriptor, content)
-
-        def once() -> None:
-            with self.client.request("POST", "blobs/uploads/", expect=(202,)) as response:
-                location = response.headers.get("Location", "")
-                if not location:
-                    raise RegistryError(f"{self.client.name}: no place to upload to", temporary=True)
-                # Relative to where the POST went; distribution-spec allows both forms.
-                place = urlsplit(urljoin(str(response.url), location))
-            query = "&".join(part for part in (place.query, f"digest={descriptor.digest}") if part)
-            # An empty body object would be sent chunked; many registries refuse that.
-            data = body if descriptor.size else b""
-            with self.client.request(
-                "PUT", urlunsplit(place._replace(query=query)), expect=(201,), headers=_OCTETS, data=data
-            ):
-                pass
-
-        # An upload that broke late may start over, so the time it took counts as well.
-        self.client.retry(self.client.options.give_up_s + descriptor.size / SLOW_BYTES_PER_S).run(once)
+        Upload(self.client, descriptor, content).run()
 
     def _mounted(self, descriptor: Descriptor, repository: str) -> bool:
         """distribution-spec, "Mounting a blob from another repository"; a registry may start an upload instead."""
@@ -127,16 +108,3 @@ class RegistryTarget:
             accept = {"Accept": ", ".join((*MANIFEST_TYPES, *INDEX_TYPES))}
             found, _ = self.client.get(f"manifests/{name}", MANIFEST_MAX_BYTES, accept)
             check_manifest(found, digest, f"{self.client.name}:{name}")
-
-
-class _Body:
-    """A request body with a known length that starts over each time it is sent, and fails where it is not the blob."""
-
-    def __init__(self, descriptor: Descriptor, content: Content) -> None:
-        self._descriptor, self._content = descriptor, content
-
-    def __len__(self) -> int:
-        return self._descriptor.size
-
-    def __iter__(self) -> Iterator[bytes]:
-        yield from verified(pieces(self._content), self._descriptor)

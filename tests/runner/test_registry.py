@@ -20,7 +20,7 @@ from runner.oci import OCI_CONFIG, OCI_MANIFEST, Descriptor, Digest, Manifest, c
 from runner.reference import parse_reference
 from runner.registry_auth import parse_challenges
 from runner.repository import RegistryOptions, Repository, open_repository, read_blob
-from tests.support.faults import Fault, FaultProxy, run_faults
+from tests.support.faults import ALWAYS, Fault, FaultProxy, run_faults
 from tests.support.registry import (
     QuietHandler,
     RunningRegistry,
@@ -168,6 +168,43 @@ def test_upload_is_sent_again_after_a_failure(proxy: FaultProxy) -> None:
     assert read_blob(opened(f"{proxy.name}/c/d", QUICK), blob, 1 << 30) == data
     with pytest.raises(DigestMismatch):
         target.push_blob(blob._replace(digest=Digest.of(b"other")), lambda: iter([data]))
+
+
+@pytest.mark.parametrize("cuts", [[3_000_000], [3_000_000, 2_000_000, 0, 1_500_000], [7_999_999], [0]], ids=str)
+def test_a_broken_upload_goes_on(proxy: FaultProxy, cuts: list[int]) -> None:
+    """Nothing that the registry has is sent again, however often the connection breaks."""
+    proxy.uploads = {}
+    target = open_target(parse_reference(f"{proxy.name}/c/d"), QUICK)
+    data = os.urandom(8_000_000)
+    blob = Descriptor("application/octet-stream", Digest.of(data), len(data))
+    for after in cuts:
+        proxy.add(Fault("cut", "/uploads/", method="PUT", after=after))
+    target.push_blob(blob, lambda: iter([data[:5_000_000], data[5_000_000:]]))
+    assert read_blob(opened(f"{proxy.name}/c/d", QUICK), blob, 1 << 30) == data
+    assert sum(count for _, count in proxy.taken) == len(data)
+
+
+@pytest.mark.parametrize("refused", ["docker-registry", "GET", "PUT"])
+def test_a_broken_upload_starts_over(proxy: FaultProxy, refused: str) -> None:
+    """Where the registry forgets it, does not say how far it is, or does not take the rest."""
+    proxy.uploads = {} if refused != "docker-registry" else None
+    target = open_target(parse_reference(f"{proxy.name}/c/d"), QUICK)
+    data = os.urandom(3_000_000)
+    blob = Descriptor("application/octet-stream", Digest.of(data), len(data))
+    proxy.add(Fault("cut", "/uploads/", method="PUT", after=2_000_000))
+    proxy.add(Fault("status", "/uploads/", method=refused, status=416))
+    target.push_blob(blob, lambda: iter([data]))
+    assert read_blob(opened(f"{proxy.name}/c/d", QUICK), blob, 1 << 30) == data
+    assert len([path for method, path, _ in proxy.seen if method == "POST"]) == 2
+
+
+def test_an_upload_that_always_breaks_is_given_up(proxy: FaultProxy) -> None:
+    target = open_target(parse_reference(f"{proxy.name}/c/d"), QUICK)
+    data = os.urandom(3_000_000)
+    blob = Descriptor("application/octet-stream", Digest.of(data), len(data))
+    proxy.add(Fault("cut", "/uploads/", ALWAYS, method="PUT", after=10))
+    with pytest.raises(RegistryError, match="connection broke"):
+        target.push_blob(blob, lambda: iter([data]))
 
 
 def test_redirects_carry_no_credentials(proxy: FaultProxy, tmp_path: Path) -> None:

@@ -21,7 +21,8 @@ from urllib.parse import urlsplit
 from tests.support.registry import QuietHandler, serve
 
 Kind = Literal[
-    "short", "wrong", "long", "shifted", "status", "stall", "reset", "drip", "drip-head", "huge-head", "whole", "redirect"
+    "short", "wrong", "long", "shifted", "status", "stall", "reset", "drip", "drip-head", "huge-head", "whole", "redirect",
+    "cut",
 ]  # fmt: skip
 
 PIECE_BYTES = 32 << 10
@@ -41,7 +42,7 @@ class Fault:
     headers: dict[str, str] = field(default_factory=dict)
     body: bytes = b"{}"  # of "status"
     target: str = ""  # of "redirect": a URL; the same path again where there is none
-    after: int = 1000  # bytes of the body before "short", "stall" and "reset"
+    after: int = 1000  # bytes of the body before "short", "stall" and "reset"; of the request's before "cut"
     seconds: float = 30  # of "stall"; between the bytes of "drip" and "drip-head"
 
 
@@ -51,6 +52,9 @@ class FaultProxy:
     faults: list[Fault] = field(default_factory=list)
     seen: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)  # method, path, headers
     served: list[tuple[str, int, int]] = field(default_factory=list)  # path, from which byte on, how many
+    taken: list[tuple[str, int]] = field(default_factory=list)  # path, bytes of a request's body that were passed on
+    # Uploads that go on after a break, as the specification has them and docker-registry does not: path, what has arrived.
+    uploads: dict[str, bytes] | None = None
     peers: set[tuple[str, int]] = field(default_factory=set)  # one a connection
     giving: int = 0  # answers under way
     most_giving: int = 0
@@ -89,9 +93,18 @@ def run_faults(upstream: str) -> Iterator[FaultProxy]:
             method = self.command
             proxy.seen.append((method, self.path, dict(self.headers)))
             proxy.peers.add(self.client_address)
-            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            length = int(self.headers.get("Content-Length") or 0)
             fault = proxy.take(method, self.path)
             kind = fault.kind if fault else ""
+            body = self.rfile.read(min(length, fault.after) if fault and kind == "cut" else length)
+            if body:
+                proxy.taken.append((self.path, len(body)))
+            if proxy.uploads is not None and "/blobs/uploads/" in self.path and kind != "status":
+                self.upload(method, body, whole=len(body) == length)
+                return
+            if kind == "cut":
+                self.cut(body)
+                return
             if fault and kind == "status":
                 self.send(fault.status, fault.body, **fault.headers)
                 return
@@ -142,6 +155,38 @@ def run_faults(upstream: str) -> Iterator[FaultProxy]:
                 return answer.status, kept, answer.read()
             finally:
                 connection.close()
+
+        def cut(self, body: bytes) -> None:
+            """Pass on a part of the request, and break both connections."""
+            host, _, port = upstream.rpartition(":")
+            with socket.create_connection((host, int(port)), timeout=30) as sock:
+                head = "".join(f"{name}: {value}\r\n" for name, value in self.headers.items())
+                sock.sendall(f"{self.command} {self.path} HTTP/1.1\r\n{head}\r\n".encode() + body)
+            self.close_connection = True
+
+        def upload(self, method: str, body: bytes, whole: bool) -> None:
+            """An upload of the proxy's own, given to the registry when it is complete."""
+            assert proxy.uploads is not None
+            path, _, query = self.path.partition("?")
+            if method == "POST":
+                proxy.uploads[f"{path}{len(proxy.uploads)}"] = b""
+                self.send(202, b"", Location=f"{path}{len(proxy.uploads) - 1}")
+                return
+            start = int(self.headers.get("Content-Range", "0-").partition("-")[0])
+            if method == "PUT" and start != len(proxy.uploads[path]):
+                self.send(416, b"{}")
+                return
+            proxy.uploads[path] += body
+            if method == "GET":
+                self.send(204, b"", Location=path, Range=f"0-{max(len(proxy.uploads[path]) - 1, 0)}")
+            elif not whole:
+                self.close_connection = True
+            else:
+                self.path = path.rpartition("/")[0] + "/"
+                _, headers, _ = self.ask("POST", b"", {"Host": upstream})
+                self.path = f"{headers['Location']}&{query}"
+                status, _, answer = self.ask("PUT", proxy.uploads[path], {"Host": upstream})
+                self.send(status, answer)
 
         def give(self, start: int, data: bytes) -> None:
             count = 0
