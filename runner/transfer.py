@@ -110,7 +110,7 @@ class _Transfer:
             while part := self._take():
                 for chunk, frame in _frames(self._blob.read(part.start, part.end), part):
                     self._answered.set()
-                    write_at(self._fd, unpack(chunk, frame, decompressor), chunk.offset)
+                    write_at(self._fd, self._unpacked(chunk, frame, decompressor), chunk.offset)
                     with self._lock:
                         self.done += chunk.blob_length
                         self.written += chunk.length
@@ -118,6 +118,15 @@ class _Transfer:
                         return
         finally:
             self._answered.set()
+
+    def _unpacked(self, chunk: Chunk, frame: bytes, decompressor: zstandard.ZstdDecompressor) -> bytes:
+        """The chunk's raw bytes. Wrong ones are asked for once more: the next answer may come another way."""
+        try:
+            return unpack(chunk, frame, decompressor)
+        except DigestMismatch:
+            with self._lock:
+                self.asked += chunk.blob_length
+            return unpack(chunk, b"".join(self._blob.read(chunk.blob_offset, chunk.blob_end)), decompressor)
 
     def _take(self) -> Part | None:
         with self._lock:

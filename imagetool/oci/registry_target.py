@@ -12,7 +12,7 @@ from imagetool.oci.upload import Upload
 from runner.errors import BadInput, DigestMismatch, RegistryError, Unsupported
 from runner.oci import INDEX_TYPES, MANIFEST_MAX_BYTES, MANIFEST_TYPES, Descriptor, Digest, parse_json
 from runner.registry import ACCEPT, RegistryRepository
-from runner.repository import RegistryOptions, check_manifest, verified
+from runner.repository import RegistryOptions, check_manifest
 
 TAGS_PAGE = 1000
 TAGS_MAX_COUNT = 100_000
