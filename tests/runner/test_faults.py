@@ -107,7 +107,11 @@ CASES = [
     Case("reset", lambda: [Fault("reset", DISK, 3, after=2_000_000)]),
     Case("reset, always", lambda: [Fault("reset", DISK, ALWAYS, after=0)], "connection broke"),
     Case("slow drip", lambda: [Fault("drip", DISK, ALWAYS, seconds=0.05)], "bytes in|no answer in time"),
-    Case("slow drip of the manifest", lambda: [Fault("drip", "/manifests/", ALWAYS, seconds=0.05)], "bytes in|no answer in time"),
+    Case(
+        "slow drip of the manifest",
+        lambda: [Fault("drip", "/manifests/", ALWAYS, seconds=0.05)],
+        "bytes in|no answer in time",
+    ),
     Case("slow drip of a head", lambda: [Fault("drip-head", DISK, ALWAYS, seconds=0.05)], "no answer in time"),
     Case("redirect loop", lambda: [Fault("redirect", DISK, ALWAYS)], "more than 5 redirects"),
     Case("huge head", lambda: [Fault("huge-head", DISK, ALWAYS)], "connection broke"),
