@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,13 +21,12 @@ from imagetool.ext4 import DiskOptions, Plan, plan, write_disk
 from imagetool.layout.additions import Additions, Owner, add
 from imagetool.oci.image import ImageConfig
 from imagetool.oci.sources import LayerBlob, SourceImage, open_source
+from imagetool.progress import Report, silent
 from imagetool.tree.merge import merge, put_on
 from imagetool.tree.model import BytesSource, File, Source, Tree
 from runner.artifact import LayerInodes, Process, SlotExtent
 from runner.errors import BadInput
 from runner.repository import RegistryOptions
-
-Progress = Callable[[int, int], None]
 
 # RFC 9562, version 4, the same on all disks. Every metadata checksum starts from it, so one of its own for each image or
 # version would make all metadata chunks others; and it names no disk: each sandbox's copy has the same anyway.
@@ -62,7 +61,7 @@ def make_disk(
     init: bytes,
     out: Path,
     cache: Path,
-    progress: Progress | None = None,
+    report: Report = silent,
     threads: int | None = None,
 ) -> Disk:
     """The disk of `image`, packed into the empty directory `out` by `threads`; `init` is the guest's.
@@ -70,22 +69,24 @@ def make_disk(
     Blobs and chunks of earlier disks under `cache`/disks are used again.
     """
     with (
-        layer_data.opened(source, cache, _own_layer(image)) as layers,
+        layer_data.opened(source, cache, _own_layer(image), report) as layers,
         Earlier(sorted((cache / "disks").glob("[0-9a-f]*"))) as earlier,
         _no_cycles(),
     ):
         sources, made = _planned(image, source, layers, init, cache)
-        packed = pack(made, sources, out, earlier=earlier, threads=threads, progress=progress)
+        packed = pack(made, sources, out, earlier=earlier, threads=threads, progress=report("packing"))
     process = image.process.apply(source.config.process)
     digest = str(source.manifest_digest)
     return Disk(packed, made.slots, made.layers, DISK_UUID, process, source.config.labels, digest)
 
 
-def make_raw(image: Image, source: SourceImage, init: bytes | None, out: Path, cache: Path) -> None:
+def make_raw(
+    image: Image, source: SourceImage, init: bytes | None, out: Path, cache: Path, report: Report = silent
+) -> None:
     """Only the raw, sparse disk of `image`, as the new file `out`; without `init` its own tree and nothing added."""
-    with layer_data.opened(source, cache, _own_layer(image)) as layers, _no_cycles():
+    with layer_data.opened(source, cache, _own_layer(image), report) as layers, _no_cycles():
         sources, made = _planned(image, source, layers, init, cache)
-        write_disk(made, sources, out)
+        write_disk(made, sources, out, report("writing"))
 
 
 def _planned(

@@ -16,6 +16,7 @@ from imagetool import build, recipe
 from imagetool.artifact import frames
 from imagetool.config import Image
 from imagetool.oci.sources import SourceImage
+from imagetool.progress import Report, silent
 from imagetool.receipts import read_receipt, write_receipt
 from runner import __version__
 from runner.errors import RootdiskError
@@ -30,7 +31,7 @@ def kept_disk(
     init: Path,
     cache: Path,
     source: SourceImage | None = None,
-    progress: build.Progress | None = None,
+    report: Report = silent,
     threads: int | None = None,
 ) -> tuple[Path, bool]:
     """The directory of the disk that `inputs` decide, and whether it was made now; `init` is the guest's.
@@ -48,7 +49,7 @@ def kept_disk(
         with contextlib.nullcontext(source) if source is not None else build.opened(image) as opened:
             if str(opened.manifest_digest) != inputs["source"]:
                 raise RootdiskError(f"{image.source}: changed while it was built", "start the build again")
-            disk = build.make_disk(image, opened, init.read_bytes(), work, cache, progress, threads)
+            disk = build.make_disk(image, opened, init.read_bytes(), work, cache, report, threads)
         write_receipt(work / RECEIPT, {**_receipt(disk), "key": key, "inputs": dict(inputs)}, durable=True)
         try:
             work.rename(found)

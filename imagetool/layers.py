@@ -17,6 +17,7 @@ from pathlib import Path
 
 from imagetool.ext4 import Directories
 from imagetool.oci.sources import LayerBlob, SourceImage
+from imagetool.progress import Counted, Report, silent
 from imagetool.tree.index import TarIndex
 from imagetool.tree.inflate import Inflated, inflate
 from imagetool.tree.layers import FileSource
@@ -37,6 +38,7 @@ class LayerData:
     name: str
     work: Path
     indexes: Path
+    report: Report = silent
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _fd: int = -1
     _inflated: Inflated | None = None
@@ -50,10 +52,9 @@ class LayerData:
             if self._fd < 0:
                 fd = _unnamed(self.work)
                 try:
-                    wanted = self.blob.diff_id
-                    self._inflated = inflate(
-                        self.blob.open(), fd, expected=self.blob.descriptor, diff_id=wanted, name=self.name
-                    )
+                    expected, wanted = self.blob.descriptor, self.blob.diff_id
+                    read = Counted(self.report(f"layer {self.name}"), expected.size).pieces("", self.blob.open())
+                    self._inflated = inflate(read, fd, expected=expected, diff_id=wanted, name=self.name)
                 except BaseException:
                     os.close(fd)
                     raise
@@ -93,7 +94,9 @@ class LayerData:
 
 
 @contextlib.contextmanager
-def opened(source: SourceImage, cache: Path, own: LayerBlob | None = None) -> Iterator[list[LayerData]]:
+def opened(
+    source: SourceImage, cache: Path, own: LayerBlob | None = None, report: Report = silent
+) -> Iterator[list[LayerData]]:
     """The layers of `source`, base first, and `own` over them.
 
     `cache` is a directory of ours: indexes stay there, tars do not.
@@ -102,9 +105,9 @@ def opened(source: SourceImage, cache: Path, own: LayerBlob | None = None) -> It
     for folder in (work, indexes):
         folder.mkdir(parents=True, exist_ok=True)
     count = len(source.layers)
-    layers = [LayerData(blob, f"{n} of {count}", work, indexes) for n, blob in enumerate(source.layers, 1)]
+    layers = [LayerData(blob, f"{n} of {count}", work, indexes, report) for n, blob in enumerate(source.layers, 1)]
     if own is not None:
-        layers.append(LayerData(own, "of files", work, indexes))
+        layers.append(LayerData(own, "of files", work, indexes, report))
     try:
         yield layers
     finally:

@@ -14,6 +14,7 @@ from imagetool.build import registry
 from imagetool.config import Image
 from imagetool.disks import read_disk
 from imagetool.oci.push import Content, Target, open_target, push_blobs
+from imagetool.progress import Report, silent
 from runner.artifact import (
     CHUNKS_TYPE,
     INITRAMFS_TYPE,
@@ -73,14 +74,22 @@ def assembled(image: Image, packed: Path, boot: Path) -> Artifact:
     )
 
 
-def publish(artifact: Artifact, image: Image, places: tuple[Reference, ...], tag: str, *, force: bool = False) -> None:
+def publish(
+    artifact: Artifact,
+    image: Image,
+    places: tuple[Reference, ...],
+    tag: str,
+    *,
+    force: bool = False,
+    report: Report = silent,
+) -> None:
     """The artifact in every place, under `tag` and its key's."""
     for reference in places:
         if not force:
             refuse_to_move(reference, tag, artifact.descriptor.digest, registry(image))
         target = open_target(reference, registry(image))
         try:
-            push(artifact, target, (tag, artifact.key_tag))
+            push(artifact, target, (tag, artifact.key_tag), report)
         finally:
             target.close()
 
@@ -112,13 +121,13 @@ def resolved_tag(repository: Repository, tag: str) -> Descriptor | None:
         raise
 
 
-def push(artifact: Artifact, target: Target, tags: tuple[str, ...]) -> None:
+def push(artifact: Artifact, target: Target, tags: tuple[str, ...], report: Report = silent) -> None:
     """Blobs that are not there yet, then the manifest."""
 
     def content(blob: Blob) -> Content:
         return blob.data if isinstance(blob.data, Path) else partial(iter, [blob.data])
 
-    push_blobs(target, [(blob.descriptor, content(blob)) for blob in artifact.blobs])
+    push_blobs(target, [(blob.descriptor, content(blob)) for blob in artifact.blobs], report=report)
     target.push_manifest(artifact.manifest, OCI_MANIFEST, tags)
 
 

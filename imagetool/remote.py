@@ -17,6 +17,7 @@ from imagetool.config import Image
 from imagetool.oci.copy import copy_manifest
 from imagetool.oci.prune import outdated
 from imagetool.oci.push import open_target
+from imagetool.progress import Report, silent
 from imagetool.publish import refuse_to_move, resolved_tag
 from runner.artifact import ArtifactConfig, ArtifactManifest, ChunkIndex
 from runner.errors import BadInput, RegistryError, RootdiskError
@@ -51,7 +52,9 @@ def find_built(image: Image, inputs: Mapping[str, Any]) -> tuple[Reference, Desc
     return None
 
 
-def publish_built(image: Image, place: Reference, digest: Digest, key: str, *, force: bool = False) -> None:
+def publish_built(
+    image: Image, place: Reference, digest: Digest, key: str, *, force: bool = False, report: Report = silent
+) -> None:
     """The artifact `digest`, which lies at `place`, under the version's and the key's tag in every target."""
     tags = (image.version, recipe.key_tag(key))
     repository = open_repository(place, registry(image))
@@ -65,7 +68,7 @@ def publish_built(image: Image, place: Reference, digest: Digest, key: str, *, f
                 if reference.place == place.place:
                     target.push_manifest(repository.manifest(found), found.media_type, tags)
                 else:
-                    copy_manifest(repository, target, found, tags)
+                    copy_manifest(repository, target, found, tags, report=report)
             finally:
                 target.close()
     finally:

@@ -23,6 +23,7 @@ from doit.exceptions import TaskFailed
 
 from imagetool import recipe
 from imagetool.config import Image
+from imagetool.progress import reported
 from imagetool.receipts import read_receipt, write_receipt
 from runner.errors import RootdiskError
 from runner.oci import Digest, Platform
@@ -136,7 +137,8 @@ def disk(places: Places, image: Image) -> None:
         _write_disk(places, image, {"key": key, "inputs": inputs, "published": published})
         _say(image.name, f"disk {key[:12]} has been built before: {place.place}@{found.digest}", started)
         return
-    folder, made = kept_disk(image, inputs, places.init(image.platform) / "init", places.cache)
+    with reported() as report:
+        folder, made = kept_disk(image, inputs, places.init(image.platform) / "init", places.cache, report=report)
     receipt = read_disk(folder)
     _link(folder, places.disk(image))
     _write_disk(places, image, receipt)
@@ -181,10 +183,13 @@ def publish(places: Places, image: Image, force: bool = False) -> None:
     started = time.monotonic()
     receipt = read_receipt(places.receipt(image, "disk"))
     digest = Digest.parse(read_receipt(places.receipt(image, "artifact"))["digest"])
-    if "published" in receipt:
-        remote.publish_built(image, parse_reference(receipt["published"]["place"]), digest, receipt["key"], force=force)
-    else:
-        publish.publish(_artifact(places, image), image, image.publish, image.version, force=force)
+    with reported() as report:
+        if "published" in receipt:
+            place, key = parse_reference(receipt["published"]["place"]), receipt["key"]
+            remote.publish_built(image, place, digest, key, force=force, report=report)
+        else:
+            artifact = _artifact(places, image)
+            publish.publish(artifact, image, image.publish, image.version, force=force, report=report)
     targets = [f"{target.place}:{image.version}" for target in image.publish]
     write_receipt(places.receipt(image, "published"), {"digest": str(digest), "targets": targets})
     for target in targets:

@@ -20,6 +20,7 @@ from imagetool.guest.files import make_init
 from imagetool.layout.additions import Owner
 from imagetool.layout.files import OwnFile
 from imagetool.oci.sources import open_source
+from imagetool.progress import Report, silent
 from runner.errors import BadInput, RootdiskError
 from runner.oci import Descriptor, Digest, Platform
 from runner.reference import Reference, parse_reference
@@ -38,7 +39,14 @@ class Verified(NamedTuple):
     init: str
 
 
-def verify(what: Reference, source: str | None, platform: Platform, options: RegistryOptions, work: Path) -> Verified:
+def verify(
+    what: Reference,
+    source: str | None,
+    platform: Platform,
+    options: RegistryOptions,
+    work: Path,
+    report: Report = silent,
+) -> Verified:
     """Build the artifact `what` again in the empty directory `work`, from `source` or from where it says.
 
     BadInput: the source is another image, or this rootdisk makes other bytes of these inputs than the recorded one;
@@ -63,7 +71,7 @@ def verify(what: Reference, source: str | None, platform: Platform, options: Reg
                     f"{what}: this rootdisk is not the one that made it: {'; '.join(map(str, changes))}",
                     f"install rootdisk {published.config.writer.get('rootdisk', '')} and verify with it",
                 )
-            folder, _ = kept_disk(image, inputs, work / "init", work / "cache", opened_source)
+            folder, _ = kept_disk(image, inputs, work / "init", work / "cache", opened_source, report)
         artifact = publish.assembled(image, folder, work)
         again = Reference("oci", path=work / "layout", tag=TAG)
         publish.publish(artifact, image, (again._replace(tag=""),), TAG)

@@ -10,7 +10,7 @@ import hashlib
 import os
 import stat
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -104,8 +104,14 @@ def _enough(tree: Tree, options: DiskOptions, numbers: Numbers, guess: int) -> i
             return mebibytes
 
 
-def write_disk(plan: Plan, sources: Sequence[Source], path: str | os.PathLike[str]) -> None:
-    """The raw, sparse disk as a new file at `path`."""
+def write_disk(
+    plan: Plan,
+    sources: Sequence[Source],
+    path: str | os.PathLike[str],
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """The raw, sparse disk as a new file at `path`; `progress` as pack's."""
+    total, done = sum(chunk.length for chunk in plan.chunks), 0
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
     try:
         os.ftruncate(fd, plan.size)
@@ -113,6 +119,9 @@ def write_disk(plan: Plan, sources: Sequence[Source], path: str | os.PathLike[st
             raw = chunk.render(sources)
             if raw != bytes(len(raw)):
                 write_at(fd, raw, chunk.offset)
+            done += chunk.length
+            if progress is not None:
+                progress(done, total)
     finally:
         os.close(fd)
 

@@ -7,13 +7,14 @@ from functools import partial
 
 from imagetool.oci.archives import ArchiveRepository, TarArchive
 from imagetool.oci.push import Target, open_target, push_blobs
+from imagetool.progress import Report, silent
 from runner.errors import BadInput, Unsupported
 from runner.oci import INDEX_TYPES, MANIFEST_TYPES, Descriptor, Digest, Index, Manifest
 from runner.reference import parse_reference
 from runner.repository import INDEX_MAX_DEPTH, RegistryOptions, Repository, open_repository
 
 
-def copy(source: str, destination: str, options: RegistryOptions | None = None) -> Digest:
+def copy(source: str, destination: str, options: RegistryOptions | None = None, report: Report = silent) -> Digest:
     """Copy what `source` names, an index with all it lists, to `destination`; the digest, which stays the same.
 
     `source` may be an oci-archive too. Blobs that are there are not sent again; the name is written last.
@@ -32,7 +33,7 @@ def copy(source: str, destination: str, options: RegistryOptions | None = None) 
         target = open_target(to, options)
         stack.callback(target.close)
         mount = from_.repository if from_.kind == "registry" and from_.registry == to.registry else ""
-        return copy_manifest(repository, target, found, (to.tag,), mount)
+        return copy_manifest(repository, target, found, (to.tag,), mount, report=report)
 
 
 def copy_manifest(
@@ -42,6 +43,7 @@ def copy_manifest(
     tags: tuple[str, ...],
     mount: str = "",
     depth: int = 0,
+    report: Report = silent,
 ) -> Digest:
     """The manifest `found` and all it needs from `repository` to `target`; an index has its children copied first.
 
@@ -52,11 +54,11 @@ def copy_manifest(
         if depth == INDEX_MAX_DEPTH:
             raise BadInput(f"{found.digest}: indexes are nested more than {INDEX_MAX_DEPTH} deep")
         for child in Index.parse(raw).manifests:
-            copy_manifest(repository, target, child, (), mount, depth + 1)
+            copy_manifest(repository, target, child, (), mount, depth + 1, report)
     elif found.media_type in MANIFEST_TYPES:
         manifest = Manifest.parse(raw)
         blobs = (manifest.config, *manifest.layers)
-        push_blobs(target, [(blob, partial(repository.blob, blob)) for blob in blobs], mount)
+        push_blobs(target, [(blob, partial(repository.blob, blob)) for blob in blobs], mount, report)
     else:
         raise Unsupported(f"{found.digest}: a manifest of type {found.media_type!r:.120}")
     return target.push_manifest(raw, found.media_type, tags)

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
+from imagetool.progress import Counted, Report, silent
 from runner.errors import BadInput, RootdiskError
 from runner.oci import Descriptor, Digest
 from runner.reference import Reference
@@ -65,11 +66,21 @@ def open_target(reference: Reference, options: RegistryOptions | None = None) ->
     raise BadInput(f"{reference}: cannot be written to", "write to a registry, oci:DIR:TAG or oci-archive:FILE:TAG")
 
 
-def push_blobs(target: Target, blobs: Iterable[tuple[Descriptor, Content]], mount: str = "") -> None:
+def push_blobs(
+    target: Target, blobs: Iterable[tuple[Descriptor, Content]], mount: str = "", report: Report = silent
+) -> None:
     """All blobs, several at once; `mount` as in Target.push_blob. The first error ends it, when what was begun has ended."""
     different = {descriptor.digest: (descriptor, content) for descriptor, content in blobs}
+    counted = Counted(report("publishing"), sum(descriptor.size for descriptor, _ in different.values()))
+
+    def push(descriptor: Descriptor, content: Content) -> None:
+        digest = descriptor.digest
+        shown = content if isinstance(content, Path) else lambda: counted.pieces(digest, content())
+        target.push_blob(descriptor, shown, mount=mount)
+        counted.at(digest, descriptor.size)
+
     with ThreadPoolExecutor(UPLOADS, "push") as pool:
-        sent = [pool.submit(target.push_blob, *blob, mount=mount) for blob in different.values()]
+        sent = [pool.submit(push, *blob) for blob in different.values()]
         try:
             for future in sent:
                 future.result()

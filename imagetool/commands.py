@@ -1,0 +1,296 @@
+"""What each command of imagetool does: `NAME_command(options)` writes its results and gives the exit status."""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import json
+import os
+import re
+import stat
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from imagetool.progress import reported
+from runner.errors import BadInput
+from runner.oci import Platform
+from runner.reference import Reference, parse_reference
+from runner.repository import RegistryOptions
+
+if TYPE_CHECKING:
+    from imagetool.config import Image
+
+KEPT_DISKS = 16  # in the cache, for their chunks
+
+
+def _image(options: argparse.Namespace) -> Image:
+    """The source and options of the command line as one image of images.toml would be."""
+    from imagetool.config import of_command_line
+
+    values: dict[str, Any] = {"source": options.source, "plain_http": options.plain_http}
+    for key in ("platform", "size"):
+        if getattr(options, key):
+            values[key] = getattr(options, key)
+    if options.ca_file:
+        values["ca_file"] = str(options.ca_file)
+    values["env"] = _pairs(options.env, "-e", "NAME=VALUE")
+    values["owners"] = _pairs(options.owner, "--owner", "PATH=USER[:GROUP]")
+    values["tls"] = {"ca": options.tls_ca} if options.tls_ca else {}
+    return of_command_line(_name(parse_reference(options.source)), values)
+
+
+def _name(source: Reference) -> str:
+    """What images.toml could call it."""
+    name = re.sub(r"[^a-z0-9._-]", "-", source.place.rpartition("/")[2].lower())
+    return name.strip("._-")[:63] or "image"
+
+
+def _pairs(texts: Sequence[str], option: str, form: str) -> dict[str, str]:
+    pairs = [text.partition("=") for text in texts]
+    for name, equals, _ in pairs:
+        if not equals:
+            raise BadInput(f"{option} {name!r:.80}", f"write {option} {form}")
+    return {name: value for name, _, value in pairs}
+
+
+def build_command(options: argparse.Namespace) -> int:
+    from imagetool import build, publish, recipe
+    from imagetool.artifact import frames
+    from imagetool.disks import keep_only, kept_disk, read_disk
+    from imagetool.guest.files import cached_init, cached_kernel, guest_of
+
+    target = parse_reference(options.artifact)
+    image = _image(options)
+    started = time.monotonic()
+    cache = _cache()
+    init = cached_init(image.platform, cache)
+    boot, kernel = cached_kernel(image, init, cache)
+    with reported(quiet=options.quiet) as report:
+        with build.opened(image) as source:
+            inputs = recipe.inputs(image, source.manifest_digest, guest_of(init, kernel), frames.versions())
+            folder, made = kept_disk(image, inputs, init, cache, source, report)
+        artifact = publish.assembled(image, folder, boot)
+        publish.publish(artifact, image, (target,), target.tag or "latest", force=options.force, report=report)
+    keep_only(cache, KEPT_DISKS)
+    receipt = read_disk(folder)
+    chunks = receipt["chunks"]
+    summary = {
+        "digest": str(artifact.descriptor.digest),
+        "disk_size": receipt["size"],
+        "compressed": sum(blob["size"] for blob in receipt["blobs"]),
+        "chunks_new": chunks["new"] if made else 0,
+        "chunks_reused": chunks["reused"] if made else sum(chunks.values()),
+        "seconds": round(time.monotonic() - started, 2),
+    }
+    if options.json:
+        print(json.dumps(summary))
+    else:
+        print(
+            f"{summary['digest']} {receipt['size'] >> 20} MiB disk, {summary['compressed'] / 1e6:.1f} MB compressed, "
+            f"{summary['chunks_new']} chunks new, {summary['chunks_reused']} reused, {summary['seconds']} s"
+        )
+    return 0
+
+
+def disk_command(options: argparse.Namespace) -> int:
+    import tempfile
+
+    from imagetool import build
+    from imagetool.guest.files import cached_init
+
+    out = Path(options.file)
+    image = _image(options)
+    cache = _cache()
+    folder = out.absolute().parent
+    if not folder.is_dir():
+        raise BadInput(f"{folder} is no directory", "make it first")
+    with tempfile.TemporaryDirectory(prefix=".disk-", dir=folder) as name:
+        init = None if options.plain else cached_init(image.platform, cache).read_bytes()
+        with reported(quiet=options.quiet) as report, build.opened(image) as source:
+            build.make_raw(image, source, init, Path(name, "disk"), cache, report)
+        Path(name, "disk").replace(out)
+    print(json.dumps({"file": str(out), "size": out.stat().st_size}) if options.json else out)
+    return 0
+
+
+def init_command(options: argparse.Namespace) -> int:
+    from imagetool.description import described, write_new
+    from imagetool.oci.sources import open_source
+
+    platform, registry = _looked_at(options)
+    reference = parse_reference(options.source)
+    with open_source(options.source, platform, registry) as source:
+        text = described(reference, _name(reference), source, options.file.parent if options.file else Path())
+    if options.file:
+        write_new(options.file, text)
+    print(json.dumps({"file": str(options.file or ""), "text": text}) if options.json else options.file or text)
+    return 0
+
+
+def schema_command(_: argparse.Namespace) -> int:
+    from imagetool.schema import PATH
+
+    print(PATH.read_text("utf-8"), end="")
+    return 0
+
+
+def completion_command(options: argparse.Namespace) -> int:
+    from imagetool.cli import parser
+    from runner.completion import script
+
+    text = script(parser(), options.shell)
+    print(json.dumps({"shell": options.shell, "script": text}) if options.json else text, end="")
+    return 0
+
+
+def _registry(options: argparse.Namespace) -> RegistryOptions:
+    return RegistryOptions(plain_http=options.plain_http, ca_file=options.ca_file)
+
+
+def _looked_at(options: argparse.Namespace) -> tuple[Platform, RegistryOptions]:
+    platform = Platform.parse(options.platform) if options.platform else Platform.host()
+    return platform, _registry(options)
+
+
+def inspect_command(options: argparse.Namespace) -> int:
+    from imagetool.inspection import described
+
+    print(json.dumps(described(options.what, *_looked_at(options)), indent=None if options.json else 1))
+    return 0
+
+
+def ls_command(options: argparse.Namespace) -> int:
+    from imagetool import inspection
+
+    with inspection.opened(options.what, *_looked_at(options)) as found:
+        for name, node in inspection.listing(found, os.fsencode(options.path), recursive=options.recursive):
+            if options.json:
+                value = {"name": inspection.shown(name), "inode": node.number, "mode": node.mode, "uid": node.uid}
+                print(json.dumps({**value, "gid": node.gid, "size": node.size, "layer": found.layer(node)}))
+            else:
+                print(inspection.row(found, name, node))
+    return 0
+
+
+def stat_command(options: argparse.Namespace) -> int:
+    from imagetool import inspection
+
+    with inspection.opened(options.what, *_looked_at(options)) as found:
+        value = inspection.details(found, os.fsencode(options.path))
+    if options.json:
+        print(json.dumps(value))
+        return 0
+    for name, item in value.items():
+        if isinstance(item, dict):
+            item = ", ".join(f"{key}={data}" for key, data in item.items())
+        elif isinstance(item, list):
+            item = ", ".join(f"{e['length']} bytes from {e['offset']} at {e['disk']}" for e in item)
+        if item != "":
+            print(f"{name + ':':11} {item}")
+    return 0
+
+
+def cat_command(options: argparse.Namespace) -> int:
+    from imagetool import inspection
+
+    with inspection.opened(options.what, *_looked_at(options)) as found:
+        node = found.reader.lookup(os.fsencode(options.path), follow=True)
+        if node.type != stat.S_IFREG:
+            raise BadInput(f"{options.path}: a {inspection.TYPES.get(node.type, 'thing')} and no plain file")
+        content = inspection.content(found.reader, node)
+        if options.json:
+            data = b"".join(content)
+            print(json.dumps({"path": options.path, "size": len(data), "base64": base64.b64encode(data).decode()}))
+            return 0
+        for piece in content:
+            sys.stdout.buffer.write(piece)
+    sys.stdout.buffer.flush()
+    return 0
+
+
+def diff_command(options: argparse.Namespace) -> int:
+    from imagetool import inspection
+
+    signs = {"added": "+", "removed": "-", "changed": "~"}
+    differ = False
+    platform, registry = _looked_at(options)
+    with inspection.opened(options.a, platform, registry) as a, inspection.opened(options.b, platform, registry) as b:
+        for change in inspection.compared(a, b):
+            differ = True
+            if options.json:
+                what = {name: list(pair) for name, pair in change.what.items()}
+                print(json.dumps({"path": change.path, "kind": change.kind, "what": what}))
+                continue
+            words = "; ".join(
+                f"{name} {old or '(none)'} -> {new or '(none)'}" for name, (old, new) in change.what.items()
+            )
+            print(f"{signs[change.kind]} {change.path}{': ' if words else ''}{words}")
+    return int(differ)
+
+
+def explain_command(options: argparse.Namespace) -> int:
+    from imagetool import explanation
+
+    found = explanation.between(options.a, options.b, *_looked_at(options))
+    if options.json:
+        print(json.dumps(found._asdict() | {"inputs": [change._asdict() for change in found.inputs]}))
+        return 0
+    for line in explanation.words(found):
+        print(line)
+    return 0
+
+
+def verify_command(options: argparse.Namespace) -> int:
+    import tempfile
+
+    from imagetool.verification import verify
+
+    with tempfile.TemporaryDirectory(prefix="verify-", dir=_cache()) as work, reported(quiet=options.quiet) as report:
+        done = verify(parse_reference(options.what), options.source, *_looked_at(options), Path(work), report)
+    identical = done.digest == done.rebuilt
+    if options.json:
+        value = {"identical": identical, "digest": str(done.digest), "rebuilt": str(done.rebuilt), "init": done.init}
+        print(json.dumps({**value, "differences": done.differences}))
+    else:
+        for line in done.differences:
+            print(line)
+        print(f"identical: {done.digest}" if identical else f"not identical: {done.digest}, built again {done.rebuilt}")
+        if not options.quiet:
+            print(f"init: {done.init}", file=sys.stderr)
+    return 0 if identical else 1
+
+
+def copy_command(options: argparse.Namespace) -> int:
+    from imagetool.oci.copy import copy
+
+    with reported(quiet=options.quiet) as report:
+        digest = copy(options.source, options.target, _registry(options), report)
+    print(json.dumps({"digest": str(digest)}) if options.json else digest)
+    return 0
+
+
+def index_command(options: argparse.Namespace) -> int:
+    from imagetool.oci.index import make_index
+
+    digest = make_index(options.target, options.sources, _registry(options))
+    print(json.dumps({"digest": str(digest)}) if options.json else digest)
+    return 0
+
+
+def prune_command(options: argparse.Namespace) -> int:
+    from imagetool.remote import prune
+
+    for tag, digest in prune(parse_reference(options.place), _registry(options), options.keep, delete=options.delete):
+        print(json.dumps({"tag": tag, "digest": str(digest)}) if options.json else f"{tag} {digest}")
+    return 0
+
+
+def _cache() -> Path:
+    """Where indexes, kernels and the init are kept between runs."""
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    cache = Path(os.environ.get("ROOTDISK_CACHE") or Path(home, "rootdisk"))
+    cache.mkdir(parents=True, exist_ok=True)
+    return cache.absolute()
