@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import os
-import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, cast
 
+from runner.arguments import Parser
 from runner.debug import show
-from runner.errors import BadInput, RootdiskError
+from runner.errors import RootdiskError
 
 if TYPE_CHECKING:
     from pathlib import Path
-    from typing import Any, NoReturn
+    from typing import Any
 
 FAILED = 125
 
@@ -26,58 +25,25 @@ def _path(text: str) -> Path:
     return Path(text)
 
 
-@functools.cache
-def _columns() -> int:
-    """As shutil's, which takes longer to load than all of --help to write."""
-    try:
-        return int(os.environ.get("COLUMNS") or os.get_terminal_size(1).columns)
-    except (OSError, ValueError):
-        return 80
-
-
-class _Help(argparse.HelpFormatter):
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, width=max(_columns() - 2, 20))
-
-
-def _near(name: str, names: Sequence[str]) -> list[str]:
-    import difflib
-
-    return difflib.get_close_matches(name, names, 1)
-
-
-class _Parser(argparse.ArgumentParser):
-    """Errors in our manner, with the nearest command."""
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **{"formatter_class": _Help, **options})
-
-    def error(self, message: str) -> NoReturn:
-        wrong = re.search(r"invalid choice: '([^']+)'", message)
-        near = _near(wrong[1], COMMANDS) if wrong else []
-        hint = f"did you mean {near[0]}?" if near else f"see {self.prog} --help"
-        raise BadInput(message.split(" (choose")[0], hint)
-
-
 def parser() -> argparse.ArgumentParser:
-    common = _Parser(add_help=False)
+    common = Parser(add_help=False)
     common.add_argument("--json", action="store_true", help="write results as JSON")
     common.add_argument("--debug", action="store_true", help="say what is done; show tracebacks")
-    remote = _Parser(add_help=False)
+    remote = Parser(add_help=False)
     remote.add_argument("artifact", metavar="ARTIFACT", help="registry/repository:tag, …@sha256:… or oci:DIR:TAG")
     remote.add_argument("--plain-http", action="store_true", help="speak HTTP to the registry")
     remote.add_argument("--ca-file", type=_path, metavar="FILE", help="certificates to trust beside the system's")
     remote.add_argument("--platform", metavar="OS/ARCH", help="default: this machine's")
 
-    machine = _Parser(add_help=False)
+    machine = Parser(add_help=False)
     _add_machine_options(machine)
-    program = _Parser(add_help=False)
+    program = Parser(add_help=False)
     _add_program_options(program)
 
-    top = _Parser("runner", description="Boots rootdisk artifacts in microVMs.")
-    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)
+    top = Parser("runner", description="Boots rootdisk artifacts in microVMs.")
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
 
-    def command(name: str, *parents: _Parser, **words: Any) -> _Parser:
+    def command(name: str, *parents: Parser, **words: Any) -> Parser:
         return commands.add_parser(name, parents=[common, *parents], **words)
 
     boot = command(
@@ -133,6 +99,8 @@ def parser() -> argparse.ArgumentParser:
     verify.add_argument("--repair", action="store_true", help="fetch what is damaged again")
     doctor = command("doctor", help="what this machine can do, and how to mend what it cannot")
     doctor.add_argument("registry", nargs="*", metavar="REGISTRY", help="see whether it can be reached")
+    completion = command("completion", help="write what a shell needs to complete the runner's commands")
+    completion.add_argument("shell", choices=("bash", "zsh", "fish"))
     return top
 
 
@@ -188,6 +156,7 @@ def _add_program_options(parser: argparse.ArgumentParser) -> None:
 _ROOMS = {
     "boot": "boot", "start": "boot", "exec": "inside", "cp": "inside",
     "pull": "store", "prune": "store", "verify": "store", "inspect": "store", "doctor": "doctor",
+    "completion": "completion",
 }  # fmt: skip
 COMMANDS = (*_ROOMS, "stop", "kill", "wait", "ps", "logs", "rm")
 

@@ -73,7 +73,8 @@ def test_bars_on_a_terminal_and_one_line_at_the_end(build: list[str], tmp_path: 
     said = on_terminal([sys.executable, "-c", EAGER, *copy], **env, NO_COLOR="1").decode()
     assert "publishing" in said
     assert "\x1b[3" not in said  # colours
-    assert on_terminal([sys.executable, "-c", EAGER, *copy], **env, TERM="dumb").decode().startswith("sha256:")
+    copy[-1] = f"oci-archive:{tmp_path}/b.tar:1"
+    assert on_terminal([sys.executable, "-c", EAGER, *copy], **env, TERM="dumb").decode().strip().startswith("sha256:")
 
 
 def test_nothing_but_results_where_there_is_no_terminal(build: list[str], tmp_path: Path) -> None:
@@ -139,7 +140,7 @@ def test_bash(tmp_path: Path, line: str) -> None:
     words = line.split()
     code = f"{script(tmp_path, 'bash')} COMP_WORDS=({line}); COMP_CWORD={len(words) - 1}; _{words[0]}; "
     code += f'echo "${{COMPREPLY[@]:-$(compgen -f {words[-1]})}}"'
-    done = subprocess.run([bash, "-euc", code], capture_output=True, text=True, cwd=ROOT)
+    done = subprocess.run([bash, "-uc", code], capture_output=True, text=True, cwd=ROOT)
     assert done.stderr == ""
     assert set(done.stdout.split()) == LINES[line]
 
