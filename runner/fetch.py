@@ -85,6 +85,8 @@ def _fetch_disk(
             os.close(fd)
         fsync_dir(path.parent)
     except OSError as err:
+        if err.errno in (errno.ENOSPC, errno.EDQUOT):
+            partial.unlink(missing_ok=True)  # others need the room more than the next try needs it
         raise RootdiskError(f"store {store.root}: {err.strerror}", "is there room? runner prune") from err
     holes = sum(chunk.length for chunk in index.chunks if chunk.zero)
     reused = sum(chunk.length for chunk in data) - sum(chunk.length for chunk in wanted)

@@ -107,7 +107,8 @@ def _present(store: Store, raw: bytes, platform: Platform, reference: Reference)
     """The artifact of the manifest `raw`, held, where all of it is in the store."""
     roles = ArtifactManifest.of(Manifest.parse(raw))
     boot = [role.digest for role in (roles.kernel, roles.initramfs) if role is not None]
-    lease = store.lease(digest.hex for digest in (roles.config.digest, *boot))
+    manifest = Digest("sha256", hashlib.sha256(raw).hexdigest())
+    lease = store.lease(digest.hex for digest in (manifest, roles.config.digest, *boot))
     try:
         config = ArtifactConfig.parse(store.blob_path(roles.config.digest).read_bytes())
         _check_platform(config, platform, reference)
@@ -125,8 +126,7 @@ def _present(store: Store, raw: bytes, platform: Platform, reference: Reference)
     kernel, initramfs = (
         store.blob_path(role.digest) if role is not None else None for role in (roles.kernel, roles.initramfs)
     )
-    digest = Digest("sha256", hashlib.sha256(raw).hexdigest())
-    return Local(digest, config, roles.config.digest, disk, kernel, initramfs, lease)
+    return Local(manifest, config, roles.config.digest, disk, kernel, initramfs, lease)
 
 
 def _check_platform(config: ArtifactConfig, platform: Platform, reference: Reference) -> None:

@@ -60,7 +60,8 @@ class Spec(NamedTuple):
     @property
     def uses(self) -> set[str]:
         """What must stay in the store as long as the sandbox is there."""
-        return {digest for digest in (self.disk, self.config, self.kernel, self.initramfs) if digest}
+        manifest = self.artifact.partition(":")[2]
+        return {digest for digest in (manifest, self.disk, self.config, self.kernel, self.initramfs) if digest}
 
 
 class State(NamedTuple):

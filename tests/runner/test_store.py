@@ -1,0 +1,275 @@
+"""The store: what is in use stays, what is damaged is found and mended, and every file system will do."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from runner.artifact import SlotExtent
+from runner.clone import clone
+from runner.errors import BadInput
+from runner.local import pull
+from runner.oci import Platform
+from runner.prune import prune
+from runner.reference import parse_reference
+from runner.repository import RegistryOptions
+from runner.sandbox import Sandbox, Spec, read, states, sweep
+from runner.store import Store
+from tests.support.artifacts import noise, publish, sample
+from tests.support.faults import FaultProxy, run_faults
+from tests.support.mounts import KINDS, mounted, needs_root
+from tests.support.registry import RunningRegistry, needs_registry, run_registry
+
+CHUNK = 128 << 10
+MADE = sample([*noise(20, CHUNK), bytes(1 << 20), *noise(20, CHUNK, seed=1)])
+SLOT = SlotExtent("slot", 0, 256 << 10)
+
+
+def runner(store: Path, *arguments: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "runner", *arguments],
+        env={**os.environ, "ROOTDISK_STORE": str(store)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+
+
+@pytest.fixture(scope="module")
+def layout(tmp_path_factory: pytest.TempPathFactory) -> str:
+    reference = f"oci:{tmp_path_factory.mktemp('layout')}:1"
+    publish(MADE, reference, RegistryOptions())
+    return reference
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningRegistry]:
+    with run_registry(tmp_path_factory.mktemp("registry")) as registry:
+        publish(MADE, f"{registry.name}/a/b:v1", registry.options)
+        yield registry
+
+
+@pytest.fixture
+def proxy(registry: RunningRegistry) -> Iterator[FaultProxy]:
+    with run_faults(registry.name) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    monkeypatch.setenv("ROOTDISK_STORE", str(tmp_path / "store"))
+    return Store.open()
+
+
+def spec_of(name: str, local: object, *, keep: bool = False) -> Spec:
+    from runner.local import Local
+
+    assert isinstance(local, Local)
+    return Spec(
+        name, "oci:x", str(local.digest), local.disk.stem, local.config_digest.hex, None, None, 1, 64, 1, keep=keep
+    )
+
+
+def test_what_is_leased_stays(store: Store, layout: str) -> None:
+    local = pull(store, parse_reference(layout), RegistryOptions(), Platform.host())
+    assert prune(store, 0, None, dry_run=False) == []
+    local.release()
+    gone = prune(store, 0, None, dry_run=True)
+    assert local.disk.exists()
+    assert prune(store, 0, None, dry_run=False) == gone
+    assert not list((store.root / "disks").iterdir())
+    assert not list((store.root / "blobs").iterdir())
+    assert not list((store.root / "names").iterdir())
+
+
+def test_what_a_kept_sandbox_needs_stays(store: Store, layout: str) -> None:
+    local = pull(store, parse_reference(layout), RegistryOptions(), Platform.host())
+    kept = Sandbox.create(store, spec_of("kept", local, keep=True))
+    kept.take_name()
+    kept.release()
+    local.release()
+    prune(store, 0, None, dry_run=False)
+    assert local.disk.exists()
+    assert local.disk.with_suffix(".chunks").exists()
+    Sandbox.open(read(store.sandboxes / "kept")).remove()
+    prune(store, 0, None, dry_run=False)
+    assert not local.disk.exists()
+
+
+def test_the_longest_unused_goes_first(store: Store, tmp_path: Path) -> None:
+    disks = []
+    for number in range(3):
+        reference = f"oci:{tmp_path / 'many'}:{number}"
+        publish(sample(noise(8, CHUNK, seed=number)), reference, RegistryOptions())
+        local = pull(store, parse_reference(reference), RegistryOptions(), Platform.host())
+        local.release()
+        disks.append(local.disk)
+    for disk, age in zip(disks, (100, 300, 200), strict=True):
+        os.utime(disk, (time.time() - age,) * 2)
+        os.utime(disk.with_suffix(".chunks"), (time.time() - age,) * 2)
+    done = runner(store.root, "prune", "--max-size", "2300k", "--json")
+    assert done.returncode == 0, done.stderr
+    assert [disk.exists() for disk in disks] == [True, False, True]
+    assert runner(store.root, "prune", "--older-than", "1").returncode == 0
+    assert disks[0].exists()
+
+
+def test_killed_ones_are_swept_and_living_ones_not(store: Store, layout: str) -> None:
+    local = pull(store, parse_reference(layout), RegistryOptions(), Platform.host())
+    living = Sandbox.create(store, spec_of("living", local))
+    living.take_name()
+    for keep in (False, True):
+        pid = os.fork()
+        if not pid:
+            made = Sandbox.create(store, spec_of(f"dead-{keep}", local, keep=keep))
+            made.take_name()
+            Sandbox.create(store, spec_of("unnamed", local, keep=keep))
+            os._exit(0)
+        os.waitpid(pid, 0)
+    sweep(store)
+    assert {state.spec.name: state.running for state in states(store)} == {"living": True, "dead-True": False}
+    other = Sandbox.create(store, spec_of("living", local))
+    with pytest.raises(BadInput, match="there is a sandbox living already"):
+        other.take_name()
+    other.remove()
+    other.release()
+    living.remove()
+    living.release()
+    local.release()
+
+
+@needs_registry
+def test_the_registry_is_not_asked_for_what_is_known(
+    store: Store, registry: RunningRegistry, proxy: FaultProxy
+) -> None:
+    reference, host = parse_reference(f"{proxy.name}/a/b:v1"), Platform.host()
+    options = RegistryOptions(plain_http=True)
+    first = pull(store, reference, options, host, ask=False)
+    first.release()
+    asked = len(proxy.seen)
+    again = pull(store, reference, options, host, ask=False)
+    again.release()
+    assert (again.digest, again.disk) == (first.digest, first.disk)
+    assert len(proxy.seen) == asked
+    by_digest = reference._replace(tag="", digest=first.digest)
+    for _ in range(2):
+        pull(store, by_digest, options, host).release()
+    assert len(proxy.seen) <= asked + 2
+    pull(store, reference, options, host).release()
+    assert len(proxy.seen) > asked + 1
+
+
+@needs_registry
+@pytest.mark.parametrize("damage", ["chunk", "hole", "length", "index", "blob", "manifest"])
+def test_damage_is_found_and_mended(store: Store, proxy: FaultProxy, damage: str) -> None:
+    local = pull(store, parse_reference(f"{proxy.name}/a/b:v1"), RegistryOptions(plain_http=True), Platform.host())
+    local.release()
+    assert json.loads(runner(store.root, "verify", "--json").stdout) == {"checked": 3, "damaged": []}
+    disk = local.disk
+    target, offset = {
+        "chunk": (disk, 7 * CHUNK + 5),
+        "hole": (disk, 20 * CHUNK + (1 << 19)),
+        "length": (disk, MADE.index.disk_size),
+        "index": (disk.with_suffix(".chunks"), 100),
+        "blob": (store.blob_path(local.config_digest), 10),
+        "manifest": (store.blob_path(local.digest), 10),
+    }[damage]
+    target.chmod(0o600)
+    with target.open("r+b") as file:
+        file.seek(offset)
+        byte = file.read(1) or b"\0"
+        file.seek(offset)
+        file.write(bytes([byte[0] ^ 1]))
+    done = runner(store.root, "verify")
+    assert done.returncode == 1
+    assert "1 damaged" in done.stdout
+    assert (disk if damage == "index" else target).name in done.stderr
+    served = proxy.bytes_of(MADE.path)
+    done = runner(store.root, "verify", "--repair")
+    assert (done.returncode, done.stderr.count("\n")) == (0, 1)
+    assert "1 repaired" in done.stdout
+    assert runner(store.root, "verify").stdout == "3 files, 0 damaged\n"
+    assert disk.read_bytes() == MADE.disk
+    if damage == "chunk":
+        assert proxy.bytes_of(MADE.path) - served < 2 * CHUNK
+
+
+@needs_registry
+def test_twenty_pulls_at_once_fetch_once(store: Store, proxy: FaultProxy) -> None:
+    command = [sys.executable, "-m", "runner", "pull", "--json", "--plain-http", f"{proxy.name}/a/b:v1"]
+    processes = [
+        subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        for _ in range(20)
+    ]
+    fetched = []
+    for process in processes:
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err
+        fetched.append(json.loads(out)["fetched"])
+    assert sum(1 for count in fetched if count) == 1
+    assert proxy.bytes_of(MADE.path) <= MADE.blob.size
+    assert runner(store.root, "verify").returncode == 0
+
+
+@needs_root
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_file_system_will_do(tmp_path: Path, layout: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with mounted(kind, tmp_path) as place:
+        monkeypatch.setenv("ROOTDISK_STORE", str(place / "store"))
+        store = Store.open()
+        local = pull(store, parse_reference(layout), RegistryOptions(), Platform.host())
+        holes = local.disk.stat().st_blocks * 512 < MADE.index.disk_size - (1 << 19)
+        assert holes
+        patches = {0: b"patched"}
+        reflinks = kind in ("xfs", "btrfs")
+        for method in ("overlay", "copy", "reflink"):
+            folder = place / method
+            folder.mkdir()
+            if method == "reflink" and not reflinks:
+                with pytest.raises(BadInput, match="the store's file system cannot"):
+                    clone(local.disk, MADE.index.disk_size, folder, method, patches)
+                continue
+            copy = clone(local.disk, MADE.index.disk_size, folder, method, patches)
+            if not copy.overlay:
+                data = copy.path.read_bytes()
+                assert (data[:7], data[7:]) == (b"patched", MADE.disk[7:])
+        local.release()
+        assert runner(store.root, "verify").returncode == 0
+        assert runner(store.root, "doctor").stdout.count(kind) >= 1
+
+
+@needs_root
+def test_a_full_disk_leaves_nothing(tmp_path: Path, layout: str) -> None:
+    with mounted("tmpfs", tmp_path, 3 << 20) as place:
+        done = runner(place / "store", "pull", layout)
+        assert done.returncode == 125
+        assert done.stderr.count("\n") == 1
+        assert "No space left" in done.stderr
+        assert "runner prune" in done.stderr
+        assert not list((place / "store/disks").iterdir())
+
+
+@needs_root
+def test_a_read_only_store_is_one_clear_error(tmp_path: Path, layout: str) -> None:
+    with mounted("tmpfs", tmp_path, 64 << 20) as place:
+        assert runner(place / "store", "prune").returncode == 0
+        subprocess.run(["mount", "-o", "remount,ro", str(place)], check=True)
+        done = runner(place / "store", "pull", layout)
+        assert done.returncode == 125
+        assert done.stderr.count("\n") == 1
+        assert "Read-only file system" in done.stderr
+
+
+def test_a_store_of_another_version(store: Store) -> None:
+    (store.root / "format").write_text("2")
+    done = runner(store.root, "ps")
+    assert (done.returncode, done.stderr.count("\n")) == (125, 1)
+    assert "has format 2" in done.stderr
