@@ -43,6 +43,8 @@ void note(const char *format, ...) {
 
 void die(const char *format, ...) {
     va_list arguments;
+    if (channel < 0)
+        channel = find_port(1);
     va_start(arguments, format);
     talk(ERROR, format, arguments);
     va_end(arguments);
@@ -129,16 +131,18 @@ static void mount_root(void) {
 
 /* The slot's records, once its bytes are those the runner named. */
 static void read_slot(const char *path) {
-    char found[65];
-    size_t length;
+    char found[65], head[16], *data = NULL;
+    uint32_t payload = 0;
     if (!*slot_digest)
         return;
-    char *data = read_file(path, &length);
-    uint32_t payload = 0;
-    if (data && length >= 16)
-        memcpy(&payload, data + 8, 4);
-    if (!data || length < 16 || memcmp(data, "RDSLOT1", 8) || payload > length - 16)
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (read(fd, head, sizeof head) == sizeof head && !memcmp(head, "RDSLOT1", 8)) {
+        memcpy(&payload, head + 8, 4);
+        data = payload <= SLOT_MAX ? malloc(16 + payload) : NULL;
+    }
+    if (!data || pread(fd, data, 16 + payload, 0) != 16 + (ssize_t)payload)
         die("the slot of this sandbox is damaged: start it again");
+    close(fd);
     sha256_hex(data, 16 + payload, found);
     if (strcmp(found, slot_digest))
         die("the slot holds other bytes than the runner wrote: start the sandbox again");
@@ -160,12 +164,16 @@ static const char *overlay_root(const char *disk, const char *room) {
     return root;
 }
 
-/* Makes what is mounted at `root` the root; /dev goes along. */
+/* Makes what is mounted at `root` the root; /dev, /proc and /sys go along, as unmounting takes longer. */
 static void enter(const char *root) {
-    if (chdir(root) || (mount("/dev", "dev", NULL, MS_MOVE, NULL) && (mkdir("dev", 0755), mount("/dev", "dev", NULL, MS_MOVE, NULL))))
-        die("cannot move /dev into the disk: %s", strerror(errno));
-    umount2("/proc", MNT_DETACH);
-    umount2("/sys", MNT_DETACH);
+    static const char *const places[] = {"/dev", "/proc", "/sys"};
+    if (chdir(root))
+        die("cannot change to the disk: %s", strerror(errno));
+    for (int i = 0; i < 3; i++) {
+        const char *to = places[i] + 1;
+        if (mount(places[i], to, NULL, MS_MOVE, NULL) && (mkdir(to, 0755), mount(places[i], to, NULL, MS_MOVE, NULL)))
+            die("cannot move %s into the disk: %s", places[i], strerror(errno));
+    }
     if (mount(".", "/", NULL, MS_MOVE, NULL) || chroot(".") || chdir("/"))
         die("cannot change to the disk: %s", strerror(errno));
 }
@@ -197,7 +205,6 @@ int main(int argc, char **argv) {
     int early = access("/.rootdisk/init", F_OK); /* else the disk is the root already, as libkrun's init has it */
     if (early)
         load_modules(1);
-    channel = find_port(3);
     if (early) {
         mount_root();
         read_slot("/root/.rootdisk/slot");
@@ -210,6 +217,7 @@ int main(int argc, char **argv) {
         if (find_record(&slot, "read-only"))
             enter(overlay_root("/", "/.rootdisk"));
     }
+    channel = find_port(3); /* which has come by now */
     process.data = read_file("/.rootdisk/process", &process.length);
     if (!process.data)
         die("the disk has no /.rootdisk/process: it was built with --plain");

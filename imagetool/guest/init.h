@@ -7,7 +7,7 @@
 #include <sys/types.h>
 
 enum { READY = 1, OUT, ERR, EXIT, ERROR, LOG, IN = 16, RESIZE, SIGNAL, EXEC, ACK, STOP, CREDIT };
-enum { WINDOW = 256 << 10, FRAME_MAX = 1 << 20, SESSIONS = 32, GROUPS = 64 };
+enum { WINDOW = 256 << 10, FRAME_MAX = 1 << 20, SLOT_MAX = 1 << 24, SESSIONS = 32, GROUPS = 64 };
 
 /* key=value records, each ended by NUL. */
 struct records { char *data; size_t length; };
