@@ -74,7 +74,9 @@ def make_disk(
         _no_cycles(),
     ):
         sources, made = _planned(image, source, layers, init, cache)
-        packed = pack(made, sources, out, earlier=earlier, threads=threads, progress=report("packing"))
+        packed = pack(
+            made, sources, out, earlier=earlier, max_blob=image.max_blob, threads=threads, progress=report("packing")
+        )
     process = image.process.apply(source.config.process)
     digest = str(source.manifest_digest)
     return Disk(packed, made.slots, made.layers, DISK_UUID, process, source.config.labels, digest)

@@ -72,6 +72,7 @@ class Image:
     plain_http: bool = False
     ca_file: Path | None = None  # PEM, trusted beside the system's own
     size: int = 8 << 30
+    max_blob: int | None = None  # compressed, of each of the disk's; None where none is ever so large
     kernel: str = "debian"  # or "none", or an absolute path
     memory: int = 512 * MIB
     cpus: int = 1
@@ -158,6 +159,7 @@ def _image(image: Where, defaults: Where | None) -> Image:
         get("plain_http", Where.boolean, False),
         get("ca_file", Where.path, None),
         get("size", values.disk_size, 8 << 30),
+        get("max_blob", values.blob_size, None),
         get("kernel", values.kernel, "debian"),
         get("memory", values.memory, 512 * MIB),
         get("cpus", values.cpus, 1),

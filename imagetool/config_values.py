@@ -136,6 +136,17 @@ def memory(where: Where) -> int:
     return size
 
 
+def blob_size(where: Where) -> int | None:
+    """None where no blob is ever so large (imagetool/artifact/parts.py): then it decides nothing."""
+    try:
+        size = _bytes(where.string())
+    except BadInput as err:
+        raise where.error(err.message, err.hint) from err
+    if size % MIB or size < MIB:
+        raise where.error(f"{where.value!r:.80} is no size of a blob", "whole MiB, 1MiB or more")
+    return size if size < 2 << 30 else None
+
+
 def cpus(where: Where) -> int:
     count = where.integer()
     if not 1 <= count <= 255:

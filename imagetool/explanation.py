@@ -29,6 +29,7 @@ EFFECTS = (
     ("guest.kernel", "the kernel's blob"),
     ("guest.initramfs", "the initramfs's blob"),
     ("recipe.size", "the file system's metadata"),
+    ("recipe.max_blob", "where the disk's blobs are cut"),
     ("recipe.memory", "the artifact's config alone"),
     ("recipe.cpus", "the artifact's config alone"),
     ("recipe.labels", "the artifact's config alone"),

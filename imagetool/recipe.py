@@ -31,7 +31,11 @@ class Guest(NamedTuple):
 def settings(image: Image) -> dict[str, Any]:
     """The part of the inputs that images.toml decides, and our own version: known before anything is asked or read."""
     certificates = {"ca": image.tls_ca, "client": image.tls_client}
-    own = {"files": [file.to_json() for file in image.files], "remove": list(image.remove)}
+    own: dict[str, Any] = {
+        "files": [file.to_json() for file in image.files],
+        "remove": list(image.remove),
+        "max_blob": image.max_blob,
+    }
     return {
         "platform": str(image.platform),
         "layout": LAYOUT_VERSION,

@@ -108,6 +108,7 @@ def _image(published: Published, inputs: Mapping[str, Any], options: RegistryOpt
             plain_http=options.plain_http,
             ca_file=options.ca_file,
             size=int(made["size"]),
+            max_blob=made.get("max_blob"),
             memory=int(made["memory"]),
             cpus=int(made["cpus"]),
             env=tuple(made["env"]),

@@ -54,11 +54,12 @@ def pack(
     *,
     earlier: Earlier | None = None,
     threads: int | None = None,
+    max_blob: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Packed:
     """Write the disk of `plan` as a packed disk into the empty directory `folder`, synced.
 
-    `progress` is told (bytes done, bytes in all) of data, holes not counted. Errors of reading the sources pass through.
+    `max_blob` is the most bytes of a blob. `progress` is told (bytes done, bytes in all) of data, holes not counted. Errors of reading the sources pass through.
     """
     workers = threads or max(2, len(os.sched_getaffinity(0)))
     total = sum(chunk.length for chunk in plan.chunks)
@@ -76,7 +77,7 @@ def pack(
             local.compressor = compressor()
         return _Frame(hashlib.sha256(raw).digest(), local.compressor.compress(raw), False, False)
 
-    divided = divide(plan.chunks, plan.size)
+    divided = divide(plan.chunks, plan.size, max_blob)
     linked: dict[int, Found] = {}
     for number, part in enumerate(divided):
         found = earlier and earlier.link(part.key, part.end - part.start, folder / blob_name(number))

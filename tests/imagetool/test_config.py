@@ -58,6 +58,7 @@ publish = ["oci:out", "localhost:5000/a"]
 plain_http = true
 size = "64MiB"
 kernel = "boot/vmlinuz"
+max_blob = "500MiB"
 memory = "1GiB"
 cpus = 2
 env.A = "1"
@@ -87,6 +88,7 @@ user = "u"
     assert image.source.path == tmp_path / "layout"
     assert [str(p) for p in image.publish] == [f"oci:{tmp_path}/out", "localhost:5000/a:latest"]
     assert image.kernel == str(tmp_path / "boot/vmlinuz")
+    assert image.max_blob == 500 << 20
     assert (image.size, image.memory, image.cpus, image.plain_http) == (64 << 20, 1 << 30, 2, True)
     assert image.env == ("A=of the file", " B = c = d", "A=1")
     assert image.remove == ("/etc/motd", "/usr/share/doc")
@@ -173,6 +175,8 @@ def test_versions_are_made_of_templates(tmp_path: Path, monkeypatch: pytest.Monk
         ("\n\nsize = 8", 5, "is a number, expected a string"),
         ("size = '8GB'", 3, "8GiB"),
         ("size = '4097KiB'", 3, "whole MiB"),
+        ("max_blob = '500MB'", 3, "no size"),
+        ("max_blob = '0MiB'", 3, "1MiB or more"),
         ("cpus = true", 3, "expected a number"),
         ("cpus = 0", 3, "1 to 255"),
         ("version = 'a b'", 3, "no tag"),

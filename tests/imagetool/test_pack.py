@@ -14,6 +14,7 @@ from imagetool.artifact import parts
 from imagetool.artifact.pack import Packed, pack
 from imagetool.artifact.reuse import PARTS, Earlier, blob_name
 from imagetool.ext4 import DiskOptions, plan
+from runner.errors import BadInput
 from runner.oci import Digest
 from tests.support.disks import UUID, tree_of, write
 from tests.support.tars import file
@@ -85,6 +86,28 @@ def test_a_new_top_layer_leaves_the_blobs_below(tmp_path: Path) -> None:
     assert len(shared) >= len(again.parts) - 4
     assert again.new_chunks < alone.new_chunks / 3
     assert again.reused_chunks + again.new_chunks == alone.new_chunks + alone.reused_chunks
+
+
+def test_no_blob_is_larger_than_wanted(tmp_path: Path) -> None:
+    """Whatever its chunks are, and with holes and the seek table; an error where one chunk may be too large."""
+    noise = random.Random(3).randbytes(1_040_000)
+    base = b"".join(file(b"noise-%d" % n, bytes([n]) + noise) for n in range(20)) + layer(b"base", 120)
+    tree, sources = tree_of(base, TOP)
+    made = plan(tree, DiskOptions(8 << 30, UUID))
+    whole = packed(tmp_path / "whole", base, TOP, size=8 << 30)
+    for max_blob in (2 << 20, 5 << 20, 1 << 30):
+        folder = tmp_path / str(max_blob)
+        folder.mkdir()
+        found = pack(made, sources, folder, max_blob=max_blob)
+        assert max(part.size for part in found.parts) <= max_blob
+        assert found.index == whole.index
+        assert b"".join(blobs(folder)) == b"".join(blobs(tmp_path / "whole"))
+    assert found.parts == whole.parts
+    (tmp_path / "none").mkdir()
+    with pytest.raises(BadInput, match="max_blob: a chunk") as failed:
+        pack(made, sources, tmp_path / "none", max_blob=1 << 20)
+    assert "2MiB or more" in failed.value.hint
+    assert not list((tmp_path / "none").iterdir())
 
 
 def test_a_changed_file_changes_its_own_chunk(tmp_path: Path) -> None:
