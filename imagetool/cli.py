@@ -124,6 +124,14 @@ def parser() -> Parser:
     )
     index.add_argument("target", metavar="TARGET", help="registry/repository:tag or oci:DIR:TAG")
     index.add_argument("sources", metavar="ARTIFACT", nargs="+")
+    attach = command(
+        "attach",
+        "attach a file, as an SBOM, to an artifact or image",
+        "--type application/spdx+json registry.example/web-disk:2 web.spdx.json",
+    )
+    attach.add_argument("what", metavar="ARTIFACT", help="registry/repository:tag or oci:DIR:TAG")
+    attach.add_argument("file", metavar="FILE", type=Path)
+    attach.add_argument("--type", metavar="MEDIA_TYPE", required=True, help="what the file is")
     prune = command(
         "prune",
         "say which tags of a repository may go: unused keys, old versions",

@@ -280,6 +280,14 @@ def index_command(options: argparse.Namespace) -> int:
     return 0
 
 
+def attach_command(options: argparse.Namespace) -> int:
+    from imagetool.oci.attach import attach
+
+    digest = attach(options.what, options.file, options.type, _registry(options))
+    print(json.dumps({"digest": str(digest)}) if options.json else digest)
+    return 0
+
+
 def prune_command(options: argparse.Namespace) -> int:
     from imagetool.remote import prune
 

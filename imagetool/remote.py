@@ -15,7 +15,7 @@ from imagetool import recipe
 from imagetool.build import registry
 from imagetool.config import Image
 from imagetool.oci.copy import copy_manifest
-from imagetool.oci.prune import outdated
+from imagetool.oci.prune import is_referrers, outdated
 from imagetool.oci.push import open_target
 from imagetool.progress import Report, silent
 from imagetool.publish import refuse_to_move, resolved_tag
@@ -91,7 +91,11 @@ def prune(place: Reference, options: RegistryOptions, keep: int | None, *, delet
         tags = target.tags()
         old = [(tag, tags[tag]) for tag in outdated(tags, children, keep)]
         if delete:
-            for digest in dict.fromkeys(digest for _, digest in old):
+            gone = dict.fromkeys(digest for _, digest in old)
+            for tag, digest in old:
+                if is_referrers(tag):
+                    gone |= dict.fromkeys(children(digest))
+            for digest in gone:
                 target.remove(digest)
         return old
 

@@ -18,7 +18,16 @@ from typing import Any
 
 from imagetool.oci.push import PIECE_BYTES, Content, pieces
 from runner.errors import BadInput
-from runner.oci import MANIFEST_MAX_BYTES, OCI_INDEX, Descriptor, Digest, canonical_json, parse_json
+from runner.oci import (
+    MANIFEST_MAX_BYTES,
+    OCI_INDEX,
+    OCI_MANIFEST,
+    Descriptor,
+    Digest,
+    Manifest,
+    canonical_json,
+    parse_json,
+)
 from runner.oci_layout import REF_NAME, LayoutRepository
 from runner.repository import describe_manifest, verified
 
@@ -83,11 +92,20 @@ class LayoutTarget:
             listed.close()
 
     def remove(self, digest: Digest) -> None:
-        """No entry of index.json leads to `digest` any more; blobs stay, as other writers may rely on them."""
+        """No entry of index.json leads to `digest`, or is attached to it; blobs stay, as other writers may rely on them."""
         with self._locked():
             index = dict(self._read_index())
-            index["manifests"] = [item for item in index["manifests"] if item.get("digest") != str(digest)]
+            index["manifests"] = [item for item in index["manifests"] if not self._goes(item, digest)]
             _write(self._directory, "index.json", iter([canonical_json(index)]))
+
+    def _goes(self, item: dict[str, Any], digest: Digest) -> bool:
+        if item["digest"] == str(digest):
+            return True
+        if item["mediaType"] != OCI_MANIFEST:
+            return False
+        with contextlib.closing(LayoutRepository(self._path)) as layout:
+            subject = Manifest.parse(layout.manifest(Digest.parse(item["digest"]))).subject
+        return subject is not None and subject.digest == digest
 
     def _list(self, descriptor: Descriptor, tags: Sequence[str]) -> None:
         """Point `tags` to `descriptor` in index.json; all other entries stay as they are, unknown fields included."""

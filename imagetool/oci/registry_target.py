@@ -7,12 +7,25 @@ from collections.abc import Sequence
 from urllib.parse import urlencode
 
 from imagetool.oci.oras_client import OrasClient
+from imagetool.oci.prune import referrers_tag
 from imagetool.oci.push import Content
 from imagetool.oci.upload import Upload
 from runner.errors import BadInput, DigestMismatch, RegistryError, Unsupported
-from runner.oci import INDEX_TYPES, MANIFEST_MAX_BYTES, MANIFEST_TYPES, Descriptor, Digest, parse_json
+from runner.oci import (
+    INDEX_TYPES,
+    MANIFEST_MAX_BYTES,
+    MANIFEST_TYPES,
+    OCI_INDEX,
+    OCI_MANIFEST,
+    Descriptor,
+    Digest,
+    Index,
+    Manifest,
+    canonical_json,
+    parse_json,
+)
 from runner.registry import ACCEPT, RegistryRepository
-from runner.repository import RegistryOptions, check_manifest
+from runner.repository import RegistryOptions, check_manifest, describe_manifest
 
 TAGS_PAGE = 1000
 TAGS_MAX_COUNT = 100_000
@@ -61,8 +74,27 @@ class RegistryTarget:
         if len(raw) > MANIFEST_MAX_BYTES:
             raise BadInput(f"manifest {digest}: {len(raw)} bytes are more than the {MANIFEST_MAX_BYTES} allowed")
         for name in [tag for tag in tags if tag] or [str(digest)]:
-            self._put_manifest(name, raw, media_type, digest)
+            known = self._put_manifest(name, raw, media_type, digest)
+        subject = Manifest.parse(raw).subject if media_type == OCI_MANIFEST else None
+        if subject is not None and known != str(subject.digest):
+            self._list_referrer(subject.digest, describe_manifest(raw, digest, self.client.name))
         return digest
+
+    def _list_referrer(self, subject: Digest, referrer: Descriptor) -> None:
+        """distribution-spec 1.1, "Pushing Manifests with Subject": a registry without the API gets a tag with their list."""
+        tag = referrers_tag(subject)
+        repository = RegistryRepository(*self._place)
+        try:
+            listed = Index.parse(repository.manifest(repository.resolve(tag))).manifests
+        except RegistryError as err:
+            if err.status != 404:
+                raise
+            listed = ()
+        finally:
+            repository.close()
+        if all(item.digest != referrer.digest for item in listed):
+            raw = canonical_json(Index(OCI_INDEX, (*listed, referrer), {}).to_json())
+            self.push_manifest(raw, OCI_INDEX, (tag,))
 
     def tags(self) -> dict[str, Digest]:
         """distribution-spec, "Listing tags": every tag and the manifest it names."""
@@ -96,15 +128,19 @@ class RegistryTarget:
                 f"{self.client.name}: this registry does not delete", "its own interface or a setting may"
             )
 
-    def _put_manifest(self, name: str, raw: bytes, media_type: str, digest: Digest) -> None:
-        def once() -> str:
+    def _put_manifest(self, name: str, raw: bytes, media_type: str, digest: Digest) -> str:
+        """The digest of the subject that the registry has understood, if there is one."""
+
+        def once() -> tuple[str, str]:
             headers = {"Content-Type": media_type}
             with self.client.request("PUT", f"manifests/{name}", expect=(201,), headers=headers, data=raw) as response:
-                return str(response.headers.get("Docker-Content-Digest", ""))
+                said = response.headers
+                return str(said.get("Docker-Content-Digest", "")), str(said.get("OCI-Subject", ""))
 
-        said = self.client.retry().run(once)
+        said, subject = self.client.retry().run(once)
         if said != str(digest):
             # The header is optional before distribution-spec 1.1: read back what the name means now.
             accept = {"Accept": ", ".join((*MANIFEST_TYPES, *INDEX_TYPES))}
             found, _ = self.client.get(f"manifests/{name}", MANIFEST_MAX_BYTES, accept)
             check_manifest(found, digest, f"{self.client.name}:{name}")
+        return subject

@@ -12,6 +12,7 @@ import pytest
 
 from bench.peers import Missing, Peers
 from imagetool.ext4.reader import Reader
+from imagetool.oci.attach import attach
 from imagetool.oci.copy import copy
 from runner.oci import Digest
 from runner.reference import parse_reference
@@ -66,6 +67,26 @@ def test_oras_and_zstd_make_the_disk(published: tuple[str, Digest], tmp_path: Pa
     assert str(digest).encode() in oras("discover", "--plain-http", name)
     config = json.loads(oras("manifest", "fetch-config", "--plain-http", name))
     assert config["disk"]["size"] == 8 << 30
+
+
+def test_oras_discovers_what_is_attached(
+    published: tuple[str, Digest], registry: RunningRegistry, tmp_path: Path
+) -> None:
+    """In a registry without the referrers API, and in a layout."""
+    name, _ = published
+    (tmp_path / "sbom.json").write_text('{"spdxVersion": "SPDX-2.3"}')
+    copy(name, f"oci:{tmp_path}/layout:1", registry.options)
+    for target, how in (
+        (name, ["--plain-http", name]),
+        (f"oci:{tmp_path}/layout:1", ["--oci-layout", f"{tmp_path}/layout:1"]),
+    ):
+        made = attach(target, tmp_path / "sbom.json", "application/spdx+json", registry.options)
+        said = oras("discover", "--format", "json", *how)
+        assert [(item["digest"], item["artifactType"]) for item in json.loads(said)["manifests"]] == [
+            (str(made), "application/spdx+json")
+        ]
+    oras("pull", "--plain-http", f"{name.rpartition(':')[0]}@{made}", "-o", str(tmp_path / "pulled"))
+    assert (tmp_path / "pulled/sbom.json").read_bytes() == (tmp_path / "sbom.json").read_bytes()
 
 
 @needs_root

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import subprocess
@@ -9,16 +10,17 @@ from pathlib import Path
 
 import pytest
 
+from imagetool.oci.attach import attach
 from imagetool.oci.copy import copy
 from imagetool.oci.index import make_index
 from imagetool.oci.prune import outdated
 from imagetool.oci.push import open_target
 from imagetool.oci.sources import open_source
 from imagetool.remote import prune
-from runner.errors import BadInput, Unsupported
-from runner.oci import OCI_INDEX, Digest, Index, Platform
+from runner.errors import BadInput, RegistryError, Unsupported
+from runner.oci import OCI_INDEX, Digest, Index, Manifest, Platform
 from runner.reference import parse_reference
-from runner.repository import open_repository
+from runner.repository import open_repository, read_blob
 from tests.imagetool.oci.test_sources import AMD64, ARM64, check_content, skopeo, write_image, write_index
 from tests.support.faults import Fault, run_faults
 from tests.support.registry import RunningRegistry, needs_registry, run_registry
@@ -131,6 +133,70 @@ def test_pruning_a_registry(tmp_path: Path, registry: RunningRegistry) -> None:
         with open_source(f"{place}:{name}", Platform("linux", "arm", platform), registry.options) as image:
             check_content(image)
     target.close()
+
+
+@needs_registry
+@pytest.mark.parametrize("kind", ["registry", "layout"])
+def test_attached_files_go_with_what_they_are_attached_to(tmp_path: Path, registry: RunningRegistry, kind: str) -> None:
+    """Two files on one version, one on another; what prune removes takes its own along, and nothing else."""
+    place = f"{registry.name}/some/image" if kind == "registry" else f"oci:{tmp_path}/place"
+    options = registry.options
+    subjects = {}
+    for number, variant in enumerate(("v6", "v7"), 1):
+        write_image(tmp_path / "l", str(number), Platform("linux", "arm", variant), variant=True)
+        subjects[number] = copy(f"oci:{tmp_path}/l:{number}", f"{place}:{number}", options)
+    (tmp_path / "sbom.json").write_text("{}")
+    (tmp_path / "signature").write_bytes(b"signed")
+    made = {
+        (number, name): attach(f"{place}:{number}", tmp_path / name, f"application/x-{name.partition('.')[0]}", options)
+        for number, name in ((1, "sbom.json"), (2, "sbom.json"), (2, "signature"))
+    }
+    assert attach(f"{place}:2", tmp_path / "signature", "application/x-signature", options) == made[2, "signature"]
+    with contextlib.closing(open_repository(parse_reference(place), options)) as repository:
+        for (number, name), digest in made.items():
+            manifest = Manifest.parse(repository.manifest(digest))
+            assert manifest.subject is not None
+            assert manifest.subject.digest == subjects[number]
+            assert (manifest.artifact_type, manifest.layers[0].title) == (
+                f"application/x-{name[:9].partition('.')[0]}",
+                name,
+            )
+            assert read_blob(repository, manifest.layers[0], 99) == (tmp_path / name).read_bytes()
+    reference = parse_reference(place)
+    with contextlib.closing(open_target(reference, options)) as target:
+        lists = {f"sha256-{digest.hex}" for digest in subjects.values()} if kind == "registry" else set()
+        assert set(target.tags()) == {"1", "2"} | lists
+        assert prune(reference, options, 2, delete=True) == []
+        gone = [tag for tag, _ in prune(reference, options, 1, delete=True)]
+        assert gone == ["1"] + [f"sha256-{subjects[1].hex}"] * (kind == "registry")
+        assert set(target.tags()) == {"2"} | lists - set(gone)
+    if kind == "registry":
+        with contextlib.closing(open_repository(reference, options)) as repository:
+            listed = Index.parse(repository.manifest(repository.resolve(f"sha256-{subjects[2].hex}"))).manifests
+            assert {item.digest for item in listed} == {made[2, "sbom.json"], made[2, "signature"]}
+            with pytest.raises(RegistryError, match="404"):
+                repository.manifest(made[1, "sbom.json"])
+    else:
+        left = json.loads((tmp_path / "place/index.json").read_bytes())["manifests"]
+        assert {Digest.parse(item["digest"]) for item in left} == {
+            subjects[2],
+            made[2, "sbom.json"],
+            made[2, "signature"],
+        }
+
+
+@needs_registry
+def test_a_registry_that_knows_referrers_gets_no_tag(tmp_path: Path, registry: RunningRegistry) -> None:
+    digest = write_image(tmp_path / "l", "v1").digest
+    (tmp_path / "sbom.json").write_text("{}")
+    with run_faults(registry.name) as proxy:
+        copy(f"oci:{tmp_path}/l:v1", f"{proxy.name}/some/image:v1", registry.options)
+        proxy.add(Fault("status", "/manifests/", method="PUT", status=201, headers={"OCI-Subject": str(digest)}))
+        with pytest.raises(RegistryError, match="404"):  # as the answer was ours, nothing is there to be read back
+            attach(f"{proxy.name}/some/image:v1", tmp_path / "sbom.json", "application/x-sbom", registry.options)
+        assert not [path for method, path, _ in proxy.seen if method == "PUT" and "/manifests/sha256-" in path]
+    with pytest.raises(BadInput, match="no media type"):
+        attach(f"{registry.name}/some/image:v1", tmp_path / "sbom.json", "sbom", registry.options)
 
 
 @needs_registry
