@@ -1,7 +1,7 @@
 """The graph, from image to published artifact. `doit list` shows it, images.toml says of what; the work is in imagetool/.
 
     demo ─▶ resolve ─┐
-    init ─▶ kernel ──┼─▶ disk ─▶ pack ─▶ publish ─▶ (build)
+    init ─▶ kernel ──┼─▶ disk ─▶ pack ─▶ publish ─▶ index ─▶ (build)
                      └─▶ explain   └─▶ check
 
 Edges are receipts, small JSON files under cache/; big files are targets only, because doit would hash them.
@@ -46,6 +46,7 @@ try:
         LOCK = steps.lock(PLACES.cache)  # until this process ends
 except RootdiskError as err:
     sys.exit(f"doit: {err}")
+GROUPS = {image.group: [one for one in IMAGES if one.group == image.group] for image in IMAGES if image.group}
 
 
 def receipt(image, name):
@@ -163,10 +164,29 @@ def task_publish():
         }
 
 
+def task_index():
+    """Give one image's disks for several platforms one name."""
+    for group, images in GROUPS.items():
+        layouts = [target.path / "index.json" for target in images[0].publish if target.path is not None]
+        yield {
+            "name": group,
+            "actions": [(steps.index, [PLACES, images])],
+            "params": [FORCE],
+            "file_dep": [receipt(image, "published") for image in images],
+            "targets": [str(PLACES.index(images[0]))],
+            "uptodate": [
+                config_changed({"targets": list(map(str, images[0].publish)), "version": images[0].version}),
+                all(path.exists() for path in layouts),
+            ],
+        }
+
+
 def task_build():
     """Build and publish: everything, or one image with build:NAME."""
     for image in IMAGES:
         yield {"name": image.name, "actions": None, "task_dep": [f"publish:{image.name}"]}
+    for group in GROUPS:
+        yield {"name": group, "actions": None, "task_dep": [f"index:{group}"]}
 
 
 def task_check():
@@ -175,7 +195,11 @@ def task_check():
         yield {
             "name": image.name,
             "actions": [(steps.check, [PLACES, image])],
-            "file_dep": [receipt(image, "disk"), receipt(image, "published")],
+            "file_dep": [
+                receipt(image, "disk"),
+                receipt(image, "published"),
+                *([str(PLACES.index(image))] if image.group else []),
+            ],
             "uptodate": [True],
         }
 

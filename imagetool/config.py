@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -84,6 +84,7 @@ class Image:
     labels: Mapping[str, str] = field(default_factory=dict)
     files: tuple[OwnFile, ...] = ()  # put over the image's, by path
     remove: tuple[str, ...] = ()  # absolute paths
+    group: str = ""  # the name in images.toml where this is one of several platforms: an index of all has the version
 
 
 def load(path: Path) -> tuple[Image, ...]:
@@ -107,13 +108,41 @@ def parse(text: str, path: Path) -> tuple[Image, ...]:
     images = (top / "image") if "image" in top.table() else None
     if images is None or not images.table():
         raise BadInput(f"{path.name}: no image", 'write [image.NAME] and source = "…" below it')
-    return tuple(_image(images / name, defaults) for name in images.table())
+    found = [(name, image) for name in images.table() for image in _images(images / name, defaults)]
+    taken: set[str] = set(images.table())
+    for name, one in found:
+        if one.group and one.name in taken:
+            raise (images / name).error(f"makes {one.name}, which is an image of its own", "give one another name")
+        taken.add(one.name)
+    return tuple(image for _, image in found)
 
 
 def of_command_line(name: str, described: Mapping[str, Any]) -> Image:
     """An image `described` as images.toml would; paths are relative to the working directory."""
     top = Where({"image": {name: dict(described)}}, Path("command line").absolute(), "")
     return _image(top / "image" / name, None)
+
+
+def _images(image: Where, defaults: Where | None) -> tuple[Image, ...]:
+    """One for each of the image's platforms."""
+    made = _image(image, defaults)
+    for place in (image, defaults):
+        if place is None or not {"platform", "platforms"} & place.table().keys():
+            continue
+        if "platforms" not in place.table():
+            break
+        if "platform" in place.table():
+            raise place.error("has platform and platforms", "leave one out")
+        return tuple(
+            replace(
+                made,
+                name=f"{made.name}-{str(platform).removeprefix('linux/').replace('/', '-')}",
+                platform=platform,
+                group=made.name,
+            )
+            for platform in values.platforms(place / "platforms")
+        )
+    return (made,)
 
 
 def _image(image: Where, defaults: Where | None) -> Image:

@@ -93,6 +93,13 @@ def _git(where: Where) -> str:
     return done.stdout.strip()
 
 
+def platforms(where: Where) -> tuple[Platform, ...]:
+    found = tuple(map(a_platform, where.items()))
+    if not found or len(set(found)) < len(found):
+        raise where.error("names no platform, or one twice", 'write platforms = ["linux/amd64", "linux/arm64"]')
+    return found
+
+
 def a_platform(where: Where) -> Platform:
     text = where.string()
     try:

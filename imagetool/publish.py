@@ -5,6 +5,7 @@ from __future__ import annotations
 import stat
 import subprocess
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -83,15 +84,33 @@ def publish(
     force: bool = False,
     report: Report = silent,
 ) -> None:
-    """The artifact in every place, under `tag` and its key's."""
+    """The artifact in every place, under `tag` and its key's; one of several platforms under the latter alone."""
+    tags = (artifact.key_tag,) if image.group else (tag, artifact.key_tag)
     for reference in places:
-        if not force:
+        if not force and not image.group:
             refuse_to_move(reference, tag, artifact.descriptor.digest, registry(image))
         target = open_target(reference, registry(image))
         try:
-            push(artifact, target, (tag, artifact.key_tag), report)
+            push(artifact, target, tags, report)
         finally:
             target.close()
+
+
+def publish_index(images: Sequence[Image], digests: Sequence[Digest], *, force: bool = False) -> Digest:
+    """The index over artifacts that are published, in every place under their version; `images` are one group's."""
+    from imagetool.oci.index import make_index
+
+    first, made = images[0], []
+    options = registry(first)
+    for place in first.publish:
+
+        def allow(digest: Digest, place: Reference = place) -> None:
+            if not force:
+                refuse_to_move(place, first.version, digest, options)
+
+        sources = [f"{place.place}@{digest}" for digest in digests]
+        made.append(make_index(f"{place.place}:{first.version}", sources, options, allow))
+    return made[0]
 
 
 def refuse_to_move(place: Reference, tag: str, digest: Digest, options: RegistryOptions) -> None:
@@ -164,6 +183,7 @@ def boot(image: Image) -> None:
     command = [sys.executable, "-m", "runner", "boot", "--network", "none", "--timeout", "120"]
     command += ["--plain-http"] if image.plain_http else []
     command += ["--ca-file", str(image.ca_file)] if image.ca_file else []
+    command += ["--platform", str(image.platform)]
     command += ["--entrypoint", "/.rootdisk/init", f"{reference.place}:{image.version}", "--", "--version"]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
     if done.returncode or "rootdisk" not in done.stdout:

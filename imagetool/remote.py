@@ -55,13 +55,13 @@ def find_built(image: Image, inputs: Mapping[str, Any]) -> tuple[Reference, Desc
 def publish_built(
     image: Image, place: Reference, digest: Digest, key: str, *, force: bool = False, report: Report = silent
 ) -> None:
-    """The artifact `digest`, which lies at `place`, under the version's and the key's tag in every target."""
-    tags = (image.version, recipe.key_tag(key))
+    """The artifact `digest`, which lies at `place`, under the tags of imagetool.publish.publish in every target."""
+    tags = (recipe.key_tag(key),) if image.group else (image.version, recipe.key_tag(key))
     repository = open_repository(place, registry(image))
     try:
         found = repository.resolve(digest)
         for reference in image.publish:
-            if not force:
+            if not force and not image.group:
                 refuse_to_move(reference, image.version, digest, registry(image))
             target = open_target(reference, registry(image))
             try:

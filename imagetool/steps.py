@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec
@@ -49,6 +49,10 @@ class Places:
 
     def receipt(self, image: Image, name: str) -> Path:
         return self.of(image) / f"{name}.json"
+
+    def index(self, image: Image) -> Path:
+        """The receipt of the index over the platforms of the image's group."""
+        return self.cache / image.group / "published.json"
 
     def init(self, platform: Platform) -> Path:
         """The directory of the guest's init: `init` and `init.json`."""
@@ -190,10 +194,27 @@ def publish(places: Places, image: Image, force: bool = False) -> None:
         else:
             artifact = _artifact(places, image)
             publish.publish(artifact, image, image.publish, image.version, force=force, report=report)
-    targets = [f"{target.place}:{image.version}" for target in image.publish]
+    name = f"@{digest}" if image.group else f":{image.version}"
+    targets = [f"{target.place}{name}" for target in image.publish]
     write_receipt(places.receipt(image, "published"), {"digest": str(digest), "targets": targets})
     for target in targets:
         _say(image.name, f"published {target}", started)
+
+
+@step
+def index(places: Places, images: Sequence[Image], force: bool = False) -> None:
+    """The index over one image's platforms, in every target."""
+    from imagetool.publish import publish_index
+
+    started = time.monotonic()
+    digests = [Digest.parse(read_receipt(places.receipt(image, "published"))["digest"]) for image in images]
+    made = publish_index(images, digests, force=force)
+    first = images[0]
+    targets = [f"{target.place}:{first.version}" for target in first.publish]
+    places.index(first).parent.mkdir(parents=True, exist_ok=True)
+    write_receipt(places.index(first), {"digest": str(made), "targets": targets})
+    for target in targets:
+        _say(first.group, f"published {target} for {', '.join(str(image.platform) for image in images)}", started)
 
 
 def _artifact(places: Places, image: Image) -> Artifact:

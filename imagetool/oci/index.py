@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from imagetool.oci.copy import copy_manifest
 from imagetool.oci.image import ImageConfig
@@ -26,10 +26,16 @@ from runner.reference import Reference, parse_reference
 from runner.repository import RegistryOptions, Repository, open_repository, read_blob
 
 
-def make_index(target: str, sources: Sequence[str], options: RegistryOptions | None = None) -> Digest:
+def make_index(
+    target: str,
+    sources: Sequence[str],
+    options: RegistryOptions | None = None,
+    allow: Callable[[Digest], None] = lambda digest: None,
+) -> Digest:
     """The index of `sources` as `target`, all of them copied beside it; its digest.
 
-    A source may be an index itself: then what it lists is listed. BadInput where two are for one platform.
+    A source may be an index itself: then what it lists is listed. BadInput where two are for one platform. `allow` is told the
+    digest before the tag is written, and may raise.
     """
     to = parse_reference(target)
     if to.digest is not None or not to.tag:
@@ -47,7 +53,9 @@ def make_index(target: str, sources: Sequence[str], options: RegistryOptions | N
                     mount = source.repository if (source.kind, source.registry) == ("registry", to.registry) else ""
                     copy_manifest(repository, place, found, (), mount)
         listed = tuple(entries[platform] for platform in sorted(entries, key=str))
-        return place.push_manifest(canonical_json(Index(OCI_INDEX, listed, {}).to_json()), OCI_INDEX, (to.tag,))
+        raw = canonical_json(Index(OCI_INDEX, listed, {}).to_json())
+        allow(Digest.of(raw))
+        return place.push_manifest(raw, OCI_INDEX, (to.tag,))
 
 
 def _manifests(repository: Repository, source: Reference) -> Sequence[Descriptor]:

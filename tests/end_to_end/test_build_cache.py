@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from imagetool.oci.index import make_index
 from imagetool.oci.push import open_target
 from runner.artifact import CONFIG_TYPE, ArtifactConfig
-from runner.oci import OCI_MANIFEST, Descriptor, Digest, Manifest, canonical_json
+from runner.oci import OCI_MANIFEST, Descriptor, Digest, Index, Manifest, canonical_json
 from runner.reference import parse_reference
 from runner.repository import open_repository, read_blob
 from tests.end_to_end.conftest import ROOT, run
@@ -50,6 +51,55 @@ def layout(tmp_path: Path) -> Path:
     layers = [directory(b"etc") + file(b"etc/f", b"1" * 9000) + END, file(b"app", b"2") + END]
     write_layout(tmp_path / "source", "t", layers)
     return tmp_path / "source"
+
+
+def test_several_platforms_have_one_name(tmp_path: Path, registry: RunningRegistry) -> None:
+    """A disk each under its key, and an index that has the version, moves by --force only and is what a clean machine finds."""
+    for architecture in ("amd64", "arm64"):
+        layers = [directory(b"etc") + file(b"etc/f", architecture.encode()) + END]
+        write_layout(tmp_path / architecture, "t", layers, architecture=architecture)
+    make_index(f"oci:{tmp_path}/both:t", [f"oci:{tmp_path}/arm64:t", f"oci:{tmp_path}/amd64:t"])
+    target = f"{registry.name}/platforms/app"
+
+    def machine(name: str, env: str) -> Machine:
+        made = Machine(tmp_path / name, tmp_path / "both", target, env)
+        described = made.place / "images.toml"
+        text = described.read_text().replace("kernel =", 'platforms = ["linux/amd64", "linux/arm64"]\nkernel =')
+        described.write_text(text)
+        return made
+
+    first = machine("first", "1")
+    status, said = first.build()
+    assert status == 0, said
+    assert first.build()[1].count("-- ") >= said.count(".  ") > 0  # nothing again
+    reference = parse_reference(target)
+    place = open_target(reference, registry.options)
+    tags = place.tags()
+    assert len(tags) == 3
+    assert tags["1"] == Digest.parse(first.digest())
+    repository = open_repository(reference, registry.options)
+    listed = Index.parse(repository.manifest(tags["1"])).manifests
+    assert {str(item.platform): item.digest in tags.values() for item in listed} == {
+        "linux/amd64": True,
+        "linux/arm64": True,
+    }
+    assert {item.artifact_type for item in listed} == {"application/vnd.rootdisk.v1"}
+
+    second = machine("second", "1")
+    assert second.build()[0] == 0
+    assert not second.made
+    assert (second.digest(), place.tags()) == (first.digest(), tags)
+
+    other = machine("other", "2")
+    status, said = other.build()
+    assert status != 0
+    assert "raise the version, or move the tag with --force" in said
+    assert place.tags()["1"] == tags["1"]
+    assert other.build("index:app", "--force")[0] == 0
+    assert place.tags()["1"] == Digest.parse(other.digest()) != tags["1"]
+    status, said = other.build("prune:app-amd64", "--delete")
+    assert (status, said.count("removed")) == (0, 2), said  # the keys of the first
+    assert len(place.tags()) == 3
 
 
 def test_a_clean_machine_builds_nothing(tmp_path: Path, layout: Path, registry: RunningRegistry) -> None:

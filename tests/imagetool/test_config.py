@@ -42,6 +42,20 @@ def test_defaults() -> None:
     assert image.kernel == "debian"
 
 
+def test_several_platforms() -> None:
+    """One image each, all of one version, and with the defaults' platform only where nothing else is said."""
+    text = '[defaults]\nplatform = "arm64"\n[image.a]\nsource = "x.y/a:1"\nplatforms = ["amd64", "linux/arm/v7"]\n'
+    images = config.parse(text + '[image.b]\nsource = "x.y/b:1"\n', FILE)
+    assert [(image.name, str(image.platform), image.group) for image in images] == [
+        ("a-amd64", "linux/amd64", "a"),
+        ("a-arm-v7", "linux/arm/v7", "a"),
+        ("b", "linux/arm64", ""),
+    ]
+    assert {str(image.publish[0]) for image in images if image.group} == {"oci:/project/cache/artifacts/a"}
+    with pytest.raises(BadInput, match="makes a-amd64"):
+        config.parse(text + '[image.a-amd64]\nsource = "x.y/b:1"\n', FILE)
+
+
 def test_every_key(tmp_path: Path) -> None:
     (tmp_path / "ca.pem").write_text(CERTIFICATE)
     (tmp_path / "a.env").write_text("# why\nA=of the file\n\n B = c = d\r\n")
@@ -186,6 +200,9 @@ def test_versions_are_made_of_templates(tmp_path: Path, monkeypatch: pytest.Monk
         ("publish = 'tar:x'", 3, "oci:DIR"),
         ("publish = []", 3, "is empty"),
         ("platform = 'windows/amd64'", 3, "not Linux"),
+        ("platforms = ['amd64', 'x86_64']", 3, "one twice"),
+        ("platforms = []", 3, "no platform"),
+        ("platforms = ['amd64']\nplatform = 'amd64'", 1, "leave one out"),
         ("plain_http = 'no'", 3, "expected true or false"),
         ("memory = '1MiB'", 3, "32MiB"),
         ("env = 'A=1'", 3, "expected a table"),
