@@ -61,7 +61,7 @@ def found(folder: Path) -> Clone:
 
 
 def _clusters(base: Path, patches: Mapping[int, bytes]) -> dict[int, bytes]:
-    """The whole clusters that `patches` touch, by offset: the base's bytes under the patches'."""
+    """The clusters that `patches` touch, by offset: the base's bytes under the patches'; zeros at the end left away."""
     step = qcow2.CLUSTER_BYTES
     found: dict[int, bytearray] = {}
     with base.open("rb", buffering=0) as file:
@@ -70,9 +70,10 @@ def _clusters(base: Path, patches: Mapping[int, bytes]) -> dict[int, bytes]:
             while done < len(data):
                 start = (offset + done) // step * step
                 if start not in found:
-                    found[start] = bytearray(os.pread(file.fileno(), step, start).ljust(step, b"\0"))
+                    found[start] = bytearray(os.pread(file.fileno(), step, start))
                 at = offset + done - start
                 count = min(step - at, len(data) - done)
+                found[start].extend(bytes(max(0, at + count - len(found[start]))))
                 found[start][at : at + count] = data[done : done + count]
                 done += count
     return {start: bytes(data) for start, data in found.items()}

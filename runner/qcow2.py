@@ -37,7 +37,8 @@ _NO_PAGE = bytes(_PAGE_BYTES)
 def write_overlay(path: Path, backing: Path, size: int, clusters: Mapping[int, bytes]) -> None:
     """Write the new overlay `path` of `size` bytes over the raw file `backing`.
 
-    `clusters` are disk contents by offset, each one CLUSTER_BYTES long and aligned; they are allocated in the overlay.
+    `clusters` are disk contents by offset, each aligned and up to CLUSTER_BYTES long; they are allocated in the overlay,
+    with zeros to their ends.
     BadInput where the backing file's name is too long for the format.
     """
     name = os.fsencode(backing.absolute())
@@ -64,12 +65,12 @@ def write_overlay(path: Path, backing: Path, size: int, clusters: Mapping[int, b
         # What is not written is a hole: zeros.
         os.ftruncate(fd, used * CLUSTER_BYTES)
         for number, (offset, data) in enumerate(sorted(clusters.items()), first_data):
-            assert len(data) == CLUSTER_BYTES
+            assert len(data) <= CLUSTER_BYTES
             assert offset % CLUSTER_BYTES == 0
             table, entry = divmod(offset // CLUSTER_BYTES, _L2_ENTRIES)
             place = numbers[table] * CLUSTER_BYTES + entry * 8
             write_at(fd, _ENTRY.pack(number * CLUSTER_BYTES | _COPIED), place)
-            for at in range(0, CLUSTER_BYTES, _PAGE_BYTES):
+            for at in range(0, len(data), _PAGE_BYTES):
                 page = data[at : at + _PAGE_BYTES]
                 if page != _NO_PAGE:
                     write_at(fd, page, number * CLUSTER_BYTES + at)

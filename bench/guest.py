@@ -1,0 +1,170 @@
+"""A guest from power-on to its program's first instruction, beside the same kernel with the smallest init there can be.
+
+Both are one program, bench/small.c: there the init, here the image's program. It says on the console how long the kernel's
+clock has run when it starts, so what came before the kernel (QEMU, its firmware, the unpacking) can be told apart.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tarfile
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO, NamedTuple
+from unittest import mock
+
+from bench import layout
+from bench.measure import Measured, Run
+from bench.rows import Row
+from bench.transfer import artifact_of
+from bench.work import Bench, clean
+from imagetool.guest import initramfs
+from runner import accel, grow, qemu, slot
+from runner.artifact import ArtifactConfig
+from runner.clone import METHODS, clone
+from runner.errors import BadInput
+from runner.local import Local, pull
+from runner.machine import Machine
+from runner.oci import Platform
+from runner.reference import parse_reference
+from runner.repository import RegistryOptions
+from runner.store import Store
+from runner.tsc import Counter
+
+GIB = 1 << 30
+DEADLINE_S = 100
+
+
+class Boot(NamedTuple):
+    """Seconds from QEMU's start to the program's, and how many of them the kernel's clock had run."""
+
+    wall_s: float
+    kernel_s: float
+
+
+def rows(bench: Bench) -> list[Row]:
+    """Of a boot and its phases, and of copies of a disk by each method."""
+    room = bench.work / "guest"
+    room.mkdir()
+    try:
+        local = _artifact(bench, room)
+        smallest = _initramfs(room)
+        boots = [(_boot(local, smallest, room), _boot(local, None, room)) for _ in range(bench.rounds + 1)][
+            -max(bench.rounds, 1) :
+        ]  # the first warms the page cache
+        theirs, ours = ([pair[side] for pair in boots] for side in (0, 1))
+        assert local.initramfs is not None
+        sizes = f"init {_size(bench.kit / 'guest')}, initramfs {local.initramfs.stat().st_size:,} bytes"
+        return [
+            Row(
+                "guest, power-on to its program", "smallest init", {"wall": 1.15},
+                _measured(boot.wall_s for boot in ours), _measured(boot.wall_s for boot in theirs), sizes,
+            ),
+            Row("guest: QEMU, firmware, unpacking", "", {}, _measured(b.wall_s - b.kernel_s for b in theirs)),
+            Row("guest: kernel", "", {}, _measured(boot.kernel_s for boot in theirs)),
+            Row("guest: init", "", {}, _measured(a.kernel_s - b.kernel_s for a, b in zip(ours, theirs, strict=True))),
+            *_clones(bench, local, room),
+        ]  # fmt: skip
+    finally:
+        clean(room)
+
+
+def _measured(seconds: Iterable[float]) -> Measured:
+    return Measured(tuple(Run(0, value, 0, 0, 0) for value in seconds), 0)
+
+
+def _size(folder: Path) -> str:
+    return f"{next(folder.glob('*/init')).stat().st_size:,}"
+
+
+def _artifact(bench: Bench, room: Path) -> Local:
+    """An image with the program and little else, in a store of its own."""
+    compiler = shutil.which("musl-gcc") or "gcc"
+    source = Path(__file__).with_name("small.c")
+    subprocess.run([compiler, "-static", "-Os", "-s", "-o", str(room / "small"), str(source)], check=True)
+
+    def write(out: IO[bytes]) -> None:
+        with tarfile.open(fileobj=out, mode="w|") as tar:
+            for name in ("dev", "etc", "proc", "run", "sys", "tmp"):
+                folder = tarfile.TarInfo(name)
+                folder.type, folder.mode = tarfile.DIRTYPE, 0o755
+                tar.addfile(folder)
+            info = tar.gettarinfo(room / "small", "small")
+            with (room / "small").open("rb") as file:
+                tar.addfile(info, file)
+
+    layout.make(room / "image", [write], {"Entrypoint": ["/small"]})
+    artifact = artifact_of(bench, room / "image", room / "artifact")
+    with mock.patch.dict(os.environ, ROOTDISK_STORE=str(room / "store")):
+        return pull(Store.open(), parse_reference(f"oci:{artifact}:1"), RegistryOptions(), Platform.host())
+
+
+def _initramfs(room: Path) -> Path:
+    path = room / "smallest"
+    path.write_bytes(initramfs.build((room / "small").read_bytes(), []))
+    return path
+
+
+def _boot(local: Local, smallest: Path | None, room: Path) -> Boot:
+    """One boot: of the artifact, or of its kernel with the initramfs `smallest`."""
+    config, kind = local.config, qemu.kind(local.config.platform, room / "qemu.json")
+    with tempfile.TemporaryDirectory(dir=room) as name:
+        folder = Path(name)
+        filled = slot.pack([("network", b"none")], config.slot().length)
+        disk = clone(local.disk, config.disk_size, folder, None, slot.clusters(config.slot(), filled))
+        accelerator = accel.choose(None, config.platform).name
+        machine = Machine(
+            config.platform, accelerator, config.memory_mib, config.cpus, local.kernel, smallest or local.initramfs,
+            _cmdline(config, accelerator, filled.digest), filled.digest, disk.path, disk.form, config.disk_size,
+            local.disk, False, "none", kind=kind,
+        )  # fmt: skip
+        start = time.monotonic()
+        vm = qemu.start(machine, folder)
+        try:
+            vm.console.settimeout(DEADLINE_S)
+            said = b""
+            while b"\n" not in said.partition(b"up ")[2]:
+                data = vm.console.recv(4096)
+                if not data:
+                    raise RuntimeError(f"the guest ended: {said[-500:].decode(errors='replace')}")
+                said += data
+            return Boot(time.monotonic() - start, float(said.partition(b"up ")[2].split()[0]))
+        finally:
+            vm.end()
+
+
+def _cmdline(config: ArtifactConfig, accelerator: str, digest: str) -> str:
+    words = [config.cmdline, f"rootdisk.slot={digest}"]
+    if accelerator == "tcg" and config.platform.architecture == "amd64" and (khz := Counter().khz()):
+        words.append(f"tsc_early_khz={khz}")
+    return " ".join(words)
+
+
+def _clones(bench: Bench, local: Local, room: Path) -> Iterator[Row]:
+    """Copies of the artifact's disk, and larger ones."""
+    for method in METHODS:
+        goals = {} if method == "copy" else {"wall": 0.01}
+        try:
+            yield Row(f"clone by {method}, 8 GiB", "", goals, _cloned(bench, local, room, method, None))
+        except BadInput as err:
+            yield Row(f"clone by {method}, 8 GiB", "", goals, missing=err.message)
+    for size in (64, 1024):
+        ours = _cloned(bench, local, room, "overlay", size * GIB)
+        yield Row(f"clone by overlay, grown to {size} GiB", "", {}, ours)
+
+
+def _cloned(bench: Bench, local: Local, room: Path, method: str, size: int | None) -> Measured:
+    extent = local.config.slot()
+    found = []
+    for _ in range(max(bench.rounds, 1)):
+        with tempfile.TemporaryDirectory(dir=room) as name:
+            start = time.monotonic()
+            patches = grow.patches(local.disk, size) if size else {}
+            patches.update(slot.clusters(extent, slot.pack([], extent.length)))
+            clone(local.disk, size or local.config.disk_size, Path(name), method, patches)
+            found.append(time.monotonic() - start)
+    return _measured(found)
