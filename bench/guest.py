@@ -58,7 +58,9 @@ def rows(bench: Bench) -> list[Row]:
         ]  # the first warms the page cache
         theirs, ours = ([pair[side] for pair in boots] for side in (0, 1))
         assert local.initramfs is not None
-        sizes = f"init {_size(bench.kit / 'guest')}, initramfs {local.initramfs.stat().st_size:,} bytes"
+        sizes = (
+            f"yes, one program; init {_size(bench.kit / 'guest')}, initramfs {local.initramfs.stat().st_size:,} bytes"
+        )
         return [
             Row(
                 "guest, power-on to its program", "smallest init", {"wall": 1.15},
