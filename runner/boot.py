@@ -301,4 +301,6 @@ def _explained(err: RootdiskError, vm: Vm | None, folder: Path) -> RootdiskError
     complaint = (folder / "machine.log").read_text(errors="replace").strip().splitlines()
     reason = console.meaning(lines) or (complaint[-1] if complaint else how)
     shown = "".join(f"\n  {line}" for line in lines)
-    return RootdiskError(f"the sandbox ended without a word{': ' + reason if reason else ''}", f"its console:{shown}")
+    return RootdiskError(
+        f"the sandbox ended without a word{': ' + reason if reason else ''}", f"its console:{shown}" if lines else ""
+    )

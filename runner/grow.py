@@ -81,7 +81,7 @@ def patches(base: Path, size: int) -> dict[int, bytes]:
     try:
         present = os.fstat(fd).st_size
         if not present <= size <= DISK_MAX_BYTES:
-            raise BadInput(f"--disk-size {size} bytes", f"give at least the artifact's {present}, at most 16 TiB")
+            raise BadInput(f"--disk-size: {_text(size)}", f"the artifact's disk has {_text(present)}; at most 16 TiB")
         return _patches(_read(fd, present), size)
     finally:
         os.close(fd)
@@ -126,6 +126,10 @@ def _read(fd: int, size: int) -> _Base:
     return _Base(raw, descriptors, seed, blocks, per_group, bitmap)
 
 
+def _text(size: int) -> str:
+    return f"{size} bytes" if size % (1 << 20) else f"{size >> 20} MiB"
+
+
 def _damaged(what: str) -> BadInput:
     verb = "are" if what.endswith("s") else "is"
     return BadInput(f"--disk-size: the disk's {what} {verb} damaged", "pull the artifact again, or build it again")
@@ -144,7 +148,7 @@ def _patches(base: _Base, size: int) -> dict[int, bytes]:
         return {}
     if groups * base.inodes_per_group >= 1 << 32:
         most = ((1 << 32) - 1) // base.inodes_per_group * GROUP_BYTES
-        raise BadInput(f"--disk-size {size} bytes: too many inodes", f"this file system can have {most} bytes at most")
+        raise BadInput(f"--disk-size: {_text(size)}: too many inodes", f"give {_text(most)} at most")
     found: dict[int, bytes] = {}
     first, descriptors = _descriptors(base, blocks, groups, fixed, found)
     _place_descriptors(base, first, descriptors, groups, supers, found)

@@ -38,7 +38,9 @@ class Library:
         try:
             function = getattr(self._library, name)
         except AttributeError:
-            fail(f"this libkrun has no {name}: install libkrun 1.17 or newer, built with BLK=1 and NET=1")
+            fail(
+                f"this libkrun has no {name}: install libkrun 1.17 or newer (1.18 for read-only volumes), built with BLK=1 and NET=1"
+            )
         result = int(function(*map(_passed, arguments)))
         if result < 0:
             fail(f"libkrun: {name}: {os.strerror(-result)}{HINTS.get((name, -result), '')}")

@@ -65,9 +65,7 @@ def test_a_larger_disk(demo: str, tmp_path: Path) -> None:
     assert complaints(raw(runner.store, "larger", tmp_path / "raw")) == []
     done = runner("boot", "--disk-size", "4g", demo)
     assert done.returncode == 125
-    assert done.stderr == (
-        "runner: --disk-size 4294967296 bytes: give at least the artifact's 8589934592, at most 16 TiB\n"
-    )
+    assert done.stderr == "runner: --disk-size: 4096 MiB: the artifact's disk has 8192 MiB; at most 16 TiB\n"
 
 
 @pytest.mark.vm

@@ -121,9 +121,7 @@ def test_nothing_to_do(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("size", [64 * MIB - 4096, 0, (16 << 40) + 4096])
 def test_other_sizes_are_refused(tmp_path: Path, size: int) -> None:
-    with pytest.raises(
-        BadInput, match=r"^--disk-size \d+ bytes: give at least the artifact's 67108864, at most 16 TiB$"
-    ):
+    with pytest.raises(BadInput, match=r"^--disk-size: .*: the artifact's disk has 64 MiB; at most 16 TiB$"):
         grow.patches(made(tmp_path, 64 * MIB), size)
 
 
@@ -199,3 +197,16 @@ def test_no_disk_at_all(tmp_path: Path) -> None:
     (tmp_path / "empty").write_bytes(b"")
     with pytest.raises(Unsupported, match="the disk's magic is 0x0"):
         grow.patches(tmp_path / "empty", GIB)
+
+
+def test_too_many_inodes(tmp_path: Path) -> None:
+    """A small disk of many inodes has as many in each group."""
+    base = made(tmp_path, 128 * MIB)
+    with base.open("r+b") as disk:
+        raw = bytearray(os.pread(disk.fileno(), 1024, 1024))
+        struct.pack_into("<I", raw, 0, 32768)
+        struct.pack_into("<I", raw, 0x28, 32768)
+        struct.pack_into("<I", raw, 0x3FC, crc(0xFFFF_FFFF, raw[:0x3FC]))
+        os.pwrite(disk.fileno(), raw, 1024)
+    with pytest.raises(BadInput, match="too many inodes: give 16777088 MiB at most"):
+        grow.patches(base, 16 << 40)

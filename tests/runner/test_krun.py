@@ -144,7 +144,10 @@ def test_an_old_library(machine: Machine, tmp_path: Path, monkeypatch: pytest.Mo
     assert vm.ended(20) == "exit status 1"
     vm.end()
     said = (tmp_path / "machine.log").read_text()
-    assert said == "this libkrun has no krun_add_disk3: install libkrun 1.17 or newer, built with BLK=1 and NET=1\n"
+    assert said == (
+        "this libkrun has no krun_add_disk3: "
+        "install libkrun 1.17 or newer (1.18 for read-only volumes), built with BLK=1 and NET=1\n"
+    )
 
 
 @needs_compiler
