@@ -20,6 +20,7 @@ from runner.artifact import Chunk
 from runner.transfer import CONNECTIONS, GAP_BYTES
 from tests.support.artifacts import noise, publish, sample
 from tests.support.faults import ALWAYS, PIECE_BYTES, Fault, FaultProxy, Kind, run_faults
+from tests.support.processes import peak_bytes
 from tests.support.registry import RunningRegistry, needs_registry, run_registry
 
 pytestmark = needs_registry
@@ -128,17 +129,6 @@ def test_killed_at_random_moments(proxy: FaultProxy, tmp_path: Path, kills: int)
         assert not list((store / "disks").glob("*.partial"))
         assert proxy.bytes_of(MADE.path) <= MADE.blob.size + here * LOST_BYTES
     assert progressed
-
-
-def peak_bytes(process: subprocess.Popen[str]) -> int:
-    """Its largest resident set until it ends; wait4's would have the memory of who forked it."""
-    peak = 0
-    while process.poll() is None:
-        for line in Path(f"/proc/{process.pid}/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                peak = max(peak, int(line.split()[1]) << 10)
-        time.sleep(0.01)
-    return peak
 
 
 def settle(proxy: FaultProxy) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,13 +20,15 @@ from imagetool.oci.push import open_target
 from imagetool.oci.sources import open_source
 from imagetool.remote import prune
 from runner.errors import BadInput, RegistryError, Unsupported
-from runner.oci import OCI_INDEX, Digest, Index, Manifest, Platform
+from runner.oci import OCI_EMPTY, OCI_INDEX, OCI_MANIFEST, Descriptor, Digest, Index, Manifest, Platform, canonical_json
 from runner.reference import parse_reference
 from runner.repository import open_repository, read_blob
 from tests.imagetool.oci.test_sources import AMD64, ARM64, check_content, skopeo, write_image, write_index
 from tests.support.faults import Fault, run_faults
+from tests.support.processes import peak_bytes
 from tests.support.registry import RunningRegistry, needs_registry, run_registry
 
+LARGE_GIB = 2
 needs_skopeo = pytest.mark.skipif(shutil.which("skopeo") is None, reason="skopeo is not installed")
 
 
@@ -89,6 +93,32 @@ def test_blobs_are_mounted(tmp_path: Path, registry: RunningRegistry, monkeypatc
     monkeypatch.setattr(RegistryRepository, "blob", lambda *arguments: read.append(arguments))
     assert copy(f"{registry.name}/first/image:v1", f"{registry.name}/second/image:v1", registry.options) == wanted
     assert read == []
+
+
+@needs_registry
+@pytest.mark.nightly
+def test_a_large_blob_in_little_memory(tmp_path: Path, registry: RunningRegistry) -> None:
+    """Of gigabytes a process holds some pieces; by hand it was tried with ten."""
+    size = LARGE_GIB << 30
+    blobs = tmp_path / "l/blobs/sha256"
+    write_image(tmp_path / "l", "v1")
+    with (tmp_path / "large").open("wb") as file:
+        file.truncate(size)
+    with (tmp_path / "large").open("rb") as file:
+        digest = Digest("sha256", hashlib.file_digest(file, "sha256").hexdigest())
+    (tmp_path / "large").rename(blobs / digest.hex)
+    with contextlib.closing(open_target(parse_reference(f"oci:{tmp_path}/l"))) as target:
+        config = Descriptor(OCI_EMPTY, Digest.of(b"{}"), 2)
+        target.push_blob(config, lambda: iter([b"{}"]))
+        layer = Descriptor("application/octet-stream", digest, size)
+        manifest = Manifest(OCI_MANIFEST, "application/x-large", config, (layer,), {})
+        target.push_manifest(canonical_json(manifest.to_json()), OCI_MANIFEST, ("large",))
+    command = [sys.executable, "-m", "imagetool", "copy", "--plain-http", f"oci:{tmp_path}/l:large"]
+    with subprocess.Popen([*command, f"{registry.name}/some/large:1"], stdout=subprocess.DEVNULL) as process:
+        peak = peak_bytes(process)
+    assert process.returncode == 0
+    assert registry.blob_file(digest).stat().st_size == size
+    assert peak < 100 << 20
 
 
 D = [Digest.of(bytes([n])) for n in range(9)]
