@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from functools import partial
 
-from imagetool.oci.archives import ArchiveRepository, TarArchive
 from imagetool.oci.push import Target, open_target, push_blobs
 from imagetool.progress import Report, silent
 from runner.errors import BadInput, Unsupported
@@ -25,6 +24,8 @@ def copy(source: str, destination: str, options: RegistryOptions | None = None, 
     with contextlib.ExitStack() as stack:
         repository: Repository
         if from_.kind == "oci-archive" and from_.path is not None:
+            from imagetool.oci.archives import ArchiveRepository, TarArchive
+
             repository = ArchiveRepository(TarArchive.open(from_.path, from_.place))
         else:
             repository = open_repository(from_, options)
