@@ -299,8 +299,7 @@ def _explained(err: RootdiskError, vm: Vm | None, folder: Path) -> RootdiskError
     how = vm.ended(2) or ""
     lines = console.tail(folder / "console.log")
     complaint = (folder / "machine.log").read_text(errors="replace").strip().splitlines()
-    reason = console.meaning(lines) or (complaint[-1] if complaint else how)
-    shown = "".join(f"\n  {line}" for line in lines)
-    return RootdiskError(
-        f"the sandbox ended without a word{': ' + reason if reason else ''}", f"its console:{shown}" if lines else ""
-    )
+    reason = console.meaning(lines) or (complaint[-1] if complaint else how) or ("" if lines else console.NOTHING)
+    shown = "".join(f"\n  {line}" for line in lines[-console.SHOWN_LINES :])
+    what = f"the sandbox ended without a word{': ' + reason if reason else ''}"
+    return RootdiskError(what, f"its console:{shown}" if shown else "")

@@ -7,10 +7,13 @@ from pathlib import Path
 
 TAIL_BYTES = 8 << 10
 
+SHOWN_LINES = 12
+NOTHING = "the kernel said nothing: is it for this platform, and is --memory enough for it?"
+
 # What a line holds, and what it means for whoever has to mend it.
 _MEANINGS = (
-    ("No working init found", "the kernel found no init: is it the right initramfs?"),
     ("Failed to execute /init (error -8)", "the init is for another processor: build the artifact for this platform"),
+    ("No working init found", "the kernel found no init: is it the right initramfs?"),
     ("Out of memory", "the guest ran out of memory: give it more with --memory"),
     ("System is deadlocked on memory", "the guest ran out of memory: give it more with --memory"),
     ("Unable to mount root", "the kernel could not mount the disk"),
@@ -19,8 +22,8 @@ _MEANINGS = (
 )
 
 
-def tail(path: Path, lines: int = 12) -> list[str]:
-    """The last lines of the console log; none where there is no log."""
+def tail(path: Path) -> list[str]:
+    """The last lines of the console log, TAIL_BYTES at most; none where there is no log."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL_BYTES))
@@ -28,7 +31,7 @@ def tail(path: Path, lines: int = 12) -> list[str]:
     except OSError:
         return []
     clean = ("".join(c for c in line if c.isprintable() or c == "\t").rstrip() for line in text.splitlines())
-    return [line for line in clean if line][-lines:]
+    return [line for line in clean if line]
 
 
 def meaning(lines: list[str]) -> str:

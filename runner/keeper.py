@@ -118,7 +118,8 @@ class Keeper:
                 if error and not peer.waits:
                     peer.out += frame(frames.ERROR, error.encode())
                 peer.out += frame_number(frames.EXIT, status)
-            peer.sock.setblocking(True)
+            # Output of the program is never lost to a slow reader; one of exec's may go the way of its sandbox.
+            peer.sock.settimeout(None if peer is self._main else GRACE_S)
             with contextlib.suppress(OSError):
                 peer.sock.sendall(peer.out)
 

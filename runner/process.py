@@ -24,6 +24,11 @@ class User(NamedTuple):
     groups: tuple[int, ...]
 
 
+def forbid_core() -> None:
+    """No core file of this process and those it starts: secrets would be in it."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
 def retitle(text: str) -> None:
     """What ps shows of this process from now on, in place of its command line, which may hold what is not for all."""
     fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
@@ -70,7 +75,7 @@ def start(
     def become() -> None:
         if prepare is not None:
             prepare()
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core would hold the guest's secrets
+        forbid_core()
         if file_max_bytes is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (file_max_bytes, file_max_bytes))
         if user is not None:

@@ -7,7 +7,7 @@ import contextlib
 import os
 import re
 
-from runner import backend, boot, sandbox
+from runner import backend, boot, process, sandbox
 from runner.commands import options as given
 from runner.errors import BadInput
 from runner.local import Local
@@ -23,6 +23,7 @@ MEMORY_MIN_BYTES, MEMORY_MAX_BYTES = 64 << 20, 4 << 40
 
 def boot_command(options: argparse.Namespace) -> int:
     counter = Counter()  # which measures while the rest is done
+    process.forbid_core()
     name = options.name or f"sandbox-{os.urandom(4).hex()}"
     if not NAME.match(name):
         raise BadInput(f"--name {name!r:.80}", "lower-case letters, digits, - _ and . only")
@@ -44,6 +45,7 @@ def boot_command(options: argparse.Namespace) -> int:
 
 def start_command(options: argparse.Namespace) -> int:
     counter = Counter()
+    process.forbid_core()
     store = Store.open()
     state = sandbox.find(store, options.name)
     if state.running:
