@@ -111,6 +111,22 @@ def parser() -> Parser:
     )
     verify.add_argument("what", metavar="ARTIFACT")
     verify.add_argument("--source", metavar="SOURCE", help="the image it was made of; default: where the artifact says")
+    map_ = command(
+        "map",
+        "draw a disk as an HTML page: blocks by layer, files by size, chunks, boot reads",
+        "oci:disks:13 -o map.html",
+        "oci:disks:13 --against oci:disks:12 --trace boot.trace -o map.html",
+        parents=(looking,),
+    )
+    map_.add_argument("what", metavar="ARTIFACT|FILE")
+    map_.add_argument("--against", metavar="ARTIFACT", help="another version: which chunks a pull takes from it")
+    map_.add_argument(
+        "--trace",
+        metavar="FILE",
+        type=Path,
+        help="what a boot read, lines of offset,length; default: as the artifact says",
+    )
+    map_.add_argument("-o", "--output", metavar="FILE.html", type=Path, help="default: standard output")
     copy = command(
         "copy",
         "copy an artifact or image between registries, layouts and archives",

@@ -263,6 +263,32 @@ def verify_command(options: argparse.Namespace) -> int:
     return 0 if identical else 1
 
 
+def map_command(options: argparse.Namespace) -> int:
+    from imagetool import difference
+    from imagetool.inspection import shown
+    from imagetool.map import survey
+    from imagetool.map.page import Against, page
+    from runner.files import atomic_write
+
+    looked_at = _looked_at(options)
+    against = None
+    with survey.opened(options.what, *looked_at) as disk:
+        if options.against:
+            if disk.index is None:
+                raise BadInput(f"{options.what} is a raw disk, which has no chunks", "compare artifacts")
+            with difference.opened(parse_reference(options.against), *looked_at) as other:
+                against = Against(options.against, other.index)
+        found = survey.survey(disk)
+        reads = survey.read_trace(options.trace, found.size) if options.trace else survey.boot_reads(disk)
+        text = page(shown(os.fsencode(options.what)), disk, found, against, reads).encode()
+    if options.output is None:
+        sys.stdout.buffer.write(text)
+    else:
+        atomic_write(options.output, text)
+        print(json.dumps({"file": str(options.output), "size": len(text)}) if options.json else options.output)
+    return 0
+
+
 def copy_command(options: argparse.Namespace) -> int:
     from imagetool.oci.copy import copy
 

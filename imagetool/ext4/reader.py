@@ -110,6 +110,7 @@ class Reader:
         self.inode_size: int = self._super["s_inode_size"]
         self.inodes_per_group: int = self._super["s_inodes_per_group"]
         self.blocks_per_group: int = self._super["s_blocks_per_group"]
+        self.first_data_block: int = self._super["s_first_data_block"]
         if (
             self.blocks * self.block_size > device.size
             or not 32 <= self.desc_size <= 1024
@@ -121,6 +122,7 @@ class Reader:
             raise _damaged("superblock", "sizes")
         self._descriptor = lru_cache(1024)(self._read_descriptor)
         self._table_block = lru_cache(256)(self._read_block)
+        self.block_bitmap = lru_cache(256)(self._read_bitmap)
 
     @classmethod
     def open(cls, path: Path) -> Reader:
@@ -138,8 +140,7 @@ class Reader:
 
     @property
     def groups(self) -> int:
-        first: int = self._super["s_first_data_block"]
-        return -(-(self.blocks - first) // self.blocks_per_group)
+        return -(-(self.blocks - self.first_data_block) // self.blocks_per_group)
 
     @property
     def free_blocks(self) -> int:
@@ -395,16 +396,36 @@ class Reader:
 
     def _read_descriptor(self, group: int) -> tuple[int, int, int]:
         """Places of a group's block bitmap, inode bitmap and inode table."""
-        first = self._super["s_first_data_block"] + 1
+        raw = self._raw_descriptor(group)
+        low = struct.unpack_from("<III", raw)
+        high = struct.unpack_from("<III", raw, 0x20) if self.desc_size >= 64 else (0, 0, 0)
+        bitmap, inode_bitmap, table = (a | b << 32 for a, b in zip(low, high, strict=True))
+        return bitmap, inode_bitmap, table
+
+    def _raw_descriptor(self, group: int) -> bytes:
+        first = self.first_data_block + 1
         raw = self.device.read(first * self.block_size + group * self.desc_size, self.desc_size)
         if self.checksums:
             bare = raw[:0x1E] + b"\0\0" + raw[0x20:]
             if crc(crc(self._seed, struct.pack("<I", group)), bare) & 0xFFFF != struct.unpack_from("<H", raw, 0x1E)[0]:
                 raise _damaged(f"group {group}", "checksum")
-        low = struct.unpack_from("<III", raw)
-        high = struct.unpack_from("<III", raw, 0x20) if self.desc_size >= 64 else (0, 0, 0)
-        bitmap, inode_bitmap, table = (a | b << 32 for a, b in zip(low, high, strict=True))
-        return bitmap, inode_bitmap, table
+        return raw
+
+    def _read_bitmap(self, group: int) -> bytes | None:
+        """Which blocks of a group are taken, a bit for each; None where it has never been written: only metadata are."""
+        raw = self._raw_descriptor(group)
+        if struct.unpack_from("<H", raw, 0x12)[0] & f.BG_BLOCK_UNINIT:
+            return None
+        bitmap = self._read_block(self._descriptor(group)[0])
+        if self.checksums:
+            wide = self.desc_size >= 0x3A
+            stored = struct.unpack_from("<H", raw, 0x18)[0] | (
+                struct.unpack_from("<H", raw, 0x38)[0] << 16 if wide else 0
+            )
+            computed = crc(self._seed, bitmap[: self.blocks_per_group // 8])
+            if (computed if wide else computed & 0xFFFF) != stored:
+                raise _damaged(f"group {group}", "checksum of its block bitmap")
+        return bitmap
 
     def _check_features(self) -> None:
         unknown = self._super["s_feature_incompat"] & ~_KNOWN_INCOMPAT

@@ -1,0 +1,90 @@
+"""A disk as a grid of equal cells, so that terabytes fit into one picture: holes longer than a cell are one cell."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+CELL_MIN_BYTES = 4096
+
+
+class Run(NamedTuple):
+    """`length` bytes of the disk from `offset` on that are of one kind."""
+
+    offset: int
+    length: int
+    kind: int
+
+    @property
+    def end(self) -> int:
+        return self.offset + self.length
+
+
+class Cell(NamedTuple):
+    """Bytes `start` to `end` of the disk: data and short holes, or one long hole."""
+
+    start: int
+    end: int
+    hole: bool
+
+
+def grid(runs: Sequence[Run], disk_size: int, most: int) -> list[Cell]:
+    """At most `most` cells for the disk whose data are `runs`; all cells with data stand for as many bytes, a power of 2."""
+    size = CELL_MIN_BYTES
+    while True:
+        cells = _cells(runs, disk_size, size, most)
+        if cells is not None:
+            return cells
+        size *= 2
+
+
+def _cells(runs: Sequence[Run], disk_size: int, size: int, most: int) -> list[Cell] | None:
+    """The cells of `size` bytes; None where there are more than `most`."""
+    cells: list[Cell] = []
+    place = 0  # the number of the first cell that is not there yet
+    for run in sorted(runs):
+        first, last = run.offset // size, (run.end - 1) // size
+        if last < place:
+            continue
+        if first > place:
+            cells.append(Cell(place * size, first * size, True))
+        first = max(first, place)
+        if len(cells) + last - first >= most:
+            return None
+        cells += [Cell(n * size, min((n + 1) * size, disk_size), False) for n in range(first, last + 1)]
+        place = last + 1
+    if place * size < disk_size:
+        cells.append(Cell(place * size, disk_size, True))
+    return cells if len(cells) <= most else None
+
+
+def weights(cells: Sequence[Cell], runs: Iterable[Run]) -> list[dict[int, int]]:
+    """Of each cell how many bytes of each kind lie in it; runs may overlap."""
+    found: list[dict[int, int]] = [{} for _ in cells]
+    starts = [cell.start for cell in cells]
+    for run in runs:
+        at = max(0, bisect_right(starts, run.offset) - 1)
+        while at < len(cells) and cells[at].start < run.end:
+            length = min(run.end, cells[at].end) - max(run.offset, cells[at].start)
+            if length > 0:
+                found[at][run.kind] = found[at].get(run.kind, 0) + length
+            at += 1
+    return found
+
+
+def without(runs: Iterable[Run], holes: Sequence[Run]) -> list[Run]:
+    """The parts of `runs` that are in none of `holes`, which ascend and do not overlap."""
+    starts = [hole.offset for hole in holes]
+    found = []
+    for run in runs:
+        at, place = run.offset, max(0, bisect_right(starts, run.offset) - 1)
+        while at < run.end:
+            if place >= len(holes) or holes[place].offset >= run.end:
+                found.append(Run(at, run.end - at, run.kind))
+                break
+            if holes[place].offset > at:
+                found.append(Run(at, holes[place].offset - at, run.kind))
+            at = max(at, holes[place].end)
+            place += 1
+    return found
