@@ -277,7 +277,7 @@ def map_command(options: argparse.Namespace) -> int:
             if disk.index is None:
                 raise BadInput(f"{options.what} is a raw disk, which has no chunks", "compare artifacts")
             with difference.opened(parse_reference(options.against), *looked_at) as other:
-                against = Against(options.against, other.index)
+                against = Against(shown(os.fsencode(options.against)), other.index)
         found = survey.survey(disk)
         reads = survey.read_trace(options.trace, found.size) if options.trace else survey.boot_reads(disk)
         text = page(shown(os.fsencode(options.what)), disk, found, against, reads).encode()
