@@ -77,13 +77,14 @@ def task_demo():
 
 
 def task_init():
-    """Compile the guest's static init."""
+    """Make the guest's static init."""
+    guest = Path(config.__file__).parent / "guest"
     for platform in sorted({image.platform for image in IMAGES}, key=str):
         place = PLACES.init(platform)
         yield {
             "name": platform.architecture,
             "actions": [(steps.init, [PLACES, platform])],
-            "file_dep": sorted(map(str, (ROOT / "imagetool" / "guest").glob("*.[ch]"))),
+            "file_dep": sorted(map(str, (*guest.glob("*.[ch]"), *guest.glob("built/*.json")))),
             "targets": [str(place / "init"), str(place / "init.json")],
             "uptodate": [True],
         }

@@ -181,6 +181,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
+    except ModuleNotFoundError as err:  # the runner's install has not all that building needs
+        print(f"imagetool: {err.name} is not installed: pip install 'rootdisk[build]'", file=sys.stderr)
+        return 1
     except (RootdiskError, OSError) as err:
         if "--debug" in arguments:
             raise

@@ -51,7 +51,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*arguments, **{"formatter_class": Help, **options})
 
     def error(self, message: str) -> NoReturn:
-        wrong = re.search(r"invalid choice: '([^']+)' \(choose from (.*)\)", message)
+        wrong = re.search(r"invalid choice: '([^']+)'.*\(choose from (.*)\)", message)
         see = f"see {self.prog} --help"
         hint = did_you_mean(wrong[1], re.findall(r"[^\s',]+", wrong[2]), see) if wrong else see
         raise BadInput(message.split(" (choose")[0], hint)

@@ -10,6 +10,7 @@ from typing import Any
 from imagetool import recipe
 from imagetool.config import Image
 from imagetool.guest import init as guest
+from imagetool.guest import prebuilt
 from imagetool.receipts import read_receipt, write_receipt
 from runner.files import atomic_write
 from runner.oci import Digest, Platform
@@ -18,16 +19,21 @@ DAY_S = 86400
 
 
 def make_init(platform: Platform, out: Path) -> dict[str, Any]:
-    """The guest's static init at `out`."""
-    return {"digest": str(guest.build_init(out, platform))}
+    """The guest's static init at `out`: the one that came with rootdisk, else made of its sources."""
+    data = prebuilt.read_init(platform)
+    if data is None:
+        return {"digest": str(guest.build_init(out, platform))}
+    atomic_write(out, data, 0o755, durable=False)
+    return {"digest": str(Digest.of(data))}
 
 
 def cached_init(platform: Platform, cache: Path) -> Path:
-    """The guest's init, built when its sources are newer than it."""
+    """The guest's init: the one that came with rootdisk, else built when its sources are newer than it."""
     path = cache / "guest" / platform.architecture / "init"
     path.parent.mkdir(parents=True, exist_ok=True)
-    sources = [Path(guest.__file__).parent / name for name in (*guest.SOURCES, "init.h")]
-    if not path.exists() or path.stat().st_mtime < max(source.stat().st_mtime for source in sources):
+    sources = [prebuilt.GUEST / name for name in (*guest.SOURCES, "init.h")]
+    current = path.exists() and path.stat().st_mtime >= max(source.stat().st_mtime for source in sources)
+    if prebuilt.are_built() or not current:
         make_init(platform, path)
     return path
 
