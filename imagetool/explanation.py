@@ -120,7 +120,8 @@ class Between(NamedTuple):
 
 def between(a: str, b: str, platform: Platform, options: RegistryOptions) -> Between:
     """What leads from artifact `a` to `b`; each is a reference, or the name of an image in ./images.toml."""
-    with opened(_reference(a), platform, options) as old, opened(_reference(b), platform, options) as new:
+    first, second = (opened(*_reference(text, platform), options) for text in (a, b))
+    with first as old, second as new:
         files = Counter(change.kind for change in inspection.compared(old.found(), new.found()))
         have = {chunk.sha256 for chunk in old.index.chunks if not chunk.zero}
         chunks = [chunk for chunk in new.index.chunks if not chunk.zero]
@@ -170,17 +171,20 @@ def words(found: Between) -> Iterator[str]:
     yield f"to pull: {found.pull_bytes / 1e6:.1f} MB of {found.whole_bytes / 1e6:.1f} MB"
 
 
-def _reference(text: str) -> Reference:
-    """`text`, or where the image of that name in ./images.toml is published first."""
+def _reference(text: str, platform: Platform) -> tuple[Reference, Platform]:
+    """`text`, or where the image of that name in ./images.toml is published first; and for which platform."""
     described = Path("images.toml")
     if ":" in text or "/" in text or not described.exists():
-        return parse_reference(text)
+        return parse_reference(text), platform
     from imagetool import config
 
-    images = {image.name: image for image in config.load(described)}
-    if text in images:
-        return parse_reference(f"{images[text].publish[0].place}:{images[text].version}")
-    near = difflib.get_close_matches(text, images, n=1)
+    images = config.load(described)
+    known = {image.group: (image, platform) for image in images if image.group}
+    known |= {image.name: (image, image.platform) for image in images}
+    if text in known:
+        image, wanted = known[text]
+        return parse_reference(f"{image.publish[0].place}:{image.version}"), wanted
+    near = difflib.get_close_matches(text, known, n=1)
     if near:
         raise BadInput(f"images.toml has no image {text}", f"did you mean {near[0]}?")
-    return parse_reference(text)
+    return parse_reference(text), platform

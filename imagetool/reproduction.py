@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -188,7 +189,8 @@ def build_again(task: dict[str, Any]) -> Digest:
     if "reversed" in task:
         _reverse_directories()
     out = Path(task["out"])
-    (image,) = [image for image in config.load(Path(task["described"])) if image.name == task["image"]]
+    (found,) = [image for image in config.load(Path(task["described"])) if image.name == task["image"]]
+    image = replace(found, group="")  # alone, whatever other platforms it is built for
     make_init(image.platform, out / "init")
     kernel = make_kernel(image, out / "init", out, Path(task["kernels"]))
     with build.opened(image) as source:
