@@ -247,6 +247,20 @@ def task_explain():
         }
 
 
+def task_report():
+    """Write what the last build made: cache/report.md, cache/report.json."""
+    return {"actions": [(steps.report, [PLACES, IMAGES])], "uptodate": [False]}
+
+
+def task_graph():
+    """Draw these tasks: cache/graph.svg; --only NAME those of one image."""
+    return {
+        "actions": [(steps.graph, [PLACES, globals()])],
+        "params": [{"name": "only", "long": "only", "type": str, "default": "", "help": "an image's name"}],
+        "uptodate": [False],
+    }
+
+
 def bench(rounds, only):
     from bench import __main__ as table
 

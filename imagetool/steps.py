@@ -288,6 +288,36 @@ def explain(places: Places, image: Image, dodo: dict[str, Any]) -> None:
         print(f"  {line}")
 
 
+@step
+def graph(places: Places, dodo: dict[str, Any], only: str) -> None:
+    """The graph of tasks as SVG: of all images, or of one."""
+    from imagetool import graph
+    from runner.files import atomic_write
+
+    names, edges = graph.tasks(dodo, only)
+    if not names:
+        raise RootdiskError(f"images.toml has no image {only}", "doit list shows the images")
+    path = places.cache / "graph.svg"
+    atomic_write(path, graph.drawn(names, edges).encode())
+    print(path, flush=True)
+
+
+@step
+def report(places: Places, images: Sequence[Image]) -> None:
+    """What the last build made, as cache/report.md and cache/report.json."""
+    from imagetool.report import markdown, of_receipts
+    from runner.files import atomic_write
+
+    built = []
+    for image in images:
+        paths = {name: places.receipt(image, name) for name in ("source", "disk", "published")}
+        receipts = {name: read_receipt(path) for name, path in paths.items() if path.exists()}
+        built.append(of_receipts(image.name, str(image.platform), receipts))
+    write_receipt(places.cache / "report.json", {"images": [one._asdict() for one in built]})
+    atomic_write(places.cache / "report.md", markdown(built).encode())
+    print(places.cache / "report.md", flush=True)
+
+
 def current_inputs(places: Places, image: Image) -> dict[str, Any]:
     """The derivation key's inputs as the receipts and images.toml have them now."""
     from imagetool.artifact import frames
