@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from runner.arguments import Parser
 from runner.debug import show
@@ -14,7 +14,6 @@ from runner.errors import RootdiskError
 
 if TYPE_CHECKING:
     from pathlib import Path
-    from typing import Any
 
 FAILED = 125
 
@@ -25,83 +24,105 @@ def _path(text: str) -> Path:
     return Path(text)
 
 
-def parser() -> argparse.ArgumentParser:
-    common = Parser(add_help=False)
-    common.add_argument("--json", action="store_true", help="write results as JSON")
-    common.add_argument("--debug", action="store_true", help="say what is done; show tracebacks")
-    remote = Parser(add_help=False)
-    remote.add_argument("artifact", metavar="ARTIFACT", help="registry/repository:tag, …@sha256:… or oci:DIR:TAG")
-    remote.add_argument("--plain-http", action="store_true", help="speak HTTP to the registry")
-    remote.add_argument("--ca-file", type=_path, metavar="FILE", help="certificates to trust beside the system's")
-    remote.add_argument("--platform", metavar="OS/ARCH", help="default: this machine's")
+class _Command(NamedTuple):
+    """A command: its module in runner/commands/, what --help says of it, and what adds its options to a parser."""
 
-    machine = Parser(add_help=False)
-    _add_machine_options(machine)
-    program = Parser(add_help=False)
-    _add_program_options(program)
+    room: str
+    help: str
+    fill: Callable[[argparse.ArgumentParser], None]
+    epilog: str | None = None
 
+
+def parser(only: str | None = None) -> argparse.ArgumentParser:
+    """Of the whole command line; with `only`, the other commands are without their options, which takes a third of the time."""
     top = Parser("runner", description="Boots rootdisk artifacts in microVMs.")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
-
-    def command(name: str, *parents: Parser, **words: Any) -> Parser:
-        return commands.add_parser(name, parents=[common, *parents], **words)
-
-    boot = command(
-        "boot",
-        remote,
-        machine,
-        program,
-        help="boot a sandbox; exit with its program's status",
-        epilog="Example: runner boot -e NAME=value oci:cache/artifacts/demo:1 -- python3 -c 'print(1)'",
-    )
-    boot.add_argument("program", nargs="*", metavar="COMMAND", help="in place of the image's command, after --")
-    start = command("start", help="start a kept sandbox again")
-    start.add_argument("name", metavar="NAME")
-    start.add_argument("-a", "--attach", action="store_true", help="stay with it; exit with its program's status")
-    exec_ = command(
-        "exec",
-        program,
-        help="run a command in a running sandbox",
-        epilog="Example: runner exec -it NAME -- sh",
-    )
-    exec_.add_argument("name", metavar="NAME")
-    exec_.add_argument("program", nargs=argparse.REMAINDER, metavar="COMMAND", help="and its arguments")
-    copy = command(
-        "cp",
-        help="copy files into or out of a running sandbox",
-        epilog="Example: runner cp NAME:/sandbox/result . ; a lone - is a tar archive of standard input or output",
-    )
-    copy.add_argument("source", metavar="SOURCE", help="PATH or NAME:PATH")
-    copy.add_argument("target", metavar="TARGET", help="PATH or NAME:PATH")
-    stop = command("stop", help="ask programs to end, and their sandboxes with them")
-    stop.add_argument("name", nargs="+", metavar="NAME")
-    stop.add_argument("-t", "--time", type=int, default=10, metavar="SECONDS", help="how long to wait: default 10")
-    kill = command("kill", help="end sandboxes at once, or send their programs a signal")
-    kill.add_argument("name", nargs="+", metavar="NAME")
-    kill.add_argument("-s", "--signal", metavar="SIGNAL", help="as HUP or 1; not the end, but a signal")
-    command("wait", help="wait for a sandbox's end; write its exit status").add_argument("name", nargs="+")
-    command("ps", help="list sandboxes").add_argument("-a", "--all", action="store_true", help="ended ones too")
-    logs = command("logs", help="what a detached sandbox's program has written")
-    logs.add_argument("name", metavar="NAME")
-    logs.add_argument("-f", "--follow", action="store_true", help="go on until it ends")
-    logs.add_argument("--console", action="store_true", help="the guest kernel's console instead")
-    inspect = command("inspect", remote, help="say what an artifact or a sandbox is")
-    inspect.description = "ARTIFACT may also be a sandbox's name."
-    remove = command("rm", help="remove ended sandboxes")
-    remove.add_argument("name", nargs="+", metavar="NAME")
-    remove.add_argument("-f", "--force", action="store_true", help="running ones too")
-    command("pull", remote, help="fetch an artifact into the store")
-    prune = command("prune", help="remove what no sandbox uses from the store")
-    prune.add_argument("--older-than", type=float, default=0, metavar="DAYS", help="unused for that long")
-    prune.add_argument("--max-size", metavar="SIZE", help="the longest unused first, until the store is as small")
-    prune.add_argument("--dry-run", action="store_true", help="only say what would go")
-    verify = command("verify", help="hash everything in the store again")
-    verify.add_argument("--repair", action="store_true", help="fetch what is damaged again")
-    doctor = command("doctor", help="what this machine can do, and how to mend what it cannot")
-    doctor.add_argument("registry", nargs="*", metavar="REGISTRY", help="see whether it can be reached")
-    completion = command("completion", help="write what a shell needs to complete the runner's commands")
-    completion.add_argument("shell", choices=("bash", "zsh", "fish"))
+    for name, command in _COMMANDS.items():
+        below = commands.add_parser(name, help=command.help, epilog=command.epilog)
+        if only in (None, name):
+            below.add_argument("--json", action="store_true", help="write results as JSON")
+            below.add_argument("--debug", action="store_true", help="say what is done; show tracebacks")
+            command.fill(below)
     return top
+
+
+def _artifact(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("artifact", metavar="ARTIFACT", help="registry/repository:tag, …@sha256:… or oci:DIR:TAG")
+    add("--plain-http", action="store_true", help="speak HTTP to the registry")
+    add("--ca-file", type=_path, metavar="FILE", help="certificates to trust beside the system's")
+    add("--platform", metavar="OS/ARCH", help="default: this machine's")
+
+
+def _boot(parser: argparse.ArgumentParser) -> None:
+    _artifact(parser)
+    _add_machine_options(parser)
+    _add_program_options(parser)
+    parser.add_argument("program", nargs="*", metavar="COMMAND", help="in place of the image's command, after --")
+
+
+def _exec(parser: argparse.ArgumentParser) -> None:
+    _add_program_options(parser)
+    parser.add_argument("name", metavar="NAME")
+    parser.add_argument("program", nargs=argparse.REMAINDER, metavar="COMMAND", help="and its arguments")
+
+
+def _start(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="NAME")
+    parser.add_argument("-a", "--attach", action="store_true", help="stay with it; exit with its program's status")
+
+
+def _cp(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="SOURCE", help="PATH or NAME:PATH")
+    parser.add_argument("target", metavar="TARGET", help="PATH or NAME:PATH")
+
+
+def _names(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", nargs="+", metavar="NAME")
+
+
+def _stop(parser: argparse.ArgumentParser) -> None:
+    _names(parser)
+    parser.add_argument("-t", "--time", type=int, default=10, metavar="SECONDS", help="how long to wait: default 10")
+
+
+def _kill(parser: argparse.ArgumentParser) -> None:
+    _names(parser)
+    parser.add_argument("-s", "--signal", metavar="SIGNAL", help="as HUP or 1; not the end, but a signal")
+
+
+def _rm(parser: argparse.ArgumentParser) -> None:
+    _names(parser)
+    parser.add_argument("-f", "--force", action="store_true", help="running ones too")
+
+
+def _ps(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-a", "--all", action="store_true", help="ended ones too")
+
+
+def _logs(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="NAME")
+    parser.add_argument("-f", "--follow", action="store_true", help="go on until it ends")
+    parser.add_argument("--console", action="store_true", help="the guest kernel's console instead")
+
+
+def _prune(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--older-than", type=float, default=0, metavar="DAYS", help="unused for that long")
+    add("--max-size", metavar="SIZE", help="the longest unused first, until the store is as small")
+    add("--dry-run", action="store_true", help="only say what would go")
+
+
+def _verify(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--repair", action="store_true", help="fetch what is damaged again")
+
+
+def _doctor(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("registry", nargs="*", metavar="REGISTRY", help="see whether it can be reached")
+
+
+def _completion(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("shell", choices=("bash", "zsh", "fish"))
 
 
 def _add_machine_options(parser: argparse.ArgumentParser) -> None:
@@ -152,19 +173,40 @@ def _add_program_options(parser: argparse.ArgumentParser) -> None:
     add("-t", "--tty", action="store_true", help="give the program a terminal")
 
 
-# Which module of runner/commands/ has a command's function, which has its name.
-_ROOMS = {
-    "boot": "boot", "start": "boot", "exec": "inside", "cp": "inside",
-    "pull": "store", "prune": "store", "verify": "store", "inspect": "store", "doctor": "doctor",
-    "completion": "completion",
-}  # fmt: skip
-COMMANDS = (*_ROOMS, "stop", "kill", "wait", "ps", "logs", "rm")
+_COMMANDS = {
+    "boot": _Command(
+        "boot",
+        "boot a sandbox; exit with its program's status",
+        _boot,
+        "Example: runner boot -e NAME=value oci:cache/artifacts/demo:1 -- python3 -c 'print(1)'",
+    ),
+    "start": _Command("boot", "start a kept sandbox again", _start),
+    "exec": _Command("inside", "run a command in a running sandbox", _exec, "Example: runner exec -it NAME sh"),
+    "cp": _Command(
+        "inside",
+        "copy files into or out of a running sandbox",
+        _cp,
+        "Example: runner cp NAME:/sandbox/result . ; a lone - is a tar archive of standard input or output",
+    ),
+    "stop": _Command("sandboxes", "ask programs to end, and their sandboxes with them", _stop),
+    "kill": _Command("sandboxes", "end sandboxes at once, or send their programs a signal", _kill),
+    "wait": _Command("sandboxes", "wait for a sandbox's end; write its exit status", _names),
+    "ps": _Command("sandboxes", "list sandboxes", _ps),
+    "logs": _Command("sandboxes", "what a detached sandbox's program has written", _logs),
+    "inspect": _Command("store", "say what an artifact is, or a sandbox by its name", _artifact),
+    "rm": _Command("sandboxes", "remove ended sandboxes", _rm),
+    "pull": _Command("store", "fetch an artifact into the store", _artifact),
+    "prune": _Command("store", "remove what no sandbox uses from the store", _prune),
+    "verify": _Command("store", "hash everything in the store again", _verify),
+    "doctor": _Command("doctor", "what this machine can do, and how to mend what it cannot", _doctor),
+    "completion": _Command("completion", "write what a shell needs to complete the runner's commands", _completion),
+}
 
 
-def _command(name: str) -> Callable[[argparse.Namespace], int]:
+def _function(name: str) -> Callable[[argparse.Namespace], int]:
     import importlib
 
-    module = importlib.import_module(f"runner.commands.{_ROOMS.get(name, 'sandboxes')}")
+    module = importlib.import_module(f"runner.commands.{_COMMANDS[name].room}")
     return cast("Callable[[argparse.Namespace], int]", getattr(module, f"{name}_command"))
 
 
@@ -175,8 +217,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if debug:
         show()
     try:
-        options = parser().parse_args(arguments)
-        return _command(options.command)(options)
+        options = parser(arguments[0] if arguments else "").parse_args(arguments)
+        return _function(options.command)(options)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
