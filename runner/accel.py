@@ -69,10 +69,9 @@ def _verdict(verdicts: Path | None, kernel: Path | None) -> bool | None:
 
 def _host(kernel: Path | None) -> str:
     """This boot of this host, the guest's kernel, and the QEMU there is."""
-    import shutil
-
+    from runner.process import find
     from runner.qemu import PROGRAMS
 
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    programs = [path for name in PROGRAMS.values() if (path := shutil.which(name))]
+    programs = [path for name in PROGRAMS.values() if (path := find(name))]
     return " ".join([boot, kernel.name if kernel else "", *(f"{p} {os.stat(p).st_mtime_ns}" for p in programs)])

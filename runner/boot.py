@@ -283,11 +283,11 @@ def _start(ready: Ready, store: Store, accelerator: str, counter: tsc.Counter) -
     if spec.backend == "krun":
         from runner import krun
 
-        return krun.start(machine, folder, process.unprivileged())
+        return krun.start(machine, folder, process.unprivileged(store.root / "locks"))
     from runner import qemu
 
     kind = qemu.kind(local.config.platform, store.root / "qemu.json")
-    return qemu.start(machine._replace(kind=kind), folder, process.unprivileged())
+    return qemu.start(machine._replace(kind=kind), folder, process.unprivileged(store.root / "locks"))
 
 
 def _explained(err: RootdiskError, vm: Vm | None, folder: Path) -> RootdiskError:

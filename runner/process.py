@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import resource
 import signal
@@ -10,6 +11,8 @@ import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+from runner.errors import RootdiskError
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NO_NEW_PRIVS = 38
@@ -22,6 +25,15 @@ class User(NamedTuple):
     uid: int
     gid: int
     groups: tuple[int, ...]
+
+
+def find(name: str) -> str | None:
+    """The path of a program in PATH. As shutil's which, which takes a while to load."""
+    for folder in os.get_exec_path():
+        path = os.path.join(folder, name)
+        if os.path.isfile(path) and os.access(path, os.X_OK):
+            return path
+    return None
 
 
 def forbid_core() -> None:
@@ -37,23 +49,45 @@ def retitle(text: str) -> None:
         ctypes.memmove(start, text.encode()[: end - start - 1].ljust(end - start, b"\0"), end - start)
 
 
-def unprivileged() -> User | None:
-    """A user for a machine of ours when we are root: a number nobody has, and who may use KVM. None where there is no such."""
-    import pwd
+def unprivileged(locks: Path) -> User | None:
+    """A user for a machine of ours when we are root: a number nobody has, and who may use KVM. None where there is no such.
 
+    It is ours until this process ends: others that use the folder `locks` choose another.
+    """
     if os.geteuid():
         return None
     spans = [tuple(map(int, line.split())) for line in Path("/proc/self/uid_map").read_text().splitlines()]
     if not any(first <= _UIDS.start and first + count >= _UIDS.stop for first, _, count in spans):
         return None  # in a container that has few users
-    taken = {entry.pw_uid for entry in pwd.getpwall()}
-    while (uid := _UIDS.start + int.from_bytes(os.urandom(4), "big") % len(_UIDS)) in taken:
-        pass
+    # Not by pwd, which may ask the network's directories.
+    lines = (line.split(b":") for line in Path("/etc/passwd").read_bytes().splitlines())
+    taken = {fields[2] for fields in lines if len(fields) > 3}
+    start = int.from_bytes(os.urandom(4), "big")
+    for number in range(len(_UIDS)):
+        uid = _UIDS[(start + number) % len(_UIDS)]
+        if b"%d" % uid not in taken and _reserved(locks / f"uid-{uid}"):
+            return User(uid, uid, _groups())
+    raise RootdiskError(f"all {len(_UIDS)} users for machines are in use", "stop some sandboxes")
+
+
+def _reserved(path: Path) -> bool:
+    """Whether the lock `path` is this process's from now on."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        groups: tuple[int, ...] = (os.stat("/dev/kvm").st_gid,)
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        return False
+    return True
+
+
+def _groups() -> tuple[int, ...]:
+    """Who may use KVM."""
+    try:
+        gid = os.stat("/dev/kvm").st_gid
     except OSError:
-        groups = ()
-    return User(uid, uid, tuple(gid for gid in groups if gid))
+        return ()
+    return (gid,) if gid else ()
 
 
 def start(

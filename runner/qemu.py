@@ -50,11 +50,10 @@ def program(platform: Platform) -> str:
     name = PROGRAMS.get(platform.architecture)
     if name is None:
         raise RootdiskError(f"no QEMU machine for {platform}")
-    for folder in os.get_exec_path():
-        path = os.path.join(folder, name)
-        if os.path.isfile(path) and os.access(path, os.X_OK):
-            return path
-    raise RootdiskError(f"{name} is not installed", f"apt-get install {PACKAGES[platform.architecture]}")
+    path = process.find(name)
+    if path is None:
+        raise RootdiskError(f"{name} is not installed", f"apt-get install {PACKAGES[platform.architecture]}")
+    return path
 
 
 def kind(platform: Platform, known: Path) -> str:

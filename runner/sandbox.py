@@ -130,14 +130,16 @@ class Sandbox:
     def take_name(self) -> None:
         """Be seen under its own name from now on; BadInput where another has it."""
         target = self.folder.parent / self.spec.name
-        with contextlib.suppress(OSError):
-            discard(target)  # of a keeper that was killed, and not to be kept
         try:
             os.rename(self.folder, target)
-        except OSError as err:
-            raise BadInput(
-                f"there is a sandbox {self.spec.name} already", f"choose another --name, or runner rm {self.spec.name}"
-            ) from err
+        except OSError:
+            with contextlib.suppress(OSError):
+                discard(target)  # of a keeper that was killed, and not to be kept
+            try:
+                os.rename(self.folder, target)
+            except OSError as err:
+                hint = f"choose another --name, or runner rm {self.spec.name}"
+                raise BadInput(f"there is a sandbox {self.spec.name} already", hint) from err
         self.folder = target
 
     def write_state(self, *, pid: int = 0, started: float = 0, status: int | None = None, error: str = "") -> None:

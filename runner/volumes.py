@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import shutil
 import socket
 import subprocess
 from collections.abc import Callable
@@ -22,7 +21,7 @@ _MS_RDONLY, _MS_REMOUNT, _MS_BIND, _MS_REC, _MS_PRIVATE = 1, 32, 4096, 16384, 1 
 
 def program() -> str:
     """virtiofsd's path; RootdiskError says what to install."""
-    for path in (shutil.which("virtiofsd"), *PLACES):
+    for path in (process.find("virtiofsd"), *PLACES):
         if path and os.access(path, os.X_OK):
             return path
     raise RootdiskError("--volume needs virtiofsd, which is not installed", "apt-get install virtiofsd")
