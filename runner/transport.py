@@ -67,7 +67,7 @@ class Program:
         if len(data) > count:
             self._out.appendleft(data[count:])
             data = data[:count]
-        self._sock.sendall(frame_number(frames.CREDIT, len(data)))
+        self._send(frame_number(frames.CREDIT, len(data)))
         return data
 
     def read_exactly(self, count: int) -> bytes:
@@ -88,22 +88,30 @@ class Program:
                     self.finish()
                     raise RootdiskError("the sandbox took not all of it")
             piece = view[: min(self._credit, _PIECE_BYTES)]
-            self._sock.sendall(frame(frames.STDIN, bytes(piece)))
+            self._send(frame(frames.STDIN, bytes(piece)))
             self._credit -= len(piece)
             view = view[len(piece) :]
 
     def finish(self) -> None:
         """Wait for its end; RootdiskError with what it said where it failed."""
         if self._status is None:
-            self._sock.sendall(frame(frames.STDIN))
+            self._send(frame(frames.STDIN))
         while self._status is None:
             self._receive()
         if self._status:
             lines = self._errors.decode(errors="replace").strip().splitlines()
             raise RootdiskError(f"cp: {lines[0] if lines else f'status {self._status} in the sandbox'}")
 
+    def _send(self, data: bytes) -> None:
+        # When the program has ended, nobody may be there any more to hear it; what it has said is still to be read.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self._sock.sendall(data)
+
     def _receive(self) -> None:
-        data = self._sock.recv(256 << 10)
+        try:
+            data = self._sock.recv(256 << 10)
+        except ConnectionResetError:
+            data = b""
         if not data:
             raise RootdiskError("cp: the sandbox has ended")
         for kind, _, payload in self._decoder.feed(data):
@@ -111,7 +119,7 @@ class Program:
                 self._out.append(payload)
             elif kind == frames.STDERR:
                 self._errors = (self._errors + payload)[:_ERRORS_MAX_BYTES]
-                self._sock.sendall(frame_number(frames.CREDIT, len(payload)))
+                self._send(frame_number(frames.CREDIT, len(payload)))
             elif kind == frames.CREDIT:
                 self._credit = min(WINDOW, self._credit + number(payload))
             elif kind == frames.EXIT:

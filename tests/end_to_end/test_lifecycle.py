@@ -173,7 +173,8 @@ def test_copies(loop: str, runner: Runner, tmp_path: Path) -> None:
     assert runner("cp", "loop:/sandbox/tree/file", str(back / "below")).returncode == 0
     assert (back / "below/file").exists()
     process = command(runner, "cp", "loop:/sandbox/tree", "-")
-    out, _ = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (0, b"")
     with tarfile.open(fileobj=io.BytesIO(out)) as archive:
         names = sorted(archive.getnames())
     assert names == ["tree", "tree/below", "tree/below/program", "tree/file", "tree/link"]
