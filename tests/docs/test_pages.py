@@ -1,0 +1,160 @@
+"""The documents: every command block that can run here does, in a clean clone; what cannot is checked as far as it can be."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from runner.cli import parser
+from tests.end_to_end.conftest import ROOT
+from tests.support.pages import DOCS, blocks, commands, script
+from tests.support.registry import free_port, needs_registry
+
+PAGES = sorted(str(path.relative_to(DOCS)) for path in DOCS.rglob("*.md"))
+HOWTOS = [page for page in PAGES if page.startswith("howto/")]
+DEBIAN = "ID=debian\n" in Path("/etc/os-release").read_text()
+
+
+@dataclass(frozen=True)
+class Clone:
+    """A clean clone in which the tutorial's or a page's commands are run; the ports that pages name are free ones."""
+
+    place: Path
+    ports: dict[str, str]
+
+    def run(self, page: str, before: str = "") -> str:
+        text = script(page)
+        for port, free in self.ports.items():
+            text = re.sub(rf"\b{port}\b(?=[:/\"]|$)", free, text, flags=re.MULTILINE)
+        passed = {name: value for name, value in os.environ.items() if name.startswith(("PIP_", "SSL_", "REQUESTS_"))}
+        environment = {
+            **passed,
+            "PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin",
+            "HOME": str(self.place.parent / "home"),
+            "ROOTDISK_STORE": str(self.place.parent / "store"),
+            "LANG": "C.UTF-8",
+        }
+        with (self.place.parent / "log").open("w+") as log:
+            process = subprocess.Popen(
+                ["bash", "-c", f"{before}\n{text}"],
+                cwd=self.place,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+            try:
+                status = process.wait(900)
+            finally:  # what a page starts in the background
+                os.killpg(process.pid, signal.SIGTERM)
+            log.seek(0)
+            said = log.read()
+        assert status == 0, said[-4000:]
+        return said
+
+
+@pytest.fixture(scope="module")
+def clone(demo: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clone]:
+    """As the tutorial leaves it."""
+    top = tmp_path_factory.mktemp("docs")
+    subprocess.run(["git", "clone", "-q", str(ROOT), str(top / "clone")], check=True)
+    shutil.copytree(ROOT / "cache/kernels", top / "clone/cache/kernels")  # Debian's package need not be fetched again
+    (top / "home").mkdir()
+    made = Clone(top / "clone", {port: str(free_port()) for port in ("5000", "5001", "8000")})
+    said = made.run("tutorial.md")
+    assert "hello from" in said
+    assert "from this run" in said
+    assert "<h1>hello</h1>" in said
+    assert re.search(r"to pull: 0\.\d MB of \d\d\.\d MB", said)
+    yield made
+    subprocess.run([str(made.place / ".venv/bin/runner"), "rm", "-f", "web"], capture_output=True)
+
+
+@needs_registry
+@pytest.mark.vm
+def test_the_tutorial(clone: Clone) -> None:
+    assert (clone.place / "cache/web/published.json").exists()
+
+
+@needs_registry
+@pytest.mark.vm
+@pytest.mark.parametrize(
+    "page", [page for page in HOWTOS if any(b.language == "sh" and not b.not_run for b in blocks(page))]
+)
+def test_a_how_to_page(clone: Clone, page: str) -> None:
+    if "custom-kernel" in page and not DEBIAN:
+        pytest.skip("the kernel's package has another name here")
+    clone.run(page, 'export PATH="$PWD/.venv/bin:$PATH"')
+
+
+def test_most_commands_are_run() -> None:
+    found = [(page, block) for page in ("tutorial.md", *HOWTOS) for block in blocks(page) if block.language == "sh"]
+    run = [command for _, block in found if not block.not_run for command in commands(block.text)]
+    left = [command for _, block in found if block.not_run for command in commands(block.text)]
+    print(f"\n{len(run)} commands are run, {len(left)} are not")
+    assert len(run) > 60
+    assert len(left) < 5
+
+
+def test_blocks_say_what_they_are() -> None:
+    for page in ("tutorial.md", *HOWTOS):
+        for block in blocks(page):
+            assert block.language, f"{page}: {block.text[:60]}"
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
+def test_the_unit_is_one(tmp_path: Path) -> None:
+    (unit,) = (block.text for block in blocks("howto/systemd.md") if block.language == "ini")
+    runner = Path(sys.executable).with_name("runner")
+    (tmp_path / "web-sandbox.service").write_text(unit.replace("/usr/local/bin/runner", str(runner)))
+    argv = ["systemd-analyze", "verify", "--man=no", str(tmp_path / "web-sandbox.service")]
+    done = subprocess.run(argv, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "web-sandbox" not in done.stderr, done.stderr
+    for line in re.findall(r"^ExecStart\w*=\S+ (.*)$", unit, re.MULTILINE):
+        parser().parse_args(shlex.split(line))
+    (tmp_path / "web-sandbox.service").write_text(unit.replace("Restart=on-failure", "Restart=perhaps"))
+    done = subprocess.run(argv, capture_output=True, text=True)
+    assert "restart" in done.stderr  # the checker itself
+
+
+def test_jobs_of_orchestrators() -> None:
+    texts = {block.language: block.text for block in blocks("howto/orchestrators.md")}
+    job = YAML(typ="safe").load(texts["yaml"])
+    pod = job["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert (job["apiVersion"], job["kind"]) == ("batch/v1", "Job")
+    assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
+    assert container["securityContext"]["allowPrivilegeEscalation"] is False
+    parser().parse_args(container["command"][1:])
+    arguments = re.search(r"args\s+= (\[.*\])", texts["hcl"])
+    assert arguments is not None
+    parser().parse_args(json.loads(arguments[1]))
+    assert texts["hcl"].count("{") == texts["hcl"].count("}")
+
+
+def test_the_site_is_built(tmp_path: Path) -> None:
+    """mkdocs finds no broken link and no page without a place; and would."""
+    # Not -q: warnings that are not shown do not count.
+    argv = [sys.executable, "-m", "mkdocs", "build", "--strict", "-d", str(tmp_path / "site")]
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "site/howto/private-registry/index.html").exists()
+    shutil.copytree(DOCS, tmp_path / "docs")
+    shutil.copy(ROOT / "mkdocs.yml", tmp_path)
+    (tmp_path / "docs/index.md").write_text("[nowhere](nowhere.md)\n")
+    done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1

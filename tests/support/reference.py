@@ -1,0 +1,199 @@
+"""The generated pages of docs/reference: `python -m tests.support.reference` writes them, a test compares them.
+
+commands.md comes from the parsers, images-toml.md from the JSON Schema, vectors.json from the code that writes the formats.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from imagetool import cli as imagetool_cli
+from imagetool import recipe, schema
+from imagetool.artifact import frames
+from runner import cli as runner_cli
+from runner import slot
+from runner.artifact import Chunk, ChunkIndex
+
+PLACE = Path(__file__).parents[2] / "docs/reference"
+HEAD = "<!-- Generated: python -m tests.support.reference -->\n"
+
+
+def commands() -> str:
+    """Each command with its arguments and options."""
+    parts = [
+        HEAD,
+        "# Commands\n",
+        "Exit statuses, and the tasks of `doit`, are in [CI](../ci/README.md) and the [tutorial](../tutorial.md).\n",
+    ]
+    for name, top in (("imagetool", imagetool_cli.parser()), ("runner", runner_cli.parser())):
+        parts.append(f"## {name}\n\n{top.description}\n")
+        (choices,) = (a for a in top._actions if isinstance(a, argparse._SubParsersAction))
+        words = {choice.dest: choice.help for choice in choices._choices_actions}
+        for command, parser in choices.choices.items():
+            if command in words:
+                parts.append(_command(f"{name} {command}", parser, words[command] or ""))
+    return "\n".join(parts)
+
+
+def _command(name: str, parser: argparse.ArgumentParser, words: str) -> str:
+    actions = [action for action in parser._actions if action.help != argparse.SUPPRESS and action.dest != "help"]
+    places = [_argument(action) for action in actions if not action.option_strings]
+    usage = " ".join((name, "[OPTIONS]", *places))
+    lines = [f"### {name}\n", f"{words[:1].upper()}{words[1:]}.\n", f"```text\n{usage}\n```\n"]
+    rows = [
+        (_names(action), action.help or "")
+        for action in sorted(actions, key=lambda a: bool(a.option_strings))
+        if action.option_strings or action.help
+    ]
+    if rows:
+        lines += ["| | |\n|---|---|", *(f"| {names} | {_cell(text)} |" for names, text in rows), ""]
+    if parser.epilog:
+        example = parser.epilog.strip().removeprefix("examples:").removeprefix("Example:")
+        lines.append("```text\n" + "\n".join(line.strip() for line in example.strip().splitlines()) + "\n```\n")
+    return "\n".join(lines)
+
+
+def _argument(action: argparse.Action) -> str:
+    name = str(action.metavar or action.dest.upper())
+    return {"?": f"[{name}]", "*": f"[{name}…]", "+": f"{name}…", argparse.REMAINDER: f"{name}…"}.get(
+        str(action.nargs), name
+    )
+
+
+def _names(action: argparse.Action) -> str:
+    if not action.option_strings:
+        return f"`{action.metavar or action.dest.upper()}`"
+    value = (
+        ""
+        if action.nargs == 0
+        else f" {action.metavar or '|'.join(map(str, action.choices or ())) or action.dest.upper()}"
+    )
+    return f"`{', '.join(action.option_strings)}{_cell(value)}`"
+
+
+def _cell(text: str) -> str:
+    return text.replace("%(default)s", "").replace("%%", "%").replace("|", "\\|")
+
+
+def images_toml() -> str:
+    """The keys of images.toml."""
+    described = json.loads(schema.PATH.read_text("utf-8"))
+    lines = [
+        HEAD,
+        "# images.toml\n",
+        f"`[image.NAME]` describes an image. `[defaults]`: {described['properties']['defaults']['description']}\n",
+        "Editors know the keys by the schema: `imagetool schema` writes it.\n",
+        "| key | type | meaning | default |\n|---|---|---|---|",
+        *_keys(described, described["definitions"]["image"], ""),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _keys(described: dict[str, Any], value: dict[str, Any], prefix: str) -> Iterator[str]:
+    for name, entry in value["properties"].items():
+        entry = _resolved(described, entry)
+        default = json.dumps(entry["default"]) if "default" in entry else ""
+        code = f"`{default}`" if default else ""
+        yield f"| `{prefix}{name}` | {_type(described, entry)} | {_cell(entry.get('description', ''))} | {code} |"
+        inner = _resolved(described, entry.get("items", entry)) if entry.get("type") == "array" else entry
+        if "properties" in inner:
+            yield from _keys(described, inner, f"{prefix}{name}{'[].' if inner is not entry else '.'}")
+
+
+def _resolved(described: dict[str, Any], entry: dict[str, Any]) -> dict[str, Any]:
+    if "$ref" not in entry:
+        return entry
+    found: Any = described
+    for part in entry["$ref"].removeprefix("#/").split("/"):
+        found = found[part]
+    return {**found, **{key: value for key, value in entry.items() if key != "$ref"}}
+
+
+def _type(described: dict[str, Any], entry: dict[str, Any]) -> str:
+    for several in ("oneOf", "anyOf"):
+        if several in entry and "type" not in entry:
+            return " or ".join(_type(described, _resolved(described, one)) for one in entry[several])
+    if "enum" in entry:
+        return ", ".join(f"`{json.dumps(one)}`" for one in entry["enum"])
+    kind = entry.get("type", "")
+    if kind == "array":
+        return f"list of {_type(described, _resolved(described, entry.get('items', {})))}"
+    return "table" if kind == "object" else str(kind)
+
+
+def vectors() -> dict[str, Any]:
+    """Inputs and the bytes that they make, for whoever writes another implementation; bytes are hex."""
+    raw = bytes(4096) + b"\x01" * 4096 + bytes(4096)
+    data = frames.compressor().compress(raw[4096:8192])
+    zero = frames.zero_frame(4096)
+    index = ChunkIndex(
+        12288,
+        (
+            Chunk(0, 4096, 0, len(zero), bytes(32), True),
+            Chunk(4096, 4096, len(zero), len(data), hashlib.sha256(raw[4096:8192]).digest(), False),
+            Chunk(8192, 4096, len(zero) + len(data), len(zero), bytes(32), True),
+        ),
+    )
+    table = frames.seek_table([(chunk.blob_length, chunk.length) for chunk in index.chunks])
+    records = [
+        ("env", b"GREETING=two\nlines = \xc3\xbc"),
+        ("cmd", b"sh"),
+        ("cmd", b""),
+        ("hostname", b"box"),
+        ("tty", b"1"),
+    ]
+    filled = slot.pack(records, 65536)
+    inputs = {"platform": "linux/amd64", "source": "sha256:" + "ab" * 32, "recipe": {"env": [["Ü", 'a"b']], "cpus": 1}}
+    key = recipe.derivation_key(inputs)
+    return {
+        "chunk_index": {
+            "chunks": [
+                {**chunk._asdict(), "sha256": chunk.sha256.hex()} for chunk in index.chunks
+            ],
+            "disk_digest": str(index.disk_digest()),
+            "disk_size": index.disk_size,
+            "index": index.pack().hex(),
+            "index_sha256": hashlib.sha256(index.pack()).hexdigest(),
+        },
+        "derivation_key": {
+            "canonical_json": recipe.canonical_json(inputs).decode(),
+            "inputs": inputs,
+            "key": key,
+            "tag": recipe.key_tag(key),
+        },
+        "frames": {
+            "compressor": frames.versions(),
+            "data": data.hex(),
+            "seek_table": table.hex(),
+            "zero_4096": zero.hex(),
+            "zero_131073": frames.zero_frame(131073).hex(),
+            "zstd_file": (zero + data + zero + table).hex(),
+        },
+        "slot": {
+            "bytes_after_payload": "zero",
+            "head": filled.data[: 16 + int.from_bytes(filled.data[8:12], "little")].hex(),
+            "length": 65536,
+            "records": [[name, value.hex()] for name, value in records],
+            "rootdisk.slot": filled.digest,
+        },
+    }  # fmt: skip
+
+
+def pages() -> dict[str, str]:
+    """Every generated file by its name."""
+    return {
+        "commands.md": commands(),
+        "images-toml.md": images_toml(),
+        "vectors.json": json.dumps(vectors(), indent=1, sort_keys=True, ensure_ascii=False) + "\n",
+    }
+
+
+if __name__ == "__main__":
+    for name, text in pages().items():
+        (PLACE / name).write_text(text, "utf-8")
