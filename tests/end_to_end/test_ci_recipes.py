@@ -76,7 +76,7 @@ class Clean:
         )
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def clean(demo: str) -> Iterator[Clean]:
     top = Path(tempfile.mkdtemp(prefix="rootdisk-ci-"))  # pytest's own directories are closed to other users
     top.chmod(0o755)
@@ -101,7 +101,14 @@ def clean(demo: str) -> Iterator[Clean]:
 @needs_root
 @needs_registry
 @pytest.mark.vm
-def test_github_actions(clean: Clean) -> None:
+def test_their_commands(clean: Clean) -> None:
+    """First GitHub's, then GitLab's as another machine would, then what goes wrong."""
+    github_actions(clean)
+    gitlab_ci_finds_what_the_other_built(clean)
+    what_cannot_be_done_is_an_exit_status(clean)
+
+
+def github_actions(clean: Clean) -> None:
     job = recipe("github-actions.yml")["jobs"]["disk"]
     steps = [step for step in job["steps"] if "run" in step and step["name"] != "System packages"]
     assert [step["name"] for step in steps][:4] == ["Install", "Log in", "Build and publish", "Check and boot"]
@@ -121,10 +128,7 @@ def test_github_actions(clean: Clean) -> None:
     assert (clean.place.with_name("home") / ".docker/config.json").stat().st_mode & 0o777 == 0o600
 
 
-@needs_root
-@needs_registry
-@pytest.mark.vm
-def test_gitlab_ci_finds_what_the_other_built(clean: Clean) -> None:
+def gitlab_ci_finds_what_the_other_built(clean: Clean) -> None:
     """Another machine, in effect: of what the first built only the registry has anything left."""
     for made in ("disks", "web", "doit.sqlite3", "report.json", "report.md"):
         path = clean.place / "cache" / made
@@ -137,9 +141,7 @@ def test_gitlab_ci_finds_what_the_other_built(clean: Clean) -> None:
     assert "nothing to remove" in done.stdout or "would remove" in done.stdout
 
 
-@needs_root
-@needs_registry
-def test_what_cannot_be_done_is_an_exit_status(clean: Clean) -> None:
+def what_cannot_be_done_is_an_exit_status(clean: Clean) -> None:
     done = clean.run(".venv/bin/doit build:nobody")
     assert done.returncode == 3
     (clean.place / "images.toml").rename(clean.place / "kept.toml")
