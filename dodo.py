@@ -93,13 +93,15 @@ def task_init():
 def task_kernel():
     """Get the kernel and make its initramfs."""
     for image in IMAGES:
-        own = Path(image.kernel) if image.kernel not in ("debian", "none") else None
         yield {
             "name": image.name,
             "actions": [(steps.kernel, [PLACES, image])],
-            "file_dep": [str(PLACES.init(image.platform) / "init.json"), *([str(own)] if own else [])],
+            "file_dep": [str(PLACES.init(image.platform) / "init.json")],
             "targets": [receipt(image, "kernel")],
-            "uptodate": [config_changed({"kernel": image.kernel, "platform": str(image.platform)})],
+            "uptodate": [
+                config_changed({"kernel": image.kernel, "platform": str(image.platform)}),
+                image.kernel in ("debian", "none"),  # a directory of one's own is looked through each time
+            ],
         }
 
 

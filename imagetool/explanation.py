@@ -90,7 +90,10 @@ def tasks(dodo: dict[str, Any], image: str, architecture: str) -> Iterator[str]:
 def _reasons(step: str, reasons: Mapping[str, Any]) -> Iterator[str]:
     from doit.tools import config_changed
 
-    plain = "a tag may mean something else today" if step == "resolve" else "what it made is not there"
+    plain = {
+        "resolve": "a tag may mean something else today",
+        "kernel": "the directory may have changed",
+    }.get(step, "what it made is not there")
     for check, *_ in reasons.get("uptodate_false", ()):
         yield "its settings have changed" if isinstance(check, config_changed) else plain
     for kind, words in (
