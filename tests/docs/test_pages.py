@@ -73,6 +73,7 @@ class Clone:
 
 @needs_registry
 @pytest.mark.vm
+@pytest.mark.nightly  # some four minutes, in a clone that gets everything anew
 def test_the_tutorial_and_then_the_how_to_pages(demo: str, tmp_path: Path) -> None:
     """One test, as the pages begin with what the tutorial leaves."""
     subprocess.run(["git", "clone", "-q", str(ROOT), str(tmp_path / "clone")], check=True)
