@@ -27,6 +27,7 @@ from runner.sandbox import Sandbox, Spec, State
 from runner.store import Store
 
 if TYPE_CHECKING:
+    from runner.keeper import Keeper
     from runner.session import Session
 
 SILENT_S = 15.0  # how long a KVM nobody has tried yet may say nothing
@@ -233,7 +234,7 @@ def _run(ready: Ready, store: Store, client: socket.socket, listener: socket.soc
     except Gone:
         status = KILLED
     except RootdiskError as err:
-        error = str(_explained(err, vm, folder))
+        error = str(_explained(err, vm, keeper, folder))
     except OSError as err:
         error = f"{err.filename or 'the sandbox'}: {err.strerror}"
     if vm is not None:
@@ -290,13 +291,15 @@ def _start(ready: Ready, store: Store, accelerator: str, counter: tsc.Counter) -
     return qemu.start(machine._replace(kind=kind), folder, process.unprivileged(store.root / "locks"))
 
 
-def _explained(err: RootdiskError, vm: Vm | None, folder: Path) -> RootdiskError:
+def _explained(err: RootdiskError, vm: Vm | None, keeper: Keeper | None, folder: Path) -> RootdiskError:
     """The error with what QEMU and the console say, where the guest said nothing."""
     from runner import console
 
     if err.message or vm is None:
         return err
-    how = vm.ended(2) or ""
+    how = vm.ended(2)
+    if keeper is not None and how is not None:
+        keeper.drain()
     lines = console.tail(folder / "console.log")
     complaint = (folder / "machine.log").read_text(errors="replace").strip().splitlines()
     reason = console.meaning(lines) or (complaint[-1] if complaint else how) or ("" if lines else console.NOTHING)

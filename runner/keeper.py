@@ -123,6 +123,13 @@ class Keeper:
             with contextlib.suppress(OSError):
                 peer.sock.sendall(peer.out)
 
+    def drain(self) -> None:
+        """What the console still holds when the machine has ended: mostly why."""
+        self._vm.console.settimeout(1)
+        with contextlib.suppress(OSError):
+            while data := self._vm.console.recv(64 << 10):
+                self._console.write(data)
+
     def close(self) -> None:
         """Let all clients go."""
         for sock in self._peers:
