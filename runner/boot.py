@@ -19,7 +19,7 @@ from runner import accel, process, records, sandbox, slot, tsc
 from runner.clone import Clone, clone, found
 from runner.debug import debug, is_shown
 from runner.errors import RootdiskError
-from runner.files import atomic_write
+from runner.files import atomic_write, socket_address
 from runner.local import Local
 from runner.machine import Forward, Machine, Share, Vm
 from runner.records import Record
@@ -136,16 +136,13 @@ def launch(ready: Ready, store: Store, counter: tsc.Counter) -> int:
 
 
 def _listener(folder: Path) -> socket.socket:
-    """The control socket. The folder's whole path may be too long for an address."""
+    """The control socket."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    directory = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
+    with socket_address(folder, "control") as address:
         with contextlib.suppress(FileNotFoundError):
-            os.unlink("control", dir_fd=directory)
-        listener.bind(f"/proc/self/fd/{directory}/control")
+            os.unlink(address)
+        listener.bind(address)
         listener.listen(16)
-    finally:
-        os.close(directory)
     return listener
 
 

@@ -112,6 +112,16 @@ def is_locked(path: Path) -> bool:
     return False
 
 
+@contextlib.contextmanager
+def socket_address(folder: Path, name: str) -> Iterator[str]:
+    """The address of the UNIX socket `name` in `folder`, whose own path may be too long for one (unix(7): 107 bytes)."""
+    directory = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{directory}/{name}"
+    finally:
+        os.close(directory)
+
+
 def data_runs(fd: int) -> Iterator[tuple[int, int]]:
     """The (start, end) byte runs of an open file that are not holes, by SEEK_DATA and SEEK_HOLE."""
     end = 0

@@ -23,7 +23,6 @@ from runner.oci import Platform
 
 LIBRARY = "libkrun.so.1"
 CPUS_MAX = 255
-_SPARE_BYTES = 1 << 30  # what a qcow2 file of a full disk may need beyond the disk
 
 
 def library() -> str:
@@ -85,7 +84,7 @@ def start(machine: Machine, folder: Path, user: process.User | None = None) -> V
             [*argv, str(described)],
             log=folder / "machine.log",
             fds=[*fds, described],
-            file_max_bytes=max(machine.disk_size, machine.memory_mib << 20) + _SPARE_BYTES,
+            file_max_bytes=machine.file_max_bytes,
         )
         ours.pop_all()
         return Vm(running, channel, console, tuple(helpers))

@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 from runner.oci import Platform
 
+_SPARE_BYTES = 1 << 30  # what a qcow2 file of a full disk may need beyond the disk
+
 
 class Forward(NamedTuple):
     """A port of the host that leads to one of the guest."""
@@ -49,6 +51,11 @@ class Machine(NamedTuple):
     forwards: tuple[Forward, ...] = ()
     shares: tuple[Share, ...] = ()
     kind: str = ""  # QEMU's name for it; "": the usual one
+
+    @property
+    def file_max_bytes(self) -> int:
+        """How long a file of the machine may become: its disk, or its memory where that is a file."""
+        return max(self.disk_size, self.memory_mib << 20) + _SPARE_BYTES
 
 
 class Vm(NamedTuple):

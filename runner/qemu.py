@@ -24,7 +24,6 @@ from runner.oci import Platform
 
 PROGRAMS = {"amd64": "qemu-system-x86_64", "arm64": "qemu-system-aarch64"}
 PACKAGES = {"amd64": "qemu-system-x86", "arm64": "qemu-system-arm"}
-_SPARE_BYTES = 1 << 30  # what a qcow2 file of a full disk may need beyond the disk
 
 
 class Handles(NamedTuple):
@@ -126,7 +125,7 @@ def start(machine: Machine, folder: Path, user: process.User | None = None) -> V
             log=folder / "machine.log",
             fds=handles.all,
             user=user,
-            file_max_bytes=max(machine.disk_size, machine.memory_mib << 20) + _SPARE_BYTES,
+            file_max_bytes=machine.file_max_bytes,
         )
         helpers.pop_all()
         return Vm(running, channel, console, tuple(served))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from runner import process
 from runner.errors import RootdiskError
+from runner.files import socket_address
 from runner.machine import Share
 
 # Where distributions put it; seldom in PATH.
@@ -33,14 +34,11 @@ def serve(share: Share, folder: Path) -> tuple[subprocess.Popen[bytes], socket.s
     A read-only share is so on the host's side: virtiofsd sees the directory mounted read-only.
     """
     virtiofsd = program()
-    name = f"{share.tag}.sock"
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     ours = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    directory = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    place = f"/proc/self/fd/{directory}/{name}"  # the folder's own path may be too long for an address
-    try:
+    with socket_address(folder, f"{share.tag}.sock") as address:
         with listener:
-            listener.bind(place)
+            listener.bind(address)
             listener.listen(1)
             server = process.start(
                 _command(virtiofsd, share.path, listener.fileno()),
@@ -48,10 +46,8 @@ def serve(share: Share, folder: Path) -> tuple[subprocess.Popen[bytes], socket.s
                 fds=[listener.fileno()],
                 prepare=_read_only(share.path) if share.read_only else None,
             )
-        ours.connect(place)
-        os.unlink(place)
-    finally:
-        os.close(directory)
+        ours.connect(address)
+        os.unlink(address)
     return server, ours
 
 

@@ -6,6 +6,7 @@ import argparse
 import signal
 import sys
 import time
+from typing import TYPE_CHECKING
 
 from runner import frames, sandbox
 from runner.commands.options import write_json
@@ -13,6 +14,9 @@ from runner.control import connect
 from runner.errors import BadInput
 from runner.sandbox import State
 from runner.store import Store
+
+if TYPE_CHECKING:
+    from runner.output import Reader
 
 FOLLOW_S = 0.1
 
@@ -60,10 +64,7 @@ def logs_command(options: argparse.Namespace) -> int:
         time.sleep(FOLLOW_S)
 
 
-def _show(reader: object, *, framed: bool) -> None:
-    from runner.output import Reader
-
-    assert isinstance(reader, Reader)
+def _show(reader: Reader, *, framed: bool) -> None:
     pieces = reader.frames() if framed else ((frames.STDOUT, data) for data in reader.data())
     for kind, data in pieces:
         stream = sys.stderr if kind == frames.STDERR else sys.stdout
