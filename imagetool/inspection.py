@@ -30,6 +30,9 @@ from runner.fetch import CONFIG_MAX_BYTES, INDEX_MAX_BYTES
 from runner.oci import INDEX_TYPES, Index, Manifest, Platform
 from runner.reference import Reference, parse_reference
 from runner.repository import Joined, RegistryOptions, open_repository, read_blob, resolve_manifest
+from runner.text import printable
+
+_NAME_MAX = 1 << 20  # characters: more than ten for each byte of the longest path
 
 TYPES = {
     stat.S_IFREG: "file",
@@ -229,14 +232,8 @@ def when(node: Node) -> str:
 
 
 def shown(name: bytes) -> str:
-    """A name as text: what is not printable, and the backslash, as escapes."""
-    text = name.decode("utf-8", "surrogateescape")
-    return "".join(
-        c if c.isprintable() and c != "\\"
-        else f"\\x{ord(c) - 0xDC00:02x}" if 0xDC80 <= ord(c) <= 0xDCFF
-        else c.encode("unicode_escape").decode()
-        for c in text
-    )  # fmt: skip
+    """A name as text, whole: what is not printable, and the backslash, as escapes."""
+    return printable(name, limit=_NAME_MAX)
 
 
 def described(what: str, platform: Platform, options: RegistryOptions) -> dict[str, Any]:

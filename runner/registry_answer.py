@@ -16,6 +16,7 @@ import urllib3
 
 from runner.connections import Watch
 from runner.errors import RegistryError
+from runner.text import printable
 
 TEMPORARY = frozenset({408, 425, 429, 500, 502, 503, 504})
 ERROR_MAX_BYTES = 16 << 10
@@ -118,7 +119,7 @@ def status_error(method: str, response: requests.Response, what: str, hint: str 
     try:
         errors = json.loads(read_bounded(response, ERROR_MAX_BYTES)).get("errors")
         said = ", ".join(f"{item.get('code')}: {item.get('message')}" for item in errors[:3])
-        said = "".join(c if c.isprintable() else " " for c in said)[:300]
+        said = printable(said)
     except (RegistryError, ValueError, AttributeError, TypeError, KeyError, RecursionError):
         pass  # no words is fine: the status says it
     message = f"{what}: {method} {urlsplit(str(response.url)).path}: {status} {said or response.reason or ''}".rstrip()
