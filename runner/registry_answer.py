@@ -9,7 +9,6 @@ import email.utils
 import json
 import re
 import time
-from urllib.parse import urlsplit
 
 import requests
 import urllib3
@@ -17,6 +16,7 @@ import urllib3
 from runner.connections import Watch
 from runner.errors import RegistryError
 from runner.text import printable
+from runner.urls import redact
 
 TEMPORARY = frozenset({408, 425, 429, 500, 502, 503, 504})
 ERROR_MAX_BYTES = 16 << 10
@@ -32,12 +32,6 @@ class TryLater(RegistryError):
 
 class Unreachable(RegistryError):
     """No connection was made at all."""
-
-
-def redact(url: str) -> str:
-    """Host and path: no user, password, query or fragment."""
-    parts = urlsplit(url)
-    return f"{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 def read_bounded(response: requests.Response, max_bytes: int) -> bytes:
@@ -122,7 +116,7 @@ def status_error(method: str, response: requests.Response, what: str, hint: str 
         said = printable(said)
     except (RegistryError, ValueError, AttributeError, TypeError, KeyError, RecursionError):
         pass  # no words is fine: the status says it
-    message = f"{what}: {method} {urlsplit(str(response.url)).path}: {status} {said or response.reason or ''}".rstrip()
+    message = f"{what}: {method} /{redact(str(response.url)).partition('/')[2]}: {status} {said or printable(response.reason or '')}".rstrip()
     if not hint and status in (401, 403):
         hint = "log in to the registry, and check that the account may do this"
     if not hint and status == 404:

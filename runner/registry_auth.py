@@ -10,15 +10,16 @@ import re
 import threading
 import time
 from collections.abc import Mapping
-from urllib.parse import urlsplit
+from urllib.parse import urlencode
 
 import requests
 
 from runner.credentials import Credentials, find_credentials
 from runner.errors import RegistryError
-from runner.registry_answer import read_bounded, redact, status_error
-from runner.registry_session import Session, origin
+from runner.registry_answer import read_bounded, status_error
+from runner.registry_session import Session
 from runner.repository import RegistryOptions
+from runner.urls import parse_url
 
 TOKEN_MAX_BYTES = 1 << 20
 
@@ -54,11 +55,11 @@ class Auth:
     ) -> tuple[dict[str, str], bool]:
         """After 401 or 403: the headers to try again with, and that they are others."""
         method = str(original.request.method)
-        url, status = original.url, original.status_code
-        if origin(url) != self._session.origin:
+        url, status = parse_url(original.url), original.status_code
+        if url.origin != self._session.origin:
             original.close()
             # A presigned URL that ran out; asking the registry again gives a new one.
-            raise RegistryError(f"{method} {redact(url)}: {status}, after a redirect", temporary=True, status=status)
+            raise RegistryError(f"{method} {url.shown}: {status}, after a redirect", temporary=True, status=status)
         if status == 403:
             with original:
                 raise status_error(method, original, f"{self._registry}/{self._repository}")
@@ -87,14 +88,12 @@ class Auth:
         return "log in: docker login, podman login or skopeo login " + self._registry
 
     def _bearer(self, challenge: Mapping[str, str], credentials: Credentials | None) -> tuple[str, float]:
-        realm = challenge.get("realm", "")
-        parts = urlsplit(realm)
-        if (
-            parts.scheme not in (("https", "http") if self._plain_http else ("https",))
-            or not parts.hostname
-            or "@" in parts.netloc
-        ):
-            raise RegistryError(f"{self._registry} names a token service we do not talk to: {redact(realm)!r:.200}")
+        try:
+            realm = parse_url(challenge.get("realm", ""))
+        except RegistryError as err:
+            raise RegistryError(f"{self._registry} names a token service we do not talk to: {err.message}") from None
+        if realm.scheme != "https" and not self._plain_http:
+            raise RegistryError(f"{self._registry} names a token service we do not talk to: {realm.shown}: not https")
         fields = {key: challenge[key] for key in ("service", "scope") if key in challenge}
         if credentials is not None and credentials.identity_token:
             fields |= {
@@ -105,21 +104,28 @@ class Auth:
             response = self._session.once("POST", realm, headers={}, data=fields)
         else:
             headers = {"Authorization": credentials.basic} if credentials is not None else {}
-            url = requests.Request("GET", realm, params=fields).prepare().url or realm
-            response = self._session.once("GET", url, headers=headers)
+            response = self._session.once("GET", realm.with_query(urlencode(fields)), headers=headers)
         with response:
             if response.status_code != 200:
                 raise status_error("GET", response, f"token service of {self._registry}", self._hint)
             raw = read_bounded(response, TOKEN_MAX_BYTES)
-        try:
-            answer = json.loads(raw)
-            token = str(answer.get("token") or answer.get("access_token") or "")
-            lifetime = float(answer.get("expires_in") or 60)  # the specification's default
-        except (ValueError, AttributeError, TypeError, RecursionError):
-            token = ""
+        token, lifetime = _token(raw)
         if not re.fullmatch(r"[!-~]+", token):
             raise RegistryError(f"token service of {self._registry}: no token in its answer", self._hint)
-        return f"Bearer {token}", min(max(lifetime, 10), 86400)
+        return f"Bearer {token}", lifetime
+
+
+def _token(raw: bytes) -> tuple[str, float]:
+    """The token in a token service's answer, "" if there is none, and how long it is good for, seconds."""
+    try:
+        answer = json.loads(raw)
+        token = answer.get("token") or answer.get("access_token")
+    except (ValueError, AttributeError, RecursionError):
+        return "", 0
+    lifetime = answer.get("expires_in")
+    if not isinstance(lifetime, int | float) or not lifetime > 0:
+        lifetime = 60  # the specification's default
+    return (token if isinstance(token, str) else ""), float(min(max(lifetime, 10), 86400))
 
 
 def parse_challenges(header: str) -> dict[str, dict[str, str]]:

@@ -16,7 +16,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
-from urllib.parse import urljoin
 
 import requests
 import urllib3
@@ -27,6 +26,7 @@ from runner.registry_answer import TryLater, Unreachable, network_error, read_bo
 from runner.registry_auth import Auth
 from runner.registry_session import Session
 from runner.repository import RegistryOptions
+from runner.urls import Url, parse_url
 
 MAX_ATTEMPTS = 6
 
@@ -74,7 +74,7 @@ class RegistryClient:
         self.name = f"{registry}/{repository}"
         self.options = options
         host = "registry-1.docker.io" if registry == DOCKER_HUB else registry
-        self.base = f"{'http' if options.plain_http else 'https'}://{host}/v2/{repository}/"
+        self.base = parse_url(f"{'http' if options.plain_http else 'https'}://{host}/v2/{repository}/")
         self.session = Session(self.base, options)
         self._watch = self.session.watch
         self.auth = self._make_auth(registry, repository)
@@ -92,9 +92,9 @@ class RegistryClient:
     def retry(self, give_up_s: float | None = None) -> Retry:
         return Retry(give_up_s or self.options.give_up_s, self._watch.stopped)
 
-    def url(self, path: str) -> str:
+    def url(self, path: str) -> Url:
         """`path` below the repository, or where a Location header leads."""
-        return urljoin(self.base, path)
+        return self.base.join(path)
 
     def request(
         self,
@@ -109,7 +109,7 @@ class RegistryClient:
 
         The caller reads with `read_bounded` or from `raw`, and closes.
         """
-        url = self.url(path)
+        url = str(self.url(path))
         try:
             response = self._exchange(method, url, dict(headers or {}), data)
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as err:

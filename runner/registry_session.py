@@ -7,7 +7,6 @@ import ssl
 from collections.abc import Mapping
 from http.cookiejar import DefaultCookiePolicy
 from typing import Any
-from urllib.parse import urljoin, urlsplit
 
 import requests
 import requests.adapters
@@ -15,8 +14,8 @@ import requests.adapters
 from runner import __version__
 from runner.connections import Watch
 from runner.errors import BadInput, RegistryError
-from runner.registry_answer import redact
 from runner.repository import RegistryOptions
+from runner.urls import Url, parse_url
 
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 MAX_REDIRECTS = 5
@@ -26,9 +25,9 @@ COMMIT_BYTES_PER_S = 16 << 20  # a registry reads a blob again, and may copy it,
 class Session(requests.Session):
     """Redirects followed here: no Authorization to other origins, no way from https to http, bodies never read."""
 
-    def __init__(self, base: str, options: RegistryOptions) -> None:
+    def __init__(self, base: Url, options: RegistryOptions) -> None:
         super().__init__()
-        self.origin = origin(base)
+        self.origin = base.origin
         self._plain_http = options.plain_http
         self._timeout = (options.connect_timeout_s, options.read_timeout_s)
         self.auth = _keep  # otherwise ~/.netrc is asked, for redirect targets too
@@ -48,25 +47,28 @@ class Session(requests.Session):
         self, method: str, url: str, headers: Mapping[str, str] | None = None, data: Any = None, **_: Any
     ) -> requests.Response:
         sent = dict(headers or {})
+        place = parse_url(url)
         for _hop in range(MAX_REDIRECTS):
-            if origin(url) != self.origin:
+            if place.origin != self.origin:
                 sent.pop("Authorization", None)
-            response = self.once(method, url, headers=sent, data=data)
+            response = self.once(method, place, headers=sent, data=data)
             location = response.headers.get("Location")
             if response.status_code not in REDIRECTS or not location:
                 return response
             response.close()
             if method not in ("GET", "HEAD") and response.status_code not in (307, 308):
-                raise RegistryError(f"{method} {redact(url)}: answered with a redirect {response.status_code}")
-            url = urljoin(url, location)
-        raise RegistryError(f"{method} {redact(url)}: more than {MAX_REDIRECTS} redirects")
+                raise RegistryError(f"{method} {place.shown}: answered with a redirect {response.status_code}")
+            try:
+                place = place.join(location)
+            except RegistryError as err:
+                raise RegistryError(f"{method} {place.shown}: a redirect to {err.message}") from None
+        raise RegistryError(f"{method} {place.shown}: more than {MAX_REDIRECTS} redirects")
 
-    def once(self, method: str, url: str, *, headers: Mapping[str, str], data: Any = None) -> requests.Response:
+    def once(self, method: str, url: Url, *, headers: Mapping[str, str], data: Any = None) -> requests.Response:
         """One exchange with exactly these headers, redirects not followed, answer streamed."""
-        parts = urlsplit(url)
-        if parts.scheme != "https" and not (parts.scheme == "http" and self._plain_http):
+        if url.scheme != "https" and not self._plain_http:
             raise RegistryError(
-                f"{method} {redact(url)}: not https", "ask for plain http if this network is to be trusted"
+                f"{method} {url.shown}: not https", "ask for plain http if this network is to be trusted"
             )
         connect_s, read_s = self._timeout
         if method == "PUT" and data is not None:
@@ -74,7 +76,7 @@ class Session(requests.Session):
             read_s += getattr(data, "whole_bytes", len(data)) / COMMIT_BYTES_PER_S
         return super().request(
             method,
-            url,
+            str(url),
             headers=dict(headers),
             data=data,
             stream=True,
@@ -105,8 +107,11 @@ class Adapter(requests.adapters.HTTPAdapter):
                 ) from err
         return context
 
-    def build_connection_pool_key_attributes(self, *args: Any, **kwargs: Any) -> Any:
-        host, pool = super().build_connection_pool_key_attributes(*args, **kwargs)
+    def build_connection_pool_key_attributes(self, request: requests.PreparedRequest, *args: Any, **kwargs: Any) -> Any:
+        host, pool = super().build_connection_pool_key_attributes(request, *args, **kwargs)
+        url = parse_url(str(request.url))
+        if (host["scheme"], host["host"].strip("[]"), host["port"] or url.port) != url.origin:
+            raise RegistryError(f"{url.shown}: two parsers read this URL in two ways")
         if host["scheme"] == "https":
             pool["ssl_context"] = self._context
         return host, pool
@@ -126,13 +131,3 @@ def _keep(request: requests.PreparedRequest) -> requests.PreparedRequest:
 
 def _no_cookies() -> DefaultCookiePolicy:
     return DefaultCookiePolicy(allowed_domains=[])
-
-
-def origin(url: str) -> tuple[str, str, int]:
-    """Scheme, host and port: what credentials are bound to."""
-    parts = urlsplit(url)
-    try:
-        port = parts.port
-    except ValueError:
-        port = -1
-    return parts.scheme, parts.hostname or "", port or (443 if parts.scheme == "https" else 80)

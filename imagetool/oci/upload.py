@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from urllib.parse import urljoin, urlsplit, urlunsplit
 
 import requests
 
@@ -16,6 +15,7 @@ from runner.errors import RegistryError
 from runner.oci import Descriptor
 from runner.registry_client import RegistryClient
 from runner.repository import verified
+from runner.urls import parse_url
 
 SLOW_BYTES_PER_S = 1 << 20
 PROGRESS_BYTES = 1 << 20  # after so many more an upload may break again
@@ -60,12 +60,10 @@ class Upload:
         headers = {"Content-Type": "application/octet-stream"}
         if self._taken:
             headers["Content-Range"] = f"{self._taken}-{size - 1}"  # the specification's form, which is not RFC 9110's
-        parts = urlsplit(self._place)
-        query = "&".join(part for part in (parts.query, f"digest={self._descriptor.digest}") if part)
+        place = self._client.url(self._place).with_query(f"digest={self._descriptor.digest}")
         # An empty body object would be sent chunked; many registries refuse that.
         body = Body(self._descriptor, self._content, self._taken) if self._taken < size else b""
-        url = urlunsplit(parts._replace(query=query))
-        with self._client.request("PUT", url, expect=(201,), headers=headers, data=body):
+        with self._client.request("PUT", str(place), expect=(201,), headers=headers, data=body):
             pass
 
     def _look(self) -> None:
@@ -112,4 +110,4 @@ class Body:
 def _location(response: requests.Response) -> str:
     """Relative to where the request went; the specification allows both forms. "" where there is none."""
     location = response.headers.get("Location", "")
-    return urljoin(str(response.url), location) if location else ""
+    return str(parse_url(str(response.url)).join(location)) if location else ""
