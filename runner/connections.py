@@ -3,6 +3,8 @@
 A socket's own time-out starts again with every byte, so a server that trickles a header, or the length of a chunk, could
 hold its reader for ever. One thread looks after all waits; and all of them can be broken off at once, which a fetch
 over several connections needs when one fails or the user presses Ctrl-C.
+
+They go to addresses that were looked at: runner/addresses.py.
 """
 
 from __future__ import annotations
@@ -18,6 +20,9 @@ from weakref import WeakKeyDictionary
 
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError
+
+from runner.addresses import Reach
 
 LOOK_S = 0.1
 
@@ -27,6 +32,7 @@ class Watch:
 
     def __init__(self) -> None:
         self.stopped = threading.Event()
+        self.reach = Reach()
         self._lock = threading.Lock()
         self._waits: dict[object, tuple[socket.socket, float]] = {}  # until when, time.monotonic()
         self._sockets: WeakKeyDictionary[urllib3.BaseHTTPResponse, socket.socket] = WeakKeyDictionary()
@@ -39,10 +45,12 @@ class Watch:
             for sock, _ in self._waits.values():
                 _break(sock)
 
-    def adopt(self, pool: Any) -> None:
-        """Look after the connections that `pool` makes from now on."""
+    def adopt(self, pool: Any, *, home: bool) -> None:
+        """Look after the connections that `pool` makes from now on; `home` says that they are to the registry itself."""
         kind = _TLSConnection if isinstance(pool, urllib3.HTTPSConnectionPool) else _Connection
-        pool.ConnectionCls = functools.partial(kind, watch=self)
+        # The proxy is the user's choice.
+        reach = self.reach if pool.proxy is None else None
+        pool.ConnectionCls = functools.partial(kind, watch=self, reach=reach, home=home)
 
     def head(self, connection: HTTPConnection) -> urllib3.HTTPResponse:
         """The answer to what `connection` has asked, its head complete within the connection's time-out."""
@@ -100,13 +108,39 @@ class Watch:
 class _Watched:
     """Mixed into urllib3's connections."""
 
-    def __init__(self, *args: Any, watch: Watch, **kwargs: Any) -> None:
+    _dns_host: str
+
+    def __init__(self, *args: Any, watch: Watch, reach: Reach | None, home: bool, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._watch = watch
+        self._watch, self._reach, self._home = watch, reach, home
 
     def getresponse(self) -> Any:
         assert isinstance(self, HTTPConnection)
         return self._watch.head(self)
+
+    def _new_conn(self) -> socket.socket:
+        """Resolve, choose, and connect to what was chosen: nothing is resolved a second time."""
+        assert isinstance(self, HTTPConnection)
+        connect = HTTPConnection._new_conn
+        if self._reach is None:
+            return connect(self)
+        name, port = self._dns_host, self.port or 0
+        addresses = self._reach.choose(name.strip("[]"), port, _resolved(self, name.strip("[]")), home=self._home)
+        try:
+            for number, address in enumerate(addresses):
+                self._dns_host = address
+                try:
+                    sock = connect(self)
+                except (NewConnectionError, ConnectTimeoutError):
+                    if number + 1 == len(addresses):
+                        raise
+                    continue
+                if self._home:
+                    self._reach.arrived(address)
+                return sock
+        finally:
+            self._dns_host = name
+        raise NewConnectionError(self, "no address")
 
 
 class _Connection(_Watched, HTTPConnection):
@@ -115,6 +149,17 @@ class _Connection(_Watched, HTTPConnection):
 
 class _TLSConnection(_Watched, HTTPSConnection):
     pass
+
+
+def _resolved(connection: HTTPConnection, name: str) -> list[str]:
+    """The addresses of `name`, best first; an IPv6 one with its zone."""
+    try:
+        found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
+    except socket.gaierror as err:
+        raise NameResolutionError(name, connection, err) from err
+    families = (socket.AF_INET, socket.AF_INET6)
+    numeric = (socket.getnameinfo(place, socket.NI_NUMERICHOST)[0] for family, *_, place in found if family in families)
+    return list(dict.fromkeys(numeric))
 
 
 def _break(sock: socket.socket) -> None:

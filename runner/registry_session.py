@@ -14,6 +14,7 @@ import requests.adapters
 from runner import __version__
 from runner.connections import Watch
 from runner.errors import BadInput, RegistryError
+from runner.proxies import proxy_for
 from runner.repository import RegistryOptions
 from runner.urls import Url, parse_url
 
@@ -34,7 +35,7 @@ class Session(requests.Session):
         self.headers["Accept-Encoding"] = "identity"
         self.headers["User-Agent"] = f"rootdisk/{__version__}"
         self.cookies.set_policy(_no_cookies())
-        adapter = Adapter(options)
+        adapter = Adapter(options, self.origin)
         self.watch = adapter.watch
         self.mount("https://", adapter)
         self.mount("http://", adapter)
@@ -42,6 +43,11 @@ class Session(requests.Session):
     def get_redirect_target(self, resp: requests.Response) -> None:
         """None: requests would read the body of a redirect without a bound."""
         return
+
+    def merge_environment_settings(self, url: Any, *args: Any, **kwargs: Any) -> Any:
+        """Proxies by our own rules."""
+        proxy = proxy_for(parse_url(str(url)))
+        return {**super().merge_environment_settings(url, *args, **kwargs), "proxies": {"all": proxy} if proxy else {}}
 
     def request(  # type: ignore[override]
         self, method: str, url: str, headers: Mapping[str, str] | None = None, data: Any = None, **_: Any
@@ -70,6 +76,8 @@ class Session(requests.Session):
             raise RegistryError(
                 f"{method} {url.shown}: not https", "ask for plain http if this network is to be trusted"
             )
+        if url.origin != self.origin:
+            self.watch.reach.check_host(url.host, url.port)
         connect_s, read_s = self._timeout
         if method == "PUT" and data is not None:
             # Of the rest of a broken upload the registry reads all again.
@@ -88,7 +96,8 @@ class Session(requests.Session):
 class Adapter(requests.adapters.HTTPAdapter):
     """Trusts the system's certificates, and the user's own file beside them; watches all waits."""
 
-    def __init__(self, options: RegistryOptions) -> None:
+    def __init__(self, options: RegistryOptions, home: tuple[str, str, int]) -> None:
+        self._home = home
         self._ca_file = options.ca_file
         self.watch = Watch()
         self.read_timeout_s = options.read_timeout_s
@@ -116,9 +125,9 @@ class Adapter(requests.adapters.HTTPAdapter):
             pool["ssl_context"] = self._context
         return host, pool
 
-    def get_connection_with_tls_context(self, *args: Any, **kwargs: Any) -> Any:
-        pool = super().get_connection_with_tls_context(*args, **kwargs)
-        self.watch.adopt(pool)
+    def get_connection_with_tls_context(self, request: requests.PreparedRequest, *args: Any, **kwargs: Any) -> Any:
+        pool = super().get_connection_with_tls_context(request, *args, **kwargs)
+        self.watch.adopt(pool, home=parse_url(str(request.url)).origin == self._home)
         return pool
 
     def proxy_manager_for(self, *args: Any, **kwargs: Any) -> Any:
