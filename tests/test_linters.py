@@ -11,17 +11,23 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+PYTHON = (["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"])
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"]],
-    ids=["ruff check", "ruff format", "mypy"],
-)
+@pytest.mark.parametrize("arguments", PYTHON, ids=["ruff check", "ruff format", "mypy"])
 def test_python(arguments: list[str]) -> None:
     if importlib.util.find_spec(arguments[0]) is None:
         pytest.skip(f"{arguments[0]} is not installed")
     _run([sys.executable, "-m", *arguments])
+
+
+def test_before_a_commit() -> None:
+    """pre-commit's hooks are the same linters, from .venv, and nothing from the network."""
+    yaml = pytest.importorskip("ruamel.yaml")
+    (place,) = yaml.YAML(typ="safe").load(ROOT / ".pre-commit-config.yaml")["repos"]
+    assert place["repo"] == "local"
+    assert [hook["language"] for hook in place["hooks"]] == ["system"] * len(place["hooks"])
+    assert [hook["entry"].split() for hook in place["hooks"]] == [[".venv/bin/python", "-m", *tool] for tool in PYTHON]
 
 
 def test_shell() -> None:
