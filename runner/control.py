@@ -5,11 +5,11 @@ from __future__ import annotations
 import socket
 
 from runner.files import socket_address
-from runner.sandbox import State, not_running
+from runner.sandbox import State, Unreadable, not_running
 
 
-def connect(state: State) -> socket.socket:
-    """Connected to `state`'s keeper; BadInput where it does not run."""
+def connect(state: State | Unreadable) -> socket.socket:
+    """Connected to `state`'s keeper; BadInput if it does not run."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         with socket_address(state.folder, "control") as address:

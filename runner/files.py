@@ -11,9 +11,11 @@ import errno
 import fcntl
 import json
 import os
+import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from runner.errors import Busy
 
@@ -63,6 +65,45 @@ def write_json(path: Path, value: object, mode: int = 0o644, *, durable: bool = 
     atomic_write(path, json.dumps(value, indent=1, sort_keys=True).encode() + b"\n", mode, durable=durable)
 
 
+def read_file(path: Path, max_bytes: int) -> bytes:
+    """Read a whole file, not through a link. ValueError if it is no regular file or larger than `max_bytes`; OSError."""
+    try:
+        # O_NONBLOCK: a FIFO would be waited for.
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError as err:
+        if err.errno == errno.ELOOP:
+            raise ValueError("is a symbolic link") from err
+        raise
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise ValueError("is not a file")
+        with open(fd, "rb", closefd=False) as file:
+            data = file.read(max_bytes + 1)
+    finally:
+        os.close(fd)
+    if len(data) > max_bytes:
+        raise ValueError(f"is larger than {max_bytes} bytes")
+    return data
+
+
+def parse_json(raw: bytes) -> Any:
+    """Parse JSON that somebody else may have written. ValueError, whatever is wrong with it."""
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"holds {constant}, which is not JSON")
+
+    if not raw.strip():
+        raise ValueError("is empty")
+    try:
+        return json.loads(raw, parse_constant=refuse)
+    except json.JSONDecodeError as err:
+        raise ValueError(f"is cut off or damaged: {err}") from err
+    except UnicodeDecodeError as err:
+        raise ValueError(f"is damaged: {err.reason}") from err
+    except RecursionError as err:
+        raise ValueError("is nested too deeply") from err
+
+
 @contextlib.contextmanager
 def locked(path: Path, *, shared: bool = False, timeout_s: float | None = None) -> Iterator[None]:
     """Hold the lock file `path`, made when missing and never removed.
@@ -98,12 +139,11 @@ def _flock(fd: int, path: Path, operation: int, timeout_s: float | None) -> None
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a living process holds the lock file `path` exclusively."""
+    """Whether a living process holds the lock file `path` exclusively; OSError if it cannot be opened."""
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return False
-    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError(errno.EINVAL, "is not a file", str(path))
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from runner.artifact import ArtifactConfig, ArtifactManifest
 from runner.errors import RootdiskError
-from runner.files import atomic_write, write_json
+from runner.files import atomic_write, parse_json, read_file, write_json
 from runner.oci import Digest, Manifest, Platform
 from runner.reference import Reference
 from runner.repository import RegistryOptions, open_repository, resolve_manifest
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from runner.progress import Progress
     from runner.sandbox import Spec
 
+_NAME_MAX_BYTES = 1 << 20
 _TRIES = 10  # of finding it all there after fetching it: a prune may run at the same time
 
 
@@ -169,11 +169,16 @@ def _remember(
 
 
 def read_name(path: Path) -> Name | None:
-    """A file of names/; None where it is not whole."""
+    """Read a file of names/; None if it is not whole. Fields that this version does not know are left alone."""
     try:
-        return Name(**json.loads(path.read_bytes()))
-    except (OSError, ValueError, TypeError):
+        value = parse_json(read_file(path, _NAME_MAX_BYTES))
+        name = Name(**{field: value[field] for field in Name._fields})
+        Digest.parse(f"sha256:{name.manifest}")
+        Platform.parse(name.platform)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RootdiskError):
         return None
+    sound = isinstance(name.reference, str) and isinstance(name.plain_http, bool)
+    return name if sound and isinstance(name.ca_file, str | None) else None
 
 
 def _known(store: Store, reference: Reference, platform: Platform) -> bytes | None:

@@ -1,8 +1,13 @@
-"""What may go from the store: what no sandbox uses, the longest unused first."""
+"""What may go from the store: what no sandbox uses, the longest unused first.
+
+Only files whose names are this version's are looked at. While a sandbox cannot be read, nothing goes that it may need:
+then only temporary files of killed processes do.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import re
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +17,14 @@ from runner.errors import Busy
 from runner.files import locked
 from runner.local import read_name
 from runner.store import Store
+
+_FORMS = {
+    "disks": re.compile(r"([0-9a-f]{64})\.(?:raw|chunks|partial)\Z|\.([0-9a-f]{64})\.chunks\.[0-9a-f]{16}\Z"),
+    "blobs": re.compile(r"([0-9a-f]{64}|[0-9a-f]{128})\Z|\.([0-9a-f]{64}|[0-9a-f]{128})\.[0-9a-f]{16}\Z"),
+}
+_NAME = re.compile(r"[0-9a-f]{64}\Z")
+_TEMPORARY = re.compile(r"\.[0-9a-f]{64}\.[0-9a-f]{16}\Z")
+_WRITING_S = 3600  # a temporary file may still be somebody's for that long
 
 
 class _Thing(NamedTuple):
@@ -29,34 +42,50 @@ def prune(store: Store, age_s: float, max_bytes: int | None, *, dry_run: bool) -
     With `max_bytes` only until the store holds no more than that. What is in use is never touched: it is leased.
     """
     sandbox.sweep(store)
-    kept = {digest for state in sandbox.states(store) for digest in state.spec.uses}
+    needed = sandbox.needed(store)
     things = sorted(_things(store), key=lambda thing: thing.used)
     left = sum(thing.bytes for thing in things)
     removed: list[tuple[Path, int]] = []
     for thing in things:
-        if thing.digest in kept or time.time() - thing.used < age_s or (max_bytes is not None and left <= max_bytes):
+        if time.time() - thing.used < age_s or (max_bytes is not None and left <= max_bytes):
             continue
-        with contextlib.suppress(Busy), locked(store.root / "locks" / thing.digest, timeout_s=0):
-            sizes = [(path, path.stat().st_blocks * 512) for path in thing.files if path.exists()]
-            if not dry_run:
-                for path, _ in sizes:
-                    path.unlink()
-            removed += sizes
-            left -= thing.bytes
+        if _removable(thing, needed):
+            with contextlib.suppress(Busy), locked(store.root / "locks" / thing.digest, timeout_s=0):
+                # Once more: a sandbox may have been made, and have ended, while others were removed.
+                sizes = [(path, path.lstat().st_blocks * 512) for path in _removable(thing, sandbox.needed(store))]
+                if not dry_run:
+                    for path, _ in sizes:
+                        path.unlink()
+                removed += sizes
+                left -= sum(size for _, size in sizes)
     if not dry_run:
         _forget(store)
     return removed
 
 
+def _removable(thing: _Thing, needed: set[str] | None) -> list[Path]:
+    """The files of `thing` that no sandbox needs; `needed` None: it is not known what they need."""
+    if needed is not None and thing.digest in needed:
+        return []
+    found = []
+    for path in thing.files:
+        with contextlib.suppress(FileNotFoundError):
+            is_old = time.time() - path.lstat().st_mtime > _WRITING_S
+            if is_old if path.name.startswith(".") else needed is not None:
+                found.append(path)
+    return found
+
+
 def _things(store: Store) -> list[_Thing]:
     found: dict[str, list[Path]] = {}
-    for folder in ("disks", "blobs"):
+    for folder, form in _FORMS.items():
         for path in (store.root / folder).iterdir():
-            found.setdefault(path.name.lstrip(".").partition(".")[0], []).append(path)
+            if name := form.match(path.name):
+                found.setdefault(name[1] or name[2], []).append(path)
     things = []
     for digest, files in found.items():
         with contextlib.suppress(FileNotFoundError):
-            infos = [path.stat() for path in files]
+            infos = [path.lstat() for path in files]
             blocks = sum(info.st_blocks * 512 for info in infos)
             # A disk goes before its index, so that no index is left without knowing why.
             files.sort(key=lambda path: path.suffix != ".raw")
@@ -65,8 +94,13 @@ def _things(store: Store) -> list[_Thing]:
 
 
 def _forget(store: Store) -> None:
-    """Names whose manifest has gone."""
+    """Names whose manifest has gone. One that cannot be read stays, until its reference is asked for again."""
     for path in (store.root / "names").iterdir():
-        name = read_name(path)
-        if name is None or not (store.root / "blobs" / name.manifest).exists():
-            path.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            if _TEMPORARY.match(path.name):
+                gone = time.time() - path.lstat().st_mtime > _WRITING_S
+            else:
+                name = read_name(path) if _NAME.match(path.name) else None
+                gone = name is not None and not (store.root / "blobs" / name.manifest).exists()
+            if gone:
+                path.unlink()

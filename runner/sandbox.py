@@ -8,7 +8,8 @@
     NAME/control       the keeper's socket
     NAME/console.log, output.log, machine.log
 
-A directory gets its name by rename, with lock and state in it, so who sees the name sees a whole sandbox.
+A directory gets its name by rename, with lock and state in it, so who sees the name sees a whole sandbox. What cannot be
+read (damaged, of a newer version, another user's) is an Unreadable: seen by `ps -a`, removed by `rm` and by nothing else.
 """
 
 from __future__ import annotations
@@ -17,118 +18,63 @@ import contextlib
 import fcntl
 import json
 import os
+import socket
+import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from runner.errors import BadInput, Busy, RootdiskError
-from runner.files import is_locked, write_json
+from runner.files import atomic_write, is_locked, read_file, socket_address
+from runner.state import MAX_BYTES, Newer, Spec, State, Unreadable, parse, state_json
 from runner.store import Store
+from runner.text import printable
+
+__all__ = ["Sandbox", "Spec", "State", "Unreadable"]  # and the functions below
 
 _NEW = ".new-"
 _NEW_MAX_AGE_S = 60  # a directory without a lock in it for that long belongs to nobody
+_POLL_S = 0.05
 _RELEASE_S = 2.0  # how long somebody who only looks may hold the lock
-
-
-class Spec(NamedTuple):
-    """What a sandbox is made of, as its user asked for it; kept for `start` and `inspect`. No secrets."""
-
-    name: str
-    reference: str
-    artifact: str  # the manifest's digest
-    disk: str  # hex digests, as the store names its files: of the base disk
-    config: str
-    kernel: str | None
-    initramfs: str | None
-    disk_size: int  # bytes, of the sandbox's own disk
-    memory_mib: int
-    cpus: int
-    network: str = "user"
-    forwards: tuple[tuple[str, str, int, int], ...] = ()
-    volumes: tuple[tuple[str, str, bool], ...] = ()  # path of the host, of the guest, read-only
-    labels: tuple[tuple[str, str], ...] = ()
-    keep: bool = False
-    detached: bool = False
-    interactive: bool = False
-    terminal: bool = False
-    accelerator: str | None = None
-    backend: str | None = None
-    clone: str | None = None
-    timeout_s: float | None = None
-
-    @property
-    def uses(self) -> set[str]:
-        """What must stay in the store as long as the sandbox is there."""
-        manifest = self.artifact.partition(":")[2]
-        return {digest for digest in (manifest, self.disk, self.config, self.kernel, self.initramfs) if digest}
-
-
-class State(NamedTuple):
-    """A sandbox as it was last seen."""
-
-    folder: Path
-    spec: Spec
-    running: bool
-    pid: int  # the keeper's; 0 when it has ended
-    created: float  # Unix time, as the others
-    started: float
-    ended: float | None
-    status: int | None  # exit status of the last run; None when it runs or was cut off
-    error: str  # why the last run failed
-
-    @property
-    def text(self) -> str:
-        """In a word or two."""
-        if self.running:
-            return "running"
-        return "cut off" if self.status is None else f"exited ({self.status})"
-
-    def to_json(self) -> dict[str, Any]:
-        """For programs: of `ps --json` and `inspect`."""
-        spec = self.spec._asdict()
-        spec["labels"] = dict(self.spec.labels)
-        spec["ports"] = [
-            {"protocol": protocol, "address": address, "host": host, "guest": guest}
-            for protocol, address, host, guest in spec.pop("forwards")
-        ]
-        spec["volumes"] = [{"host": a, "guest": b, "read_only": c} for a, b, c in self.spec.volumes]
-        fields = ("pid", "created", "started", "ended", "status", "error", "running")
-        return {**spec, **{name: getattr(self, name) for name in fields}}
 
 
 class Sandbox:
     """A sandbox's directory while this process holds its lock."""
 
-    def __init__(self, folder: Path, lock: int, spec: Spec, created: float) -> None:
+    def __init__(self, folder: Path, lock: int, spec: Spec, created: float, raw: Mapping[str, Any]) -> None:
         self.folder = folder
         self.spec = spec
         self._lock = lock
         self._created = created
+        self._raw = raw
 
     @classmethod
     def create(cls, store: Store, spec: Spec) -> Sandbox:
-        """A new one, locked; BadInput where there is one of that name. Nothing has that name before `name` is called."""
+        """A new one, locked. Nothing has its name before `take_name` is called. BadInput if `spec` cannot be written down."""
         folder = store.sandboxes / f"{_NEW}{os.urandom(8).hex()}"
         folder.mkdir(mode=0o700)
         lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         fcntl.flock(lock, fcntl.LOCK_EX)
-        sandbox = cls(folder, lock, spec, time.time())
-        sandbox.write_state()
+        sandbox = cls(folder, lock, spec, time.time(), {})
+        try:
+            sandbox.write_state()
+            read(folder)  # what is written here can be read by the next one
+        except BaseException as err:
+            sandbox.remove()
+            sandbox.release()
+            if isinstance(err, ValueError):
+                raise BadInput(f"sandbox {spec.name} cannot be described: {err}", "shorten labels and paths") from err
+            raise
         return sandbox
 
     @classmethod
     def open(cls, state: State) -> Sandbox:
-        """A kept one, to start it again or to remove it; Busy where it runs."""
-        deadline = time.monotonic() + _RELEASE_S
-        while (lock := _locked(state.folder)) is None:
-            if time.monotonic() > deadline or not state.folder.exists():
-                raise Busy(f"sandbox {state.spec.name} runs", f"runner stop {state.spec.name}")
-            time.sleep(0.02)
-        return cls(state.folder, lock, state.spec, state.created)
+        """A kept one, to start it again or to remove it; Busy if it runs."""
+        return cls(state.folder, _take_lock(state), state.spec, state.created, state.raw)
 
     def take_name(self) -> None:
-        """Be seen under its own name from now on; BadInput where another has it."""
+        """Be seen under its own name from now on; BadInput if another has it."""
         target = self.folder.parent / self.spec.name
         try:
             os.rename(self.folder, target)
@@ -138,42 +84,56 @@ class Sandbox:
             try:
                 os.rename(self.folder, target)
             except OSError as err:
+                other = look(target)
+                what = f", which cannot be read: {other.reason}" if isinstance(other, Unreadable) else ""
                 hint = f"choose another --name, or runner rm {self.spec.name}"
-                raise BadInput(f"there is a sandbox {self.spec.name} already", hint) from err
+                raise BadInput(f"there is a sandbox {self.spec.name} already{what}", hint) from err
         self.folder = target
 
     def write_state(self, *, pid: int = 0, started: float = 0, status: int | None = None, error: str = "") -> None:
         """For others to see: who keeps it (0: nobody any more), since when, and how it ended."""
-        state = {
-            "spec": self.spec._asdict(),
-            "pid": pid,
-            "created": self._created,
-            "started": started,
-            "ended": None if pid or not started else time.time(),
-            "status": status,
-            "error": error,
-        }
+        state = state_json(
+            self._raw,
+            self.spec,
+            pid=pid,
+            created=self._created,
+            started=started,
+            ended=None if pid or not started else time.time(),
+            status=status,
+            error=error,
+        )
+        data = json.dumps(state, indent=1, sort_keys=True).encode() + b"\n"
         # A sandbox that is not kept need not outlive a power cut.
-        write_json(self.folder / "state.json", state, 0o600, durable=self.spec.keep)
+        atomic_write(self.folder / "state.json", data, 0o600, durable=self.spec.keep)
 
     def remove(self) -> None:
-        """It and all it has."""
-        import shutil  # when a sandbox has ended, there is time to load it
-
-        with contextlib.suppress(OSError):
-            hidden = self.folder.with_name(f"{_NEW}{os.urandom(8).hex()}")
-            os.rename(self.folder, hidden)  # the name is free at once, and nobody sees half of it
-            self.folder = hidden
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Delete it and all it has, as far as that is possible."""
+        with contextlib.suppress(RootdiskError):
+            _remove(self.folder)
 
     def release(self) -> None:
         """Let go of the lock, where no other process of ours has it too."""
         os.close(self._lock)
 
 
+def _take_lock(state: State | Unreadable) -> int:
+    """The locked lock of a sandbox that has ended, made again if it is missing; Busy if the sandbox runs."""
+    deadline = time.monotonic() + _RELEASE_S
+    while True:
+        try:
+            lock = _locked(state.folder)
+        except FileNotFoundError:
+            lock = _made_lock(state.folder)
+        if lock is not None:
+            return lock
+        if time.monotonic() > deadline or not state.folder.exists():
+            raise Busy(f"sandbox {state.name} runs", f"runner stop {state.name}")
+        time.sleep(0.02)
+
+
 def _locked(folder: Path) -> int | None:
-    """The open, locked lock of a directory; None where another has it, or the directory was replaced meanwhile."""
-    fd = os.open(folder / "lock", os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    """The open, locked lock of a directory; None if another has it, or the directory was replaced meanwhile."""
+    fd = os.open(folder / "lock", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if os.path.samestat(os.fstat(fd), os.stat(folder / "lock")):
@@ -184,93 +144,225 @@ def _locked(folder: Path) -> int | None:
     return None
 
 
-def read(folder: Path) -> State:
-    """The sandbox in `folder`; OSError or ValueError where there is none."""
-    running = is_locked(folder / "lock")
-    value = json.loads((folder / "state.json").read_bytes())
+def _made_lock(folder: Path) -> int | None:
+    """A new lock where somebody has removed it; None if the keeper that had it lives, or another was quicker."""
+    if _answers(folder):
+        return None
+    with contextlib.suppress(FileExistsError, FileNotFoundError):
+        os.close(os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        return _locked(folder)
+    return None
+
+
+def _answers(folder: Path) -> bool:
+    """Whether a keeper listens there: how a sandbox without its lock is known to run."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as sock:
+        try:
+            with socket_address(folder, "control") as address:
+                sock.connect(address)
+        except BlockingIOError:  # more wait for it than it lets wait
+            return True
+        except OSError:
+            return False
+    return True
+
+
+def _runs(folder: Path) -> bool:
+    """Whether the sandbox in `folder` has a keeper; OSError if that cannot be found out."""
     try:
-        spec = value["spec"]
-        for name in ("forwards", "volumes", "labels"):
-            spec[name] = tuple(map(tuple, spec[name]))
-        return State(
-            folder,
-            Spec(**spec),
-            running,
-            value["pid"] if running else 0,
-            value["created"],
-            value["started"],
-            value["ended"],
-            value["status"],
-            value["error"],
-        )
-    except (KeyError, TypeError) as err:
-        raise ValueError(f"{folder / 'state.json'}: {err}") from err
+        return is_locked(folder / "lock")
+    except FileNotFoundError:
+        return _answers(folder)
+
+
+def read(folder: Path) -> State:
+    """Read the sandbox in `folder`; OSError or ValueError if that is not possible."""
+    if not stat.S_ISDIR(os.lstat(folder).st_mode):
+        raise ValueError("is not a directory")
+    running = _runs(folder)
+    try:
+        return parse(read_file(folder / "state.json", MAX_BYTES), folder, running)
+    except ValueError as err:
+        raise type(err)(f"state.json {err}") from None
+
+
+def look(folder: Path) -> State | Unreadable:
+    """The sandbox in `folder`, whatever has become of it; FileNotFoundError if nothing has that name."""
+    try:
+        return read(folder)
+    except (OSError, ValueError) as err:
+        owner = os.lstat(folder).st_uid
+        reason = printable(err)
+        if isinstance(err, OSError):
+            reason = f"{os.path.basename(err.filename or 'lock')}: {err.strerror}"
+            if owner != os.geteuid():
+                reason += f" (it belongs to user {owner})"
+        running = False
+        with contextlib.suppress(OSError):
+            running = _runs(folder)
+        return Unreadable(folder, reason, running or _answers(folder))
+
+
+def all_of(store: Store) -> Iterator[State | Unreadable]:
+    """Every sandbox, also those that are being made, and those that cannot be read."""
+    for folder in sorted(store.sandboxes.iterdir()):
+        with contextlib.suppress(FileNotFoundError):  # it has gone meanwhile
+            found = look(folder)
+            if isinstance(found, State) or not _is_unfinished(folder):
+                yield found
 
 
 def states(store: Store) -> Iterator[State]:
-    """Every sandbox, also those that are being made."""
-    for folder in sorted(store.sandboxes.iterdir()):
-        with contextlib.suppress(OSError, ValueError):
-            yield read(folder)
+    """Every sandbox that can be read, also those that are being made."""
+    return (found for found in all_of(store) if isinstance(found, State))
+
+
+def needed(store: Store) -> set[str] | None:
+    """The hex digests that sandboxes need; None while one cannot be read, which may need anything."""
+    digests: set[str] = set()
+    for found in all_of(store):
+        if isinstance(found, Unreadable):
+            return None
+        digests |= found.uses
+    return digests
 
 
 def find(store: Store, name: str) -> State:
-    """The sandbox of that name; BadInput where there is none."""
+    """The sandbox of that name; BadInput if there is none, or it cannot be read."""
+    found = find_any(store, name)
+    if isinstance(found, Unreadable):
+        name = printable(name)
+        raise BadInput(f"sandbox {name} cannot be read: {found.reason}", f"to give it up: runner rm {name}")
+    return found
+
+
+def find_any(store: Store, name: str) -> State | Unreadable:
+    """The sandbox of that name, also one that cannot be read; BadInput if there is none."""
     try:
-        if "/" in name or name.startswith("."):
+        if not name or "/" in name or "\0" in name or (name.startswith(".") and not name.startswith(_NEW)):
             raise FileNotFoundError
-        return read(store.sandboxes / name)
-    except (OSError, ValueError) as err:
+        return look(store.sandboxes / name)
+    except OSError as err:
         import difflib
 
-        names = [state.spec.name for state in states(store)]
+        names = [found.name for found in all_of(store)]
         near = difflib.get_close_matches(name, names, 1)
-        raise BadInput(f"no sandbox {name!r:.80}", f"did you mean {near[0]}?" if near else "see runner ps -a") from err
+        hint = f"did you mean {printable(near[0])}?" if near else "see runner ps -a"
+        raise BadInput(f"no sandbox {printable(name, 80)!r}", hint) from err
 
 
-def discard(folder: Path) -> None:
-    """Remove a sandbox that nobody keeps and that is not to be kept, or one that was never finished."""
-    import shutil
-
+def remove(found: State | Unreadable) -> None:
+    """Delete a sandbox that has ended, on its user's order. Busy if it runs; RootdiskError if it cannot be deleted."""
     try:
-        lock = _locked(folder)
-    except FileNotFoundError:
-        if _is_left(folder):
-            shutil.rmtree(folder, ignore_errors=True)
-        return
-    if lock is None:
+        lock = _take_lock(found)
+    except OSError as err:  # the lock is a directory, a link, another user's
+        if _answers(found.folder):
+            raise Busy(f"sandbox {found.name} runs", f"runner rm --force {found.name}") from err
+        _remove(found.folder)
         return
     try:
-        # Whoever makes a directory locks it before the state is in it: with a state, its maker is dead.
-        left = _is_left(folder) or (folder.name.startswith(_NEW) and (folder / "state.json").exists())
-        with contextlib.suppress(OSError, ValueError):
-            left |= not read(folder).spec.keep
-        if left:
-            shutil.rmtree(folder, ignore_errors=True)
+        _remove(found.folder)
     finally:
         os.close(lock)
 
 
+def _remove(folder: Path) -> None:
+    """Delete a sandbox's directory. RootdiskError if that is not possible; then what is left keeps its name."""
+    hidden = folder.with_name(f"{_NEW}{os.urandom(8).hex()}")
+    try:
+        if not stat.S_ISDIR(os.lstat(folder).st_mode):
+            folder.unlink()
+            return
+        os.rename(folder, hidden)  # the name is free at once, and nobody sees half of it
+        with contextlib.suppress(OSError):
+            hidden.chmod(0o700)
+        _remove_tree(hidden)
+    except FileNotFoundError:
+        return
+    except OSError as err:
+        with contextlib.suppress(OSError):
+            os.rename(hidden, folder)
+        what = f"cannot remove sandbox {printable(folder.name)}: {err.strerror}"
+        raise RootdiskError(what, f"fix owner and permissions of {printable(folder)}") from err
+
+
+def _remove_tree(folder: Path) -> None:
+    import shutil  # when a sandbox has ended, there is time to load it
+
+    while folder.exists():
+        with contextlib.suppress(FileNotFoundError):  # another process removes it too
+            shutil.rmtree(folder)
+
+
+def discard(folder: Path) -> None:
+    """Remove a sandbox that nobody keeps and that is not to be kept, or one that was never finished.
+
+    What cannot be read stays, except what never had a name and is not of a newer version.
+    """
+    hidden = folder.name.startswith(_NEW)
+    try:
+        lock = _locked(folder)
+    except FileNotFoundError:
+        lock, left = None, _is_left(folder)
+    else:
+        if lock is None:
+            return
+        try:
+            # Whoever makes a directory locks it before the state is in it: with a state, its maker is dead.
+            left = not read(folder).spec.keep or hidden
+        except Newer:
+            left = False
+        except FileNotFoundError:
+            left = _is_left(folder)
+        except (OSError, ValueError):
+            left = hidden
+    try:
+        if left:
+            with contextlib.suppress(RootdiskError):  # it is seen by `ps`, and `rm` says why it stays
+                _remove(folder)
+    finally:
+        if lock is not None:
+            os.close(lock)
+
+
+def _is_unfinished(folder: Path) -> bool:
+    """Whether it has neither name nor state: it is being made or removed, or was when its process was killed."""
+    return folder.name.startswith(_NEW) and not os.path.lexists(folder / "state.json")
+
+
 def _is_left(folder: Path) -> bool:
-    return folder.name.startswith(_NEW) and time.time() - folder.stat().st_mtime > _NEW_MAX_AGE_S
+    """Whether a directory without a lock, or without a state, is what a killed process has left."""
+    if not folder.name.startswith(_NEW) or time.time() - folder.stat().st_mtime < _NEW_MAX_AGE_S:
+        return False
+    try:
+        read(folder)
+    except Newer:
+        return False
+    except (OSError, ValueError):
+        pass
+    return True
 
 
 def sweep(store: Store) -> None:
     """Remove what killed processes left."""
     for folder in store.sandboxes.iterdir():
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, RootdiskError):
             discard(folder)
 
 
-def is_running(state: State) -> bool:
-    return is_locked(state.folder / "lock")
+def is_running(state: State | Unreadable) -> bool:
+    with contextlib.suppress(OSError):
+        return _runs(state.folder)
+    return _answers(state.folder)
 
 
-def wait_end(state: State) -> None:
+def wait_end(state: State | Unreadable) -> None:
     """Return when the sandbox does not run any more."""
     try:
-        fd = os.open(state.folder / "lock", os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
+        fd = os.open(state.folder / "lock", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        while _answers(state.folder):
+            time.sleep(_POLL_S)
         return
     try:
         fcntl.flock(fd, fcntl.LOCK_SH)
@@ -278,5 +370,5 @@ def wait_end(state: State) -> None:
         os.close(fd)
 
 
-def not_running(state: State) -> RootdiskError:
-    return BadInput(f"sandbox {state.spec.name} does not run", f"runner start {state.spec.name}")
+def not_running(state: State | Unreadable) -> RootdiskError:
+    return BadInput(f"sandbox {state.name} does not run", f"runner start {state.name}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 import time
@@ -12,8 +13,9 @@ from runner import frames, sandbox
 from runner.commands.options import write_json
 from runner.control import connect
 from runner.errors import BadInput
-from runner.sandbox import State
+from runner.sandbox import State, Unreadable
 from runner.store import Store
+from runner.text import printable
 
 if TYPE_CHECKING:
     from runner.output import Reader
@@ -23,18 +25,22 @@ FOLLOW_S = 0.1
 
 def ps_command(options: argparse.Namespace) -> int:
     rows = [
-        state
-        for state in sandbox.states(Store.open())
-        if (state.running or options.all) and not state.folder.name.startswith(".")
+        found
+        for found in sandbox.all_of(Store.open())
+        if (found.running or options.all) and (isinstance(found, Unreadable) or not found.name.startswith("."))
     ]
     if options.json:
-        write_json([state.to_json() for state in rows])
+        write_json([row.to_json() for row in rows])
         return 0
     print(f"{'NAME':24} {'ARTIFACT':40} {'AGE':>6}  {'STATE':12} PORTS")
     for row in rows:
+        name = printable(row.name)
+        if isinstance(row, Unreadable):
+            print(f"{name:24} {'':40} {'':>6}  {'unreadable':12} {row.reason}")
+            continue
         ports = ", ".join(f"{address}:{host}->{guest}/{kind}" for kind, address, host, guest in row.spec.forwards)
         age = _age(time.time() - row.created)
-        print(f"{row.spec.name:24} {row.spec.reference:40} {age:>6}  {row.text:12} {ports}".rstrip())
+        print(f"{name:24} {printable(row.spec.reference):40} {age:>6}  {row.text:12} {printable(ports)}".rstrip())
     return 0
 
 
@@ -122,16 +128,18 @@ def _wait(state: State) -> int:
 
 
 def rm_command(options: argparse.Namespace) -> int:
-    for state in _found(options.name):
-        if state.running:
+    store = Store.open()
+    for found in [sandbox.find_any(store, name) for name in options.name]:
+        name = printable(found.name)
+        if found.running:
             if not options.force:
-                raise BadInput(f"sandbox {state.spec.name} runs", f"runner stop {state.spec.name}, or rm --force")
-            with connect(state) as sock:
+                raise BadInput(f"sandbox {name} runs", f"runner stop {name}, or rm --force")
+            with connect(found) as sock:
                 sock.sendall(frames.frame(frames.KILL))
-                sandbox.wait_end(state)
-        if state.folder.exists():
-            sandbox.Sandbox.open(state).remove()
-        print(state.spec.name)
+                sandbox.wait_end(found)
+        if os.path.lexists(found.folder):
+            sandbox.remove(found)
+        print(name)
     return 0
 
 

@@ -26,7 +26,7 @@ def inspect_command(options: argparse.Namespace) -> int:
     from runner import sandbox
 
     if not set(options.artifact) & set("/:@"):  # no reference of an artifact is so short
-        given.write_json(sandbox.find(Store.open(), options.artifact).to_json(), indent=1)
+        given.write_json(sandbox.find_any(Store.open(), options.artifact).to_json(), indent=1)
         return 0
     given.write_json(_artifact(options), indent=1)
     return 0
@@ -51,12 +51,20 @@ def _artifact(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def prune_command(options: argparse.Namespace) -> int:
+    from runner import sandbox
     from runner.prune import prune
+    from runner.text import printable
 
-    if options.older_than < 0:
+    if not 0 <= options.older_than < 1e9:  # not NaN either
         raise BadInput(f"--older-than {options.older_than}", "a number of days")
     limit = given.size_bytes(options.max_size, "--max-size") if options.max_size else None
-    removed = prune(Store.open(), options.older_than * 86400, limit, dry_run=options.dry_run)
+    store = Store.open()
+    removed = prune(store, options.older_than * 86400, limit, dry_run=options.dry_run)
+    for found in sandbox.all_of(store):
+        if isinstance(found, sandbox.Unreadable):
+            name = printable(found.name)
+            what = f"sandbox {name} cannot be read, so what it may need stays: {found.reason}: runner rm {name}"
+            print(f"runner: {what}", file=sys.stderr)
     if options.json:
         given.write_json([{"path": str(path), "bytes": size} for path, size in removed])
     else:
