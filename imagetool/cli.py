@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from runner.arguments import Parser
 from runner.errors import RootdiskError
+from runner.stdio import OutputError, discard_output, settle
 
 SOURCES = "registry/repository:tag, oci:DIR:TAG, docker-archive:FILE, …"
 
@@ -170,21 +170,27 @@ def parser() -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; its exit status: 0, 1 failed (diff, verify: there are differences), 2 wrong input, 130 interrupted."""
+    settle()
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        options = parser().parse_args(arguments)
-        from imagetool import commands  # --help needs none of it
+        try:
+            options = parser().parse_args(arguments)
+            from imagetool import commands  # --help needs none of it
 
-        return int(getattr(commands, f"{options.command}_command")(options))
+            return int(getattr(commands, f"{options.command}_command")(options))
+        finally:
+            sys.stdout.flush()
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        discard_output()
         return 1
     except ModuleNotFoundError as err:  # the runner's install has not all that building needs
         print(f"imagetool: {err.name} is not installed: pip install 'rootdisk[build]'", file=sys.stderr)
         return 1
     except (RootdiskError, OSError) as err:
+        if isinstance(err, OutputError):
+            discard_output()
         if "--debug" in arguments:
             raise
         text = (

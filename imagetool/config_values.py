@@ -80,17 +80,17 @@ def version(where: Where, source: Reference) -> str:
 
 def _git(where: Where) -> str:
     """What git describes: the last tag, how many commits ago, and `-dirty` where something has changed since."""
-    import subprocess
+    from runner import process
 
     command = ["git", "-C", str(where.file.parent), "describe", "--tags", "--always", "--dirty"]
     try:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        done = process.run(command)
     except OSError as err:
         raise where.error(f"{{git}}: cannot run git: {err.strerror}", "install git") from err
-    if done.returncode:
-        reason = done.stderr.strip().removeprefix("fatal: ").splitlines()[:1] or ["it failed"]
+    if done.status:
+        reason = done.complaint.strip().removeprefix("fatal: ").splitlines()[:1] or ["it failed"]
         raise where.error(f"{{git}}: git describe: {reason[0]:.200}", "commit something, or write the version")
-    return done.stdout.strip()
+    return done.text.strip()
 
 
 def platforms(where: Where) -> tuple[Platform, ...]:

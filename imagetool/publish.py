@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import stat
-import subprocess
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -16,6 +15,7 @@ from imagetool.config import Image
 from imagetool.disks import read_disk
 from imagetool.oci.push import Content, Target, open_target, push_blobs
 from imagetool.progress import Report, silent
+from runner import process
 from runner.artifact import (
     CHUNKS_TYPE,
     INITRAMFS_TYPE,
@@ -185,6 +185,6 @@ def boot(image: Image) -> None:
     command += ["--ca-file", str(image.ca_file)] if image.ca_file else []
     command += ["--platform", str(image.platform)]
     command += ["--entrypoint", "/.rootdisk/init", f"{reference.place}:{image.version}", "--", "--version"]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
-    if done.returncode or "rootdisk" not in done.stdout:
-        raise RootdiskError(f"{image.name} does not boot: {(done.stderr or done.stdout)[-500:].strip()}")
+    done = process.run(command)
+    if done.status or "rootdisk" not in done.text:
+        raise RootdiskError(f"{image.name} does not boot: {(done.complaint or done.text)[-500:].strip()}")

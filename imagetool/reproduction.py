@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from imagetool.config import Image
+from runner import process
 from runner.errors import RootdiskError
 from runner.oci import Digest
 from runner.reference import Reference
@@ -117,23 +117,20 @@ def _other_uid() -> list[tuple[str, ...]]:
 def _refused(prefix: Sequence[str], described: Path) -> str:
     """Why nothing can be run by `prefix`; "" where the file `described` can be read there."""
     try:
-        done = subprocess.run(
-            [*prefix, "cat", str(described)], stdin=subprocess.DEVNULL, capture_output=True, timeout=PROBE_S
-        )
+        done = process.run([*prefix, "cat", str(described)], timeout_s=PROBE_S)
     except FileNotFoundError:
         return f"{prefix[0]} is not installed"
-    except (OSError, subprocess.TimeoutExpired) as err:
+    except OSError as err:
         return f"{prefix[0]}: {err}"
-    if done.returncode:
-        return (done.stderr.decode(errors="replace").strip().splitlines() or [f"{prefix[0]} fails"])[-1]
+    if done.status:
+        return (done.complaint.strip().splitlines() or [f"{prefix[0]} fails"])[-1]
     return ""
 
 
 def _locale() -> str:
     """A locale that is not this process's, one with other rules than C if there is any."""
     try:
-        done = subprocess.run(["locale", "-a"], stdin=subprocess.DEVNULL, capture_output=True, text=True)
-        names = done.stdout.split()
+        names = process.run(["locale", "-a"], timeout_s=PROBE_S).text.split()
     except OSError:
         names = []
     others = [name for name in names if name not in ("C", "POSIX", os.environ.get("LC_ALL", os.environ.get("LANG")))]
@@ -158,11 +155,11 @@ def _built(image: Image, described: Path, out: Path, kernels: Path, dimensions: 
     if "setpriv" in prefix:
         os.chown(out, UID, UID)
     command = [*prefix, sys.executable, "-m", "imagetool.reproduction", json.dumps(task)]
-    done = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True)
-    if done.returncode:
-        said = done.stderr.strip().splitlines() or ["it says nothing"]
+    done = process.run(command, env=environment)
+    if done.status:
+        said = done.complaint.strip().splitlines() or ["it says nothing"]
         raise RootdiskError(f"{image.name}: cannot be built again: {said[-1].removeprefix('imagetool: ')}")
-    return Digest.parse(done.stdout.strip())
+    return Digest.parse(done.text.strip())
 
 
 def _compared(image: Image, plain: Path, other: Path) -> Iterator[str]:

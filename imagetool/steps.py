@@ -11,7 +11,6 @@ import fcntl
 import functools
 import os
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +24,7 @@ from imagetool import recipe
 from imagetool.config import Image
 from imagetool.progress import reported
 from imagetool.receipts import read_receipt, write_receipt
+from runner import process
 from runner.errors import RootdiskError
 from runner.oci import Digest, Platform
 from runner.reference import parse_reference
@@ -232,13 +232,11 @@ def check(places: Places, image: Image) -> None:
     e2fsck = shutil.which("e2fsck", path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
     if e2fsck is None:
         raise RootdiskError("e2fsck is not installed", "apt-get install e2fsprogs")
-    done = subprocess.run(
-        [e2fsck, "-fn", str(path)], stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace"
-    )
-    if done.returncode != 0:
-        raise RootdiskError(f"e2fsck found errors in {path}: {done.stdout[-500:].strip()}")
+    done = process.run([e2fsck, "-fn", str(path)])
+    if done.status:
+        raise RootdiskError(f"e2fsck found errors in {path}: {done.text[-500:].strip()}")
     # e2fsck ends with 0 when it only complains of wrong counts or checksums.
-    talk = [line for line in done.stdout.splitlines() if line and not line.startswith(("Pass ", f"{path}: "))]
+    talk = [line for line in done.text.splitlines() if line and not line.startswith(("Pass ", f"{path}: "))]
     if talk:
         raise RootdiskError(f"e2fsck complains of {path}: {' '.join(talk)[:500]}")
     files = publish.read_through(path)

@@ -170,14 +170,11 @@ def _keep(ready: Ready, store: Store, client: socket.socket, listener: socket.so
     """The keeper's process, which never returns."""
     status = 1
     try:
-        os.setsid()
-        process.retitle(f"runner: keeps {ready.sandbox.spec.name}")
-        null = os.open(os.devnull, os.O_RDWR)
-        os.dup2(null, 0)
-        os.dup2(null, 1)
-        if not is_shown() or ready.sandbox.spec.detached:
-            log = os.open(ready.sandbox.folder / "keeper.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-            os.dup2(log, 2)
+        kept = ready.sandbox
+        quiet = not is_shown() or kept.spec.detached
+        keep = {client.fileno(), listener.fileno(), kept.lock, *ready.local.lease}
+        process.detach(keep, kept.folder / "keeper.log" if quiet else None)
+        process.retitle(f"runner: keeps {kept.spec.name}")
         _run(ready, store, client, listener, counter)
         status = 0
     except BaseException:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple, cast
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 from runner.arguments import Parser
 from runner.debug import show
 from runner.errors import RootdiskError
+from runner.stdio import OutputError, discard_output, settle
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -212,19 +212,25 @@ def _function(name: str) -> Callable[[argparse.Namespace], int]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. 125: the runner itself failed; 130: interrupted; of boot, else the program's own status."""
+    settle()
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments[: arguments.index("--") if "--" in arguments else None]
     if debug:
         show()
     try:
-        options = parser(arguments[0] if arguments else "").parse_args(arguments)
-        return _function(options.command)(options)
+        try:
+            options = parser(arguments[0] if arguments else "").parse_args(arguments)
+            return _function(options.command)(options)
+        finally:
+            sys.stdout.flush()
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        discard_output()
         return FAILED
     except (RootdiskError, OSError) as err:
+        if isinstance(err, OutputError):
+            discard_output()
         if debug:
             raise
         known = isinstance(err, RootdiskError)

@@ -10,11 +10,11 @@ import base64
 import json
 import os
 import re
-import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from runner import process
 from runner.errors import BadInput, RegistryError
 from runner.oci import parse_json
 from runner.reference import DOCKER_HUB
@@ -129,21 +129,19 @@ def _ask_helper(name: str, server: str, path: Path) -> Credentials | None:
     program = f"docker-credential-{name}"
     try:
         # Its stdout may hold secrets, also when it fails: never shown.
-        done = subprocess.run(
-            [program, "get"], input=server.encode(), capture_output=True, timeout=HELPER_TIMEOUT_S, check=False
-        )
+        done = process.run([program, "get"], given=server.encode(), timeout_s=HELPER_TIMEOUT_S)
     except FileNotFoundError:
         raise BadInput(
             f"{program}, which {path} asks for, is not installed", "install it, or remove it there"
         ) from None
-    except (OSError, subprocess.TimeoutExpired) as err:
+    except OSError as err:
         raise RegistryError(f"{program}: {type(err).__name__}", f"try it: echo {server} | {program} get") from None
-    if done.returncode:
-        if b"credentials not found" in done.stdout.lower():
+    if done.status:
+        if b"credentials not found" in done.out.lower():
             return None
-        raise RegistryError(f"{program} ended with {done.returncode}", f"try it: echo {server} | {program} get")
+        raise RegistryError(f"{program} ended with {done.status}", f"try it: echo {server} | {program} get")
     try:
-        answer = json.loads(done.stdout)
+        answer = json.loads(done.out)
         username, secret = str(answer["Username"]), str(answer["Secret"])
     except (ValueError, KeyError, TypeError):
         raise RegistryError(f"{program} does not answer with JSON", f"try it: echo {server} | {program} get") from None

@@ -17,7 +17,7 @@ import socket
 import time
 from collections.abc import Iterator
 
-from runner import frames
+from runner import frames, process
 from runner.debug import debug
 from runner.frames import PAYLOAD_MAX, WINDOW, Decoder, GuestError, frame, frame_number, number
 from runner.machine import Vm
@@ -142,7 +142,7 @@ class Keeper:
         ours, theirs = socket.socketpair()
         with ours, theirs:
             theirs.setblocking(False)
-            for name in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            for name in process.heard(signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
                 signal.signal(name, lambda *_: None)
             signal.set_wakeup_fd(theirs.fileno())
             self._wake = ours

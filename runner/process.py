@@ -1,22 +1,46 @@
-"""The one place that starts programs: they end with the process that started them, hold no right they need not, and leave no core."""
+"""The one place that starts programs. `run` waits for a program's answer; `start` starts one that ends with this process.
+
+A program gets the descriptors that it is given and no others, whatever this process has inherited. `detach` makes a
+process of its own of a fork: it keeps nothing of its caller's.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import errno
 import fcntl
 import os
 import resource
 import signal
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 from runner.errors import RootdiskError
 
+PROBE_S = 30.0  # to say a version or the like
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NO_NEW_PRIVS = 38
 _UIDS = range(61184, 65520)  # given out to services for as long as they run, by systemd too
+
+
+class Done(NamedTuple):
+    """How a program has ended, and what it wrote."""
+
+    status: int  # negative: the signal that ended it
+    out: bytes
+    err: bytes
+
+    @property
+    def text(self) -> str:
+        return self.out.decode("utf-8", "replace")
+
+    @property
+    def complaint(self) -> str:
+        """Its standard error."""
+        return self.err.decode("utf-8", "replace")
 
 
 class User(NamedTuple):
@@ -90,6 +114,38 @@ def _groups() -> tuple[int, ...]:
     return (gid,) if gid else ()
 
 
+def run(
+    argv: Sequence[str | Path],
+    *,
+    given: bytes | None = None,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    timeout_s: float | None = None,
+) -> Done:
+    """Run `argv` to its end, with `given` as its input: its exit status and all that it writes.
+
+    It is killed after `timeout_s` seconds (TimeoutError). OSError if it cannot be started.
+    """
+    process = _spawn(
+        argv,
+        stdin=subprocess.DEVNULL if given is None else subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=cwd,
+        env=env,
+    )
+    with process:
+        try:
+            out, err = process.communicate(given, timeout_s)
+        except subprocess.TimeoutExpired as late:
+            process.kill()
+            raise TimeoutError(errno.ETIMEDOUT, f"no answer within {timeout_s:g} s", str(argv[0])) from late
+        except BaseException:
+            process.kill()
+            raise
+    return Done(process.returncode, out, err)
+
+
 def start(
     argv: Sequence[str],
     *,
@@ -107,6 +163,7 @@ def start(
     prctl = ctypes.CDLL(None, use_errno=True).prctl
 
     def become() -> None:
+        hear_all()
         if prepare is not None:
             prepare()
         forbid_core()
@@ -122,13 +179,84 @@ def start(
             os._exit(1)
 
     with open(log, "ab") as errors:
-        return subprocess.Popen(
+        return _spawn(
             argv,
             stdin=subprocess.DEVNULL,
             stdout=errors,
             stderr=errors,
-            pass_fds=fds,
-            start_new_session=True,  # Ctrl-C is ours to pass on
-            preexec_fn=become,
+            fds=fds,
             env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"},  # no variable of the user's
+            become=become,
         )
+
+
+def _spawn(
+    argv: Sequence[str | Path],
+    *,
+    stdin: int,
+    stdout: int | IO[bytes],
+    stderr: int | IO[bytes],
+    fds: Sequence[int] = (),
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    become: Callable[[], None] | None = None,
+) -> subprocess.Popen[bytes]:
+    """Every program that we start. With `become`, which runs in it, it has a session of its own: Ctrl-C is ours to pass on.
+
+    Without, it stays in ours, so that what a terminal or `nohup` does to us holds for it too.
+    """
+    return subprocess.Popen(
+        argv,
+        stdin=stdin,
+        stdout=stdout,
+        stderr=stderr,
+        close_fds=True,
+        pass_fds=fds,
+        cwd=cwd,
+        env=env,
+        restore_signals=True,  # SIGPIPE and SIGXFSZ, which Python ignores
+        start_new_session=become is not None,
+        preexec_fn=become,
+    )
+
+
+def hear_all() -> None:
+    """Let every signal do what it does by default, and block none."""
+    for number in signal.valid_signals():
+        if signal.getsignal(number) not in (signal.SIG_DFL, None):
+            signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
+def heard(*wanted: signal.Signals) -> tuple[signal.Signals, ...]:
+    """Those of `wanted` that our caller does not ignore, as nohup ignores SIGHUP and `&` in a script SIGINT."""
+    return tuple(one for one in wanted if signal.getsignal(one) is not signal.SIG_IGN)
+
+
+def detach(keep: Collection[int], log: Path | None) -> None:
+    """Make this process, a fork, independent of its caller: session, directory, descriptors.
+
+    Open stay 0 to 2 and `keep`. What it writes to standard error goes to the file `log`; None: to where it did.
+    """
+    os.setsid()
+    # What is looked for in relative places is looked for where the caller was.
+    os.environ["PATH"] = os.pathsep.join(map(_absolute, os.get_exec_path()))
+    os.chdir("/")
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    os.dup2(null, 0)
+    os.dup2(null, 1)
+    if log is not None:
+        fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        os.dup2(fd, 2)
+    for name in os.listdir("/proc/self/fd"):
+        fd = int(name)
+        if fd > 2 and fd not in keep:
+            with contextlib.suppress(OSError):  # the listing's own
+                os.close(fd)
+
+
+def _absolute(folder: str) -> str:
+    try:
+        return os.path.abspath(folder)
+    except FileNotFoundError:  # the working directory is gone
+        return "/"

@@ -12,7 +12,6 @@ import json
 import os
 import re
 import socket
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -67,8 +66,8 @@ def kind(platform: Platform, known: Path) -> str:
             return str(value["kind"])
     from runner.files import write_json
 
-    done = subprocess.run([path, "-M", "help"], capture_output=True, text=True, stdin=subprocess.DEVNULL)
-    found = "microvm" if re.search(r"^microvm\b", done.stdout, re.MULTILINE) else "q35"
+    done = process.run([path, "-M", "help"], timeout_s=process.PROBE_S)
+    found = "microvm" if re.search(r"^microvm\b", done.text, re.MULTILINE) else "q35"
     with contextlib.suppress(OSError):  # it will be asked again
         write_json(known, {"qemu": version, "kind": found})
     return found

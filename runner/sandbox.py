@@ -45,7 +45,7 @@ class Sandbox:
     def __init__(self, folder: Path, lock: int, spec: Spec, created: float, raw: Mapping[str, Any]) -> None:
         self.folder = folder
         self.spec = spec
-        self._lock = lock
+        self.lock = lock  # its descriptor
         self._created = created
         self._raw = raw
 
@@ -113,7 +113,7 @@ class Sandbox:
 
     def release(self) -> None:
         """Let go of the lock, where no other process of ours has it too."""
-        os.close(self._lock)
+        os.close(self.lock)
 
 
 def _take_lock(state: State | Unreadable) -> int:

@@ -13,9 +13,10 @@ import sys
 import termios
 from collections.abc import Callable, Iterator
 
-from runner import frames
+from runner import frames, process
 from runner.errors import RootdiskError
 from runner.frames import WINDOW, Decoder, GuestError, frame, frame_number, number
+from runner.stdio import write_all
 
 
 class Lost(RootdiskError):
@@ -101,7 +102,10 @@ class Session:
                 self._out.clear()
 
     def _input(self, stdin: int, selector: selectors.BaseSelector) -> int | None:
-        data = os.read(stdin, min(self._credit, 64 << 10))
+        try:
+            data = os.read(stdin, min(self._credit, 64 << 10))
+        except BlockingIOError:  # another process that shares it was faster
+            return stdin
         self._credit -= len(data)
         self.send(frames.STDIN, data)
         if data:
@@ -121,7 +125,7 @@ class Session:
             self._ended = True
         for kind, _, payload in self._decoder.feed(data):
             if kind in (frames.STDOUT, frames.STDERR):
-                _write_all(1 if kind == frames.STDOUT else 2, payload)
+                write_all(1 if kind == frames.STDOUT else 2, payload)
                 self._out += frame_number(frames.CREDIT, len(payload))
             elif kind == frames.READY:
                 self._ready = True
@@ -140,7 +144,8 @@ def _signals(on_signal: Callable[[int], None] | None, on_resize: Callable[[], No
     """A socket that becomes readable with a signal, whose handler has run then."""
     handlers = {}
     if on_signal is not None:
-        handlers.update(dict.fromkeys((signal.SIGINT, signal.SIGTERM, signal.SIGHUP), lambda n, _: on_signal(n)))
+        stopping = process.heard(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        handlers.update(dict.fromkeys(stopping, lambda n, _: on_signal(n)))
     if on_resize is not None:
         handlers[signal.SIGWINCH] = lambda *_: on_resize()
     ours, theirs = socket.socketpair()
@@ -179,9 +184,3 @@ def window() -> tuple[int, int]:
     except (OSError, ValueError):
         return 24, 80
     return (rows or 24), (columns or 80)
-
-
-def _write_all(fd: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]

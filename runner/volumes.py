@@ -52,8 +52,8 @@ def serve(share: Share, folder: Path) -> tuple[subprocess.Popen[bytes], socket.s
 
 
 def _command(virtiofsd: str, path: Path, fd: int) -> list[str]:
-    done = subprocess.run([virtiofsd, "--help"], capture_output=True, text=True, stdin=subprocess.DEVNULL)
-    if "--shared-dir" in done.stdout:
+    done = process.run([virtiofsd, "--help"], timeout_s=process.PROBE_S)
+    if "--shared-dir" in done.text:
         sandbox = "namespace" if os.geteuid() == 0 else "none"
         return [virtiofsd, "--fd", str(fd), "--shared-dir", str(path), "--sandbox", sandbox]
     if os.geteuid():

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from runner import process
 from runner.errors import BadInput, RootdiskError
 
 SUITE = "bookworm"
@@ -62,13 +62,11 @@ def install(directory: Path, architecture: str, packages: str = PACKAGES) -> Sna
         "SOURCE_DATE_EPOCH": "0",
         **{name: value for name, value in os.environ.items() if name.lower().endswith("_proxy")},
     }
-    done = subprocess.run(
-        argv, cwd=directory, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace"
-    )
-    if done.returncode != 0:
-        lines = [line for line in done.stderr.splitlines() if line.startswith(("E:", "W:", "Err"))][-3:]
+    done = process.run(argv, cwd=directory, env=environment)
+    if done.status:
+        lines = [line for line in done.complaint.splitlines() if line.startswith(("E:", "W:", "Err"))][-3:]
         raise RootdiskError(
-            f"mmdebstrap ended with {done.returncode}: {' '.join(lines) or done.stderr[-300:].strip()}",
+            f"mmdebstrap ended with {done.status}: {' '.join(lines) or done.complaint[-300:].strip()}",
             "is the network there, and as a plain user the package uidmap with a line for you in /etc/subuid?",
         )
     return snapshots

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import tempfile
 from pathlib import Path
 
+from runner import process
 from runner.errors import BadInput, RootdiskError
 from runner.oci import Digest, Platform
 
@@ -43,11 +43,9 @@ def build_init(out: Path, platform: Platform) -> Digest:
         # From its own directory with relative names, so that no path of this machine gets into the program.
         command = [compiler, *FLAGS, "-o", str(program), *SOURCES]
         environment = {"PATH": os.environ.get("PATH", "/usr/bin:/bin"), "LC_ALL": "C", "SOURCE_DATE_EPOCH": "0"}
-        done = subprocess.run(
-            command, cwd=room, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL
-        )
-        if done.returncode:
-            raise RootdiskError(f"{Path(compiler).name} failed on the guest's init: {done.stderr.strip()[-800:]}")
+        done = process.run(command, cwd=room, env=environment)
+        if done.status:
+            raise RootdiskError(f"{Path(compiler).name} failed on the guest's init: {done.complaint.strip()[-800:]}")
         program.chmod(0o755)
         digest = Digest.of(program.read_bytes())
         program.replace(out)

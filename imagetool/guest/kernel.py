@@ -9,11 +9,11 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import subprocess
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from runner import process
 from runner.errors import BadInput, RootdiskError
 from runner.oci import Platform
 
@@ -129,10 +129,10 @@ def _in(root: Path) -> Kernel:
 
 def _run(command: list[str], what: str, cwd: Path | None = None) -> str:
     environment = {**os.environ, "LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"}
-    done = subprocess.run(command, cwd=cwd, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True)
-    if done.returncode:
-        reason = done.stderr.strip().splitlines()[-1:] or ["no reason given"]
+    done = process.run(command, cwd=cwd, env=environment)
+    if done.status:
+        reason = done.complaint.strip().splitlines()[-1:] or ["no reason given"]
         raise RootdiskError(
             f"kernel: {command[0]} failed on {what}: {reason[0]}", "is the network there? apt-get update"
         )
-    return done.stdout
+    return done.text

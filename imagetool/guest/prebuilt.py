@@ -10,12 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 from imagetool.guest.init import FLAGS, MACHINES, SOURCES
+from runner import process
 from runner.errors import RootdiskError
 from runner.oci import Digest, Platform
 
@@ -59,9 +59,11 @@ def _build(machine: str, out: Path, cache: str) -> Digest:
     command = [sys.executable, "-m", "ziglang", "cc", "-target", f"{machine}-linux-musl", *FLAGS]
     command += ["-o", str(out.absolute()), *SOURCES]
     environment = {**os.environ, "LC_ALL": "C", "ZIG_GLOBAL_CACHE_DIR": cache, "ZIG_LOCAL_CACHE_DIR": cache}
-    done = subprocess.run(command, cwd=GUEST, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True)
-    if done.returncode:
-        raise RootdiskError(f"the guest's init for {machine}: {done.stderr.strip()[-800:]}", f"pip install {COMPILER}")
+    done = process.run(command, cwd=GUEST, env=environment)
+    if done.status:
+        raise RootdiskError(
+            f"the guest's init for {machine}: {done.complaint.strip()[-800:]}", f"pip install {COMPILER}"
+        )
     out.chmod(0o644)
     return Digest.of(out.read_bytes())
 

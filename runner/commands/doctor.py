@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from runner import accel, backend, krun, passt, qemu, volumes
+from runner import accel, backend, krun, passt, process, qemu, volumes
 from runner.commands.options import write_json
 from runner.errors import RootdiskError
 from runner.oci import Platform
@@ -64,8 +63,8 @@ def _machine() -> Iterator[Line]:
 
 
 def _version(path: str) -> str:
-    done = subprocess.run([path, "--version"], capture_output=True, text=True, stdin=subprocess.DEVNULL)
-    return done.stdout.partition("\n")[0].removeprefix("QEMU emulator version ") or "does not run"
+    done = process.run([path, "--version"], timeout_s=process.PROBE_S)
+    return done.text.partition("\n")[0].removeprefix("QEMU emulator version ") or "does not run"
 
 
 def _store() -> Iterator[Line]:
