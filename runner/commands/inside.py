@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
-import sys
 
 from runner import frames, sandbox
 from runner.commands.options import program_records
@@ -13,8 +11,6 @@ from runner.errors import BadInput
 from runner.records import pack
 from runner.sandbox import State
 from runner.store import Store
-
-INIT = b"/.rootdisk/init"
 
 
 def exec_command(options: argparse.Namespace) -> int:
@@ -41,13 +37,16 @@ def exec_command(options: argparse.Namespace) -> int:
 
 
 def cp_command(options: argparse.Namespace) -> int:
+    from runner.copies import command
+
     source, target = _place(options.source), _place(options.target)
-    if (source[0] is None) == (target[0] is None):
-        raise BadInput("cp copies between a sandbox and this machine", "write NAME:PATH on one side")
-    if source[0] is not None:
-        return _copy_out(_running(source[0]), source[1], target[1])
-    assert target[0] is not None
-    return _copy_in(_running(target[0]), source[1], target[1])
+    if source[0] is not None and target[0] is None:
+        state = _running(source[0])
+        return command.copy_out(lambda: connect(state), source[1], target[1])
+    if source[0] is None and target[0] is not None:
+        state = _running(target[0])
+        return command.copy_in(lambda: connect(state), source[1], target[1])
+    raise BadInput("cp copies between a sandbox and this machine", "write NAME:PATH on one side")
 
 
 def _place(text: str) -> tuple[str | None, str]:
@@ -55,8 +54,8 @@ def _place(text: str) -> tuple[str | None, str]:
     name, colon, path = text.partition(":")
     if not colon or "/" in name or name.startswith("."):
         return None, text
-    if not path.startswith("/"):
-        raise BadInput(f"cp: {text!r:.80}", "a path in a sandbox is absolute: NAME:/PATH")
+    if not path:
+        raise BadInput(f"cp: {text!r:.80}", "a path in a sandbox is missing: NAME:/PATH")
     return name, path
 
 
@@ -65,30 +64,3 @@ def _running(name: str) -> State:
     if not state.running:
         raise sandbox.not_running(state)
     return state
-
-
-def _copy_out(state: State, path: str, target: str) -> int:
-    from runner import transport
-
-    with connect(state) as sock:
-        program = transport.Program(sock, [INIT, b"pack", os.fsencode(path)])
-        if target == "-":
-            transport.write_tar(program, sys.stdout.buffer, path)
-        else:
-            transport.unpack(program, os.fsencode(path), os.fsencode(target))
-        program.finish()
-    return 0
-
-
-def _copy_in(state: State, source: str, path: str) -> int:
-    from runner import transport
-
-    name = b"." if source == "-" else os.path.basename(os.fsencode(source))
-    with connect(state) as sock:
-        program = transport.Program(sock, [INIT, b"unpack", os.fsencode(path), name or b"."])
-        if source == "-":
-            transport.read_tar(sys.stdin.buffer, program)
-        else:
-            transport.pack(os.fsencode(source), program)
-        program.finish()
-    return 0
