@@ -1,11 +1,12 @@
-"""The process that keeps one sandbox: carries frames between the guest and the clients, and ends with the machine.
+"""The process that keeps one sandbox: carries bytes between the guest and the clients, and ends with the machine.
 
     guest ◀── channel ──▶ keeper ◀── socket pair ──▶ runner boot, in the foreground (session 0)
                              ▲ ◀───── control ──────▶ runner exec, cp (a session each), stop, kill, wait
-    console ─▶ console.log ──┘──▶ output.log, of a detached sandbox's program
+    console ─▶ console.log ──┤──▶ output.log, of a detached sandbox's program
+    machine ─▶ machine.log ──┘
 
-It hands payloads on as they are. How much may be under way is agreed between the two ends by CREDIT, so no client can
-hold up another, and nothing is buffered here beyond that.
+What the bytes mean is router.py's; here are sockets, signals and time. Each socket's events follow from what the router
+wants of it, asked again at every turn, so there is no state of a socket that could be wrong.
 """
 
 from __future__ import annotations
@@ -15,19 +16,21 @@ import selectors
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from selectors import EVENT_READ, EVENT_WRITE
 
 from runner import frames, process
-from runner.debug import debug
-from runner.frames import PAYLOAD_MAX, WINDOW, Decoder, GuestError, frame, frame_number, number
+from runner.frames import GuestError
 from runner.machine import Vm
 from runner.output import Log
+from runner.router import Client, Router
 
 STOP_S = 10  # what a program has to end by itself
 GRACE_S = 5.0  # what its guest has beyond that
 TIMED_OUT, KILLED = 124, 128 + signal.SIGKILL
-PEERS_MAX = 128
-_SIGHUP = 1
+_WAIT_MAX_S = 3600.0  # for one call of the kernel, which takes no more than 24 days
+_ACCEPTED_MAX = 64  # connections in a turn
+_RETRY_S = 0.2  # after a connection could not be taken for want of descriptors
 
 
 class Silent(Exception):
@@ -38,17 +41,34 @@ class Gone(Exception):
     """The client in whose foreground the sandbox ran has gone."""
 
 
-class _Peer:
-    """A client: another process of the same user."""
+class _Watched:
+    """Which events are waited for, by socket; none of what has been forgotten is ever reported."""
 
-    def __init__(self, sock: socket.socket, session: int | None) -> None:
-        self.sock = sock
-        self.session = session  # the guest's number; None as long as it has asked for none
-        self.decoder = Decoder(frames.FROM_CLIENT)
-        self.out = bytearray()
-        self.leaves = False  # when everything is sent
-        self.waits = False  # for the sandbox's end
-        sock.setblocking(False)
+    def __init__(self) -> None:
+        self._selector = selectors.DefaultSelector()
+
+    def watch(self, sock: socket.socket, events: int) -> None:
+        """Wait for `events` of `sock` from now on; 0 for none at all."""
+        key = self._selector.get_map().get(sock)
+        if key is None:
+            if events:
+                self._selector.register(sock, events)
+        elif not events:
+            self._selector.unregister(sock)
+        elif key.events != events:
+            self._selector.modify(sock, events)
+
+    def close(self, sock: socket.socket) -> None:
+        """Forget a socket and close it."""
+        self.watch(sock, 0)
+        sock.close()
+
+    def wait(self, timeout_s: float | None) -> dict[socket.socket, int]:
+        wait_s = _WAIT_MAX_S if timeout_s is None else min(max(0.0, timeout_s), _WAIT_MAX_S)
+        return {key.fileobj: events for key, events in self._selector.select(wait_s)}  # type: ignore[misc]
+
+    def end(self) -> None:
+        self._selector.close()
 
 
 class Keeper:
@@ -72,56 +92,69 @@ class Keeper:
         self._vm = vm
         self._listener = listener
         self._console = console
-        self._output = output
-        self._guest_out = bytearray()
-        self._decoder = Decoder()
-        self._main: _Peer | None = _Peer(client, 0)
-        self._peers = {client: self._main}
-        self._sessions: dict[int, _Peer | None] = {}
-        self._status: int | None = None
+        self._router = Router(output.write_frame if output else None)
+        self._watched = _Watched()
+        self._clients = {client: self._router.main}
         start = time.monotonic()
         self._deadline = start + timeout_s if timeout_s else None
         self._silent_at = start + silent_s if silent_s else None
         self._kill_at: float | None = None
-        vm.channel.setblocking(False)
-        vm.console.setblocking(False)
-        listener.setblocking(False)
+        self._accept_at = 0.0
+        for sock in (vm.channel, vm.console, listener, client):
+            sock.setblocking(False)
 
     def run(self) -> int:
         """Until the program has ended: its exit status, TIMED_OUT or KILLED.
 
         GuestError with the guest's reason, or "" where the machine went without a word; Silent; Gone.
         """
-        with self._signals() as wake, selectors.DefaultSelector() as selector:
-            for sock in (wake, self._listener, self._vm.channel, self._vm.console):
-                selector.register(sock, selectors.EVENT_READ)
-            while self._status is None:
-                self._look(selector)
-                for key, mask in selector.select(self._wait()):
-                    if mask & selectors.EVENT_READ:
-                        self._read(key.fileobj, selector)  # type: ignore[arg-type]
-                self._write(selector)
-                self._check_times()
-        return self._status
+        router = self._router
+        with _signals() as wake, contextlib.ExitStack() as stack:
+            for sock in (wake, self._vm.console, self._vm.channel, self._listener):
+                stack.callback(self._watched.watch, sock, 0)
+            self._watched.watch(wake, EVENT_READ)
+            self._watched.watch(self._vm.console, EVENT_READ)
+            while not router.is_over:
+                self._look()
+                found = self._watched.wait(self._wait_s())
+                if wake in found:
+                    wake.recv(64)
+                    router.stop(STOP_S)
+                if self._vm.console in found:
+                    self._read_console()
+                self._carry(found)
+                if self._listener in found:
+                    self._accept()
+                if (status := self._out_of_time()) is not None and not router.is_over:
+                    return status
+        if router.error is not None:
+            raise router.error
+        if router.left:
+            raise Gone
+        return KILLED if router.status is None else router.status
 
     def acknowledge(self) -> None:
         """Let the guest write everything back and power off."""
-        self._guest_out += frame(frames.ACK)
         self._vm.channel.settimeout(GRACE_S)
         with contextlib.suppress(OSError):
-            self._vm.channel.sendall(self._guest_out)
+            self._vm.channel.sendall(self._router.to_guest() + frames.frame(frames.ACK))
 
     def tell(self, status: int, error: str = "") -> None:
-        """Tell every client how the sandbox has ended, after all that is for them; a blocked one is waited for."""
-        for peer in self._peers.values():
-            if peer is self._main or peer.waits:
-                if error and not peer.waits:
-                    peer.out += frame(frames.ERROR, error.encode())
-                peer.out += frame_number(frames.EXIT, status)
-            # Output of the program is never lost to a slow reader; one of exec's may go the way of its sandbox.
-            peer.sock.settimeout(None if peer is self._main else GRACE_S)
-            with contextlib.suppress(OSError):
-                peer.sock.sendall(peer.out)
+        """Tell every client how the sandbox has ended, after all that is for them.
+
+        Output of the program is never lost to a slow reader: the main client is waited for. One of exec's may go the way of
+        its sandbox.
+        """
+        self._router.finish(status, error)
+        deadline = time.monotonic() + GRACE_S
+        while self._clients:
+            now = time.monotonic()
+            for sock, client in list(self._clients.items()):
+                if self._router.is_done(client) or (now >= deadline and client is not self._router.main):
+                    self._drop(sock)
+            self._look_at_clients()
+            if self._clients:
+                self._carry(self._watched.wait(deadline - now if now < deadline else None))
 
     def drain(self) -> None:
         """What the console still holds when the machine has ended: mostly why."""
@@ -132,205 +165,139 @@ class Keeper:
 
     def close(self) -> None:
         """Let all clients go."""
-        for sock in self._peers:
-            sock.close()
-        self._peers.clear()
+        for sock in list(self._clients):
+            self._drop(sock)
+        self._watched.end()
 
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[socket.socket]:
-        """A socket that becomes readable with SIGTERM, SIGINT or SIGHUP: they stop the sandbox."""
-        ours, theirs = socket.socketpair()
-        with ours, theirs:
-            theirs.setblocking(False)
-            for name in process.heard(signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-                signal.signal(name, lambda *_: None)
-            signal.set_wakeup_fd(theirs.fileno())
-            self._wake = ours
-            try:
-                yield ours
-            finally:
-                signal.set_wakeup_fd(-1)
+    def _look(self) -> None:
+        """Wait for what the router wants."""
+        wanted = EVENT_READ if self._router.guest_wants() else 0
+        self._watched.watch(self._vm.channel, wanted | (EVENT_WRITE if self._router.to_guest() else 0))
+        self._watched.watch(self._listener, EVENT_READ if time.monotonic() >= self._accept_at else 0)
+        self._look_at_clients()
 
-    def _look(self, selector: selectors.BaseSelector) -> None:
-        """Read from clients only while the guest takes what they send; write where there is something."""
-        full = len(self._guest_out) > 4 * WINDOW
-        wanted = [(self._vm.channel, selectors.EVENT_READ | (selectors.EVENT_WRITE if self._guest_out else 0))]
-        for peer in self._peers.values():
-            wanted.append(
-                (peer.sock, (0 if full else selectors.EVENT_READ) | (selectors.EVENT_WRITE if peer.out else 0))
-            )
-        for sock, events in wanted:
-            key = selector.get_map().get(sock)
-            if key is None and events:
-                selector.register(sock, events)
-            elif key is not None and not events:
-                selector.unregister(sock)
-            elif key is not None and key.events != events:
-                selector.modify(sock, events)
+    def _look_at_clients(self) -> None:
+        for sock, client in self._clients.items():
+            wanted = EVENT_READ if self._router.wants(client) else 0
+            self._watched.watch(sock, wanted | (EVENT_WRITE if self._router.to_client(client) else 0))
 
-    def _wait(self) -> float | None:
-        ends = [end for end in (self._deadline, self._silent_at, self._kill_at) if end is not None]
-        return max(0.0, min(ends) - time.monotonic()) if ends else None
+    def _wait_s(self) -> float | None:
+        times = [self._deadline, self._silent_at, self._kill_at, self._accept_at or None]
+        ends = [end for end in times if end is not None]
+        return min(ends) - time.monotonic() if ends else None
 
-    def _check_times(self) -> None:
+    def _out_of_time(self) -> int | None:
+        """How the sandbox ends if its time is over; Silent."""
         now = time.monotonic()
-        if self._status is not None:
-            return
+        if (seconds := self._router.take_stop()) is not None:
+            end = now + seconds + GRACE_S
+            self._kill_at = end if self._kill_at is None else min(end, self._kill_at)
+        if now >= self._accept_at:
+            self._accept_at = 0.0
         if self._silent_at is not None and now >= self._silent_at:
             raise Silent
         if self._deadline is not None and now >= self._deadline:
-            self._status = TIMED_OUT
-        elif self._kill_at is not None and now >= self._kill_at:
-            self._status = KILLED
+            return TIMED_OUT
+        return KILLED if self._kill_at is not None and now >= self._kill_at else None
 
-    def _read(self, sock: socket.socket, selector: selectors.BaseSelector) -> None:
-        if sock is self._listener:
-            self._accept()
-        elif sock is self._wake:
-            sock.recv(64)
-            self._stop(STOP_S)
-        elif sock is self._vm.console:
-            self._read_console(selector)
-        elif sock is self._vm.channel:
-            data = _receive(sock)
-            if data == b"":
-                raise GuestError("")
-            self._silent_at = None if data else self._silent_at
-            for kind, session, payload in self._decoder.feed(data or b""):
-                self._from_guest(kind, session, payload)
-        elif sock in self._peers:
-            self._read_peer(self._peers[sock], selector)
+    def _carry(self, found: dict[socket.socket, int]) -> None:
+        """Read and write where that is possible."""
+        channel = self._vm.channel
+        if (events := found.get(channel, 0)) and not self._router.is_over:
+            if events & EVENT_READ and (size := self._router.guest_wants()):
+                self._read_guest(size)
+            if events & EVENT_WRITE:
+                self._send(channel, self._router.to_guest(), self._router.sent_to_guest)
+        for sock, events in found.items():
+            client = self._clients.get(sock)
+            if client is not None:
+                self._carry_client(sock, client, events)
 
-    def _read_console(self, selector: selectors.BaseSelector) -> None:
-        data = _receive(self._vm.console)
+    def _read_guest(self, size: int) -> None:
+        data = _receive(self._vm.channel, size)
         if data == b"":
-            selector.unregister(self._vm.console)
+            raise GuestError("")
+        if data:
+            self._silent_at = None
+            self._router.from_guest(data)
+
+    def _carry_client(self, sock: socket.socket, client: Client, events: int) -> None:
+        if events & EVENT_READ and (size := self._router.wants(client)):
+            data = _receive(sock, size)
+            if data == b"":
+                self._drop(sock)
+                return
+            self._router.from_client(client, data or b"")
+        if events & EVENT_WRITE:
+            try:
+                self._send(
+                    sock, self._router.to_client(client), lambda count: self._router.sent_to_client(client, count)
+                )
+            except GuestError:
+                self._drop(sock)
+                return
+        if self._router.is_done(client):
+            self._drop(sock)
+
+    def _send(self, sock: socket.socket, data: bytearray, sent: Callable[[int], None]) -> None:
+        """Send what can be; GuestError if nobody is there any more."""
+        try:
+            if data:
+                sent(sock.send(data))
+        except BlockingIOError:
+            pass
+        except OSError as err:
+            raise GuestError("") from err
+
+    def _read_console(self) -> None:
+        data = _receive(self._vm.console, 64 << 10)
+        if data == b"":
+            self._watched.watch(self._vm.console, 0)
         elif data:
             self._silent_at = None
             self._console.write(data)
 
     def _accept(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            sock, _ = self._listener.accept()
-            if len(self._peers) < PEERS_MAX:
-                self._peers[sock] = _Peer(sock, None)
-            else:
-                sock.close()
+        for _ in range(_ACCEPTED_MAX):
+            try:
+                sock, _ = self._listener.accept()
+            except BlockingIOError:
+                return
+            except OSError:  # no descriptor is free: one may be in a while
+                self._accept_at = time.monotonic() + _RETRY_S
+                return
+            sock.setblocking(False)
+            client, evicted = self._router.join()
+            self._clients[sock] = client
+            for other in [one for one, known in self._clients.items() if known is evicted]:
+                self._drop(other)
 
-    def _read_peer(self, peer: _Peer, selector: selectors.BaseSelector) -> None:
-        data = _receive(peer.sock)
-        if data == b"":
-            self._drop(peer, selector)
-            return
+    def _drop(self, sock: socket.socket) -> None:
+        """A client has gone, or is to go."""
+        self._router.leave(self._clients.pop(sock))
+        self._watched.close(sock)
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[socket.socket]:
+    """A socket that becomes readable with SIGTERM, SIGINT or SIGHUP: they stop the sandbox."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)
+        theirs.setblocking(False)
+        for name in process.heard(signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(name, lambda *_: None)
+        signal.set_wakeup_fd(theirs.fileno())
         try:
-            for kind, _, payload in peer.decoder.feed(data or b""):
-                self._from_peer(peer, kind, payload)
-        except GuestError:  # not one of our clients
-            self._drop(peer, selector)
-
-    def _drop(self, peer: _Peer, selector: selectors.BaseSelector) -> None:
-        """A client has gone."""
-        with contextlib.suppress(KeyError):
-            selector.unregister(peer.sock)
-        del self._peers[peer.sock]
-        peer.sock.close()
-        if peer is self._main:
-            self._main = None
-            if self._output is None:
-                raise Gone
-        elif peer.session is not None and self._sessions.get(peer.session) is peer:
-            self._sessions[peer.session] = None  # the number is free when the guest says so
-            self._guest_out += frame_number(frames.SIGNAL, _SIGHUP, peer.session)
-
-    def _from_peer(self, peer: _Peer, kind: int, payload: bytes) -> None:
-        if kind == frames.EXEC:
-            peer.session = next(n for n in range(1, 1 << 16) if n not in self._sessions)
-            self._sessions[peer.session] = peer
-            self._guest_out += frame(kind, payload, peer.session)
-        elif kind == frames.STOP:
-            self._stop(number(payload))
-        elif kind == frames.KILL:
-            self._status = KILLED
-        elif kind == frames.WAIT:
-            peer.waits = True
-        elif kind == frames.SIGNAL:
-            self._guest_out += frame(kind, payload, peer.session or 0)
-        elif peer.session is not None and not (peer is self._main and self._output is not None):
-            self._guest_out += frame(kind, payload, peer.session)
-
-    def _stop(self, seconds: int) -> None:
-        """The stop signal now, SIGKILL after `seconds`, and the end of the machine if even that does not help."""
-        self._guest_out += frame_number(frames.STOP, seconds)
-        end = time.monotonic() + seconds + GRACE_S
-        self._kill_at = end if self._kill_at is None else min(end, self._kill_at)
-
-    def _from_guest(self, kind: int, session: int, payload: bytes) -> None:
-        if kind == frames.LOG:
-            debug(f"guest: {payload.decode(errors='replace')}")
-        elif session:
-            self._from_session(kind, session, payload)
-        elif kind == frames.ERROR:
-            raise GuestError(payload.decode(errors="replace"))
-        elif kind == frames.EXIT:
-            self._status = number(payload) & 0xFF
-        elif kind == frames.READY:
-            self._send(self._main, kind, payload)
-            if self._main is not None and self._output is not None:
-                self._main.leaves = True
-        elif self._output is None:
-            self._send(self._main, kind, payload)
-        elif kind in (frames.STDOUT, frames.STDERR):
-            self._output.write_frame(kind, payload)
-            self._guest_out += frame_number(frames.CREDIT, len(payload))
-
-    def _from_session(self, kind: int, session: int, payload: bytes) -> None:
-        peer = self._sessions.get(session)
-        if peer is not None:
-            self._send(peer, kind, payload)
-        elif kind in (frames.STDOUT, frames.STDERR):
-            self._guest_out += frame_number(frames.CREDIT, len(payload), session)
-        if kind in (frames.EXIT, frames.ERROR):
-            self._sessions.pop(session, None)
-            if peer is not None:
-                peer.session = None
-                peer.leaves = True
-
-    def _send(self, peer: _Peer | None, kind: int, payload: bytes) -> None:
-        if peer is None:
-            return
-        peer.out += frame(kind, payload)
-        if len(peer.out) > WINDOW + 2 * PAYLOAD_MAX:
-            raise GuestError("the guest sends more than it was allowed", "was it built by this rootdisk?")
-
-    def _write(self, selector: selectors.BaseSelector) -> None:
-        if self._guest_out:
-            try:
-                del self._guest_out[: self._vm.channel.send(self._guest_out)]
-            except BlockingIOError:
-                pass
-            except OSError as err:
-                raise GuestError("") from err
-        for peer in list(self._peers.values()):
-            try:
-                if peer.out:
-                    del peer.out[: peer.sock.send(peer.out)]
-            except BlockingIOError:
-                continue
-            except OSError:
-                self._drop(peer, selector)
-                continue
-            if peer.leaves and not peer.out:
-                if peer is self._main:
-                    self._main = None
-                selector.unregister(peer.sock)
-                del self._peers[peer.sock]
-                peer.sock.close()
+            yield ours
+        finally:
+            signal.set_wakeup_fd(-1)
 
 
-def _receive(sock: socket.socket) -> bytes | None:
+def _receive(sock: socket.socket, size: int) -> bytes | None:
     """What has come; None for nothing, b"" at the end."""
     try:
-        return sock.recv(256 << 10)
+        return sock.recv(size)
     except BlockingIOError:
         return None
     except OSError:

@@ -137,6 +137,8 @@ class Session:
                 raise GuestError(payload.decode(errors="replace"))
             elif kind == frames.CREDIT:
                 self._credit = min(WINDOW, self._credit + number(payload))
+            elif kind == frames.NOTICE:
+                print(f"runner: {payload.decode(errors='replace')}", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager

@@ -24,9 +24,15 @@ def exec_command(options: argparse.Namespace) -> int:
     records = program_records(options)
     records += [("stdin", b"1")] if options.interactive else []
     records += [("tty", b"1")] if options.tty else []
+    request = pack(records)
+    if len(request) > frames.REQUEST_MAX:
+        raise BadInput(
+            f"exec: command and variables take {len(request):,} bytes, and {frames.REQUEST_MAX:,} are the most",
+            "send long data with exec -i, or copy it with runner cp",
+        )
     with connect(state) as sock:
         session = Session(sock)
-        session.send(frames.EXEC, pack(records))
+        session.send(frames.EXEC, request)
         stdin = 0 if options.interactive else None
 
         def forward(number: int) -> None:

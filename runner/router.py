@@ -1,0 +1,432 @@
+"""Frames in, frames out: who gets what between one guest and its clients. Pure: no sockets, no clock.
+
+Whatever guest and clients send, what is held here is bounded:
+
+    direction        what is held                                   at most
+    from a client    one frame that is not whole, or has no room    REQUEST_MAX
+    to a client      output it has not granted again                WINDOW
+    from the guest   one frame that is not whole, and one read      PAYLOAD_MAX, READ_BYTES
+    to the guest     frames under way                               ROOM and one frame
+
+All else that is owed (credit, signals, a terminal's size, a stop) is a number kept with its session, which becomes a frame
+when there is room: so it cannot pile up. Orders (STOP, KILL, WAIT) never wait for the guest.
+
+Whoever breaks a rule loses the session in which that was, and no other. The main program's cannot be lost without the
+sandbox: there, what breaks a rule is passed over, and a guest that sends more than it may is not read until that has gone on.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+
+from runner import frames
+from runner.debug import debug
+from runner.frames import PAYLOAD_MAX, REQUEST_MAX, WINDOW, Decoder, GuestError, frame, frame_number, is_number
+from runner.text import printable
+
+CLIENTS_MAX = 128  # that have a session or wait for the end
+READ_BYTES = 64 << 10  # from the guest at once
+VISITORS_MAX = 32  # that have only given an order, or not even that; the oldest goes for a new one
+SESSIONS_MAX = 512  # also those whose client has gone and whose program has not ended yet
+ROOM = 128 << 10  # bytes under way to the guest, from where on clients are not read
+_PIECE_BYTES = 32 << 10
+_SEGMENTS_MAX = 64
+_SIGNALS_MAX = 64
+_SIGHUP = 1
+FULL = f"{CLIENTS_MAX} clients are connected to this sandbox, which is all it takes"
+TOO_MANY = f"{SESSIONS_MAX} commands run in this sandbox, which is all it takes"
+TOO_MUCH = "the guest sends more than it was allowed"
+
+
+class Client:
+    """Another process of the same user, as seen from here."""
+
+    def __init__(self) -> None:
+        self.decoder = Decoder(frames.FROM_CLIENT, REQUEST_MAX)
+        self.session: Session | None = None
+        self.is_visitor = True  # it has asked for no session, and does not wait for the end
+        self.waits = False  # for the sandbox's end
+        self.leaves = False  # when everything is sent; what it says is not listened to any more
+        self._segments: deque[tuple[int, bytearray]] = deque()
+        self._waiting = 0  # bytes in all of them
+        self._wire = bytearray()  # the frame that is being sent
+        self._credit = 0
+        self._last = b""
+
+    @property
+    def waiting(self) -> int:
+        """Bytes that are held for it."""
+        return self._waiting + len(self._wire) + len(self._last)
+
+    @property
+    def held(self) -> int:
+        """Bytes that are held for it and from it."""
+        return len(self.decoder) + self.waiting
+
+    def put(self, kind: int, payload: bytes) -> None:
+        """A frame for it; output joins what waits already, as headers would take more room than single bytes."""
+        if kind in (frames.STDOUT, frames.STDERR):
+            if not payload:
+                return
+            self._waiting += len(payload)
+            for held, data in reversed(self._segments):
+                if held == kind:
+                    data += payload
+                    return
+                if len(self._segments) < _SEGMENTS_MAX:
+                    break
+        else:
+            self._waiting += len(payload)
+        self._segments.append((kind, bytearray(payload)))
+
+    def grant(self, count: int) -> None:
+        self._credit += count
+
+    def leave(self, *last: bytes) -> None:
+        """Let it go after all that is for it, and `last`."""
+        self._last += b"".join(last)
+        self.leaves = True
+
+    def out(self) -> bytearray:
+        """What is to be sent next; empty if there is nothing."""
+        if not self._wire:
+            if self._credit:
+                self._wire += frame_number(frames.CREDIT, self._credit)
+                self._credit = 0
+            elif self._segments:
+                kind, data = self._segments[0]
+                self._wire += frame(kind, bytes(data[:_PIECE_BYTES]))
+                self._waiting -= min(len(data), _PIECE_BYTES)
+                del data[:_PIECE_BYTES]
+                if not data:
+                    self._segments.popleft()
+            elif self._last:
+                self._wire += self._last
+                self._last = b""
+        return self._wire
+
+    def sent(self, count: int) -> None:
+        """So many bytes of `out` have been."""
+        del self._wire[:count]
+
+
+class Session:
+    """A program in the guest, and what is owed to it."""
+
+    def __init__(self, number: int, client: Client | None) -> None:
+        self.number = number
+        self.client = client  # None: it has gone, or the output goes to a log
+        self.unread = 0  # bytes of output that have not been granted again
+        self.untaken = 0  # bytes of input that the guest has not granted again
+        self.credit = 0
+        self.signals: dict[int, None] = {}  # in the order they came, each once
+        self.size = b""
+
+    def owed(self) -> Iterator[bytes]:
+        """Frames for the guest, once."""
+        if self.size:
+            yield frame(frames.RESIZE, self.size, self.number)
+        for number in self.signals:
+            yield frame_number(frames.SIGNAL, number, self.number)
+        if self.credit:
+            yield frame_number(frames.CREDIT, self.credit, self.number)
+        self.size, self.credit = b"", 0
+        self.signals.clear()
+
+    def grant(self, count: int) -> None:
+        """So many bytes of its output have gone on; not more than there were."""
+        count = min(count, self.unread)
+        self.unread -= count
+        self.credit += count
+
+    def signal(self, number: int) -> None:
+        if len(self.signals) < _SIGNALS_MAX and 0 < number <= _SIGNALS_MAX:
+            self.signals[number] = None
+
+
+class Router:
+    """One guest and its clients. Whoever drives it looks at `is_over` and `take_stop` in between."""
+
+    def __init__(self, write_output: Callable[[int, bytes], None] | None) -> None:
+        """`write_output` takes what the main program of a detached sandbox writes; else the main client gets it."""
+        self.status: int | None = None  # of the program, when it has ended
+        self.error: GuestError | None = None  # why the sandbox failed
+        self.is_killed = False
+        self.left = False  # the client in whose foreground it ran has gone
+        self._stop_s: int | None = None  # for the driver to take
+        self._write_output = write_output
+        self._decoder = Decoder(frames.FROM_GUEST, PAYLOAD_MAX)
+        self._out = bytearray()
+        self._owed_stop: int | None = None
+        self.clients: dict[Client, None] = {}
+        self.main = Client()
+        self.clients[self.main] = None
+        self._main_session = Session(0, None if write_output else self.main)
+        self._sessions = {0: self._main_session}
+        self._is_ready = False
+        if not write_output:
+            self.main.session = self._main_session
+        self._last_number = 0
+        self._blocked: dict[Client, None] = {}  # until there is room to the guest; the first is served first
+
+    @property
+    def held(self) -> int:
+        """Bytes that are held, all together."""
+        return len(self._decoder) + len(self._out) + sum(client.held for client in self.clients)
+
+    @property
+    def is_over(self) -> bool:
+        return self.status is not None or self.error is not None or self.is_killed or self.left
+
+    # Clients.
+
+    def join(self) -> tuple[Client, Client | None]:
+        """A new client, and the one that has to go for it, if any."""
+        visitors = [client for client in self.clients if client.is_visitor and client is not self.main]
+        evicted = visitors[0] if len(visitors) >= VISITORS_MAX else None
+        if evicted is not None:
+            self.leave(evicted)
+        client = Client()
+        self.clients[client] = None
+        return client, evicted
+
+    def wants(self, client: Client) -> int:
+        """How many bytes may be read from it now."""
+        if client.leaves:
+            return PAYLOAD_MAX
+        if client in self._blocked:
+            return 0
+        return max(0, frames.HEADER.size + REQUEST_MAX - len(client.decoder))
+
+    def from_client(self, client: Client, data: bytes) -> None:
+        """What it has sent; not more than `wants` said."""
+        if not client.leaves:
+            client.decoder.add(data)
+            self._listen(client)
+
+    def is_done(self, client: Client) -> bool:
+        """Whether nothing is to be done for it any more."""
+        return client.leaves and not client.out()
+
+    def leave(self, client: Client) -> None:
+        """A client has gone. Its program is told to hang up."""
+        if client not in self.clients:
+            return
+        del self.clients[client]
+        self._blocked.pop(client, None)
+        if client is self.main and self._write_output is None:
+            self.left = True
+        self._part(client)
+
+    def _part(self, client: Client) -> None:
+        """Take its session from a client; the number is free when the guest says so."""
+        if client.session is not None and client.session is not self._main_session:
+            client.session.client = None
+            client.session.grant(client.session.unread)
+            client.session.signal(_SIGHUP)
+        client.session = None
+
+    def _listen(self, client: Client) -> None:
+        """Do what a client has asked for, as far as the guest has room for it."""
+        while not client.leaves and (kind := client.decoder.next_kind()) is not None:
+            if kind in (frames.STDIN, frames.EXEC) and len(self._out) >= ROOM:
+                self._blocked[client] = None
+                return
+            found = client.decoder.take()
+            assert found is not None
+            self._from_client(client, kind, found[2])
+
+    def _from_client(self, client: Client, kind: int, payload: bytes) -> None:
+        session = client.session
+        if kind == frames.KILL:
+            self.is_killed = True
+        elif kind == frames.STOP and is_number(payload):
+            self.stop(frames.number(payload))
+        elif kind == frames.WAIT:
+            client.waits = self._has_place(client)
+        elif kind == frames.SIGNAL and is_number(payload):
+            (session or self._main_session).signal(frames.number(payload))
+        elif kind == frames.EXEC and session is None and client is not self.main:
+            self._execute(client, payload)
+        elif kind == frames.STDIN and session is not None and session.untaken + len(payload) <= WINDOW:
+            session.untaken += len(payload)
+            self._out += frame(kind, payload, session.number)
+        elif kind == frames.CREDIT and session is not None and is_number(payload):
+            session.grant(frames.number(payload))
+        elif kind == frames.RESIZE and session is not None and is_number(payload):
+            session.size = payload
+        else:
+            self._refuse(client, "the client does not keep to the protocol")
+
+    def _has_place(self, client: Client) -> bool:
+        taken = sum(not other.is_visitor for other in self.clients)
+        if client.is_visitor and taken >= CLIENTS_MAX:
+            self._refuse(client, FULL)
+            return False
+        client.is_visitor = False
+        return True
+
+    def _execute(self, client: Client, request: bytes) -> None:
+        if not self._has_place(client):
+            return
+        if len(self._sessions) > SESSIONS_MAX:
+            self._refuse(client, TOO_MANY)
+            return
+        number = self._last_number % 0xFFFF + 1
+        while number in self._sessions:
+            number = number % 0xFFFF + 1
+        self._last_number = number
+        client.session = self._sessions[number] = Session(number, client)
+        self._out += frame(frames.EXEC, request, number)
+
+    def _refuse(self, client: Client, why: str) -> None:
+        """End a client, and its session with it."""
+        if client is self.main and self._write_output is None:
+            self.left = True
+        client.leave(frame(frames.ERROR, why.encode()))
+        self._part(client)
+
+    # Orders, of clients and of whoever drives this.
+
+    def stop(self, seconds: int) -> None:
+        """The stop signal for the program."""
+        self._stop_s = seconds if self._stop_s is None else min(seconds, self._stop_s)
+        self._owed_stop = seconds if self._owed_stop is None else min(seconds, self._owed_stop)
+
+    def take_stop(self) -> int | None:
+        """After how many seconds to kill the program that has been stopped since the last call."""
+        seconds, self._stop_s = self._stop_s, None
+        return seconds
+
+    def notice(self, text: str) -> None:
+        """Something that the user in whose foreground it runs should know."""
+        if self.main in self.clients and not self.main.leaves:
+            self.main.put(frames.NOTICE, text.encode())
+
+    def finish(self, status: int, error: str) -> None:
+        """The sandbox has ended: what every client is still told."""
+        for client in self.clients:
+            last = [frame_number(frames.EXIT, status)]
+            if client is self.main and not client.leaves:
+                client.leave(*([frame(frames.ERROR, error.encode())] if error else []), *last)
+            elif client.waits and not client.leaves:
+                client.leave(*last)
+            else:
+                client.leave()
+
+    # The guest.
+
+    def to_guest(self) -> bytearray:
+        """What is to be sent to the guest next."""
+        if self._owed_stop is not None and len(self._out) < ROOM:
+            self._out += frame_number(frames.STOP, self._owed_stop)
+            self._owed_stop = None
+        for session in self._sessions.values():
+            if len(self._out) >= ROOM:
+                break
+            for owed in session.owed():
+                self._out += owed
+        return self._out
+
+    def sent_to_guest(self, count: int) -> None:
+        """So many bytes of `to_guest` have been."""
+        del self._out[:count]
+        while self._blocked and len(self._out) < ROOM:
+            client = next(iter(self._blocked))
+            del self._blocked[client]
+            self._listen(client)
+
+    def guest_wants(self) -> int:
+        """How many bytes may be read from the guest now."""
+        return 0 if self._is_flooded() else READ_BYTES
+
+    def _is_flooded(self) -> bool:
+        return self.main.session is not None and self.main.waiting >= WINDOW
+
+    def from_guest(self, data: bytes) -> None:
+        """What the guest has sent; not more than `guest_wants` said."""
+        self._decoder.add(data)
+        self._hear()
+
+    def to_client(self, client: Client) -> bytearray:
+        """What is to be sent to a client next."""
+        return client.out()
+
+    def sent_to_client(self, client: Client, count: int) -> None:
+        """So many bytes of `to_client` have been."""
+        client.sent(count)
+        if client is self.main:
+            self._hear()
+
+    def _hear(self) -> None:
+        while not self.is_over and not self._is_flooded() and (found := self._decoder.take()) is not None:
+            self._from_guest(*found)
+
+    def _from_guest(self, kind: int, number: int, payload: bytes) -> None:
+        session = self._sessions.get(number)
+        if kind == frames.LOG:
+            debug(f"guest: {printable(payload)}")
+        elif session is None:
+            pass  # nobody asked for it, nobody gets it
+        elif kind in (frames.STDOUT, frames.STDERR):
+            self._output(session, kind, payload)
+        elif kind == frames.CREDIT and is_number(payload):
+            granted = min(frames.number(payload), session.untaken)
+            session.untaken -= granted
+            if session.client is not None and granted:
+                session.client.grant(granted)
+        elif kind == frames.EXIT and is_number(payload):
+            self._ended(session, frames.number(payload) & 0xFF)
+        elif kind == frames.ERROR:
+            self._failed(session, GuestError(printable(payload)))
+        elif kind == frames.READY and session is self._main_session:
+            self._started(payload[:4])
+        else:
+            self._broke_rules(session, frames.broken_rules())
+
+    def _output(self, session: Session, kind: int, payload: bytes) -> None:
+        fits = session.unread + session.credit + len(payload) <= WINDOW
+        if session.client is not None and (fits or session is self._main_session):
+            session.unread = min(WINDOW, session.unread + len(payload))
+            session.client.put(kind, payload)
+        elif session.client is not None:
+            self._broke_rules(session, GuestError(TOO_MUCH, "was it built by this rootdisk?"))
+        else:
+            session.credit = min(WINDOW, session.credit + len(payload))
+            if session is self._main_session and self._write_output is not None:
+                self._write_output(kind, payload)
+
+    def _started(self, payload: bytes) -> None:
+        if self._is_ready or self.main not in self.clients:
+            return
+        self._is_ready = True
+        self.main.put(frames.READY, payload)
+        if self._write_output is not None:
+            self.main.leave()
+
+    def _ended(self, session: Session, status: int) -> None:
+        if session is self._main_session:
+            self.status = status
+            return
+        del self._sessions[session.number]
+        if session.client is not None:
+            session.client.leave(frame_number(frames.EXIT, status))
+            session.client.session = None
+
+    def _failed(self, session: Session, error: GuestError) -> None:
+        """The guest says that a session has failed."""
+        if session is self._main_session:
+            self.error = error
+            return
+        self._broke_rules(session, error)
+        del self._sessions[session.number]
+
+    def _broke_rules(self, session: Session, error: GuestError) -> None:
+        """Its client is told; the number stays taken until the guest says that the program has ended."""
+        client = session.client
+        if session is self._main_session:
+            debug(str(error))
+        elif client is not None:
+            client.leave(frame(frames.ERROR, str(error).encode()))
+            self._part(client)
