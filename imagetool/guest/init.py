@@ -42,7 +42,12 @@ def build_init(out: Path, platform: Platform) -> Digest:
         program = Path(work, "init")
         # From its own directory with relative names, so that no path of this machine gets into the program.
         command = [compiler, *FLAGS, "-o", str(program), *SOURCES]
-        environment = {"PATH": os.environ.get("PATH", "/usr/bin:/bin"), "LC_ALL": "C", "SOURCE_DATE_EPOCH": "0"}
+        environment = {
+            "PATH": os.environ.get("PATH", "/usr/bin:/bin"),
+            "LC_ALL": "C",
+            "SOURCE_DATE_EPOCH": "0",
+            "TMPDIR": work,
+        }
         done = process.run(command, cwd=room, env=environment)
         if done.status:
             raise RootdiskError(f"{Path(compiler).name} failed on the guest's init: {done.complaint.strip()[-800:]}")
