@@ -7,9 +7,11 @@ where it was: what the partial file holds is verified and used.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
+import stat
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,9 +20,9 @@ from runner.errors import DigestMismatch, RootdiskError
 from runner.files import atomic_write, fsync_dir, write_at
 from runner.progress import Progress
 from runner.repository import Joined, Repository, read_blob
+from runner.store import INDEX_MAX_BYTES as INDEX_MAX_BYTES
 from runner.store import Store
 
-INDEX_MAX_BYTES = 256 << 20
 CONFIG_MAX_BYTES = 4 << 20
 THREADS = 2
 
@@ -36,15 +38,16 @@ class Counts(NamedTuple):
 def fetch(
     store: Store, repository: Repository, roles: ArtifactManifest, config: ArtifactConfig, progress: Progress | None
 ) -> Counts:
-    """The disk, and kernel and initramfs beside it, where they are not in the store yet."""
+    """Fetch the disk, and kernel and initramfs beside it, if they are not in the store yet, or damaged."""
     from runner.threads import pool_of
 
     with pool_of(1) as pool:
         boot = [pool.submit(store.blob, repository, role) for role in (roles.kernel, roles.initramfs) if role]
         try:
             counts = Counts(0, 0, 0)
-            with store.lock(config.disk_digest):
-                if not store.disk(config.disk_digest).exists():  # else another process was quicker
+            with store.making(config.disk_digest):
+                # Else another process was quicker.
+                if not store.disk(config.disk_digest).exists() or store.damage(config.disk_digest.hex):
                     counts = _fetch_disk(store, repository, roles, config, progress)
             for future in boot:
                 future.result()
@@ -57,7 +60,7 @@ def fetch(
 def _fetch_disk(
     store: Store, repository: Repository, roles: ArtifactManifest, config: ArtifactConfig, progress: Progress | None
 ) -> Counts:
-    """Make the disk."""
+    """Make the disk. A damaged one stays until the new one takes its place: sandboxes may use it, and its good chunks serve."""
     raw = read_blob(repository, roles.chunks, INDEX_MAX_BYTES)
     index = ChunkIndex.parse(raw)
     if index.disk_digest() != config.disk_digest or index.disk_size != config.disk_size:
@@ -72,10 +75,10 @@ def _fetch_disk(
     partial = path.with_suffix(".partial")
     data = [chunk for chunk in index.chunks if not chunk.zero]
     try:
-        fd = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        fd = _partial(partial)
         try:
             os.ftruncate(fd, index.disk_size)
-            wanted = _not_here(store, fd, data)
+            wanted = _not_here(store, fd, data, path)
             fetched = transfer(blob, wanted, fd, progress)
             os.fsync(fd)
             atomic_write(store.index(config.disk_digest), raw)
@@ -84,6 +87,7 @@ def _fetch_disk(
         finally:
             os.close(fd)
         fsync_dir(path.parent)
+        store.unmark(config.disk_digest.hex)
     except OSError as err:
         if err.errno in (errno.ENOSPC, errno.EDQUOT):
             partial.unlink(missing_ok=True)  # others need the room more than the next try needs it
@@ -93,9 +97,24 @@ def _fetch_disk(
     return Counts(fetched, reused, holes)
 
 
-def _not_here(store: Store, fd: int, data: list[Chunk]) -> list[Chunk]:
-    """The chunks that neither the partial file nor, by then copied, another disk of the store has; all verified."""
-    places: dict[bytes, tuple[Path, Chunk]] = {}
+def _partial(path: Path) -> int:
+    """The open file of a disk that is being made; what is there and cannot be used is made again."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    with contextlib.suppress(OSError):
+        fd = os.open(path, flags, 0o600)
+        if stat.S_ISREG(os.fstat(fd).st_mode):
+            return fd
+        os.close(fd)
+    path.unlink(missing_ok=True)
+    return os.open(path, flags | os.O_EXCL, 0o600)
+
+
+def _not_here(store: Store, fd: int, data: list[Chunk], damaged: Path) -> list[Chunk]:
+    """The chunks that neither the partial file nor, by then copied, a disk of the store has; all verified.
+
+    `damaged` is the disk's own file from before, if there is one.
+    """
+    places = {chunk.sha256: (damaged, chunk) for chunk in data} if damaged.exists() else {}
     for path, index in store.indexes():
         places.update((chunk.sha256, (path, chunk)) for chunk in index.chunks if not chunk.zero)
     if not places and not os.fstat(fd).st_blocks:
@@ -125,9 +144,12 @@ def _holds(fd: int, chunk: Chunk) -> bool:
 def _copy(source: Path, there: Chunk, fd: int, chunk: Chunk) -> bool:
     """Copy a chunk from where another disk has it; False where it does not have it any more."""
     try:
-        with source.open("rb") as file:
-            data = os.pread(file.fileno(), there.length, there.offset)
-    except OSError:  # pruned meanwhile
+        source_fd = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            data = os.pread(source_fd, there.length, there.offset)
+        finally:
+            os.close(source_fd)
+    except OSError:  # pruned meanwhile, or damaged
         return False
     if len(data) != chunk.length or hashlib.sha256(data).digest() != chunk.sha256:
         return False

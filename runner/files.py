@@ -1,7 +1,7 @@
-"""Files that survive a crash: atomic writes, locks across processes, sparse copies.
+"""Files that survive a crash: atomic writes, careful reads, sparse copies.
 
 A name appears only by rename of a finished, fsynced temporary file beside it, so whoever sees the name sees all of the
-content. Locks are flock(2): the kernel drops them with the process, however it ends.
+content.
 """
 
 from __future__ import annotations
@@ -12,16 +12,12 @@ import fcntl
 import json
 import os
 import stat
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from runner.errors import Busy
-
 _FICLONE = 0x40049409  # linux/fs.h
 _COPY_BYTES = 1 << 30  # asked for in one copy_file_range or sendfile call
-_LOCK_POLL_S = 0.05
 
 
 def fsync_dir(directory: Path) -> None:
@@ -102,54 +98,6 @@ def parse_json(raw: bytes) -> Any:
         raise ValueError(f"is damaged: {err.reason}") from err
     except RecursionError as err:
         raise ValueError("is nested too deeply") from err
-
-
-@contextlib.contextmanager
-def locked(path: Path, *, shared: bool = False, timeout_s: float | None = None) -> Iterator[None]:
-    """Hold the lock file `path`, made when missing and never removed.
-
-    Waits `timeout_s` seconds (None: for ever, 0: not at all), then raises Busy, which names the exclusive holder's pid.
-    """
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        _flock(fd, path, fcntl.LOCK_SH if shared else fcntl.LOCK_EX, timeout_s)
-        if not shared:
-            os.ftruncate(fd, 0)
-            os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
-        yield
-    finally:
-        os.close(fd)
-
-
-def _flock(fd: int, path: Path, operation: int, timeout_s: float | None) -> None:
-    if timeout_s is None:
-        fcntl.flock(fd, operation)
-        return
-    deadline = time.monotonic() + timeout_s
-    while True:
-        try:
-            fcntl.flock(fd, operation | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            if time.monotonic() < deadline:
-                time.sleep(_LOCK_POLL_S)
-                continue
-        holder = os.pread(fd, 20, 0).decode("ascii", "replace").strip()
-        raise Busy(f"{path.name} is in use by process {holder or '?'}", "try again when it has ended")
-
-
-def is_locked(path: Path) -> bool:
-    """Whether a living process holds the lock file `path` exclusively; OSError if it cannot be opened."""
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise OSError(errno.EINVAL, "is not a file", str(path))
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(fd)
-    return False
 
 
 @contextlib.contextmanager

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from runner.artifact import ArtifactConfig, ArtifactManifest
 from runner.errors import RootdiskError
-from runner.files import atomic_write, parse_json, read_file, write_json
-from runner.oci import Digest, Manifest, Platform
+from runner.files import parse_json, read_file, write_json
+from runner.oci import MANIFEST_MAX_BYTES, Digest, Manifest, Platform
 from runner.reference import Reference
 from runner.repository import RegistryOptions, open_repository, resolve_manifest
 from runner.store import Store
@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 
 _NAME_MAX_BYTES = 1 << 20
 _TRIES = 10  # of finding it all there after fetching it: a prune may run at the same time
+
+
+class Damaged(RootdiskError):
+    """Something in the store is marked as damaged."""
 
 
 class Local(NamedTuple):
@@ -43,16 +47,20 @@ class Local(NamedTuple):
     @classmethod
     def kept(cls, store: Store, spec: Spec) -> Local:
         """What a kept sandbox was made of; RootdiskError where it is not there any more."""
-        lease = store.lease(spec.uses)
+        lease = store.lease(sorted(spec.uses))
         kernel, initramfs = (
             store.root / "blobs" / name if name is not None else None for name in (spec.kernel, spec.initramfs)
         )
         try:
-            config = ArtifactConfig.parse((store.root / "blobs" / spec.config).read_bytes())
+            _refuse_damaged(store, sorted(spec.uses), f"sandbox {spec.name}")
+            config = ArtifactConfig.parse(store.read_blob(spec.config, MANIFEST_MAX_BYTES))
             disk = store.disk(config.disk_digest)
             missing = [path for path in (disk, kernel, initramfs) if path is not None and not path.exists()]
             if missing:
                 raise FileNotFoundError
+        except RootdiskError:
+            _close(lease)
+            raise
         except OSError as err:
             _close(lease)
             raise RootdiskError(
@@ -73,23 +81,27 @@ def pull(
     progress: Progress | None = None,
     *,
     ask: bool = True,
+    repair: bool = False,
 ) -> Local:
     """The artifact that `reference` names, in `store` and held there.
 
-    With `ask` false a registry is asked only where the store does not know what it said the last time.
+    With `ask` false a registry is asked only if the store does not know what it said the last time. What is marked as
+    damaged is fetched again with `repair`, else a RootdiskError.
     """
     if reference.kind == "registry" and (reference.digest or not ask):
         raw = _known(store, reference, platform)
-        local = _present(store, raw, platform, reference) if raw is not None else None
+        local = _present(store, raw, platform, reference, repair) if raw is not None else None
         if local is not None:
             return local
     repository = open_repository(reference, options)
     try:
         descriptor, raw = resolve_manifest(repository, reference, platform)
         roles = ArtifactManifest.of(Manifest.parse(raw))
+        if repair and store.damage(descriptor.digest.hex):
+            store.write_blob(descriptor.digest, raw)
         counts: Counts | None = None
         for _ in range(_TRIES):
-            local = _present(store, raw, platform, reference)
+            local = _present(store, raw, platform, reference, repair)
             if local is not None:
                 _remember(store, reference, platform, options, descriptor.digest, raw)
                 return local._replace(**counts._asdict()) if counts else local
@@ -103,22 +115,30 @@ def pull(
     raise RootdiskError(f"{reference}: something removes it again and again", "is runner prune running?")
 
 
-def _present(store: Store, raw: bytes, platform: Platform, reference: Reference) -> Local | None:
-    """The artifact of the manifest `raw`, held, where all of it is in the store."""
+def _present(store: Store, raw: bytes, platform: Platform, reference: Reference, repair: bool) -> Local | None:
+    """The artifact of the manifest `raw`, held, if all of it is in the store, and, with `repair`, none of it damaged."""
     roles = ArtifactManifest.of(Manifest.parse(raw))
     boot = [role.digest for role in (roles.kernel, roles.initramfs) if role is not None]
     manifest = Digest("sha256", hashlib.sha256(raw).hexdigest())
-    lease = store.lease(digest.hex for digest in (manifest, roles.config.digest, *boot))
+    digests = [digest.hex for digest in (manifest, roles.config.digest, *boot)]
+    lease = store.lease(digests)
     try:
-        config = ArtifactConfig.parse(store.blob_path(roles.config.digest).read_bytes())
+        _refuse_damaged(store, digests, str(reference))
+        config = ArtifactConfig.parse(store.read_blob(roles.config.digest.hex, MANIFEST_MAX_BYTES))
         _check_platform(config, platform, reference)
         lease += store.lease([config.disk_digest.hex])
         disk = store.disk(config.disk_digest)
         os.utime(disk)  # when it was last used, for prune
         for digest in boot:
             os.utime(store.blob_path(digest))
+        _refuse_damaged(store, [config.disk_digest.hex], str(reference))
     except FileNotFoundError:
         _close(lease)
+        return None
+    except Damaged:
+        _close(lease)
+        if not repair:
+            raise
         return None
     except BaseException:
         _close(lease)
@@ -127,6 +147,12 @@ def _present(store: Store, raw: bytes, platform: Platform, reference: Reference)
         store.blob_path(role.digest) if role is not None else None for role in (roles.kernel, roles.initramfs)
     )
     return Local(manifest, config, roles.config.digest, disk, kernel, initramfs, lease)
+
+
+def _refuse_damaged(store: Store, digests: Iterable[str], what: str) -> None:
+    for digest in digests:
+        if why := store.damage(digest):
+            raise Damaged(f"{what}: {digest[:12]} is damaged in the store: {why}", "runner verify --repair")
 
 
 def _check_platform(config: ArtifactConfig, platform: Platform, reference: Reference) -> None:
@@ -164,7 +190,7 @@ def _remember(
     path = _name_path(store, reference, platform)
     if name == read_name(path) and store.blob_path(digest).exists():
         return
-    atomic_write(store.blob_path(digest), raw)
+    store.write_blob(digest, raw)
     write_json(path, name._asdict(), durable=False)
 
 
@@ -187,7 +213,7 @@ def _known(store: Store, reference: Reference, platform: Platform) -> bytes | No
     if name is None:
         return None
     try:
-        raw = (store.root / "blobs" / name.manifest).read_bytes()
-    except OSError:
+        raw = store.read_blob(name.manifest, MANIFEST_MAX_BYTES)
+    except (OSError, RootdiskError):
         return None
     return raw if hashlib.sha256(raw).hexdigest() == name.manifest else None

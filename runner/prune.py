@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 from runner import sandbox
 from runner.errors import Busy
-from runner.files import locked
 from runner.local import read_name
+from runner.locks import remove_idle
 from runner.store import Store
 
 _FORMS = {
@@ -24,6 +24,7 @@ _FORMS = {
 }
 _NAME = re.compile(r"[0-9a-f]{64}\Z")
 _TEMPORARY = re.compile(r"\.[0-9a-f]{64}\.[0-9a-f]{16}\Z")
+_LOCK = re.compile(r"[0-9a-f]{64}(?:[0-9a-f]{64})?(?:\.make)?\Z")
 _WRITING_S = 3600  # a temporary file may still be somebody's for that long
 
 
@@ -50,16 +51,24 @@ def prune(store: Store, age_s: float, max_bytes: int | None, *, dry_run: bool) -
         if time.time() - thing.used < age_s or (max_bytes is not None and left <= max_bytes):
             continue
         if _removable(thing, needed):
-            with contextlib.suppress(Busy), locked(store.root / "locks" / thing.digest, timeout_s=0):
+            with contextlib.suppress(Busy), store.removing(thing.digest):
                 # Once more: a sandbox may have been made, and have ended, while others were removed.
                 sizes = [(path, path.lstat().st_blocks * 512) for path in _removable(thing, sandbox.needed(store))]
                 if not dry_run:
                     for path, _ in sizes:
                         path.unlink()
+                    if sizes:
+                        store.unmark(thing.digest)
                 removed += sizes
                 left -= sum(size for _, size in sizes)
     if not dry_run:
         _forget(store)
+        for path in (store.root / "locks").iterdir():
+            if _LOCK.match(path.name):
+                remove_idle(path)
+        for path in (store.root / "damaged").iterdir():
+            if _NAME.match(path.name) and not store.damage(path.name):
+                store.unmark(path.name)  # the disk went, and its prune was killed then
     return removed
 
 

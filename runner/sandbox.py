@@ -26,7 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from runner.errors import BadInput, Busy, RootdiskError
-from runner.files import atomic_write, is_locked, read_file, socket_address
+from runner.files import atomic_write, read_file, socket_address
+from runner.locks import is_held
 from runner.state import MAX_BYTES, Newer, Spec, State, Unreadable, parse, state_json
 from runner.store import Store
 from runner.text import printable
@@ -170,7 +171,7 @@ def _answers(folder: Path) -> bool:
 def _runs(folder: Path) -> bool:
     """Whether the sandbox in `folder` has a keeper; OSError if that cannot be found out."""
     try:
-        return is_locked(folder / "lock")
+        return is_held(folder / "lock")
     except FileNotFoundError:
         return _answers(folder)
 

@@ -4,30 +4,35 @@
     ROOT/blobs/HEX         manifests and their small blobs: config, kernel, initramfs
     ROOT/names/HEX         which manifest a reference named when it was last asked for
     ROOT/disks/HEX.raw     a sparse root disk, HEX its disk digest; HEX.chunks its chunk index
-    ROOT/locks/HEX         one lock a digest: exclusive while it is made or removed, shared while it is in use
+    ROOT/damaged/HEX       why the disk or blob HEX is not to be used before it is whole again: `verify --repair`
+    ROOT/locks/HEX         one lock a digest: shared while it is in use, exclusive while it is removed
+    ROOT/locks/HEX.make    exclusive while it is made or repaired, whoever uses it meanwhile
     ROOT/sandboxes/NAME/   one sandbox each: runner/sandbox.py
     ROOT/kvm.json          whether a guest has started with KVM here
     ROOT/qemu.json         which machine the QEMU here has
 
 A name here means the content is good: files get it by rename, after verifying and syncing. Disks are never written.
-Locks are the kernel's (flock), so those of killed processes are gone.
+Locks are the kernel's (flock), so those of killed processes are gone; runner/locks.py. Who is killed in the middle of a
+repair leaves the old disk where it was, and its mark.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from runner.artifact import ChunkIndex
 from runner.errors import RootdiskError
-from runner.files import atomic_write, locked
+from runner.files import atomic_write, read_file
+from runner.locks import held, take
 from runner.oci import Descriptor, Digest
 from runner.repository import Repository, read_blob
+from runner.text import printable
 
 FORMAT = "1"
+INDEX_MAX_BYTES = 256 << 20
 BLOB_MAX_BYTES = 512 << 20  # a kernel with everything in it
 
 
@@ -43,7 +48,7 @@ class Store:
         home = os.environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.local/share")
         root = Path(os.environ.get("ROOTDISK_STORE") or Path(home, "rootdisk")).absolute()
         try:
-            for folder in ("blobs", "disks", "locks", "names", "sandboxes"):
+            for folder in ("blobs", "damaged", "disks", "locks", "names", "sandboxes"):
                 (root / folder).mkdir(parents=True, exist_ok=True, mode=0o700)
             form = root / "format"
             if not form.exists():
@@ -70,32 +75,101 @@ class Store:
         return self.root / "sandboxes"
 
     @contextlib.contextmanager
-    def lock(self, digest: Digest) -> Iterator[None]:
-        """Only one process at a time makes what `digest` names."""
-        with locked(self.root / "locks" / digest.hex):
+    def making(self, digest: Digest) -> Iterator[None]:
+        """Be the only process that makes or repairs the disk `digest`. Who uses it is not waited for.
+
+        Another maker is, as long as its disk grows: then Busy.
+        """
+        partial = self.disk(digest).with_suffix(".partial")
+
+        def grown() -> object:
+            with contextlib.suppress(FileNotFoundError):
+                info = partial.lstat()
+                return info.st_mtime_ns, info.st_blocks
+            return None
+
+        path, what = self._making(digest.hex), f"disk {digest.short}"
+        with held(path, what=what, doing=f"makes disk {digest.short}", moves=grown):
             yield
+
+    @contextlib.contextmanager
+    def removing(self, digest: str) -> Iterator[None]:
+        """Nobody uses or makes what the hex digest names; Busy at once if somebody does."""
+        with held(self.root / "locks" / digest, timeout_s=0), held(self._making(digest), timeout_s=0):
+            yield
+
+    def _making(self, digest: str) -> Path:
+        return self.root / "locks" / f"{digest}.make"
+
+    def damage(self, digest: str) -> str:
+        """Why what the hex digest names is not to be used; "" if it may be, or is not there."""
+        try:
+            text = printable(read_file(self.root / "damaged" / digest, 4096).strip())
+        except FileNotFoundError:
+            return ""
+        except (OSError, ValueError):
+            text = ""
+        if not any((self.root / name).exists() for name in (f"disks/{digest}.raw", f"blobs/{digest}")):
+            return ""
+        return text or "it was found damaged"
+
+    def mark(self, digest: str, what: str) -> None:
+        """Nobody is to use it from now on, before `unmark`."""
+        atomic_write(self.root / "damaged" / digest, what.encode(errors="replace")[:4096], 0o600)
+
+    def unmark(self, digest: str) -> None:
+        """It is whole, or gone."""
+        (self.root / "damaged" / digest).unlink(missing_ok=True)
+
+    def unless_made(self, digest: str) -> contextlib.AbstractContextManager[None]:
+        """The lock of `making`; Busy at once if another process makes or repairs what the hex digest names."""
+        return held(self._making(digest), timeout_s=0)
 
     def blob_path(self, digest: Digest) -> Path:
         return self.root / "blobs" / digest.hex
 
+    def read_blob(self, digest: str, max_bytes: int) -> bytes:
+        """A blob by its hex digest; FileNotFoundError if it is not there, RootdiskError if it cannot be read."""
+        path = self.root / "blobs" / digest
+        try:
+            return read_file(path, max_bytes)
+        except FileNotFoundError:
+            raise
+        except (OSError, ValueError) as err:
+            why = err.strerror if isinstance(err, OSError) else err
+            raise RootdiskError(f"{path}: {why}", "runner verify --repair") from err
+
     def blob(self, repository: Repository, descriptor: Descriptor) -> Path:
-        """A blob's file, fetched and verified where it is not there yet."""
+        """A blob's file, fetched and verified if it is not there yet, or damaged."""
         path = self.blob_path(descriptor.digest)
-        if not path.exists():
-            atomic_write(path, read_blob(repository, descriptor, BLOB_MAX_BYTES))
+        if not path.exists() or self.damage(descriptor.digest.hex):
+            self.write_blob(descriptor.digest, read_blob(repository, descriptor, BLOB_MAX_BYTES))
         return path
+
+    def write_blob(self, digest: Digest, data: bytes) -> None:
+        """Keep the verified `data` that `digest` names."""
+        atomic_write(self.blob_path(digest), data)
+        self.unmark(digest.hex)
 
     def indexes(self) -> Iterator[tuple[Path, ChunkIndex]]:
         """Every disk with its index."""
         for path in sorted((self.root / "disks").glob("*.raw")):
-            with contextlib.suppress(OSError, RootdiskError):
-                yield path, ChunkIndex.parse(path.with_suffix(".chunks").read_bytes())
+            with contextlib.suppress(OSError, ValueError, RootdiskError):
+                yield path, read_index(path)
 
     def lease(self, digests: Iterable[str]) -> tuple[int, ...]:
         """Descriptors that keep what the hex digests name from being removed, until they are closed everywhere."""
-        held = []
-        for digest in digests:
-            fd = os.open(self.root / "locks" / digest, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            fcntl.flock(fd, fcntl.LOCK_SH)
-            held.append(fd)
-        return tuple(held)
+        leased: list[int] = []
+        try:
+            for digest in digests:
+                leased.append(take(self.root / "locks" / digest, shared=True, what=digest[:12]))
+        except BaseException:
+            for fd in leased:
+                os.close(fd)
+            raise
+        return tuple(leased)
+
+
+def read_index(disk: Path) -> ChunkIndex:
+    """The chunk index beside a disk; OSError, ValueError or RootdiskError if it cannot be read."""
+    return ChunkIndex.parse(read_file(disk.with_suffix(".chunks"), INDEX_MAX_BYTES))

@@ -35,13 +35,13 @@ def registry(options: argparse.Namespace) -> RegistryOptions:
     return RegistryOptions(plain_http=options.plain_http, ca_file=options.ca_file)
 
 
-def local(store: Store, options: argparse.Namespace, *, ask: bool) -> Local:
-    """The artifact of the command line, fetched where it is not here."""
+def local(store: Store, options: argparse.Namespace, *, ask: bool, repair: bool = False) -> Local:
+    """The artifact of the command line, fetched if it is not here, or if it is damaged and `repair` is true."""
     from runner.progress import terminal_progress
 
     with terminal_progress("fetching") as progress:
         reference = parse_reference(options.artifact)
-        return pull(store, reference, registry(options), platform(options), progress, ask=ask)
+        return pull(store, reference, registry(options), platform(options), progress, ask=ask, repair=repair)
 
 
 def size_bytes(text: str, option: str) -> int:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from runner.commands import options as given
-from runner.errors import BadInput
+from runner.errors import BadInput, RootdiskError
 from runner.store import Store
+from runner.text import printable
+
+if TYPE_CHECKING:
+    from runner.verify import Damage
 
 
 def pull_command(options: argparse.Namespace) -> int:
-    local = given.local(Store.open(), options, ask=True)
+    local = given.local(Store.open(), options, ask=True, repair=True)
     counts = {"fetched": local.fetched, "reused": local.reused, "holes": local.holes}
     if options.json:
         given.write_json({"digest": str(local.digest), "disk": str(local.disk), **counts})
@@ -53,7 +57,6 @@ def _artifact(options: argparse.Namespace) -> dict[str, Any]:
 def prune_command(options: argparse.Namespace) -> int:
     from runner import sandbox
     from runner.prune import prune
-    from runner.text import printable
 
     if not 0 <= options.older_than < 1e9:  # not NaN either
         raise BadInput(f"--older-than {options.older_than}", "a number of days")
@@ -74,19 +77,40 @@ def prune_command(options: argparse.Namespace) -> int:
 
 
 def verify_command(options: argparse.Namespace) -> int:
-    from runner.verify import repair, verify
+    from runner.verify import verify
 
     store = Store.open()
     checked, damages = verify(store)
     for damage in damages:
         print(f"runner: {damage.path}: {damage.what}", file=sys.stderr)
-    left = [damage for damage in damages if not (options.repair and repair(store, damage))]
+    left = [damage for damage in damages if not (options.repair and _repaired(store, damage))]
     if options.json:
         rows = [{"path": str(d.path), "what": d.what, "repaired": d not in left} for d in damages]
         given.write_json({"checked": checked, "damaged": rows})
     else:
-        mended = f", {len(damages) - len(left)} repaired" if options.repair else ""
-        print(f"{checked} files, {len(damages)} damaged{mended}")
+        repaired = f", {len(damages) - len(left)} repaired" if options.repair else ""
+        print(f"{checked} files, {len(damages)} damaged{repaired}")
         if left and not options.repair:
             print("runner verify --repair fetches them again", file=sys.stderr)
     return 1 if left else 0
+
+
+def _repaired(store: Store, damage: Damage) -> bool:
+    """Whether it is whole again; what stands against that is said, and the next one tried."""
+    from runner import sandbox
+    from runner.verify import repair
+
+    try:
+        done = repair(store, damage)
+    except (RootdiskError, OSError) as err:
+        why = err.strerror if isinstance(err, OSError) else err
+        print(f"runner: {damage.path}: not repaired: {why}", file=sys.stderr)
+        return False
+    if not done:
+        print(f"runner: {damage.path}: the store does not know its origin: runner pull its artifact", file=sys.stderr)
+        return False
+    running = [state.name for state in sandbox.states(store) if state.running and damage.digest in state.uses]
+    if running:
+        names = printable(", ".join(running))
+        print(f"runner: these run with the damaged one until they are started again: {names}", file=sys.stderr)
+    return True
