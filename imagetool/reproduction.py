@@ -8,6 +8,7 @@ circumstance is changed alone to find the ones that matter.
 from __future__ import annotations
 
 import json
+import locale
 import os
 import shutil
 import sys
@@ -28,6 +29,7 @@ UID = 12345
 TAG = "again"
 CLOCK_S = 20 * 3600  # no certificate of a registry runs out, and nothing looks as if it were of a killed process
 PROBE_S = 20
+SAME = "it is the same in both"
 
 
 class Dimension(NamedTuple):
@@ -50,8 +52,11 @@ def reproduce(image: Image, described: Path, built: Digest, place: Path, kernels
     place.mkdir(parents=True)
     dimensions, untried = _dimensions(described)
     started = time.monotonic()
-    plain = _built(image, described, place / "plain", kernels, ())
-    other = _built(image, described, place / "other", kernels, dimensions)
+    plain, here = _built(image, described, place / "plain", kernels, ())
+    other, there = _built(image, described, place / "other", kernels, dimensions)
+    # A change that a build does not see is no change: another locale may be the same under another name.
+    untried += [(dimension.name, SAME) for dimension in dimensions if here[dimension.name] == there[dimension.name]]
+    dimensions = [dimension for dimension in dimensions if here[dimension.name] != there[dimension.name]]
     yield f"built twice from nothing, {time.monotonic() - started:.1f} s; the second with another " + ", ".join(
         dimension.name for dimension in dimensions
     )
@@ -64,7 +69,7 @@ def reproduce(image: Image, described: Path, built: Digest, place: Path, kernels
     if plain != other:
         yield from _compared(image, place / "plain", place / "other")
         for dimension in dimensions:
-            alone = _built(image, described, place / "alone", kernels, (dimension,))
+            alone, _ = _built(image, described, place / "alone", kernels, (dimension,))
             if alone != plain:
                 yield f"it depends on: {dimension.name}"
             shutil.rmtree(place / "alone")
@@ -79,7 +84,7 @@ def _dimensions(described: Path) -> tuple[list[Dimension], list[tuple[str, str]]
     """All that can be changed on this machine, and of the rest why not."""
     tried = [
         Dimension("user name", {"USER": "somebody", "LOGNAME": "somebody", "HOME": "/nonexistent"}),
-        Dimension("time zone", {"TZ": "Pacific/Kiritimati"}),
+        Dimension("time zone", {"TZ": "<+14>-14"}),  # a name would need the package tzdata, and mean UTC without it
         Dimension("locale", {"LC_ALL": _locale(), "LANG": _locale()}),
         Dimension("umask", own={"umask": 0o077}),
         Dimension("working directory", own={"directory": "/"}),
@@ -133,14 +138,28 @@ def _locale() -> str:
         names = process.run(["locale", "-a"], timeout_s=PROBE_S).text.split()
     except OSError:
         names = []
-    others = [name for name in names if name not in ("C", "POSIX", os.environ.get("LC_ALL", os.environ.get("LANG")))]
-    return next((name for name in others if not name.startswith("C.")), others[0] if others else "POSIX")
+    variables = (os.environ.get(name) for name in ("LC_ALL", "LC_CTYPE", "LANG"))
+    here = _plain(next(filter(None, variables), "C"))
+    others = [name for name in names if _plain(name) not in (here, "c", "posix")]
+    others.sort(key=lambda name: _plain(name).startswith("c."))
+    return next(iter(others), "C.UTF-8" if here in ("c", "posix") else "POSIX")
 
 
-def _built(image: Image, described: Path, out: Path, kernels: Path, dimensions: Sequence[Dimension]) -> Digest:
-    """The digest of `image`, built into the layout `out`/layout in a process of its own under `dimensions`."""
+def _plain(locale_name: str) -> str:
+    """The name for comparisons: C.UTF-8 and C.utf8 are one locale."""
+    return locale_name.lower().replace("-", "")
+
+
+def _built(
+    image: Image, described: Path, out: Path, kernels: Path, dimensions: Sequence[Dimension]
+) -> tuple[Digest, dict[str, Any]]:
+    """Build `image` into the layout `out`/layout, in a process of its own under `dimensions`.
+
+    Returns its digest, and what the process saw of each dimension.
+    """
     out.mkdir()
     task: dict[str, Any] = {"described": str(described), "image": image.name, "out": str(out), "kernels": str(kernels)}
+    task["now"] = time.time()
     environment = {
         **os.environ,
         "PYTHONDONTWRITEBYTECODE": "1",
@@ -159,7 +178,8 @@ def _built(image: Image, described: Path, out: Path, kernels: Path, dimensions: 
     if done.status:
         said = done.complaint.strip().splitlines() or ["it says nothing"]
         raise RootdiskError(f"{image.name}: cannot be built again: {said[-1].removeprefix('imagetool: ')}")
-    return Digest.parse(done.text.strip())
+    digest, seen = done.text.splitlines()
+    return Digest.parse(digest), json.loads(seen)
 
 
 def _compared(image: Image, plain: Path, other: Path) -> Iterator[str]:
@@ -172,19 +192,48 @@ def _compared(image: Image, plain: Path, other: Path) -> Iterator[str]:
         yield from differences(a, b)
 
 
-def build_again(task: dict[str, Any]) -> Digest:
-    """What the process does: everything is made anew, init and initramfs too."""
-    from imagetool import build, config, publish, recipe
-    from imagetool.artifact import frames
-    from imagetool.disks import kept_disk
-    from imagetool.guest.files import guest_of, make_init, make_kernel
-
+def _change_own(task: Mapping[str, Any]) -> None:
+    """Change what only the process itself can."""
     if "umask" in task:
         os.umask(task["umask"])
     if "directory" in task:
         os.chdir(task["directory"])
     if "reversed" in task:
         _reverse_directories()
+
+
+def seen(task: Mapping[str, Any]) -> dict[str, Any]:
+    """What this process sees of each dimension."""
+    from imagetool.artifact.pack import worker_count
+
+    os.umask(umask := os.umask(0o077))
+    before = locale.setlocale(locale.LC_ALL)
+    try:
+        language = _plain(locale.setlocale(locale.LC_ALL, ""))
+    except locale.Error:  # it is not installed
+        language = "c"
+    locale.setlocale(locale.LC_ALL, before)
+    return {
+        "user name": [os.environ.get(name) for name in ("USER", "LOGNAME", "HOME")],
+        "time zone": time.localtime(task["now"]).tm_gmtoff,
+        "locale": language,
+        "umask": umask,
+        "working directory": os.getcwd(),
+        "hash seed": hash("rootdisk"),
+        "number of threads": worker_count(task.get("threads")),
+        "order of directories": os.listdir(Path(__file__).parent),
+        "uid": os.getuid(),
+        "clock": abs(time.time() - task["now"]) < CLOCK_S / 2,
+    }
+
+
+def build_again(task: Mapping[str, Any]) -> Digest:
+    """What the process does: everything is made again, init and initramfs too."""
+    from imagetool import build, config, publish, recipe
+    from imagetool.artifact import frames
+    from imagetool.disks import kept_disk
+    from imagetool.guest.files import guest_of, make_init, make_kernel
+
     out = Path(task["out"])
     (found,) = [image for image in config.load(Path(task["described"])) if image.name == task["image"]]
     image = replace(found, group="")  # alone, whatever other platforms it is built for
@@ -231,7 +280,10 @@ def _reverse_directories() -> None:
 
 def main() -> int:
     try:
-        print(build_again(json.loads(sys.argv[1])))
+        task = json.loads(sys.argv[1])
+        _change_own(task)
+        print(build_again(task))
+        print(json.dumps(seen(task)))
     except (RootdiskError, OSError) as err:
         print(f"imagetool: {err}", file=sys.stderr)
         return 1

@@ -47,6 +47,11 @@ class _Frame(NamedTuple):
     reused: bool
 
 
+def worker_count(threads: int | None) -> int:
+    """How many threads share the work: `threads`, or what this machine has processors for."""
+    return threads or max(2, len(os.sched_getaffinity(0)))
+
+
 def pack(
     plan: Plan,
     sources: Sequence[Source],
@@ -61,7 +66,7 @@ def pack(
 
     `max_blob` is the most bytes of a blob. `progress` is told (bytes done, bytes in all) of data, holes not counted. Errors of reading the sources pass through.
     """
-    workers = threads or max(2, len(os.sched_getaffinity(0)))
+    workers = worker_count(threads)
     total = sum(chunk.length for chunk in plan.chunks)
     local = threading.local()
 

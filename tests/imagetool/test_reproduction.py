@@ -14,9 +14,11 @@ DIMENSIONS = (
     *("order of directories", "uid", "clock"),
 )
 
+ZONE = "/usr/share/zoneinfo/Etc/GMT-14"
 
-def reproduce(copied: Path) -> tuple[int, str]:
-    done = run("doit", "reproduce", cwd=copied, PYTHONPATH=str(copied))
+
+def reproduce(copied: Path, **env: str) -> tuple[int, str]:
+    done = run("doit", "reproduce", cwd=copied, PYTHONPATH=str(copied), **env)
     return done.returncode, done.stdout + done.stderr
 
 
@@ -27,6 +29,25 @@ def test_every_digest_is_the_same_whatever_else_is_different(copied: Path) -> No
     assert [name for name in DIMENSIONS if name not in tried] == []
     assert "every digest is the same: sha256:" in said
     assert not (copied / "cache/app/reproduce").exists()
+
+
+def test_what_is_not_changed_is_not_said_to_be(copied: Path) -> None:
+    """A locale by another name, the same time zone by another name, the same user: no build could show a difference."""
+    somebody = {"USER": "somebody", "LOGNAME": "somebody", "HOME": "/nonexistent"}
+    plant(copied, "imagetool/reproduction.py", '"LC_ALL": _locale(), "LANG": _locale()', '"LC_ALL": "C.utf8"')
+    status, said = reproduce(
+        copied,
+        TZ="Etc/GMT-14" if Path(ZONE).exists() else "XXX-14",
+        PYTHONHASHSEED="4242",
+        LC_ALL="C.UTF-8",
+        **somebody,
+    )
+    assert status == 0, said
+    tried = next(line for line in said.splitlines() if "built twice" in line)
+    same = {"time zone", "hash seed", "locale", "user name"}
+    assert {name for name in DIMENSIONS if name in tried} == set(DIMENSIONS) - same
+    for name in same:
+        assert f"not tried: another {name}: it is the same in both" in said
 
 
 @pytest.mark.parametrize(
