@@ -54,7 +54,7 @@ def artifact_of(bench: Bench, image: Path, place: Path | None = None) -> Path:
 def _pull(bench: Bench, row: Row, reference: str, oras: str) -> Row:
     store, peer = bench.work / "store", bench.work / "pulled"
     name = "rootfs.ext4"
-    script = f'"$1" pull --plain-http -o "$2" "$3" && cat "$2/{name}".zst* | zstd -dq -o "$2/{name}"'
+    script = f'"$1" pull --plain-http -o "$2" "$3" && cat "$2/{name}".zst* | zstd -dq --sparse -o "$2/{name}"'
     script += f' && sync "$2/{name}"' * (row is SYNCED)
     try:
         bench.peers.installed("zstd")

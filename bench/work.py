@@ -102,7 +102,7 @@ def unpacked(artifact: Path, disk: Path, tag: str = "1") -> Path:
     names = [entry for entry in index if entry["annotations"]["org.opencontainers.image.ref.name"] == tag]
     manifest = json.loads((layout / names[0]["digest"].replace(":", "/")).read_bytes())
     blobs = [layer["digest"] for layer in manifest["layers"] if layer["mediaType"].endswith("ext4+zstd")]
-    with subprocess.Popen(["zstd", "-dqf", "-", "-o", disk], stdin=subprocess.PIPE) as zstd:
+    with subprocess.Popen(["zstd", "-dqf", "--sparse", "-", "-o", disk], stdin=subprocess.PIPE) as zstd:
         assert zstd.stdin is not None
         for blob in blobs:
             with (layout / blob.replace(":", "/")).open("rb") as file:

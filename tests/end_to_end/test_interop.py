@@ -44,7 +44,7 @@ def oras(*arguments: str, cwd: Path | None = None) -> bytes:
 def check_disk(blobs: Path, disk: Path) -> None:
     """The files are the disk, by zstd alone; and the disk is sound."""
     parts = b"".join(path.read_bytes() for path in sorted(blobs.glob("rootfs.ext4.zst*")))
-    subprocess.run(["zstd", "-dq", "-o", disk], input=parts, check=True)
+    subprocess.run(["zstd", "-dq", "--sparse", "-o", disk], input=parts, check=True)
     assert disk.stat().st_size == 8 << 30
     assert disk.stat().st_blocks * 512 < 1 << 30  # zstd makes holes
     assert complaints(disk) == []
@@ -95,7 +95,7 @@ def test_the_kernel_sees_what_our_reader_sees(published: tuple[str, Digest], dem
     manifest = open_repository(parse_reference(demo)).manifest(published[1])
     blobs = [layer for layer in json.loads(manifest)["layers"] if layer["mediaType"].endswith("ext4+zstd")]
     data = b"".join((layout / "blobs" / blob["digest"].replace(":", "/")).read_bytes() for blob in blobs)
-    subprocess.run(["zstd", "-dq", "-o", tmp_path / "disk"], input=data, check=True)
+    subprocess.run(["zstd", "-dq", "--sparse", "-o", tmp_path / "disk"], input=data, check=True)
     with mounted(tmp_path / "disk") as place, Reader.open(tmp_path / "disk") as reader:
         assert host_view(place).differences(reader_view(reader)) == []
 
