@@ -59,6 +59,7 @@ def build(tmp_path: Path) -> list[str]:
 def test_bars_on_a_terminal_and_one_line_at_the_end(build: list[str], tmp_path: Path) -> None:
     env = {"ROOTDISK_CACHE": str(tmp_path / "cache")}
     (tmp_path / "cache").mkdir()
+    (ROOT / "cache/kernels").mkdir(parents=True, exist_ok=True)
     (tmp_path / "cache/kernels").symlink_to(ROOT / "cache/kernels")
     said = on_terminal([sys.executable, "-c", EAGER, *build], **env).decode()
     assert "layer 1 of 3" in said
@@ -153,7 +154,9 @@ def test_fish(tmp_path: Path, line: str) -> None:
     code = f"{script(tmp_path, 'fish')} complete -C {line!r}"
     done = subprocess.run([fish, "--no-config", "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.stderr == ""
-    assert {row.split("\t")[0].rstrip("/") for row in done.stdout.splitlines()} == LINES[line]
+    found = {row.split("\t")[0].rstrip("/") for row in done.stdout.splitlines()}
+    word = line.split()[-1]
+    assert {name for name in found if name.startswith(word)} == LINES[line]  # fish 4 gives others behind them
 
 
 @pytest.mark.parametrize("line", [line for line, found in LINES.items() if len(found) == 1])
