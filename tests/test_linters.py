@@ -31,9 +31,10 @@ def test_before_a_commit() -> None:
 
 
 def test_shell() -> None:
-    scripts = ["quickstart", ".ci/run"]
+    scripts = ["quickstart", ".ci/run", "tests/support/fresh.sh"]
     for script in scripts:
-        _run(["sh", "-n", script])
+        shell = (ROOT / script).read_text().splitlines()[0].split("/")[-1].split()[-1]
+        _run([shell, "-n", script])
     if shutil.which("shellcheck"):
         _run(["shellcheck", *scripts])
 
