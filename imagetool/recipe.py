@@ -35,6 +35,8 @@ def settings(image: Image) -> dict[str, Any]:
         "files": [file.to_json() for file in image.files],
         "remove": list(image.remove),
         "max_blob": image.max_blob,
+        # Who owns "/" once got our own directory too: only such disks became others, and need another key.
+        "spared": any(not owner.path.strip("/.") for owner in image.owners),
     }
     return {
         "platform": str(image.platform),

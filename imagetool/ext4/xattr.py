@@ -33,15 +33,19 @@ def encode(xattrs: Mapping[bytes, bytes]) -> tuple[bytes, bytes]:
     All in the inode where they fit, else the largest go to the block. ValueError with the reason where neither holds
     them: an EA block is 4 KiB.
     """
-    entries = sorted((_entry(name, value) for name, value in xattrs.items()), key=lambda e: (e[0], len(e[1]), e[1]))
-    inside, outside = list(entries), []
-    while inside and _size(inside) > IN_INODE:
-        largest = max(inside, key=lambda entry: (_size([entry]), entry))
-        inside.remove(largest)
-        outside.append(largest)
+    entries = sorted((_entry(name, value) for name, value in xattrs.items()), key=_order)
+    inside: list[Entry] = entries
+    outside: list[Entry] = []
+    total = _size(entries)
+    if total > IN_INODE:
+        inside = sorted(entries, key=lambda entry: (_size([entry]), entry))
+        while inside and total > IN_INODE:
+            outside.append(inside.pop())
+            total -= _size(outside[-1:]) - _size([])
+        inside.sort(key=_order)
     if _size(outside) > IN_BLOCK:
         raise ValueError(f"{_size(outside)} bytes of extended attributes are more than the {IN_BLOCK} ext4 can hold")
-    outside.sort(key=lambda e: (e[0], len(e[1]), e[1]))
+    outside.sort(key=_order)
     return _in_inode(inside), _in_block(outside)
 
 
@@ -77,6 +81,10 @@ def decode(raw: bytes, first: int) -> dict[bytes, bytes]:
             raise ValueError(f"name index {index}")
         at += XATTR_ENTRY.size + _up(name_length)
     return found
+
+
+def _order(entry: Entry) -> tuple[int, int, bytes]:
+    return entry[0], len(entry[1]), entry[1]
 
 
 def _entry(name: bytes, value: bytes) -> Entry:

@@ -5,75 +5,100 @@ Formats: passwd(5), group(5), shadow(5), gshadow(5). Lines that are not understo
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
 
 from runner.errors import BadInput
+from runner.text import printable
 
+FILES = ("passwd", "group", "shadow", "gshadow")
 FIRST_ID = 10001  # clear of distributions' system and user ranges, below the 16-bit limit
 LAST_ID = 60000
+_DIGITS_MAX = 20  # more are no number of anybody
 
 
-class Accounts(NamedTuple):
-    """The account files' bytes; None where the image has no such file."""
+class Accounts:
+    """The account files of an image, each read once; `files` has the bytes of those that there are, by name."""
 
-    passwd: bytes | None = None
-    group: bytes | None = None
-    shadow: bytes | None = None
-    gshadow: bytes | None = None
+    def __init__(self, files: Mapping[str, bytes]) -> None:
+        self._files = files
+        self._added: dict[str, list[str]] = {}
+        self._users: dict[str, tuple[int, int]] = {}  # uid and primary gid; of a name that is there twice the first
+        self._groups: dict[str, int] = {}
+        self._uids: dict[int, str] = {}
+        self._gids: set[int] = set()
+        for fields in _records(files.get("passwd"), 7):
+            uid, gid = number(fields[2]), number(fields[3])
+            if uid is not None:
+                self._uids[uid] = fields[0]
+                if gid is not None:
+                    self._users.setdefault(fields[0], (uid, gid))
+        for fields in _records(files.get("group"), 4):
+            gid = number(fields[2])
+            if gid is not None:
+                self._groups.setdefault(fields[0], gid)
+                self._gids.add(gid)
 
     def user(self, name: str) -> tuple[int, int] | None:
         """uid and primary gid of user `name`, or None."""
-        for fields in _records(self.passwd, 7):
-            if fields[0] == name.encode() and fields[2].isdigit() and fields[3].isdigit():
-                return int(fields[2]), int(fields[3])
-        return None
+        return self._users.get(name)
 
     def group_id(self, name: str) -> int | None:
-        for fields in _records(self.group, 4):
-            if fields[0] == name.encode() and fields[2].isdigit():
-                return int(fields[2])
-        return None
+        return self._groups.get(name)
 
-    def with_user(
-        self, name: str, uid: int | None, gid: int | None, home: str, shell: str
-    ) -> tuple[Accounts, tuple[int, int]]:
-        """These accounts with user `name` and a group for it, and its uid and gid.
+    def add_user(self, name: str, uid: int | None, gid: int | None, home: str, shell: str) -> tuple[int, int]:
+        """Add user `name` and a group for it; its uid and gid.
 
-        Free ids are the lowest from 10001 on that no user and no group has. BadInput where `uid` belongs to another.
+        Free ids are the lowest from 10001 on that no user and no group has. BadInput if `uid` belongs to another.
         """
         if not name or any(c in name for c in ":\n\0/") or name.startswith("-"):
-            raise BadInput(f"owners: {name!r} cannot be a user name")
-        uids = {int(f[2]): f[0].decode(errors="replace") for f in _records(self.passwd, 7) if f[2].isdigit()}
-        gids = {int(f[2]) for f in _records(self.group, 4) if f[2].isdigit()}
-        if uid is not None and uid in uids:
-            raise BadInput(f"owners: uid {uid} for new user {name} belongs to {uids[uid]}", "choose another uid")
+            raise BadInput(f"owners: {printable(name)!r} cannot be a user name")
+        if uid is not None and uid in self._uids:
+            other = printable(self._uids[uid])
+            raise BadInput(f"owners: uid {uid} for new user {name} belongs to {other}", "choose another uid")
         if uid is None:
-            uid = next((n for n in range(FIRST_ID, LAST_ID) if n not in uids and n not in gids), None)
+            uid = next((n for n in range(FIRST_ID, LAST_ID) if n not in self._uids and n not in self._gids), None)
             if uid is None:
                 raise BadInput(f"owners: no free uid for {name}", "give one: {user = …, uid = …}")
-        accounts = self
         if gid is None:
             gid = self.group_id(name)
         if gid is None:
-            gid = (
-                uid if uid not in gids else next(n for n in range(FIRST_ID, 1 << 31) if n not in gids and n not in uids)
-            )
-        if gid not in gids:
-            accounts = accounts._replace(
-                group=_append(self.group if self.group is not None else b"root:x:0:\n", f"{name}:x:{gid}:"),
-                gshadow=None if self.gshadow is None else _append(self.gshadow, f"{name}:!::"),
-            )
-        root = b"root:x:0:0:root:/root:/bin/sh\n"
-        accounts = accounts._replace(
-            passwd=_append(self.passwd if self.passwd is not None else root, f"{name}:x:{uid}:{gid}::{home}:{shell}"),
-            shadow=None if self.shadow is None else _append(self.shadow, f"{name}:!:1:0:99999:7:::"),
-        )
-        return accounts, (uid, gid)
+            free = (n for n in range(FIRST_ID, 1 << 31) if n not in self._gids and n not in self._uids)
+            gid = uid if uid not in self._gids else next(free)
+        if gid not in self._gids:
+            self._add("group", f"{name}:x:{gid}:")
+            if "gshadow" in self._files:
+                self._add("gshadow", f"{name}:!::")
+            self._gids.add(gid)
+            self._groups.setdefault(name, gid)
+        self._add("passwd", f"{name}:x:{uid}:{gid}::{home}:{shell}")
+        if "shadow" in self._files:
+            self._add("shadow", f"{name}:!:1:0:99999:7:::")
+        self._uids[uid] = name
+        self._users.setdefault(name, (uid, gid))
+        return uid, gid
+
+    def changed(self) -> dict[str, bytes]:
+        """The new bytes of the files that have another line, or are new."""
+        first = {"passwd": b"root:x:0:0:root:/root:/bin/sh\n", "group": b"root:x:0:\n"}
+        found = {}
+        for name in FILES:
+            if name in self._added:
+                data = self._files.get(name, first.get(name, b""))
+                lines = "".join(f"{line}\n" for line in self._added[name]).encode()
+                found[name] = data + (b"" if not data or data.endswith(b"\n") else b"\n") + lines
+        return found
+
+    def _add(self, name: str, line: str) -> None:
+        self._added.setdefault(name, []).append(line)
 
 
-def _records(data: bytes | None, count: int) -> list[list[bytes]]:
-    return [fields for line in (data or b"").split(b"\n") if len(fields := line.split(b":")) == count]
+def number(text: str) -> int | None:
+    """A user's or group's number in decimal, or None."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= _DIGITS_MAX else None
 
 
-def _append(data: bytes, line: str) -> bytes:
-    return data + (b"" if not data or data.endswith(b"\n") else b"\n") + line.encode() + b"\n"
+def _records(data: bytes | None, count: int) -> Iterator[list[str]]:
+    for line in (data or b"").split(b"\n"):
+        fields = line.decode("utf-8", "surrogateescape").split(":")
+        if len(fields) == count:
+            yield fields

@@ -14,10 +14,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from imagetool.layout.accounts import Accounts
-from imagetool.tree.model import Directory, File, Inode, Layer, Slot, Tree
+from imagetool.layout.accounts import FILES, Accounts, number
+from imagetool.tree.model import Directory, File, Inode, Layer, Slot, Symlink, Tree
 from runner.artifact import LAYOUT_VERSION, Process
 from runner.errors import BadInput
+from runner.text import printable
 
 ROOM = b".rootdisk"
 SLOT_BYTES = 256 << 10
@@ -91,9 +92,9 @@ def environment(env: tuple[str, ...]) -> bytes:
     for text in env:
         name, equals, value = text.partition("=")
         if not name or not equals:
-            raise BadInput(f"environment: {name!r:.80} is not NAME=value")
+            raise BadInput(f"environment: {printable(name, 80)!r} is not NAME=value")
         values[name] = value
-    return b"".join(_record(f"{name}={value}", f"environment: {name}") for name, value in values.items())
+    return b"".join(_record(f"{name}={value}", f"environment: {printable(name, 80)}") for name, value in values.items())
 
 
 def _record(text: str, what: str) -> bytes:
@@ -112,6 +113,7 @@ class _Room:
         self.data = bytearray()
         self.files_by_path: dict[bytes, File] = {}
         self.changed: list[Inode] = []
+        self.top = Directory(layer=number)
 
     def put(self, parent: Directory, path: bytes, data: bytes, like: Inode) -> None:
         """A file at `path`, the last name of it in `parent`, with the metadata of `like`."""
@@ -134,7 +136,7 @@ class _Room:
         parent.children[name] = file
 
     def files(self, additions: Additions) -> None:
-        room = Directory(layer=self.number)
+        room = self.top
         self.tree.root.children[ROOM] = room
         read_only = Inode(stat.S_IFREG | 0o444)
         self.put(room, ROOM + b"/layout", b"%d\n" % LAYOUT_VERSION, read_only)
@@ -161,87 +163,120 @@ class _Room:
 def _own(tree: Tree, read: ReadFile, additions: Additions, room: _Room) -> None:
     """Set owners, and make the users they need. A file may belong to a user that is made for another path."""
     owners, of_files = additions.owners, additions.file_owners
-    etc = tree.resolve(b"/etc")
-    before = Accounts()
-    if isinstance(etc, Directory) and not all(_numbers_only(owner) for owner in (*owners, *of_files)):
-        before = _accounts(etc, read)
-    accounts, ids = before, []
-    for owner in (*owners, *of_files):
-        accounts, uid_gid = _ids(tree, accounts, owner)
-        ids.append(uid_gid)
+    accounts = Accounts({} if all(map(_numbers_only, (*owners, *of_files))) else _account_files(tree, read))
+    ids = [_ids(tree, accounts, owner) for owner in (*owners, *of_files)]
     for owner, (uid, gid) in zip(of_files, ids[len(owners) :], strict=True):
         above, _, last = owner.path.encode().rpartition(b"/")
         parent = tree.resolve(above)
-        assert isinstance(parent, Directory)  # the layer of files has made it
-        inode = parent.children[last]  # whose mode was chosen with its owner: chown would take bits from it
-        inode.uid, inode.gid = uid, gid
+        inode = parent.children.get(last) if isinstance(parent, Directory) else None
+        if inode is None:  # the layer of files has made it
+            raise BadInput(
+                f"files: {printable(owner.path)} is not found again", "its path goes through links in circles"
+            )
+        inode.uid, inode.gid = uid, gid  # its mode was chosen with its owner: chown would take bits from it
         room.changed.append(inode)
     for owner, (uid, gid) in zip(owners, ids, strict=False):
-        node = tree.resolve(owner.path.encode("utf-8", "surrogateescape"))
+        node = _named(tree, owner.path)
         if node is None and owner.create:
             node = _make_directory(tree, owner.path, room.number)
         if node is None:
-            raise BadInput(f"owners: the image has no {owner.path}", "mend the path, or add create = true")
-        room.changed += _chown(node, uid, gid)
-    if accounts == before:
+            raise BadInput(f"owners: the image has no {printable(owner.path)}", "fix the path, or add create = true")
+        room.changed += _chown(node, uid, gid, room.top)
+    changed = accounts.changed()
+    if not changed:
         return
-    if not isinstance(etc, Directory):
-        etc = _make_directory(tree, "/etc", room.number)
-    for name in ("passwd", "group", "shadow", "gshadow"):
-        data = getattr(accounts, name)
-        if data != getattr(before, name):
-            like = etc.children.get(name.encode()) or Inode(stat.S_IFREG | 0o644)
-            room.put(etc, b"etc/" + name.encode(), data, like)
+    etc = _make_directory(tree, "/etc", room.number)
+    for name, data in changed.items():
+        like = etc.children.get(name.encode()) or Inode(stat.S_IFREG | 0o644)
+        room.put(etc, b"etc/" + name.encode(), data, like)
+
+
+def _named(tree: Tree, path: str) -> Inode | None:
+    """The inode at `path`, or None; BadInput if a link of the image lies on it: that would decide what is given away."""
+    node: Inode | None = tree.root
+    names = [name for name in path.encode("utf-8", "surrogateescape").split(b"/") if name not in (b"", b".")]
+    if names[:1] == [ROOM]:
+        raise BadInput(f"owners: {printable(path)} is rootdisk's own place", "leave it out")
+    for count, name in enumerate(names, 1):
+        node = node.children.get(name) if isinstance(node, Directory) else None
+        if isinstance(node, Symlink):
+            link = printable(b"/" + b"/".join(names[:count]))
+            raise BadInput(
+                f"owners: {link} is a link to {printable(node.target)} in the image",
+                "name the place itself: links are not followed",
+            )
+    return node
 
 
 def _numbers_only(owner: Owner) -> bool:
     return owner.user.isdigit() and (not owner.group or owner.group.isdigit())
 
 
-def _ids(tree: Tree, accounts: Accounts, owner: Owner) -> tuple[Accounts, tuple[int, int]]:
-    """uid and gid of `owner`, and the accounts, with its user added where it is to be made."""
+def _ids(tree: Tree, accounts: Accounts, owner: Owner) -> tuple[int, int]:
+    """uid and gid of `owner`, who is added to the accounts if asked for."""
     if owner.user.isdigit():
-        uid, gid = int(owner.user), int(owner.user)
+        uid = gid = _id(owner.user, owner)
     elif (found := accounts.user(owner.user)) is not None:
         uid, gid = found
         if owner.uid not in (None, uid):
             raise BadInput(f"owners: {owner.user} is uid {uid} in the image, not {owner.uid}", "leave uid out")
     elif owner.create:
         shell = "/bin/sh" if tree.resolve(b"/bin/sh") is not None else "/sbin/nologin"
-        accounts, (uid, gid) = accounts.with_user(owner.user, owner.uid, owner.gid, owner.path, shell)
+        uid, gid = accounts.add_user(owner.user, owner.uid, owner.gid, owner.path, shell)
     else:
-        raise BadInput(f"owners: the image has no user {owner.user}", "give a uid, or add create = true to make it")
+        user = printable(owner.user)
+        raise BadInput(f"owners: the image has no user {user}", "give a uid, or add create = true to make it")
     if owner.group.isdigit():
-        gid = int(owner.group)
+        gid = _id(owner.group, owner)
     elif owner.group:
         found_gid = accounts.group_id(owner.group)
         if found_gid is None:
-            raise BadInput(f"owners: the image has no group {owner.group}", "give its number")
+            raise BadInput(f"owners: the image has no group {printable(owner.group)}", "give its number")
         gid = found_gid
     elif owner.gid is not None:
         gid = owner.gid
     if max(uid, gid) >= 0xFFFF_FFFF:
-        raise BadInput(f"owners: {uid}:{gid} for {owner.path} is past 4294967294")
-    return accounts, (uid, gid)
+        raise BadInput(f"owners: {uid}:{gid} for {printable(owner.path)} is past 4294967294")
+    return uid, gid
 
 
-def _accounts(etc: Directory, read: ReadFile) -> Accounts:
+def _id(text: str, owner: Owner) -> int:
+    found = number(text)
+    if found is None:
+        raise BadInput(
+            f"owners: {text[:40]} for {printable(owner.path)} is no number of a user or group", "0 to 4294967294"
+        )
+    return found
+
+
+def _account_files(tree: Tree, read: ReadFile) -> dict[str, bytes]:
+    etc = tree.root.children.get(b"etc")
+    if isinstance(etc, Symlink):
+        raise BadInput(
+            f"owners: /etc is a link to {printable(etc.target)} in the image",
+            "give numbers, as 1000:1000: links are not followed",
+        )
     found: dict[str, bytes] = {}
-    for name in ("passwd", "group", "shadow", "gshadow"):
-        inode = etc.children.get(name.encode())
+    for name in FILES:
+        inode = etc.children.get(name.encode()) if isinstance(etc, Directory) else None
         if inode is None:
             continue
         if not isinstance(inode, File) or inode.size > ACCOUNT_MAX_BYTES:
             raise BadInput(f"owners: /etc/{name} of the image is not a plain file of sensible size")
         found[name] = read(inode)
-    return Accounts(**found)
+    return found
 
 
-def _chown(top: Inode, uid: int, gid: int) -> list[Inode]:
-    """As chown -R -h does: a program loses its set-id bits and capabilities with its owner (chown(2)). All it meets."""
+def _chown(top: Inode, uid: int, gid: int, spared: Inode) -> list[Inode]:
+    """As chown -R -h does: a program loses its set-id bits and capabilities with its owner (chown(2)). All it meets.
+
+    Links lead nowhere here; `spared` is the directory of ours, which is root's even if the rest is not.
+    """
     waiting, met = [top], []
     while waiting:
         inode = waiting.pop()
+        if inode is spared:
+            continue
         met.append(inode)
         if isinstance(inode, File) and (inode.uid, inode.gid) != (uid, gid):
             if inode.mode & 0o111:
@@ -261,6 +296,6 @@ def _make_directory(tree: Tree, path: str, layer: int) -> Directory:
         if child is None:
             child = node.children[name] = Directory(layer=layer)
         if not isinstance(child, Directory):
-            raise BadInput(f"owners: {path} cannot be made: a part of it is no directory")
+            raise BadInput(f"owners: {printable(path)} cannot be made: a part of it is no directory")
         node = child
     return node

@@ -20,13 +20,13 @@ from dataclasses import dataclass
 from zlib import crc32
 
 from imagetool.tree.index import BLOCK, CHARACTER, DIRECTORY, FIFO, FILE, LINK, SYMLINK, Entry, TarIndex
-from imagetool.tree.model import Directory, File, Inode, Layer, Special, Symlink, Tree
+from imagetool.tree.model import LINK_STEPS_MAX, Directory, File, Inode, Layer, Special, Symlink, Tree
 from runner.errors import BadInput
 
-LINK_STEPS_MAX = 255  # as containerd's and umoci's path resolution
 # Over all layers. A few kilobytes of tar can name both by the million, through deep paths and chains of links.
 IMPLIED_MAX_COUNT = 1 << 18
 WALK_STEPS_MAX = 1 << 25
+EXTRAS_MAX_COUNT = 1 << 21  # xattrs and pieces of sparse files, some 150 bytes of memory each
 OPAQUE = b".wh..wh..opq"
 Place = tuple[Directory, bytes]  # a name in a directory
 _DEVICES = {CHARACTER: stat.S_IFCHR, BLOCK: stat.S_IFBLK, FIFO: stat.S_IFIFO}
@@ -61,10 +61,12 @@ class _Wrong(Exception):
 
 @dataclass(slots=True)
 class _Spent:
-    """What the image has cost beside its entries: directories that no entry describes, and steps from name to name."""
+    """What the image has cost beside its entries: directories that no entry describes, steps from name to name, and
+    what few entries have: xattrs and pieces of sparse files."""
 
     implied: int = 0
     steps: int = 0
+    extras: int = 0
 
 
 class _Applier:
@@ -100,6 +102,10 @@ class _Applier:
 
     def entry(self, entry: Entry) -> None:
         kind, mode, uid, gid, mtime_ns, first, second, path, target, xattrs, segments = entry
+        if xattrs or segments:
+            self.spent.extras += len(xattrs or ()) + len(segments or ())
+            if self.spent.extras > EXTRAS_MAX_COUNT:
+                raise _Wrong(f"the image has more than {EXTRAS_MAX_COUNT} xattrs and pieces of sparse files")
         parent_path, _, name = path.rpartition(b"/")
         if self.own is not None and (path.startswith(b".wh.") or b"/.wh." in path):
             if name == OPAQUE:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
-LINK_STEPS = 40  # as the kernel's MAXSYMLINKS
+LINK_STEPS_MAX = 255  # as containerd's and umoci's path resolution
 
 
 class Source(Protocol):
@@ -202,12 +202,13 @@ class Tree:
             if name in (b"", b"."):
                 continue
             if name == b"..":
-                trail = trail[:-1] or [self.root]
+                if len(trail) > 1:
+                    trail.pop()
                 continue
             child = trail[-1].children.get(name)
             if isinstance(child, Symlink):
                 steps += 1
-                if steps > LINK_STEPS:
+                if steps > LINK_STEPS_MAX:
                     return None
                 if child.target.startswith(b"/"):
                     trail = [self.root]

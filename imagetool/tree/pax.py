@@ -16,6 +16,7 @@ from imagetool.tree.index import Segments, Xattrs
 
 XATTR_NAME_MAX_BYTES = 255  # XATTR_NAME_MAX, include/uapi/linux/limits.h
 XATTR_MAX_BYTES = 64 << 10  # XATTR_SIZE_MAX
+XATTRS_MAX_COUNT = 256  # of an entry: an inode and a block of attributes have room for 253 and a few
 SEGMENTS_MAX_COUNT = 1 << 16
 NUMBER_MAX = (1 << 63) - 1
 
@@ -84,6 +85,16 @@ def records(data: bytes) -> list[tuple[bytes, bytes]]:
     return found
 
 
+_MEANINGFUL = frozenset(
+    (b"path", b"linkpath", b"uid", b"gid", b"size", b"mtime", b"SCHILY.devmajor", b"SCHILY.devminor")
+)
+
+
+def says_something(key: bytes) -> bool:
+    """Whether a record of this key, but for those of sparse files, changes how an entry is read."""
+    return key in _MEANINGFUL or key.startswith((b"SCHILY.xattr.", b"LIBARCHIVE.xattr.", b"SCHILY.acl."))
+
+
 def xattrs(pax: dict[bytes, bytes]) -> Xattrs | None:
     """The extended attributes, by full name, in the form that getxattr(2) gives; None without any."""
     found: Xattrs = {}
@@ -104,6 +115,8 @@ def xattrs(pax: dict[bytes, bytes]) -> Xattrs | None:
             value = posix_acl(pax[key], minimal_is_none=name.endswith(b"access"))
             if value:
                 found[name] = value
+    if len(found) > XATTRS_MAX_COUNT:
+        raise Malformed(f"{len(found)} xattrs, more than the {XATTRS_MAX_COUNT} that ext4 can hold")
     for name, value in found.items():
         if not 0 < len(name) <= XATTR_NAME_MAX_BYTES or b"\0" in name:
             raise Malformed(f"xattr name {name[:40]!r} of {len(name)} bytes")
@@ -121,6 +134,7 @@ _TAGS = {  # of an entry without and with a name; include/uapi/linux/posix_acl.h
 _ACL_ID_NONE = 0xFFFF_FFFF
 
 
+@lru_cache(maxsize=256)  # many files have the same, and a global header gives one to all
 def posix_acl(text: bytes, *, minimal_is_none: bool) -> bytes:
     """An ACL in text as the value of system.posix_acl_*: include/uapi/linux/posix_acl_xattr.h, version 2.
 

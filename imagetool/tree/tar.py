@@ -38,6 +38,9 @@ WINDOW_BYTES = 128 << 10
 ENTRIES_MAX_COUNT = 1 << 22
 HEAP_MAX_BYTES = 256 << 20  # all paths, link targets and xattrs of a layer
 EXTENDED_MAX_BYTES = 1 << 20  # one extended header
+# What global headers set is looked at again for each entry that has records of its own.
+GLOBAL_MAX_BYTES = 64 << 10
+GLOBAL_MAX_COUNT = 64
 PATH_MAX_BYTES = 64 << 10
 NAME_MAX_BYTES = 255  # NAME_MAX
 TARGET_MAX_BYTES = 4095  # PATH_MAX without its NUL
@@ -72,7 +75,10 @@ class _Scanner:
         self.size = size
         self.name = name
         self.out = IndexWriter()
-        self.defaults: dict[bytes, bytes] = {}  # of global PAX headers
+        # Of global PAX headers: only what says something to us and is not empty; its length; its attributes, packed.
+        self.defaults: dict[bytes, bytes] = {}
+        self.default_bytes = 0
+        self.default_extra: bytes | None = None
 
     def run(self) -> TarIndex:
         at = start = 0
@@ -133,10 +139,7 @@ class _Scanner:
     def extend(self, kind: int, at: int, block: bytes, extended: _Extended | None) -> tuple[int, _Extended | None]:
         data, after = self.payload(at, block)
         if kind == 0x67:  # g
-            for key, value in pax.records(data):
-                self.defaults[key] = value
-            if sum(len(key) + len(value) for key, value in self.defaults.items()) > EXTENDED_MAX_BYTES:
-                raise Malformed("global extended headers are too long")
+            self.set_defaults(pax.records(data))
             return after, extended
         extended = extended or _Extended()
         if kind == 0x4C:  # L
@@ -153,6 +156,24 @@ class _Scanner:
             ]
         return after, extended
 
+    def set_defaults(self, records: list[tuple[bytes, bytes]]) -> None:
+        """Take a global header's records. What each costs does not depend on how many came before."""
+        for key, value in records:
+            if key.startswith(b"GNU.sparse."):
+                raise Malformed("a global extended header describes a sparse file")
+            if not pax.says_something(key):
+                continue
+            before = self.defaults.pop(key, None)
+            self.default_bytes -= 0 if before is None else len(key) + len(before)
+            if value:  # an empty one takes the default back
+                self.defaults[key] = value
+                self.default_bytes += len(key) + len(value)
+            self.default_extra = None
+        if len(self.defaults) > GLOBAL_MAX_COUNT or self.default_bytes > GLOBAL_MAX_BYTES:
+            raise Malformed(
+                f"global extended headers set more than {GLOBAL_MAX_COUNT} values or {GLOBAL_MAX_BYTES} bytes"
+            )
+
     def entry(self, kind: int, at: int, block: bytes, extended: _Extended | None) -> int:
         """Note the entry whose header is `block`, at byte `at`; where the next header is."""
         path = block[:100].partition(_NUL)[0]
@@ -167,9 +188,7 @@ class _Scanner:
         values: dict[bytes, bytes] = {}
         if extended is not None or self.defaults:
             extended = extended or _Extended()
-            values = extended.pax
-            if self.defaults:  # an empty value takes a default back
-                values = {key: value for key, value in (self.defaults | values).items() if value or key in values}
+            values = self.defaults | extended.pax if extended.pax else self.defaults
             path = values.get(b"GNU.sparse.name") or values.get(b"path") or path
             target = values.get(b"linkpath") or target
             path = path if extended.path is None else extended.path
@@ -226,7 +245,11 @@ class _Scanner:
                 if not (0 <= first < 1 << 12 and 0 <= second < 1 << 20):  # include/linux/kdev_t.h
                     raise Malformed(f"device number {first}:{second}")
         extra = b""
-        if values or segments is not None:
+        if values is self.defaults and segments is None:
+            if self.default_extra is None:
+                self.default_extra = pack_extra(pax.xattrs(values), None)
+            extra = self.default_extra
+        elif values or segments is not None:
             extra = pack_extra(pax.xattrs(values) if values else None, segments)
         self.out.add(kind, mode, uid, gid, mtime_ns, first, second, path, target, extra)
         if self.out.count > ENTRIES_MAX_COUNT or len(self.out.heap) > HEAP_MAX_BYTES:
@@ -302,6 +325,11 @@ def normal(path: bytes) -> bytes:
         return path
     if len(path) > PATH_MAX_BYTES:
         raise Malformed(f"path of {len(path)} bytes, more than {PATH_MAX_BYTES}")
+    return _joined(path)
+
+
+@lru_cache(maxsize=64)  # a global header may give the same one to millions of entries
+def _joined(path: bytes) -> bytes:
     names: list[bytes] = []
     for name in path.split(b"/"):
         if name == b"..":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ssl
 import stat
+from collections.abc import Callable
 
 import pytest
 
@@ -12,6 +13,7 @@ from imagetool.layout.certificates import check_certificates
 from imagetool.tree.model import Directory, File, Layer, Slot, Symlink, Tree
 from runner.artifact import Process
 from runner.errors import BadInput
+from tests.support.steps import LINEAR, growth
 
 PASSWD = b"root:x:0:0:root:/root:/bin/bash\ndaemon:x:1:1::/:/bin/false\napp:x:1000:1001::/home/app:/bin/sh"
 
@@ -119,6 +121,83 @@ def test_a_known_user_and_numbers() -> None:
 def test_owners_that_cannot_be_set(owner: Owner, message: str) -> None:
     with pytest.raises(BadInput, match=message):
         Image(passwd=PASSWD).add(owners=(owner,))
+
+
+LINKS = {"/sandbox": b"/", "/srv/app": b"..", "/srv/own": b"/.rootdisk", "/etc2": b"etc", "/srv/deep/er": b"../../etc"}
+
+
+@pytest.mark.parametrize("path", [*LINKS, "/sandbox/etc", "/srv/deep/er/passwd", "/sandbox/", "/./sandbox"])
+@pytest.mark.parametrize("create", [False, True])
+def test_owners_never_walk_through_a_link(path: str, create: bool) -> None:
+    """An image's link would decide what is given away: the whole root, `/.rootdisk` with it."""
+    image = Image(passwd=PASSWD)
+    for place, target in LINKS.items():
+        node = image.tree.root
+        *above, last = place.encode().strip(b"/").split(b"/")
+        for name in above:
+            node = node.children.setdefault(name, Directory())  # type: ignore[assignment]
+        node.children[last] = Symlink(target)
+    with pytest.raises(BadInput, match=r"owners: /\S+ is a link to \S+ in the image: name the place itself"):
+        image.add(owners=(Owner(path, "sandbox", create=create), Owner("/etc", "1")) if create else (Owner(path, "1"),))
+    assert all(node.uid == 0 for _, node in image.tree.walk())
+
+
+def test_a_link_below_is_given_away_and_not_what_it_leads_to() -> None:
+    image = Image(passwd=PASSWD)
+    image.tree.root.children[b"sandbox"] = Directory()
+    link = image.tree.root.children[b"sandbox"].children[b"root"] = Symlink(b"/")  # type: ignore[attr-defined]
+    image.add(owners=(Owner("/sandbox", "7"),))
+    assert link.uid == 7
+    assert image.tree.root.uid == 0
+
+
+def test_our_own_directory_is_roots_whoever_owns_the_rest() -> None:
+    image = Image(passwd=PASSWD)
+    image.add(owners=(Owner("/", "7"),))
+    owners = {path: node.uid for path, node in image.tree.walk()}
+    assert {uid for path, uid in owners.items() if path.startswith(b"/.rootdisk")} == {0}
+    assert owners[b"/"] == owners[b"/etc/passwd"] == 7
+    for path in ("/.rootdisk", "/.rootdisk/slot", "//./.rootdisk"):
+        with pytest.raises(BadInput, match="rootdisk's own place"):
+            Image(passwd=PASSWD).add(owners=(Owner(path, "7"),))
+
+
+@pytest.mark.parametrize("target", [b"/usr/etc", b".rootdisk", b"/"])
+def test_accounts_are_not_looked_for_behind_a_link(target: bytes) -> None:
+    image = Image()
+    image.tree.root.children[b"etc"] = Symlink(target)
+    image.tree.root.children[b"srv"] = Directory()
+    with pytest.raises(BadInput, match="owners: /etc is a link to"):
+        image.add(owners=(Owner("/srv", "app", create=True),))
+    assert b"srv" in image.tree.root.children
+    image.tree.root.children.pop(b".rootdisk")
+    image.add(owners=(Owner("/srv", "7"),))  # numbers need none
+
+
+@pytest.mark.parametrize(
+    "line", [b"app:x:" + b"9" * 5000 + b":1::/:/bin/sh", b"app:x:\xb2:1::/:/bin/sh", b"app:x:-1:1::/:/"]
+)
+def test_numbers_in_account_files_that_are_none(line: bytes) -> None:
+    with pytest.raises(BadInput, match="no user app"):
+        Image(passwd=line).add(owners=(Owner("/etc", "app"),))
+
+
+@pytest.mark.parametrize("text", ["9" * 5000, "\u00b2", "4294967295", "1:" + "9" * 5000, "\u0663"])
+def test_numbers_of_owners_that_are_none(text: str) -> None:
+    with pytest.raises(BadInput, match="owners: "):
+        Image(passwd=PASSWD).add(owners=(Owner.parse("/etc", text),))
+
+
+def test_accounts_cost_what_they_hold_once() -> None:
+    """Not once for each owner: an image may have a million accounts, and a build many owners."""
+
+    def work(count: int) -> Callable[[], object]:
+        lines = b"".join(b"u%d:x:%d:%d::/:/bin/sh\n" % (n, n, n) for n in range(count))
+        image = Image(passwd=lines, group=lines)
+        owners = tuple(Owner(f"/d{n}", f"new{n}", create=True) for n in range(count // 4))
+        return lambda: image.add(owners=owners)
+
+    assert growth(work, 200) < LINEAR
 
 
 def test_an_image_without_accounts_gets_them() -> None:
