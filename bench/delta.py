@@ -17,8 +17,7 @@ from bench.peers import Missing
 from bench.table import aligned
 from bench.transfer import artifact_of
 from bench.work import TOOL, Bench, clean
-from runner.artifact import ArtifactManifest, ChunkIndex
-from runner.fetch import INDEX_MAX_BYTES
+from runner.artifact import INDEX_MAX_BYTES, ArtifactManifest, ChunkIndex
 from runner.oci import Manifest
 from runner.reference import parse_reference
 from runner.repository import open_repository, read_blob

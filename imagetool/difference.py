@@ -18,9 +18,8 @@ from imagetool.artifact.manifest import TITLE
 from imagetool.ext4.device import FramedDisk
 from imagetool.ext4.format import EXT4_EXTENTS_FL
 from imagetool.ext4.reader import Reader
-from runner.artifact import ArtifactConfig, ArtifactManifest, Chunk, ChunkIndex
+from runner.artifact import CONFIG_MAX_BYTES, INDEX_MAX_BYTES, ArtifactConfig, ArtifactManifest, Chunk, ChunkIndex
 from runner.errors import RootdiskError
-from runner.fetch import CONFIG_MAX_BYTES, INDEX_MAX_BYTES
 from runner.oci import Descriptor, Manifest, Platform, parse_json
 from runner.reference import Reference
 from runner.repository import Joined, RegistryOptions, Repository, open_repository, read_blob, resolve_manifest

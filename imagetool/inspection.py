@@ -24,9 +24,15 @@ from uuid import UUID
 from imagetool.ext4.device import FramedDisk
 from imagetool.ext4.reader import Node, Reader
 from imagetool.oci.sources import open_source
-from runner.artifact import ARTIFACT_TYPE, ArtifactConfig, ArtifactManifest, ChunkIndex
+from runner.artifact import (
+    ARTIFACT_TYPE,
+    CONFIG_MAX_BYTES,
+    INDEX_MAX_BYTES,
+    ArtifactConfig,
+    ArtifactManifest,
+    ChunkIndex,
+)
 from runner.errors import BadInput
-from runner.fetch import CONFIG_MAX_BYTES, INDEX_MAX_BYTES
 from runner.oci import INDEX_TYPES, Index, Manifest, Platform
 from runner.reference import Reference, parse_reference
 from runner.repository import Joined, RegistryOptions, open_repository, read_blob, resolve_manifest

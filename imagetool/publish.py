@@ -27,6 +27,7 @@ from runner.artifact import (
     SlotExtent,
 )
 from runner.errors import BadInput, RegistryError, RootdiskError
+from runner.fields import Fields
 from runner.oci import OCI_MANIFEST, Descriptor, Digest
 from runner.reference import Reference, parse_reference
 from runner.repository import RegistryOptions, Repository, open_repository
@@ -49,7 +50,7 @@ def assembled(image: Image, packed: Path, boot: Path) -> Artifact:
         disk_digest=Digest.parse(receipt["digest"]),
         disk_uuid=receipt["uuid"],
         slots=tuple(SlotExtent(s["name"], s["offset"], s["length"]) for s in receipt["slots"]),
-        process=Process.of(receipt["process"]),
+        process=Process.of(Fields.of(receipt["process"], "receipt: process")),
         cmdline=CMDLINE if image.platform.architecture == "amd64" else CMDLINE.replace("ttyS0", "ttyAMA0"),
         memory_mib=image.memory >> 20,
         cpus=image.cpus,

@@ -19,9 +19,8 @@ from imagetool.oci.prune import is_referrers, outdated
 from imagetool.oci.push import open_target
 from imagetool.progress import Report, silent
 from imagetool.publish import refuse_to_move, resolved_tag
-from runner.artifact import ArtifactConfig, ArtifactManifest, ChunkIndex
+from runner.artifact import CONFIG_MAX_BYTES, INDEX_MAX_BYTES, ArtifactConfig, ArtifactManifest, ChunkIndex
 from runner.errors import BadInput, RegistryError, RootdiskError
-from runner.fetch import CONFIG_MAX_BYTES, INDEX_MAX_BYTES
 from runner.oci import INDEX_TYPES, Descriptor, Digest, Index, Manifest
 from runner.reference import Reference
 from runner.repository import RegistryOptions, Repository, open_repository, read_blob

@@ -12,7 +12,9 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from runner.errors import BadInput, Unsupported
+from runner.fields import Fields
 from runner.oci import Descriptor, Digest, Manifest, Platform, parse_json
+from runner.text import printable
 
 ARTIFACT_TYPE = "application/vnd.rootdisk.v1"
 CONFIG_TYPE = "application/vnd.rootdisk.config.v1+json"
@@ -27,11 +29,21 @@ LAYOUT_VERSION = 1
 DISK_MAX_BYTES = 16 << 40  # 16 TiB, what a 4 KiB-block ext4 is made for here
 CHUNK_MAX_BYTES = 16 << 20  # of raw bytes in a chunk with data; bounds what a reader holds in memory
 ZERO_CHUNK_MAX_BYTES = 1 << 30  # the seekable format's limit for a frame
-CHUNKS_MAX_COUNT = 1 << 22
+CHUNKS_MAX_COUNT = 1 << 20  # 16 TiB of the largest; an index of 64 MiB
+CONFIG_MAX_BYTES = 4 << 20
+SLOT_MAX_BYTES = 16 << 20  # made in memory, several times over
+SLOTS_MAX_COUNT = 16
+CMDLINE_MAX = 1024  # half of the kernel's 2048 (COMMAND_LINE_SIZE); the runner adds to it
+MEMORY_MAX_MIB = 16 << 20  # 16 TiB
+CPUS_MAX = 255
+WORDS_MAX_COUNT, WORD_MAX = 10_000, 128 << 10  # execve(2): MAX_ARG_STRLEN
+LAYERS_MAX_COUNT = 10_000
+LABELS_MAX_COUNT, LABEL_MAX = 10_000, 1 << 20
 
 INDEX_MAGIC = b"RDCHUNK1"
 INDEX_HEADER = struct.Struct("<8sQII")
 INDEX_ENTRY = struct.Struct("<QQIIII32s")
+INDEX_MAX_BYTES = INDEX_HEADER.size + CHUNKS_MAX_COUNT * INDEX_ENTRY.size
 
 
 class Chunk(NamedTuple):
@@ -157,14 +169,30 @@ class Process(NamedTuple):
         }
 
     @classmethod
-    def of(cls, value: Mapping[str, Any]) -> Process:
+    def of(cls, value: Fields) -> Process:
         return cls(
-            tuple(map(str, value.get("entrypoint") or ())),
-            tuple(map(str, value.get("cmd") or ())),
-            str(value.get("workdir") or "/"),
-            str(value.get("user") or ""),
-            str(value.get("stop_signal") or "SIGTERM"),
+            value.texts("entrypoint", WORDS_MAX_COUNT, limit=WORD_MAX),
+            value.texts("cmd", WORDS_MAX_COUNT, limit=WORD_MAX),
+            value.text("workdir", "/"),
+            value.text("user", "", limit=256),
+            value.text("stop_signal", "SIGTERM", limit=32),
         )
+
+
+def _slots(disk: Fields, disk_size: int) -> tuple[SlotExtent, ...]:
+    slots: list[SlotExtent] = []
+    for item in disk.objects("slots", SLOTS_MAX_COUNT):
+        slot = SlotExtent(
+            item.text("name", limit=64, pattern="[!-~]+"),
+            item.integer("offset", 65536, disk_size),
+            item.integer("length", 65536, SLOT_MAX_BYTES),
+        )
+        if slot.offset % 65536 or slot.length % 65536 or slot.offset + slot.length > disk_size:
+            raise item.wrong("offset", f"slot {slot.name!r} does not lie on the disk")
+        if any(slot.name == other.name for other in slots):
+            raise item.wrong("name", f"slot {slot.name!r} is there twice")
+        slots.append(slot)
+    return tuple(slots)
 
 
 class ArtifactConfig(NamedTuple):
@@ -191,43 +219,40 @@ class ArtifactConfig(NamedTuple):
 
     @classmethod
     def parse(cls, raw: bytes) -> ArtifactConfig:
-        value = parse_json(raw, "artifact config")
-        if value.get("format") != FORMAT_VERSION:
-            raise Unsupported(f"artifact format {value.get('format')!r:.20}", f"this rootdisk reads {FORMAT_VERSION}")
-        if value.get("layout") not in (0, LAYOUT_VERSION):
-            raise Unsupported(f"disk layout {value.get('layout')!r:.20}", f"this rootdisk boots {LAYOUT_VERSION}")
-        try:
-            disk = value["disk"]
-            config = cls(
-                value["layout"],
-                Platform.of(value["platform"]),
-                int(disk["size"]),
-                Digest.parse(disk["digest"]),
-                str(disk["uuid"]),
-                tuple(SlotExtent(str(s["name"]), int(s["offset"]), int(s["length"])) for s in disk["slots"]),
-                Process.of(value["process"]),
-                str(value["boot"]["cmdline"]),
-                int(value["boot"]["memory_mib"]),
-                int(value["boot"]["cpus"]),
-                str(value["derivation"]["key"]),
-                dict(value["derivation"]["inputs"]),
-                str(value["source"]["reference"]),
-                str(value["source"]["digest"]),
-                {str(k): str(v) for k, v in value["writer"].items()},
-                tuple(map(int, value["boot"].get("chunks") or ())),
-                {str(k): str(v) for k, v in (value.get("labels") or {}).items()},
-                tuple(LayerInodes(str(item["diff_id"]), int(item["first_inode"])) for item in disk.get("layers") or ()),
-            )
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as err:
-            raise BadInput(f"artifact config: {type(err).__name__} at {err}", "the artifact is damaged") from err
-        for slot in config.slots:
-            if (
-                slot.offset % 65536
-                or slot.length % 65536
-                or not 0 < slot.offset < slot.offset + slot.length <= config.disk_size
-            ):
-                raise BadInput(f"artifact config: slot {slot.name!r:.40} does not lie on the disk")
-        return config
+        value = Fields(
+            parse_json(raw, "artifact config", CONFIG_MAX_BYTES), "artifact config", "the artifact is damaged"
+        )
+        form, layout = value.value.get("format"), value.value.get("layout")
+        if type(form) is not int or form != FORMAT_VERSION:
+            raise Unsupported(f"artifact format {printable(repr(form), 20)}", f"this rootdisk reads {FORMAT_VERSION}")
+        if type(layout) is not int or layout not in (0, LAYOUT_VERSION):
+            raise Unsupported(f"disk layout {printable(repr(layout), 20)}", f"this rootdisk boots {LAYOUT_VERSION}")
+        disk, boot = value.inner("disk"), value.inner("boot")
+        derivation, source = value.inner("derivation"), value.inner("source")
+        size = disk.integer("size", 1, DISK_MAX_BYTES)
+        return cls(
+            layout,
+            Platform.of(value.inner("platform").value),
+            size,
+            Digest.parse(disk.value.get("digest")),
+            disk.text("uuid", "", limit=36, pattern="[0-9a-f-]*"),
+            _slots(disk, size),
+            Process.of(value.inner("process")),
+            boot.text("cmdline", "", limit=CMDLINE_MAX, pattern="[ -~]*"),
+            boot.integer("memory_mib", 1, MEMORY_MAX_MIB),
+            boot.integer("cpus", 1, CPUS_MAX),
+            derivation.text("key", limit=64, pattern="[0-9a-f]{64}"),
+            dict(derivation.inner("inputs").value),
+            source.text("reference", ""),
+            source.text("digest", "", limit=256),
+            value.strings("writer", 64, limit=256),
+            boot.integers("chunks", 0, CHUNKS_MAX_COUNT - 1, CHUNKS_MAX_COUNT),
+            value.strings("labels", LABELS_MAX_COUNT, limit=LABEL_MAX),
+            tuple(
+                LayerInodes(layer.text("diff_id", limit=256), layer.integer("first_inode", 0, (1 << 32) - 1))
+                for layer in disk.objects("layers", LAYERS_MAX_COUNT, [])
+            ),
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The config blob's value; written as canonical JSON."""
@@ -277,7 +302,8 @@ class ArtifactManifest(NamedTuple):
         if manifest.artifact_type != ARTIFACT_TYPE:
             kind = manifest.artifact_type or manifest.config.media_type
             raise BadInput(
-                f"not a rootdisk artifact but {kind:.120}", "build one from it: imagetool build SOURCE ARTIFACT"
+                f"not a rootdisk artifact but {printable(kind, 120)}",
+                "build one from it: imagetool build SOURCE ARTIFACT",
             )
 
         def one(media_type: str) -> Descriptor | None:

@@ -12,18 +12,17 @@ import errno
 import hashlib
 import os
 import stat
+from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
-from runner.artifact import ArtifactConfig, ArtifactManifest, Chunk, ChunkIndex
+from runner.artifact import INDEX_MAX_BYTES, ArtifactConfig, ArtifactManifest, Chunk, ChunkIndex
 from runner.errors import DigestMismatch, RootdiskError
 from runner.files import atomic_write, fsync_dir, write_at
 from runner.progress import Progress
 from runner.repository import Joined, Repository, read_blob
-from runner.store import INDEX_MAX_BYTES as INDEX_MAX_BYTES
 from runner.store import Store
 
-CONFIG_MAX_BYTES = 4 << 20
 THREADS = 2
 
 
@@ -36,19 +35,33 @@ class Counts(NamedTuple):
 
 
 def fetch(
-    store: Store, repository: Repository, roles: ArtifactManifest, config: ArtifactConfig, progress: Progress | None
+    store: Store,
+    repository: Repository,
+    roles: ArtifactManifest,
+    config: ArtifactConfig,
+    progress: Progress | None,
+    served: Collection[str] = (),
 ) -> Counts:
-    """Fetch the disk, and kernel and initramfs beside it, if they are not in the store yet, or damaged."""
+    """Fetch the disk, and kernel and initramfs beside it, if they are not in the store yet, or damaged.
+
+    What is there, but not among the hex digests `served`, the repository has to show it has: runner/possession.py.
+    """
     from runner.threads import pool_of
 
     with pool_of(1) as pool:
-        boot = [pool.submit(store.blob, repository, role) for role in (roles.kernel, roles.initramfs) if role]
+        boot = [
+            pool.submit(store.blob, repository, role, again=role.digest.hex not in served)
+            for role in (roles.kernel, roles.initramfs)
+            if role
+        ]
         try:
             counts = Counts(0, 0, 0)
             with store.making(config.disk_digest):
                 # Else another process was quicker.
                 if not store.disk(config.disk_digest).exists() or store.damage(config.disk_digest.hex):
                     counts = _fetch_disk(store, repository, roles, config, progress)
+                elif config.disk_digest.hex not in served:
+                    _check_disk(repository, roles, config)
             for future in boot:
                 future.result()
         except BaseException:
@@ -57,17 +70,38 @@ def fetch(
     return counts
 
 
-def _fetch_disk(
-    store: Store, repository: Repository, roles: ArtifactManifest, config: ArtifactConfig, progress: Progress | None
-) -> Counts:
-    """Make the disk. A damaged one stays until the new one takes its place: sandboxes may use it, and its good chunks serve."""
+def _index(repository: Repository, roles: ArtifactManifest, config: ArtifactConfig) -> tuple[bytes, ChunkIndex]:
+    """The chunk index, which is that of the disk in the config, and of the manifest's blobs."""
     raw = read_blob(repository, roles.chunks, INDEX_MAX_BYTES)
     index = ChunkIndex.parse(raw)
     if index.disk_digest() != config.disk_digest or index.disk_size != config.disk_size:
         raise DigestMismatch("the chunk index is not that of the disk in the config", "the artifact is damaged")
-    blob = Joined(repository, roles.disk)
-    if index.blob_end > blob.size:
+    if index.blob_end > roles.disk_bytes:
         raise DigestMismatch("the chunk index reaches past the disk's blobs", "the artifact is damaged")
+    return raw, index
+
+
+def _check_disk(repository: Repository, roles: ArtifactManifest, config: ArtifactConfig) -> None:
+    """Have the repository show that it has the disk that the store has: its index, and a chunk that it cannot foresee."""
+    _, index = _index(repository, roles, config)
+    data = [number for number, chunk in enumerate(index.chunks) if not chunk.zero]
+    if not data:
+        return
+    from zstandard import ZstdDecompressor
+
+    from runner.transfer import unpack
+
+    chunk = index.chunks[data[int.from_bytes(os.urandom(8), "little") % len(data)]]
+    frame = b"".join(Joined(repository, roles.disk).read(chunk.blob_offset, chunk.blob_end))
+    unpack(chunk, frame, ZstdDecompressor())
+
+
+def _fetch_disk(
+    store: Store, repository: Repository, roles: ArtifactManifest, config: ArtifactConfig, progress: Progress | None
+) -> Counts:
+    """Make the disk. A damaged one stays until the new one takes its place: sandboxes may use it, and its good chunks serve."""
+    raw, index = _index(repository, roles, config)
+    blob = Joined(repository, roles.disk)
     # With zstandard, and as the threads, it takes longer to load than to find out that the disk is here already.
     from runner.transfer import transfer
 

@@ -12,7 +12,7 @@ import fcntl
 import json
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +29,13 @@ def fsync_dir(directory: Path) -> None:
         os.close(fd)
 
 
-def atomic_write(path: Path, data: bytes, mode: int = 0o644, *, durable: bool = True) -> None:
+def atomic_write(path: Path, data: bytes | Iterable[bytes], mode: int = 0o644, *, durable: bool = True) -> None:
     """Replace `path` by `data` and `mode`, at once; and so that a power cut keeps it, if `durable`."""
     temporary = path.with_name(f".{path.name}.{os.urandom(8).hex()}")  # tempfile takes longer to load than to write
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         with open(fd, "wb") as file:
-            file.write(data)
+            file.writelines([data] if isinstance(data, bytes) else data)
             file.flush()
             os.fchmod(fd, mode)
             if durable:

@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from runner.artifact import ArtifactConfig, ArtifactManifest
-from runner.errors import RootdiskError
+from runner.artifact import CONFIG_MAX_BYTES, ArtifactConfig, ArtifactManifest
+from runner.errors import DigestMismatch, RootdiskError
 from runner.files import parse_json, read_file, write_json
 from runner.oci import MANIFEST_MAX_BYTES, Digest, Manifest, Platform
 from runner.reference import Reference
@@ -100,16 +100,21 @@ def pull(
         if repair and store.damage(descriptor.digest.hex):
             store.write_blob(descriptor.digest, raw)
         counts: Counts | None = None
+        had = _served(store, reference, options)
+        new = descriptor.digest.hex not in had
         for _ in range(_TRIES):
-            local = _present(store, raw, platform, reference, repair)
+            local = None if new else _present(store, raw, platform, reference, repair)
             if local is not None:
                 _remember(store, reference, platform, options, descriptor.digest, raw)
                 return local._replace(**counts._asdict()) if counts else local
-            config = ArtifactConfig.parse(store.blob(repository, roles.config).read_bytes())
+            again = roles.config.digest.hex not in had
+            path = store.blob(repository, roles.config, CONFIG_MAX_BYTES, again=again)
+            config = ArtifactConfig.parse(path.read_bytes())
             _check_platform(config, platform, reference)
             from runner.fetch import fetch
 
-            counts = fetch(store, repository, roles, config, progress)
+            counts = fetch(store, repository, roles, config, progress, had)
+            new = False
     finally:
         repository.close()
     raise RootdiskError(f"{reference}: something removes it again and again", "is runner prune running?")
@@ -132,6 +137,10 @@ def _present(store: Store, raw: bytes, platform: Platform, reference: Reference,
         for digest in boot:
             os.utime(store.blob_path(digest))
         _refuse_damaged(store, [config.disk_digest.hex], str(reference))
+        _check_size(disk, config.disk_size)
+        for role in (roles.config, roles.kernel, roles.initramfs):
+            if role is not None:
+                _check_size(store.blob_path(role.digest), role.size)
     except FileNotFoundError:
         _close(lease)
         return None
@@ -155,6 +164,21 @@ def _refuse_damaged(store: Store, digests: Iterable[str], what: str) -> None:
             raise Damaged(f"{what}: {digest[:12]} is damaged in the store: {why}", "runner verify --repair")
 
 
+def _check_size(path: Path, size: int) -> None:
+    """Compare with what an artifact says of it, also if the store has it from elsewhere."""
+    if path.stat().st_size != size:
+        raise DigestMismatch(
+            f"{path.name[:12]} has {path.stat().st_size} bytes in the store, and {size} by the artifact",
+            "the artifact is damaged, or the store: runner verify",
+        )
+
+
+def _served(store: Store, reference: Reference, options: RegistryOptions) -> frozenset[str]:
+    from runner.possession import served
+
+    return served(store, reference, options)
+
+
 def _check_platform(config: ArtifactConfig, platform: Platform, reference: Reference) -> None:
     if config.platform != platform:
         raise RootdiskError(f"{reference} is for {config.platform}", f"this machine runs {platform}: --platform")
@@ -176,6 +200,10 @@ class Name(NamedTuple):
     ca_file: str | None
 
 
+def absolute(reference: Reference) -> Reference:
+    return reference if reference.path is None else reference._replace(path=reference.path.absolute())
+
+
 def _name_path(store: Store, reference: Reference, platform: Platform) -> Path:
     return store.root / "names" / hashlib.sha256(f"{reference} {platform}".encode()).hexdigest()
 
@@ -184,9 +212,7 @@ def _remember(
     store: Store, reference: Reference, platform: Platform, options: RegistryOptions, digest: Digest, raw: bytes
 ) -> None:
     ca_file = str(options.ca_file.absolute()) if options.ca_file else None
-    if reference.path is not None:
-        reference = reference._replace(path=reference.path.absolute())
-    name = Name(str(reference), str(platform), digest.hex, options.plain_http, ca_file)
+    name = Name(str(absolute(reference)), str(platform), digest.hex, options.plain_http, ca_file)
     path = _name_path(store, reference, platform)
     if name == read_name(path) and store.blob_path(digest).exists():
         return

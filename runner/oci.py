@@ -15,6 +15,8 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from runner.errors import BadInput, Unsupported
+from runner.fields import INTEGER_MAX, Fields, parse_value
+from runner.text import printable
 
 MANIFEST_MAX_BYTES = 4 << 20  # registries refuse larger ones; distribution-spec "manifest SHOULD be limited to 4 MiB"
 
@@ -27,6 +29,10 @@ DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
 DOCKER_CONFIG = "application/vnd.docker.container.image.v1+json"
 MANIFEST_TYPES = (OCI_MANIFEST, DOCKER_MANIFEST)
 INDEX_TYPES = (OCI_INDEX, DOCKER_LIST)
+
+DESCRIPTORS_MAX_COUNT = 50_000
+ANNOTATIONS_MAX_COUNT = 10_000
+ANNOTATION_MAX = 1 << 20  # signatures are some 10,000 characters
 
 _HEX_LENGTH = {"sha256": 64, "sha512": 128}
 _HEX = re.compile(r"[0-9a-f]+\Z")
@@ -87,9 +93,11 @@ class Platform(NamedTuple):
     @classmethod
     def of(cls, value: Mapping[str, Any]) -> Platform:
         """From a descriptor's or config's `os`, `architecture`, `variant`."""
-        return cls(
-            str(value.get("os", "")), *_normal(str(value.get("architecture", "")), str(value.get("variant") or ""))
+        said = Fields(value, "platform")
+        os_, architecture, variant = (
+            said.text(key, "", limit=64, pattern=r"[A-Za-z0-9_.+-]*") for key in ("os", "architecture", "variant")
         )
+        return cls(os_, *_normal(architecture, variant))
 
     def __str__(self) -> str:
         return "/".join(p for p in (self.os, self.architecture, self.variant) if p)
@@ -120,21 +128,15 @@ class Descriptor(NamedTuple):
 
     @classmethod
     def parse(cls, value: object, what: str = "descriptor") -> Descriptor:
-        item = _mapping(value, what)
-        size = item.get("size")
-        if not isinstance(size, int) or isinstance(size, bool) or size < 0:
-            raise BadInput(f"{what}: size is {size!r:.40}, not a byte count")
-        media_type = item.get("mediaType")
-        if not isinstance(media_type, str) or not media_type:
-            raise BadInput(f"{what}: no mediaType")
-        platform = item.get("platform")
+        item = Fields.of(value, what)
+        platform = item.value.get("platform")
         return cls(
-            media_type,
-            Digest.parse(item.get("digest")),
-            size,
-            _strings(item.get("annotations"), f"{what}: annotations"),
-            Platform.of(_mapping(platform, f"{what}: platform")) if platform is not None else None,
-            str(item.get("artifactType") or ""),
+            _media_type(item, "mediaType"),
+            Digest.parse(item.value.get("digest")),
+            item.integer("size", 0, INTEGER_MAX),
+            _annotations(item),
+            Platform.of(item.inner("platform").value) if platform is not None else None,
+            _media_type(item, "artifactType", ""),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -167,18 +169,15 @@ class Manifest(NamedTuple):
 
     @classmethod
     def parse(cls, raw: bytes) -> Manifest:
-        value = parse_json(raw, "manifest")
-        _schema_2(value, "manifest")
-        layers = value.get("layers")
-        if not isinstance(layers, list):
-            raise BadInput("manifest: no layers", "is this an image manifest?")
-        subject = value.get("subject")
+        value = Fields(parse_json(raw, "manifest"), "manifest", "is this an image manifest?")
+        _schema_2(value)
+        subject = value.value.get("subject")
         return cls(
-            str(value.get("mediaType") or OCI_MANIFEST),
-            str(value.get("artifactType") or ""),
-            Descriptor.parse(value.get("config"), "manifest: config"),
-            tuple(Descriptor.parse(layer, f"manifest: layer {n + 1}") for n, layer in enumerate(layers)),
-            _strings(value.get("annotations"), "manifest: annotations"),
+            _media_type(value, "mediaType", OCI_MANIFEST),
+            _media_type(value, "artifactType", ""),
+            Descriptor.parse(value.value.get("config"), "manifest: config"),
+            _descriptors(value, "layers", "manifest: layer"),
+            _annotations(value),
             Descriptor.parse(subject, "manifest: subject") if subject is not None else None,
         )
 
@@ -204,15 +203,12 @@ class Index(NamedTuple):
 
     @classmethod
     def parse(cls, raw: bytes) -> Index:
-        value = parse_json(raw, "index")
-        _schema_2(value, "index")
-        manifests = value.get("manifests")
-        if not isinstance(manifests, list):
-            raise BadInput("index: no manifests")
+        value = Fields(parse_json(raw, "index"), "index")
+        _schema_2(value)
         return cls(
-            str(value.get("mediaType") or OCI_INDEX),
-            tuple(Descriptor.parse(item, f"index: manifest {n + 1}") for n, item in enumerate(manifests)),
-            _strings(value.get("annotations"), "index: annotations"),
+            _media_type(value, "mediaType", OCI_INDEX),
+            _descriptors(value, "manifests", "index: manifest"),
+            _annotations(value),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -242,28 +238,25 @@ def canonical_json(value: object) -> bytes:
 
 
 def parse_json(raw: bytes, what: str, max_bytes: int = MANIFEST_MAX_BYTES) -> Mapping[str, Any]:
-    """The JSON object in `raw`; BadInput names `what` where it is too large, too deep or not an object."""
-    if len(raw) > max_bytes:
-        raise BadInput(f"{what}: {len(raw)} bytes are more than the {max_bytes} allowed")
-    try:
-        value = json.loads(raw)
-    except (ValueError, RecursionError) as err:
-        raise BadInput(f"{what}: not JSON", str(err)[:120]) from err
-    return _mapping(value, what)
+    """The JSON object in `raw`; BadInput names `what` if it is too large, too deep, ambiguous or not an object."""
+    return Fields.of(parse_value(raw, what, max_bytes), what).value
 
 
-def _schema_2(value: Mapping[str, Any], what: str) -> None:
-    if value.get("schemaVersion") != 2:
-        raise Unsupported(f"{what}: schemaVersion {value.get('schemaVersion')!r:.20}", "only version 2 is read")
+def _schema_2(value: Fields) -> None:
+    version = value.value.get("schemaVersion")
+    if type(version) is not int or version != 2:
+        raise Unsupported(f"{value.what}: schemaVersion {printable(repr(version), 20)}", "only version 2 is read")
 
 
-def _mapping(value: object, what: str) -> Mapping[str, Any]:
-    if not isinstance(value, dict):
-        raise BadInput(f"{what}: not a JSON object")
-    return value
+def _descriptors(value: Fields, key: str, what: str) -> tuple[Descriptor, ...]:
+    items = value.items(key, DESCRIPTORS_MAX_COUNT)
+    return tuple(Descriptor.parse(item, f"{what} {number}") for number, item in enumerate(items, 1))
 
 
-def _strings(value: object, what: str) -> Mapping[str, str]:
-    if value is None:
-        return {}
-    return {str(k): str(v) for k, v in _mapping(value, what).items()}
+def _media_type(value: Fields, key: str, default: str | None = None) -> str:
+    """RFC 6838, and whatever else goes into a header as it is."""
+    return value.text(key, default, limit=255, pattern=r"[!-~]+(?: ?; ?[!-~]+)*")
+
+
+def _annotations(value: Fields) -> Mapping[str, str]:
+    return value.strings("annotations", ANNOTATIONS_MAX_COUNT, limit=ANNOTATION_MAX)

@@ -104,9 +104,14 @@ def check_range(descriptor: Descriptor, start: int, end: int | None) -> int:
 
 def read_blob(repository: Repository, descriptor: Descriptor, max_bytes: int) -> bytes:
     """A whole small blob in memory, size and digest checked."""
+    return b"".join(blob_pieces(repository, descriptor, max_bytes))
+
+
+def blob_pieces(repository: Repository, descriptor: Descriptor, max_bytes: int) -> Iterator[bytes]:
+    """A whole blob in pieces; DigestMismatch at their end if they are not its bytes."""
     if descriptor.size > max_bytes:
         raise BadInput(f"blob {descriptor.digest.short}: {descriptor.size} bytes are more than the {max_bytes} allowed")
-    return b"".join(verified(repository.blob(descriptor), descriptor))
+    return verified(repository.blob(descriptor), descriptor)
 
 
 def verified(pieces: Iterator[bytes], descriptor: Descriptor) -> Iterator[bytes]:

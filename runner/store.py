@@ -23,16 +23,15 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from runner.artifact import ChunkIndex
+from runner.artifact import INDEX_MAX_BYTES, ChunkIndex
 from runner.errors import RootdiskError
 from runner.files import atomic_write, read_file
 from runner.locks import held, take
 from runner.oci import Descriptor, Digest
-from runner.repository import Repository, read_blob
+from runner.repository import Repository, blob_pieces
 from runner.text import printable
 
 FORMAT = "1"
-INDEX_MAX_BYTES = 256 << 20
 BLOB_MAX_BYTES = 512 << 20  # a kernel with everything in it
 
 
@@ -139,14 +138,16 @@ class Store:
             why = err.strerror if isinstance(err, OSError) else err
             raise RootdiskError(f"{path}: {why}", "runner verify --repair") from err
 
-    def blob(self, repository: Repository, descriptor: Descriptor) -> Path:
-        """A blob's file, fetched and verified if it is not there yet, or damaged."""
+    def blob(
+        self, repository: Repository, descriptor: Descriptor, max_bytes: int = BLOB_MAX_BYTES, *, again: bool = False
+    ) -> Path:
+        """A blob's file, fetched and verified if it is not there yet, or damaged, or `again`: runner/possession.py."""
         path = self.blob_path(descriptor.digest)
-        if not path.exists() or self.damage(descriptor.digest.hex):
-            self.write_blob(descriptor.digest, read_blob(repository, descriptor, BLOB_MAX_BYTES))
+        if again or not path.exists() or self.damage(descriptor.digest.hex):
+            self.write_blob(descriptor.digest, blob_pieces(repository, descriptor, max_bytes))
         return path
 
-    def write_blob(self, digest: Digest, data: bytes) -> None:
+    def write_blob(self, digest: Digest, data: bytes | Iterable[bytes]) -> None:
         """Keep the verified `data` that `digest` names."""
         atomic_write(self.blob_path(digest), data)
         self.unmark(digest.hex)

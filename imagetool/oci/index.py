@@ -8,9 +8,8 @@ from collections.abc import Callable, Sequence
 from imagetool.oci.copy import copy_manifest
 from imagetool.oci.image import ImageConfig
 from imagetool.oci.push import open_target
-from runner.artifact import CONFIG_TYPE, ArtifactConfig
+from runner.artifact import CONFIG_MAX_BYTES, CONFIG_TYPE, ArtifactConfig
 from runner.errors import BadInput, Unsupported
-from runner.fetch import CONFIG_MAX_BYTES
 from runner.oci import (
     INDEX_TYPES,
     MANIFEST_TYPES,

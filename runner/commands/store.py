@@ -37,8 +37,7 @@ def inspect_command(options: argparse.Namespace) -> int:
 
 
 def _artifact(options: argparse.Namespace) -> dict[str, Any]:
-    from runner.artifact import ArtifactConfig, ArtifactManifest
-    from runner.fetch import CONFIG_MAX_BYTES
+    from runner.artifact import CONFIG_MAX_BYTES, ArtifactConfig, ArtifactManifest
     from runner.oci import Manifest
     from runner.reference import parse_reference
     from runner.repository import open_repository, read_blob, resolve_manifest

@@ -87,10 +87,10 @@ def test_configs_that_are_refused() -> None:
         ArtifactConfig.parse(canonical_json({**good, "format": 2}))
     with pytest.raises(Unsupported, match="layout 9"):
         ArtifactConfig.parse(canonical_json({**good, "layout": 9}))
-    with pytest.raises(BadInput, match="KeyError"):
+    with pytest.raises(BadInput, match="boot: memory_mib"):
         ArtifactConfig.parse(canonical_json({**good, "boot": {}}))
     for wrong in (SlotExtent("s", 4096, 65536), SlotExtent("s", 65536 * 9, 65536), SlotExtent("s", 0, 0)):
-        with pytest.raises(BadInput, match="does not lie on the disk"):
+        with pytest.raises(BadInput, match=r"does not lie on the disk|is not a whole number from 65536"):
             ArtifactConfig.parse(canonical_json(config()._replace(slots=(wrong,)).to_json()))
 
 
