@@ -8,7 +8,6 @@ again, or kernel or QEMU is another.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from pathlib import Path
 from typing import NamedTuple
@@ -60,8 +59,10 @@ def remember(verdicts: Path, kernel: Path | None, works: bool) -> None:
 def _verdict(verdicts: Path | None, kernel: Path | None) -> bool | None:
     if verdicts is None:
         return None
+    from runner.files import read_json
+
     try:
-        value = json.loads(verdicts.read_bytes())
+        value = read_json(verdicts)
         return bool(value["works"]) if value["host"] == _host(kernel) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -19,7 +19,7 @@ from runner import accel, process, records, sandbox, slot, tsc
 from runner.clone import Clone, clone, found
 from runner.debug import debug, is_shown
 from runner.errors import RootdiskError
-from runner.files import atomic_write, socket_address
+from runner.files import atomic_write, read_file, socket_address
 from runner.local import Local
 from runner.machine import Forward, Machine, Share, Vm
 from runner.records import Record
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 SILENT_S = 15.0  # how long a KVM nobody has tried yet may say nothing
 FAILED = 125
+_RECORDS_MAX_BYTES = 16 << 20  # no slot is so large
 
 
 class Ready(NamedTuple):
@@ -74,7 +75,7 @@ def reopen(store: Store, state: State) -> Ready:
     try:
         local = Local.kept(store, state.spec)
         path = opened.folder / "records"
-        own = [record for record in records.unpack(path.read_bytes()) if record[0] != "first"]
+        own = [record for record in _records(path, state) if record[0] != "first"]
         atomic_write(path, records.pack(own), 0o600)
         extent = local.config.slot()
         filled = slot.pack((*own, *_of_this_start(state.spec)), extent.length)
@@ -84,6 +85,16 @@ def reopen(store: Store, state: State) -> Ready:
     except BaseException:
         opened.release()
         raise
+
+
+def _records(path: Path, state: State) -> list[Record]:
+    """What a kept sandbox is told at each start."""
+    try:
+        return records.unpack(read_file(path, _RECORDS_MAX_BYTES))
+    except (OSError, ValueError) as err:
+        why = err.strerror if isinstance(err, OSError) else err
+        hint = "its disk can still be read with imagetool"
+        raise RootdiskError(f"sandbox {state.name} cannot start: its file `records`: {why}", hint) from err
 
 
 def _of_this_start(spec: Spec) -> list[Record]:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from runner import qcow2
 from runner.errors import BadInput, RootdiskError
-from runner.files import copy_sparse, reflink, write_at
+from runner.files import copy_sparse, opener, reflink, write_at
 
 METHODS = ("overlay", "reflink", "copy")
 
@@ -64,7 +64,7 @@ def _clusters(base: Path, patches: Mapping[int, bytes]) -> dict[int, bytes]:
     """The clusters that `patches` touch, by offset: the base's bytes under the patches'; zeros at the end left away."""
     step = qcow2.CLUSTER_BYTES
     found: dict[int, bytearray] = {}
-    with base.open("rb", buffering=0) as file:
+    with open(base, "rb", buffering=0, opener=opener) as file:
         for offset, data in patches.items():
             done = 0
             while done < len(data):
@@ -80,7 +80,7 @@ def _clusters(base: Path, patches: Mapping[int, bytes]) -> dict[int, bytes]:
 
 
 def _patch(path: Path, size: int, patches: Mapping[int, bytes]) -> None:
-    with path.open("r+b", buffering=0) as file:
+    with open(path, "r+b", buffering=0, opener=opener) as file:
         os.ftruncate(file.fileno(), size)
         for offset, data in patches.items():
             write_at(file.fileno(), data, offset)

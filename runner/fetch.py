@@ -11,14 +11,13 @@ import contextlib
 import errno
 import hashlib
 import os
-import stat
 from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
 from runner.artifact import INDEX_MAX_BYTES, ArtifactConfig, ArtifactManifest, Chunk, ChunkIndex
 from runner.errors import DigestMismatch, RootdiskError
-from runner.files import atomic_write, fsync_dir, write_at
+from runner.files import atomic_write, fsync_dir, open_file, write_at
 from runner.progress import Progress
 from runner.repository import Joined, Repository, read_blob
 from runner.store import Store
@@ -133,14 +132,10 @@ def _fetch_disk(
 
 def _partial(path: Path) -> int:
     """The open file of a disk that is being made; what is there and cannot be used is made again."""
-    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     with contextlib.suppress(OSError):
-        fd = os.open(path, flags, 0o600)
-        if stat.S_ISREG(os.fstat(fd).st_mode):
-            return fd
-        os.close(fd)
+        return open_file(path, os.O_RDWR | os.O_CREAT)
     path.unlink(missing_ok=True)
-    return os.open(path, flags | os.O_EXCL, 0o600)
+    return open_file(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
 
 
 def _not_here(store: Store, fd: int, data: list[Chunk], damaged: Path) -> list[Chunk]:
@@ -178,7 +173,7 @@ def _holds(fd: int, chunk: Chunk) -> bool:
 def _copy(source: Path, there: Chunk, fd: int, chunk: Chunk) -> bool:
     """Copy a chunk from where another disk has it; False where it does not have it any more."""
     try:
-        source_fd = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        source_fd = open_file(source)
         try:
             data = os.pread(source_fd, there.length, there.offset)
         finally:

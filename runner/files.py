@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 _FICLONE = 0x40049409  # linux/fs.h
+_JSON_MAX_BYTES = 1 << 20
 _COPY_BYTES = 1 << 30  # asked for in one copy_file_range or sendfile call
 
 
@@ -61,25 +62,39 @@ def write_json(path: Path, value: object, mode: int = 0o644, *, durable: bool = 
     atomic_write(path, json.dumps(value, indent=1, sort_keys=True).encode() + b"\n", mode, durable=durable)
 
 
-def read_file(path: Path, max_bytes: int) -> bytes:
-    """Read a whole file, not through a link. ValueError if it is no regular file or larger than `max_bytes`; OSError."""
+def open_file(path: Path, flags: int = os.O_RDONLY, mode: int = 0o600) -> int:
+    """Open a file of the store; OSError if `path` is a link or anything else than a regular file, which is not waited for."""
     try:
         # O_NONBLOCK: a FIFO would be waited for.
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        fd = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, mode)
     except OSError as err:
         if err.errno == errno.ELOOP:
-            raise ValueError("is a symbolic link") from err
+            err.strerror = "is a symbolic link"
         raise
-    try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise ValueError("is not a file")
-        with open(fd, "rb", closefd=False) as file:
-            data = file.read(max_bytes + 1)
-    finally:
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
+        raise OSError(errno.EINVAL, "is not a file", str(path))
+    os.set_blocking(fd, True)
+    return fd
+
+
+def opener(path: str, flags: int) -> int:
+    """`open_file` for open()."""
+    return open_file(Path(path), flags)
+
+
+def read_file(path: Path, max_bytes: int) -> bytes:
+    """Read a whole file of the store, as `open_file`; ValueError if it is larger than `max_bytes`."""
+    with open(open_file(path), "rb") as file:
+        data = file.read(max_bytes + 1)
     if len(data) > max_bytes:
         raise ValueError(f"is larger than {max_bytes} bytes")
     return data
+
+
+def read_json(path: Path, max_bytes: int = _JSON_MAX_BYTES) -> Any:
+    """The value of a JSON file of the store; OSError, or ValueError whatever else is wrong with it."""
+    return parse_json(read_file(path, max_bytes))
 
 
 def parse_json(raw: bytes) -> Any:
@@ -126,7 +141,7 @@ def data_runs(fd: int) -> Iterator[tuple[int, int]]:
 
 def copy_sparse(source: Path, target: Path) -> None:
     """Copy `source` to the new file `target`, holes as holes; within the kernel, shared where the file system can."""
-    with open(source, "rb", buffering=0) as src, open(target, "xb", buffering=0) as dst:
+    with open(source, "rb", buffering=0, opener=opener) as src, open(target, "xb", buffering=0) as dst:
         os.ftruncate(dst.fileno(), os.fstat(src.fileno()).st_size)
         for start, end in list(data_runs(src.fileno())):
             while start < end:
@@ -150,7 +165,7 @@ def _copy_run(src: int, dst: int, offset: int, count: int) -> int:
 
 def reflink(source: Path, target: Path) -> bool:
     """Make the new file `target` share all blocks of `source`; False where the file system cannot."""
-    with open(source, "rb", buffering=0) as src, open(target, "xb", buffering=0) as dst:
+    with open(source, "rb", buffering=0, opener=opener) as src, open(target, "xb", buffering=0) as dst:
         try:
             fcntl.ioctl(dst.fileno(), _FICLONE, src.fileno())
         except OSError as err:

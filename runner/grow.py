@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from runner.artifact import DISK_MAX_BYTES
 from runner.errors import BadInput, Unsupported
+from runner.files import open_file
 
 BLOCK = 4096
 GROUP_BLOCKS = 8 * BLOCK
@@ -77,7 +78,7 @@ def patches(base: Path, size: int) -> dict[int, bytes]:
     BadInput: `size` is less than the disk's or more than the file system can have, or the disk is damaged; Unsupported:
     a file system that imagetool does not write.
     """
-    fd = os.open(base, os.O_RDONLY | os.O_CLOEXEC)
+    fd = open_file(base)
     try:
         present = os.fstat(fd).st_size
         if not present <= size <= DISK_MAX_BYTES:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from runner.artifact import CONFIG_MAX_BYTES, ArtifactConfig, ArtifactManifest
 from runner.errors import DigestMismatch, RootdiskError
-from runner.files import parse_json, read_file, write_json
+from runner.files import read_json, write_json
 from runner.oci import MANIFEST_MAX_BYTES, Digest, Manifest, Platform
 from runner.reference import Reference
 from runner.repository import RegistryOptions, open_repository, resolve_manifest
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from runner.progress import Progress
     from runner.sandbox import Spec
 
-_NAME_MAX_BYTES = 1 << 20
 _TRIES = 10  # of finding it all there after fetching it: a prune may run at the same time
 
 
@@ -223,7 +222,7 @@ def _remember(
 def read_name(path: Path) -> Name | None:
     """Read a file of names/; None if it is not whole. Fields that this version does not know are left alone."""
     try:
-        value = parse_json(read_file(path, _NAME_MAX_BYTES))
+        value = read_json(path)
         name = Name(**{field: value[field] for field in Name._fields})
         Digest.parse(f"sha256:{name.manifest}")
         Platform.parse(name.platform)

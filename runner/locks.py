@@ -8,16 +8,15 @@ open file looks whether that is still the one with the name, and opens again if 
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import os
-import stat
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from runner.errors import Busy, RootdiskError
+from runner.files import open_file
 from runner.text import printable
 
 WAIT_S = 600.0
@@ -92,10 +91,8 @@ def held(
 
 def is_held(path: Path) -> bool:
     """Whether a living process has the lock `path` exclusively; OSError if the file cannot be opened."""
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    fd = open_file(path)
     try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise OSError(errno.EINVAL, "is not a file", str(path))
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
@@ -111,15 +108,10 @@ def remove_idle(path: Path) -> None:
 
 
 def _open(path: Path) -> int:
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
     try:
-        fd = os.open(path, flags, 0o600)
+        return open_file(path, os.O_RDWR | os.O_CREAT)
     except OSError as err:
-        raise RootdiskError(f"lock {printable(path)}: {err.strerror}", "remove it") from err
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise RootdiskError(f"lock {printable(path)} is not a file", "remove it")
-    return fd
+        raise RootdiskError(f"lock {printable(path)}: {err.strerror}", "remove it, or fix its owner") from err
 
 
 def _sign(fd: int, doing: str) -> None:

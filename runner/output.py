@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from runner.files import opener
 from runner.frames import HEADER, frame
 
 FILE_MAX_BYTES = 8 << 20
@@ -24,7 +25,7 @@ class Log:
         self._open()
 
     def _open(self) -> None:
-        self._file = open(self._path, "ab", buffering=0)  # noqa: SIM115 - open as long as the sandbox runs
+        self._file = open(self._path, "ab", buffering=0, opener=opener)  # noqa: SIM115 - open as long as the sandbox runs
         self._size = self._file.tell()
 
     def write(self, data: bytes) -> None:
@@ -54,7 +55,7 @@ class Reader:
             if self._file is None:
                 if not self._files:
                     return
-                self._file = self._files.pop(0).open("rb")
+                self._file = open(self._files.pop(0), "rb", opener=opener)  # noqa: SIM115 - as long as it is read
             while data := self._file.read(256 << 10):
                 yield data
             if not self._files:

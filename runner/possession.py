@@ -11,10 +11,10 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from runner.artifact import ArtifactConfig, ArtifactManifest
+from runner.artifact import CONFIG_MAX_BYTES, ArtifactConfig, ArtifactManifest
 from runner.errors import RootdiskError
 from runner.local import Name, absolute, read_name
-from runner.oci import Manifest
+from runner.oci import MANIFEST_MAX_BYTES, Manifest
 from runner.reference import Reference, parse_reference
 from runner.repository import RegistryOptions
 from runner.store import Store
@@ -41,8 +41,7 @@ def _names(store: Store, reference: Reference, options: RegistryOptions) -> Iter
 
 
 def _of(store: Store, name: Name) -> set[str]:
-    blobs = store.root / "blobs"
-    roles = ArtifactManifest.of(Manifest.parse((blobs / name.manifest).read_bytes()))
-    config = ArtifactConfig.parse(store.blob_path(roles.config.digest).read_bytes())
+    roles = ArtifactManifest.of(Manifest.parse(store.read_blob(name.manifest, MANIFEST_MAX_BYTES)))
+    config = ArtifactConfig.parse(store.read_blob(roles.config.digest.hex, CONFIG_MAX_BYTES))
     boot = [role.digest.hex for role in (roles.kernel, roles.initramfs) if role is not None]
     return {name.manifest, roles.config.digest.hex, config.disk_digest.hex, *boot}

@@ -8,7 +8,6 @@ The machine is `microvm` with PCI on x86, or `q35` of a QEMU that has no microvm
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import socket
@@ -18,10 +17,12 @@ from typing import NamedTuple
 
 from runner import process
 from runner.errors import BadInput, RootdiskError
+from runner.files import open_file
 from runner.machine import Machine, Vm
 from runner.oci import Platform
 
 PROGRAMS = {"amd64": "qemu-system-x86_64", "arm64": "qemu-system-aarch64"}
+KINDS = ("microvm", "q35")
 PACKAGES = {"amd64": "qemu-system-x86", "arm64": "qemu-system-arm"}
 
 
@@ -60,12 +61,12 @@ def kind(platform: Platform, known: Path) -> str:
         return "virt"
     path = program(platform)
     version = f"{path} {os.stat(path).st_mtime_ns}"
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        value = json.loads(known.read_bytes())
-        if value["qemu"] == version:
-            return str(value["kind"])
-    from runner.files import write_json
+    from runner.files import read_json, write_json
 
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        value = read_json(known)
+        if value["qemu"] == version:
+            return KINDS[KINDS.index(value["kind"])]
     done = process.run([path, "-M", "help"], timeout_s=process.PROBE_S)
     found = "microvm" if re.search(r"^microvm\b", done.text, re.MULTILINE) else "q35"
     with contextlib.suppress(OSError):  # it will be asked again
@@ -84,7 +85,7 @@ def start(machine: Machine, folder: Path, user: process.User | None = None) -> V
     with contextlib.ExitStack() as ours, contextlib.ExitStack() as helpers:
 
         def opened(path: Path, flags: int) -> int:
-            fd = os.open(path, flags | os.O_CLOEXEC)
+            fd = open_file(path, flags)
             ours.callback(os.close, fd)
             return fd
 

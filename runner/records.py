@@ -21,6 +21,10 @@ def _record(key: str, value: bytes) -> bytes:
 
 
 def unpack(data: bytes) -> list[Record]:
-    """What `pack` was given."""
+    """What `pack` was given; ValueError if `data` was not made by it, or is cut off."""
+    if data and not data.endswith(b"\0"):
+        raise ValueError("is cut off")
+    if not all(b"=" in record for record in data.split(b"\0")[:-1]):
+        raise ValueError("is damaged")
     pairs = (record.partition(b"=") for record in data.split(b"\0")[:-1])
     return [(key.decode(), value) for key, _, value in pairs]

@@ -26,8 +26,9 @@ from pathlib import Path
 from typing import Any
 
 from runner.errors import BadInput, Busy, RootdiskError
-from runner.files import atomic_write, read_file, socket_address
+from runner.files import atomic_write, open_file, read_file, socket_address
 from runner.locks import is_held
+from runner.ownership import user_name
 from runner.state import MAX_BYTES, Newer, Spec, State, Unreadable, parse, state_json
 from runner.store import Store
 from runner.text import printable
@@ -134,7 +135,7 @@ def _take_lock(state: State | Unreadable) -> int:
 
 def _locked(folder: Path) -> int | None:
     """The open, locked lock of a directory; None if another has it, or the directory was replaced meanwhile."""
-    fd = os.open(folder / "lock", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
+    fd = open_file(folder / "lock", os.O_RDWR)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if os.path.samestat(os.fstat(fd), os.stat(folder / "lock")):
@@ -197,7 +198,7 @@ def look(folder: Path) -> State | Unreadable:
         if isinstance(err, OSError):
             reason = f"{os.path.basename(err.filename or 'lock')}: {err.strerror}"
             if owner != os.geteuid():
-                reason += f" (it belongs to user {owner})"
+                reason += f" (it belongs to {user_name(owner)})"
         running = False
         with contextlib.suppress(OSError):
             running = _runs(folder)
@@ -284,7 +285,7 @@ def _remove(folder: Path) -> None:
         with contextlib.suppress(OSError):
             os.rename(hidden, folder)
         what = f"cannot remove sandbox {printable(folder.name)}: {err.strerror}"
-        raise RootdiskError(what, f"fix owner and permissions of {printable(folder)}") from err
+        raise RootdiskError(what, f"sudo chown -R {os.geteuid()} {printable(folder)}, then again") from err
 
 
 def _remove_tree(folder: Path) -> None:
@@ -360,7 +361,7 @@ def is_running(state: State | Unreadable) -> bool:
 def wait_end(state: State | Unreadable) -> None:
     """Return when the sandbox does not run any more."""
     try:
-        fd = os.open(state.folder / "lock", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        fd = open_file(state.folder / "lock")
     except OSError:
         while _answers(state.folder):
             time.sleep(_POLL_S)

@@ -7,7 +7,6 @@ what the guest believes is what the runner wrote, whatever an earlier run of the
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import struct
 from collections.abc import Iterable
@@ -17,7 +16,7 @@ from typing import NamedTuple
 from runner import qcow2
 from runner.artifact import SlotExtent
 from runner.errors import BadInput, RootdiskError
-from runner.files import write_json
+from runner.files import open_file, read_json, write_json
 from runner.records import Record
 from runner.records import pack as pack_records
 
@@ -70,7 +69,7 @@ def rewrite(disk: Path, extent: SlotExtent, slot: Slot, record: Path, *, overlay
     hint = "the disk's data can still be read with imagetool; boot a new sandbox, and runner rm this one"
     present = _digests(_read(disk, extent, overlay))
     try:
-        expected = json.loads(record.read_bytes())
+        expected = read_json(record)
         sound = len(expected) == len(present) and all(p in e for p, e in zip(present, expected, strict=True))
     except (OSError, ValueError, TypeError) as err:
         raise RootdiskError(f"{record}: cannot tell what was last written to the slot", hint) from err
@@ -83,7 +82,7 @@ def rewrite(disk: Path, extent: SlotExtent, slot: Slot, record: Path, *, overlay
 
 
 def _put(disk: Path, extent: SlotExtent, slot: Slot, overlay: bool) -> None:
-    fd = os.open(disk, os.O_RDWR | os.O_CLOEXEC)
+    fd = open_file(disk, os.O_RDWR)
     try:
         places = {qcow2.locate(fd, at) if overlay else at: data for at, data in clusters(extent, slot).items()}
         for place, data in places.items():
@@ -98,7 +97,7 @@ def _put(disk: Path, extent: SlotExtent, slot: Slot, overlay: bool) -> None:
 def _read(disk: Path, extent: SlotExtent, overlay: bool) -> list[bytes]:
     """The slot's present bytes, cut in clusters."""
     step = qcow2.CLUSTER_BYTES
-    fd = os.open(disk, os.O_RDONLY | os.O_CLOEXEC)
+    fd = open_file(disk)
     try:
         return [
             os.pread(fd, step, qcow2.locate(fd, at) if overlay else at)

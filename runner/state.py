@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from runner.files import parse_json
 
 VERSION = 1  # files without a version are of version 1
-MAX_BYTES = 4 << 20
+MAX_BYTES = 1 << 20
 _REQUIRED = object()
 _HEX = re.compile(r"[0-9a-f]{64}(?:[0-9a-f]{64})?\Z")  # sha256 or sha512
 _DIGEST = re.compile(r"(?:sha256:)?([0-9a-f]{64})\Z|(?:sha512:)?([0-9a-f]{128})\Z")

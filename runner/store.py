@@ -28,6 +28,7 @@ from runner.errors import RootdiskError
 from runner.files import atomic_write, read_file
 from runner.locks import held, take
 from runner.oci import Descriptor, Digest
+from runner.ownership import make_private, make_private_below
 from runner.repository import Repository, blob_pieces
 from runner.text import printable
 
@@ -43,23 +44,34 @@ class Store:
 
     @classmethod
     def open(cls) -> Store:
-        """The user's store, made where it is missing; RootdiskError where it cannot be used."""
-        home = os.environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.local/share")
-        root = Path(os.environ.get("ROOTDISK_STORE") or Path(home, "rootdisk")).absolute()
+        """The user's store, made if it is missing; RootdiskError if it cannot be used, or another user could change it."""
+        root = _place()
+        # In a container nobody else may be there, and its volumes are open to everybody.
+        alone = os.environ.get("ROOTDISK_STORE_TRUSTED") == "1"
         try:
+            if alone:
+                root.mkdir(parents=True, exist_ok=True, mode=0o700)
+            else:
+                make_private(root)
             for folder in ("blobs", "damaged", "disks", "locks", "names", "sandboxes"):
-                (root / folder).mkdir(parents=True, exist_ok=True, mode=0o700)
+                if alone:
+                    (root / folder).mkdir(exist_ok=True, mode=0o700)
+                else:
+                    make_private_below(root / folder)
             form = root / "format"
-            if not form.exists():
+            if not os.path.lexists(form):
                 atomic_write(form, FORMAT.encode())
-            found = form.read_text().strip()
-        except OSError as err:
+            found = printable(read_file(form, 4096).strip(), 20)
+        except (OSError, ValueError) as err:
+            why = err.strerror if isinstance(err, OSError) else f"format {err}"
             raise RootdiskError(
-                f"store {root}: {err.strerror}", "mend its owner and mode, or set ROOTDISK_STORE"
+                f"store {printable(root)}: {why}", "fix its owner and permissions, or set ROOTDISK_STORE"
             ) from err
+        if not found:
+            raise RootdiskError(f"store {printable(root)}: its file `format` is empty", f"echo {FORMAT} >{form}")
         if found != FORMAT:
             raise RootdiskError(
-                f"store {root} has format {found:.20}, not {FORMAT}", "set ROOTDISK_STORE to another place"
+                f"store {printable(root)} has format {found}, not {FORMAT}", "set ROOTDISK_STORE to another place"
             )
         return cls(root)
 
@@ -169,6 +181,28 @@ class Store:
                 os.close(fd)
             raise
         return tuple(leased)
+
+
+def _place() -> Path:
+    """Where the user's store is."""
+    if root := os.environ.get("ROOTDISK_STORE"):
+        return Path(root).absolute()
+    data = os.environ.get("XDG_DATA_HOME", "")
+    if not data.startswith("/"):  # as its specification has it
+        home = os.environ.get("HOME") or _home()
+        if not home.startswith("/"):
+            raise RootdiskError("there is no home directory for the store", "set HOME or ROOTDISK_STORE")
+        data = os.path.join(home, ".local/share")
+    return Path(data, "rootdisk")
+
+
+def _home() -> str:
+    import pwd  # only for those who have no HOME
+
+    try:
+        return pwd.getpwuid(os.getuid()).pw_dir
+    except KeyError:
+        return ""
 
 
 def read_index(disk: Path) -> ChunkIndex:

@@ -6,14 +6,13 @@ import contextlib
 import hashlib
 import os
 import re
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from runner.artifact import ArtifactConfig, ArtifactManifest, Chunk, ChunkIndex
 from runner.errors import Busy, RootdiskError
-from runner.files import data_runs
+from runner.files import data_runs, open_file
 from runner.local import Name, pull, read_name
 from runner.oci import MANIFEST_MAX_BYTES, Digest, Manifest, Platform
 from runner.reference import parse_reference
@@ -39,7 +38,7 @@ def verify(store: Store) -> tuple[int, list[Damage]]:
     for path in _files(store):
         digest = path.stem if path.suffix else path.name
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            fd = open_file(path)
         except FileNotFoundError:
             continue
         except OSError as err:
@@ -88,8 +87,6 @@ def _mark(store: Store, digest: str, what: str, path: Path, read: os.stat_result
 def _wrong(path: Path, fd: int) -> str:
     """What is wrong with the blob or disk at `path`, open at `fd`; "" for nothing."""
     try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            return "it is not a file"
         if path.suffix:
             return _wrong_disk(path, fd)
         algorithm = "sha256" if len(path.name) == 64 else "sha512"
