@@ -93,11 +93,18 @@ def is_held(path: Path) -> bool:
     """Whether a living process has the lock `path` exclusively; OSError if the file cannot be opened."""
     fd = open_file(path)
     try:
+        return is_locked(fd)
+    finally:
+        os.close(fd)
+
+
+def is_locked(fd: int) -> bool:
+    """Whether a living process has the lock file open at `fd` exclusively, by another descriptor."""
+    try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
-    finally:
-        os.close(fd)
+    fcntl.flock(fd, fcntl.LOCK_UN)
     return False
 
 

@@ -25,6 +25,7 @@ _FORMS = {
 _NAME = re.compile(r"[0-9a-f]{64}\Z")
 _TEMPORARY = re.compile(r"\.[0-9a-f]{64}\.[0-9a-f]{16}\Z")
 _LOCK = re.compile(r"[0-9a-f]{64}(?:[0-9a-f]{64})?(?:\.make)?\Z")
+_CLOCK_STEP_NS = 2_000_000_000  # of the coarsest file systems
 _WRITING_S = 3600  # a temporary file may still be somebody's for that long
 
 
@@ -43,7 +44,8 @@ def prune(store: Store, age_s: float, max_bytes: int | None, *, dry_run: bool) -
     With `max_bytes` only until the store holds no more than that. What is in use is never touched: it is leased.
     """
     sandbox.sweep(store)
-    needed = sandbox.needed(store)
+    look = _Needed(store)
+    needed = look.now()
     things = sorted(_things(store), key=lambda thing: thing.used)
     left = sum(thing.bytes for thing in things)
     removed: list[tuple[Path, int]] = []
@@ -53,7 +55,7 @@ def prune(store: Store, age_s: float, max_bytes: int | None, *, dry_run: bool) -
         if _removable(thing, needed):
             with contextlib.suppress(Busy), store.removing(thing.digest):
                 # Once more: a sandbox may have been made, and have ended, while others were removed.
-                sizes = [(path, path.lstat().st_blocks * 512) for path in _removable(thing, sandbox.needed(store))]
+                sizes = [(path, path.lstat().st_blocks * 512) for path in _removable(thing, look.now())]
                 if not dry_run:
                     for path, _ in sizes:
                         path.unlink()
@@ -70,6 +72,25 @@ def prune(store: Store, age_s: float, max_bytes: int | None, *, dry_run: bool) -
             if _NAME.match(path.name) and not store.damage(path.name):
                 store.unmark(path.name)  # the disk went, and its prune was killed then
     return removed
+
+
+class _Needed:
+    """What sandboxes need now. They are read again only if one has come or gone."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._changed = 0  # when, by the clock of the file system, before the last reading
+        self._needed: set[str] | None = None
+
+    def now(self) -> set[str] | None:
+        changed = self._store.sandboxes.stat().st_mtime_ns
+        if changed != self._changed:
+            began = time.time_ns()
+            needed = sandbox.needed(self._store)
+            # Another change within the clock's step would not be seen.
+            self._changed = changed if began - changed > _CLOCK_STEP_NS else 0
+            self._needed = needed
+        return self._needed
 
 
 def _removable(thing: _Thing, needed: set[str] | None) -> list[Path]:

@@ -27,7 +27,7 @@ from typing import Any
 
 from runner.errors import BadInput, Busy, RootdiskError
 from runner.files import atomic_write, open_file, read_file, socket_address
-from runner.locks import is_held
+from runner.locks import is_held, is_locked
 from runner.ownership import user_name
 from runner.state import MAX_BYTES, Newer, Spec, State, Unreadable, parse, state_json
 from runner.store import Store
@@ -358,18 +358,21 @@ def is_running(state: State | Unreadable) -> bool:
     return _answers(state.folder)
 
 
-def wait_end(state: State | Unreadable) -> None:
-    """Return when the sandbox does not run any more."""
+def wait_end(state: State | Unreadable, timeout_s: float | None = None) -> None:
+    """Return when the sandbox does not run any more; Busy after `timeout_s` seconds."""
+    deadline = time.monotonic() + timeout_s if timeout_s is not None else None
+    lock = None
+    with contextlib.suppress(OSError):
+        lock = open_file(state.folder / "lock")  # this one's: the name may be another's soon
     try:
-        fd = open_file(state.folder / "lock")
-    except OSError:
-        while _answers(state.folder):
+        while is_locked(lock) if lock is not None else _answers(state.folder):
+            if deadline is not None and time.monotonic() > deadline:
+                pid = f", process {state.pid}" if isinstance(state, State) else ""
+                raise Busy(f"sandbox {printable(state.name)} still runs{pid}", "end that process, then try again")
             time.sleep(_POLL_S)
-        return
-    try:
-        fcntl.flock(fd, fcntl.LOCK_SH)
     finally:
-        os.close(fd)
+        if lock is not None:
+            os.close(lock)
 
 
 def not_running(state: State | Unreadable) -> RootdiskError:

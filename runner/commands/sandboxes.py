@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from runner.output import Reader
 
 FOLLOW_S = 0.1
+KILL_S = 60.0  # what a keeper has to end its machine
 
 
 def ps_command(options: argparse.Namespace) -> int:
@@ -134,9 +135,13 @@ def rm_command(options: argparse.Namespace) -> int:
         if found.running:
             if not options.force:
                 raise BadInput(f"sandbox {name} runs", f"runner stop {name}, or rm --force")
-            with connect(found) as sock:
-                sock.sendall(frames.frame(frames.KILL))
-                sandbox.wait_end(found)
+            try:
+                with connect(found) as sock:
+                    sock.sendall(frames.frame(frames.KILL))
+                    sandbox.wait_end(found, KILL_S)
+            except (BadInput, OSError):  # it may have ended by itself
+                if sandbox.is_running(found):
+                    raise
         if os.path.lexists(found.folder):
             sandbox.remove(found)
         print(name)

@@ -203,7 +203,9 @@ def test_many_at_once_use_what_one_of_them_fetches(store: Store, proxy: FaultPro
     for process in processes:
         assert process.stdout is not None
         assert process.stdout.readline() == "held\n"
-    assert proxy.bytes_of(MADE.path) <= MADE.blob.size + 10 * (CHUNK + 1024)  # each that waited reads one: possession.py
+    assert proxy.bytes_of(MADE.path) <= MADE.blob.size + 10 * (
+        CHUNK + 1024
+    )  # each that waited reads one: possession.py
     assert prune(store, 0, None, dry_run=False) == []
     for process in processes:
         ended(process)

@@ -266,30 +266,6 @@ def test_a_sandbox_that_root_made_in_a_users_store(place: Path) -> None:
     assert not made.folder.exists()
 
 
-@pytest.mark.parametrize(
-    ("environment", "place"),
-    [
-        ({"ROOTDISK_STORE": "/a", "XDG_DATA_HOME": "/b", "HOME": "/c"}, "/a"),
-        ({"ROOTDISK_STORE": "", "XDG_DATA_HOME": "/b", "HOME": "/c"}, "/b/rootdisk"),
-        ({"XDG_DATA_HOME": "b", "HOME": "/c"}, "/c/.local/share/rootdisk"),
-        ({"XDG_DATA_HOME": "", "HOME": "/c"}, "/c/.local/share/rootdisk"),
-        ({"HOME": "c"}, None),
-    ],
-)
-def test_where_the_store_is(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], place: str | None) -> None:
-    from runner.store import _place
-
-    for name in ("ROOTDISK_STORE", "XDG_DATA_HOME", "HOME"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    if place is not None:
-        assert str(_place()) == place
-    else:
-        with pytest.raises(RootdiskError, match="set HOME or ROOTDISK_STORE"):
-            _place()
-
-
 @needs_root
 @pytest.mark.parametrize("value", [None, ""])
 def test_no_home_and_no_entry_in_passwd(place: Path, value: str | None) -> None:
@@ -300,4 +276,5 @@ def test_no_home_and_no_entry_in_passwd(place: Path, value: str | None) -> None:
         return opened()
 
     said = as_user(ALICE, without)
-    assert said == "refused: there is no home directory for the store: set HOME or ROOTDISK_STORE"
+    assert said.startswith("refused: ")
+    assert said.endswith("set HOME or ROOTDISK_STORE")
