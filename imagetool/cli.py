@@ -176,7 +176,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             options = parser().parse_args(arguments)
             from imagetool import commands  # --help needs none of it
+            from runner.files import keep_others_out
 
+            keep_others_out()
             return int(getattr(commands, f"{options.command}_command")(options))
         finally:
             sys.stdout.flush()

@@ -26,8 +26,10 @@ from imagetool.progress import reported
 from imagetool.receipts import read_receipt, write_receipt
 from runner import process
 from runner.errors import RootdiskError
+from runner.files import keep_others_out, open_file
 from runner.oci import Digest, Platform
 from runner.reference import parse_reference
+from runner.text import printable
 
 if TYPE_CHECKING:
     from imagetool.artifact.manifest import Artifact
@@ -327,7 +329,8 @@ def current_inputs(places: Places, image: Image) -> dict[str, Any]:
 
 
 def make_cache(cache: Path) -> None:
-    """The directory of everything made; RootdiskError where it cannot be."""
+    """Make the directory of everything made, to which other users cannot write. RootdiskError if that is not possible."""
+    keep_others_out()
     try:
         cache.mkdir(parents=True, exist_ok=True)
     except OSError as err:
@@ -341,17 +344,14 @@ def lock(cache: Path) -> int:
     """
     path = cache / ".lock"
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        fd = open_file(path, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as err:
         raise RootdiskError(f"cannot write to {cache}: {err.strerror}", "mend its owner and mode") from err
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        print(
-            f"doit: waiting for process {os.pread(fd, 20, 0).decode().strip() or '?'}, which builds here",
-            file=sys.stderr,
-            flush=True,
-        )
+        holder = printable(os.pread(fd, 20, 0).strip()) or "?"
+        print(f"doit: waiting for process {holder}, which builds here", file=sys.stderr, flush=True)
         fcntl.flock(fd, fcntl.LOCK_EX)
     os.ftruncate(fd, 0)
     os.pwrite(fd, b"%d\n" % os.getpid(), 0)

@@ -62,6 +62,11 @@ def write_json(path: Path, value: object, mode: int = 0o644, *, durable: bool = 
     atomic_write(path, json.dumps(value, indent=1, sort_keys=True).encode() + b"\n", mode, durable=durable)
 
 
+def keep_others_out() -> None:
+    """Let no other user of this machine write to what this process makes, under any umask: it may be published."""
+    os.umask(os.umask(0o022) | 0o002)
+
+
 def open_file(path: Path, flags: int = os.O_RDONLY, mode: int = 0o600) -> int:
     """Open a file of the store; OSError if `path` is a link or anything else than a regular file, which is not waited for."""
     try:

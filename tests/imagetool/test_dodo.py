@@ -95,6 +95,31 @@ def test_two_runs_wait_for_each_other(project: Path) -> None:
         waiting.communicate()
 
 
+def test_a_lock_that_is_a_link_is_not_followed(project: Path) -> None:
+    (project / "cache").mkdir()
+    (project / "precious").write_text("precious")
+    for target in ("../precious", "../new"):
+        (project / "cache" / ".lock").symlink_to(target)
+        status, _, errors = doit(project, "build")
+        assert status != 0
+        assert errors == f"doit: cannot write to {project / 'cache'}: is a symbolic link: mend its owner and mode\n"
+        (project / "cache" / ".lock").unlink()
+    assert (project / "precious").read_text() == "precious"
+    assert not (project / "new").exists()
+
+
+def test_other_users_cannot_write_to_what_is_made(project: Path) -> None:
+    before = os.umask(0)
+    try:
+        assert doit(project, "list")[0] == 0
+        assert doit(project, "graph")[0] == 0
+    finally:
+        os.umask(before)
+    made = [project / "cache", *(project / "cache").rglob("*")]
+    assert any(path.is_file() for path in made)
+    assert not [path for path in made if path.stat().st_mode & 0o002]
+
+
 def test_sigterm_keeps_what_is_finished(project: Path) -> None:
     """The step that was under way is done again; the ones before it are not."""
     (project / "slow.py").write_text(
