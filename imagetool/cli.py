@@ -9,6 +9,7 @@ from pathlib import Path
 from runner.arguments import Parser
 from runner.errors import RootdiskError
 from runner.stdio import OutputError, discard_output, settle
+from runner.text import one_line
 
 SOURCES = "registry/repository:tag, oci:DIR:TAG, docker-archive:FILE, …"
 
@@ -198,5 +199,5 @@ def main(argv: Sequence[str] | None = None) -> int:
         text = (
             str(err) if isinstance(err, RootdiskError) else f"{err.filename or 'input/output'}: {err.strerror or err}"
         )
-        print(f"imagetool: {text}", file=sys.stderr)
+        print(f"imagetool: {one_line(text)}", file=sys.stderr)
         return err.exit_status if isinstance(err, RootdiskError) else 1

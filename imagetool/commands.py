@@ -19,6 +19,7 @@ from runner.errors import BadInput
 from runner.oci import Platform
 from runner.reference import Reference, parse_reference
 from runner.repository import RegistryOptions
+from runner.text import one_line, printable
 
 if TYPE_CHECKING:
     from imagetool.config import Image
@@ -189,7 +190,7 @@ def stat_command(options: argparse.Namespace) -> int:
         elif isinstance(item, list):
             item = ", ".join(f"{e['length']} bytes from {e['offset']} at {e['disk']}" for e in item)
         if item != "":
-            print(f"{name + ':':11} {item}")
+            print(one_line(f"{name + ':':11} {item}"))
     return 0
 
 
@@ -199,7 +200,7 @@ def cat_command(options: argparse.Namespace) -> int:
     with inspection.opened(options.what, *_looked_at(options)) as found:
         node = found.reader.lookup(os.fsencode(options.path), follow=True)
         if node.type != stat.S_IFREG:
-            raise BadInput(f"{options.path}: a {inspection.TYPES.get(node.type, 'thing')} and no plain file")
+            raise BadInput(f"{printable(options.path)}: a {inspection.TYPES.get(node.type, 'thing')} and no plain file")
         content = inspection.content(found.reader, node)
         if options.json:
             data = b"".join(content)
@@ -256,7 +257,7 @@ def verify_command(options: argparse.Namespace) -> int:
         print(json.dumps({**value, "differences": done.differences}))
     else:
         for line in done.differences:
-            print(line)
+            print(one_line(line))
         print(f"identical: {done.digest}" if identical else f"not identical: {done.digest}, built again {done.rebuilt}")
         if not options.quiet:
             print(f"init: {done.init}", file=sys.stderr)
@@ -318,7 +319,7 @@ def prune_command(options: argparse.Namespace) -> int:
     from imagetool.remote import prune
 
     for tag, digest in prune(parse_reference(options.place), _registry(options), options.keep, delete=options.delete):
-        print(json.dumps({"tag": tag, "digest": str(digest)}) if options.json else f"{tag} {digest}")
+        print(json.dumps({"tag": tag, "digest": str(digest)}) if options.json else one_line(f"{tag} {digest}"))
     return 0
 
 

@@ -189,7 +189,10 @@ def _variables(where: Where) -> Iterator[str]:
             line = line.removesuffix(b"\r")
             if not line.strip() or line.lstrip().startswith(b"#"):
                 continue
-            key, equals, value = line.decode("utf-8", "replace").partition("=")
+            try:
+                key, equals, value = line.decode().partition("=")
+            except UnicodeDecodeError:
+                raise where.error(f"{name}, line {line_number}: not UTF-8 text") from None
             if not equals:
                 raise where.error(f"{name}, line {line_number}: {key!r:.80} has no value", "write NAME=VALUE")
             yield _variable(where, key, value, f"{name}, line {line_number}: ")
@@ -269,6 +272,8 @@ def a_mode(where: Where) -> int:
 def strings(where: Where) -> tuple[str, ...]:
     if not isinstance(where.value, list) or not all(isinstance(item, str) and "\0" not in item for item in where.value):
         raise where.error(f"is {where.kind()}", 'expected a list of strings, as ["python3", "app.py"]')
+    for item in where.value:
+        where.check_text(item)
     return tuple(where.value)
 
 

@@ -11,6 +11,7 @@ from imagetool import schema
 from imagetool.oci.sources import SourceImage
 from runner.errors import BadInput, RootdiskError
 from runner.reference import Reference
+from runner.text import printable
 
 _PLAIN_KEYS = ("publish", "version", "platform", "size", "memory", "cpus", "kernel", "remove")
 
@@ -43,7 +44,7 @@ def _lines(reference: Reference, name: str, source: SourceImage, folder: Path) -
     yield "# What to build: `doit build` makes every image here. `imagetool schema > images.schema.json` makes editors know the keys."
     yield ""
     yield f"[image.{name}]"
-    yield f"# {config.platform}, {len(source.layers)} layers, {size / 1e6:.1f} MB, {source.manifest_digest}"
+    yield f"# {printable(config.platform)}, {len(source.layers)} layers, {size / 1e6:.1f} MB, {source.manifest_digest}"
     yield f"source = {_text(str(reference))}"
     examples = {
         "publish": f"oci:cache/artifacts/{name}",
@@ -85,5 +86,11 @@ def _lines(reference: Reference, name: str, source: SourceImage, folder: Path) -
 
 
 def _text(value: object) -> str:
-    """A TOML value, which is JSON's but for one control character that JSON leaves alone."""
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    """A TOML value, which is JSON's; what is not printable is escaped, as people look at the file in a terminal."""
+    return "".join(map(_escaped, json.dumps(value, ensure_ascii=False)))
+
+
+def _escaped(char: str) -> str:
+    if char.isprintable():
+        return char
+    return f"\\u{ord(char):04x}" if ord(char) < 0x10000 else f"\\U{ord(char):08x}"

@@ -131,8 +131,12 @@ def _files_by_block(a: Published) -> list[tuple[int, int, str]]:
     runs = []
     try:
         reader = a.found().reader
+        seen: set[int] = set()  # a file of many names may have many extents
         for name, node in reader.walk():
-            for extent in reader.extents(node) if node.flags & EXT4_EXTENTS_FL else ():
+            if node.number in seen or not node.flags & EXT4_EXTENTS_FL:
+                continue
+            seen.add(node.number)
+            for extent in reader.extents(node):
                 runs.append((extent.physical, extent.physical + extent.count, inspection.shown(name)))
     except RootdiskError:  # damaged, perhaps: then the files' names are not to be had
         return []

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import re
 import stat
 from bisect import bisect_right
 from collections.abc import Iterator
@@ -38,6 +39,7 @@ from runner.reference import Reference, parse_reference
 from runner.repository import Joined, RegistryOptions, open_repository, read_blob, resolve_manifest
 from runner.text import printable
 
+_DIGITS = re.compile(rb"[0-9]{1,10}")
 _NAME_MAX = 1 << 20  # characters: more than ten for each byte of the longest path
 
 TYPES = {
@@ -50,6 +52,7 @@ TYPES = {
     stat.S_IFSOCK: "socket",
 }
 ACCOUNTS_MAX_BYTES = 1 << 20
+HASHED_MAX_BYTES = 64 << 30  # a layer has no more; 16 TiB of a hole would take hours
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +131,7 @@ def details(found: Found, path: bytes) -> dict[str, Any]:
     elif node.type in (stat.S_IFCHR, stat.S_IFBLK):
         value["device"] = "{}:{}".format(*node.device)
     elif node.type == stat.S_IFREG:
-        value["sha256"] = digest(reader, node)
+        value["sha256" if node.size <= HASHED_MAX_BYTES else "sha256_of_data"] = digest(reader, node)
         value["extents"] = [
             {"offset": e.logical * reader.block_size, "disk": e.physical * reader.block_size,
              "length": e.count * reader.block_size} for e in reader.extents(node)
@@ -154,10 +157,33 @@ def _zeros(count: int) -> Iterator[bytes]:
 
 
 def digest(reader: Reader, node: Node) -> str:
+    """The sha256 of a file's bytes; of one that is mostly a hole, past 64 GiB, that of its blocks with data and their places."""
     found = hashlib.sha256()
-    for data in content(reader, node):
-        found.update(data)
+    if node.size <= HASHED_MAX_BYTES:
+        for data in content(reader, node):
+            found.update(data)
+        return found.hexdigest()
+    for offset, data in reader.data(node):
+        for at in range(0, len(data), reader.block_size):
+            block = data[at : at + reader.block_size]
+            if block.count(0) != len(block):
+                found.update((offset + at).to_bytes(8, "little") + block)
     return found.hexdigest()
+
+
+class _Digests:
+    """Digests of two disks' files: one with many names is read once."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[int, int], tuple[str, str]] = {}
+
+    def of(self, a: Reader, old: Node, b: Reader, new: Node) -> tuple[str, str]:
+        if min(old.links, new.links) < 2:
+            return digest(a, old), digest(b, new)
+        key = old.number, new.number
+        if key not in self._known:
+            self._known[key] = digest(a, old), digest(b, new)
+        return self._known[key]
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +197,7 @@ class Change:
 
 def compared(a: Found, b: Found) -> Iterator[Change]:
     """Every path that is not the same on both disks, in bytewise order."""
+    digests = _Digests()
     left, right = a.reader.walk(), b.reader.walk()
     old, new = next(left, None), next(right, None)
     while old is not None or new is not None:
@@ -182,7 +209,7 @@ def compared(a: Found, b: Found) -> Iterator[Change]:
             yield Change(shown(new[0]), "added", {})
             new = next(right, None)
         else:
-            what = _differences(a.reader, old[1], b.reader, new[1])
+            what = _differences(a.reader, old[1], b.reader, new[1], digests)
             if what:
                 yield Change(shown(old[0]), "changed", what)
             old, new = next(left, None), next(right, None)
@@ -192,7 +219,7 @@ def _parts(path: bytes) -> list[bytes]:
     return path.split(b"/")
 
 
-def _differences(a: Reader, old: Node, b: Reader, new: Node) -> dict[str, tuple[str, str]]:
+def _differences(a: Reader, old: Node, b: Reader, new: Node, digests: _Digests) -> dict[str, tuple[str, str]]:
     pairs = {
         "type": (TYPES.get(old.type, "unknown"), TYPES.get(new.type, "unknown")),
         "mode": (f"{stat.S_IMODE(old.mode):04o}", f"{stat.S_IMODE(new.mode):04o}"),
@@ -206,7 +233,7 @@ def _differences(a: Reader, old: Node, b: Reader, new: Node) -> dict[str, tuple[
         if old.type == stat.S_IFREG:
             pairs["size"] = (str(old.size), str(new.size))
             if old.size == new.size:
-                pairs["sha256"] = (digest(a, old), digest(b, new))
+                pairs["sha256" if old.size <= HASHED_MAX_BYTES else "sha256_of_data"] = digests.of(a, old, b, new)
         elif old.type == stat.S_IFLNK:
             pairs["target"] = (shown(a.target(old)), shown(b.target(new)))
         elif old.type in (stat.S_IFCHR, stat.S_IFBLK):
@@ -219,7 +246,7 @@ def _attributes(reader: Reader, node: Node) -> str:
 
 
 def _names(reader: Reader, path: bytes) -> dict[int, str]:
-    """Numbers and names of passwd or group on the disk; nothing where it cannot be read."""
+    """Numbers and names of passwd or group on the disk; nothing if it cannot be read."""
     try:
         node = reader.lookup(path, follow=True)
         if node.type != stat.S_IFREG or node.size > ACCOUNTS_MAX_BYTES:
@@ -228,7 +255,7 @@ def _names(reader: Reader, path: bytes) -> dict[int, str]:
     except BadInput:
         return {}
     fields = (line.split(b":") for line in lines)
-    return {int(part[2]): shown(part[0]) for part in fields if len(part) > 2 and part[2].isdigit()}
+    return {int(part[2]): shown(part[0]) for part in fields if len(part) > 2 and _DIGITS.fullmatch(part[2])}
 
 
 def when(node: Node) -> str:

@@ -27,6 +27,7 @@ from runner.errors import BadInput, RootdiskError
 PARALLEL = 2
 ENTRIES_MAX_COUNT = 1 << 23  # of all layers; some 300 bytes of memory each
 KEPT_DIRECTORIES = 16
+LAYERS_MAX_COUNT = 512  # each may have a file open
 HEAP_MAX_BYTES = 512 << 20  # their names and attributes
 
 
@@ -105,6 +106,10 @@ def opened(
     for folder in (work, indexes):
         folder.mkdir(parents=True, exist_ok=True)
     count = len(source.layers)
+    if count > LAYERS_MAX_COUNT:
+        raise BadInput(
+            f"the image has {count} layers, more than {LAYERS_MAX_COUNT}", "container runtimes take 127 or fewer"
+        )
     layers = [LayerData(blob, f"{n} of {count}", work, indexes, report) for n, blob in enumerate(source.layers, 1)]
     if own is not None:
         layers.append(LayerData(own, "of files", work, indexes, report))

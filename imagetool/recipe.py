@@ -12,7 +12,9 @@ from typing import Any, NamedTuple
 from imagetool.config import Image
 from runner.artifact import LAYOUT_VERSION
 from runner.oci import Digest, canonical_json
+from runner.text import one_line
 
+_DEPTH_MAX = 16  # of keys that are told apart, far more than ours have
 WRITER_VERSION = 6  # to bump whenever the same inputs give other bytes
 
 
@@ -83,8 +85,8 @@ class Change(NamedTuple):
 
     def __str__(self) -> str:
         if self.before == self.after:
-            return f"{self.name}: another value"
-        return f"{self.name}: {self.before or '(none)'} -> {self.after or '(none)'}"
+            return one_line(f"{self.name}: another value")
+        return one_line(f"{self.name}: {self.before or '(none)'} -> {self.after or '(none)'}")
 
 
 def explain(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Change]:
@@ -107,7 +109,7 @@ def _shown(leaf: str | _Hidden | None) -> str:
     return "(a value)" if isinstance(leaf, _Hidden) else leaf or ""
 
 
-def _leaves(value: object, name: str = "") -> Iterator[tuple[str, str | _Hidden]]:
+def _leaves(value: object, name: str = "", depth: int = 0) -> Iterator[tuple[str, str | _Hidden]]:
     items: list[tuple[object, object]]
     if isinstance(value, Mapping):
         items = list(value.items())
@@ -119,7 +121,18 @@ def _leaves(value: object, name: str = "") -> Iterator[tuple[str, str | _Hidden]
     elif isinstance(value, list):
         items = list(enumerate(value))
     else:
-        yield name, value if isinstance(value, str | _Hidden) else canonical_json(value).decode()
+        yield name, value if isinstance(value, str | _Hidden) else _text(value)
+        return
+    if depth == _DEPTH_MAX:
+        yield name, _Hidden(_text(value))
         return
     for key, inner in items:
-        yield from _leaves(inner, f"{name}.{key}" if name else str(key))
+        yield from _leaves(inner, f"{name}.{key}" if name else str(key), depth + 1)
+
+
+def _text(value: object) -> str:
+    """Any JSON value as text, those too that are in no artifact of ours: NaN, or a thousand brackets."""
+    try:
+        return canonical_json(value).decode()
+    except (ValueError, RecursionError):
+        return "(no plain JSON)"

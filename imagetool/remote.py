@@ -24,6 +24,7 @@ from runner.errors import BadInput, RegistryError, RootdiskError
 from runner.oci import INDEX_TYPES, Descriptor, Digest, Index, Manifest
 from runner.reference import Reference
 from runner.repository import RegistryOptions, Repository, open_repository, read_blob
+from runner.text import one_line
 
 
 def find_built(image: Image, inputs: Mapping[str, Any]) -> tuple[Reference, Descriptor] | None:
@@ -45,7 +46,10 @@ def find_built(image: Image, inputs: Mapping[str, Any]) -> tuple[Reference, Desc
         except RegistryError:
             raise
         except RootdiskError as err:
-            print(f"{image.name}: {place.place}:{tag} is not believed, so it is built: {err}", file=sys.stderr)
+            print(
+                f"{image.name}: {place.place}:{tag} is not believed, so it is built: {one_line(str(err))}",
+                file=sys.stderr,
+            )
         finally:
             repository.close()
     return None

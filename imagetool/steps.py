@@ -29,7 +29,7 @@ from runner.errors import RootdiskError
 from runner.files import keep_others_out, open_file
 from runner.oci import Digest, Platform
 from runner.reference import parse_reference
-from runner.text import printable
+from runner.text import one_line, printable
 
 if TYPE_CHECKING:
     from imagetool.artifact.manifest import Artifact
@@ -73,9 +73,9 @@ def step(function: Callable[P, None]) -> Callable[P, TaskFailed | None]:
         try:
             function(*args, **kwargs)
         except RootdiskError as err:
-            return TaskFailed(str(err))
+            return TaskFailed(one_line(str(err)))
         except OSError as err:
-            return TaskFailed(f"{err.filename or 'input/output'}: {err.strerror or err}")
+            return TaskFailed(one_line(f"{err.filename or 'input/output'}: {err.strerror or err}"))
         return None
 
     return action
@@ -253,7 +253,7 @@ def reproduce(places: Places, image: Image, described: Path) -> None:
 
     digest = Digest.parse(read_receipt(places.receipt(image, "artifact"))["digest"])
     for line in reproduce(image, described, digest, places.of(image) / "reproduce", places.cache / "kernels"):
-        print(f"{image.name}: {line}", flush=True)
+        print(one_line(f"{image.name}: {line}"), flush=True)
 
 
 @step
@@ -264,7 +264,8 @@ def prune(places: Places, image: Image, delete: bool = False, keep: int = 0) -> 
     for place in image.publish:
         old = remote.prune(place, build.registry(image), keep or None, delete=delete)
         for tag, digest in old:
-            print(f"{image.name}: {'removed' if delete else 'would remove'} {place.place}:{tag} ({digest.short})")
+            how = "removed" if delete else "would remove"
+            print(one_line(f"{image.name}: {how} {place.place}:{tag} ({digest.short})"))
         if not old:
             print(f"{image.name}: nothing to remove from {place.place}")
 

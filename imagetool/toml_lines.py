@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from runner.errors import BadInput
 from runner.reference import Reference
+from runner.text import printable
 
 Keys = tuple[str | int, ...]  # a number counts in an array, from 0
 Position = tuple[int, int]  # line and column, both from 1
@@ -48,7 +49,7 @@ class Where(NamedTuple):
         """The error that this value `what`; the file, line and column as compilers write them, for editors to jump to."""
         position = position_of(self.text, self.keys)
         place = ":{}:{}".format(*position) if position else ""
-        return BadInput(f"{self.file.name}{place}: {'.'.join(map(str, self.keys))}: {what}", hint)
+        return BadInput(f"{self.file.name}{place}: {printable('.'.join(map(str, self.keys)))}: {what}", hint)
 
     def unknown(self, known: Sequence[str]) -> BadInput:
         """The error that there is no such key, with the nearest that there is."""
@@ -72,6 +73,8 @@ class Where(NamedTuple):
 
     def table(self) -> Mapping[str, Any]:
         value: Mapping[str, Any] = self._typed(dict)
+        for key in value:
+            self.check_text(key)
         return value
 
     def items(self) -> list[Where]:
@@ -80,7 +83,15 @@ class Where(NamedTuple):
 
     def string(self) -> str:
         value: str = self._typed(str)
+        self.check_text(value)
         return value
+
+    def check_text(self, text: str) -> None:
+        """BadInput if `text` is no Unicode: TOML has none of that, arguments of a command may."""
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise self.error(f"{printable(text, 80)} is not UTF-8 text") from None
 
     def boolean(self) -> bool:
         value: bool = self._typed(bool)
@@ -92,9 +103,9 @@ class Where(NamedTuple):
 
     def path(self) -> Path:
         """A file's name, relative to the file's directory."""
-        text = self.string()
+        text: str = self._typed(str)  # a file's name need not be text
         if not text or "\0" in text:
-            raise self.error(f"{text!r:.80} is no path")
+            raise self.error(f"{printable(text, 80)!r} is no path")
         return (self.file.parent / text).absolute()
 
     def anchored(self, reference: Reference) -> Reference:

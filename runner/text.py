@@ -21,6 +21,11 @@ def printable(value: str | bytes | object, limit: int = SHOWN_MAX) -> str:
     return shown if len(shown) <= limit else f"{shown[: limit - 1]}…"
 
 
+def one_line(text: str) -> str:
+    """Return `text` whole, on one line and without control characters; backslashes stay, as parts of it may be escaped already."""
+    return text if text.isprintable() else "".join(char if char == "\\" else _escaped(char) for char in text)
+
+
 def _escaped(char: str) -> str:
     if char.isprintable() and char != "\\":
         return char

@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from imagetool.ext4.format import EXT4_GOOD_OLD_FIRST_INO, EXT4_LINK_MAX, EXT4_ROOT_INO, TIME_MAX, TIME_MIN
 from imagetool.tree.model import Directory, File, Inode, Special, Symlink, Tree
 from runner.errors import BadInput
+from runner.text import printable
 
+PATH_MAX_BYTES = 64 << 10  # sixteen times what the kernel takes at once
 _FIRST_NS, _AFTER_NS = TIME_MIN * 1_000_000_000, (TIME_MAX + 1) * 1_000_000_000
 
 
@@ -35,16 +37,17 @@ def assign(tree: Tree) -> Numbers:
     found = Numbers()
     others: list[list[Inode]] = [[] for _ in tree.layers] or [[]]
     found.parents[tree.root] = tree.root
-    waiting = [tree.root]
+    _check_time(found, tree.root)
+    waiting = [(tree.root, 1)]
     while waiting:
-        directory = waiting.pop()
+        directory, length = waiting.pop()
         below = []
         for name in sorted(directory.children):
             inode = directory.children[name]
             if isinstance(inode, Directory):
                 found.parents[inode] = directory
                 others[inode.layer].append(inode)
-                below.append(inode)
+                below.append((inode, length + len(name) + 1))
                 continue
             count = found.links[inode] = found.links.get(inode, 0) + 1
             if count > EXT4_LINK_MAX:
@@ -53,9 +56,13 @@ def assign(tree: Tree) -> Numbers:
             if count == 1 and not isinstance(inode, File):
                 layer = inode.layer if isinstance(inode, Symlink | Special) else len(others) - 1
                 others[layer].append(inode)
-        for child in below:
-            if not _FIRST_NS <= child.mtime_ns < _AFTER_NS:
-                raise BadInput(f"{_text(path_of(found, child))}: a time that ext4 cannot hold")
+        for child, size in below:
+            _check_time(found, child)
+            if size > PATH_MAX_BYTES:
+                path = path_of(found, child)
+                raise BadInput(
+                    f"{_text(path)}: a path of {size} bytes", f"at most {PATH_MAX_BYTES}: it goes through links"
+                )
         waiting.extend(reversed(below))
     found.by_number = [None] * EXT4_GOOD_OLD_FIRST_INO
     found.by_number[EXT4_ROOT_INO] = tree.root
@@ -64,14 +71,20 @@ def assign(tree: Tree) -> Numbers:
     for lower, rest in zip(tree.layers, others, strict=False):
         found.firsts.append(len(found.by_number))
         for inode in (*lower.files, *rest):
-            if not _FIRST_NS <= inode.mtime_ns < _AFTER_NS:
-                seconds = inode.mtime_ns // 1_000_000_000
-                raise BadInput(f"a file of layer {lower.diff_id[:19]} has the time {seconds} s, which ext4 cannot hold")
             number[inode] = len(by_number)
-            by_number.append(inode if inode in links or not isinstance(inode, File) else None)
+            seen = inode in links or not isinstance(inode, File)
+            by_number.append(inode if seen else None)
+            if seen and not _FIRST_NS <= inode.mtime_ns < _AFTER_NS:
+                _check_time(found, inode)
     missing = [inode for inode in found.links if inode not in found.number]
     assert not missing, "a file that is in no layer's list"
     return found
+
+
+def _check_time(numbers: Numbers, inode: Inode) -> None:
+    if not _FIRST_NS <= inode.mtime_ns < _AFTER_NS:
+        seconds = inode.mtime_ns // 1_000_000_000
+        raise BadInput(f"{path_of_inode(numbers, inode)}: the time {seconds} s, which ext4 cannot hold")
 
 
 def path_of(numbers: Numbers, directory: Directory) -> bytes:
@@ -95,4 +108,4 @@ def path_of_inode(numbers: Numbers, wanted: Inode) -> str:
 
 
 def _text(path: bytes) -> str:
-    return path.decode("utf-8", "backslashreplace")
+    return printable(path)

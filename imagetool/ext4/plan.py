@@ -10,6 +10,7 @@ import hashlib
 import os
 import stat
 from array import array
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -28,6 +29,7 @@ from imagetool.ext4.format import (
     EXT4_INDEX_FL,
     EXT4_JOURNAL_INO,
     EXT4_LINK_MAX,
+    FILE_MAX_BYTES,
     INODE_SIZE,
 )
 from imagetool.ext4.geometry import Geometry, Space, TooSmall
@@ -256,6 +258,9 @@ class _Planner:
 
     def place(self, file: File, runs: Sequence[Run]) -> None:
         if file in self.numbers.links:
+            if file.size > FILE_MAX_BYTES:
+                path = path_of_inode(self.numbers, file)
+                raise BadInput(f"{path}: a file of {file.size} bytes", f"ext4 holds {FILE_MAX_BYTES} at most")
             self.own(self.numbers.number[file], runs)
 
     def directories(self) -> Directories:
@@ -405,7 +410,7 @@ class _Planner:
                 after = number + count * BLOCK // INODE_SIZE
                 key = None
                 if identity and after <= self.first_added:
-                    own = [item for item in changed if number <= item[0] < after]
+                    own = changed[bisect_left(changed, (number,)) : bisect_left(changed, (after,))]
                     key = hashlib.sha256(identity + repr((number, after, own)).encode()).digest()
                 yield MetadataChunk((start + done) * BLOCK, count * BLOCK, make, key)
 

@@ -11,12 +11,13 @@ is not read. fs/ext4/{super,inode,extents,dir,xattr}.c; linear directory blocks 
 
 from __future__ import annotations
 
-import os
 import stat
 import struct
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,14 @@ from imagetool.ext4.checksum import crc, disk_seed, inode_seed
 from imagetool.ext4.device import Device, RawDisk
 from imagetool.ext4.xattr import decode
 from runner.errors import BadInput, Unsupported
+from runner.text import printable
 
 READ_BYTES = 1 << 20
 EXTENT_DEPTH_MAX = 5  # EXT4_MAX_EXTENT_DEPTH
 DIRECTORY_MAX_BYTES = 4 << 30
-PATH_DEPTH_MAX = 100_000
+PATH_MAX_BYTES = 64 << 10  # of a directory's path, as our writer's
 LINK_STEPS_MAX = 40  # as the kernel's
+NAMES_MAX_COUNT = 1 << 24  # in one walk, and looked at to find one path
 
 _KNOWN_INCOMPAT = f.FEATURE_INCOMPAT | 0x2000  # CSUM_SEED, read but not written
 _INCOMPAT_NAMES = {0x1: "compression", 0x4: "a journal to be replayed", 0x8: "journal device", 0x10: "meta_bg"}
@@ -190,17 +193,27 @@ class Reader:
         """The inode at `path`; with `follow`, symbolic links are followed inside the disk. BadInput: there is none."""
         trail = [self.root]
         names = path.split(b"/")[::-1]
-        steps = 0
+        steps = looked_at = 0
         while names:
             name = names.pop()
             if name in (b"", b"."):
                 continue
             if name == b"..":
-                trail = trail[:-1] or [self.root]
+                if len(trail) > 1:
+                    trail.pop()
                 continue
             if trail[-1].type != stat.S_IFDIR:
                 raise BadInput(f"{_text(path)}: a part of it is no directory")
-            found = next((number for other, number, _ in self.entries(trail[-1]) if other == name), None)
+            found = None
+            for other, number, _ in self.entries(trail[-1]):
+                looked_at += 1
+                if other == name:
+                    found = number
+                    break
+            if looked_at > NAMES_MAX_COUNT:
+                raise BadInput(
+                    f"{_text(path)}: more than {NAMES_MAX_COUNT} names on its way", "was the disk made to do harm?"
+                )
             if found is None:
                 raise BadInput(f"{_text(path)}: no such file on the disk")
             node = self.node(found)
@@ -248,15 +261,21 @@ class Reader:
 
     def _index_blocks(self, node: Node) -> frozenset[int]:
         """Numbers of the blocks that hold only an htree's inner nodes: their one fake entry spans the block."""
-        first = self._block_of(node, 0)
+        extents = self.extents(node)
+        first = self._block_of(node, extents, 0)
         levels = first[0x1E]
         found: set[int] = set()
         if levels > 3:
             raise _damaged(f"directory {node.number}", "index")
         above = self._dx_blocks(node, first, 0x20)
         for _ in range(levels):
-            found.update(above)
-            above = [child for number in above for child in self._dx_blocks(node, self._block_of(node, number), 8)]
+            below: list[int] = []
+            for number in above:
+                if number in found:  # each has one place
+                    raise _damaged(f"directory {node.number}", "index")
+                found.add(number)
+                below += self._dx_blocks(node, self._block_of(node, extents, number), 8)
+            above = below
             if len(above) > node.size // self.block_size:
                 raise _damaged(f"directory {node.number}", "index")
         return frozenset(found)
@@ -286,7 +305,7 @@ class Reader:
         if not node.flags & f.EXT4_EXTENTS_FL:
             raise Unsupported(f"inode {node.number} has no extents", "rootdisk and mke2fs -t ext4 write them")
         found: list[Extent] = []
-        self._extents(node, node.block, None, found)
+        self._extents(node, node.block, None, found, set())
         end = 0
         for extent in found:
             if extent.logical < end or extent.physical + extent.count > self.blocks or not extent.count:
@@ -294,7 +313,8 @@ class Reader:
             end = extent.logical + extent.count
         return found
 
-    def _extents(self, node: Node, raw: bytes, depth: int | None, found: list[Extent]) -> None:
+    def _extents(self, node: Node, raw: bytes, depth: int | None, found: list[Extent], read: set[int]) -> None:
+        """The extents below one node of the tree; `read` are its blocks so far: none is in two places."""
         magic, entries, limit, own, _ = f.EXTENT_HEADER.unpack_from(raw)
         wrong = own > EXTENT_DEPTH_MAX if depth is None else own != depth
         if magic != f.EXT4_EXT_MAGIC or entries > limit or 12 + 12 * limit > len(raw) or wrong:
@@ -306,7 +326,11 @@ class Reader:
         for place in range(12, 12 + 12 * entries, 12):
             if own:
                 _, low, high, _ = f.EXTENT_INDEX.unpack_from(raw, place)
-                self._extents(node, self._read_block(low | high << 32), own - 1, found)
+                block = low | high << 32
+                if block in read:
+                    raise _damaged(f"inode {node.number}", "extent tree")
+                read.add(block)
+                self._extents(node, self._read_block(block), own - 1, found, read)
             else:
                 logical, count, high, low = f.EXTENT.unpack_from(raw, place)
                 written = count <= f.EXTENT_MAX_BLOCKS
@@ -357,19 +381,29 @@ class Reader:
         if top.type != stat.S_IFDIR:
             return
         seen = {top.number}
-        waiting = [(prefix.rstrip(b"/") + b"/" + name, number) for name, number, _ in self._sorted(top)]
+        above = prefix.rstrip(b"/") + b"/"
+        waiting = [(above, name, number) for name, number, _ in self._sorted(top)]  # whole paths would take far more
+        count = 0
         while waiting:
-            place, number = waiting.pop()
+            above, name, number = waiting.pop()
+            place = above + name
             node = self.node(number)
             yield place, node
+            count += 1
             if node.type == stat.S_IFDIR:
-                if number in seen or place.count(b"/") > PATH_DEPTH_MAX:
-                    raise _damaged(f"directory {number}", "place: it is in two")
+                if number in seen or len(place) > PATH_MAX_BYTES:
+                    raise _damaged(f"directory {number}", "place: it is in two, or too deep")
                 seen.add(number)
-                waiting += [(place + b"/" + name, below) for name, below, _ in self._sorted(node)]
+                place += b"/"
+                waiting += [(place, name, below) for name, below, _ in self._sorted(node)]
+            if count + len(waiting) > NAMES_MAX_COUNT:
+                raise BadInput(f"more than {NAMES_MAX_COUNT} names on the disk", "was it made to do harm?")
 
     def _sorted(self, node: Node) -> list[tuple[bytes, int, int]]:
-        return sorted(self.entries(node), reverse=True)
+        """A directory's entries, last first; bounded, as many directories may claim the same blocks."""
+        found = list(islice(self.entries(node), NAMES_MAX_COUNT + 1))
+        found.sort(reverse=True)
+        return found
 
     def _file_blocks(self, node: Node) -> Iterator[bytes]:
         """All blocks of a directory, holes refused."""
@@ -383,10 +417,10 @@ class Reader:
         if end * self.block_size != node.size:
             raise _damaged(f"directory {node.number}", "size")
 
-    def _block_of(self, node: Node, logical: int) -> bytes:
-        for extent in self.extents(node):
-            if extent.logical <= logical < extent.logical + extent.count:
-                return self._read_block(extent.physical + logical - extent.logical)
+    def _block_of(self, node: Node, extents: list[Extent], logical: int) -> bytes:
+        place = bisect_right(extents, logical, key=_first) - 1
+        if place >= 0 and logical < extents[place].logical + extents[place].count:
+            return self._read_block(extents[place].physical + logical - extents[place].logical)
         raise _damaged(f"directory {node.number}", "index")
 
     def _read_block(self, number: int) -> bytes:
@@ -449,5 +483,9 @@ def _damaged(what: str, which: str) -> BadInput:
     return BadInput(f"{what}: wrong {which}", "the disk is damaged; e2fsck -fn says more")
 
 
+def _first(extent: Extent) -> int:
+    return extent.logical
+
+
 def _text(path: bytes) -> str:
-    return os.fsdecode(path).encode("utf-8", "backslashreplace").decode()
+    return printable(path)

@@ -17,6 +17,7 @@ from imagetool.ext4.format import (
     XATTR_MAGIC,
 )
 from runner.errors import BadInput, Unsupported
+from runner.text import printable
 
 IN_INODE = INODE_SIZE - 128 - EXTRA_ISIZE - 4  # bytes for entries and values, after the magic
 IN_BLOCK = BLOCK - XATTR_HEADER.size
@@ -96,7 +97,7 @@ def _entry(name: bytes, value: bytes) -> Entry:
             if len(short) > 255:
                 raise ValueError(f"the extended attribute name {name[:40]!r}… is longer than 255 bytes")
             return index, short, value
-    raise Unsupported(f"extended attribute {name.decode(errors='replace')!r:.80}: Linux has no such namespace")
+    raise Unsupported(f"extended attribute {printable(name, 80)}: Linux has no such namespace")
 
 
 def _acl(value: bytes) -> bytes:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import itertools
 import os
 import stat
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,7 +22,9 @@ from imagetool.oci.sources import LayerBlob
 from imagetool.tree.model import Directory, Tree
 from runner.errors import BadInput, RootdiskError
 from runner.oci import Descriptor, Digest
+from runner.text import printable
 
+NEAR_MAX_COUNT = 10_000  # names of the image that a wrong one is compared with
 FILES_MAX_COUNT = 10_000  # each is listed in the artifact's config
 PIECE_BYTES = 1 << 20
 PLAIN_LAYER = "application/vnd.oci.image.layer.v1.tar"
@@ -122,8 +125,10 @@ def check_removed(tree: Tree, removed: Iterable[str]) -> None:
         parent = tree.resolve(above)
         names = parent.children if isinstance(parent, Directory) else {}
         if name not in names:
-            near = difflib.get_close_matches(name.decode(), [os.fsdecode(other) for other in names], n=1)
-            hint = f"did you mean {path.rpartition('/')[0]}/{near[0]}?" if near else "mend the path, or leave it out"
+            some = [os.fsdecode(other) for other in itertools.islice(names, NEAR_MAX_COUNT)]
+            near = difflib.get_close_matches(name.decode(), some, n=1)
+            above_text = path.rpartition("/")[0]
+            hint = f"did you mean {above_text}/{printable(near[0])}?" if near else "fix the path, or leave it out"
             raise BadInput(f"remove: the image has no {path}", hint)
 
 

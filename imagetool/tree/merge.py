@@ -22,6 +22,7 @@ from zlib import crc32
 from imagetool.tree.index import BLOCK, CHARACTER, DIRECTORY, FIFO, FILE, LINK, SYMLINK, Entry, TarIndex
 from imagetool.tree.model import LINK_STEPS_MAX, Directory, File, Inode, Layer, Special, Symlink, Tree
 from runner.errors import BadInput
+from runner.text import printable
 
 # Over all layers. A few kilobytes of tar can name both by the million, through deep paths and chains of links.
 IMPLIED_MAX_COUNT = 1 << 18
@@ -93,9 +94,8 @@ class _Applier:
             try:
                 self.entry(entry)
             except _Wrong as err:
-                path = entry[7][:300].decode("utf-8", "backslashreplace")
                 raise BadInput(
-                    f"layer {self.index.name}: entry {path!r}: {err}", "container runtimes refuse it too"
+                    f"layer {self.index.name}: entry {_text(entry[7])}: {err}", "container runtimes refuse it too"
                 ) from None
         files = sorted([*self.files.items(), *self.kept], key=_path)
         return [file for _, file in files]
@@ -233,7 +233,7 @@ class _Applier:
                 names += child.target.split(b"/")[::-1]
                 self.spend(len(names))
             elif make:
-                raise _Wrong(f"its parent {name.decode('utf-8', 'backslashreplace')!r} is no directory")
+                raise _Wrong(f"its parent {_text(name)} is no directory")
             else:
                 return None
         return way[-1]
@@ -289,4 +289,4 @@ def _path(item: tuple[bytes, File]) -> bytes:
 
 
 def _text(path: bytes) -> str:
-    return repr(path[:300].decode("utf-8", "backslashreplace"))
+    return f"'{printable(path)}'"

@@ -33,6 +33,7 @@ from imagetool.tree.index import (
 )
 from imagetool.tree.pax import Malformed, number
 from runner.errors import BadInput, Unsupported
+from runner.text import printable
 
 WINDOW_BYTES = 128 << 10
 ENTRIES_MAX_COUNT = 1 << 22
@@ -380,4 +381,4 @@ def _shown(block: bytes, extended: _Extended | None) -> str:
     path = block[:100].partition(_NUL)[0]
     if extended is not None:
         path = extended.path or extended.pax.get(b"path") or path
-    return repr(path[:300].decode("utf-8", "backslashreplace"))
+    return f"'{printable(path)}'"

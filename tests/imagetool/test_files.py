@@ -103,7 +103,8 @@ def test_removed_paths(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "words"), [("/etc/modt", "did you mean /etc/motd?"), ("/etc/motd/x", "has no"), ("/no/such", "mend")]
+    ("path", "words"),
+    [("/etc/modt", "did you mean /etc/motd?"), ("/etc/motd/x", "has no"), ("/no/such", "fix the path")],
 )
 def test_what_is_not_there_cannot_be_removed(tmp_path: Path, path: str, words: str) -> None:
     with pytest.raises(BadInput, match=rf"remove: the image has no {path}.*") as caught:
