@@ -6,10 +6,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from runner.arguments import Parser
+from runner.arguments import Parser, whole_number
 from runner.errors import RootdiskError
-from runner.stdio import OutputError, discard_output, settle
-from runner.text import one_line
+from runner.stdio import OutputError, discard_output, settle, speak_utf8
+from runner.text import error_text
 
 SOURCES = "registry/repository:tag, oci:DIR:TAG, docker-archive:FILE, …"
 
@@ -156,7 +156,7 @@ def parser() -> Parser:
         "--keep 5 --delete oci:disks",
     )
     prune.add_argument("place", metavar="REPOSITORY", help="registry/repository or oci:DIR")
-    prune.add_argument("--keep", type=int, metavar="N", help="versions to keep; all when left out")
+    prune.add_argument("--keep", type=whole_number, metavar="N", help="versions to keep; all when left out")
     prune.add_argument("--delete", action="store_true", help="and remove them")
     completion = command(
         "completion",
@@ -171,6 +171,8 @@ def parser() -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; its exit status: 0, 1 failed (diff, verify: there are differences), 2 wrong input, 130 interrupted."""
+    if argv is None:
+        speak_utf8()
     settle()
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -199,5 +201,5 @@ def main(argv: Sequence[str] | None = None) -> int:
         text = (
             str(err) if isinstance(err, RootdiskError) else f"{err.filename or 'input/output'}: {err.strerror or err}"
         )
-        print(f"imagetool: {one_line(text)}", file=sys.stderr)
+        print(f"imagetool: {error_text(text)}", file=sys.stderr)
         return err.exit_status if isinstance(err, RootdiskError) else 1

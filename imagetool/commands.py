@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from imagetool.progress import reported
 from runner.errors import BadInput
 from runner.oci import Platform
+from runner.places import user_folder
 from runner.reference import Reference, parse_reference
 from runner.repository import RegistryOptions
 from runner.text import one_line, printable
@@ -318,6 +319,8 @@ def attach_command(options: argparse.Namespace) -> int:
 def prune_command(options: argparse.Namespace) -> int:
     from imagetool.remote import prune
 
+    if options.keep is not None and options.keep < 1:
+        raise BadInput(f"--keep {options.keep}", "how many versions stay: 1 or more")
     for tag, digest in prune(parse_reference(options.place), _registry(options), options.keep, delete=options.delete):
         print(json.dumps({"tag": tag, "digest": str(digest)}) if options.json else one_line(f"{tag} {digest}"))
     return 0
@@ -325,7 +328,7 @@ def prune_command(options: argparse.Namespace) -> int:
 
 def _cache() -> Path:
     """Where indexes, kernels and the init are kept between runs."""
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    cache = Path(os.environ.get("ROOTDISK_CACHE") or Path(home, "rootdisk"))
+    named = os.environ.get("ROOTDISK_CACHE")
+    cache = Path(named) if named else user_folder("XDG_CACHE_HOME", ".cache", "ROOTDISK_CACHE") / "rootdisk"
     cache.mkdir(parents=True, exist_ok=True)
     return cache.absolute()

@@ -62,7 +62,9 @@ def version(where: Where, source: Reference) -> str:
         if name == "git":
             return _git(where)
         if name == "date":
-            now = os.environ.get("SOURCE_DATE_EPOCH") or time.time()
+            now = os.environ.get("SOURCE_DATE_EPOCH") or str(int(time.time()))
+            if not re.fullmatch("[0-9]{1,11}", now):
+                raise where.error(f"{{date}}: SOURCE_DATE_EPOCH is {now!r:.40}", "set it to seconds since 1970")
             return time.strftime("%Y-%m-%d", time.gmtime(int(now)))
         if name == "source_tag":
             if not source.tag:

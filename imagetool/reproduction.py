@@ -23,6 +23,7 @@ from imagetool.config import Image
 from runner import process
 from runner.errors import RootdiskError
 from runner.oci import Digest
+from runner.places import home
 from runner.reference import Reference
 
 UID = 12345
@@ -164,8 +165,10 @@ def _built(
         **os.environ,
         "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONPATH": os.pathsep.join(map(os.path.abspath, filter(None, sys.path))),
-        "DOCKER_CONFIG": os.environ.get("DOCKER_CONFIG") or os.path.expanduser("~/.docker"),
     }
+    # Another user's process has another home.
+    if "DOCKER_CONFIG" not in environment and (user := home()) is not None:
+        environment["DOCKER_CONFIG"] = str(user / ".docker")
     prefix: tuple[str, ...] = ()
     for dimension in dimensions:
         environment |= dimension.environment

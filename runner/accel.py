@@ -39,7 +39,7 @@ def choose(
     if not os.access(device, os.R_OK | os.W_OK):
         return Accelerator("tcg", f"{device} may not be opened: add yourself to the group kvm", True)
     if os.uname().machine == "x86_64":
-        words = set(cpuinfo.read_text(errors="replace").split())
+        words = set(cpuinfo.read_text("utf-8", "replace").split())
         if not words & {"vmx", "svm"}:
             return Accelerator("tcg", f"{device} is there, but the processor shows neither vmx nor svm", True)
     works = _verdict(verdicts, kernel)
@@ -73,6 +73,6 @@ def _host(kernel: Path | None) -> str:
     from runner.process import find
     from runner.qemu import PROGRAMS
 
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text("utf-8", "replace").strip()
     programs = [path for name in PROGRAMS.values() if (path := find(name))]
     return " ".join([boot, kernel.name if kernel else "", *(f"{p} {os.stat(p).st_mtime_ns}" for p in programs)])

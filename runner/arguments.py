@@ -44,6 +44,20 @@ def did_you_mean(name: str, names: Iterable[str], otherwise: str) -> str:
     return f"did you mean {near[0]}?" if near else otherwise
 
 
+def whole_number(text: str) -> int:
+    """An option's number: digits, perhaps with a sign; int() would take 1_0 and digits of any script."""
+    if not re.fullmatch(r"-?[0-9]{1,18}", text):
+        raise argparse.ArgumentTypeError(f"{text!r:.40} is not a whole number")
+    return int(text)
+
+
+def decimal_number(text: str) -> float:
+    """An option's number as 10 or 0.5; float() would take nan, inf and 1e400."""
+    if not re.fullmatch(r"-?[0-9]{1,18}(\.[0-9]{1,18})?", text):
+        raise argparse.ArgumentTypeError(f"{text!r:.40} is not a number")
+    return float(text)
+
+
 class Parser(argparse.ArgumentParser):
     """Raises BadInput, with the nearest command, option or choice."""
 

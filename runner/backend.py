@@ -48,7 +48,7 @@ def hint(platform: Platform, os_release: Path = _OS_RELEASE) -> str:
     if platform.architecture not in _ARCHITECTURES:
         return ""
     try:
-        text = os_release.read_text(errors="replace")
+        text = os_release.read_text("utf-8", "replace")
     except OSError:
         text = ""
     # ID=ubuntu, ID_LIKE=debian; ID_LIKE="suse opensuse"

@@ -71,6 +71,10 @@ def reopen(store: Store, state: State) -> Ready:
 
     Busy where it runs; RootdiskError where its base is not in the store any more, or its slot is not as it was left.
     """
+    for place, _, _ in state.spec.volumes:
+        from runner import volumes
+
+        volumes.check(Path(place))
     opened = Sandbox.open(state)
     try:
         local = Local.kept(store, state.spec)
@@ -106,9 +110,16 @@ def _of_this_start(spec: Spec) -> list[Record]:
     ]
     found += [("stdin", b"1")] if spec.interactive else []
     found += [("tty", b"1")] if spec.terminal else []
-    for number, (_, path, read_only) in enumerate(spec.volumes):
-        found.append(("mount", f"volume{number}\t{path}\t{'ro' if read_only else 'rw'}".encode()))
+    for share in _shares(spec):
+        found.append(("mount", os.fsencode(f"{share.tag}\t{share.guest}\t{'ro' if share.read_only else 'rw'}")))
     return found
+
+
+def _shares(spec: Spec) -> tuple[Share, ...]:
+    return tuple(
+        Share(f"volume{n}", Path(path), guest, read_only, frozenset(r for g, r in spec.volume_rights if g == guest))
+        for n, (path, guest, read_only) in enumerate(spec.volumes)
+    )
 
 
 def launch(ready: Ready, store: Store, counter: tsc.Counter) -> int:
@@ -284,7 +295,7 @@ def _start(ready: Ready, store: Store, accelerator: str, counter: tsc.Counter) -
         spec.keep,
         spec.network,
         tuple(Forward(*forward) for forward in spec.forwards),
-        tuple(Share(f"volume{n}", Path(path), read_only) for n, (path, _, read_only) in enumerate(spec.volumes)),
+        _shares(spec),
     )
     if spec.backend == "krun":
         from runner import krun

@@ -7,10 +7,11 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple, cast
 
-from runner.arguments import Parser
+from runner.arguments import Parser, decimal_number, whole_number
 from runner.debug import show
 from runner.errors import RootdiskError
-from runner.stdio import OutputError, discard_output, settle
+from runner.stdio import OutputError, discard_output, settle, speak_utf8
+from runner.text import error_text
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -83,7 +84,9 @@ def _names(parser: argparse.ArgumentParser) -> None:
 
 def _stop(parser: argparse.ArgumentParser) -> None:
     _names(parser)
-    parser.add_argument("-t", "--time", type=int, default=10, metavar="SECONDS", help="how long to wait: default 10")
+    parser.add_argument(
+        "-t", "--time", type=whole_number, default=10, metavar="SECONDS", help="how long to wait: default 10"
+    )
 
 
 def _kill(parser: argparse.ArgumentParser) -> None:
@@ -108,7 +111,7 @@ def _logs(parser: argparse.ArgumentParser) -> None:
 
 def _prune(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--older-than", type=float, default=0, metavar="DAYS", help="unused for that long")
+    add("--older-than", type=decimal_number, default=0, metavar="DAYS", help="unused for that long")
     add("--max-size", metavar="SIZE", help="the longest unused first, until the store is as small")
     add("--dry-run", action="store_true", help="only say what would go")
 
@@ -132,9 +135,9 @@ def _add_machine_options(parser: argparse.ArgumentParser) -> None:
     add("--label", action="append", default=[], metavar="NAME=VALUE", help="seen in ps --json and inspect")
     add("--keep", action="store_true", help="keep the sandbox when it has ended; --detach does")
     add("--rm", action="store_true", help="do not keep it, --detach or not")
-    add("--timeout", type=float, metavar="SECONDS", help="end it then, with status 124")
+    add("--timeout", type=decimal_number, metavar="SECONDS", help="end it then, with status 124")
     add("-m", "--memory", metavar="SIZE", help="as 512m or 2g; default: the artifact's")
-    add("--cpus", type=int, metavar="N")
+    add("--cpus", type=whole_number, metavar="N")
     add("--disk-size", metavar="SIZE", help="as 20g, to have more room; default: the artifact's")
     add(
         "-p",
@@ -144,7 +147,14 @@ def _add_machine_options(parser: argparse.ArgumentParser) -> None:
         metavar="[ADDRESS:]HOST:GUEST[/udp]",
         help="a port of the host; ADDRESS: 127.0.0.1",
     )
-    add("-v", "--volume", action="append", default=[], metavar="HOST:GUEST[:ro]", help="a directory of the host")
+    add(
+        "-v",
+        "--volume",
+        action="append",
+        default=[],
+        metavar="HOST:GUEST[:MODE]",
+        help="a directory of the host; MODE: ro, dev, suid",
+    )
     add("--network", choices=("user", "none"), default="user")
     add("--read-only", action="store_true", help="root read-only, with an overlay in memory")
     add("--hostname", help="default: the sandbox's name")
@@ -212,6 +222,8 @@ def _function(name: str) -> Callable[[argparse.Namespace], int]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. 125: the runner itself failed; 130: interrupted; of boot, else the program's own status."""
+    if argv is None:
+        speak_utf8()
     settle()
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments[: arguments.index("--") if "--" in arguments else None]
@@ -239,5 +251,5 @@ def main(argv: Sequence[str] | None = None) -> int:
             if known
             else f"{getattr(err, 'filename', None) or 'input/output'}: {getattr(err, 'strerror', err)}"
         )
-        print(f"runner: {text}", file=sys.stderr)
+        print(f"runner: {error_text(text)}", file=sys.stderr)
         return FAILED

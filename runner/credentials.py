@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from runner import process
 from runner.errors import BadInput, RegistryError
 from runner.oci import parse_json
+from runner.places import home, named_folder
 from runner.reference import DOCKER_HUB
 
 FILE_MAX_BYTES = 1 << 20
@@ -71,12 +72,14 @@ def _files() -> Iterator[tuple[Path, bool]]:
         return
     if folder := env.get("DOCKER_CONFIG"):
         yield Path(folder, "config.json"), True
-    if runtime := env.get("XDG_RUNTIME_DIR"):
-        yield Path(runtime, "containers/auth.json"), False
-    home = Path(env.get("HOME") or "/")
-    yield Path(env.get("XDG_CONFIG_HOME") or home / ".config", "containers/auth.json"), False
-    if not folder:
-        yield home / ".docker/config.json", False
+    if runtime := named_folder("XDG_RUNTIME_DIR"):
+        yield runtime / "containers/auth.json", False
+    config, user = named_folder("XDG_CONFIG_HOME"), home()
+    config = config or (user and user / ".config")
+    if config is not None:
+        yield config / "containers/auth.json", False
+    if user is not None and not folder:
+        yield user / ".docker/config.json", False
 
 
 def _in_config(config: Mapping[str, Any], registry: str, repository: str, path: Path) -> Credentials | None:

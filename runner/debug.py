@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 
+from runner.text import error_text
+
 _shown = False
 
 
@@ -19,4 +21,4 @@ def is_shown() -> bool:
 
 def debug(text: str) -> None:
     if _shown:
-        print(f"runner: {text}", file=sys.stderr, flush=True)
+        print(f"runner: {error_text(text)}", file=sys.stderr, flush=True)

@@ -13,12 +13,13 @@ import json
 import os
 import socket
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from runner import passt, process
 from runner.errors import BadInput, RootdiskError
-from runner.machine import Machine, Vm
+from runner.machine import Machine, Share, Vm
 from runner.oci import Platform
 
 LIBRARY = "libkrun.so.1"
@@ -48,6 +49,10 @@ def check(machine: Machine) -> None:
         raise BadInput("--backend krun needs KVM", "runner doctor says what it lacks; --backend qemu does without")
     if machine.cpus > CPUS_MAX:
         raise BadInput(f"--cpus {machine.cpus}", f"libkrun gives {CPUS_MAX} at most")
+    if len({share.rights for share in machine.shares if not share.read_only}) > 1:
+        raise BadInput(
+            "--backend krun: one volume has dev or suid, another not", "one process serves them all: give all the same"
+        )
     if machine.network == "user" and not passt.is_usable():
         raise RootdiskError("--backend krun: the network needs passt of 2024 or newer", "install it, or --network none")
 
@@ -85,9 +90,19 @@ def start(machine: Machine, folder: Path, user: process.User | None = None) -> V
             log=folder / "machine.log",
             fds=[*fds, described],
             file_max_bytes=machine.file_max_bytes,
+            prepare=_confined(machine.shares),
         )
         ours.pop_all()
         return Vm(running, channel, console, tuple(helpers))
+
+
+def _confined(shares: Sequence[Share]) -> Callable[[], None] | None:
+    """What its process does first if it serves volumes: make no files that would give others rights on the host."""
+    if not shares:
+        return None
+    from runner import volumes
+
+    return volumes.confined(frozenset().union(*(share.rights for share in shares if not share.read_only)))
 
 
 def description(

@@ -56,9 +56,9 @@ HINTS = {
 def _passed(argument: Any) -> Any:
     """As ctypes hands it to C."""
     if isinstance(argument, str):
-        return argument.encode()
+        return os.fsencode(argument)
     if isinstance(argument, list):
-        return (ctypes.c_char_p * (len(argument) + 1))(*map(str.encode, argument), None)
+        return (ctypes.c_char_p * (len(argument) + 1))(*map(os.fsencode, argument), None)
     return argument
 
 

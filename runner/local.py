@@ -204,7 +204,7 @@ def absolute(reference: Reference) -> Reference:
 
 
 def _name_path(store: Store, reference: Reference, platform: Platform) -> Path:
-    return store.root / "names" / hashlib.sha256(f"{reference} {platform}".encode()).hexdigest()
+    return store.root / "names" / hashlib.sha256(os.fsencode(f"{reference} {platform}")).hexdigest()
 
 
 def _remember(

@@ -28,7 +28,9 @@ class Share(NamedTuple):
 
     tag: str  # what the guest mounts it by
     path: Path
+    guest: str  # where it is mounted
     read_only: bool
+    rights: frozenset[str] = frozenset()  # what else the guest may make in it: dev, suid
 
 
 class Machine(NamedTuple):

@@ -36,6 +36,7 @@ ANNOTATION_MAX = 1 << 20  # signatures are some 10,000 characters
 
 _HEX_LENGTH = {"sha256": 64, "sha512": 128}
 _HEX = re.compile(r"[0-9a-f]+\Z")
+_PLATFORM_PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,31}\Z")
 
 
 class Digest(NamedTuple):
@@ -81,8 +82,8 @@ class Platform(NamedTuple):
         parts = text.split("/")
         if len(parts) == 1:
             parts = ["linux", *parts]
-        if len(parts) > 3 or not all(parts):
-            raise BadInput(f"platform {text!r}", "write os/architecture[/variant], as linux/amd64")
+        if len(parts) > 3 or not all(map(_PLATFORM_PART.match, parts)):
+            raise BadInput(f"platform {text!r:.80}", "write os/architecture[/variant], as linux/amd64")
         return cls(parts[0], *_normal(parts[1], parts[2] if len(parts) == 3 else ""))
 
     @classmethod

@@ -67,7 +67,7 @@ def forbid_core() -> None:
 
 def retitle(text: str) -> None:
     """What ps shows of this process from now on, in place of its command line, which may hold what is not for all."""
-    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    fields = Path("/proc/self/stat").read_text("utf-8", "replace").rpartition(")")[2].split()
     start, end = int(fields[45]), int(fields[46])  # proc_pid_stat(5): arg_start and arg_end
     if start:  # else another user's process by now, or a kernel that does not tell
         ctypes.memmove(start, text.encode()[: end - start - 1].ljust(end - start, b"\0"), end - start)
@@ -80,7 +80,9 @@ def unprivileged(locks: Path) -> User | None:
     """
     if os.geteuid():
         return None
-    spans = [tuple(map(int, line.split())) for line in Path("/proc/self/uid_map").read_text().splitlines()]
+    spans = [
+        tuple(map(int, line.split())) for line in Path("/proc/self/uid_map").read_text("utf-8", "replace").splitlines()
+    ]
     if not any(first <= _UIDS.start and first + count >= _UIDS.stop for first, _, count in spans):
         return None  # in a container that has few users
     # Not by pwd, which may ask the network's directories.

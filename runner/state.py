@@ -42,6 +42,7 @@ class Spec(NamedTuple):
     network: str = "user"
     forwards: tuple[tuple[str, str, int, int], ...] = ()
     volumes: tuple[tuple[str, str, bool], ...] = ()  # path of the host, of the guest, read-only
+    volume_rights: tuple[tuple[str, str], ...] = ()  # path of the guest, and what it may make there: dev or suid
     labels: tuple[tuple[str, str], ...] = ()
     keep: bool = False
     detached: bool = False
@@ -97,7 +98,11 @@ class State(NamedTuple):
             {"protocol": protocol, "address": address, "host": host, "guest": guest}
             for protocol, address, host, guest in spec.pop("forwards")
         ]
-        spec["volumes"] = [{"host": a, "guest": b, "read_only": c} for a, b, c in self.spec.volumes]
+        rights = set(spec.pop("volume_rights"))
+        spec["volumes"] = [
+            {"host": a, "guest": b, "read_only": c, "dev": (b, "dev") in rights, "suid": (b, "suid") in rights}
+            for a, b, c in self.spec.volumes
+        ]
         fields = ("pid", "created", "started", "ended", "status", "error", "running")
         word = self.text.partition(" (")[0]
         return {**spec, **{name: getattr(self, name) for name in fields}, "state": word}
@@ -276,6 +281,7 @@ _SPEC: dict[str, Check] = {
     "network": _one_of("user", "none"),
     "forwards": _rows(_one_of("tcp", "udp"), _text(255), _whole(1, 65535), _whole(1, 65535)),
     "volumes": _rows(_text(_PATH_MAX), _text(_PATH_MAX), _truth),
+    "volume_rights": _rows(_text(_PATH_MAX), _one_of("dev", "suid")),
     "labels": _rows(_text(MAX_BYTES), _text(MAX_BYTES)),
     "keep": _truth,
     "detached": _truth,

@@ -23,6 +23,15 @@ class OutputError(RootdiskError):
     """Standard output takes no more: the disk is full, say."""
 
 
+def speak_utf8() -> None:
+    """Start this command again if Python reads file names in another encoding than UTF-8, as by LC_ALL=C with PYTHONUTF8=0.
+
+    Names in images, artifacts and our own files are UTF-8: half of them could not be opened.
+    """
+    if sys.getfilesystemencoding().lower() != "utf-8" and not sys.flags.utf8_mode and sys.executable:
+        os.execv(sys.executable, [sys.executable, "-X", "utf8=1", *sys.orig_argv[1:]])
+
+
 def settle() -> None:
     """Make what this process has inherited usable: descriptors 0 to 2, the streams of `sys`, SIGCHLD, the signal mask.
 

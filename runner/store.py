@@ -29,6 +29,7 @@ from runner.files import atomic_write, read_file
 from runner.locks import held, take
 from runner.oci import Descriptor, Digest
 from runner.ownership import make_private, make_private_below
+from runner.places import user_folder
 from runner.repository import Repository, blob_pieces
 from runner.text import printable
 
@@ -187,22 +188,7 @@ def _place() -> Path:
     """Where the user's store is."""
     if root := os.environ.get("ROOTDISK_STORE"):
         return Path(root).absolute()
-    data = os.environ.get("XDG_DATA_HOME", "")
-    if not data.startswith("/"):  # as its specification has it
-        home = os.environ.get("HOME") or _home()
-        if not home.startswith("/"):
-            raise RootdiskError("there is no home directory for the store", "set HOME or ROOTDISK_STORE")
-        data = os.path.join(home, ".local/share")
-    return Path(data, "rootdisk")
-
-
-def _home() -> str:
-    import pwd  # only for those who have no HOME
-
-    try:
-        return pwd.getpwuid(os.getuid()).pw_dir
-    except KeyError:
-        return ""
+    return user_folder("XDG_DATA_HOME", ".local/share", "ROOTDISK_STORE") / "rootdisk"
 
 
 def read_index(disk: Path) -> ChunkIndex:

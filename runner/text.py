@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 SHOWN_MAX = 300
+ERROR_MAX, ERROR_LINE_MAX = 64 << 10, 900
 
 
 def printable(value: str | bytes | object, limit: int = SHOWN_MAX) -> str:
@@ -24,6 +25,20 @@ def printable(value: str | bytes | object, limit: int = SHOWN_MAX) -> str:
 def one_line(text: str) -> str:
     """Return `text` whole, on one line and without control characters; backslashes stay, as parts of it may be escaped already."""
     return text if text.isprintable() else "".join(char if char == "\\" else _escaped(char) for char in text)
+
+
+def error_text(text: str) -> str:
+    """Return an error's text as it is shown, the last net under `printable`: no control characters, bounded.
+
+    It is one line; only lines that are indented by two spaces, as a console's are, follow it. Of a long line the middle is left out.
+    """
+    return "\n  ".join(map(_error_line, text[:ERROR_MAX].split("\n  ")))
+
+
+def _error_line(line: str) -> str:
+    shown = one_line(line)
+    half = ERROR_LINE_MAX // 2
+    return shown if len(shown) <= ERROR_LINE_MAX else f"{shown[:half]}…{shown[1 - half :]}"
 
 
 def _escaped(char: str) -> str:

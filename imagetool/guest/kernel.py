@@ -45,7 +45,7 @@ def find(wanted: str, platform: Platform, cache: Path) -> Kernel:
     """`wanted` is "debian" or a directory with boot/vmlinuz-* and lib/modules/; packages are kept under `cache`."""
     if wanted != "debian":
         return _in(Path(wanted))
-    release = Path("/etc/os-release").read_text() if Path("/etc/os-release").exists() else ""
+    release = Path("/etc/os-release").read_text("utf-8", "replace") if Path("/etc/os-release").exists() else ""
     system = "ubuntu" if re.search(r"^ID=\"?ubuntu", release, re.MULTILINE) else "debian"
     meta = META.get((system, platform.architecture))
     if meta is None or shutil.which("apt-get") is None:

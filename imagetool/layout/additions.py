@@ -209,12 +209,12 @@ def _named(tree: Tree, path: str) -> Inode | None:
 
 
 def _numbers_only(owner: Owner) -> bool:
-    return owner.user.isdigit() and (not owner.group or owner.group.isdigit())
+    return owner.user.isdecimal() and (not owner.group or owner.group.isdecimal())
 
 
 def _ids(tree: Tree, accounts: Accounts, owner: Owner) -> tuple[int, int]:
     """uid and gid of `owner`, who is added to the accounts if asked for."""
-    if owner.user.isdigit():
+    if owner.user.isdecimal():
         uid = gid = _id(owner.user, owner)
     elif (found := accounts.user(owner.user)) is not None:
         uid, gid = found
@@ -226,7 +226,7 @@ def _ids(tree: Tree, accounts: Accounts, owner: Owner) -> tuple[int, int]:
     else:
         user = printable(owner.user)
         raise BadInput(f"owners: the image has no user {user}", "give a uid, or add create = true to make it")
-    if owner.group.isdigit():
+    if owner.group.isdecimal():
         gid = _id(owner.group, owner)
     elif owner.group:
         found_gid = accounts.group_id(owner.group)

@@ -61,12 +61,13 @@ def _spec(options: argparse.Namespace, name: str) -> Spec:
     """All that the command line says; the artifact's part is still empty."""
     if options.cpus is not None and not 1 <= options.cpus <= CPUS_MAX:
         raise BadInput(f"--cpus {options.cpus}", f"1 to {CPUS_MAX}")
-    memory = given.size_bytes(options.memory, "--memory") if options.memory else 0
-    if options.memory and not MEMORY_MIN_BYTES <= memory <= MEMORY_MAX_BYTES:
+    memory = given.size_bytes(options.memory, "--memory") if options.memory is not None else 0
+    if options.memory is not None and not MEMORY_MIN_BYTES <= memory <= MEMORY_MAX_BYTES:
         raise BadInput(f"--memory {options.memory!r:.40}", "write 512m or 2g; at least 64m")
     forwards = given.forwards(options.publish)
     if forwards and options.network == "none":
         raise BadInput("--publish and --network none", "without a network no port can be reached")
+    shares = given.volumes(options.volume)
     return Spec(
         name=name,
         reference=str(parse_reference(options.artifact)),
@@ -75,12 +76,15 @@ def _spec(options: argparse.Namespace, name: str) -> Spec:
         config="",
         kernel=None,
         initramfs=None,
-        disk_size=given.size_bytes(options.disk_size, "--disk-size") if options.disk_size else 0,
+        disk_size=given.size_bytes(options.disk_size, "--disk-size") if options.disk_size is not None else 0,
         memory_mib=memory >> 20,
         cpus=options.cpus or 0,
         network=options.network,
         forwards=forwards,
-        volumes=given.volumes(options.volume),
+        volumes=tuple((str(share.path), share.guest, share.read_only) for share in shares),
+        volume_rights=tuple(
+            (share.guest, right) for share in shares for right in ("dev", "suid") if right in share.rights
+        ),
         labels=given.labels(options.label),
         keep=(options.keep or options.detach) and not options.rm,
         detached=options.detach,

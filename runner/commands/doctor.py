@@ -102,7 +102,7 @@ def _file_system(path: Path) -> str:
     number = os.stat(path).st_dev
     wanted = f"{os.major(number)}:{os.minor(number)}"
     best, kind = -1, "unknown"
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+    for line in Path("/proc/self/mountinfo").read_text("utf-8", "replace").splitlines():
         fields = line.split()
         mount = fields[4]
         is_it = fields[2] == wanted or (fields[2].startswith("0:") and Path(mount) in (path, *path.parents))

@@ -11,14 +11,19 @@ from pathlib import Path
 
 from runner.errors import BadInput
 from runner.local import Local, pull
-from runner.machine import Forward
+from runner.machine import Forward, Share
 from runner.oci import Platform
 from runner.records import Record
 from runner.reference import parse_reference
 from runner.repository import RegistryOptions
 from runner.store import Store
+from runner.text import printable
 
 _FILE_MAX_BYTES = 1 << 20
+SIZE_MAX_BYTES = (1 << 63) - 1  # of a file
+LABELS_MAX_CHARACTERS = 64 << 10
+_HOST_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")  # sethostname(2): 64 bytes
+_FORWARD = re.compile(r"(?:([0-9]{1,3}(?:\.[0-9]{1,3}){3}):)?([0-9]{1,5}):([0-9]{1,5})(?:/(tcp|udp))?")
 _UNITS = {"": 0, "k": 10, "m": 20, "g": 30, "t": 40}
 
 
@@ -44,12 +49,13 @@ def local(store: Store, options: argparse.Namespace, *, ask: bool, repair: bool 
         return pull(store, reference, registry(options), platform(options), progress, ask=ask, repair=repair)
 
 
-def size_bytes(text: str, option: str) -> int:
-    """A size as 512m, 2g or 20GiB; BadInput names the option."""
-    found = re.fullmatch(r"(\d{1,15})\s*([kmgt]?)(?:i?b)?", text.lower())
-    if not found:
+def size_bytes(text: str, option: str, least: int = 1) -> int:
+    """A size as 512m, 2g or 20GiB, at least `least` bytes; BadInput names the option."""
+    found = re.fullmatch(r"([0-9]{1,15}) ?([kmgt]?)(?:i?b)?(?<! )", text.lower())
+    size = int(found[1]) << _UNITS[found[2]] if found else -1
+    if not least <= size <= SIZE_MAX_BYTES:
         raise BadInput(f"{option} {text!r:.40}", "write 512m, 2g or the like")
-    return int(found[1]) << _UNITS[found[2]]
+    return size
 
 
 def program_records(options: argparse.Namespace) -> list[Record]:
@@ -80,7 +86,7 @@ def boot_records(options: argparse.Namespace, name: str) -> list[Record]:
         records.append(
             ("entrypoint", os.fsencode(options.entrypoint)) if options.entrypoint else ("noentrypoint", b"1")
         )
-    records.append(("hostname", os.fsencode(options.hostname or name)))
+    records.append(("hostname", hostname(name if options.hostname is None else options.hostname).encode()))
     if options.read_only:
         records.append(("read-only", b"1"))
     return records
@@ -103,9 +109,9 @@ def read(path: Path, option: str) -> bytes:
         with path.open("rb") as file:
             data = file.read(_FILE_MAX_BYTES + 1)
     except OSError as err:
-        raise BadInput(f"{option}: cannot read {path}: {err.strerror}") from err
+        raise BadInput(f"{option}: cannot read {printable(path)}: {err.strerror}") from err
     if len(data) > _FILE_MAX_BYTES:
-        raise BadInput(f"{option}: {path} is larger than 1 MiB", "is it the right file?")
+        raise BadInput(f"{option}: {printable(path)} is larger than 1 MiB", "is it the right file?")
     return data
 
 
@@ -116,31 +122,47 @@ def labels(texts: Sequence[str]) -> tuple[tuple[str, str], ...]:
         if not name:
             raise BadInput(f"--label {text!r:.80}", "write NAME=VALUE")
         found[name] = value
+    if sum(len(name) + len(value) for name, value in found.items()) > LABELS_MAX_CHARACTERS:
+        raise BadInput(f"--label: more than {LABELS_MAX_CHARACTERS} characters in all", "labels are for short words")
     return tuple(sorted(found.items()))
+
+
+def hostname(text: str) -> str:
+    """A name for the guest; BadInput if Linux or a resolver does not take it."""
+    if not _HOST_NAME.fullmatch(text):
+        raise BadInput(
+            f"--hostname {text!r:.80}", "letters, digits, - _ and ., at most 64, the first a letter or digit"
+        )
+    return text
 
 
 def forwards(texts: Sequence[str]) -> tuple[Forward, ...]:
     """[ADDRESS:]HOST:GUEST[/udp] each, as docker has it, but for the default address: this machine only."""
-    return tuple(map(_forward, texts))
+    found = tuple(map(_forward, texts))
+    taken: set[tuple[str, str, int]] = set()
+    for one, text in zip(found, texts, strict=True):
+        if (place := (one.protocol, one.address, one.host)) in taken:
+            raise BadInput(f"--publish {text!r:.60}", f"port {one.host} of {one.address} is published twice")
+        taken.add(place)
+    return found
 
 
 def _forward(text: str) -> Forward:
-    found = re.fullmatch(r"(?:(\d{1,3}(?:\.\d{1,3}){3}):)?(\d{1,5}):(\d{1,5})(?:/(tcp|udp))?", text)
-    if not found or not all(0 < int(port) < 1 << 16 for port in (found[2], found[3])):
+    found = _FORWARD.fullmatch(text)
+    numbers = found[1].split(".") if found and found[1] else []
+    if (
+        not found
+        or not all(0 < int(port) < 1 << 16 for port in (found[2], found[3]))
+        or max(map(int, numbers), default=0) > 255
+    ):
         raise BadInput(f"--publish {text!r:.60}", "write HOST:GUEST or ADDRESS:HOST:GUEST, as 8080:80 or 53:53/udp")
-    return Forward(found[4] or "tcp", found[1] or "127.0.0.1", int(found[2]), int(found[3]))
+    address = ".".join(str(int(number)) for number in numbers) or "127.0.0.1"
+    return Forward(found[4] or "tcp", address, int(found[2]), int(found[3]))
 
 
-def volumes(texts: Sequence[str]) -> tuple[tuple[str, str, bool], ...]:
-    return tuple(map(_volume, texts))
+def volumes(texts: Sequence[str]) -> tuple[Share, ...]:
+    if not texts:
+        return ()
+    from runner.volumes import parse
 
-
-def _volume(text: str) -> tuple[str, str, bool]:
-    host, _, rest = text.partition(":")
-    guest, _, mode = rest.partition(":")
-    if not host or not guest.startswith("/") or mode not in ("", "ro", "rw") or "\t" in guest:
-        raise BadInput(f"--volume {text!r:.80}", "write HOST:GUEST or HOST:GUEST:ro, GUEST an absolute path")
-    path = Path(host).absolute()
-    if not path.is_dir():
-        raise BadInput(f"--volume: {path} is no directory", "a volume is a directory of the host that is there")
-    return str(path), guest, mode == "ro"
+    return parse(texts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import signal
 import sys
 import time
@@ -156,7 +157,7 @@ def _found(names: list[str]) -> list[State]:
 
 def _signal(text: str) -> int:
     name = text.upper().removeprefix("SIG")
-    if name.isdigit() and 0 < int(name) < signal.NSIG:
+    if re.fullmatch("[0-9]{1,2}", name) and 0 < int(name) < signal.NSIG:
         return int(name)
     try:
         return signal.Signals[f"SIG{name}"].value

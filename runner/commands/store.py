@@ -59,7 +59,7 @@ def prune_command(options: argparse.Namespace) -> int:
 
     if not 0 <= options.older_than < 1e9:  # not NaN either
         raise BadInput(f"--older-than {options.older_than}", "a number of days")
-    limit = given.size_bytes(options.max_size, "--max-size") if options.max_size else None
+    limit = given.size_bytes(options.max_size, "--max-size", 0) if options.max_size is not None else None
     store = Store.open()
     removed = prune(store, options.older_than * 86400, limit, dry_run=options.dry_run)
     for found in sandbox.all_of(store):

@@ -378,6 +378,67 @@ def test_volumes(demo: str, runner: Runner, tmp_path: Path) -> None:
     assert (fixed / "in").read_text() == "not to be changed\n"
 
 
+RIGHTS = """
+cd /v
+for mode in 4755 2755 6755; do chmod $mode file && echo "chmod $mode"; done
+mknod null c 1 3 && echo mknod
+install -m 4755 /bin/true program && echo install
+python3 -c "import os; os.open('made', os.O_CREAT | os.O_RDWR, 0o4755)" && echo made
+echo more >> of-the-host
+mkfifo fifo && mkdir -p below && chmod 1777 below && chmod 755 file && echo usual
+"""
+
+
+@pytest.mark.parametrize("mode", ["", ":dev,suid"])
+def test_rights_on_the_host(demo: str, runner: Runner, tmp_path: Path, mode: str) -> None:
+    """The guest's root leaves neither programs that run as root on the host nor devices, unless that is asked for."""
+    if os.geteuid():
+        pytest.skip("the virtiofsd of QEMU 7 runs as root only")
+    shared = tmp_path / "a, b"
+    shared.mkdir()
+    (shared / "file").touch()
+    (shared / "of-the-host").write_bytes(b"#!")
+    (shared / "of-the-host").chmod(0o4755)
+    done = runner.boot(demo, RIGHTS, "-u", "0", "-v", f"{shared}:/v{mode}")
+    modes = [path.stat().st_mode for path in shared.iterdir()]
+    assert len(modes) >= 5
+    if mode:
+        assert done.stdout.split() == [
+            "chmod",
+            "4755",
+            "chmod",
+            "2755",
+            "chmod",
+            "6755",
+            "mknod",
+            "install",
+            "made",
+            "usual",
+        ], done.stderr
+        assert any(stat.S_ISCHR(one) for one in modes)
+        assert sum(bool(one & 0o6000) for one in modes) == 3
+    else:
+        assert done.stdout == "usual\n", done.stderr
+        assert "Operation not permitted" in done.stderr
+        assert not [oct(one) for one in modes if one & 0o6000 or stat.S_ISCHR(one)]
+
+
+def test_a_volume_that_is_gone(demo: str, runner: Runner, tmp_path: Path) -> None:
+    if os.geteuid():
+        pytest.skip("the virtiofsd of QEMU 7 runs as root only")
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    assert runner.boot(demo, "exit 0", "--keep", "--name", "gone", "-v", f"{shared}:/v").returncode == 0
+    shared.rmdir()
+    done = runner("start", "gone")
+    assert (done.returncode, done.stderr.count("\n")) == (125, 1)
+    assert f"{shared} is not there" in done.stderr
+    shared.mkdir()
+    assert runner("start", "gone").returncode == 0
+    runner("wait", "gone")
+    assert runner("rm", "gone").returncode == 0
+
+
 def test_read_only(demo: str, runner: Runner) -> None:
     done = runner.boot(demo, "echo a > /sandbox/a && cat /sandbox/a; grep -c overlay /proc/mounts", "--read-only")
     assert (done.returncode, done.stdout) == (0, "a\n1\n"), done.stderr

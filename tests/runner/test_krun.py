@@ -85,7 +85,7 @@ def test_volumes_a_raw_disk_and_a_user(fake: FakeKrun, machine: Machine, tmp_pat
     ended(krun.start(raw, tmp_path, USER))
     assert "krun_add_disk3 5 root disk.qcow2 0 0 0 2" in fake.calls
     assert fake.calls[-3:] == ["krun_setgid 5 70001", "krun_setuid 5 70000", "krun_start_enter 5"]
-    shares = (Share("volume0", tmp_path, False), Share("volume1", tmp_path, True))
+    shares = (Share("volume0", tmp_path, "/a", False), Share("volume1", tmp_path, "/b", True))
     ended(krun.start(raw._replace(shares=shares), tmp_path, USER))
     calls = fake.calls
     assert calls[-4:-2] == [f"krun_add_virtiofs 5 volume0 {tmp_path}", f"krun_add_virtiofs3 5 volume1 {tmp_path} 0 1"]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from runner.text import printable
+from runner.text import error_text, printable
 
 
 @pytest.mark.parametrize(
@@ -30,3 +30,11 @@ def test_it_is_bounded():
     assert len(printable("\n" * 10**6)) == 300
     assert len(printable(b"\x00" * 10**6, limit=10)) == 10
     assert printable("é".encode() * 400) == "é" * 299 + "…"
+
+
+def test_an_error_s_last_net():
+    assert error_text("a\nb\x1b[31m\n  c \\x1b") == "a\\nb\\x1b[31m\n  c \\x1b"  # what is escaped already stays so
+    long = error_text("begin" + "x" * 5000 + "end\n  " + "y" * 5000)
+    assert [len(line) for line in long.splitlines()] == [900, 902]
+    assert long.startswith("begin")
+    assert "end\n" in long
