@@ -219,12 +219,14 @@ def _run(ready: Ready, store: Store, client: socket.socket, listener: socket.soc
     kept.write_state(pid=os.getpid(), started=started)
     status, error = FAILED, ""
     keeper = vm = None
+    reserved = contextlib.ExitStack()
     try:
+        user = reserved.enter_context(process.unprivileged(store.root / "locks"))
         platform = ready.local.config.platform
         chosen = accel.choose(spec.accelerator, platform, store.root / "kvm.json", ready.local.kernel)
         while True:
             debug(f"accelerator {chosen.name}: {chosen.reason}")
-            vm = _start(ready, store, chosen.name, counter)
+            vm = _start(ready, store, chosen.name, counter, user)
             keeper = Keeper(
                 vm,
                 listener,
@@ -255,6 +257,7 @@ def _run(ready: Ready, store: Store, client: socket.socket, listener: socket.soc
         error = f"{err.filename or 'the sandbox'}: {err.strerror}"
     if vm is not None:
         vm.end()
+    reserved.close()
     if spec.keep:
         os.unlink(folder / "control")
         kept.write_state(started=started, status=status, error=error)
@@ -271,7 +274,7 @@ def _run(ready: Ready, store: Store, client: socket.socket, listener: socket.soc
         client.sendall(frames.frame(frames.ERROR, error.encode()))
 
 
-def _start(ready: Ready, store: Store, accelerator: str, counter: tsc.Counter) -> Vm:
+def _start(ready: Ready, store: Store, accelerator: str, counter: tsc.Counter, user: process.User | None) -> Vm:
     """The machine, by the back end that was asked for."""
     spec, local, folder = ready.sandbox.spec, ready.local, ready.sandbox.folder
     words = [local.config.cmdline, f"rootdisk.slot={ready.slot_digest}"]
@@ -300,11 +303,11 @@ def _start(ready: Ready, store: Store, accelerator: str, counter: tsc.Counter) -
     if spec.backend == "krun":
         from runner import krun
 
-        return krun.start(machine, folder, process.unprivileged(store.root / "locks"))
+        return krun.start(machine, folder, user)
     from runner import qemu
 
     kind = qemu.kind(local.config.platform, store.root / "qemu.json")
-    return qemu.start(machine._replace(kind=kind), folder, process.unprivileged(store.root / "locks"))
+    return qemu.start(machine._replace(kind=kind), folder, user)
 
 
 def _explained(err: RootdiskError, vm: Vm | None, keeper: Keeper | None, folder: Path) -> RootdiskError:

@@ -9,16 +9,15 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
-import fcntl
 import os
 import resource
 import signal
 import subprocess
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from runner.errors import RootdiskError
+from runner.errors import Busy, RootdiskError
 
 PROBE_S = 30.0  # to say a version or the like
 _PR_SET_PDEATHSIG = 1
@@ -73,38 +72,42 @@ def retitle(text: str) -> None:
         ctypes.memmove(start, text.encode()[: end - start - 1].ljust(end - start, b"\0"), end - start)
 
 
-def unprivileged(locks: Path) -> User | None:
+@contextlib.contextmanager
+def unprivileged(locks: Path) -> Iterator[User | None]:
     """A user for a machine of ours when we are root: a number nobody has, and who may use KVM. None where there is no such.
 
-    It is ours until this process ends: others that use the folder `locks` choose another.
+    As long as it is held, others that use the folder `locks` choose another.
     """
-    if os.geteuid():
-        return None
-    spans = [
-        tuple(map(int, line.split())) for line in Path("/proc/self/uid_map").read_text("utf-8", "replace").splitlines()
-    ]
-    if not any(first <= _UIDS.start and first + count >= _UIDS.stop for first, _, count in spans):
-        return None  # in a container that has few users
+    if os.geteuid() or not _has_users():
+        yield None
+        return
+    from runner.locks import held, remove_idle
+
+    for left in locks.glob("uid-*"):  # by those that were killed
+        remove_idle(left)
     # Not by pwd, which may ask the network's directories.
     lines = (line.split(b":") for line in Path("/etc/passwd").read_bytes().splitlines())
     taken = {fields[2] for fields in lines if len(fields) > 3}
     start = int.from_bytes(os.urandom(4), "big")
-    for number in range(len(_UIDS)):
-        uid = _UIDS[(start + number) % len(_UIDS)]
-        if b"%d" % uid not in taken and _reserved(locks / f"uid-{uid}"):
-            return User(uid, uid, _groups())
+    with contextlib.ExitStack() as stack:
+        for number in range(len(_UIDS)):
+            uid = _UIDS[(start + number) % len(_UIDS)]
+            if b"%d" % uid in taken:
+                continue
+            try:
+                stack.enter_context(held(locks / f"uid-{uid}", timeout_s=0))
+            except Busy:
+                continue
+            yield User(uid, uid, _groups())
+            return
     raise RootdiskError(f"all {len(_UIDS)} users for machines are in use", "stop some sandboxes")
 
 
-def _reserved(path: Path) -> bool:
-    """Whether the lock `path` is this process's from now on."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(fd)
-        return False
-    return True
+def _has_users() -> bool:
+    """Whether we may become any of them: in some containers there are few users."""
+    lines = Path("/proc/self/uid_map").read_text("utf-8", "replace").splitlines()
+    spans = [tuple(map(int, line.split())) for line in lines]
+    return any(first <= _UIDS.start and first + count >= _UIDS.stop for first, _, count in spans)
 
 
 def _groups() -> tuple[int, ...]:

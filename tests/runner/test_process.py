@@ -14,6 +14,7 @@ import pytest
 
 from runner import process
 from tests.end_to_end.conftest import ROOT
+from tests.support.disks import needs_root
 
 CLOSED = ["<&-", ">&-", "2>&-", "<&- >&-", "<&- 2>&-", ">&- 2>&-", "<&- >&- 2>&-"]
 
@@ -49,8 +50,9 @@ def test_only_one_place_starts_programs() -> None:
         for path in (ROOT / folder).rglob("*.py")
         if starts.search(path.read_text("utf-8"))
     }
-    # The keeper is a fork, and libkrun's process forks what reads its console.
-    assert found == {"runner/process.py": 1, "runner/boot.py": 1, "runner/krun_process.py": 1}
+    # The keeper is a fork, libkrun's process forks what reads its console, and a command may start itself again.
+    once = ("process.py", "boot.py", "krun_process.py", "stdio.py")
+    assert found == {f"runner/{name}": 1 for name in once}
 
 
 def test_a_program_gets_no_descriptor_of_ours() -> None:
@@ -152,3 +154,26 @@ def test_a_detached_process_keeps_nothing(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     opened = ["/dev/null", "/dev/null", str(log), str(tmp_path / "own")]
     assert log.read_text() == f"{opened} / {tmp_path}/bin/mine\n"
+
+
+@needs_root
+@pytest.mark.root
+def test_users_of_machines_are_given_back(tmp_path: Path) -> None:
+    """Two at once are never the same; a file for one is gone with it, or when somebody comes after it was killed."""
+    code = "from runner import process; from pathlib import Path; import sys\n"
+    code += "with process.unprivileged(Path(sys.argv[1])) as user: print(user.uid, flush=True); sys.stdin.read()"
+    argv = [sys.executable, "-c", code, str(tmp_path)]
+    options = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "env": {**os.environ, "PYTHONPATH": str(ROOT)}}
+    running = [subprocess.Popen(argv, **options) for _ in range(3)]  # type: ignore[call-overload]
+    numbers = [int(one.stdout.readline()) for one in running]
+    assert len(set(numbers)) == 3
+    assert {path.name for path in tmp_path.iterdir()} == {f"uid-{number}" for number in numbers}
+    running[0].kill()
+    running[0].wait()
+    running[1].communicate(timeout=30)
+    assert {path.name for path in tmp_path.iterdir()} == {f"uid-{numbers[0]}", f"uid-{numbers[2]}"}
+    with process.unprivileged(tmp_path) as user:
+        assert user is not None
+        assert {path.name for path in tmp_path.iterdir()} == {f"uid-{user.uid}", f"uid-{numbers[2]}"}
+    running[2].communicate(timeout=30)
+    assert list(tmp_path.iterdir()) == []
