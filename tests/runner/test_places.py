@@ -35,11 +35,11 @@ def test_nothing_is_relative(tmp_path: Path, tool: str) -> None:
     """Else what it means would change with the working directory. A relative XDG_… is as if it were not set."""
     command = {"runner": ["ps"], "imagetool": ["build", "oci:none:1", "oci:none:2"]}[tool]
     variables = {"XDG_CACHE_HOME": "./~", "XDG_DATA_HOME": "./~"}
-    for home, said in (
+    for place, said in (
         ("./~", f"{tool}: no home directory: ./~ is not an absolute path: set HOME or ROOTDISK_"),
         (f"{tmp_path}/h", ""),
     ):
-        env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "HOME": home, **variables}
+        env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "HOME": place, **variables}
         done = subprocess.run(
             [sys.executable, "-m", tool, *command], env=env, cwd=tmp_path, capture_output=True, text=True
         )
@@ -59,7 +59,7 @@ def test_a_user_without_an_entry(tmp_path: Path, given: dict[str, str]) -> None:
     done = subprocess.run([sys.executable, "-c", code], env=env, cwd=tmp_path, capture_output=True, text=True)
     # The modules are another user's, so that it is no command.
     assert done.stderr.splitlines()[-1] == (
-        "runner.errors.BadInput: no home directory: HOME is not set, and the user 54321 has no entry in /etc/passwd: "
+        "runner.errors.BadInput: no home directory: HOME is not set, nor in /etc/passwd for 54321: "
         "set HOME or ROOTDISK_STORE"
     )
     assert not list(tmp_path.iterdir())
