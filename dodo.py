@@ -53,6 +53,11 @@ def receipt(image, name):
     return str(PLACES.receipt(image, name))
 
 
+def whole(image, name):
+    """doit's `uptodate` of a receipt: it is what was written."""
+    return steps.receipt_is_whole, [receipt(image, name)]
+
+
 def source_state(image):
     """How to see that the source may have changed: what to watch, and doit's `uptodate`."""
     wanted = {"source": str(image.source), "platform": str(image.platform), "receipt": steps.SOURCE_RECEIPT}
@@ -86,7 +91,7 @@ def task_init():
             "actions": [(steps.init, [PLACES, platform])],
             "file_dep": sorted(map(str, (*guest.glob("*.[ch]"), *guest.glob("built/*.json")))),
             "targets": [str(place / "init"), str(place / "init.json")],
-            "uptodate": [True],
+            "uptodate": [(steps.init_is_whole, [PLACES, platform])],
         }
 
 
@@ -101,6 +106,7 @@ def task_kernel():
             "uptodate": [
                 config_changed({"kernel": image.kernel, "platform": str(image.platform)}),
                 image.kernel in ("debian", "none"),  # a directory of one's own is looked through each time
+                (steps.kernel_is_whole, [PLACES, image]),
             ],
         }
 
@@ -114,7 +120,7 @@ def task_resolve():
             "actions": [(steps.resolve, [PLACES, image])],
             "file_dep": watched,
             "targets": [receipt(image, "source")],
-            "uptodate": uptodate,
+            "uptodate": [*uptodate, whole(image, "source")],
         }
 
 
@@ -132,7 +138,7 @@ def task_disk():
             "targets": [receipt(image, "disk")],
             "uptodate": [
                 config_changed({**recipe.settings(image), "zstandard": version("zstandard")}),
-                steps.disk_is_there(PLACES, image),
+                (steps.disk_is_there, [PLACES, image]),
             ],
         }
 
@@ -145,7 +151,7 @@ def task_pack():
             "actions": [(steps.pack, [PLACES, image])],
             "file_dep": [receipt(image, "disk"), receipt(image, "kernel")],
             "targets": [receipt(image, "artifact")],
-            "uptodate": [True],
+            "uptodate": [whole(image, "artifact")],
         }
 
 
@@ -163,6 +169,7 @@ def task_publish():
             "uptodate": [
                 config_changed({"targets": targets, "version": image.version, "plain_http": image.plain_http}),
                 all(path.exists() for path in layouts),
+                whole(image, "published"),
             ],
         }
 

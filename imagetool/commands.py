@@ -61,8 +61,9 @@ def _pairs(texts: Sequence[str], option: str, form: str) -> dict[str, str]:
 def build_command(options: argparse.Namespace) -> int:
     from imagetool import build, publish, recipe
     from imagetool.artifact import frames
-    from imagetool.disks import keep_only, kept_disk, read_disk
+    from imagetool.disks import keep_only, kept_disk, read_disk, remove_damaged
     from imagetool.guest.files import cached_init, cached_kernel, guest_of
+    from imagetool.receipts import Damaged
 
     target = parse_reference(options.artifact)
     image = _image(options)
@@ -70,12 +71,17 @@ def build_command(options: argparse.Namespace) -> int:
     cache = _cache()
     init = cached_init(image.platform, cache)
     boot, kernel = cached_kernel(image, init, cache)
-    with reported(quiet=options.quiet) as report:
-        with build.opened(image) as source:
-            inputs = recipe.inputs(image, source.manifest_digest, guest_of(init, kernel), frames.versions())
-            folder, made = kept_disk(image, inputs, init, cache, source, report)
+    with reported(quiet=options.quiet) as report, build.opened(image) as source:
+        inputs = recipe.inputs(image, source.manifest_digest, guest_of(init, kernel), frames.versions())
+        folder, made = kept_disk(image, inputs, init, cache, source, report)
         artifact = publish.assembled(image, folder, boot)
-        publish.publish(artifact, image, (target,), target.tag or "latest", force=options.force, report=report)
+        try:
+            publish.publish(artifact, image, (target,), target.tag or "latest", force=options.force, report=report)
+        except Damaged:
+            remove_damaged(cache)
+            folder, made = kept_disk(image, inputs, init, cache, source, report)
+            artifact = publish.assembled(image, folder, boot)
+            publish.publish(artifact, image, (target,), target.tag or "latest", force=options.force, report=report)
     keep_only(cache, KEPT_DISKS)
     receipt = read_disk(folder)
     chunks = receipt["chunks"]

@@ -14,15 +14,18 @@ from typing import Any
 
 from imagetool import build, recipe
 from imagetool.artifact import frames
+from imagetool.artifact.reuse import INDEX, KEYS, PARTS, blob_name
 from imagetool.config import Image
 from imagetool.oci.sources import SourceImage
 from imagetool.progress import Report, silent
-from imagetool.receipts import read_receipt, write_receipt
+from imagetool.receipts import Damaged, check_file, made_again, read_receipt, write_receipt
 from runner import __version__
 from runner.errors import RootdiskError
 from runner.files import fsync_dir
+from runner.oci import Digest
 
 RECEIPT = "disk.json"
+CHECKED = (INDEX, KEYS, PARTS)  # whose digests are in the receipt beside those of the blobs
 
 
 def kept_disk(
@@ -42,15 +45,25 @@ def kept_disk(
     disks = cache / "disks"
     found = disks / key
     if (found / RECEIPT).exists():
-        os.utime(found)
-        return found, False
+        try:
+            check_disk(found)
+            os.utime(found)
+            return found, False
+        except Damaged as err:
+            made_again(err)
+            _remove(found)
     disks.mkdir(parents=True, exist_ok=True)
     with _partial(disks) as work:
         with contextlib.nullcontext(source) if source is not None else build.opened(image) as opened:
             if str(opened.manifest_digest) != inputs["source"]:
                 raise RootdiskError(f"{image.source}: changed while it was built", "start the build again")
-            disk = build.make_disk(image, opened, init.read_bytes(), work, cache, report, threads)
-        write_receipt(work / RECEIPT, {**_receipt(disk), "key": key, "inputs": dict(inputs)}, durable=True)
+            data = init.read_bytes()
+            if str(Digest.of(data)) != inputs["guest"]["init"]:
+                raise Damaged(f"{init} is damaged, or changed while it was built", "start the build again")
+            disk = build.make_disk(image, opened, data, work, cache, report, threads)
+        files = {name: str(Digest.of((work / name).read_bytes())) for name in CHECKED}
+        receipt = {**_receipt(disk), "key": key, "inputs": dict(inputs), "files": files}
+        write_receipt(work / RECEIPT, receipt, durable=True)
         try:
             work.rename(found)
         except OSError:
@@ -71,6 +84,46 @@ def _partial(disks: Path) -> Iterator[Path]:
     finally:
         if work.exists():
             shutil.rmtree(work)
+
+
+def is_kept(cache: Path, key: str) -> bool:
+    """Whether there is a disk of that key, damaged or not."""
+    return (cache / "disks" / key / RECEIPT).exists()
+
+
+def check_disk(folder: Path, *, blobs: bool = False) -> dict[str, Any]:
+    """The receipt of a kept disk. Damaged if its files are not what it says; what is in `blobs` is read only if asked for.
+
+    Else only their sizes: whoever publishes them reads them anyway.
+    """
+    receipt = read_receipt(folder / RECEIPT)
+    for name in CHECKED:
+        check_file(folder / name, receipt.get("files", {}).get(name))
+    for number, blob in enumerate(receipt["blobs"]):
+        path = folder / blob_name(number)
+        if blobs:
+            check_file(path, blob["digest"])
+        elif not path.exists() or path.stat().st_size != blob["size"]:
+            raise Damaged(f"{path} is damaged")
+    return receipt
+
+
+def remove_damaged(cache: Path) -> None:
+    """Read every kept disk whole, and remove what is damaged: a blob may be linked into several."""
+    for folder in sorted((cache / "disks").glob("[0-9a-f]*")):
+        try:
+            check_disk(folder, blobs=True)
+        except RootdiskError as err:
+            made_again(err)
+            _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    """At once, as far as others see."""
+    gone = folder.with_name(f".partial-{os.urandom(8).hex()}")
+    with contextlib.suppress(FileNotFoundError):
+        folder.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
 
 
 def read_disk(folder: Path) -> dict[str, Any]:

@@ -12,9 +12,10 @@ from imagetool.artifact.manifest import Artifact, Blob, assemble
 from imagetool.artifact.reuse import INDEX, blob_name
 from imagetool.build import registry
 from imagetool.config import Image
-from imagetool.disks import read_disk
+from imagetool.disks import check_disk
 from imagetool.oci.push import Content, Target, open_target, push_blobs
 from imagetool.progress import Report, silent
+from imagetool.receipts import check_file
 from runner import process
 from runner.artifact import (
     CHUNKS_TYPE,
@@ -26,7 +27,7 @@ from runner.artifact import (
     Process,
     SlotExtent,
 )
-from runner.errors import BadInput, RegistryError, RootdiskError
+from runner.errors import BadInput, DigestMismatch, RegistryError, RootdiskError
 from runner.fields import Fields
 from runner.oci import OCI_MANIFEST, Descriptor, Digest
 from runner.reference import Reference, parse_reference
@@ -37,11 +38,14 @@ CMDLINE = "console=ttyS0 reboot=t panic=-1 quiet rdinit=/init"
 
 def assembled(image: Image, packed: Path, boot: Path) -> Artifact:
     """The artifact of the kept disk in `packed`, with the kernel and initramfs of directory `boot`, if it has them."""
-    receipt = read_disk(packed)
+    receipt = check_disk(packed)
     kernel, initramfs = (
         boot / file if receipt["inputs"]["guest"].get(key) else None
         for key, file in (("kernel", "vmlinuz"), ("initramfs", "initramfs"))
     )
+    for path, key in ((kernel, "kernel"), (initramfs, "initramfs")):
+        if path is not None:
+            check_file(path, receipt["inputs"]["guest"][key])
     local = image.source.kind != "registry"
     config = ArtifactConfig(
         layout_version=LAYOUT_VERSION,
@@ -142,12 +146,18 @@ def resolved_tag(repository: Repository, tag: str) -> Descriptor | None:
 
 
 def push(artifact: Artifact, target: Target, tags: tuple[str, ...], report: Report = silent) -> None:
-    """Blobs that are not there yet, then the manifest."""
+    """Blobs that are not there yet, then the manifest. Damaged if a file is not what it was when it was made."""
 
     def content(blob: Blob) -> Content:
         return blob.data if isinstance(blob.data, Path) else partial(iter, [blob.data])
 
-    push_blobs(target, [(blob.descriptor, content(blob)) for blob in artifact.blobs], report=report)
+    try:
+        push_blobs(target, [(blob.descriptor, content(blob)) for blob in artifact.blobs], report=report)
+    except DigestMismatch:
+        for blob in artifact.blobs:  # is it ours that is not what it was?
+            if isinstance(blob.data, Path):
+                check_file(blob.data, blob.descriptor.digest)
+        raise
     target.push_manifest(artifact.manifest, OCI_MANIFEST, tags)
 
 

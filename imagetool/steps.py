@@ -22,8 +22,8 @@ from doit.exceptions import TaskFailed
 
 from imagetool import recipe
 from imagetool.config import Image
-from imagetool.progress import reported
-from imagetool.receipts import read_receipt, write_receipt
+from imagetool.progress import Report, reported
+from imagetool.receipts import Damaged, made_again, read_receipt, write_receipt
 from runner import process
 from runner.errors import RootdiskError
 from runner.files import keep_others_out, open_file
@@ -129,13 +129,13 @@ def resolve(places: Places, image: Image) -> None:
 @step
 def disk(places: Places, image: Image) -> None:
     """The packed disk: as somebody has published it, as its key has been built here, or made now."""
-    from imagetool.disks import kept_disk, read_disk
+    from imagetool.disks import is_kept, kept_disk, read_disk
     from imagetool.remote import find_built
 
     started = time.monotonic()
     inputs = current_inputs(places, image)
     key = recipe.derivation_key(inputs)
-    here = (places.cache / "disks" / key / "disk.json").exists()
+    here = is_kept(places.cache, key)
     built = None if here else find_built(image, inputs)
     if built is not None:
         place, found = built
@@ -159,13 +159,57 @@ def _write_disk(places: Places, image: Image, receipt: Mapping[str, Any]) -> Non
     write_receipt(places.receipt(image, "disk"), {**receipt, "source_layers": layers})
 
 
-def disk_is_there(places: Places, image: Image) -> bool:
-    """Whether what the last run of `disk` has left is still complete."""
+def _make_disk_again(places: Places, image: Image, inputs: Mapping[str, Any], report: Report) -> None:
+    from imagetool.disks import kept_disk, remove_damaged
+
+    remove_damaged(places.cache)
+    kept_disk(image, inputs, places.init(image.platform) / "init", places.cache, report=report)
+
+
+def disk_is_there(task: object, values: object, places: Places, image: Image) -> bool:
+    """Whether what the last run of `disk` has left is still complete. doit gives the first two."""
+    from imagetool.disks import check_disk
+
+    path = places.receipt(image, "disk")
+    if not _is_whole(path, lambda: read_receipt(path)):
+        return False
     try:
-        receipt = read_receipt(places.receipt(image, "disk"))
-        return "published" in receipt or read_receipt(places.disk(image) / "disk.json")["key"] == receipt["key"]
+        receipt = read_receipt(path)
+        return "published" in receipt or check_disk(places.disk(image))["key"] == receipt["key"]
     except (RootdiskError, KeyError):
         return False
+
+
+def init_is_whole(task: object, values: object, places: Places, platform: Platform) -> bool:
+    """Whether the guest's init is as it was made."""
+    from imagetool.guest.files import check_init
+
+    return _is_whole(places.init(platform) / "init.json", lambda: check_init(places.init(platform)))
+
+
+def kernel_is_whole(task: object, values: object, places: Places, image: Image) -> bool:
+    """Whether kernel and initramfs are as they were made."""
+    from imagetool.guest.files import check_kernel
+
+    receipt = places.receipt(image, "kernel")
+    return _is_whole(receipt, lambda: check_kernel(places.of(image), read_receipt(receipt)))
+
+
+def receipt_is_whole(task: object, values: object, path: str) -> bool:
+    """Whether a receipt is as it was written."""
+    return _is_whole(Path(path), lambda: read_receipt(Path(path)))
+
+
+def _is_whole(receipt: Path, check: Callable[[], object]) -> bool:
+    try:
+        check()
+    except Damaged as err:
+        if receipt.exists():
+            made_again(err)
+        return False
+    except RootdiskError:
+        return False
+    return True
 
 
 @step
@@ -195,7 +239,12 @@ def publish(places: Places, image: Image, force: bool = False) -> None:
             remote.publish_built(image, place, digest, key, force=force, report=report)
         else:
             artifact = _artifact(places, image)
-            publish.publish(artifact, image, image.publish, image.version, force=force, report=report)
+            try:
+                publish.publish(artifact, image, image.publish, image.version, force=force, report=report)
+            except Damaged:
+                _make_disk_again(places, image, receipt["inputs"], report)
+                artifact = _artifact(places, image)
+                publish.publish(artifact, image, image.publish, image.version, force=force, report=report)
     name = f"@{digest}" if image.group else f":{image.version}"
     targets = [f"{target.place}{name}" for target in image.publish]
     write_receipt(places.receipt(image, "published"), {"digest": str(digest), "targets": targets})

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from imagetool.artifact.frames import compressor, seek_table, zero_frame
 from imagetool.artifact.parts import Part, divide
-from imagetool.artifact.reuse import INDEX, KEY_BYTES, KEYS, PARTS, Earlier, Found, PackedPart, blob_name, parts_of
+from imagetool.artifact.reuse import INDEX, KEY_BYTES, KEYS, Earlier, Found, PackedPart, blob_name, write_parts
 from imagetool.ext4 import DiskChunk, Plan
 from imagetool.tree.model import Source
 from runner.artifact import ZERO_CHUNK_MAX_BYTES, Chunk, ChunkIndex
@@ -113,8 +113,9 @@ def pack(
                 raise
             syncs.append(syncer.submit(_sync_and_close, fd))
         index = ChunkIndex(plan.size, tuple(out.chunks))
-        for name, data in ((INDEX, index.pack()), (KEYS, b"".join(out.keys)), (PARTS, parts_of(out.parts))):
-            syncs.append(syncer.submit(_write, folder / name, data))
+        packed, keys = index.pack(), b"".join(out.keys)
+        syncs += [syncer.submit(_write, folder / name, data) for name, data in ((INDEX, packed), (KEYS, keys))]
+        syncs.append(syncer.submit(write_parts, folder, out.parts, packed, keys))
         for sync in syncs:
             sync.result()
     return Packed(index, tuple(out.parts), out.new, out.reused)

@@ -2,8 +2,8 @@
 
 A packed disk is a directory with its blobs `rootfs.ext4.zst.000` and so on, the chunk index `rootfs.ext4.chunks`, the
 key of each chunk in the index's order (`rootfs.ext4.keys`, 32 bytes each, zero without one), and `rootfs.ext4.parts`:
-JSON that says which compressor made it, and of each blob its key, digest, size and number of chunks. Equal keys mean
-equal raw bytes and, with the same compressor, equal frames.
+a receipt that says which compressor made it, the digests of index and keys, and of each blob its key, digest, size and
+number of chunks. Equal keys mean equal raw bytes and, with the same compressor, equal frames.
 
 A whole blob is linked, unread: who publishes it verifies its digest. A frame is believed when its content has the
 sha256 of the index; a damaged one counts as not there.
@@ -12,7 +12,6 @@ sha256 of the index; a damaged one counts as not there.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import NamedTuple
 import zstandard
 
 from imagetool.artifact.frames import versions
+from imagetool.receipts import check_file, read_receipt, write_receipt
 from runner.artifact import Chunk, ChunkIndex
 from runner.errors import RootdiskError
 from runner.oci import Digest
@@ -52,8 +52,8 @@ class Found(NamedTuple):
     keys: bytes
 
 
-def parts_of(parts: Iterable[PackedPart]) -> bytes:
-    """The content of `rootfs.ext4.parts`."""
+def write_parts(folder: Path, parts: Iterable[PackedPart], index: bytes, keys: bytes) -> None:
+    """`rootfs.ext4.parts`, written and synced; `index` and `keys` are the contents of the other two."""
     listed = [
         {
             "key": part.key.hex() if part.key else None,
@@ -63,7 +63,8 @@ def parts_of(parts: Iterable[PackedPart]) -> bytes:
         }
         for part in parts
     ]
-    return json.dumps({"compressor": versions(), "parts": listed}, indent=1, sort_keys=True).encode() + b"\n"
+    files = {INDEX: str(Digest.of(index)), KEYS: str(Digest.of(keys))}
+    write_receipt(folder / PARTS, {"compressor": versions(), "parts": listed, "files": files}, durable=True)
 
 
 class Earlier:
@@ -78,9 +79,11 @@ class Earlier:
 
     def _add(self, folder: Path) -> None:
         try:
-            described = json.loads((folder / PARTS).read_bytes())
+            described = read_receipt(folder / PARTS)
             if described["compressor"] != versions():
                 return
+            for name in (INDEX, KEYS):
+                check_file(folder / name, described["files"][name])
             keys = (folder / KEYS).read_bytes()
             chunks = ChunkIndex.parse((folder / INDEX).read_bytes()).chunks
             parts = [
@@ -93,7 +96,7 @@ class Earlier:
                 for item in described["parts"]
             ]
         except (OSError, RootdiskError, ValueError, KeyError, TypeError):
-            return  # being made, or pruned: its chunks are only not reused
+            return  # being made, pruned or damaged: its chunks are only not reused
         if len(keys) != KEY_BYTES * len(chunks) or sum(part.chunks for part in parts) != len(chunks):
             return
         first, none = 0, bytes(KEY_BYTES)

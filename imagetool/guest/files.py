@@ -11,7 +11,7 @@ from imagetool import recipe
 from imagetool.config import Image
 from imagetool.guest import init as guest
 from imagetool.guest import prebuilt
-from imagetool.receipts import read_receipt, write_receipt
+from imagetool.receipts import Damaged, check_file, made_again, read_receipt, write_receipt
 from runner.files import atomic_write
 from runner.oci import Digest, Platform
 
@@ -32,10 +32,28 @@ def cached_init(platform: Platform, cache: Path) -> Path:
     path = cache / "guest" / platform.architecture / "init"
     path.parent.mkdir(parents=True, exist_ok=True)
     sources = [prebuilt.GUEST / name for name in (*guest.SOURCES, "init.h")]
+    receipt = path.with_name("init.json")
     current = path.exists() and path.stat().st_mtime >= max(source.stat().st_mtime for source in sources)
-    if prebuilt.are_built() or not current:
-        make_init(platform, path)
+    if current and not prebuilt.are_built() and receipt.exists():
+        try:
+            check_init(path.parent)
+            return path
+        except Damaged as err:
+            made_again(err)
+    write_receipt(receipt, make_init(platform, path))
     return path
+
+
+def check_init(directory: Path) -> None:
+    """Damaged if the init in `directory` is not what its receipt, init.json, says."""
+    check_file(directory / "init", read_receipt(directory / "init.json").get("digest"))
+
+
+def check_kernel(directory: Path, receipt: Mapping[str, Any]) -> None:
+    """Damaged if kernel and initramfs in `directory` are not what `make_kernel` has said."""
+    for name, file in (("kernel", "vmlinuz"), ("initramfs", "initramfs")):
+        if receipt.get(name) is not None:
+            check_file(directory / file, receipt[name])
 
 
 def make_kernel(image: Image, init: Path, directory: Path, packages: Path) -> dict[str, Any]:
@@ -61,7 +79,12 @@ def cached_kernel(image: Image, init: Path, cache: Path) -> tuple[Path, dict[str
     directory = cache / "kernels" / f"boot-{Digest.of(what.encode()).short}"
     receipt = directory / "kernel.json"
     if image.kernel == "debian" and receipt.exists() and time.time() - receipt.stat().st_mtime < DAY_S:
-        return directory, read_receipt(receipt)
+        try:
+            found = read_receipt(receipt)
+            check_kernel(directory, found)
+            return directory, found
+        except Damaged as err:
+            made_again(err)
     directory.mkdir(parents=True, exist_ok=True)
     made = make_kernel(image, init, directory, cache / "kernels")
     write_receipt(receipt, made)

@@ -13,10 +13,12 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from imagetool.receipts import Damaged, check_file, made_again, read_receipt, write_receipt
 from runner import process
 from runner.errors import BadInput, RootdiskError
-from runner.oci import Platform
+from runner.oci import Digest, Platform
 
+RECEIPT = "unpacked.json"  # in an unpacked package: digests of what is used of it
 META = {
     ("debian", "amd64"): "linux-image-cloud-amd64",
     ("debian", "arm64"): "linux-image-cloud-arm64",
@@ -54,9 +56,34 @@ def find(wanted: str, platform: Platform, cache: Path) -> Kernel:
     package = _newest(apt, meta, platform.architecture)
     names = [package] if system == "debian" else [package, package.replace("linux-image-", "linux-modules-")]
     place = cache / f"{package}_{platform.architecture}"
+    if place.exists():
+        try:
+            _check(place)
+        except Damaged as err:
+            made_again(err)
+            shutil.rmtree(place)
     if not place.exists():
         _unpack(apt, names, platform.architecture, place)
     return _in(place)
+
+
+def _check(place: Path) -> None:
+    """Damaged if what is used of an unpacked package is not what it was when it was unpacked."""
+    if not (place / RECEIPT).exists():  # an older rootdisk's
+        _record(place)
+    files = read_receipt(place / RECEIPT).get("files", {})
+    for path in _used(place):
+        check_file(path, files.get(str(path.relative_to(place))))
+
+
+def _record(root: Path) -> None:
+    files = {str(path.relative_to(root)): str(Digest.of(path.read_bytes())) for path in _used(root)}
+    write_receipt(root / RECEIPT, {"files": files})
+
+
+def _used(place: Path) -> list[Path]:
+    kernel = _in(place)
+    return [kernel.vmlinuz, *(path for path, _ in kernel.modules)]
 
 
 def _apt(platform: Platform, cache: Path) -> list[str]:
@@ -100,7 +127,7 @@ def _unpack(apt: list[str], packages: list[str], architecture: str, place: Path)
             _run(["apt-get", *apt, "-qq", "download", f"{package}:{architecture}"], package, work)
         for archive in sorted(work.glob("*.deb")):
             _run(["dpkg-deb", "-x", str(archive), str(work / "root")], archive.name)
-        _in(work / "root")
+        _record(work / "root")
         try:
             (work / "root").rename(place)
         except OSError:

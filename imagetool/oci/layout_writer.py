@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from imagetool.oci.push import PIECE_BYTES, Content, pieces
-from runner.errors import BadInput
+from runner.errors import BadInput, DigestMismatch
 from runner.oci import (
     MANIFEST_MAX_BYTES,
     OCI_INDEX,
@@ -63,7 +63,12 @@ class LayoutTarget:
                 found = os.stat(descriptor.digest.hex, dir_fd=folder, follow_symlinks=False)
             except FileNotFoundError:
                 return False
-            return found.st_size == descriptor.size  # a blob gets its name only after it was checked
+            # It got its name only after it was checked. But that may be long ago, and others may be linked to it.
+            if found.st_size == descriptor.size and _is_whole(folder, descriptor):
+                return True
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(descriptor.digest.hex, dir_fd=folder)
+            return False
 
     def push_blob(self, descriptor: Descriptor, content: Content, *, mount: str = "") -> None:
         if self.has_blob(descriptor):
@@ -182,6 +187,17 @@ class LayoutTarget:
             yield folder
         finally:
             os.close(folder)
+
+
+def _is_whole(folder: int, descriptor: Descriptor) -> bool:
+    try:
+        file = os.open(descriptor.digest.hex, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+        with os.fdopen(file, "rb") as stream:
+            for _ in verified(iter(lambda: stream.read(PIECE_BYTES), b""), descriptor):
+                pass
+    except (OSError, DigestMismatch):
+        return False
+    return True
 
 
 def _make_directory(parent: int, name: str) -> bool:

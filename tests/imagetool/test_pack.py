@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import subprocess
@@ -14,6 +13,7 @@ from imagetool.artifact import parts
 from imagetool.artifact.pack import Packed, pack
 from imagetool.artifact.reuse import PARTS, Earlier, blob_name
 from imagetool.ext4 import DiskOptions, plan
+from imagetool.receipts import read_receipt, write_receipt
 from runner.errors import BadInput
 from runner.oci import Digest
 from tests.support.disks import UUID, tree_of, write
@@ -158,10 +158,10 @@ def test_damaged_earlier_disks(tmp_path: Path, damage: str) -> None:
             path.write_bytes(data[:-1])
         elif damage == "gone":
             path.unlink()
-    described = json.loads((tmp_path / "1" / PARTS).read_bytes())
+    described = read_receipt(tmp_path / "1" / PARTS)
     if damage == "compressor":
         described["compressor"]["libzstd"] = "0.1"
-        (tmp_path / "1" / PARTS).write_text(json.dumps(described))
+        write_receipt(tmp_path / "1" / PARTS, described)
     elif damage == "parts":
         (tmp_path / "1" / PARTS).write_text("{}")
     again = packed(tmp_path / "2-again", BASE, hiding, earlier=(tmp_path / "1",))
