@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from runner import sandbox
-from runner.errors import Busy
+from runner.errors import Busy, RootdiskError
 from runner.local import read_name
 from runner.locks import remove_idle
 from runner.store import Store
@@ -49,11 +49,14 @@ def prune(store: Store, age_s: float, max_bytes: int | None, *, dry_run: bool) -
     things = sorted(_things(store), key=lambda thing: thing.used)
     left = sum(thing.bytes for thing in things)
     removed: list[tuple[Path, int]] = []
+    failed: RootdiskError | None = None
     for thing in things:
         if time.time() - thing.used < age_s or (max_bytes is not None and left <= max_bytes):
             continue
-        if _removable(thing, needed):
-            with contextlib.suppress(Busy), store.removing(thing.digest):
+        if not _removable(thing, needed):
+            continue
+        try:
+            with store.removing(thing.digest):
                 # Once more: a sandbox may have been made, and have ended, while others were removed.
                 sizes = [(path, path.lstat().st_blocks * 512) for path in _removable(thing, look.now())]
                 if not dry_run:
@@ -63,6 +66,12 @@ def prune(store: Store, age_s: float, max_bytes: int | None, *, dry_run: bool) -
                         store.unmark(thing.digest)
                 removed += sizes
                 left -= sum(size for _, size in sizes)
+        except Busy:
+            pass
+        except RootdiskError as err:  # as on a disk with no room for a lock: others may still go
+            failed = err
+    if failed is not None and not removed:
+        raise failed
     if not dry_run:
         _forget(store)
         for path in (store.root / "locks").iterdir():

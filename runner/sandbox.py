@@ -33,7 +33,25 @@ from runner.state import MAX_BYTES, Newer, Spec, State, Unreadable, parse, state
 from runner.store import Store
 from runner.text import printable
 
-__all__ = ["Sandbox", "Spec", "State", "Unreadable"]  # and the functions below
+__all__ = [
+    "Sandbox",
+    "Spec",
+    "State",
+    "Unreadable",
+    "all_of",
+    "discard",
+    "find",
+    "find_any",
+    "is_running",
+    "look",
+    "needed",
+    "not_running",
+    "read",
+    "remove",
+    "states",
+    "sweep",
+    "wait_end",
+]
 
 _NEW = ".new-"
 _NEW_MAX_AGE_S = 60  # a directory without a lock in it for that long belongs to nobody
@@ -234,7 +252,10 @@ def find(store: Store, name: str) -> State:
     found = find_any(store, name)
     if isinstance(found, Unreadable):
         name = printable(name)
-        raise BadInput(f"sandbox {name} cannot be read: {found.reason}", f"to give it up: runner rm {name}")
+        raise BadInput(
+            f"sandbox {name} cannot be read: {found.reason}",
+            f"to give it up: runner rm {'--force ' if found.running else ''}{name}",
+        )
     return found
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from runner.artifact import ArtifactConfig, ArtifactManifest, Chunk, ChunkIndex
+from runner.debug import debug
 from runner.errors import Busy, RootdiskError
 from runner.files import data_runs, open_file
 from runner.local import Name, pull, read_name
@@ -81,6 +82,8 @@ def _mark(store: Store, digest: str, what: str, path: Path, read: os.stat_result
         return False
     except Busy:
         pass
+    except (OSError, RootdiskError) as err:  # as on a full disk: it is reported all the same
+        debug(f"{path}: cannot be marked: {err}")
     return bool(what)
 
 

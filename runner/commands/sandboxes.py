@@ -135,7 +135,8 @@ def rm_command(options: argparse.Namespace) -> int:
         name = printable(found.name)
         if found.running:
             if not options.force:
-                raise BadInput(f"sandbox {name} runs", f"runner stop {name}, or rm --force")
+                other = "" if isinstance(found, Unreadable) else f"runner stop {name}, or "
+                raise BadInput(f"sandbox {name} runs", f"{other}runner rm --force {name}")
             try:
                 with connect(found) as sock:
                     sock.sendall(frames.frame(frames.KILL))

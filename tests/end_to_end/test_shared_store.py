@@ -70,6 +70,6 @@ def test_a_repair_beside_a_sandbox_that_runs(demo: str, empty_runner: Runner) ->
     (empty_runner.store / "sandboxes" / "runs" / "state.json").write_text("{")
     (row,) = json.loads(empty_runner("ps", "--json").stdout)
     assert (row["state"], row["running"]) == ("unreadable", True)
-    assert "runs: runner stop" in empty_runner("rm", "runs").stderr
+    assert "sandbox runs runs: runner rm --force runs" in empty_runner("rm", "runs").stderr
     assert empty_runner("rm", "-f", "runs").returncode == 0
     assert json.loads(empty_runner("ps", "-a", "--json").stdout) == []

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,9 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from runner import accel, qemu
 from runner.cli import main
 from runner.errors import BadInput
-from runner.local import Local, pull
+from runner.local import Local, pull, read_name
 from runner.oci import Platform
 from runner.prune import prune
 from runner.reference import parse_reference
@@ -357,3 +358,78 @@ def test_states_are_only_the_readable_ones(store: Store, layout: str) -> None:
     cut(kept(store, local, "broken"))
     kept(store, local, "whole")
     assert [state.name for state in states(store)] == ["whole"]
+
+
+def odd_files(path: Path, other: Path) -> Iterator[str]:
+    """Makes `path` each odd thing in turn, and says which."""
+    contents = [
+        b"",
+        b"\0",
+        b"[]",
+        b"7",
+        b"null",
+        b"{",
+        b"[" * 100_000,
+        b'{"host": NaN}',
+        b"\xff" * 99,
+        b'{"a":' + b"9" * 5000,
+    ]
+    contents += [
+        b'{"works": [], "host": {}}',
+        b'{"kind": "evil", "qemu": 1}',
+        b'[["a"], 3]',
+        b"no records",
+        b"key=cut off",
+    ]
+    for content in contents:
+        path.write_bytes(content)
+        yield repr(content[:30])
+        path.unlink(missing_ok=True)
+    other.write_text("precious")
+    for kind, make in (
+        ("directory", lambda: path.mkdir()),
+        ("link", lambda: path.symlink_to(other)),
+        ("fifo", lambda: os.mkfifo(path)),
+        ("huge", lambda: (path.touch(), os.truncate(path, 1 << 40))),
+    ):
+        make()
+        yield kind
+        path.rmdir() if kind == "directory" else path.unlink(missing_ok=True)
+        assert other.read_text() == "precious"
+
+
+def test_other_files_of_the_store(runner: Run, store: Store, layout: str, tmp_path: Path) -> None:
+    """Damaged, they are asked for or made again, or one line says what is wrong."""
+    local = pull(store, parse_reference(layout), RegistryOptions(), Platform.host())
+    local.release()
+    for _ in odd_files(store.root / "kvm.json", tmp_path / "other"):
+        assert accel._verdict(store.root / "kvm.json", None) is None
+        accel.remember(store.root / "kvm.json", None, True)
+    if shutil.which("qemu-system-x86_64"):
+        for _ in odd_files(store.root / "qemu.json", tmp_path / "other"):
+            assert qemu.kind(Platform.parse("linux/amd64"), store.root / "qemu.json") in qemu.KINDS
+    (name,) = (store.root / "names").iterdir()
+    sound = name.read_bytes()
+    for what in odd_files(name, tmp_path / "other"):
+        assert read_name(name) is None
+        runner("prune", "--older-than", "1")
+        assert os.path.lexists(name), what
+        for command in (["pull", layout], ["verify", "--repair"]):
+            done = runner(*command)
+            assert done.returncode in (0, 125), what
+            assert (done.returncode == 0) or done.stderr.count("\n") == 1
+    name.write_bytes(sound)
+    kept(store, local)
+    for file in ("slot.json", "records"):
+        (store.sandboxes / "kept" / "records").write_bytes(b"hostname=a\0")
+        for what in odd_files(store.sandboxes / "kept" / file, tmp_path / "other"):
+            done = runner("start", "kept")
+            assert (done.returncode, done.stderr.count("\n")) == (125, 1), (what, done.stderr)
+    for what in odd_files(store.root / "damaged" / local.disk.stem, tmp_path / "other"):
+        done = runner("start", "kept")
+        assert "is damaged in the store" in done.stderr, what
+    (store.root / "format").unlink()
+    for what in odd_files(store.root / "format", tmp_path / "other"):
+        done = runner("ps")
+        assert (done.returncode, done.stderr.count("\n")) == (125, 1), what
+        assert f"store {store.root}" in done.stderr
