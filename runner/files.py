@@ -76,9 +76,12 @@ def open_file(path: Path, flags: int = os.O_RDONLY, mode: int = 0o600) -> int:
         if err.errno == errno.ELOOP:
             err.strerror = "is a symbolic link"
         raise
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
+    found = os.fstat(fd).st_mode
+    if not stat.S_ISREG(found):
         os.close(fd)
         raise OSError(errno.EINVAL, "is not a file", str(path))
+    if flags & os.O_CREAT and mode & ~found & stat.S_IRWXU:
+        os.fchmod(fd, mode)  # a umask that takes it from its owner too
     os.set_blocking(fd, True)
     return fd
 

@@ -37,7 +37,7 @@ def make_private(path: Path) -> None:
 def make_private_below(path: Path) -> None:
     """As `make_private`, for a directory right in one that has been checked: one look, unless it is a link."""
     with contextlib.suppress(FileExistsError):
-        _make(path)
+        make_directory(path)
     info = os.lstat(path)
     if stat.S_ISLNK(info.st_mode):
         make_private(path)
@@ -71,7 +71,7 @@ def _way(path: Path) -> Iterator[tuple[str, os.stat_result, bool]]:
             info = os.lstat(there)
         except FileNotFoundError:
             with contextlib.suppress(FileExistsError):
-                _make(Path(there))
+                make_directory(Path(there))
             info = os.lstat(there)
         if not stat.S_ISLNK(info.st_mode):
             place = there
@@ -87,7 +87,8 @@ def _way(path: Path) -> Iterator[tuple[str, os.stat_result, bool]]:
         left += reversed([part for part in target.split("/") if part not in ("", ".")])
 
 
-def _make(path: Path) -> None:
+def make_directory(path: Path) -> None:
+    """Make a directory for us alone, whatever the umask."""
     path.mkdir(mode=_MODE)
     if stat.S_IMODE(os.lstat(path).st_mode) != _MODE:
         path.chmod(_MODE)  # the umask, or its parent's set-group-ID bit

@@ -28,7 +28,7 @@ from typing import Any
 from runner.errors import BadInput, Busy, RootdiskError
 from runner.files import atomic_write, open_file, read_file, socket_address
 from runner.locks import is_held, is_locked
-from runner.ownership import user_name
+from runner.ownership import make_directory, user_name
 from runner.state import MAX_BYTES, Newer, Spec, State, Unreadable, parse, state_json
 from runner.store import Store
 from runner.text import printable
@@ -56,6 +56,8 @@ __all__ = [
 _NEW = ".new-"
 _NEW_MAX_AGE_S = 60  # a directory without a lock in it for that long belongs to nobody
 _POLL_S = 0.05
+_ERROR_MAX_CHARS = 8192
+_ROOM_BYTES = 64 << 10  # that a state may grow by, when its sandbox runs and has ended
 _RELEASE_S = 2.0  # how long somebody who only looks may hold the lock
 
 
@@ -73,12 +75,14 @@ class Sandbox:
     def create(cls, store: Store, spec: Spec) -> Sandbox:
         """A new one, locked. Nothing has its name before `take_name` is called. BadInput if `spec` cannot be written down."""
         folder = store.sandboxes / f"{_NEW}{os.urandom(8).hex()}"
-        folder.mkdir(mode=0o700)
-        lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        make_directory(folder)
+        lock = open_file(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_EXCL)
         fcntl.flock(lock, fcntl.LOCK_EX)
         sandbox = cls(folder, lock, spec, time.time(), {})
         try:
             sandbox.write_state()
+            if (folder / "state.json").stat().st_size > MAX_BYTES - _ROOM_BYTES:
+                raise ValueError(f"more than {MAX_BYTES - _ROOM_BYTES} bytes")
             read(folder)  # what is written here can be read by the next one
         except BaseException as err:
             sandbox.remove()
@@ -104,8 +108,10 @@ class Sandbox:
             try:
                 os.rename(self.folder, target)
             except OSError as err:
-                other = look(target)
-                what = f", which cannot be read: {other.reason}" if isinstance(other, Unreadable) else ""
+                what = ""
+                with contextlib.suppress(FileNotFoundError):  # it goes just now
+                    other = look(target)
+                    what = f", which cannot be read: {other.reason}" if isinstance(other, Unreadable) else ""
                 hint = f"choose another --name, or runner rm {self.spec.name}"
                 raise BadInput(f"there is a sandbox {self.spec.name} already{what}", hint) from err
         self.folder = target
@@ -120,7 +126,7 @@ class Sandbox:
             started=started,
             ended=None if pid or not started else time.time(),
             status=status,
-            error=error,
+            error=error[:_ERROR_MAX_CHARS],
         )
         data = json.dumps(state, indent=1, sort_keys=True).encode() + b"\n"
         # A sandbox that is not kept need not outlive a power cut.
@@ -169,7 +175,7 @@ def _made_lock(folder: Path) -> int | None:
     if _answers(folder):
         return None
     with contextlib.suppress(FileExistsError, FileNotFoundError):
-        os.close(os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        os.close(open_file(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_EXCL))
         return _locked(folder)
     return None
 

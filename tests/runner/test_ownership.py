@@ -84,7 +84,19 @@ def entries(place: Path) -> list[tuple[str, int, int]]:
 @pytest.mark.parametrize("uid", [0, ALICE])
 def test_what_is_made_is_private_whatever_the_umask(place: Path, uid: int, umask: int) -> None:
     folder = home(place, uid)
-    said = as_user(uid, opened, umask=umask, HOME=folder)
+
+    def used() -> str:
+        store = Store.open()
+        spec = Spec("one", "r", f"sha256:{HEX}", HEX, HEX, None, None, 1, 64, 1, keep=True)
+        made = sandbox.Sandbox.create(store, spec)
+        made.take_name()
+        made.release()
+        os.close(store.lease([HEX])[0])
+        sandbox.remove(sandbox.find(store, "one"))
+        prune(store, 0, None, dry_run=False)
+        return opened()
+
+    said = as_user(uid, used, umask=umask, HOME=folder)
     assert said == str(folder / ".local/share/rootdisk")
     made = [folder / ".local", *filter(Path.is_dir, (folder / ".local").rglob("*"))]
     assert len(made) == 9
