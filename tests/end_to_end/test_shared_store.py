@@ -48,19 +48,19 @@ def test_ten_boots_at_once_of_one_name(demo: str, empty_runner: Runner) -> None:
 
 
 def test_a_repair_beside_a_sandbox_that_runs(demo: str, empty_runner: Runner) -> None:
-    assert empty_runner("boot", "-d", "--name", "runs", demo, "--", "sleep", "600").returncode == 0
+    assert empty_runner.boot(demo, "sleep 600", "-d", "--name", "runs").returncode == 0
     (disk,) = (empty_runner.store / "disks").glob("*.raw")
-    good = disk.read_bytes()
+    good = empty_runner.digests()
     disk.chmod(0o600)
     with disk.open("r+b") as file:
-        file.seek(len(good) // 2)
+        file.seek(1 << 20)
         file.write(b"damage")
     assert empty_runner("verify").returncode == 1
     assert "is damaged in the store" in empty_runner("boot", demo).stderr
     done = empty_runner("verify", "--repair", timeout=120)
     assert done.returncode == 0, done.stderr
     assert "run with the damaged one until they are started again: runs" in done.stderr
-    assert disk.read_bytes() == good
+    assert empty_runner.digests() == good
     assert empty_runner("exec", "runs", "true").returncode == 0
     (row,) = json.loads(empty_runner("ps", "--json").stdout)
     assert row["state"] == "running"
