@@ -13,11 +13,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from runner.errors import RootdiskError
+from runner.errors import BadInput, RootdiskError
+from runner.fields import parse_value
 from runner.files import write_json
 from runner.oci import Digest, canonical_json
 
 CHECK = "receipt"  # the key of a receipt's own digest
+MAX_BYTES = 16 << 20
 PIECE_BYTES = 1 << 20
 
 
@@ -28,10 +30,10 @@ class Damaged(RootdiskError):
 def read_receipt(path: Path) -> dict[str, Any]:
     """The receipt at `path`; RootdiskError if it is missing, Damaged if it is not what was written."""
     try:
-        value = json.loads(path.read_bytes())
+        value = parse_value(path.read_bytes(), path.name, MAX_BYTES)
     except FileNotFoundError as err:
         raise RootdiskError(f"{path.name} of {path.parent.name} is missing", "doit build makes it") from err
-    except (ValueError, RecursionError):
+    except BadInput:
         value = None
     if not isinstance(value, dict) or value.pop(CHECK, None) != _check(value):
         raise Damaged(f"{path} is damaged, or an older rootdisk's", "remove it and start doit build again")

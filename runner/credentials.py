@@ -7,7 +7,6 @@ stay out of error messages and out of repr().
 from __future__ import annotations
 
 import base64
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple
 
 from runner import process
 from runner.errors import BadInput, RegistryError
+from runner.fields import parse_value
 from runner.oci import parse_json
 from runner.places import home, named_folder
 from runner.reference import DOCKER_HUB
@@ -144,9 +144,9 @@ def _ask_helper(name: str, server: str, path: Path) -> Credentials | None:
             return None
         raise RegistryError(f"{program} ended with {done.status}", f"try it: echo {server} | {program} get")
     try:
-        answer = json.loads(done.out)
+        answer = parse_value(done.out, program, FILE_MAX_BYTES)
         username, secret = str(answer["Username"]), str(answer["Secret"])
-    except (ValueError, KeyError, TypeError):
+    except (BadInput, KeyError, TypeError):
         raise RegistryError(f"{program} does not answer with JSON", f"try it: echo {server} | {program} get") from None
     if username == "<token>":
         return Credentials("", identity_token=secret)

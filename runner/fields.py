@@ -7,6 +7,7 @@ What a document may cost is bounded before it is parsed: its bytes, its values, 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -29,7 +30,7 @@ def parse_value(raw: bytes, what: str, max_bytes: int) -> Any:
         raise BadInput(f"{what}: more than the {VALUES_MAX} values allowed")
     try:
         text = raw.decode()
-        value = json.loads(text, parse_int=_integer, parse_constant=_constant, object_pairs_hook=_object)
+        value = json.loads(text, parse_int=_integer, parse_float=_fraction, parse_constant=_constant, object_pairs_hook=_object)
         if re.search(r"\\u[dD][89a-fA-F]", text):
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
@@ -44,6 +45,13 @@ def _integer(text: str) -> int:
     value = int(text) if len(text) <= 20 else INTEGER_MAX + 1
     if not -INTEGER_MAX <= value <= INTEGER_MAX:
         raise ValueError(f"a number of {len(text)} digits")
+    return value
+
+
+def _fraction(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:20]} is no number that can be written again")
     return value
 
 

@@ -5,7 +5,6 @@ Credentials go to the registry, or to the token service its challenge names; htt
 
 from __future__ import annotations
 
-import json
 import re
 import threading
 import time
@@ -15,7 +14,8 @@ from urllib.parse import urlencode
 import requests
 
 from runner.credentials import Credentials, find_credentials
-from runner.errors import RegistryError
+from runner.errors import BadInput, RegistryError
+from runner.fields import parse_value
 from runner.registry_answer import read_bounded, status_error
 from runner.registry_session import Session
 from runner.repository import RegistryOptions
@@ -118,9 +118,9 @@ class Auth:
 def _token(raw: bytes) -> tuple[str, float]:
     """The token in a token service's answer, "" if there is none, and how long it is good for, seconds."""
     try:
-        answer = json.loads(raw)
+        answer = parse_value(raw, "token service", TOKEN_MAX_BYTES)
         token = answer.get("token") or answer.get("access_token")
-    except (ValueError, AttributeError, RecursionError):
+    except (BadInput, AttributeError):
         return "", 0
     lifetime = answer.get("expires_in")
     if not isinstance(lifetime, int | float) or not lifetime > 0:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import json
 import os
 import posixpath
 import re
@@ -24,6 +23,7 @@ from imagetool.oci.image import ImageConfig
 from imagetool.tree.index import FILE, LINK, SYMLINK
 from imagetool.tree.tar import scan
 from runner.errors import BadInput, DigestMismatch, Unsupported
+from runner.fields import parse_value
 from runner.oci import (
     MANIFEST_MAX_BYTES,
     OCI_CONFIG,
@@ -190,10 +190,7 @@ class DockerArchive:
 
 def _choose(archive: TarArchive, tag: str) -> dict[str, Any]:
     """The entry of manifest.json that `tag` names, by docker's normalisation of names."""
-    try:
-        entries = json.loads(archive.read("manifest.json"))
-    except (ValueError, RecursionError) as err:
-        raise BadInput(f"{archive.where}: manifest.json is not JSON") from err
+    entries = parse_value(archive.read("manifest.json"), f"{archive.where}: manifest.json", MANIFEST_MAX_BYTES)
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise BadInput(f"{archive.where}: manifest.json is not a list of images")
     tags = [str(name) for entry in entries for name in entry.get("RepoTags") or []]
