@@ -9,16 +9,16 @@ from __future__ import annotations
 import base64
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from runner import process
 from runner.errors import BadInput, RegistryError
-from runner.fields import parse_value
 from runner.oci import parse_json
 from runner.places import home, named_folder
 from runner.reference import DOCKER_HUB
+from runner.text import printable
 
 FILE_MAX_BYTES = 1 << 20
 HELPER_TIMEOUT_S = 60  # some ask the user to unlock a key ring
@@ -29,11 +29,12 @@ _HELPER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
 
 
 class Credentials(NamedTuple):
-    """A name and password, or an OAuth2 refresh token ("identity token")."""
+    """A name and password, an OAuth2 refresh token ("identity token"), or a bearer token of the registry's own."""
 
     username: str
     password: str = ""
     identity_token: str = ""
+    registry_token: str = ""  # sent to the registry as it is
 
     def __repr__(self) -> str:
         return f"Credentials({self.username!r}, …)"
@@ -49,6 +50,7 @@ def find_credentials(registry: str, repository: str) -> Credentials | None:
 
     A file named by the environment has to be readable; BadInput otherwise, and for a damaged one.
     """
+    registry = registry.lower()
     for path, required in _files():
         try:
             with path.open("rb") as stream:
@@ -83,46 +85,65 @@ def _files() -> Iterator[tuple[Path, bool]]:
 
 
 def _in_config(config: Mapping[str, Any], registry: str, repository: str, path: Path) -> Credentials | None:
-    helpers = _mapping(config, "credHelpers", path)
     server = _HUB_KEY if registry == DOCKER_HUB else registry
-    for key, helper in helpers.items():
-        if _host(key) == registry:
-            return _ask_helper(str(helper), server, path)
+    store = _string(config, "credsStore", path)
+    helpers = _mapping(config, "credHelpers", path)
+    for key in _exact_first(helpers, registry):
+        if _place(key)[0] == registry:
+            # An empty name is docker's way to say: this file, though others are in a store.
+            store = _string(helpers, key, path)
+            if store:
+                return _ask_helper(store, server, path)
+            break
     auths = _mapping(config, "auths", path)
     # containers-auth.json: the most specific of host/namespace/repository, host/namespace, host.
-    parts = f"{registry}/{repository}".split("/")
-    for count in range(len(parts), 0, -1):
-        wanted = "/".join(parts[:count])
-        for key, value in auths.items():
-            matches = key == wanted if count > 1 else _host(key) == registry
-            if matches and isinstance(value, dict) and (found := _inline(value, key, path)):
+    parts = repository.split("/")
+    for count in range(len(parts), -1, -1):
+        namespace = "/".join(parts[:count])
+        for key in _exact_first(auths, registry):
+            value = auths[key]
+            if _place(key) != (registry, namespace) or not isinstance(value, dict):
+                continue
+            if found := _inline(value, key, path):
                 return found
-    if store := config.get("credsStore"):
-        return _ask_helper(str(store), server, path)
-    return None
+    return _ask_helper(store, server, path) if store else None
 
 
-def _host(key: str) -> str:
-    """The registry a key is for: `https://host/v1/`, `https://host` and `host` are the same; Docker Hub has names."""
-    host = re.sub(r"^https?://", "", key)
-    if host != key:
-        host = host.partition("/")[0]
-    return DOCKER_HUB if host in _HUB_NAMES else host
+def _exact_first(keys: Iterable[str], registry: str) -> list[str]:
+    """The registry's own name before other spellings of it, as docker."""
+    return sorted(keys, key=lambda key: key != registry)
+
+
+def _place(key: str) -> tuple[str, str]:
+    """The registry that a key is for, and the namespace in it: `https://host/v1/`, `host/` and `host` are the same.
+
+    docker writes hosts, once with a scheme and a path; podman also `host/namespace`. Docker Hub has several names.
+    """
+    text = re.sub(r"^https?://", "", key, flags=re.IGNORECASE)
+    host, _, namespace = text.partition("/")
+    namespace = namespace.strip("/")
+    if text != key or namespace in ("v1", "v2"):
+        namespace = ""
+    host = host.lower()
+    return DOCKER_HUB if host in _HUB_NAMES else host, namespace
 
 
 def _inline(value: Mapping[str, Any], key: str, path: Path) -> Credentials | None:
     """The entry of `auths`; None for an empty one, which docker writes when a store holds the secret."""
-    identity = str(value.get("identitytoken") or "")
-    username, password = str(value.get("username") or ""), str(value.get("password") or "")
-    if auth := value.get("auth"):
+    what = f"{path}: entry {printable(key, 200)!r}"
+    identity, token = _string(value, "identitytoken", what), _string(value, "registrytoken", what)
+    username, password = _string(value, "username", what), _string(value, "password", what)
+    if auth := _string(value, "auth", what):
         try:
-            username, _, password = base64.b64decode(str(auth), validate=True).decode().partition(":")
+            username, _, password = base64.b64decode(auth, validate=True).decode().partition(":")
         except ValueError:
-            raise BadInput(f"credentials {path}: entry {key!r:.200} is not base64", "log in again") from None
+            raise BadInput(f"credentials {what} is not base64", "log in again") from None
         password = password.rstrip("\0")  # as docker's own reader
-    if not identity and not username:
+    if token and not re.fullmatch(r"[!-~]+", token):
+        raise BadInput(f"credentials {what}: its registrytoken is not a token", "log in again")
+    if not identity and not username and not token:
         return None
-    return Credentials(username, password, identity)
+    return Credentials(username, password, identity, token)
 
 
 def _ask_helper(name: str, server: str, path: Path) -> Credentials | None:
@@ -144,8 +165,10 @@ def _ask_helper(name: str, server: str, path: Path) -> Credentials | None:
             return None
         raise RegistryError(f"{program} ended with {done.status}", f"try it: echo {server} | {program} get")
     try:
-        answer = parse_value(done.out, program, FILE_MAX_BYTES)
-        username, secret = str(answer["Username"]), str(answer["Secret"])
+        answer = parse_json(done.out, program, FILE_MAX_BYTES)
+        username, secret = answer["Username"], answer["Secret"]
+        if not isinstance(username, str) or not isinstance(secret, str):
+            raise TypeError
     except (BadInput, KeyError, TypeError):
         raise RegistryError(f"{program} does not answer with JSON", f"try it: echo {server} | {program} get") from None
     if username == "<token>":
@@ -153,8 +176,15 @@ def _ask_helper(name: str, server: str, path: Path) -> Credentials | None:
     return Credentials(username, secret) if username or secret else None
 
 
+def _string(value: Mapping[str, Any], key: str, what: object) -> str:
+    text = value.get(key)
+    if not isinstance(text, str | None):
+        raise BadInput(f"credentials {what}: {printable(key, 80)} is not text", "log in again")
+    return text or ""
+
+
 def _mapping(config: Mapping[str, Any], key: str, path: Path) -> Mapping[str, Any]:
-    value = config.get(key) or {}
-    if not isinstance(value, dict):
+    value = config.get(key)
+    if not isinstance(value, dict | None):
         raise BadInput(f"credentials {path}: {key} is not a mapping")
-    return value
+    return value or {}

@@ -30,7 +30,9 @@ def parse_value(raw: bytes, what: str, max_bytes: int) -> Any:
         raise BadInput(f"{what}: more than the {VALUES_MAX} values allowed")
     try:
         text = raw.decode()
-        value = json.loads(text, parse_int=_integer, parse_float=_fraction, parse_constant=_constant, object_pairs_hook=_object)
+        value = json.loads(
+            text, parse_int=_integer, parse_float=_fraction, parse_constant=_constant, object_pairs_hook=_object
+        )
         if re.search(r"\\u[dD][89a-fA-F]", text):
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:

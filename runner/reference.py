@@ -93,6 +93,23 @@ def _on_disk(kind: Kind, rest: str, text: str) -> Reference:
     return Reference(kind, tag=tag, digest=digest, path=Path(path))
 
 
+def is_tag(text: str) -> bool:
+    """Whether `text` may be a tag; distribution-spec, "Pulling manifests"."""
+    return bool(re.match(_TAG, text))
+
+
+def _can_be_asked(registry: str) -> bool:
+    """Whether a port is one, and what is in brackets is an IPv6 address."""
+    host, colon, port = registry.rpartition(":")
+    if colon and port.isdecimal() and not host.endswith(":") and not 0 < int(port) < 65536:
+        return False
+    if not registry.startswith("["):
+        return True
+    from runner.urls import normal_host
+
+    return normal_host(registry[: registry.index("]") + 1]) is not None
+
+
 def _named(kind: Kind, name: str, text: str) -> Reference:
     rest, at, digest_text = name.partition("@")
     digest = Digest.parse(digest_text) if at else None
@@ -106,7 +123,7 @@ def _named(kind: Kind, name: str, text: str) -> Reference:
     repository, colon, tag = path.partition(":")
     if registry == DOCKER_HUB and "/" not in repository:
         repository = f"library/{repository}"
-    if not re.match(_HOST, registry):
+    if not re.match(_HOST, registry) or not _can_be_asked(registry):
         raise BadInput(f"reference {text!r:.200}: {registry!r:.80} is no registry", _HINT)
     if not re.match(_REPOSITORY, repository) or len(repository) > 255:
         hint = "names are lower case" if repository != repository.lower() else _HINT

@@ -6,7 +6,6 @@ No query string (presigned URLs hold secrets) and no header is ever part of an e
 from __future__ import annotations
 
 import email.utils
-import json
 import re
 import time
 
@@ -14,7 +13,8 @@ import requests
 import urllib3
 
 from runner.connections import Watch
-from runner.errors import RegistryError
+from runner.errors import RegistryError, RootdiskError
+from runner.oci import parse_json
 from runner.text import printable
 from runner.urls import redact
 
@@ -111,10 +111,10 @@ def status_error(method: str, response: requests.Response, what: str, hint: str 
     status = response.status_code
     said = ""
     try:
-        errors = json.loads(read_bounded(response, ERROR_MAX_BYTES)).get("errors")
-        said = ", ".join(f"{item.get('code')}: {item.get('message')}" for item in errors[:3])
+        answer = parse_json(read_bounded(response, ERROR_MAX_BYTES), what, ERROR_MAX_BYTES)
+        said = ", ".join(f"{item.get('code')}: {item.get('message')}" for item in answer["errors"][:3])
         said = printable(said)
-    except (RegistryError, ValueError, AttributeError, TypeError, KeyError, RecursionError):
+    except (RootdiskError, AttributeError, TypeError, KeyError):
         pass  # no words is fine: the status says it
     message = f"{what}: {method} /{redact(str(response.url)).partition('/')[2]}: {status} {said or printable(response.reason or '')}".rstrip()
     if not hint and status in (401, 403):
@@ -133,5 +133,5 @@ def _retry_after(text: str) -> float:
         return float(text[:6])
     try:
         return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time()) if text else 0.0
-    except (ValueError, TypeError, OverflowError):
+    except (ValueError, TypeError, OverflowError, IndexError):
         return 0.0

@@ -15,7 +15,7 @@ import requests
 
 from runner.credentials import Credentials, find_credentials
 from runner.errors import BadInput, RegistryError
-from runner.fields import parse_value
+from runner.oci import parse_json
 from runner.registry_answer import read_bounded, status_error
 from runner.registry_session import Session
 from runner.repository import RegistryOptions
@@ -76,9 +76,11 @@ class Auth:
         challenges = parse_challenges(header)
         credentials = find_credentials(self._registry, self._repository)
         if "bearer" in challenges:
+            if credentials is not None and credentials.registry_token:
+                return f"Bearer {credentials.registry_token}", float("inf")
             return self._bearer(challenges["bearer"], credentials)
         if "basic" in challenges:
-            if credentials is None or credentials.identity_token:
+            if credentials is None or not credentials.username:
                 raise RegistryError(f"{self._registry} wants a password", self._hint, status=401)
             return credentials.basic, float("inf")
         raise RegistryError(f"{self._registry}: unknown kind of authentication", status=401)
@@ -118,10 +120,10 @@ class Auth:
 def _token(raw: bytes) -> tuple[str, float]:
     """The token in a token service's answer, "" if there is none, and how long it is good for, seconds."""
     try:
-        answer = parse_value(raw, "token service", TOKEN_MAX_BYTES)
-        token = answer.get("token") or answer.get("access_token")
-    except (BadInput, AttributeError):
+        answer = parse_json(raw, "token service", TOKEN_MAX_BYTES)
+    except BadInput:
         return "", 0
+    token = answer.get("token") or answer.get("access_token")
     lifetime = answer.get("expires_in")
     if not isinstance(lifetime, int | float) or not lifetime > 0:
         lifetime = 60  # the specification's default

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from urllib.parse import urlencode
 
 from imagetool.oci.oras_client import OrasClient
@@ -11,6 +11,7 @@ from imagetool.oci.prune import referrers_tag
 from imagetool.oci.push import Content
 from imagetool.oci.upload import Upload
 from runner.errors import BadInput, DigestMismatch, RegistryError, Unsupported
+from runner.fields import Fields
 from runner.oci import (
     INDEX_TYPES,
     MANIFEST_MAX_BYTES,
@@ -24,8 +25,10 @@ from runner.oci import (
     canonical_json,
     parse_json,
 )
+from runner.reference import is_tag
 from runner.registry import ACCEPT, RegistryRepository
 from runner.repository import RegistryOptions, check_manifest, describe_manifest
+from runner.text import printable
 
 TAGS_PAGE = 1000
 TAGS_MAX_COUNT = 100_000
@@ -44,16 +47,30 @@ class RegistryTarget:
 
     def has_blob(self, descriptor: Descriptor) -> bool:
         def once() -> bool:
-            with self.client.request("HEAD", f"blobs/{descriptor.digest}", expect=(200, 404)) as response:
-                length = response.headers.get("Content-Length")
-                if response.status_code == 200 and length is not None and length != str(descriptor.size):
-                    raise DigestMismatch(
-                        f"{self.client.name}: blob {descriptor.digest} has {length:.20} bytes, not {descriptor.size}",
-                        "the registry's copy is damaged",
-                    )
-                return response.status_code == 200
+            try:
+                return self._has("HEAD", descriptor, {})
+            except RegistryError as err:
+                # A URL that is signed for GET says 403 to HEAD, and some servers do not know HEAD.
+                if err.status not in (403, 405, 501) and not (err.temporary and err.status == 401):
+                    raise
+            return self._has("GET", descriptor, {"Range": "bytes=0-0"} if descriptor.size else {})
 
         return self.client.retry().run(once)
+
+    def _has(self, method: str, descriptor: Descriptor, headers: Mapping[str, str]) -> bool:
+        path = f"blobs/{descriptor.digest}"
+        with self.client.request(method, path, expect=(200, 206, 404), headers=headers) as response:
+            length = response.headers.get("Content-Length")
+            if response.status_code == 206:
+                length = response.headers.get("Content-Range", "").rpartition("/")[2]
+                length = length if length.isdigit() else None
+            if response.status_code != 404 and length is not None and length != str(descriptor.size):
+                raise DigestMismatch(
+                    f"{self.client.name}: blob {descriptor.digest} has {printable(length, 20)} bytes, "
+                    f"not {descriptor.size}",
+                    "the registry's copy is damaged",
+                )
+            return response.status_code != 404
 
     def push_blob(self, descriptor: Descriptor, content: Content, *, mount: str = "") -> None:
         if self.has_blob(descriptor) or (mount and self._mounted(descriptor, mount)):
@@ -102,10 +119,11 @@ class RegistryTarget:
         path = f"tags/list?n={TAGS_PAGE}"
         while path:
             raw, headers = self.client.get(path, MANIFEST_MAX_BYTES, {})
-            listed = parse_json(raw, f"{self.client.name}: tags").get("tags") or []
-            if len(names) + len(listed) > TAGS_MAX_COUNT:
-                raise BadInput(f"{self.client.name}: more than {TAGS_MAX_COUNT} tags")
-            names += map(str, listed)
+            said = Fields(parse_json(raw, f"{self.client.name}: tags"), f"{self.client.name}: list of tags")
+            names += said.texts("tags", TAGS_MAX_COUNT - len(names), limit=128)
+            for name in names:
+                if not is_tag(name):
+                    raise BadInput(f"{self.client.name}: a tag {printable(name, 128)!r}, which is not valid")
             found = _NEXT.match(headers.get("Link", ""))
             path = found[1] if found else ""
         repository = RegistryRepository(*self._place)
@@ -116,7 +134,7 @@ class RegistryTarget:
 
     def remove(self, digest: Digest) -> None:
         def once() -> int:
-            with self.client.request("DELETE", f"manifests/{digest}", expect=(200, 202, 404, 405)) as response:
+            with self.client.request("DELETE", f"manifests/{digest}", expect=(200, 202, 204, 404, 405)) as response:
                 status = int(response.status_code)
             if status == 404:  # gone already, or never to be deleted this way
                 with self.client.request("HEAD", f"manifests/{digest}", expect=(200, 404), headers=ACCEPT) as response:
@@ -133,7 +151,10 @@ class RegistryTarget:
 
         def once() -> tuple[str, str]:
             headers = {"Content-Type": media_type}
-            with self.client.request("PUT", f"manifests/{name}", expect=(201,), headers=headers, data=raw) as response:
+            # 201 by the specification; some say 200, or 202 before it can be seen.
+            with self.client.request(
+                "PUT", f"manifests/{name}", expect=(200, 201, 202), headers=headers, data=raw
+            ) as response:
                 said = response.headers
                 return str(said.get("Docker-Content-Digest", "")), str(said.get("OCI-Subject", ""))
 
@@ -141,6 +162,13 @@ class RegistryTarget:
         if said != str(digest):
             # The header is optional before distribution-spec 1.1: read back what the name means now.
             accept = {"Accept": ", ".join((*MANIFEST_TYPES, *INDEX_TYPES))}
-            found, _ = self.client.get(f"manifests/{name}", MANIFEST_MAX_BYTES, accept)
+            retry = self.client.retry()
+            while True:
+                try:
+                    found, _ = self.client.get(f"manifests/{name}", MANIFEST_MAX_BYTES, accept)
+                    break
+                except RegistryError as err:
+                    err.temporary |= err.status == 404
+                    retry.wait(err)
             check_manifest(found, digest, f"{self.client.name}:{name}")
         return subject

@@ -63,7 +63,7 @@ class Upload:
         place = self._client.url(self._place).with_query(f"digest={self._descriptor.digest}")
         # An empty body object would be sent chunked; many registries refuse that.
         body = Body(self._descriptor, self._content, self._taken) if self._taken < size else b""
-        with self._client.request("PUT", str(place), expect=(201,), headers=headers, data=body):
+        with self._client.request("PUT", str(place), expect=(200, 201, 202, 204), headers=headers, data=body):
             pass
 
     def _look(self) -> None:

@@ -22,7 +22,7 @@ from tests.support.registry import QuietHandler, serve
 
 Kind = Literal[
     "short", "wrong", "long", "shifted", "status", "stall", "reset", "drip", "drip-head", "huge-head", "whole", "redirect",
-    "cut",
+    "cut", "as",
 ]  # fmt: skip
 
 PIECE_BYTES = 32 << 10
@@ -38,7 +38,7 @@ class Fault:
     times: int = 1
     method: str = "GET"
     skip: int = 0
-    status: int = 503  # of "status"
+    status: int = 503  # of "status", which is not passed on, and "as", which is
     headers: dict[str, str] = field(default_factory=dict)
     body: bytes = b"{}"  # of "status"
     target: str = ""  # of "redirect": a URL; the same path again where there is none
@@ -119,6 +119,9 @@ def run_faults(upstream: str) -> Iterator[FaultProxy]:
             if kind == "long":
                 data += b"more"
                 headers["Content-Length"] = str(len(data))
+            if fault and kind == "as":
+                status = fault.status
+                headers = {k: v for k, v in headers.items() if k != "Docker-Content-Digest"}
             start = int(headers.get("Content-Range", "bytes 0-").split()[1].partition("-")[0])
             if kind == "shifted" and status == 206:
                 headers["Content-Range"] = headers["Content-Range"].replace(f"{start}-", f"{start + 1}-")
@@ -131,7 +134,7 @@ def run_faults(upstream: str) -> Iterator[FaultProxy]:
             for name, value in headers.items():
                 self.send_header(name, value)
             self.end_headers()
-            if not fault or kind in ("wrong", "whole", "long", "shifted", "huge-head"):
+            if not fault or kind in ("wrong", "whole", "long", "shifted", "huge-head", "as"):
                 self.give(start, data)
                 return
             if kind == "drip":

@@ -49,7 +49,12 @@ class RunningRegistry:
 
 @contextlib.contextmanager
 def run_registry(
-    root: Path, *, password: tuple[str, str] | None = None, tls: bool = False, token_lifetime_s: float | None = None
+    root: Path,
+    *,
+    password: tuple[str, str] | None = None,
+    tls: bool = False,
+    token_lifetime_s: float | None = None,
+    host: str = "127.0.0.1",
 ) -> Iterator[RunningRegistry]:
     """A registry with its data below `root`. With `token_lifetime_s` it wants bearer tokens from a small service, which
     gives pull to anybody and push to `password`'s user."""
@@ -57,7 +62,7 @@ def run_registry(
     with contextlib.ExitStack() as stack:
         authority = trustme.CA() if tls else None
         port = free_port()
-        name = f"127.0.0.1:{port}"
+        name = f"{host}:{port}"
         config: dict[str, Any] = {
             "version": "0.1",
             "log": {"level": "error", "accesslog": {"disabled": True}},
@@ -92,7 +97,7 @@ def run_registry(
                 env={"PATH": os.environ["PATH"], "OTEL_TRACES_EXPORTER": "none"},
             )
         try:
-            _wait_for(port, process, root / "log")
+            _wait_for(host.strip("[]"), port, process, root / "log")
             options = RegistryOptions(plain_http=not tls, ca_file=root / "ca.pem" if tls else None)
             yield RunningRegistry(name, options, root, authority, tokens)
         finally:
@@ -113,10 +118,10 @@ def free_port() -> int:
         return int(server.getsockname()[1])
 
 
-def _wait_for(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
+def _wait_for(host: str, port: int, process: subprocess.Popen[bytes], log: Path) -> None:
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline and process.poll() is None:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+        with contextlib.suppress(OSError), socket.create_connection((host, port), 1):
             return
         time.sleep(0.02)
     raise RuntimeError(f"{PROGRAM} did not start: {log.read_text()[-2000:]}")
