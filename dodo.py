@@ -17,7 +17,9 @@ from doit.tools import config_changed
 
 from imagetool import config, recipe, steps
 from runner.errors import RootdiskError
+from runner.stdio import settle
 
+settle()
 # doit records what is done when it ends; without a handler it would forget everything when stopped.
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from runner.arguments import Parser, whole_number
 from runner.errors import RootdiskError
 from runner.stdio import OutputError, discard_output, settle, speak_utf8
-from runner.text import error_text
+from runner.text import error_text, said
 
 SOURCES = "registry/repository:tag, oci:DIR:TAG, docker-archive:FILE, …"
 
@@ -198,8 +198,5 @@ def main(argv: Sequence[str] | None = None) -> int:
             discard_output()
         if "--debug" in arguments:
             raise
-        text = (
-            str(err) if isinstance(err, RootdiskError) else f"{err.filename or 'input/output'}: {err.strerror or err}"
-        )
-        print(f"imagetool: {error_text(text)}", file=sys.stderr)
+        print(f"imagetool: {error_text(said(err))}", file=sys.stderr)
         return err.exit_status if isinstance(err, RootdiskError) else 1

@@ -11,7 +11,7 @@ from runner.arguments import Parser, decimal_number, whole_number
 from runner.debug import show
 from runner.errors import RootdiskError
 from runner.stdio import OutputError, discard_output, settle, speak_utf8
-from runner.text import error_text
+from runner.text import error_text, said
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -245,11 +245,5 @@ def main(argv: Sequence[str] | None = None) -> int:
             discard_output()
         if debug:
             raise
-        known = isinstance(err, RootdiskError)
-        text = (
-            str(err)
-            if known
-            else f"{getattr(err, 'filename', None) or 'input/output'}: {getattr(err, 'strerror', err)}"
-        )
-        print(f"runner: {error_text(text)}", file=sys.stderr)
+        print(f"runner: {error_text(said(err))}", file=sys.stderr)
         return FAILED

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 SHOWN_MAX = 300
 ERROR_MAX, ERROR_LINE_MAX = 64 << 10, 900
 
@@ -25,6 +27,21 @@ def printable(value: str | bytes | object, limit: int = SHOWN_MAX) -> str:
 def one_line(text: str) -> str:
     """Return `text` whole, on one line and without control characters; backslashes stay, as parts of it may be escaped already."""
     return text if text.isprintable() else "".join(char if char == "\\" else _escaped(char) for char in text)
+
+
+def said(err: Exception) -> str:
+    """What an error says: of an OSError the file and the reason."""
+    if not isinstance(err, OSError):
+        return str(err)
+    if err.filename is not None:
+        return (
+            f"{os.fsdecode(err.filename) if isinstance(err.filename, (str, bytes)) else err.filename}: {err.strerror}"
+        )
+    try:
+        os.getcwd()
+    except OSError:
+        return "the working directory is not there any more: cd to one that is"
+    return f"input/output: {err.strerror or err}"
 
 
 def error_text(text: str) -> str:

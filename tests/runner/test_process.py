@@ -177,3 +177,20 @@ def test_users_of_machines_are_given_back(tmp_path: Path) -> None:
         assert {path.name for path in tmp_path.iterdir()} == {f"uid-{user.uid}", f"uid-{numbers[2]}"}
     running[2].communicate(timeout=30)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("tool", "status"), [("runner", 125), ("imagetool", 1)])
+def test_a_working_directory_that_is_gone(tool: str, status: int, tmp_path: Path) -> None:
+    """What needs none works; what names a relative place says what is wrong."""
+    place = tmp_path / "gone"
+    script = f'mkdir {place} && cd {place} && rmdir {place} && exec $0 -m {tool} "$@"'
+    place = tmp_path / "store"
+    relative = {"runner": ["ps"], "imagetool": ["build", "oci:none:1", "oci:none:2"]}[tool]
+    done = shell(script, *relative, ROOTDISK_STORE="store", ROOTDISK_CACHE="cache")
+    assert (done.returncode, done.stderr) == (
+        status,
+        f"{tool}: the working directory is not there any more: cd to one that is\n",
+    )
+    assert shell(script, "--help").returncode == 0
+    if tool == "runner":
+        assert shell(script, "ps", ROOTDISK_STORE=str(place)).returncode == 0
