@@ -15,6 +15,7 @@
 
 struct session {
     int used, id, pid, fds[3], exited, status, tty;
+    int silent;                /* the runner has been told that it failed: nothing more of it */
     uint32_t credit;           /* bytes of output the runner still takes */
     char *input;               /* WINDOW bytes, waiting to be written to the program */
     size_t waiting;
@@ -23,7 +24,7 @@ struct session {
 
 static struct session sessions[SESSIONS];
 static char incoming[FRAME_MAX + 8];
-static size_t received;
+static size_t received, skipped; /* bytes of a frame that is too long, still to come */
 static double kill_at;
 static int acknowledged;
 
@@ -59,6 +60,12 @@ void send_frame(int type, int session, const void *data, size_t length) {
     write_all(out, length + 8);
 }
 
+/* A frame of a session, as long as the runner knows that session. */
+static void tell(const struct session *session, int type, const void *data, size_t length) {
+    if (!session->silent)
+        send_frame(type, session->id, data, length);
+}
+
 static void send_number(int type, int session, uint32_t number) { send_frame(type, session, &number, 4); }
 
 static struct session *find(int id) {
@@ -68,21 +75,23 @@ static struct session *find(int id) {
     return NULL;
 }
 
-static int start(int id, const struct program *program) {
+/* Starts a program as a session: NULL, or why not. */
+static const char *start(int id, const struct program *program) {
     struct session *session = NULL;
+    const char *why = NULL;
     for (int i = 0; i < SESSIONS && !session; i++)
         if (!sessions[i].used)
             session = &sessions[i];
-    if (!session || find(id))
-        return -1;
+    if (!session)
+        return "too many programs run already";
     *session = (struct session){.used = 1, .id = id, .credit = WINDOW, .tty = program->tty, .input = malloc(WINDOW)};
-    session->pid = spawn(program, session->fds);
+    session->pid = session->input ? spawn(program, session->fds, &why) : -1;
     if (session->pid < 0) {
         free(session->input);
         session->used = 0;
-        return -1;
+        return why ? why : "no memory";
     }
-    return 0;
+    return NULL;
 }
 
 static void drop(struct session *session, int which) {
@@ -103,7 +112,8 @@ static void feed(struct session *session) {
         }
         session->waiting -= count;
         memmove(session->input, session->input + count, session->waiting);
-        send_number(CREDIT, session->id, count);
+        uint32_t number = count;
+        tell(session, CREDIT, &number, 4);
     }
     if (session->input_ended && !session->waiting && session->fds[0] >= 0) {
         if (session->tty) {
@@ -126,7 +136,7 @@ static int carry(struct session *session, int which) {
     ssize_t count = read(session->fds[which], data, room);
     if (count > 0) {
         session->credit -= count;
-        send_frame(which == 1 ? OUT : ERR, session->id, data, count);
+        tell(session, which == 1 ? OUT : ERR, data, count);
         return 1;
     }
     if (count == 0 || errno != EAGAIN || session->exited) /* EIO: the terminal's other side is closed */
@@ -155,6 +165,33 @@ static int stop_signal(void) {
     return text && atoi(text) > 0 ? atoi(text) : SIGTERM;
 }
 
+/* Tells the runner that a session has failed, and its program to hang up. The main program's cannot fail. */
+static void fail(struct session *session, const char *why) {
+    if (session->silent || !session->id)
+        return;
+    tell(session, ERROR, why, strlen(why));
+    session->silent = 1;
+    signal_session(session, SIGHUP);
+}
+
+static void execute(int id, const char *data, uint32_t length, const struct program *base) {
+    struct program program = *base;
+    const char *why;
+    char *copy = malloc(length + 1);
+    if (!copy) {
+        send_frame(ERROR, id, "no memory", 9);
+        return;
+    }
+    memcpy(copy, data, length);
+    exec_program(&program, &(struct records){copy, length});
+    why = program.argv ? start(id, &program) : "it names no program";
+    if (why)
+        send_frame(ERROR, id, why, strlen(why));
+    free(program.argv);
+    free(program.env);
+    free(copy);
+}
+
 static void handle(int type, int id, char *data, uint32_t length, const struct program *base) {
     struct session *session = find(id);
     uint32_t number = 0;
@@ -164,12 +201,12 @@ static void handle(int type, int id, char *data, uint32_t length, const struct p
     case IN:
         if (!session)
             break;
-        if (length > WINDOW - session->waiting)
-            die("the runner sent more input than it was allowed");
         if (!length)
             session->input_ended = 1;
         else if (session->fds[0] < 0)
-            send_number(CREDIT, id, length);
+            tell(session, CREDIT, &length, 4);
+        else if (length > WINDOW - session->waiting)
+            fail(session, "the runner sent more input than it was allowed");
         else
             memcpy(session->input + session->waiting, data, length), session->waiting += length;
         feed(session);
@@ -182,26 +219,21 @@ static void handle(int type, int id, char *data, uint32_t length, const struct p
         }
         break;
     case SIGNAL: signal_session(session, number); break;
-    case EXEC: {
-        struct program program = *base;
-        char *copy = malloc(length + 1);
-        memcpy(copy, data, length);
-        exec_program(&program, &(struct records){copy, length});
-        if (!program.argv || start(id, &program))
-            send_frame(ERROR, id, "cannot start it", 15);
-        free(copy);
+    case EXEC:
+        if (!session && id)
+            execute(id, data, length, base);
         break;
-    }
     case ACK: acknowledged = 1; break;
     case STOP:
         signal_session(find(0), stop_signal());
         kill_at = now() + number;
         break;
+    case HOLD: hold_disk(number != 0); break;
     case CREDIT:
         if (session)
-            session->credit += number;
+            session->credit = number < WINDOW - session->credit ? session->credit + number : WINDOW;
         break;
-    default: die("the runner sent a frame of unknown type %d", type);
+    default: note("a frame of unknown type %d", type); /* of a runner that knows more */
     }
 }
 
@@ -213,15 +245,21 @@ static void receive(const struct program *base) {
         channel = -1;
         return;
     }
-    received += count;
-    size_t at = 0;
+    size_t at = 0, passed = skipped < (size_t)count ? skipped : (size_t)count;
+    skipped -= passed;
+    received += count - passed;
+    memmove(incoming, incoming + passed, received);
     uint32_t length;
     uint16_t id;
     while (received - at >= 8) {
         memcpy(&length, incoming + at, 4);
         memcpy(&id, incoming + at + 6, 2);
-        if (length > FRAME_MAX)
-            die("the runner sent a frame of %u bytes", length);
+        if (length > FRAME_MAX) {
+            note("a frame of %u bytes", length);
+            skipped = 8 + (size_t)length - (received - at); /* which are fewer: as many as fit */
+            at = received;
+            break;
+        }
         if (received - at < 8 + length)
             break;
         handle((uint8_t)incoming[at + 4], id, incoming + at + 8, length, base);
@@ -254,7 +292,8 @@ static int finish(void) {
             continue; /* waits for credit */
         if (channel < 0 && !session->id)
             dprintf(2, "rootdisk: exit %d\n", session->status);
-        send_number(EXIT, session->id, session->status);
+        uint32_t status = session->status;
+        tell(session, EXIT, &status, 4);
         drop(session, 0);
         free(session->input);
         ended |= !session->id;
@@ -274,9 +313,10 @@ void serve(struct program *program) {
     int dead = signalfd(-1, &children, SFD_CLOEXEC | SFD_NONBLOCK);
     if (had_channel)
         fcntl(channel, F_SETFL, O_NONBLOCK);
-    if (start(0, program))
-        die("cannot start %s: %s", program->argv[0], strerror(errno));
-    send_number(READY, 0, 1);
+    const char *why = start(0, program);
+    if (why)
+        die("cannot start %s: %s", program->argv[0], why);
+    send_number(READY, 0, VERSION);
     for (;;) {
         struct pollfd polls[2 + 3 * SESSIONS];
         struct { struct session *session; int which; } whose[2 + 3 * SESSIONS];
@@ -292,9 +332,8 @@ void serve(struct program *program) {
                 whose[count].which = which;
                 polls[count++] = (struct pollfd){session->fds[which], which ? POLLIN : POLLOUT, 0};
             }
-        double until = leave_at ? leave_at : kill_at;
-        int timeout = until ? (int)((until - now()) * 1000) + 1 : -1;
-        poll(polls, count, until && timeout < 0 ? 0 : timeout);
+        double until = leave_at ? leave_at : kill_at, rest = until - now();
+        poll(polls, count, !until ? -1 : rest < 0 ? 0 : rest > 3600 ? 3600000 : (int)(rest * 1000) + 1);
         struct signalfd_siginfo info;
         while (read(dead, &info, sizeof info) > 0)
             ;

@@ -6,8 +6,8 @@
 #include <stdint.h>
 #include <sys/types.h>
 
-enum { READY = 1, OUT, ERR, EXIT, ERROR, LOG, IN = 16, RESIZE, SIGNAL, EXEC, ACK, STOP, CREDIT };
-enum { WINDOW = 256 << 10, FRAME_MAX = 1 << 20, SLOT_MAX = 1 << 24, SESSIONS = 32, GROUPS = 64 };
+enum { READY = 1, OUT, ERR, EXIT, ERROR, LOG, IN = 16, RESIZE, SIGNAL, EXEC, ACK, STOP, CREDIT, HOLD };
+enum { VERSION = 2, WINDOW = 256 << 10, FRAME_MAX = 256 << 10, SLOT_MAX = 1 << 24, SESSIONS = 256, GROUPS = 64 };
 
 /* key=value records, each ended by NUL. */
 struct records { char *data; size_t length; };
@@ -18,6 +18,14 @@ struct program {
     char **env;
     const char *user, *workdir;
     int tty, input;
+};
+
+/* Whom a program becomes. */
+struct user {
+    uid_t uid;
+    gid_t gid, groups[GROUPS];
+    int count;
+    char home[4096];
 };
 
 extern int debug, channel;            /* channel: the port's descriptor, -1 without */
@@ -33,7 +41,6 @@ const char *find_record(const struct records *, const char *key);
 char *read_file(const char *path, size_t *length);
 void make_directories(const char *path);
 int write_file(const char *path, const char *data, size_t length, mode_t mode);
-void set_env(char ***env, const char *text);
 void sha256_hex(const void *data, size_t length, char out[65]);
 
 void load_modules(int first);
@@ -42,14 +49,15 @@ void mount_volumes(void);
 void renew_host_keys(void);
 void configure(void);
 int find_port(double timeout);
-void find_user(const char *text, uid_t *, gid_t *, gid_t *groups, int *count, const char **home);
+const char *find_user(const char *text, struct user *);
 
 int pack(const char *path);
 int unpack(const char *path, const char *name);
 
-pid_t spawn(const struct program *, int fds[3]);
+pid_t spawn(const struct program *, int fds[3], const char **why);
 void main_program(struct program *);
 void exec_program(struct program *, const struct records *);
 void serve(struct program *) __attribute__((noreturn));
+void hold_disk(int held);
 void send_frame(int type, int session, const void *data, size_t length);
 #endif

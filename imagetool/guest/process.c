@@ -63,24 +63,45 @@ const char *find_record(const struct records *records, const char *wanted) {
     return NULL;
 }
 
-static void append(char ***list, const char *text) {
-    size_t count = 0;
-    while (*list && (*list)[count])
-        count++;
-    *list = realloc(*list, (count + 2) * sizeof **list);
-    (*list)[count] = (char *)text;
-    (*list)[count + 1] = NULL;
+/* A list of texts with a NULL at its end, which grows. */
+struct list { char **items; size_t count, room; };
+
+static void append(struct list *list, const char *text) {
+    if (list->count + 1 >= list->room) {
+        list->room = list->room ? 2 * list->room : 16;
+        list->items = realloc(list->items, list->room * sizeof *list->items);
+        if (!list->items)
+            die("no memory");
+    }
+    list->items[list->count++] = (char *)text;
+    list->items[list->count] = NULL;
 }
 
-/* NAME=value into an environment, in place of an earlier NAME. */
-void set_env(char ***env, const char *text) {
-    size_t name = strcspn(text, "=") + 1;
-    for (char **item = *env; item && *item; item++)
-        if (!strncmp(*item, text, name)) {
-            *item = (char *)text;
-            return;
+/* Leaves of variables of one name the last; where the first one was. In one pass over a table of their names. */
+static void keep_last(struct list *env) {
+    size_t slots = 64, kept = 0;
+    while (slots < 2 * env->count)
+        slots *= 2;
+    size_t *table = calloc(slots, sizeof *table); /* a place in the list and one; 0: none */
+    if (!table)
+        die("no memory");
+    for (size_t i = 0; i < env->count; i++) {
+        size_t width = strcspn(env->items[i], "="), at = 5381;
+        for (size_t j = 0; j < width; j++)
+            at = at * 33 + (unsigned char)env->items[i][j];
+        for (at %= slots; table[at]; at = (at + 1) % slots) {
+            const char *other = env->items[table[at] - 1];
+            if (!strncmp(other, env->items[i], width) && (other[width] == '=' || !other[width]))
+                break;
         }
-    append(env, text);
+        if (!table[at])
+            table[at] = ++kept;
+        env->items[table[at] - 1] = env->items[i];
+    }
+    env->count = kept;
+    if (env->items)
+        env->items[kept] = NULL;
+    free(table);
 }
 
 /* Field number `n` of a line of passwd or group, in place. */
@@ -111,44 +132,54 @@ static char *entry(const char *path, const char *text) {
 
 static int is_number(const char *text, size_t length) { return length && strspn(text, "0123456789") >= length; }
 
-void find_user(const char *text, uid_t *uid, gid_t *gid, gid_t *groups, int *count, const char **home) {
+/* Looks a user and group up, as names or numbers: NULL, or why there is none. */
+const char *find_user(const char *text, struct user *user) {
+    static char why[160];
     const char *group = strchr(text, ':');
     size_t width = strcspn(text, ":"), length;
     char *line = entry("/etc/passwd", *text ? text : "0"), *save;
-    *uid = *gid = 0;
-    *count = 0;
-    *home = "/";
+    *user = (struct user){.home = "/"};
     if (line && field(line, 5)) {
-        char *end = field(line, 5);
-        *uid = strtoul(field(line, 2), NULL, 10);
-        *gid = strtoul(field(line, 3), NULL, 10);
-        end[strcspn(end, ":")] = 0;
-        *home = *end ? end : "/";
+        char *home = field(line, 5);
+        user->uid = strtoul(field(line, 2), NULL, 10);
+        user->gid = strtoul(field(line, 3), NULL, 10);
+        home[strcspn(home, ":")] = 0;
+        if (*home)
+            snprintf(user->home, sizeof user->home, "%s", home);
         line[strcspn(line, ":")] = 0;
     } else if (is_number(text, width)) {
-        *uid = strtoul(text, NULL, 10);
+        user->uid = strtoul(text, NULL, 10);
     } else if (width) {
-        die("the image has no user %.*s", (int)width, text);
+        snprintf(why, sizeof why, "the image has no user %.*s", (int)(width < 80 ? width : 80), text);
+        free(line);
+        return why;
     }
     if (group && group[1]) {
         char *found = entry("/etc/group", ++group);
-        if (!found && !is_number(group, strlen(group)))
-            die("the image has no group %s", group);
-        *gid = strtoul(found && field(found, 2) ? field(found, 2) : group, NULL, 10);
-        return; /* a group that is given is the only one, as container runtimes have it */
+        int known = found || is_number(group, strlen(group));
+        if (!known)
+            snprintf(why, sizeof why, "the image has no group %.80s", group);
+        user->gid = strtoul(found && field(found, 2) ? field(found, 2) : group, NULL, 10);
+        free(found);
+        free(line);
+        return known ? NULL : why; /* a group that is given is the only one, as container runtimes have it */
     }
     char *data = line ? read_file("/etc/group", &length) : NULL;
     for (char *item = data ? strtok_r(data, "\n", &save) : NULL; item; item = strtok_r(NULL, "\n", &save)) {
         char *names = field(item, 3), *inner, *number = field(item, 2);
         for (char *name = names ? strtok_r(names, ",", &inner) : NULL; name; name = strtok_r(NULL, ",", &inner))
-            if (!strcmp(name, line) && *count < GROUPS)
-                groups[(*count)++] = strtoul(number, NULL, 10);
+            if (!strcmp(name, line) && user->count < GROUPS)
+                user->groups[user->count++] = strtoul(number, NULL, 10);
     }
     free(data);
+    free(line);
+    return NULL;
 }
 
 void make_directories(const char *path) {
     char part[4096];
+    if (!*path)
+        return;
     for (const char *slash = strchr(path + 1, '/');; slash = strchr(slash + 1, '/')) {
         size_t length = slash ? (size_t)(slash - path) : strlen(path);
         if (length < sizeof part) {
@@ -161,39 +192,56 @@ void make_directories(const char *path) {
     }
 }
 
-/* Starts a program; fds become its input, output and errors as the init sees them (-1: none). -1 on failure. */
-pid_t spawn(const struct program *program, int fds[3]) {
-    int pipes[3][2] = {{-1, -1}, {-1, -1}, {-1, -1}}, terminal = -1, other = -1;
-    uid_t uid;
-    gid_t gid, groups[GROUPS];
-    int count;
-    const char *home;
-    find_user(program->user, &uid, &gid, groups, &count, &home);
+static void close_all(int *fds, int count) {
+    for (int i = 0; i < count; i++)
+        if (fds[i] >= 0)
+            close(fds[i]);
+}
+
+/* Both ends of a program's input, output and errors: [i][0] is ours, [i][1] the program's; -1 for none. */
+static int connect_program(const struct program *program, uid_t uid, int ends[3][2]) {
     if (program->tty) {
-        int unlock = 0, number;
+        int unlock = 0, number, terminal = open("/dev/ptmx", O_RDWR | O_NOCTTY | O_CLOEXEC);
         char name[32];
-        terminal = open("/dev/ptmx", O_RDWR | O_NOCTTY | O_CLOEXEC);
+        ends[0][0] = terminal;
         if (terminal < 0 || ioctl(terminal, TIOCSPTLCK, &unlock) || ioctl(terminal, TIOCGPTN, &number))
             return -1;
         snprintf(name, sizeof name, "/dev/pts/%d", number);
-        other = open(name, O_RDWR | O_NOCTTY | O_CLOEXEC);
-        fchown(other, uid, -1);
-    } else {
-        for (int i = 0; channel >= 0 && i < 3; i++)
-            if ((i || program->input) && pipe2(pipes[i], O_CLOEXEC))
-                return -1;
+        ends[0][1] = open(name, O_RDWR | O_NOCTTY | O_CLOEXEC);
+        ends[1][0] = fcntl(terminal, F_DUPFD_CLOEXEC, 0);
+        return ends[0][1] < 0 || ends[1][0] < 0 || fchown(ends[0][1], uid, -1) ? -1 : 0;
     }
-    pid_t pid = fork();
+    for (int i = 0; channel >= 0 && i < 3; i++) {
+        int both[2];
+        if (!i && !program->input)
+            continue;
+        if (pipe2(both, O_CLOEXEC))
+            return -1;
+        ends[i][0] = both[i == 0];
+        ends[i][1] = both[i != 0];
+    }
+    return 0;
+}
+
+/* Starts a program; fds become its input, output and errors as the init sees them (-1: none). -1 and why on failure. */
+pid_t spawn(const struct program *program, int fds[3], const char **why) {
+    int ends[3][2] = {{-1, -1}, {-1, -1}, {-1, -1}};
+    struct user user;
+    if ((*why = find_user(program->user, &user)))
+        return -1;
+    pid_t pid = connect_program(program, user.uid, ends) ? -1 : fork();
+    if (pid < 0) {
+        *why = strerror(errno);
+        close_all(&ends[0][0], 6);
+        return -1;
+    }
     if (pid) {
         for (int i = 0; i < 3; i++) {
-            fds[i] = program->tty ? (i < 2 ? fcntl(terminal, F_DUPFD_CLOEXEC, 0) : -1) : pipes[i][i == 0];
-            if (!program->tty && pipes[i][i != 0] >= 0)
-                close(pipes[i][i != 0]);
+            fds[i] = ends[i][0];
+            close_all(&ends[i][1], 1);
             if (fds[i] >= 0)
                 fcntl(fds[i], F_SETFL, O_NONBLOCK);
         }
-        if (terminal >= 0)
-            close(terminal), close(other);
         return pid;
     }
     sigset_t none;
@@ -201,16 +249,16 @@ pid_t spawn(const struct program *program, int fds[3]) {
     sigprocmask(SIG_SETMASK, &none, NULL);
     setsid();
     if (program->tty)
-        ioctl(other, TIOCSCTTY, 0);
+        ioctl(ends[0][1], TIOCSCTTY, 0);
     for (int i = 0; i < 3; i++) {
-        int fd = program->tty ? other : pipes[i][i != 0];
+        int fd = program->tty ? ends[0][1] : ends[i][1];
         if (fd >= 0)
             dup2(fd, i);
         else if (i == 0)
             dup2(open("/dev/null", O_RDONLY), 0);
     }
     make_directories(program->workdir);
-    if (setgroups(count, groups) || setgid(gid) || setuid(uid))
+    if (setgroups(user.count, user.groups) || setgid(user.gid) || setuid(user.uid))
         dprintf(2, "rootdisk: cannot become user %s: %s\n", program->user, strerror(errno)), _exit(125);
     if (chdir(program->workdir))
         dprintf(2, "rootdisk: working directory %s: %s\n", program->workdir, strerror(errno)), _exit(126);
@@ -223,15 +271,17 @@ pid_t spawn(const struct program *program, int fds[3]) {
 
 static const char *joined(const char *name, const char *value) {
     char *text = malloc(strlen(name) + strlen(value) + 2);
+    if (!text)
+        die("no memory");
     sprintf(text, "%s=%s", name, value);
     return text;
 }
 
-static void add_env(char ***env, const struct records *records) {
+static void add_env(struct list *env, const struct records *records) {
     const char *key, *value;
     for (size_t at = 0; (value = next_record(records, &at, &key));)
         if (!strcmp(key, "env"))
-            set_env(env, value);
+            append(env, value);
 }
 
 /* The image's program with the build's and the slot's changes. */
@@ -242,35 +292,36 @@ void main_program(struct program *program) {
         {"ROOTDISK_TLS_KEY", "", "/run/rootdisk/tls/key.pem"},
     };
     const struct records *from[] = {&process, &slot};
-    const char *key, *value, *home, *user, *workdir;
-    char **entrypoint = NULL, **command = NULL, host[256] = "";
+    const char *key, *value, *name, *workdir, *why;
+    struct list entrypoint = {0}, command = {0}, env = {0};
+    char host[256] = "";
     for (int i = 0; i < 2; i++) {
         int entry_seen = 0, command_seen = 0;
         if (i && find_record(&slot, "noentrypoint"))
-            entrypoint = command = NULL;
+            entrypoint.count = command.count = 0;
         for (size_t at = 0; (value = next_record(from[i], &at, &key));) {
             if (!strcmp(key, "entrypoint")) {
                 if (i && !entry_seen++)
-                    entrypoint = command = NULL;
+                    entrypoint.count = command.count = 0;
                 append(&entrypoint, value);
             }
         }
         for (size_t at = 0; (value = next_record(from[i], &at, &key));)
             if (!strcmp(key, "cmd")) {
                 if (i && !command_seen++)
-                    command = NULL;
+                    command.count = 0;
                 append(&command, value);
             }
     }
-    for (; entrypoint && *entrypoint; entrypoint++)
-        append(&program->argv, *entrypoint);
-    for (; command && *command; command++)
-        append(&program->argv, *command);
-    if (!program->argv)
+    for (size_t i = 0; i < command.count; i++)
+        append(&entrypoint, command.items[i]);
+    free(command.items);
+    if (!entrypoint.count)
         die("the image names no program: give one after --");
-    user = find_record(&slot, "user");
+    program->argv = entrypoint.items;
+    name = find_record(&slot, "user");
     workdir = find_record(&slot, "workdir");
-    program->user = user ? user : find_record(&process, "user");
+    program->user = name ? name : find_record(&process, "user");
     program->workdir = workdir ? workdir : find_record(&process, "workdir");
     if (!program->user)
         program->user = "";
@@ -279,41 +330,45 @@ void main_program(struct program *program) {
     program->tty = find_record(&slot, "tty") && channel >= 0;
     program->input = find_record(&slot, "stdin") != NULL;
 
-    uid_t uid;
-    gid_t gid, groups[GROUPS];
-    int count;
-    find_user(program->user, &uid, &gid, groups, &count, &home);
+    struct user user;
+    if ((why = find_user(program->user, &user)))
+        die("%s", why);
     gethostname(host, sizeof host - 1);
-    append(&program->env, "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
-    append(&program->env, joined("HOSTNAME", host));
-    append(&program->env, joined("HOME", home));
+    append(&env, "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
+    append(&env, joined("HOSTNAME", host));
+    append(&env, joined("HOME", user.home));
     if (program->tty)
-        append(&program->env, "TERM=xterm");
+        append(&env, "TERM=xterm");
     for (int i = 0; i < 3; i++)
         for (int late = 1; late < 3; late++)
             if (*tls[i][late] && !access(tls[i][late], F_OK))
-                set_env(&program->env, joined(tls[i][0], tls[i][late]));
-    if (chown(tls[2][2], uid, gid) && errno != ENOENT)
+                append(&env, joined(tls[i][0], tls[i][late]));
+    if (chown(tls[2][2], user.uid, user.gid) && errno != ENOENT)
         note("%s: %s", tls[2][2], strerror(errno));
     struct records built = {0};
     built.data = read_file("/.rootdisk/env", &built.length);
     for (size_t at = 0; built.data && at < built.length; at += strlen(built.data + at) + 1)
-        set_env(&program->env, built.data + at);
-    add_env(&program->env, &slot);
+        append(&env, built.data + at);
+    add_env(&env, &slot);
+    keep_last(&env);
+    program->env = env.items;
 }
 
-/* A program of an EXEC frame: its own command, the main program's environment and user where it says nothing. */
+/* A program of an EXEC frame: its own command, the main program's environment and user if it says nothing else.
+
+   argv and env are the caller's to free. */
 void exec_program(struct program *program, const struct records *records) {
     const char *key, *value;
-    char **env = NULL;
+    struct list env = {0}, argv = {0};
     for (char **item = program->env; *item; item++)
         append(&env, *item);
-    program->env = env;
-    program->argv = NULL;
-    add_env(&program->env, records);
+    add_env(&env, records);
+    keep_last(&env);
     for (size_t at = 0; (value = next_record(records, &at, &key));)
         if (!strcmp(key, "cmd"))
-            append(&program->argv, value);
+            append(&argv, value);
+    program->env = env.items;
+    program->argv = argv.items;
     if ((value = find_record(records, "user")))
         program->user = value;
     if ((value = find_record(records, "workdir")))

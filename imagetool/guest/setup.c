@@ -13,6 +13,8 @@
 #include <sys/mount.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
+#include <sys/sysmacros.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -242,4 +244,31 @@ int find_port(double timeout) {
         usleep(1000);
     } while (now() < deadline);
     return -1;
+}
+
+/* Lets no new block of the disk be used, or lets it again: with all of them reserved, whoever needs one gets ENOSPC, and what
+   is in memory already is still written back. */
+void hold_disk(int held) {
+    static char usual[32]; /* the kernel's own reserve, while all is reserved */
+    struct stat root;
+    struct statvfs all;
+    char path[96], text[32] = "", *name;
+    size_t length;
+    if (held == !!*usual || stat("/", &root) || statvfs("/", &all))
+        return;
+    snprintf(path, sizeof path, "/sys/dev/block/%u:%u/uevent", major(root.st_dev), minor(root.st_dev));
+    char *data = read_file(path, &length);
+    if (data && (name = strstr(data, "DEVNAME="))) {
+        name += 8;
+        snprintf(path, sizeof path, "/sys/fs/ext4/%.*s/reserved_clusters", (int)strcspn(name, "\n"), name);
+        int fd = open(path, O_RDWR | O_CLOEXEC);
+        if (held && fd >= 0 && read(fd, usual, sizeof usual - 1) > 0)
+            snprintf(text, sizeof text, "%llu", (unsigned long long)all.f_blocks - 1);
+        else if (!held)
+            memcpy(text, usual, sizeof text), *usual = 0;
+        if (fd < 0 || pwrite(fd, text, strlen(text), 0) < 0)
+            note("%s: %s", path, strerror(errno));
+        close(fd);
+    }
+    free(data);
 }
