@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 SILENT_S = 15.0  # how long a KVM nobody has tried yet may say nothing
 FAILED = 125
 _RECORDS_MAX_BYTES = 16 << 20  # no slot is so large
+MACHINE_LOG_BYTES = 1 << 20
+_SPARE, _SPARE_BYTES = "spare", 16 << 10  # room for the last state on a disk that is full by then
 
 
 class Ready(NamedTuple):
@@ -164,7 +166,7 @@ def _listener(folder: Path) -> socket.socket:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(address)
         listener.bind(address)
-        listener.listen(16)
+        listener.listen(256)
     return listener
 
 
@@ -212,15 +214,17 @@ def _run(ready: Ready, store: Store, client: socket.socket, listener: socket.soc
     """Start the machine, carry everything until it has ended, leave the sandbox as its user wants it."""
     from runner.keeper import KILLED, TIMED_OUT, Gone, Keeper, Silent
     from runner.output import Log
+    from runner.room import Room
 
     kept = ready.sandbox
     spec, folder = kept.spec, kept.folder
     started = time.time()
-    kept.write_state(pid=os.getpid(), started=started)
     status, error = FAILED, ""
     keeper = vm = None
     reserved = contextlib.ExitStack()
     try:
+        kept.write_state(pid=os.getpid(), started=started)
+        atomic_write(folder / _SPARE, bytes(_SPARE_BYTES), 0o600, durable=False)
         user = reserved.enter_context(process.unprivileged(store.root / "locks"))
         platform = ready.local.config.platform
         chosen = accel.choose(spec.accelerator, platform, store.root / "kvm.json", ready.local.kernel)
@@ -235,6 +239,8 @@ def _run(ready: Ready, store: Store, client: socket.socket, listener: socket.soc
                 Log(folder / "output.log") if spec.detached else None,
                 timeout_s=spec.timeout_s,
                 silent_s=None if chosen.known else SILENT_S,
+                logs={out: Log(folder / name, MACHINE_LOG_BYTES) for name, out in vm.talk.items()},
+                room=Room(folder, spec.memory_mib << 20),
             )
             try:
                 status = keeper.run()
@@ -259,8 +265,13 @@ def _run(ready: Ready, store: Store, client: socket.socket, listener: socket.soc
         vm.end()
     reserved.close()
     if spec.keep:
-        os.unlink(folder / "control")
-        kept.write_state(started=started, status=status, error=error)
+        for name in ("control", _SPARE):
+            with contextlib.suppress(OSError):
+                os.unlink(folder / name)
+        try:
+            kept.write_state(started=started, status=status, error=error)
+        except OSError as err:  # it is listed as cut off then
+            print(f"state.json: {err.strerror}", file=sys.stderr)
     else:
         kept.remove()
     kept.release()
@@ -303,7 +314,7 @@ def _start(ready: Ready, store: Store, accelerator: str, counter: tsc.Counter, u
     if spec.backend == "krun":
         from runner import krun
 
-        return krun.start(machine, folder, user)
+        return krun.start(machine, user)
     from runner import qemu
 
     kind = qemu.kind(local.config.platform, store.root / "qemu.json")
@@ -320,7 +331,7 @@ def _explained(err: RootdiskError, vm: Vm | None, keeper: Keeper | None, folder:
     if keeper is not None and how is not None:
         keeper.drain()
     lines = console.tail(folder / "console.log")
-    complaint = (folder / "machine.log").read_text(errors="replace").strip().splitlines()
+    complaint = console.tail(folder / "machine.log")
     reason = console.meaning(lines) or (complaint[-1] if complaint else how) or ("" if lines else console.NOTHING)
     shown = "".join(f"\n  {line}" for line in lines[-console.SHOWN_LINES :])
     what = f"the sandbox ended without a word{': ' + reason if reason else ''}"

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from runner.text import printable
+
 TAIL_BYTES = 8 << 10
 
 SHOWN_LINES = 12
 NOTHING = "the kernel said nothing: is it for this platform, and is --memory enough for it?"
 
-# What a line holds, and what it means for whoever has to mend it.
+# What a line holds, and what it means for who has to fix it.
 _MEANINGS = (
     ("Failed to execute /init (error -8)", "the init is for another processor: build the artifact for this platform"),
     ("No working init found", "the kernel found no init: is it the right initramfs?"),
@@ -23,15 +25,21 @@ _MEANINGS = (
 
 
 def tail(path: Path) -> list[str]:
-    """The last lines of the console log, TAIL_BYTES at most; none where there is no log."""
+    """The last lines of a log, TAIL_BYTES at most, made safe to show; none if there is no log."""
+    data = _end(path, TAIL_BYTES)
+    if len(data) < TAIL_BYTES:
+        data = _end(path.with_name(f"{path.name}.old"), TAIL_BYTES - len(data)) + data
+    lines = (line.rstrip().replace(b"\t", b" ") for line in data.splitlines())
+    return [printable(line) for line in lines if line]
+
+
+def _end(path: Path, size: int) -> bytes:
     try:
         with path.open("rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL_BYTES))
-            text = file.read(TAIL_BYTES).decode("utf-8", "replace")
+            file.seek(max(0, os.fstat(file.fileno()).st_size - size))
+            return file.read(size)
     except OSError:
-        return []
-    clean = ("".join(c for c in line if c.isprintable() or c == "\t").rstrip() for line in text.splitlines())
-    return [line for line in clean if line]
+        return b""
 
 
 def meaning(lines: list[str]) -> str:

@@ -15,7 +15,7 @@ INVALID = 0  # never sent: what Decoder.take makes of a frame that breaks the ru
 # From the guest.
 READY, STDOUT, STDERR, EXIT, ERROR, LOG = 1, 2, 3, 4, 5, 6
 # To the guest; CREDIT goes both ways.
-STDIN, RESIZE, SIGNAL, EXEC, ACK, STOP, CREDIT = 16, 17, 18, 19, 20, 21, 22
+STDIN, RESIZE, SIGNAL, EXEC, ACK, STOP, CREDIT, HOLD = 16, 17, 18, 19, 20, 21, 22, 23
 # To the keeper only: end the machine now; say how it ends. From the keeper only: something its user should know.
 KILL, WAIT, NOTICE = 32, 33, 34
 

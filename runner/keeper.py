@@ -12,24 +12,31 @@ wants of it, asked again at every turn, so there is no state of a socket that co
 from __future__ import annotations
 
 import contextlib
+import os
 import selectors
 import signal
 import socket
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from selectors import EVENT_READ, EVENT_WRITE
+from typing import IO
 
 from runner import frames, process
 from runner.frames import GuestError
 from runner.machine import Vm
 from runner.output import Log
+from runner.room import CONTINUE, Monitor, Room
 from runner.router import Client, Router
+
+Source = socket.socket | IO[bytes]
 
 STOP_S = 10  # what a program has to end by itself
 GRACE_S = 5.0  # what its guest has beyond that
 TIMED_OUT, KILLED = 124, 128 + signal.SIGKILL
 _WAIT_MAX_S = 3600.0  # for one call of the kernel, which takes no more than 24 days
 _ACCEPTED_MAX = 64  # connections in a turn
+_PATIENCE_S = 2.0  # with a client that asks for nothing, when others come
 _RETRY_S = 0.2  # after a connection could not be taken for want of descriptors
 
 
@@ -47,7 +54,7 @@ class _Watched:
     def __init__(self) -> None:
         self._selector = selectors.DefaultSelector()
 
-    def watch(self, sock: socket.socket, events: int) -> None:
+    def watch(self, sock: Source, events: int) -> None:
         """Wait for `events` of `sock` from now on; 0 for none at all."""
         key = self._selector.get_map().get(sock)
         if key is None:
@@ -63,7 +70,7 @@ class _Watched:
         self.watch(sock, 0)
         sock.close()
 
-    def wait(self, timeout_s: float | None) -> dict[socket.socket, int]:
+    def wait(self, timeout_s: float | None) -> dict[Source, int]:
         wait_s = _WAIT_MAX_S if timeout_s is None else min(max(0.0, timeout_s), _WAIT_MAX_S)
         return {key.fileobj: events for key, events in self._selector.select(wait_s)}  # type: ignore[misc]
 
@@ -84,24 +91,34 @@ class Keeper:
         *,
         timeout_s: float | None,
         silent_s: float | None,
+        logs: Mapping[IO[bytes], Log] | None = None,
+        room: Room | None = None,
     ) -> None:
         """`client` has session 0, or with an `output` log is only told when the program has started.
 
-        `timeout_s` is how long the program may run, `silent_s` how long nothing may be heard at first.
+        `timeout_s` is how long the program may run, `silent_s` how long nothing may be heard at first; `logs` are those of
+        what the machine's processes write; `room` watches the host's disk.
         """
         self._vm = vm
         self._listener = listener
-        self._console = console
+        self._logs: dict[Source, Log] = {vm.console: console}
+        for source, log in (logs or {}).items():
+            self._logs[source] = log
+        self._room = room
+        self._monitor = Monitor()
+        self._listens_to_monitor = vm.monitor is not None
         self._router = Router(output.write_frame if output else None)
         self._watched = _Watched()
         self._clients = {client: self._router.main}
+        self._joined: dict[Client, float] = {}  # since when each has been here
         start = time.monotonic()
         self._deadline = start + timeout_s if timeout_s else None
         self._silent_at = start + silent_s if silent_s else None
         self._kill_at: float | None = None
         self._accept_at = 0.0
-        for sock in (vm.channel, vm.console, listener, client):
-            sock.setblocking(False)
+        for sock in (vm.channel, vm.console, vm.monitor, listener, client):
+            if sock is not None:
+                sock.setblocking(False)
 
     def run(self) -> int:
         """Until the program has ended: its exit status, TIMED_OUT or KILLED.
@@ -110,19 +127,21 @@ class Keeper:
         """
         router = self._router
         with _signals() as wake, contextlib.ExitStack() as stack:
-            for sock in (wake, self._vm.console, self._vm.channel, self._listener):
-                stack.callback(self._watched.watch, sock, 0)
-            self._watched.watch(wake, EVENT_READ)
-            self._watched.watch(self._vm.console, EVENT_READ)
+            for source in (wake, *self._logs):
+                self._watched.watch(source, EVENT_READ)
+            for used in (wake, *self._logs, self._vm.channel, self._listener, self._vm.monitor):
+                if used is not None:
+                    stack.callback(self._watched.watch, used, 0)
             while not router.is_over:
                 self._look()
                 found = self._watched.wait(self._wait_s())
                 if wake in found:
                     wake.recv(64)
                     router.stop(STOP_S)
-                if self._vm.console in found:
-                    self._read_console()
+                for source in self._logs.keys() & found.keys():
+                    self._read_log(source)
                 self._carry(found)
+                self._see_room(found)
                 if self._listener in found:
                     self._accept()
                 if (status := self._out_of_time()) is not None and not router.is_over:
@@ -157,11 +176,12 @@ class Keeper:
                 self._carry(self._watched.wait(deadline - now if now < deadline else None))
 
     def drain(self) -> None:
-        """What the console still holds when the machine has ended: mostly why."""
+        """What console and processes still hold when the machine has ended: mostly why."""
         self._vm.console.settimeout(1)
-        with contextlib.suppress(OSError):
-            while data := self._vm.console.recv(64 << 10):
-                self._console.write(data)
+        for source, log in self._logs.items():
+            with contextlib.suppress(OSError):
+                while data := _receive(source, 64 << 10):
+                    log.write(data)
 
     def close(self) -> None:
         """Let all clients go."""
@@ -173,6 +193,8 @@ class Keeper:
         """Wait for what the router wants."""
         wanted = EVENT_READ if self._router.guest_wants() else 0
         self._watched.watch(self._vm.channel, wanted | (EVENT_WRITE if self._router.to_guest() else 0))
+        if self._vm.monitor is not None and self._listens_to_monitor:
+            self._watched.watch(self._vm.monitor, EVENT_READ | (EVENT_WRITE if self._monitor.out else 0))
         self._watched.watch(self._listener, EVENT_READ if time.monotonic() >= self._accept_at else 0)
         self._look_at_clients()
 
@@ -182,7 +204,8 @@ class Keeper:
             self._watched.watch(sock, wanted | (EVENT_WRITE if self._router.to_client(client) else 0))
 
     def _wait_s(self) -> float | None:
-        times = [self._deadline, self._silent_at, self._kill_at, self._accept_at or None]
+        room_at = None if self._room is None else self._room.next_look
+        times = [self._deadline, self._silent_at, self._kill_at, self._accept_at or None, room_at]
         ends = [end for end in times if end is not None]
         return min(ends) - time.monotonic() if ends else None
 
@@ -200,7 +223,7 @@ class Keeper:
             return TIMED_OUT
         return KILLED if self._kill_at is not None and now >= self._kill_at else None
 
-    def _carry(self, found: dict[socket.socket, int]) -> None:
+    def _carry(self, found: Mapping[Source, int]) -> None:
         """Read and write where that is possible."""
         channel = self._vm.channel
         if (events := found.get(channel, 0)) and not self._router.is_over:
@@ -208,10 +231,9 @@ class Keeper:
                 self._read_guest(size)
             if events & EVENT_WRITE:
                 self._send(channel, self._router.to_guest(), self._router.sent_to_guest)
-        for sock, events in found.items():
-            client = self._clients.get(sock)
-            if client is not None:
-                self._carry_client(sock, client, events)
+        for source, events in found.items():
+            if isinstance(source, socket.socket) and (client := self._clients.get(source)) is not None:
+                self._carry_client(source, client, events)
 
     def _read_guest(self, size: int) -> None:
         data = _receive(self._vm.channel, size)
@@ -249,16 +271,45 @@ class Keeper:
         except OSError as err:
             raise GuestError("") from err
 
-    def _read_console(self) -> None:
-        data = _receive(self._vm.console, 64 << 10)
+    def _read_log(self, source: Source) -> None:
+        data = _receive(source, 64 << 10)
         if data == b"":
-            self._watched.watch(self._vm.console, 0)
+            self._watched.watch(source, 0)
         elif data:
-            self._silent_at = None
-            self._console.write(data)
+            if source is self._vm.console:
+                self._silent_at = None
+            self._logs[source].write(data)
+
+    def _see_room(self, found: Mapping[Source, int]) -> None:
+        """Look at the host's disk and at what QEMU says of it."""
+        now, monitor = time.monotonic(), self._vm.monitor
+        if monitor is not None and found.get(monitor, 0) & EVENT_READ:
+            data = _receive(monitor, 64 << 10)
+            if data == b"":
+                self._listens_to_monitor = False
+                self._watched.watch(monitor, 0)
+            if self._monitor.feed(data or b"") and self._room is not None:
+                self._room.stop(now)
+        if monitor is not None and found.get(monitor, 0) & EVENT_WRITE:
+            with contextlib.suppress(GuestError):
+                self._send(monitor, self._monitor.out, self._monitor.sent)
+        if self._room is None:
+            return
+        was_held = self._room.is_held
+        if self._room.look(now):
+            self._monitor.out += CONTINUE
+        if self._room.is_held != was_held:
+            self._router.hold(self._room.is_held)
+        self._router.standing = self._room.text
+        if (text := self._room.to_say(now)) is not None:
+            self._router.notice(text)
+            with contextlib.suppress(OSError):  # it may go to the same disk
+                print(text, file=sys.stderr, flush=True)
 
     def _accept(self) -> None:
         for _ in range(_ACCEPTED_MAX):
+            if (oldest := self._router.too_many()) is not None and not self._evict(oldest):
+                return
             try:
                 sock, _ = self._listener.accept()
             except BlockingIOError:
@@ -267,14 +318,24 @@ class Keeper:
                 self._accept_at = time.monotonic() + _RETRY_S
                 return
             sock.setblocking(False)
-            client, evicted = self._router.join()
-            self._clients[sock] = client
-            for other in [one for one, known in self._clients.items() if known is evicted]:
-                self._drop(other)
+            self._clients[sock] = client = self._router.join()
+            self._joined[client] = time.monotonic()
+
+    def _evict(self, client: Client) -> bool:
+        """Let a client that asks for nothing go, unless it has only just come: then nobody else comes in for a while."""
+        until = self._joined[client] + _PATIENCE_S
+        if time.monotonic() < until:
+            self._accept_at = until
+            return False
+        for sock in [sock for sock, known in self._clients.items() if known is client]:
+            self._drop(sock)
+        return True
 
     def _drop(self, sock: socket.socket) -> None:
         """A client has gone, or is to go."""
-        self._router.leave(self._clients.pop(sock))
+        client = self._clients.pop(sock)
+        self._joined.pop(client, None)
+        self._router.leave(client)
         self._watched.close(sock)
 
 
@@ -294,10 +355,10 @@ def _signals() -> Iterator[socket.socket]:
             signal.set_wakeup_fd(-1)
 
 
-def _receive(sock: socket.socket, size: int) -> bytes | None:
+def _receive(source: Source, size: int) -> bytes | None:
     """What has come; None for nothing, b"" at the end."""
     try:
-        return sock.recv(size)
+        return source.recv(size) if isinstance(source, socket.socket) else os.read(source.fileno(), size)
     except BlockingIOError:
         return None
     except OSError:

@@ -57,8 +57,8 @@ def check(machine: Machine) -> None:
         raise RootdiskError("--backend krun: the network needs passt of 2024 or newer", "install it, or --network none")
 
 
-def start(machine: Machine, folder: Path, user: process.User | None = None) -> Vm:
-    """A libkrun machine, and what serves its network; their logs are made in `folder`.
+def start(machine: Machine, user: process.User | None = None) -> Vm:
+    """A libkrun machine, and what serves its network.
 
     `user` is whom it becomes; with volumes it stays who it is, as it serves them itself. Errors as `check`.
     """
@@ -74,7 +74,7 @@ def start(machine: Machine, folder: Path, user: process.User | None = None) -> V
         helpers = []
         network = None
         if machine.network == "user":
-            server, stream = passt.serve(machine.forwards, folder)
+            server, stream = passt.serve(machine.forwards)
             ours.callback(server.kill)
             helpers.append(server)
             network = theirs.enter_context(stream).fileno()
@@ -87,7 +87,6 @@ def start(machine: Machine, folder: Path, user: process.User | None = None) -> V
         argv = [sys.executable, "-I", "-S", str(Path(__file__).with_name("krun_process.py")), library()]
         running = process.start(
             [*argv, str(described)],
-            log=folder / "machine.log",
             fds=[*fds, described],
             file_max_bytes=machine.file_max_bytes,
             prepare=_confined(machine.shares),

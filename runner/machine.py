@@ -7,7 +7,7 @@ import signal
 import socket
 import subprocess
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 from runner.oci import Platform
 
@@ -67,6 +67,14 @@ class Vm(NamedTuple):
     channel: socket.socket  # to the guest's init
     console: socket.socket  # what the guest's kernel says
     helpers: tuple[subprocess.Popen[bytes], ...] = ()  # what serves its volumes and network
+    monitor: socket.socket | None = None  # QEMU's
+
+    @property
+    def talk(self) -> dict[str, IO[bytes]]:
+        """What each process writes to its standard output and errors, by the name of its log."""
+        found = {"machine.log": self.process.stdout}
+        found.update({f"helper{number}.log": helper.stdout for number, helper in enumerate(self.helpers)})
+        return {name: out for name, out in found.items() if out is not None}
 
     def end(self) -> None:
         """At once, and wait until nothing is left."""
@@ -77,6 +85,8 @@ class Vm(NamedTuple):
             process.wait()
         self.channel.close()
         self.console.close()
+        if self.monitor is not None:
+            self.monitor.close()
 
     def ended(self, timeout_s: float) -> str | None:
         """Wait up to `timeout_s` seconds for its end: how it ended, in words; "" for its own will, None for not yet."""

@@ -6,38 +6,70 @@ channel (kind and bytes), so that standard output and errors come apart again.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from runner.files import opener
-from runner.frames import HEADER, frame
+from runner.frames import HEADER, STDERR, frame
 
 FILE_MAX_BYTES = 8 << 20
+LOST = "runner: {} bytes of output are missing here: the host's disk was full\n"
 
 
 class Log:
-    """Appends to `path`, which never grows past FILE_MAX_BYTES and a write; what was there before is in `path`.old."""
+    """Appends to `path`, which never grows past `max_bytes` and a write; what was there before is in `path`.old.
 
-    def __init__(self, path: Path) -> None:
+    What finds no room on the host's disk is left away as a whole, and it is said how much that was as soon as there is room.
+    """
+
+    def __init__(self, path: Path, max_bytes: int = FILE_MAX_BYTES) -> None:
         self._path = path
-        self._open()
+        self._max_bytes = max_bytes
+        self._file: BinaryIO | None = None
+        self._size = 0
+        self._lost = 0
+        self._framed = False
+        with contextlib.suppress(OSError):
+            self._open()
 
-    def _open(self) -> None:
-        self._file = open(self._path, "ab", buffering=0, opener=opener)  # noqa: SIM115 - open as long as the sandbox runs
-        self._size = self._file.tell()
+    def _open(self) -> BinaryIO:
+        self._file = open(self._path, "ab", buffering=0, opener=opener)  # noqa: SIM115 - as long as the sandbox runs
+        self._size = os.fstat(self._file.fileno()).st_size
+        return self._file
 
     def write(self, data: bytes) -> None:
-        if self._size + len(data) > FILE_MAX_BYTES and self._size:
-            self._file.close()
-            os.replace(self._path, self._path.with_name(f"{self._path.name}.old"))
-            self._open()
-        self._file.write(data)
-        self._size += len(data)
+        if self._lost:
+            note = LOST.format(self._lost).encode()
+            if not self._append(frame(STDERR, note) if self._framed else note):
+                self._lost += len(data)
+                return
+            self._lost = 0
+        if not self._append(data):
+            self._lost += len(data)
 
     def write_frame(self, kind: int, data: bytes) -> None:
+        self._framed = True
         self.write(frame(kind, data))
+
+    def _append(self, data: bytes) -> bool:
+        """Whether all of `data` is in the log; else nothing of it is."""
+        try:
+            file = self._file or self._open()
+            if self._size + len(data) > self._max_bytes and self._size:
+                os.replace(self._path, self._path.with_name(f"{self._path.name}.old"))
+                self._file = None
+                file.close()
+                file = self._open()
+            if file.write(data) == len(data):
+                self._size += len(data)
+                return True
+            file.truncate(self._size)
+        except OSError:
+            pass  # the disk is full, or the limit of a file's size is reached
+        return False
 
 
 class Reader:

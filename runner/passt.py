@@ -18,11 +18,11 @@ def is_usable() -> bool:
     return path is not None and b"map-host-loopback" in Path(path).read_bytes()
 
 
-def serve(forwards: Sequence[Forward], folder: Path) -> tuple[subprocess.Popen[bytes], socket.socket]:
-    """A passt with the addresses of QEMU's own user network, its log in `folder`, and a socket connected to it."""
+def serve(forwards: Sequence[Forward]) -> tuple[subprocess.Popen[bytes], socket.socket]:
+    """A passt with the addresses of QEMU's own user network, and a socket connected to it."""
     ours, theirs = socket.socketpair()
     with theirs:
-        server = process.start(command(forwards, theirs.fileno()), log=folder / "passt.log", fds=[theirs.fileno()])
+        server = process.start(command(forwards, theirs.fileno()), fds=[theirs.fileno()])
     return server, ours
 
 

@@ -154,15 +154,14 @@ def run(
 def start(
     argv: Sequence[str],
     *,
-    log: Path,
     fds: Sequence[int] = (),
     user: User | None = None,
     file_max_bytes: int | None = None,
     prepare: Callable[[], None] | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Run `argv` in a session of its own with `fds` inherited; what it says goes to the new file `log`.
+    """Run `argv` in a session of its own with `fds` inherited; what it says is to be read from its stdout, which does not block.
 
-    It is killed when the calling process ends, however that ends. `prepare` runs in it, still with all rights.
+    A file would have no bound: a guest can make QEMU complain without end. It is killed when the calling process ends, however that ends. `prepare` runs in it, still with all rights.
     """
     parent = os.getpid()
     prctl = ctypes.CDLL(None, use_errno=True).prctl
@@ -183,16 +182,18 @@ def start(
         if os.getppid() != parent:
             os._exit(1)
 
-    with open(log, "ab") as errors:
-        return _spawn(
-            argv,
-            stdin=subprocess.DEVNULL,
-            stdout=errors,
-            stderr=errors,
-            fds=fds,
-            env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"},  # no variable of the user's
-            become=become,
-        )
+    process = _spawn(
+        argv,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        fds=fds,
+        env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"},  # no variable of the user's
+        become=become,
+    )
+    assert process.stdout is not None
+    os.set_blocking(process.stdout.fileno(), False)
+    return process
 
 
 def _spawn(

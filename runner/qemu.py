@@ -1,6 +1,6 @@
 """QEMU: a Machine as its command line, and the process that runs it.
 
-`command` is pure. No defaults, no monitor, no display; every disk's format is named; seccomp on. QEMU opens nothing by
+`command` is pure. No defaults, no monitor but for the keeper (a full host disk is said there), no display; every disk's format is named; seccomp on. QEMU opens nothing by
 name: kernel, disks and sockets come to it as descriptors, so that it may run as a user who sees none of the store.
 The machine is `microvm` with PCI on x86, or `q35` of a QEMU that has no microvm; `virt` on ARM.
 """
@@ -31,6 +31,7 @@ class Handles(NamedTuple):
 
     channel: int
     console: int
+    monitor: int
     kernel: int
     initramfs: int
     disk: int
@@ -40,7 +41,16 @@ class Handles(NamedTuple):
 
     @property
     def all(self) -> list[int]:
-        named = (self.channel, self.console, self.kernel, self.initramfs, self.disk, self.base, self.network)
+        named = (
+            self.channel,
+            self.console,
+            self.monitor,
+            self.kernel,
+            self.initramfs,
+            self.disk,
+            self.base,
+            self.network,
+        )
         return [fd for fd in (*named, *self.shares) if fd is not None]
 
 
@@ -75,7 +85,7 @@ def kind(platform: Platform, known: Path) -> str:
 
 
 def start(machine: Machine, folder: Path, user: process.User | None = None) -> Vm:
-    """QEMU with `machine`, and what serves its volumes and network; their logs are made in `folder`.
+    """QEMU with `machine`, and what serves its volumes and network; their sockets are made in `folder`.
 
     `user` is whom QEMU becomes. RootdiskError where something it needs is not installed; nothing runs then.
     """
@@ -91,8 +101,9 @@ def start(machine: Machine, folder: Path, user: process.User | None = None) -> V
 
         channel, channel_fd = _pair(ours)
         console, console_fd = _pair(ours)
-        helpers.enter_context(channel)
-        helpers.enter_context(console)
+        monitor, monitor_fd = _pair(ours)
+        for sock in (channel, console, monitor):
+            helpers.enter_context(sock)
         served, shares, network = [], [], None
         if machine.shares:
             from runner import volumes
@@ -106,13 +117,14 @@ def start(machine: Machine, folder: Path, user: process.User | None = None) -> V
             from runner import passt
 
             if passt.is_usable():
-                server, sock = passt.serve(machine.forwards, folder)
+                server, sock = passt.serve(machine.forwards)
                 helpers.callback(server.kill)
                 served.append(server)
                 network = ours.enter_context(sock).fileno()
         handles = Handles(
             channel_fd,
             console_fd,
+            monitor_fd,
             opened(machine.kernel, os.O_RDONLY),
             opened(machine.initramfs, os.O_RDONLY),
             opened(machine.disk, os.O_RDWR),
@@ -122,13 +134,12 @@ def start(machine: Machine, folder: Path, user: process.User | None = None) -> V
         )
         running = process.start(
             command(qemu, machine, handles),
-            log=folder / "machine.log",
             fds=handles.all,
             user=user,
             file_max_bytes=machine.file_max_bytes,
         )
         helpers.pop_all()
-        return Vm(running, channel, console, tuple(served))
+        return Vm(running, channel, console, tuple(served), monitor)
 
 
 def _pair(stack: contextlib.ExitStack) -> tuple[socket.socket, int]:
@@ -156,6 +167,7 @@ def command(qemu: str, machine: Machine, handles: Handles) -> list[str]:
     argv += ["-kernel", f"/proc/self/fd/{handles.kernel}", "-initrd", f"/proc/self/fd/{handles.initramfs}"]
     argv += ["-append", machine.cmdline]
     argv += ["-chardev", f"socket,id=console,fd={handles.console}", "-serial", "chardev:console"]
+    argv += ["-chardev", f"socket,id=monitor,fd={handles.monitor}", "-mon", "chardev=monitor,mode=control"]
     argv += _disk(machine, handles)
     argv += ["-device", "virtio-serial-pci", "-chardev", f"socket,id=channel,fd={handles.channel}"]
     argv += ["-device", "virtserialport,chardev=channel,name=rootdisk"]
@@ -181,7 +193,7 @@ def _disk(machine: Machine, handles: Handles) -> Sequence[str]:
         base = "node-name=base,driver=raw,read-only=on,file.driver=file,file.filename=/dev/fdset/2"
         argv += ["-blockdev", base]
         root += ",backing=base"
-    return [*argv, "-blockdev", root, "-device", "virtio-blk-pci,drive=root"]
+    return [*argv, "-blockdev", root, "-device", "virtio-blk-pci,drive=root,werror=enospc,rerror=report"]
 
 
 def _network(machine: Machine, handles: Handles) -> str:

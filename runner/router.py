@@ -26,8 +26,10 @@ from runner.frames import PAYLOAD_MAX, REQUEST_MAX, WINDOW, Decoder, GuestError,
 from runner.text import printable
 
 CLIENTS_MAX = 128  # that have a session or wait for the end
+LOGS_MAX = 10_000  # lines of a guest that are shown with --debug
+HOLD_VERSION = 2  # of the channel: older guests do not know HOLD
 READ_BYTES = 64 << 10  # from the guest at once
-VISITORS_MAX = 32  # that have only given an order, or not even that; the oldest goes for a new one
+VISITORS_MAX = 128  # that have only given an order, or not even that; the oldest goes for a new one
 SESSIONS_MAX = 512  # also those whose client has gone and whose program has not ended yet
 ROOM = 128 << 10  # bytes under way to the guest, from where on clients are not read
 _PIECE_BYTES = 32 << 10
@@ -153,12 +155,16 @@ class Router:
         self.status: int | None = None  # of the program, when it has ended
         self.error: GuestError | None = None  # why the sandbox failed
         self.is_killed = False
+        self.standing: str | None = None  # what whoever begins a session should know
         self.left = False  # the client in whose foreground it ran has gone
         self._stop_s: int | None = None  # for the driver to take
         self._write_output = write_output
         self._decoder = Decoder(frames.FROM_GUEST, PAYLOAD_MAX)
         self._out = bytearray()
         self._owed_stop: int | None = None
+        self._hold: bool | None = None  # owed to the guest
+        self._version = 0  # of the channel, as the guest has it; 0 until it is ready
+        self._logs_left = LOGS_MAX
         self.clients: dict[Client, None] = {}
         self.main = Client()
         self.clients[self.main] = None
@@ -181,15 +187,16 @@ class Router:
 
     # Clients.
 
-    def join(self) -> tuple[Client, Client | None]:
-        """A new client, and the one that has to go for it, if any."""
-        visitors = [client for client in self.clients if client.is_visitor and client is not self.main]
-        evicted = visitors[0] if len(visitors) >= VISITORS_MAX else None
-        if evicted is not None:
-            self.leave(evicted)
+    def join(self) -> Client:
+        """A new client. Whoever drives this keeps to VISITORS_MAX."""
         client = Client()
         self.clients[client] = None
-        return client, evicted
+        return client
+
+    def too_many(self) -> Client | None:
+        """The client that has to go before another may come, if any: the oldest visitor."""
+        visitors = [client for client in self.clients if client.is_visitor and client is not self.main]
+        return visitors[0] if len(visitors) >= VISITORS_MAX else None
 
     def wants(self, client: Client) -> int:
         """How many bytes may be read from it now."""
@@ -278,6 +285,8 @@ class Router:
             number = number % 0xFFFF + 1
         self._last_number = number
         client.session = self._sessions[number] = Session(number, client)
+        if self.standing is not None:
+            client.put(frames.NOTICE, self.standing.encode())
         self._out += frame(frames.EXEC, request, number)
 
     def _refuse(self, client: Client, why: str) -> None:
@@ -299,10 +308,15 @@ class Router:
         seconds, self._stop_s = self._stop_s, None
         return seconds
 
+    def hold(self, is_held: bool) -> None:
+        """Let the guest use no new blocks of its disk, or let it again."""
+        self._hold = is_held
+
     def notice(self, text: str) -> None:
-        """Something that the user in whose foreground it runs should know."""
-        if self.main in self.clients and not self.main.leaves:
-            self.main.put(frames.NOTICE, text.encode())
+        """Something that everybody who waits for this sandbox should know."""
+        for client in self.clients:
+            if not client.leaves and (client.session is not None or client is self.main):
+                client.put(frames.NOTICE, text.encode())
 
     def finish(self, status: int, error: str) -> None:
         """The sandbox has ended: what every client is still told."""
@@ -322,6 +336,9 @@ class Router:
         if self._owed_stop is not None and len(self._out) < ROOM:
             self._out += frame_number(frames.STOP, self._owed_stop)
             self._owed_stop = None
+        if self._hold is not None and self._version >= HOLD_VERSION and len(self._out) < ROOM:
+            self._out += frame_number(frames.HOLD, int(self._hold))
+            self._hold = None
         for session in self._sessions.values():
             if len(self._out) >= ROOM:
                 break
@@ -366,7 +383,9 @@ class Router:
     def _from_guest(self, kind: int, number: int, payload: bytes) -> None:
         session = self._sessions.get(number)
         if kind == frames.LOG:
-            debug(f"guest: {printable(payload)}")
+            if self._logs_left:  # what is shown may go to a file
+                self._logs_left -= 1
+                debug(f"guest: {printable(payload)}")
         elif session is None:
             pass  # nobody asked for it, nobody gets it
         elif kind in (frames.STDOUT, frames.STDERR):
@@ -398,12 +417,14 @@ class Router:
                 self._write_output(kind, payload)
 
     def _started(self, payload: bytes) -> None:
-        if self._is_ready or self.main not in self.clients:
+        if self._is_ready:
             return
         self._is_ready = True
-        self.main.put(frames.READY, payload)
-        if self._write_output is not None:
-            self.main.leave()
+        self._version = frames.number(payload) if is_number(payload) else 1
+        if self.main in self.clients:
+            self.main.put(frames.READY, payload)
+            if self._write_output is not None:
+                self.main.leave()
 
     def _ended(self, session: Session, status: int) -> None:
         if session is self._main_session:

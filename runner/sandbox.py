@@ -6,7 +6,9 @@
     NAME/slot.json     digests of what was last written to the slot
     NAME/disk.*        its disk
     NAME/control       the keeper's socket
-    NAME/console.log, output.log, machine.log
+    NAME/console.log, output.log, machine.log, helperN.log
+                       bounded, with what came before in *.old; keeper.log: what went wrong in the keeper
+    NAME/spare         room for the last state on a full disk
 
 A directory gets its name by rename, with lock and state in it, so who sees the name sees a whole sandbox. What cannot be
 read (damaged, of a newer version, another user's) is an Unreadable: seen by `ps -a`, removed by `rm` and by nothing else.

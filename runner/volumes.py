@@ -85,7 +85,7 @@ def program() -> str:
 
 
 def serve(share: Share, folder: Path) -> tuple[subprocess.Popen[bytes], socket.socket]:
-    """A virtiofsd for `share`, with its log in `folder`, and a socket connected to it.
+    """A virtiofsd for `share`, and a socket connected to it, which is made in `folder`.
 
     A read-only share is so on the host's side: virtiofsd sees the directory mounted read-only.
     """
@@ -98,7 +98,6 @@ def serve(share: Share, folder: Path) -> tuple[subprocess.Popen[bytes], socket.s
             listener.listen(1)
             server = process.start(
                 _command(virtiofsd, share, listener.fileno()),
-                log=folder / f"{share.tag}.log",
                 fds=[listener.fileno()],
                 prepare=_prepared(share),
             )

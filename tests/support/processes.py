@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import time
 from pathlib import Path
@@ -17,3 +18,8 @@ def peak_bytes(process: subprocess.Popen[Any]) -> int:
                 peak = max(peak, int(line.split()[1]) << 10)
         time.sleep(0.01)
     return peak
+
+
+def resident_bytes(pid: int) -> int:
+    """The resident set of a running process."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -1,0 +1,123 @@
+"""A store on a small file system that is full: programs in the guest get ENOSPC, it is said, and all goes on with room."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.end_to_end.conftest import Runner
+from tests.end_to_end.test_lifecycle import LOOP, command, rows, until
+from tests.support.disks import needs_root
+
+pytestmark = [pytest.mark.vm, pytest.mark.root, needs_root]
+SIZE = 400 << 20
+
+
+class Small:
+    """A store in a tmpfs, and what takes the room away from it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.runner = Runner(folder / "store")
+        self._ballast = folder / "ballast"
+
+    def fill(self, spare_bytes: int = 0) -> None:
+        """Leave `spare_bytes` of room, at most."""
+        with self._ballast.open("ab", buffering=0) as file:
+            try:
+                while True:
+                    file.write(bytes(1 << 20))
+            except OSError:
+                pass
+            file.truncate(max(0, file.seek(0, 2) - spare_bytes))
+
+    def empty(self) -> None:
+        self._ballast.unlink(missing_ok=True)
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Small]:
+    folder = tmp_path / "small"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={SIZE}", "none", folder], check=True)
+    found = Small(folder)
+    try:
+        yield found
+    finally:
+        names = [name for name, row in rows(found.runner).items() if row["running"]]
+        if names:
+            found.runner("rm", "-f", *names)
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def test_the_guest_gets_enospc_and_goes_on(demo: str, small: Small) -> None:
+    runner = small.runner
+    assert runner.boot(demo, LOOP, "-d", "--name", "full").returncode == 0
+    small.fill(8 << 20)
+    write = "dd if=/dev/urandom of=/sandbox/big bs=1M count=64 conv=fsync"
+    until(lambda: runner("exec", "full", "sh", "-c", "echo a > /sandbox/$$").returncode != 0)
+    done = runner("exec", "full", "sh", "-c", f"{write}; echo status $?")
+    assert "status 1" in done.stdout
+    assert "No space left on device" in done.stderr
+    assert done.stderr.count("runner: the host's disk is full") == 1
+    assert str(small.folder) in done.stderr
+    small.empty()
+    until(lambda: runner("exec", "full", "sh", "-c", "echo a > /sandbox/$$").returncode == 0)
+    done = runner("exec", "full", "sh", "-c", f"{write} && stat -c %s /sandbox/big")
+    assert done.stdout == f"{64 << 20}\n", done.stderr
+    assert "runner:" not in done.stderr
+    assert runner("stop", "full").returncode == 0
+    assert runner("start", "full").returncode == 0  # its file system is whole
+    assert runner("exec", "full", "stat", "-c", "%s", "/sandbox/big").stdout == f"{64 << 20}\n"
+    assert runner("rm", "-f", "full").returncode == 0
+
+
+def test_a_guest_that_writes_on_stands_still_and_goes_on(demo: str, small: Small) -> None:
+    """One that does not keep to what it is told: nothing that it writes is lost, and nothing becomes read-only."""
+    runner = small.runner
+    client = command(runner, "boot", "--name", "still", "--keep", "--entrypoint", "/bin/sh", demo, "--", "-c", LOOP)
+    assert client.stdout is not None
+    assert client.stdout.readline() == b"out\n"
+    begin = "echo begun; sleep 3; echo 0 > /sys/fs/ext4/vda/reserved_clusters; cd /sandbox; "
+    script = begin + "dd if=/dev/urandom of=other bs=1M count=48; sync other && sha256sum other"
+    writing = command(runner, "exec", "-u", "0", "still", "sh", "-c", script)
+    assert writing.stdout is not None
+    assert writing.stdout.readline() == b"begun\n"
+    small.fill()
+
+    def stands_still() -> bool:
+        probe = command(runner, "exec", "still", "true")
+        try:
+            return b"stands still" in probe.communicate(timeout=2)[1]
+        except subprocess.TimeoutExpired:
+            probe.kill()
+            return b"stands still" in probe.communicate()[1]
+
+    until(stands_still)
+    assert writing.poll() is None
+    small.empty()
+    out, err = writing.communicate(timeout=60)
+    assert writing.returncode == 0, err
+    assert runner("exec", "still", "sha256sum", "/sandbox/other").stdout.split()[0].encode() == out.split()[0]
+    assert runner("exec", "still", "touch", "/sandbox/new").returncode == 0
+    assert runner("stop", "still").returncode == 0
+    _, err = client.communicate(timeout=30)
+    assert err.count(b"runner: the host's disk is full") == 1
+    assert runner("rm", "still").returncode == 0
+
+
+@pytest.mark.parametrize("order", [("stop", "-t", "1"), ("kill",), ("rm", "-f")])
+def test_it_ends_while_there_is_no_room(demo: str, small: Small, order: tuple[str, ...]) -> None:
+    runner = small.runner
+    assert runner.boot(demo, LOOP, "-d", "--name", "full").returncode == 0
+    small.fill()
+    assert runner(*order, "full", timeout=60).returncode == 0
+    if order[0] != "rm":
+        assert rows(runner, "-a")["full"]["status"] is not None
+        assert runner("rm", "full").returncode == 0
+    assert not (runner.store / "sandboxes/full").exists()
+    assert os.listdir(runner.store / "sandboxes") == []

@@ -1,0 +1,297 @@
+"""The keeper as a process, with real sockets: the test is its guest, its machine's output and its clients."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from runner import frames
+from runner.boot import MACHINE_LOG_BYTES
+from runner.files import socket_address
+from runner.frames import WINDOW, Decoder, frame, frame_number
+from runner.keeper import Keeper
+from runner.machine import Vm
+from runner.output import Log, Reader
+from runner.router import CLIENTS_MAX, FULL, VISITORS_MAX
+from tests.support.processes import resident_bytes
+
+LIMIT_S = 60  # nothing here takes as long
+
+
+class Running:
+    """A keeper in a process of its own."""
+
+    def __init__(self, folder: Path, *, detached: bool = False, timeout_s: float | None = None, talk: str = "") -> None:
+        self.folder = folder
+        self.guest, self._channel = socket.socketpair()
+        self._console, console = socket.socketpair()
+        self.client, main = socket.socketpair()
+        self.guest.settimeout(LIMIT_S)
+        listener = socket.socket(socket.AF_UNIX)
+        with socket_address(folder, "control") as address:
+            listener.bind(address)
+        listener.listen(256)
+        self.machine = subprocess.Popen(["sh", "-c", talk or "exec sleep 600"], stdout=subprocess.PIPE)
+        vm = Vm(self.machine, self._channel, console)
+        assert self.machine.stdout is not None
+        os.set_blocking(self.machine.stdout.fileno(), False)
+        self.pid = os.fork()
+        if not self.pid:
+            status = 199
+            try:
+                for ours in (self.guest, self._console, self.client):
+                    ours.close()
+                output = Log(folder / "output.log") if detached else None
+                logs = {out: Log(folder / name, MACHINE_LOG_BYTES) for name, out in vm.talk.items()}
+                keeper = Keeper(
+                    vm,
+                    listener,
+                    main,
+                    Log(folder / "console.log"),
+                    output,
+                    timeout_s=timeout_s,
+                    silent_s=None,
+                    logs=logs,
+                )
+                status = keeper.run()
+                keeper.tell(status)
+            except BaseException:
+                import traceback
+
+                traceback.print_exc()
+            finally:
+                os._exit(status)
+        for theirs in (self._channel, console, main, listener):
+            theirs.close()
+        self._status: int | None = None
+
+    def connect(self) -> socket.socket:
+        sock = socket.socket(socket.AF_UNIX)
+        sock.settimeout(LIMIT_S)
+        with socket_address(self.folder, "control") as address:
+            sock.connect(address)
+        return sock
+
+    def lives(self) -> bool:
+        if self._status is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self._status = os.waitstatus_to_exitcode(status) if pid else None
+        return self._status is None
+
+    def ended(self) -> int:
+        """How it ends, within reasonable time."""
+        deadline = time.monotonic() + LIMIT_S
+        while self.lives():
+            assert time.monotonic() < deadline, "the keeper does not end"
+            time.sleep(0.02)
+        assert self._status is not None
+        return self._status
+
+    def close(self) -> None:
+        if self.lives():
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+        self.machine.kill()
+        self.machine.wait()
+        for sock in (self.guest, self._console, self.client):
+            sock.close()
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Running]]:
+    with contextlib.ExitStack() as stack:
+
+        def started(**options: object) -> Running:
+            running = Running(tmp_path, **options)  # type: ignore[arg-type]
+            stack.callback(running.close)
+            return running
+
+        yield started
+
+
+class Machine(threading.Thread):
+    """A guest that keeps to the rules: each command sends as many bytes as it is asked for, and ends."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        super().__init__(daemon=True)
+        self._sock = sock
+        self._left: dict[int, int] = {}
+        self._credit: dict[int, int] = {}
+
+    def run(self) -> None:
+        decoder = Decoder(range(1, 64))
+        with contextlib.suppress(OSError):
+            self._sock.sendall(frame_number(frames.READY, 2))
+            while data := self._sock.recv(1 << 16):
+                for kind, session, payload in decoder.feed(data):
+                    if kind == frames.EXEC:
+                        self._left[session], self._credit[session] = int(payload), WINDOW
+                    elif kind == frames.CREDIT and session in self._credit:
+                        self._credit[session] += frames.number(payload)
+                    elif kind == frames.SIGNAL and session in self._left:
+                        self._left[session] = 0
+                self._write()
+
+    def _write(self) -> None:
+        for session in list(self._left):
+            while size := min(self._left[session], self._credit[session], 32 << 10):
+                self._left[session] -= size
+                self._credit[session] -= size
+                self._sock.sendall(frame(frames.STDOUT, bytes(size), session))
+            if not self._left[session]:
+                del self._left[session], self._credit[session]
+                self._sock.sendall(frame_number(frames.EXIT, session & 0x7F, session))
+
+
+def asked(running: Running, size: int) -> socket.socket:
+    sock = running.connect()
+    sock.sendall(frame(frames.EXEC, b"%d" % size))
+    return sock
+
+
+def received(sock: socket.socket) -> tuple[int, int | None, bytes]:
+    """Of a session: bytes of output, exit status, text of an error; its client grants what it has read."""
+    decoder, count, status, text = Decoder(), 0, None, b""
+    # What it has not read of our credit when it closes is a reset, after all that it has sent.
+    with sock, contextlib.suppress(ConnectionResetError):
+        while data := sock.recv(1 << 16):
+            for kind, _, payload in decoder.feed(data):
+                if kind == frames.STDOUT:
+                    count += len(payload)
+                    with contextlib.suppress(OSError):
+                        sock.sendall(frame_number(frames.CREDIT, len(payload)))
+                elif kind == frames.EXIT:
+                    status = frames.number(payload)
+                elif kind == frames.ERROR:
+                    text = payload
+    return count, status, text
+
+
+def test_parallel_sessions_that_end(start: Callable[..., Running]) -> None:
+    """A session that had ended while its client was not read ended the sandbox."""
+    running = start()
+    Machine(running.guest).start()
+    sizes = [4 << 20] * 8 + [0] * 30 + [WINDOW] * 4
+    threads, results = [], {}
+    for number, size in enumerate(sizes):
+        sock = asked(running, size)
+        thread = threading.Thread(target=lambda n=number, s=sock: results.__setitem__(n, received(s)))  # type: ignore[misc]
+        thread.start()
+        threads.append(thread)
+    for thread in threads:
+        thread.join(LIMIT_S)
+    assert running.lives()
+    assert [results[number][0] for number in range(len(sizes))] == sizes
+    assert all(results[number][1] is not None for number in range(len(sizes)))
+
+
+@pytest.mark.parametrize(
+    "flood",
+    [
+        frame(frames.STDOUT, bytes(100), 77),
+        frame_number(frames.CREDIT, 1, 77) + frame(99, bytes(100), 3),
+        frame(frames.STDOUT, bytes(100)),
+        frame(frames.LOG, b"\x1b[2J" * 10),
+        b"\xff" * 4096,
+    ],
+    ids=["sessions of nobody", "credit and unknown kinds", "the main program", "text", "no frames"],
+)
+def test_a_guest_that_floods_is_bounded(start: Callable[..., Running], flood: bytes) -> None:
+    """Its answers to sessions that nobody has took 273 MB in 40 s."""
+    running = start(detached=True)
+    before = resident_bytes(running.pid)
+    data = flood * ((1 << 20) // len(flood))
+    running.guest.settimeout(0.5)
+    for _ in range(30):
+        with contextlib.suppress(TimeoutError):
+            running.guest.sendall(data)
+    assert running.lives()
+    assert resident_bytes(running.pid) < before + (8 << 20)
+    with running.connect() as sock:
+        sock.sendall(frame(frames.KILL))
+    assert running.ended() == 137
+
+
+def test_logs_of_the_machine_are_bounded(start: Callable[..., Running], tmp_path: Path) -> None:
+    """QEMU says whatever its guest makes it say."""
+    running = start(talk="yes 'virtio-serial-bus: Unexpected port id' | head -c 50000000; echo last; exec sleep 600")
+    log = tmp_path / "machine.log"
+    deadline = time.monotonic() + LIMIT_S
+    while not log.exists() or not log.read_bytes().endswith(b"last\n"):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    sizes = {path.name: path.stat().st_size for path in tmp_path.iterdir() if "machine" in path.name}
+    assert sizes.keys() == {"machine.log", "machine.log.old"}
+    assert max(sizes.values()) <= MACHINE_LOG_BYTES + (64 << 10)
+    assert running.lives()
+
+
+def test_a_full_house(start: Callable[..., Running]) -> None:
+    running = start()
+    inside = [asked(running, 1 << 30) for _ in range(CLIENTS_MAX)]
+    count, status, text = received(asked(running, 1))
+    assert (count, status, text) == (0, None, FULL.encode())
+    idle = [running.connect() for _ in range(VISITORS_MAX + 10)]
+    with running.connect() as sock:
+        sock.sendall(frame_number(frames.STOP, 0))
+    decoder = Decoder(range(1, 64))
+    kinds: set[int] = set()
+    while frames.STOP not in kinds:
+        kinds |= {kind for kind, _, _ in decoder.feed(running.guest.recv(1 << 16))}
+    with running.connect() as sock:
+        sock.sendall(frame(frames.KILL))
+    assert running.ended() == 137
+    for sock in (*inside, *idle):
+        sock.close()
+
+
+def test_clients_that_go_at_any_time(start: Callable[..., Running]) -> None:
+    running = start()
+    Machine(running.guest).start()
+    for number in range(60):
+        sock = asked(running, 1 << 20)
+        if number % 3:
+            sock.recv(1000)
+        if number % 2:
+            sock.sendall(frame(frames.STDIN, bytes(1000))[: number * 10])
+        sock.close()
+    assert received(asked(running, 1000))[0] == 1000
+    assert running.lives()
+
+
+@pytest.mark.parametrize("timeout_s", [30 * 86400.0, 1e9, 1e300])
+def test_time_outs_of_any_size(start: Callable[..., Running], timeout_s: float) -> None:
+    running = start(timeout_s=timeout_s)
+    running.guest.sendall(frame_number(frames.READY, 1))
+    running.guest.sendall(frame_number(frames.EXIT, 5))
+    assert running.ended() == 5
+
+
+def test_a_log_on_a_full_disk_is_whole_afterwards(tmp_path: Path) -> None:
+    """By the limit of a file's size, which fails as a full disk does: with a part that is written."""
+    import resource
+
+    pid = os.fork()
+    if not pid:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        log = Log(tmp_path / "output.log")
+        log.write_frame(frames.STDOUT, b"before")
+        _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+        log.write_frame(frames.STDOUT, bytes(1000))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+        log.write_frame(frames.STDOUT, b"after")
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0
+    found = list(Reader(tmp_path / "output.log").frames())
+    assert [payload for kind, payload in found if kind == frames.STDOUT] == [b"before", b"after"]
+    assert b"1008 bytes of output are missing" in found[1][1]
