@@ -34,6 +34,7 @@ SILENT_S = 15.0  # how long a KVM nobody has tried yet may say nothing
 FAILED = 125
 _RECORDS_MAX_BYTES = 16 << 20  # no slot is so large
 MACHINE_LOG_BYTES = 1 << 20
+STOPPED_S = 40.0  # after a signal: what the program, the guest and the keeper may take to end, and some more
 _SPARE, _SPARE_BYTES = "spare", 16 << 10  # room for the last state on a disk that is full by then
 
 
@@ -151,7 +152,9 @@ def launch(ready: Ready, store: Store, counter: tsc.Counter) -> int:
                 return _started(session)
             stdin = 0 if spec.interactive else None
             with raw_terminal(spec.terminal and spec.interactive):
-                return session.run(stdin=stdin, terminal=spec.terminal, on_signal=lambda _: _stop(session))
+                return session.run(
+                    stdin=stdin, terminal=spec.terminal, on_signal=lambda _: _stop(session), patience_s=STOPPED_S
+                )
     except Lost as err:
         os.waitpid(pid, 0)
         with contextlib.suppress(OSError):

@@ -232,10 +232,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         try:
             options = parser(arguments[0] if arguments else "").parse_args(arguments)
-            return _function(options.command)(options)
-        finally:
+            status = _function(options.command)(options)
+        except RootdiskError:
             sys.stdout.flush()
+            raise
+        sys.stdout.flush()
+        return status
     except KeyboardInterrupt:
+        discard_output()  # whoever reads it may not read any more
         return 130
     except BrokenPipeError:
         discard_output()

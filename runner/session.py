@@ -11,6 +11,7 @@ import socket
 import struct
 import sys
 import termios
+import time
 from collections.abc import Callable, Iterator
 
 from runner import frames, process
@@ -18,9 +19,49 @@ from runner.errors import RootdiskError
 from runner.frames import WINDOW, Decoder, GuestError, frame, frame_number, number
 from runner.stdio import write_all
 
+PATIENCE_S = 10.0  # with a program, or a guest that stands still, after a signal
+_CTRL_C = b"\3"
+
 
 class Lost(RootdiskError):
     """The keeper has gone without saying how the program ended."""
+
+
+class Interrupted(BaseException):
+    """This process is to end now, whatever it waits for: a second signal, or no end in time after the first."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+class _Signals:
+    """SIGINT, SIGTERM and SIGHUP: the first is handed on, a second one or `patience_s` without an end is the end of this process.
+
+    After a SIGINT a sandbox that says something is given more time: a program may go on after it, as a Python prompt does.
+    """
+
+    def __init__(self, hand_on: Callable[[int], None], patience_s: float) -> None:
+        self._hand_on = hand_on
+        self._patience_s = patience_s
+        self._first: int | None = None
+        self._lived = False
+
+    def lives(self) -> None:
+        """Something has come."""
+        self._lived = True
+
+    def signal(self, number: int, _: object) -> None:
+        if self._first is not None:
+            raise Interrupted(number)
+        self._first, self._lived = number, False
+        signal.setitimer(signal.ITIMER_REAL, self._patience_s)
+        self._hand_on(number)
+
+    def alarm(self, *_: object) -> None:
+        number, self._first = self._first, None
+        if number is not None and not (number == signal.SIGINT and self._lived):
+            raise Interrupted(number)
 
 
 class Session:
@@ -35,6 +76,8 @@ class Session:
         self._ready = False
         self._status: int | None = None
         self._ended = False
+        self._signals: _Signals | None = None
+        self._break_at: float | None = None  # since when a Ctrl-C that was typed has had no answer
 
     def send(self, kind: int, payload: bytes = b"") -> None:
         self._out += frame(kind, payload)
@@ -46,14 +89,26 @@ class Session:
         terminal: bool,
         on_ready: Callable[[], None] | None = None,
         on_signal: Callable[[int], None] | None = None,
+        patience_s: float = PATIENCE_S,
         ready: bool = False,
     ) -> int:
         """Carry everything until the other side is done; the program's exit status.
 
-        `ready` says that input may be sent before READY has come. `on_signal` is called with SIGINT, SIGTERM, SIGHUP.
-        GuestError with the reason where the sandbox failed; Lost.
+        `ready` says that input may be sent before READY has come. `on_signal` is called with the first SIGINT, SIGTERM or
+        SIGHUP; the next one, or `patience_s` without an end, ends this: 128 and the signal's number.
+        GuestError with the reason if the sandbox failed; Lost.
         """
-        with _signals(on_signal, self._resize if terminal else None) as wake, selectors.DefaultSelector() as selector:
+        self._signals = _Signals(on_signal, patience_s) if on_signal is not None else None
+        try:
+            return self._run(stdin, terminal, on_ready, ready)
+        except Interrupted as stopped:
+            return 128 + stopped.number
+
+    def _run(self, stdin: int | None, terminal: bool, on_ready: Callable[[], None] | None, ready: bool) -> int:
+        with (
+            _handled(self._signals, self._resize if terminal else None) as wake,
+            selectors.DefaultSelector() as selector,
+        ):
             self._ready = ready
             selector.register(self._sock, selectors.EVENT_READ)
             selector.register(wake, selectors.EVENT_READ)
@@ -69,7 +124,7 @@ class Session:
                 if self._sock.fileno() in found:
                     self._receive(on_ready)
                 if stdin is not None and (plain or stdin in found):
-                    stdin = self._input(stdin, selector)
+                    stdin = self._input(stdin, selector, terminal)
         if self._status is None:
             raise Lost("the sandbox has ended", "runner ps -a")
         return self._status
@@ -101,11 +156,13 @@ class Session:
             except OSError:  # reading says why
                 self._out.clear()
 
-    def _input(self, stdin: int, selector: selectors.BaseSelector) -> int | None:
+    def _input(self, stdin: int, selector: selectors.BaseSelector, terminal: bool) -> int | None:
         try:
             data = os.read(stdin, min(self._credit, 64 << 10))
         except BlockingIOError:  # another process that shares it was faster
             return stdin
+        if terminal and _CTRL_C in data:
+            self._typed_break()
         self._credit -= len(data)
         self.send(frames.STDIN, data)
         if data:
@@ -113,6 +170,14 @@ class Session:
         if stdin in selector.get_map():
             selector.unregister(stdin)
         return None
+
+    def _typed_break(self) -> None:
+        """A Ctrl-C goes to the program; one after a while in which the first had no answer at all ends this process."""
+        now = time.monotonic()
+        if self._break_at is None:
+            self._break_at = now
+        elif now >= self._break_at + PATIENCE_S:
+            raise Interrupted(signal.SIGINT)
 
     def _receive(self, on_ready: Callable[[], None] | None) -> None:
         try:
@@ -123,6 +188,9 @@ class Session:
             data = b""
         if not data:
             self._ended = True
+        self._break_at = None
+        if self._signals is not None:
+            self._signals.lives()
         for kind, _, payload in self._decoder.feed(data):
             if kind in (frames.STDOUT, frames.STDERR):
                 write_all(1 if kind == frames.STDOUT else 2, payload)
@@ -142,12 +210,12 @@ class Session:
 
 
 @contextlib.contextmanager
-def _signals(on_signal: Callable[[int], None] | None, on_resize: Callable[[], None] | None) -> Iterator[socket.socket]:
+def _handled(signals: _Signals | None, on_resize: Callable[[], None] | None) -> Iterator[socket.socket]:
     """A socket that becomes readable with a signal, whose handler has run then."""
-    handlers = {}
-    if on_signal is not None:
-        stopping = process.heard(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        handlers.update(dict.fromkeys(stopping, lambda n, _: on_signal(n)))
+    handlers: dict[signal.Signals, Callable[[int, object], None]] = {}
+    if signals is not None:
+        handlers.update(dict.fromkeys(process.heard(signal.SIGINT, signal.SIGTERM, signal.SIGHUP), signals.signal))
+        handlers[signal.SIGALRM] = signals.alarm
     if on_resize is not None:
         handlers[signal.SIGWINCH] = lambda *_: on_resize()
     ours, theirs = socket.socketpair()
@@ -158,8 +226,10 @@ def _signals(on_signal: Callable[[int], None] | None, on_resize: Callable[[], No
         try:
             yield ours
         finally:
-            for name, handler in before.items():
-                signal.signal(name, handler)
+            if signals is not None:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            for name, former in before.items():
+                signal.signal(name, former)
             signal.set_wakeup_fd(fd)
 
 
@@ -176,7 +246,7 @@ def raw_terminal(wanted: bool) -> Iterator[None]:
         tty.setraw(0)
         yield
     finally:
-        termios.tcsetattr(0, termios.TCSADRAIN, before)
+        termios.tcsetattr(0, termios.TCSANOW, before)  # to wait for what is not read may take for ever
 
 
 def window() -> tuple[int, int]:

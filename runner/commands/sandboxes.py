@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import re
 import signal
@@ -10,10 +11,9 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from runner import frames, sandbox
+from runner import control, frames, sandbox
 from runner.commands.options import write_json
-from runner.control import connect
-from runner.errors import BadInput
+from runner.errors import BadInput, Busy
 from runner.sandbox import State, Unreadable
 from runner.store import Store
 from runner.text import printable
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from runner.output import Reader
 
 FOLLOW_S = 0.1
-KILL_S = 60.0  # what a keeper has to end its machine
+STOPPED_S = 60.0  # beyond what the program has: for its guest to write everything back, and its keeper to end
 
 
 def ps_command(options: argparse.Namespace) -> int:
@@ -81,13 +81,13 @@ def _show(reader: Reader, *, framed: bool) -> None:
 
 
 def stop_command(options: argparse.Namespace) -> int:
-    if not 0 <= options.time <= 86400:
-        raise BadInput(f"--time {options.time}", "0 to 86400 seconds")
+    if options.time < 0:
+        raise BadInput(f"--time {options.time}", "0 or more seconds")
+    seconds = min(options.time, 0xFFFF_FFFF)  # more is for ever too
     for state in _found(options.name):
         if state.running:
-            with connect(state) as sock:
-                sock.sendall(frames.frame_number(frames.STOP, options.time))
-                sandbox.wait_end(state)
+            control.give(state, frames.frame_number(frames.STOP, seconds))
+            sandbox.wait_end(state, seconds + STOPPED_S)
         print(state.spec.name)
     return 0
 
@@ -97,12 +97,10 @@ def kill_command(options: argparse.Namespace) -> int:
     for state in _found(options.name):
         if not state.running:
             raise sandbox.not_running(state)
-        with connect(state) as sock:
-            if number is None or number == signal.SIGKILL:
-                sock.sendall(frames.frame(frames.KILL))
-                sandbox.wait_end(state)
-            else:
-                sock.sendall(frames.frame_number(frames.SIGNAL, number))
+        if number is None or number == signal.SIGKILL:
+            control.end(state)
+        else:
+            control.give(state, frames.frame_number(frames.SIGNAL, number))
         print(state.spec.name)
     return 0
 
@@ -117,12 +115,15 @@ def _wait(state: State) -> int:
     """The exit status of a sandbox, when it has ended."""
     if state.running:
         decoder = frames.Decoder()
-        with connect(state) as sock:
+        with control.connect(state) as sock, contextlib.suppress(ConnectionResetError):
             sock.sendall(frames.frame(frames.WAIT))
             while data := sock.recv(4096):
                 for kind, _, payload in decoder.feed(data):
                     if kind == frames.EXIT:
                         return frames.number(payload)
+                    if kind == frames.ERROR:
+                        raise Busy(payload.decode(errors="replace"))
+        sandbox.wait_end(state)
         state = sandbox.find(Store.open(), state.spec.name)  # it ended in between
     if state.status is None:
         raise BadInput(f"sandbox {state.spec.name} was cut off", "its keeper was killed: it has no exit status")
@@ -138,10 +139,8 @@ def rm_command(options: argparse.Namespace) -> int:
                 other = "" if isinstance(found, Unreadable) else f"runner stop {name}, or "
                 raise BadInput(f"sandbox {name} runs", f"{other}runner rm --force {name}")
             try:
-                with connect(found) as sock:
-                    sock.sendall(frames.frame(frames.KILL))
-                    sandbox.wait_end(found, KILL_S)
-            except (BadInput, OSError):  # it may have ended by itself
+                control.end(found)
+            except BadInput:  # it may have ended by itself
                 if sandbox.is_running(found):
                     raise
         if os.path.lexists(found.folder):

@@ -91,13 +91,8 @@ def test_volumes_a_raw_disk_and_a_user(fake: FakeKrun, machine: Machine, tmp_pat
     ended(krun.start(raw, USER))
     assert "krun_add_disk3 5 root disk.qcow2 0 0 0 2" in fake.calls
     assert fake.calls[-3:] == ["krun_setgid 5 70001", "krun_setuid 5 70000", "krun_start_enter 5"]
-<<<<<<< HEAD
     shares = (Share("volume0", tmp_path, "/a", False), Share("volume1", tmp_path, "/b", True))
-    ended(krun.start(raw._replace(shares=shares), tmp_path, USER))
-=======
-    shares = (Share("volume0", tmp_path, False), Share("volume1", tmp_path, True))
     ended(krun.start(raw._replace(shares=shares), USER))
->>>>>>> 6a6c067 (keeper: a full host disk is ENOSPC in the guest; logs of the machine's processes are bounded)
     calls = fake.calls
     assert calls[-4:-2] == [f"krun_add_virtiofs 5 volume0 {tmp_path}", f"krun_add_virtiofs3 5 volume1 {tmp_path} 0 1"]
     assert "setuid" not in calls[-2]

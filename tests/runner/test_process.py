@@ -72,7 +72,7 @@ def test_a_program_has_its_signals(tmp_path: Path) -> None:
     script = (
         "import runner.stdio as s; s.settle(); from runner import process as p; from pathlib import Path; import sys;"
     )
-    script += "started = p.start(['cat', '/proc/self/status'], log=Path(sys.argv[1])); started.wait();"
+    script += "started = p.start(['cat', '/proc/self/status']); started.wait(); Path(sys.argv[1]).write_bytes(started.stdout.read());"
     script += "print(p.run(['cat', '/proc/self/status']).text)"
     log = tmp_path / "log"
     done = shell('trap \'\' HUP USR1 CHLD; exec $0 -c "$1" "$2"', script, str(log))

@@ -1,0 +1,132 @@
+"""A guest or a keeper that stands still: every client can be ended, and so can the sandbox."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from runner.session import PATIENCE_S
+from tests.end_to_end.conftest import Runner
+from tests.end_to_end.test_lifecycle import LOOP, command, machines, rows, until
+
+pytestmark = pytest.mark.vm
+
+
+@pytest.fixture(scope="module")
+def still(demo: str, runner: Runner) -> Iterator[str]:
+    """A sandbox whose machine does not run any more, as the host's scheduler sees it."""
+    assert runner.boot(demo, LOOP, "-d", "--name", "still").returncode == 0
+    (machine,) = machines(runner, "still")
+    os.kill(machine, signal.SIGSTOP)
+    yield "still"
+    assert runner("rm", "-f", "still", timeout=60).returncode == 0
+
+
+def hears(process: subprocess.Popen[bytes]) -> bool:
+    """Whether it has a handler of its own for SIGTERM."""
+    lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+    status = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+    return int(status["SigCgt"], 16) >> (signal.SIGTERM - 1) & 1 == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("times", [1, 2])
+def test_exec(still: str, runner: Runner, number: signal.Signals, times: int) -> None:
+    process = command(runner, "exec", still, "true")
+    until(lambda: hears(process))
+    start = time.monotonic()
+    for count in range(times):
+        process.send_signal(number)
+        if count + 1 < times:
+            time.sleep(0.2)  # two at once are one
+    assert process.wait(PATIENCE_S + 20) == 128 + number
+    assert time.monotonic() - start < (PATIENCE_S + 20 if times == 1 else PATIENCE_S)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "arguments",
+    [("cp", "still:/etc/hostname", "-"), ("wait", "still"), ("logs", "-f", "still"), ("stop", "-t", "600", "still")],
+    ids=lambda arguments: arguments[0],
+)
+def test_the_others(still: str, runner: Runner, arguments: tuple[str, ...], number: signal.Signals) -> None:
+    process = command(runner, *arguments)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(2)
+    process.send_signal(number)
+    assert process.wait(20) in (128 + number, -number)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("exec", "talks", "yes"), ("logs", "-f", "talks"), ("cp", "talks:/usr", "-")],
+    ids=lambda arguments: arguments[0],
+)
+def test_output_that_nobody_reads(demo: str, runner: Runner, arguments: tuple[str, ...]) -> None:
+    if "talks" not in rows(runner):
+        assert runner.boot(demo, "exec yes", "-d", "--name", "talks").returncode == 0
+    process = command(runner, *arguments)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(2)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.2)
+    if process.poll() is None:
+        process.send_signal(signal.SIGINT)
+    process.wait(20)
+
+
+@pytest.mark.parametrize("order", [("kill",), ("rm", "-f")])
+def test_a_keeper_that_stands_still_is_killed(demo: str, runner: Runner, order: tuple[str, ...]) -> None:
+    assert runner.boot(demo, LOOP, "-d", "--name", "deaf").returncode == 0
+    os.kill(rows(runner)["deaf"]["pid"], signal.SIGSTOP)
+    assert runner(*order, "deaf", timeout=60).returncode == 0
+    until(lambda: not machines(runner, "deaf"))
+    if order == ("kill",):
+        assert runner("rm", "deaf").returncode == 0
+    assert "deaf" not in rows(runner, "-a")
+
+
+def test_a_foreground_sandbox_ends_by_a_second_signal(demo: str, runner: Runner) -> None:
+    script = "trap '' TERM INT; echo up; while :; do sleep 1; done"
+    process = command(runner, "boot", "--name", "deaf", "--entrypoint", "/bin/sh", demo, "--", "-c", script)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"up\n"
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(9) == 130  # before its program is killed
+    until(lambda: "deaf" not in rows(runner, "-a"))
+
+
+def test_forty_commands_at_once(demo: str, runner: Runner) -> None:
+    assert runner.boot(demo, LOOP, "-d", "--name", "many").returncode == 0
+    script = "read -r word; exit $word"
+    processes = [command(runner, "exec", "-i", "many", "sh", "-c", script, stdin=subprocess.PIPE) for _ in range(40)]
+    try:
+        for number, process in enumerate(processes):
+            _, err = process.communicate(b"%d\n" % number, timeout=100)
+            assert process.returncode == number, err
+    finally:
+        for process in processes:
+            process.kill()
+        runner("rm", "-f", "many", "talks")
+
+
+def test_a_command_that_cannot_start_ends_itself_only(demo: str, runner: Runner) -> None:
+    assert runner.boot(demo, LOOP, "-d", "--name", "odd").returncode == 0
+    try:
+        done = runner("exec", "-u", "nobody-of-that-name", "odd", "true")
+        assert (done.returncode, done.stderr) == (125, "runner: the image has no user nobody-of-that-name\n")
+        done = runner("exec", "-w", "", "-e", "A=1", "-e", "A=2", "odd", "sh", "-c", "echo $A")
+        assert done.stdout == "2\n"
+        done = runner("exec", "odd", "echo", *(["x" * 100_000] * 3))
+        assert (done.returncode, "250,000 are the most" in done.stderr) == (125, True)
+        assert runner("exec", "odd", "sh", "-c", "echo ${#1}", "sh", "x" * 120_000).stdout == "120000\n"
+    finally:
+        runner("rm", "-f", "odd")
