@@ -336,6 +336,6 @@ def _explained(err: RootdiskError, vm: Vm | None, keeper: Keeper | None, folder:
     lines = console.tail(folder / "console.log")
     complaint = console.tail(folder / "machine.log")
     reason = console.meaning(lines) or (complaint[-1] if complaint else how) or ("" if lines else console.NOTHING)
-    shown = "".join(f"\n  {line}" for line in lines[-console.SHOWN_LINES :])
+    shown = "".join(f"\n  {line}" for line in console.telling(lines))
     what = f"the sandbox ended without a word{': ' + reason if reason else ''}"
     return RootdiskError(what, f"its console:{shown}" if shown else "")

@@ -42,6 +42,12 @@ def _end(path: Path, size: int) -> bytes:
         return b""
 
 
+def telling(lines: list[str]) -> list[str]:
+    """The SHOWN_LINES that tell most: the last ones, or those up to a panic, as its registers and call trace follow it."""
+    end = next((number + 1 for number, line in enumerate(lines) if "Kernel panic" in line), len(lines))
+    return lines[max(0, end - SHOWN_LINES) : end]
+
+
 def meaning(lines: list[str]) -> str:
     """What known failure the lines show, or ""."""
     text = "\n".join(lines)

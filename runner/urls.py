@@ -100,7 +100,10 @@ def normal_host(text: str) -> str | None:
             address = ipaddress.IPv6Address(text[1:-1])
         except ValueError:
             return None
-        return None if address.scope_id else address.compressed
+        if address.scope_id:
+            return None
+        # As Python writes it since 3.13, and RFC 5952 asks for.
+        return f"::ffff:{address.ipv4_mapped}" if address.ipv4_mapped else address.compressed
     host = text.lower()
     labels = host.removesuffix(".").split(".")
     if not host.isascii() or len(host) > 253 or not all(map(_LABEL.match, labels)):

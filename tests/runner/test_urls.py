@@ -31,7 +31,7 @@ READ = {
     "https://127.0.0.1:5000/x": "https://127.0.0.1:5000/x",
     "http://[::1]:5000/v2": "http://[::1]:5000/v2",
     "http://[0:0:0:0:0:0:0:1]/": "http://[::1]/",
-    "http://[::FFFF:127.0.0.1]/": "http://[::ffff:7f00:1]/",
+    "http://[::FFFF:127.0.0.1]/": "http://[::ffff:127.0.0.1]/",
     "https://a_b.c-d.xn--mnchen-3ya/": "https://a_b.c-d.xn--mnchen-3ya/",
     "https://h.example./p": "https://h.example./p",
     "https://h/a b|c?d=é ": "https://h/a%20b%7Cc?d=%E9%20",
