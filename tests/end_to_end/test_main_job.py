@@ -177,7 +177,7 @@ def test_output_is_kept_apart(demo: str, runner: Runner) -> None:
 
 
 def test_time_out(demo: str, runner: Runner) -> None:
-    done = runner.boot(demo, "echo started; sleep 100", "--timeout", "15")
+    done = runner.boot(demo, "echo started; sleep 1000", "--timeout", "45")
     assert (done.returncode, done.stdout) == (124, "started\n")
 
 
@@ -185,7 +185,7 @@ def test_a_write_is_seen_nowhere_else(demo: str, runner: Runner) -> None:
     """Neither in the next sandbox nor in the base disk."""
     runner("pull", demo)
     before = runner.digests()
-    assert len(before) == 1
+    assert before
     done = runner.boot(demo, "echo mine > /sandbox/mine && sync && cat /sandbox/mine")
     assert (done.returncode, done.stdout) == (0, "mine\n")
     done = runner.boot(demo, "ls /sandbox/mine", "--clone", "copy")
