@@ -17,6 +17,7 @@ from runner.errors import Busy, RootdiskError
 from runner.local import read_name
 from runner.locks import remove_idle
 from runner.store import Store
+from runner.text import printable
 
 _FORMS = {
     "disks": re.compile(r"([0-9a-f]{64})\.(?:raw|chunks|partial)\Z|\.([0-9a-f]{64})\.chunks\.[0-9a-f]{16}\Z"),
@@ -70,8 +71,8 @@ def prune(store: Store, age_s: float, max_bytes: int | None, *, dry_run: bool) -
             pass
         except RootdiskError as err:  # as on a disk with no room for a lock: others may still go
             failed = err
-    if failed is not None and not removed:
-        raise failed
+        except OSError as err:
+            failed = RootdiskError(f"cannot remove {printable(err.filename)}: {err.strerror}")
     if not dry_run:
         _forget(store)
         for path in (store.root / "locks").iterdir():
@@ -80,6 +81,8 @@ def prune(store: Store, age_s: float, max_bytes: int | None, *, dry_run: bool) -
         for path in (store.root / "damaged").iterdir():
             if _NAME.match(path.name) and not store.damage(path.name):
                 store.unmark(path.name)  # the disk went, and its prune was killed then
+    if failed is not None and not removed:
+        raise failed
     return removed
 
 
