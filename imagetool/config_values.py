@@ -15,6 +15,7 @@ from runner.artifact import DISK_MAX_BYTES
 from runner.errors import BadInput
 from runner.oci import Platform
 from runner.reference import Reference, parse_reference
+from runner.text import printable
 
 MIB = 1 << 20
 
@@ -91,7 +92,9 @@ def _git(where: Where) -> str:
         raise where.error(f"{{git}}: cannot run git: {err.strerror}", "install git") from err
     if done.status:
         reason = done.complaint.strip().removeprefix("fatal: ").splitlines()[:1] or ["it failed"]
-        raise where.error(f"{{git}}: git describe: {reason[0]:.200}", "commit something, or write the version")
+        raise where.error(
+            f"{{git}}: git describe: {printable(reason[0], 200)}", "commit something, or write the version"
+        )
     return done.text.strip()
 
 

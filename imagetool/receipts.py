@@ -17,6 +17,7 @@ from runner.errors import BadInput, RootdiskError
 from runner.fields import parse_value
 from runner.files import write_json
 from runner.oci import Digest, canonical_json
+from runner.text import one_line
 
 CHECK = "receipt"  # the key of a receipt's own digest
 MAX_BYTES = 16 << 20
@@ -61,7 +62,7 @@ def check_file(path: Path, digest: object) -> None:
 
 def made_again(err: RootdiskError) -> None:
     """Say the one line."""
-    print(f"{err.message}; it is made again", file=sys.stderr, flush=True)
+    print(f"{one_line(err.message)}; it is made again", file=sys.stderr, flush=True)
 
 
 def _check(value: Mapping[str, Any]) -> str:

@@ -25,6 +25,7 @@ from runner.errors import RootdiskError
 from runner.oci import Digest
 from runner.places import home
 from runner.reference import Reference
+from runner.text import error_text
 
 UID = 12345
 TAG = "again"
@@ -288,7 +289,7 @@ def main() -> int:
         print(build_again(task))
         print(json.dumps(seen(task)))
     except (RootdiskError, OSError) as err:
-        print(f"imagetool: {err}", file=sys.stderr)
+        print(f"imagetool: {error_text(str(err))}", file=sys.stderr)
         return 1
     return 0
 

@@ -400,8 +400,8 @@ def lock(cache: Path) -> int:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        holder = printable(os.pread(fd, 20, 0).strip()) or "?"
-        print(f"doit: waiting for process {holder}, which builds here", file=sys.stderr, flush=True)
+        holder = os.pread(fd, 20, 0).strip() or b"?"
+        print(f"doit: waiting for process {printable(holder)}, which builds here", file=sys.stderr, flush=True)
         fcntl.flock(fd, fcntl.LOCK_EX)
     os.ftruncate(fd, 0)
     os.pwrite(fd, b"%d\n" % os.getpid(), 0)
@@ -418,4 +418,4 @@ def _link(target: Path, link: Path) -> None:
 
 
 def _say(name: str, what: str, started: float) -> None:
-    print(f"{name}: {what}, {time.monotonic() - started:.1f} s", flush=True)
+    print(f"{name}: {one_line(what)}, {time.monotonic() - started:.1f} s", flush=True)

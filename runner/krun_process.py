@@ -17,6 +17,8 @@ import signal
 import sys
 from typing import Any, NoReturn
 
+from runner.text import one_line
+
 LOG_ERRORS = 1  # KRUN_LOG_LEVEL_ERROR
 DISK_FORMATS = {"raw": 0, "qcow2": 1}  # KRUN_DISK_FORMAT_*
 SYNC_NONE, SYNC_FULL = 0, 2  # KRUN_SYNC_*
@@ -63,7 +65,7 @@ def _passed(argument: Any) -> Any:
 
 
 def fail(message: str) -> NoReturn:
-    print(message, file=sys.stderr, flush=True)
+    print(one_line(message), file=sys.stderr, flush=True)
     os._exit(1)
 
 

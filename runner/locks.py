@@ -17,7 +17,7 @@ from pathlib import Path
 
 from runner.errors import Busy, RootdiskError
 from runner.files import open_file
-from runner.text import printable
+from runner.text import one_line, printable
 
 WAIT_S = 600.0
 SAY_S = 1.0
@@ -66,7 +66,7 @@ def take(
             raise Busy(f"{what or path.name} is in use by {holder}", "try again when it has ended")
         if not told and now - start >= SAY_S:
             told = True
-            print(f"waiting for {holder}{f', for {what}' if what else ''}", file=sys.stderr, flush=True)
+            print(one_line(f"waiting for {holder}{f', for {what}' if what else ''}"), file=sys.stderr, flush=True)
         time.sleep(_POLL_S)
 
 

@@ -10,6 +10,7 @@ from runner.oci import INDEX_TYPES, MANIFEST_MAX_BYTES, MANIFEST_TYPES, Descript
 from runner.registry_answer import Pace
 from runner.registry_client import RegistryClient
 from runner.repository import RegistryOptions, check_manifest, check_range, describe_manifest
+from runner.text import printable
 
 ACCEPT = {"Accept": ", ".join((*MANIFEST_TYPES, *INDEX_TYPES))}
 _PIECE_BYTES = 256 << 10
@@ -40,7 +41,9 @@ class RegistryRepository:
         check_manifest(raw, digest, where)
         said = headers.get("Docker-Content-Digest", "")
         if said.startswith(f"{digest.algorithm}:") and said != str(digest):
-            raise DigestMismatch(f"{where}: the registry says {said:.80}, its bytes are {digest}", "fetch it again")
+            raise DigestMismatch(
+                f"{where}: the registry says {printable(said, 80)}, its bytes are {digest}", "fetch it again"
+            )
         self._manifests[digest] = raw
         return describe_manifest(raw, digest, where, headers.get("Content-Type", "").partition(";")[0].strip())
 
@@ -90,7 +93,8 @@ class RegistryRepository:
                 length = response.headers.get("Content-Length", "")
                 if length and length != str(descriptor.size):
                     raise DigestMismatch(
-                        f"{what}: {length:.20} bytes, not {descriptor.size}", "the registry's copy is damaged"
+                        f"{what}: {printable(length, 20)} bytes, not {descriptor.size}",
+                        "the registry's copy is damaged",
                     )
                 skip, count = start, stop - start
                 self.ranges_ignored |= not whole

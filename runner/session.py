@@ -18,6 +18,7 @@ from runner import frames, process
 from runner.errors import RootdiskError
 from runner.frames import WINDOW, Decoder, GuestError, frame, frame_number, number
 from runner.stdio import write_all
+from runner.text import error_text
 
 PATIENCE_S = 10.0  # with a program, or a guest that stands still, after a signal
 _CTRL_C = b"\3"
@@ -206,7 +207,7 @@ class Session:
             elif kind == frames.CREDIT:
                 self._credit = min(WINDOW, self._credit + number(payload))
             elif kind == frames.NOTICE:
-                print(f"runner: {payload.decode(errors='replace')}", file=sys.stderr, flush=True)
+                print(f"runner: {error_text(payload.decode(errors='replace'))}", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager

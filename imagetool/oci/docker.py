@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import http.client
 import os
+import re
 import socket
 import tempfile
 from typing import IO
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 from imagetool.oci.archives import ARCHIVE_MAX_BYTES, PIECE_BYTES
 from runner.errors import BadInput, RegistryError, Unsupported
 from runner.reference import Reference
+from runner.text import printable
+from runner.urls import parse_url
 
 DEFAULT_HOST = "unix:///var/run/docker.sock"
 TIMEOUT_S = 300  # a daemon packs a large image before its first byte
@@ -38,7 +41,7 @@ def save_image(reference: Reference) -> IO[bytes]:
         with connection.getresponse() as response:
             if response.status != 200:
                 said = response.read(2000).decode(errors="replace")
-                hint = "see what it has: docker images" if response.status == 404 else said[:200]
+                hint = "see what it has: docker images" if response.status == 404 else printable(said, 200)
                 raise BadInput(f"{reference}: the Docker daemon answers {response.status}", hint)
             count = 0
             while piece := response.read(PIECE_BYTES):
@@ -55,7 +58,7 @@ def save_image(reference: Reference) -> IO[bytes]:
     except (OSError, http.client.HTTPException) as err:
         archive.close()
         raise RegistryError(
-            f"{reference}: the Docker daemon: {err}", "is it running, and may you use its socket?"
+            f"{reference}: the Docker daemon: {printable(err)}", "is it running, and may you use its socket?"
         ) from err
     except BaseException:
         archive.close()
@@ -66,11 +69,17 @@ def save_image(reference: Reference) -> IO[bytes]:
 
 
 def _connect(host: str) -> http.client.HTTPConnection:
-    parts = urlsplit(host)
-    if parts.scheme == "unix":
-        return _UnixConnection(parts.path)
-    if parts.scheme in ("tcp", "http") and parts.hostname and not os.environ.get("DOCKER_TLS_VERIFY"):
-        return http.client.HTTPConnection(parts.hostname, parts.port or 2375, timeout=TIMEOUT_S)
+    scheme, _, place = host.partition("://")
+    if scheme == "unix":
+        return _UnixConnection(place)
+    if scheme in ("tcp", "http") and not os.environ.get("DOCKER_TLS_VERIFY"):
+        try:
+            url = parse_url(f"http://{place}")
+        except RegistryError as err:
+            raise BadInput(f"DOCKER_HOST {err.message}", "write unix:///PATH or tcp://HOST:PORT") from None
+        port = url.port if re.search(r":[0-9]+/?\Z", place) else 2375
+        return http.client.HTTPConnection(url.host, port, timeout=TIMEOUT_S)
     raise Unsupported(
-        f"DOCKER_HOST {parts.scheme}:// (or with TLS)", "use a unix socket, or docker save and docker-archive:FILE"
+        f"DOCKER_HOST {printable(scheme, 40)}:// (or with TLS)",
+        "use a unix socket, or docker save and docker-archive:FILE",
     )

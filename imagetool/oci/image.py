@@ -9,6 +9,7 @@ from typing import Any
 from runner.artifact import Process
 from runner.errors import BadInput, Unsupported
 from runner.oci import DOCKER_CONFIG, MANIFEST_MAX_BYTES, OCI_CONFIG, Digest, Manifest, Platform, parse_json
+from runner.text import printable
 
 CONFIG_TYPES = (OCI_CONFIG, DOCKER_CONFIG)
 
@@ -79,7 +80,8 @@ def check_image(
     for number, layer in enumerate(manifest.layers, 1):
         if "nondistributable" in layer.media_type or ".foreign." in layer.media_type:
             raise Unsupported(
-                f"{where}: layer {number} is of type {layer.media_type:.120}", "its bytes are not in the registry"
+                f"{where}: layer {number} is of type {printable(layer.media_type, 120)}",
+                "its bytes are not in the registry",
             )
     if len(config.diff_ids) != len(manifest.layers):
         raise BadInput(f"{where}: {len(manifest.layers)} layers, and {len(config.diff_ids)} diff_ids in the config")

@@ -28,6 +28,7 @@ from runner.oci import (
 )
 from runner.reference import Reference, parse_reference
 from runner.repository import RegistryOptions, Repository, open_repository, read_blob, resolve_manifest
+from runner.text import printable
 
 if TYPE_CHECKING:  # archives take a while to load, and few sources are any
     from imagetool.oci.archives import TarArchive
@@ -91,7 +92,9 @@ def _from_repository(repository: Repository, reference: Reference, platform: Pla
     manifest = Manifest.parse(raw)
     if manifest.config.media_type not in CONFIG_TYPES:
         kind = manifest.artifact_type or manifest.config.media_type
-        raise BadInput(f"{reference}: not an image but {kind:.120}", "name an image that a container could run")
+        raise BadInput(
+            f"{reference}: not an image but {printable(kind, 120)}", "name an image that a container could run"
+        )
     config = ImageConfig.parse(read_blob(repository, manifest.config, MANIFEST_MAX_BYTES))
     check_image(manifest, config, platform, str(reference), found.platform)
 

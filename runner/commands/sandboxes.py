@@ -16,7 +16,7 @@ from runner.commands.options import write_json
 from runner.errors import BadInput, Busy
 from runner.sandbox import State, Unreadable
 from runner.store import Store
-from runner.text import printable
+from runner.text import one_line, printable
 
 if TYPE_CHECKING:
     from runner.output import Reader
@@ -38,7 +38,7 @@ def ps_command(options: argparse.Namespace) -> int:
     for row in rows:
         name = printable(row.name)
         if isinstance(row, Unreadable):
-            print(f"{name:24} {'':40} {'':>6}  {'unreadable':12} {row.reason}")
+            print(f"{name:24} {'':40} {'':>6}  {'unreadable':12} {one_line(row.reason)}")
             continue
         ports = ", ".join(f"{address}:{host}->{guest}/{kind}" for kind, address, host, guest in row.spec.forwards)
         age = _age(time.time() - row.created)

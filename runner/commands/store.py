@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from runner.commands import options as given
 from runner.errors import BadInput, RootdiskError
 from runner.store import Store
-from runner.text import printable
+from runner.text import one_line, printable
 
 if TYPE_CHECKING:
     from runner.verify import Damage
@@ -66,7 +66,7 @@ def prune_command(options: argparse.Namespace) -> int:
         if isinstance(found, sandbox.Unreadable):
             name = printable(found.name)
             what = f"sandbox {name} cannot be read, so what it may need stays: {found.reason}: runner rm {name}"
-            print(f"runner: {what}", file=sys.stderr)
+            print(f"runner: {one_line(what)}", file=sys.stderr)
     if options.json:
         given.write_json([{"path": str(path), "bytes": size} for path, size in removed])
     else:
@@ -81,7 +81,7 @@ def verify_command(options: argparse.Namespace) -> int:
     store = Store.open()
     checked, damages = verify(store)
     for damage in damages:
-        print(f"runner: {damage.path}: {damage.what}", file=sys.stderr)
+        print(f"runner: {printable(damage.path)}: {one_line(damage.what)}", file=sys.stderr)
     left = [damage for damage in damages if not (options.repair and _repaired(store, damage))]
     if options.json:
         rows = [{"path": str(d.path), "what": d.what, "repaired": d not in left} for d in damages]
@@ -103,13 +103,18 @@ def _repaired(store: Store, damage: Damage) -> bool:
         done = repair(store, damage)
     except (RootdiskError, OSError) as err:
         why = err.strerror if isinstance(err, OSError) else err
-        print(f"runner: {damage.path}: not repaired: {why}", file=sys.stderr)
+        print(f"runner: {printable(damage.path)}: not repaired: {one_line(str(why))}", file=sys.stderr)
         return False
     if not done:
-        print(f"runner: {damage.path}: the store does not know its origin: runner pull its artifact", file=sys.stderr)
+        print(
+            f"runner: {printable(damage.path)}: the store does not know its origin: runner pull its artifact",
+            file=sys.stderr,
+        )
         return False
     running = [state.name for state in sandbox.states(store) if state.running and damage.digest in state.uses]
     if running:
-        names = printable(", ".join(running))
-        print(f"runner: these run with the damaged one until they are started again: {names}", file=sys.stderr)
+        names = ", ".join(running)
+        print(
+            f"runner: these run with the damaged one until they are started again: {printable(names)}", file=sys.stderr
+        )
     return True

@@ -12,6 +12,7 @@ from runner.copies.notes import Notes
 from runner.copies.places import find_place, guest_name, guest_path, host_name
 from runner.copies.stream import Incoming
 from runner.errors import RootdiskError
+from runner.text import one_line
 from runner.transport import Ended, Program
 
 _INIT = b"/.rootdisk/init"
@@ -67,7 +68,7 @@ def _report(program: Program, notes: Notes) -> int:
     if failed and notes.count == 1:
         raise RootdiskError(f"cp: {notes.lines[0]}")
     for text in notes.lines:
-        print(f"runner: cp: {text}", file=sys.stderr)
+        print(f"runner: cp: {one_line(text)}", file=sys.stderr)
     if failed:
         raise RootdiskError("cp: not everything was copied" + _others(notes))
     return 0
