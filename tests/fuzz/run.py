@@ -113,6 +113,7 @@ def _guided(now: Now, options: argparse.Namespace, more: list[bytes]) -> None:
         f"-max_len={now.max_bytes}",
         "-timeout=3600",  # harness.py's and bounds.py's are in force
         "-rss_limit_mb=0",
+        "-handle_xfsz=0",  # a file that is too large is an error like others
         f"-seed={options.seed % (1 << 31) + 1}",
         *([f"-dict={words}"] if now.words else []),
         f"-artifact_prefix={options.folder}/",

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import io
+import lzma
 import os
 import shutil
 import socket
@@ -13,7 +16,10 @@ import threading
 from contextlib import closing, suppress
 from functools import cache
 from pathlib import Path
+from typing import BinaryIO, cast
 from unittest import mock
+
+import zstandard
 
 from runner import frames
 from runner.copies import command
@@ -192,7 +198,9 @@ def _unpack(sock: socket.socket) -> None:
     with sock, suppress(OSError):
         while (data := sock.recv(1 << 16)) and received < INPUT_MAX_BYTES:
             for kind, _, payload in wire.feed(data):
-                if kind == frames.STDIN:
+                if kind == frames.EXEC and b"cmd=unpack2\0" in payload:
+                    sock.sendall(frame(frames.STDOUT, HELLO))
+                elif kind == frames.STDIN:
                     received += len(payload)
                     sock.sendall(frame_number(frames.CREDIT, len(payload)) if payload else frame_number(frames.EXIT, 0))
 
@@ -200,18 +208,31 @@ def _unpack(sock: socket.socket) -> None:
 def copy_in(data: bytes) -> None:
     """`cp - NAME:PATH`: a tar archive on standard input."""
     threading.stack_size(256 << 10)
-    standard = io.TextIOWrapper(io.BytesIO(data))
+    standard = io.TextIOWrapper(cast(BinaryIO, io.BufferedReader(io.BytesIO(data))))
     with mock.patch.object(sys, "stdin", standard), mock.patch.object(sys, "stderr", io.StringIO()):
         command.copy_in(_unpacking, "-", "/a")
 
 
+HELLO = b"RDCOPY2\n"
 HEAD = struct.Struct("<cxHHIqQ")
+END = HEAD.pack(b"e", 0, 0, 0, 0, 0)
 
 
 def entry(
     kind: bytes, name: bytes = b"", target: bytes = b"", mode: int = 0o644, size: int = 0, time: int = 1
 ) -> bytes:
     return HEAD.pack(kind, len(name), len(target), mode, time, size) + name + target
+
+
+def sparse(name: bytes, data: bytes, at: int, size: int, tail: bytes = b"") -> bytes:
+    """A file of version 2: its head, one part and what comes after."""
+    part = struct.pack("<IQQ", 1, at, len(data)) + data
+    return (
+        entry(b"f", name, size=size)
+        + part
+        + (struct.pack("<I", len(tail)) + tail if tail else b"")
+        + struct.pack("<I", 0)
+    )
 
 
 def copies() -> list[bytes]:
@@ -226,6 +247,21 @@ def copies() -> list[bytes]:
         b"l" + entry(b"f", size=1) + b"x",
         b"d" + entry(b"l", target=b"..") + entry(b"f", b"outside", size=1) + b"x",
         b"d" + entry(b"d") + entry(b"l", b"a", b"/tmp") + entry(b"f", b"a/b", size=1) + b"x",
+        b"d"
+        + HELLO
+        + entry(b"d")
+        + sparse(b"a", b"abc", 4096, 9000, b"more")
+        + entry(b"d", b"e")
+        + entry(b"l", b"e/l", b"../a")
+        + END,
+        b"c"
+        + HELLO
+        + entry(b"d")
+        + entry(b"p", b"a")
+        + entry(b"c", b"b", size=1 << 32 | 3)
+        + sparse(b"c", b"x", 0, 1)
+        + END,
+        b"f" + HELLO + sparse(b"", b"text", 0, 4) + END,
     ]
 
 
@@ -240,7 +276,8 @@ def tars() -> list[bytes]:
                 member.linkname = "d" * (kind == tarfile.SYMTYPE)
                 archive.addfile(member, io.BytesIO(b"text"))
         found.append(out.getvalue())
-    return found
+    small = found[0][:1536] + bytes(1024)
+    return [*found, gzip.compress(small, mtime=0), bz2.compress(small), lzma.compress(small), zstandard.compress(small)]
 
 
 def guests() -> list[bytes]:

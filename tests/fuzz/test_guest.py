@@ -1,0 +1,115 @@
+"""The guest's own C on the host, under a fuzzer: what its init reads from the runner and from its image.
+
+guest/fuzz_*.c say what is tried. Kept inputs run with gcc's sanitizers in every run of the tests; at night libFuzzer looks for
+others, FUZZ_SECONDS long.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from tests.fuzz import corpus
+from tests.fuzz.test_fuzz import KEPT, SECONDS
+
+ROOT = Path(__file__).parents[2]
+SOURCES = ROOT / "imagetool/guest"
+GUEST = Path(__file__).with_name("guest")
+NOBODY = 65534
+FLAGS = ("-std=gnu11", "-D_GNU_SOURCE", "-g", "-O1", "-fno-sanitize-recover=undefined", f"-I{SOURCES}", f"-I{GUEST}")
+
+
+class Harness(NamedTuple):
+    """guest/fuzz_NAME.c, and sources that are compiled on their own with other names for what they call."""
+
+    parts: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+
+
+HARNESSES = {
+    "records": Harness(),
+    "channel": Harness(("process.c",), ("-Dfork=fuzz_fork", "-Dpipe2=fuzz_pipe2")),
+    "unpack": Harness(),
+}
+
+
+def build(name: str, compiler: str, sanitizers: str, folder: Path, *more: str) -> Path:
+    harness, program = HARNESSES[name], folder / name
+    flags = [compiler, *FLAGS, f"-fsanitize={sanitizers}"]
+    objects = [folder / f"{part}.o" for part in harness.parts]
+    for part, out in zip(harness.parts, objects, strict=True):
+        _run([*flags, *harness.names, "-c", str(SOURCES / part), "-o", str(out)], folder)
+    _run([*flags, *more, str(GUEST / f"fuzz_{name}.c"), *map(str, objects), "-o", str(program)], folder)
+    return program
+
+
+def _run(argv: Sequence[str], folder: Path, seconds: float = 300) -> str:
+    """What it says; as a user who can do no harm elsewhere, if we are root: some write files."""
+    user = NOBODY if os.geteuid() == 0 and argv[0].startswith(str(folder)) else None
+    groups: list[int] | None = [] if user is not None else None
+    done = subprocess.run(
+        argv, cwd=folder, capture_output=True, text=True, errors="replace", timeout=seconds, user=user, group=user, extra_groups=groups,
+        env={**os.environ, "TMPDIR": str(folder)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stderr
+
+
+def _inputs(name: str, folder: Path) -> Path:
+    """The kept inputs as files."""
+    place = folder / "kept"
+    place.mkdir()
+    for number, data in enumerate(corpus.kept(f"guest-{name}").values()):
+        (place / f"{number:04}").write_bytes(data)
+    return place
+
+
+def _given_away(folder: Path) -> None:
+    """A directory that is nobody's, below ones that anybody may enter."""
+    if os.geteuid() == 0:
+        subprocess.run(["chown", "-R", str(NOBODY), str(folder)], check=True)
+        for above in (folder, *folder.parents):
+            if above.stat().st_uid == 0 and above not in (Path("/"), Path("/tmp")):
+                above.chmod(above.stat().st_mode | 0o011)
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc is not installed")
+@pytest.mark.parametrize("name", HARNESSES)
+def test_fuzz_guest_some(name: str, tmp_path: Path) -> None:
+    program = build(name, "gcc", "address,undefined", tmp_path, "-DWITH_MAIN")
+    kept = sorted(map(str, _inputs(name, tmp_path).iterdir()))
+    assert kept
+    _given_away(tmp_path)
+    _run([str(program), *kept], tmp_path)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", HARNESSES)
+def test_fuzz_guest_long(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    clang = next(filter(None, map(shutil.which, ("clang", "clang-19", "clang-14"))), None)
+    if clang is None:
+        pytest.skip("clang is not installed: apt-get install clang")
+    program = build(name, clang, "fuzzer,address,undefined", tmp_path)
+    kept = _inputs(name, tmp_path)
+    reached = tmp_path / "reached"
+    reached.mkdir()
+    before = Path(KEPT, f"guest-{name}")
+    if KEPT and before.is_dir():
+        shutil.copytree(before, reached, dirs_exist_ok=True)
+    words = corpus.FOLDER / f"guest-{name}.dict"
+    limits = [f"-max_total_time={SECONDS:.0f}", "-max_len=4096", "-timeout=2", "-rss_limit_mb=300", "-print_final_stats=1"]
+    _given_away(tmp_path)
+    said = _run([str(program), *limits, *([f"-dict={words}"] if words.exists() else []), str(reached), str(kept)], tmp_path, SECONDS + 300)  # fmt: skip
+    if KEPT:
+        shutil.copytree(reached, before, dirs_exist_ok=True)
+    executed = re.search(r"stat::number_of_executed_units: *(\d+)", said)
+    assert executed
+    with capsys.disabled():
+        print(f"\nfuzz guest-{name}: {executed[1]} inputs")
