@@ -103,7 +103,7 @@ def locate(fd: int, offset: int) -> int:
 
 
 def _entry(fd: int, table: int, number: int) -> int:
-    if table != table & _OFFSET_MASK:  # where no table lies, and maybe no file can have anything
+    if table != table & _OFFSET_MASK:  # no table of ours lies there, and pread(2) takes no such offset
         return 0
     raw = os.pread(fd, 8, table + number * 8)
     return int.from_bytes(raw, "big") if len(raw) == 8 else 0

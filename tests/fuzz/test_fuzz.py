@@ -49,7 +49,8 @@ def test_fuzz_long(target: str, tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 
 def test_the_corpus_is_of_targets() -> None:
-    assert {path.name for path in corpus.FOLDER.iterdir()} <= set(table.TARGETS)
+    names = {path.name for path in corpus.FOLDER.iterdir() if not path.name.startswith("guest-")}
+    assert names <= set(table.TARGETS)
 
 
 @pytest.mark.parametrize("module", table.MODULES)

@@ -36,7 +36,6 @@ class Harness(NamedTuple):
 HARNESSES = {
     "records": Harness(),
     "channel": Harness(("process.c",), ("-Dfork=fuzz_fork", "-Dpipe2=fuzz_pipe2")),
-    "unpack": Harness(),
 }
 
 
@@ -104,7 +103,13 @@ def test_fuzz_guest_long(name: str, tmp_path: Path, capsys: pytest.CaptureFixtur
     if KEPT and before.is_dir():
         shutil.copytree(before, reached, dirs_exist_ok=True)
     words = corpus.FOLDER / f"guest-{name}.dict"
-    limits = [f"-max_total_time={SECONDS:.0f}", "-max_len=4096", "-timeout=2", "-rss_limit_mb=300", "-print_final_stats=1"]
+    limits = [
+        f"-max_total_time={SECONDS:.0f}",
+        "-max_len=4096",
+        "-timeout=2",
+        "-rss_limit_mb=300",
+        "-print_final_stats=1",
+    ]
     _given_away(tmp_path)
     said = _run([str(program), *limits, *([f"-dict={words}"] if words.exists() else []), str(reached), str(kept)], tmp_path, SECONDS + 300)  # fmt: skip
     if KEPT:

@@ -64,8 +64,10 @@ def router(data: bytes) -> None:
                 one.from_client(client, piece[: one.wants(client)])
                 at += size
             case 3:
-                joined, evicted = one.join()
-                clients = [known for known in (*clients, joined) if known is not evicted]
+                if (oldest := one.too_many()) is not None:
+                    clients = [known for known in clients if known is not oldest]
+                    one.leave(oldest)
+                clients.append(one.join())
             case 4:
                 one.sent_to_guest(len(one.to_guest()[: size << 8]))
             case 5:

@@ -269,16 +269,4 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t length) {
     return 0;
 }
 
-#ifdef WITH_MAIN
-int main(int argc, char **argv) {
-    static uint8_t data[1 << 20];
-    for (int i = 1; i < argc; i++) {
-        FILE *file = fopen(argv[i], "rb");
-        size_t length = file ? fread(data, 1, sizeof data, file) : 0;
-        if (file)
-            fclose(file);
-        LLVMFuzzerTestOneInput(data, length);
-    }
-    return 0;
-}
-#endif
+#include "main.h"
