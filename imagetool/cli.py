@@ -31,6 +31,13 @@ def parser() -> Parser:
         "-e", "--env", action="append", default=[], metavar="NAME=VALUE", help="for the guest's programs"
     )
     making.add_argument("--owner", action="append", default=[], metavar="PATH=USER[:GROUP]", help="of all below PATH")
+    making.add_argument(
+        "--allow-secret",
+        action="append",
+        default=[],
+        metavar="NAME=REASON",
+        help="publish the private key that NAME, a variable or path, holds; say why",
+    )
     making.add_argument("--tls-ca", metavar="FILE", help="CA certificates for the guest")
 
     top = Parser("imagetool", description="OCI images in, bootable ext4 root disks out.")

@@ -40,6 +40,8 @@ def _image(options: argparse.Namespace) -> Image:
         values["ca_file"] = str(options.ca_file)
     values["env"] = _pairs(options.env, "-e", "NAME=VALUE")
     values["owners"] = _pairs(options.owner, "--owner", "PATH=USER[:GROUP]")
+    if options.allow_secret:
+        values["allow_secret"] = _pairs(options.allow_secret, "--allow-secret", "NAME=REASON")
     values["tls"] = {"ca": options.tls_ca} if options.tls_ca else {}
     return of_command_line(_name(parse_reference(options.source)), values)
 

@@ -24,6 +24,7 @@ from runner.artifact import Process
 from runner.errors import BadInput
 from runner.oci import Platform
 from runner.reference import Reference
+from runner.text import printable
 
 if TYPE_CHECKING:  # it reads source images, which takes a while to load
     from imagetool.layout.files import OwnFile
@@ -171,14 +172,27 @@ def _image(image: Where, defaults: Where | None) -> Image:
     reference = get("source", values.a_reference, None)
     if reference is None:
         raise image.error("has no source", 'write source = "registry/repository:tag" or "oci:DIR:TAG"')
+    allowed = {name: values.reason(where) for name, where in table("allow_secret").items()}
     tls = {key: values.certificates(where) for key, where in table("tls").items()}
-    process = _process(table("process"))
+    process = _process(table("process"), allowed)
     if reference.kind == "tar" and not (process.entrypoint or process.cmd):
         raise image.error(
             "has a tar: source, which says not what to run", f"write [image.{name}.process] with cmd = […]"
         )
     own_layout = Reference("oci", path=(image.file.parent / "cache" / "artifacts" / name).absolute())
-    of_files: tuple[str, ...] = get("env_files", values.variables, ())
+    of_files: tuple[str, ...] = get("env_files", lambda where: values.variables(where, allowed), ())
+    variables = (*of_files, *(values.variable(where, allowed) for where in table("env").values()))
+    labels = {name: values.plain_text(where, name, allowed) for name, where in table("labels").items()}
+    files = _files(items("files"), allowed)
+    if "allow_secret" in image.table():
+        added = (
+            {file.path for file in files} | {text.partition("=")[0] for text in variables} | labels.keys() | _COMMANDS
+        )
+        for name in (image / "allow_secret").table():
+            if name not in added:
+                raise (image / "allow_secret" / name).error(
+                    "is nothing that is added", "name a file's path or a variable"
+                )
     return Image(
         name,
         reference,
@@ -192,27 +206,30 @@ def _image(image: Where, defaults: Where | None) -> Image:
         get("kernel", values.kernel, "debian"),
         get("memory", values.memory, 512 * MIB),
         get("cpus", values.cpus, 1),
-        (*of_files, *map(values.variable, table("env").values())),
+        variables,
         tls.get("ca"),
         tls.get("client"),
         tuple(map(values.owner, table("owners").values())),
         process,
-        {name: where.string() for name, where in table("labels").items()},
-        _files(items("files")),
+        labels,
+        files,
         tuple(sorted({values.path_in_image(where) for where in items("remove")})),
     )
 
 
-def _process(table: Mapping[str, Where]) -> ProcessChange:
+_COMMANDS = {"process.entrypoint", "process.cmd"}
+
+
+def _process(table: Mapping[str, Where], allowed: Mapping[str, str]) -> ProcessChange:
     return ProcessChange(
-        values.strings(table["entrypoint"]) if "entrypoint" in table else None,
-        values.strings(table["cmd"]) if "cmd" in table else None,
+        values.plain_texts(table["entrypoint"], "process.entrypoint", allowed) if "entrypoint" in table else None,
+        values.plain_texts(table["cmd"], "process.cmd", allowed) if "cmd" in table else None,
         values.absolute(table["workdir"]) if "workdir" in table else None,
         table["user"].string() if "user" in table else None,
     )
 
 
-def _files(items: list[Where]) -> tuple[OwnFile, ...]:
+def _files(items: list[Where], allowed: Mapping[str, str]) -> tuple[OwnFile, ...]:
     """All files, by path: of the same path the last counts, so an image's replaces the defaults'."""
     if not items:
         return ()
@@ -231,13 +248,20 @@ def _files(items: list[Where]) -> tuple[OwnFile, ...]:
         owner = (item / "owner").string() if "owner" in table else ""
         if "owner" in table:
             values.owner_text(item / "owner", path)
+        follow = (item / "follow").boolean() if "follow" in table else False
+        if follow and "text" in table:
+            raise (item / "follow").error("has no from whose links to follow", "leave it out")
         try:
             if "text" in table:
                 made = [files.of_text(path, (item / "text").string(), mode, owner)]
             else:
-                made = list(files.of_path(path, (item / "from").path(), mode, owner))
+                source, folder = (item / "from").path(), item.file.parent
+                made = list(files.of_path(path, source, mode, owner, folder, follow=follow))
         except BadInput as err:
             raise (item / ("text" if "text" in table else "from")).error(err.message, err.hint) from err
+        for file in made:
+            what = f"{printable(file.content)}: " if isinstance(file.content, Path) else ""
+            values.refuse_secret(item / ("text" if "text" in table else "from"), file.path, file.secret, allowed, what)
         found |= {file.path: file for file in made}
         if len(found) > files.FILES_MAX_COUNT:
             raise item.error(f"more than {files.FILES_MAX_COUNT} files", "put them into the image")

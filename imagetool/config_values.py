@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 
 from imagetool import schema
+from imagetool.layout import secrets
 from imagetool.layout.additions import Owner
-from imagetool.layout.certificates import PEM_MAX_BYTES, check_certificates, holds_private_key
+from imagetool.layout.certificates import PEM_MAX_BYTES, check_certificates
 from imagetool.toml_lines import Where
 from runner.artifact import DISK_MAX_BYTES
 from runner.errors import BadInput
@@ -171,7 +172,40 @@ def kernel(where: Where) -> str:
     return text if text in ("debian", "none") else str(where.path())
 
 
-def variable(where: Where) -> str:
+def reason(where: Where) -> str:
+    """Why a private key may be published."""
+    text = where.string().strip()
+    if not text:
+        raise where.error("gives no reason", 'write why it is no secret, as "a key of the tests"')
+    return text
+
+
+def refuse_secret(where: Where, name: str, found: str, allowed: Container[str], what: str = "") -> None:
+    """BadInput if a private key was `found` in what is added as `name` and is not allowed there; `what` says which value."""
+    if found and name not in allowed:
+        give = f"-e {name}, or --tls-key FILE" if name.isidentifier() else "--tls-key FILE"
+        raise where.error(
+            f"{what}holds {found}, and a build is published",
+            f"leave it out and give it to each sandbox: runner boot {give}; "
+            f'if it is no secret, write allow_secret = {{ "{printable(name)}" = "why" }}',
+        )
+
+
+def plain_text(where: Where, name: str, allowed: Container[str]) -> str:
+    """A text that is published, without a private key."""
+    text = where.string()
+    refuse_secret(where, name, secrets.in_bytes(text.encode()), allowed)
+    return text
+
+
+def plain_texts(where: Where, name: str, allowed: Container[str]) -> tuple[str, ...]:
+    found = strings(where)
+    for text in found:
+        refuse_secret(where, name, secrets.in_bytes(text.encode()), allowed)
+    return found
+
+
+def variable(where: Where, allowed: Container[str] = ()) -> str:
     """NAME=value of a key of `env`."""
     name, value = where.key, where.value
     if isinstance(value, dict) and value.get("secret") is True:
@@ -179,16 +213,20 @@ def variable(where: Where) -> str:
             "is secret, and a build is published",
             f"leave it out and give it to each sandbox: runner boot -e {name}, or --env-file FILE",
         )
-    return _variable(where, name, where.string())
+    return _variable(where, name, where.string(), allowed)
 
 
-def variables(where: Where) -> tuple[str, ...]:
+def variables(where: Where, allowed: Container[str] = ()) -> tuple[str, ...]:
     """NAME=value of every line in the files that a list names; blank lines and those that begin with # are skipped."""
-    return tuple(_variables(where))
+    return tuple(_variables(where, allowed))
 
 
-def _variables(where: Where) -> Iterator[str]:
+def _variables(where: Where, allowed: Container[str]) -> Iterator[str]:
+    from imagetool.layout.files import leads_out
+
     for number, name in enumerate(strings(where)):
+        if out := leads_out((where / number).path(), where.file.parent):
+            raise where.error(f"{name} is a link to {printable(out)}, out of its directory", "name the file itself")
         text = _read(where / number, _ENV_FILE_MAX_BYTES)
         for line_number, line in enumerate(text.split(b"\n"), 1):
             line = line.removesuffix(b"\r")
@@ -200,19 +238,15 @@ def _variables(where: Where) -> Iterator[str]:
                 raise where.error(f"{name}, line {line_number}: not UTF-8 text") from None
             if not equals:
                 raise where.error(f"{name}, line {line_number}: {key!r:.80} has no value", "write NAME=VALUE")
-            yield _variable(where, key, value, f"{name}, line {line_number}: ")
+            yield _variable(where, key, value, allowed, f"{name}, line {line_number}: ")
 
 
-def _variable(where: Where, name: str, text: str, place: str = "") -> str:
+def _variable(where: Where, name: str, text: str, allowed: Container[str], place: str = "") -> str:
     if not name or "=" in name or "\0" in name:
         raise where.error(f"{place}is no name of a variable")
     if "\0" in text:
         raise where.error(f"{place}holds a NUL byte", "no program could be given it")
-    if holds_private_key(text.encode()):
-        raise where.error(
-            f"{place}holds a private key, and a build is published",
-            f"leave it out and give it to each sandbox: runner boot -e {name}, or --tls-key FILE",
-        )
+    refuse_secret(where, name, secrets.in_bytes(text.encode()), allowed, place)
     return f"{name}={text}"
 
 

@@ -36,6 +36,7 @@ EFFECTS = (
     ("recipe.env", "/.rootdisk/env"),
     ("recipe.tls", "/.rootdisk/tls"),
     ("recipe.process", "/.rootdisk/process"),
+    ("recipe.spared", "owners of /.rootdisk, which stays root's"),
     ("recipe.owners", "inodes, and the account files where a user is made"),
     ("recipe.files", "the layer of files"),
     ("recipe.remove", "the layer of files"),

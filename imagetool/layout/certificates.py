@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import re
 
+from imagetool.layout import secrets
 from runner.errors import BadInput
 
 PEM_MAX_BYTES = 4 << 20  # Debian's whole CA bundle is 0.2 MiB
@@ -17,12 +18,6 @@ _BLOCK = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----[^-]*-----END \1-----", re.AS
 _SEQUENCE, _BIT_STRING = 0x30, 0x03
 _CERTIFICATE = [_SEQUENCE, _SEQUENCE, _BIT_STRING]  # what is signed, how, and the signature
 _DEPTH_MAX = 16
-_PRIVATE = re.compile(rb"-----BEGIN [A-Z0-9 ]*PRIVATE KEY-----", re.ASCII)
-
-
-def holds_private_key(data: bytes) -> bool:
-    """Whether `data` has the beginning of a PEM private key anywhere in it."""
-    return _PRIVATE.search(data) is not None
 
 
 def check_certificates(data: bytes, what: str) -> bytes:
@@ -32,9 +27,9 @@ def check_certificates(data: bytes, what: str) -> bytes:
     """
     if len(data) > PEM_MAX_BYTES:
         raise BadInput(f"{what}: larger than {PEM_MAX_BYTES >> 20} MiB", "is it a PEM file?")
-    if holds_private_key(data):
+    if key := secrets.in_bytes(data):
         raise BadInput(
-            f"{what}: holds a private key, and a build is published",
+            f"{what}: holds {key}, and a build is published",
             "leave it out and give it to each sandbox: runner boot --tls-key FILE",
         )
     blocks = [match.group(0) for match in _BLOCK.finditer(data) if match.group(1) == b"CERTIFICATE"]

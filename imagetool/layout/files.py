@@ -1,6 +1,6 @@
 """The builder's own files, and what shall not be on the disk: one more layer over the image's, as a tar made here.
 
-    of_text(…), of_path(…) -> OwnFile            what images.toml asks for, hashed while it is read
+    of_text(…), of_path(…) -> OwnFile            what images.toml asks for, hashed, and what private key is in it
     own_layer(files, removed) -> LayerBlob       plain tar: whiteouts, then the files; no clock, no owner, no umask in it
 
 Files have time 0 and belong to root in the tar; whom they are to belong to is looked up in the image's accounts later.
@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from imagetool.layout.certificates import holds_private_key
+from imagetool.layout import secrets
 from imagetool.oci.sources import LayerBlob
 from imagetool.tree.model import Directory, Tree
 from runner.errors import BadInput, RootdiskError
@@ -28,7 +28,7 @@ NEAR_MAX_COUNT = 10_000  # names of the image that a wrong one is compared with
 FILES_MAX_COUNT = 10_000  # each is listed in the artifact's config
 PIECE_BYTES = 1 << 20
 PLAIN_LAYER = "application/vnd.oci.image.layer.v1.tar"
-_KEY_BYTES = 100  # no longer is the first line of a private key
+NEST_MAX = 200  # directories in directories
 
 
 class OwnFile(NamedTuple):
@@ -45,6 +45,7 @@ class OwnFile(NamedTuple):
     digest: str = ""
     target: str = ""
     content: Path | bytes = b""
+    secret: str = ""  # what private key is in it, in words
 
     def to_json(self) -> dict[str, Any]:
         """What of it decides the disk."""
@@ -55,57 +56,85 @@ class OwnFile(NamedTuple):
 def of_text(path: str, text: str, mode: int | None, owner: str) -> OwnFile:
     """A file of the UTF-8 `text`."""
     data = text.encode()
-    _refuse_keys(data)
     permissions = 0o644 if mode is None else mode
-    return OwnFile(path, stat.S_IFREG | permissions, owner, len(data), str(Digest.of(data)), content=data)
+    digest = str(Digest.of(data))
+    return OwnFile(
+        path, stat.S_IFREG | permissions, owner, len(data), digest, content=data, secret=secrets.in_bytes(data)
+    )
 
 
-def of_path(path: str, source: Path, mode: int | None, owner: str) -> Iterator[OwnFile]:
+def leads_out(source: Path, folder: Path) -> str:
+    """Where a link leads to on the way to `source`, if out of `folder`; of its own directory if it does not lie there."""
+    named = Path(os.path.normpath(source))
+    base = folder if named.is_relative_to(os.path.normpath(folder)) else named.parent
+    real = Path(os.path.realpath(source))
+    return "" if real.is_relative_to(os.path.realpath(base)) else str(real)
+
+
+def of_path(path: str, source: Path, mode: int | None, owner: str, folder: Path, *, follow: bool) -> Iterator[OwnFile]:
     """The file `source` as `path`, or a directory with all below.
 
-    Without `mode` files are 0755 where their owner may execute them, else 0644, as git has it; directories are 0755.
-    BadInput: what cannot be read, or is no file, directory or symbolic link, or holds a private key.
+    Without `mode` files are 0755 if their owner may execute them, else 0644, as git has it; directories are 0755.
+    `source` must not be a link out of `folder`, and links below it are put as links; with `follow`, what a link leads to
+    is put in its place, wherever it is.
+    BadInput: what cannot be read, or is no file, directory or symbolic link.
     """
     try:
-        yield from _of_path(path, source, source.stat(), mode, owner)
+        if not follow and (out := leads_out(source, folder)):
+            raise BadInput(
+                f"{printable(source)} is a link to {printable(out)}, out of its directory",
+                "write follow = true to put what it leads to",
+            )
+        yield from _of_path(path, source, source.stat(), mode, owner, follow, ())
     except OSError as err:
-        raise BadInput(f"cannot read {err.filename or source}: {err.strerror}") from err
+        raise BadInput(f"cannot read {printable(err.filename or source)}: {err.strerror}") from err
 
 
-def _of_path(path: str, source: Path, found: os.stat_result, mode: int | None, owner: str) -> Iterator[OwnFile]:
+def _of_path(
+    path: str,
+    source: Path,
+    found: os.stat_result,
+    mode: int | None,
+    owner: str,
+    follow: bool,
+    above: tuple[tuple[int, int], ...],
+) -> Iterator[OwnFile]:
     if stat.S_ISLNK(found.st_mode):
-        yield OwnFile(path, stat.S_IFLNK | 0o777, owner, target=os.readlink(source))
+        target = os.readlink(source)
+        _check_text(target, source)
+        yield OwnFile(path, stat.S_IFLNK | 0o777, owner, target=target)
     elif stat.S_ISDIR(found.st_mode):
+        here = found.st_dev, found.st_ino
+        if here in above or len(above) > NEST_MAX:
+            raise BadInput(f"{printable(source)}: links in circles, or more than {NEST_MAX} directories in each other")
         yield OwnFile(path, stat.S_IFDIR | 0o755, owner)
         for name in sorted(os.listdir(source)):
+            inner = source / name
             if name.startswith(".wh."):
-                raise BadInput(f"{source / name}: a name that begins with .wh. is a whiteout", "use remove = […]")
-            try:
-                name.encode()
-            except UnicodeEncodeError as err:
-                raise BadInput(f"{os.fsencode(source / name)!r}: its name is not UTF-8") from err
-            below = f"{path.rstrip('/')}/{name}"
-            yield from _of_path(below, source / name, os.lstat(source / name), mode, owner)
+                raise BadInput(f"{printable(inner)}: a name that begins with .wh. is a whiteout", "use remove = […]")
+            _check_text(name, inner)
+            there = os.stat(inner, follow_symlinks=follow)
+            yield from _of_path(f"{path.rstrip('/')}/{name}", inner, there, mode, owner, follow, (*above, here))
     elif stat.S_ISREG(found.st_mode):
         permissions = mode if mode is not None else 0o755 if found.st_mode & stat.S_IXUSR else 0o644
-        digest, size, before = hashlib.sha256(), 0, b""
-        for piece in _pieces(source):
-            _refuse_keys(before + piece)
-            digest.update(piece)
-            size += len(piece)
-            before = piece[-_KEY_BYTES:]
+        with source.open("rb") as file:
+            digest, size = hashlib.sha256(), 0
+            while piece := file.read(PIECE_BYTES):
+                digest.update(piece)
+                size += len(piece)
+            file.seek(0)
+            secret = secrets.in_stream(file)
         found_digest = str(Digest("sha256", digest.hexdigest()))
-        yield OwnFile(path, stat.S_IFREG | permissions, owner, size, found_digest, content=source)
+        yield OwnFile(path, stat.S_IFREG | permissions, owner, size, found_digest, content=source, secret=secret)
     else:
-        raise BadInput(f"{source} is no file, directory or symbolic link", "make device files in the image")
+        raise BadInput(f"{printable(source)} is no file, directory or symbolic link", "make device files in the image")
 
 
-def _refuse_keys(data: bytes) -> None:
-    if holds_private_key(data):
-        raise BadInput(
-            "holds a private key, and a build is published",
-            "leave it out and give it to each sandbox: runner boot --tls-key FILE",
-        )
+def _check_text(name: str, source: Path) -> None:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise BadInput(f"{printable(source)}: its name or target is not UTF-8") from None
 
 
 def own_layer(files: Sequence[OwnFile], removed: Sequence[str]) -> LayerBlob:

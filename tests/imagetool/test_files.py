@@ -90,6 +90,79 @@ def test_what_is_merged_into_a_directory_leaves_the_rest_of_it_alone(tmp_path: P
     assert found["/usr/lib"][1:3] == (7, 8)
 
 
+def put(tmp_path: Path, body: str) -> dict[str, tuple[bytes, str]]:
+    """Content and link target of what images.toml puts into an image."""
+    (image,) = config.parse(
+        f'[image.a]\nsource = "oci:layout:t"\n[[image.a.files]]\npath = "/x"\n{body}', tmp_path / "p/images.toml"
+    )
+    return {
+        file.path: (file.content.read_bytes() if isinstance(file.content, Path) else file.content, file.target)
+        for file in image.files
+    }
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A project with links out of it, and what they lead to."""
+    (tmp_path / "p/d/e").mkdir(parents=True)
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home/token").write_text("token")
+    (tmp_path / "p/d/plain").write_text("plain")
+    for name, target in {
+        "p/out": "../home/token", "p/absolute": str(tmp_path / "home/token"), "p/folder": "../home", "p/chain": "out",
+        "p/d/out": "../../home/token", "p/d/e/folder": "../../../home", "p/in": "d/plain", "p/din": "d",
+        "home/there": "token", "home/away": "../p/d/plain",
+    }.items():  # fmt: skip
+        (tmp_path / name).symlink_to(target)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["out", "absolute", "folder", "chain", "folder/token", "d/out", "d/e/folder/token", "d/../out", "../home/away"],
+)
+def test_a_link_out_of_its_directory_is_followed_on_purpose_only(project: Path, name: str) -> None:
+    with pytest.raises(
+        BadInput, match=r"images\.toml:5:1: image\.a\.files\.0\.from: .* is a link to .*: write follow = true"
+    ):
+        put(project, f'from = "{name}"')
+    found = put(project, f'from = "{name}"\nfollow = true')
+    assert {content for content, _ in found.values()} & {b"token", b"plain"}
+
+
+@pytest.mark.parametrize(
+    ("name", "path"), [("in", "/x"), ("din", "/x/plain"), ("../home/there", "/x"), ("../home/token", "/x")]
+)
+def test_links_that_stay_and_names_that_are_none(project: Path, name: str, path: str) -> None:
+    assert put(project, f'from = "{name}"')[path][0] in (b"plain", b"token")
+
+
+def test_links_in_a_directory_are_links_or_followed(project: Path) -> None:
+    """Nothing behind a link is read unless `follow` says so."""
+    found = put(project, 'from = "d"')
+    assert found["/x/out"] == (b"", "../../home/token")
+    assert found["/x/e/folder"] == (b"", "../../../home")
+    assert b"token" not in {content for content, _ in found.values()}
+    found = put(project, 'from = "d"\nfollow = true')
+    assert found["/x/out"] == found["/x/e/folder/token"] == found["/x/e/folder/there"] == (b"token", "")
+    assert found["/x/e/folder/away"] == (b"plain", "")
+    (project / "p/d/e/up").symlink_to("..")
+    with pytest.raises(BadInput, match="links in circles"):
+        put(project, 'from = "d"\nfollow = true')
+    (project / "p/d/nowhere").symlink_to("/no/such")
+    with pytest.raises(BadInput, match=r"cannot read .*nowhere|links in circles"):
+        put(project, 'from = "d"\nfollow = true')
+
+
+def test_an_env_file_that_is_a_link_out_of_its_directory(project: Path) -> None:
+    (project / "home/token").write_text("A=1\n")
+    text = '[image.a]\nsource = "oci:layout:t"\nenv_files = ["{}"]\n'
+    with pytest.raises(BadInput, match=r"out is a link to .*home/token, out of its directory: name the file itself"):
+        config.parse(text.format("out"), project / "p/images.toml")
+    (image,) = config.parse(text.format("../home/token"), project / "p/images.toml")
+    assert image.env == ("A=1",)
+
+
 def test_owners_come_after_files(tmp_path: Path) -> None:
     body = f'files = [{{ path = "/sandbox/mine", text = "", owner = "app" }}]\n{SANDBOX}'
     assert seen(disk(tmp_path, body))["/sandbox/mine"][1:3] == (10001, 10001)
