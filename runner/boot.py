@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 import sys
 import time
@@ -153,7 +154,11 @@ def launch(ready: Ready, store: Store, counter: tsc.Counter) -> int:
             stdin = 0 if spec.interactive else None
             with raw_terminal(spec.terminal and spec.interactive):
                 return session.run(
-                    stdin=stdin, terminal=spec.terminal, on_signal=lambda _: _stop(session), patience_s=STOPPED_S
+                    stdin=stdin,
+                    terminal=spec.terminal,
+                    on_signal=lambda number: _hand_on(session, number),
+                    patience_s=STOPPED_S,
+                    is_main=True,
                 )
     except Lost as err:
         os.waitpid(pid, 0)
@@ -186,11 +191,18 @@ def _started(session: Session) -> int:
         return 0
 
 
-def _stop(session: Session) -> None:
+def _hand_on(session: Session, number: int) -> None:
+    """A signal to the client is one to the program; SIGTERM is the one that its image wants, and SIGKILL after a while.
+
+    So is what should end a program that has not started yet.
+    """
     from runner import frames
     from runner.keeper import STOP_S
 
-    session.send(frames.STOP, STOP_S.to_bytes(4, "little"))
+    if number == signal.SIGTERM or (number == signal.SIGINT and not session.is_ready):
+        session.send(frames.STOP, STOP_S.to_bytes(4, "little"))
+    else:
+        session.send_signal(number)
 
 
 def _keep(ready: Ready, store: Store, client: socket.socket, listener: socket.socket, counter: tsc.Counter) -> NoReturn:

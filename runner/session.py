@@ -36,33 +36,65 @@ class Interrupted(BaseException):
         self.number = number
 
 
-class _Signals:
-    """SIGINT, SIGTERM and SIGHUP: the first is handed on, a second one or `patience_s` without an end is the end of this process.
+# Handed on like the others, and nothing is expected of the program. Not those of job control, which are for this process itself.
+_PASSED = (signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH)
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
-    After a SIGINT a sandbox that says something is given more time: a program may go on after it, as a Python prompt does.
+
+class _Signals:
+    """What becomes of a signal: it is handed on to the program, which is expected to end by SIGINT, SIGTERM and SIGHUP.
+
+    This process ends if it does not, in `patience_s`; at once if such a signal comes again, or another and nothing has come from
+    the sandbox in between. After a SIGINT a sandbox that says something is given more time: a program may go on after it, as a
+    Python prompt does. A sandbox's main program (`is_main`) may read its configuration again by a SIGHUP, so that nothing is
+    expected of it; but if the terminal is gone, it is stopped.
     """
 
-    def __init__(self, hand_on: Callable[[int], None], patience_s: float) -> None:
+    def __init__(self, hand_on: Callable[[int], None], patience_s: float, is_main: bool) -> None:
         self._hand_on = hand_on
         self._patience_s = patience_s
-        self._first: int | None = None
+        self._is_main = is_main
+        self._given: set[int] = set()
+        self._last: int | None = None
         self._lived = False
+        self._size = window()
+        self._has_terminal = _has_terminal()
 
     def lives(self) -> None:
         """Something has come."""
         self._lived = True
 
     def signal(self, number: int, _: object) -> None:
-        if self._first is not None:
+        if number == signal.SIGWINCH and self._size != (size := window()):
+            self._size = size  # it is the window's doing
+        elif number in _PASSED or (number == signal.SIGHUP and self._is_main and not self.has_hung_up()):
+            self._hand_on(number)
+        elif number in self._given or (self._given and not self._lived):
             raise Interrupted(number)
-        self._first, self._lived = number, False
-        signal.setitimer(signal.ITIMER_REAL, self._patience_s)
-        self._hand_on(number)
+        else:
+            self._given.add(number)
+            self._last, self._lived = number, False
+            signal.setitimer(signal.ITIMER_REAL, self._patience_s)
+            self._hand_on(signal.SIGTERM if number == signal.SIGHUP and self._is_main else number)
+
+    def has_hung_up(self) -> bool:
+        """Whether the terminal that this process was started from is gone."""
+        return self._has_terminal and not _has_terminal()
 
     def alarm(self, *_: object) -> None:
-        number, self._first = self._first, None
+        number, self._last = self._last, None
+        self._given.clear()
         if number is not None and not (number == signal.SIGINT and self._lived):
             raise Interrupted(number)
+
+
+def _has_terminal() -> bool:
+    """Whether this process has a controlling terminal that answers."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC | os.O_NONBLOCK))
+    except OSError:
+        return False
+    return True
 
 
 class Session:
@@ -77,11 +109,24 @@ class Session:
         self._ready = False
         self._status: int | None = None
         self._ended = False
+        self._held: list[int] = []  # signals to a program that has not started
         self._signals: _Signals | None = None
         self._break_at: float | None = None  # since when a Ctrl-C that was typed has had no answer
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether the program has started."""
+        return self._ready
+
     def send(self, kind: int, payload: bytes = b"") -> None:
         self._out += frame(kind, payload)
+
+    def send_signal(self, number: int) -> None:
+        """One to the program, as soon as it has started."""
+        if self._ready:
+            self.send(frames.SIGNAL, number.to_bytes(4, "little"))
+        elif number not in self._held:
+            self._held.append(number)
 
     def run(
         self,
@@ -91,15 +136,16 @@ class Session:
         on_ready: Callable[[], None] | None = None,
         on_signal: Callable[[int], None] | None = None,
         patience_s: float = PATIENCE_S,
+        is_main: bool = False,
         ready: bool = False,
     ) -> int:
         """Carry everything until the other side is done; the program's exit status.
 
-        `ready` says that input may be sent before READY has come. `on_signal` is called with the first SIGINT, SIGTERM or
-        SIGHUP; the next one, or `patience_s` without an end, ends this: 128 and the signal's number.
+        `ready` says that input may be sent before READY has come. `on_signal` hands a signal on;
+        _Signals says when one ends this instead, with 128 and its number.
         GuestError with the reason if the sandbox failed; Lost.
         """
-        self._signals = _Signals(on_signal, patience_s) if on_signal is not None else None
+        self._signals = _Signals(on_signal, patience_s, is_main) if on_signal is not None else None
         try:
             return self._run(stdin, terminal, on_ready, ready)
         except Interrupted as stopped:
@@ -198,6 +244,9 @@ class Session:
                 self._out += frame_number(frames.CREDIT, len(payload))
             elif kind == frames.READY:
                 self._ready = True
+                for signal_number in self._held:
+                    self.send_signal(signal_number)
+                self._held.clear()
                 if on_ready is not None:
                     on_ready()
             elif kind == frames.EXIT:
@@ -215,7 +264,7 @@ def _handled(signals: _Signals | None, on_resize: Callable[[], None] | None) -> 
     """A socket that becomes readable with a signal, whose handler has run then."""
     handlers: dict[signal.Signals, Callable[[int, object], None]] = {}
     if signals is not None:
-        handlers.update(dict.fromkeys(process.heard(signal.SIGINT, signal.SIGTERM, signal.SIGHUP), signals.signal))
+        handlers.update(dict.fromkeys(process.heard(*_ENDING, *_PASSED), signals.signal))
         handlers[signal.SIGALRM] = signals.alarm
     if on_resize is not None:
         handlers[signal.SIGWINCH] = lambda *_: on_resize()

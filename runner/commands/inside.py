@@ -34,12 +34,8 @@ def exec_command(options: argparse.Namespace) -> int:
         session = Session(sock)
         session.send(frames.EXEC, request)
         stdin = 0 if options.interactive else None
-
-        def forward(number: int) -> None:
-            session.send(frames.SIGNAL, number.to_bytes(4, "little"))
-
         with raw_terminal(options.tty and options.interactive):
-            return session.run(stdin=stdin, terminal=options.tty, on_signal=forward, ready=True)
+            return session.run(stdin=stdin, terminal=options.tty, on_signal=session.send_signal, ready=True)
 
 
 def cp_command(options: argparse.Namespace) -> int:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.end_to_end.conftest import ROOT, Runner
-from tests.end_to_end.test_lifecycle import LOOP, machines, rows, until
+from tests.end_to_end.test_lifecycle import LOOP, command, machines, rows, until
 from tests.runner.test_process import CLOSED
 
 pytestmark = pytest.mark.vm
@@ -179,3 +179,49 @@ def test_output_that_does_not_block(sandbox: str, runner: Runner) -> None:
         lines = file.read().split()
     assert client.wait(60) == 0
     assert len(lines) == 500_000
+
+
+TRAPS = """
+for name in HUP INT QUIT USR1 USR2 WINCH; do trap "echo $name" $name; done
+trap 'echo TERM; exit 7' TERM
+echo up; while :; do sleep 0.1; done
+"""
+
+
+@pytest.mark.parametrize("how", ["boot", "exec"])
+def test_signals_reach_the_program(demo: str, runner: Runner, sandbox: str, how: str) -> None:
+    """Each as it is, while the program answers; SIGTERM as the image's stop signal, and its exit status comes back."""
+    words = {
+        "boot": ["boot", "--name", "heard", "--entrypoint", "/bin/sh", demo, "--", "-c", TRAPS],
+        "exec": ["exec", sandbox, "sh", "-c", TRAPS],
+    }[how]
+    client = command(runner, *words)
+    assert client.stdout is not None
+    assert client.stdout.readline() == b"up\n"
+    for name in ("USR1", "HUP", "INT", "USR1", "QUIT", "USR2", "WINCH", "TERM"):
+        client.send_signal(getattr(signal, f"SIG{name}"))
+        assert client.stdout.readline() == f"{name}\n".encode()
+    assert client.wait(60) == 7
+
+
+def test_a_reload_is_no_end(demo: str, runner: Runner) -> None:
+    """A main program that says nothing to SIGHUP goes on, however often it comes."""
+    script = "trap 'touch /tmp/reloaded' HUP; trap 'exit 3' TERM; echo up; while :; do sleep 0.1; done"
+    client = command(runner, "boot", "--name", "reload", "--entrypoint", "/bin/sh", demo, "--", "-c", script)
+    assert client.stdout is not None
+    assert client.stdout.readline() == b"up\n"
+    for _ in range(3):
+        client.send_signal(signal.SIGHUP)
+        until(lambda: runner("exec", "-u", "0", "reload", "rm", "/tmp/reloaded").returncode == 0)
+    client.send_signal(signal.SIGTERM)
+    assert client.wait(60) == 3
+
+
+def test_a_program_that_hears_nothing(demo: str, runner: Runner) -> None:
+    """Without a trap each signal does what it does by default, as in any shell."""
+    for name in ("INT", "HUP", "USR1", "QUIT"):
+        client = command(runner, "boot", "--entrypoint", "/bin/sh", demo, "--", "-c", "echo up; exec sleep 1000")
+        assert client.stdout is not None
+        assert client.stdout.readline() == b"up\n"
+        client.send_signal(getattr(signal, f"SIG{name}"))
+        assert client.wait(60) == 128 + getattr(signal, f"SIG{name}")

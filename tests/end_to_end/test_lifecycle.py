@@ -236,7 +236,7 @@ def test_no_secret_is_seen_outside(loop: str, runner: Runner) -> None:
 
 def test_signals_stop_start_and_rm(demo: str, runner: Runner) -> None:
     """The whole life of another one."""
-    script = "trap 'echo told' USR1; trap 'echo bye; exit 3' TERM; echo up; while :; do sleep 0.1; done"
+    script = "trap 'echo told' USR1; trap 'echo bye; exit 3' TERM INT; echo up; while :; do sleep 0.1; done"
     assert runner.boot(demo, script, "-d", "--name", "life").returncode == 0
     waiting = command(runner, "wait", "life")
     following = command(runner, "logs", "-f", "life")
@@ -301,13 +301,21 @@ def test_whoever_is_killed_nothing_stays(demo: str, runner: Runner, victim: str)
 
 
 def test_the_terminal_hangs_up(demo: str, runner: Runner) -> None:
-    script = "trap 'echo stopped > /dev/console; exit 0' TERM; echo up; while :; do sleep 0.1; done"
-    client = command(runner, "boot", "--name", "hung", "--keep", "--entrypoint", "/bin/sh", demo, "--", "-c", script)
-    assert client.stdout is not None
-    client.stdout.readline()
-    client.send_signal(signal.SIGHUP)
-    assert client.wait(30) == 0
-    assert rows(runner, "-a")["hung"]["status"] == 0
+    """The program is stopped as by SIGTERM, and what it wrote is kept."""
+    import pty
+
+    script = "trap 'echo stopped > /sandbox/how; exit 4' TERM; trap '' HUP; echo up; while :; do sleep 0.1; done"
+    words = ["boot", "--name", "hung", "--keep", "--entrypoint", "/bin/sh", demo, "--", "-c", script]
+    pid, terminal = pty.fork()
+    if not pid:
+        env = {**os.environ, "ROOTDISK_STORE": str(runner.store), "PYTHONPATH": str(ROOT)}
+        os.execve(sys.executable, [sys.executable, "-m", "runner", *words], env)
+    seen = b""
+    while b"up" not in seen:
+        seen += os.read(terminal, 100)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 4
+    assert rows(runner, "-a")["hung"]["status"] == 4
     assert runner("rm", "hung").returncode == 0
 
 
