@@ -10,7 +10,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "texts": ("url", "reference", "challenge", "token", "proxy", "printable"),
     "documents": ("manifest", "index", "image-config", "artifact-config", "chunk-index", "frame"),
     "places": ("layout", "layout-target", "docker-archive", "oci-archive", "credentials", "helper"),
-    "registries": ("registry", "token-service"),
+    "registries": ("registry", "token-service", "registry-target"),
     "channel": ("frames", "router", "session", "program", "cp-out", "cp-tar", "cp-in"),
     "sandboxes": ("state", "slot-record", "records", "name", "qcow2", "grow"),
     "layers": ("tar", "pax", "inflate", "accounts", "certificates"),

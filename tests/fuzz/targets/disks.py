@@ -38,7 +38,7 @@ def _images() -> list[tuple[bytes, list[int]]]:
     """Small disks, mke2fs's without checksums so that damage gets past them, in two block sizes; and where something is."""
     tree = folder() / "tree"
     (tree / "d/e").mkdir(parents=True)
-    for n in range(150):
+    for n in range(70):
         (tree / f"d/file-{n:03}").write_bytes(b"x" * n)
     (tree / "long").symlink_to("t" * 90)
     (tree / "short").symlink_to("d")

@@ -6,19 +6,26 @@ is reached: the process refuses every other connection and every name.
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import socket
 import sys
 import threading
 from contextlib import closing
 from functools import cache
 from typing import Any
+from unittest import mock
 
+from imagetool.oci.docker import save_image
+from imagetool.oci.registry_target import RegistryTarget
 from runner.errors import RegistryError
-from runner.oci import Descriptor, Digest
+from runner.oci import OCI_MANIFEST, Descriptor, Digest
+from runner.reference import parse_reference
 from runner.registry import RegistryRepository
 from runner.repository import RegistryOptions
 from tests.fuzz.target import Target
+from tests.fuzz.targets.documents import MANIFEST as DOCUMENT
 
 CUT = b"\n-----\n"
 BLOB = b"0123456789" * 10
@@ -49,11 +56,17 @@ class Server:
                 try:
                     connection.settimeout(2)
                     head = b""
-                    while b"\r\n\r\n" not in head and (piece := connection.recv(65536)):
+                    while not _is_whole(head) and (piece := connection.recv(65536)):
                         head += piece
                     connection.sendall(self.answers.pop(0) if self.answers else b"")
                 except OSError:
                     continue
+
+
+def _is_whole(request: bytes) -> bool:
+    head, end, body = request.partition(b"\r\n\r\n")
+    length = re.search(rb"\r\ncontent-length: (\d{1,6})", head.lower())
+    return bool(end) and len(body) >= (int(length[1]) if length else 0)
 
 
 @cache
@@ -84,6 +97,27 @@ def registry(data: bytes) -> None:
             raise RegistryError("nothing asked")
 
 
+def target(data: bytes) -> None:
+    """A registry that is written to, and a daemon that is asked for an image."""
+    kind, _, rest = data.partition(b"\n")
+    server().answers = _answers(rest)
+    if kind == b"daemon":
+        with mock.patch.dict(os.environ, {"DOCKER_HOST": f"tcp://127.0.0.1:{server().port}"}):
+            save_image(parse_reference("docker-daemon:team/app:v1")).close()
+        return
+    with closing(RegistryTarget(f"127.0.0.1:{server().port}", "team/app", OPTIONS)) as place:
+        if kind == b"tags":
+            place.tags()
+        elif kind == b"blob":
+            place.push_blob(DESCRIPTOR, lambda: iter([BLOB]), mount="team/other")
+        elif kind == b"manifest":
+            place.push_manifest(SUBJECT, OCI_MANIFEST, ("v1",))
+        elif kind == b"remove":
+            place.remove(DESCRIPTOR.digest)
+        else:
+            raise RegistryError("nothing asked")
+
+
 def token_service(data: bytes) -> None:
     """A challenge, and what the token service that it names answers; then the manifest."""
     header, _, rest = data.partition(b"\n")
@@ -98,6 +132,7 @@ def answer(status: bytes, body: bytes = b"", *headers: bytes) -> bytes:
 
 
 MANIFEST = b'{"schemaVersion": 2, "config": {}, "layers": []}'
+SUBJECT = json.dumps(DOCUMENT | {"mediaType": OCI_MANIFEST}).encode()
 REALM = b'Bearer realm="http://127.0.0.1:PORT/token",service="s",scope="repository:team/app:pull"'
 WORDS = (
     b"Content-Length: ", b"Content-Range: bytes 10-59/100", b"Location: ", b"Retry-After: ", b"Docker-Content-Digest: sha256:",
@@ -125,6 +160,23 @@ def registries() -> list[bytes]:
     ]
 
 
+def targets() -> list[bytes]:
+    missing, found = answer(b"404 Not Found"), answer(b"200 OK", MANIFEST)
+    begun = answer(b"202 Accepted", b"", b"Location: /v2/team/app/blobs/uploads/1?state=x")
+    digest = b"Docker-Content-Digest: " + str(Digest.of(SUBJECT)).encode()
+    return [
+        b"tags\n" + CUT.join([answer(b"200 OK", b'{"tags": ["a"]}', b'Link: </v2/team/app/tags/list?last=a>; rel="next"'), answer(b"200 OK", b'{"tags": null}'), found]),
+        b"blob\n" + CUT.join([missing, begun, answer(b"201 Created")]),
+        b"blob\n" + CUT.join([missing, answer(b"202 Accepted"), begun, answer(b"502 Bad"), answer(b"204 No", b"", b"Range: 0-49"), answer(b"201 Created")]),
+        b"blob\n" + CUT.join([missing, answer(b"201 Created")]),
+        b"manifest\n" + CUT.join([answer(b"201 Created", b"", digest), missing, answer(b"201 Created", b"", digest)]),
+        b"remove\n" + answer(b"202 Accepted"),
+        b"remove\n" + CUT.join([missing, answer(b"200 OK")]),
+        b"daemon\n" + answer(b"200 OK", b"archive"),
+        b"daemon\nHTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
+    ]  # fmt: skip
+
+
 def token_services() -> list[bytes]:
     found = answer(b"200 OK", MANIFEST)
     return [
@@ -138,6 +190,7 @@ def token_services() -> list[bytes]:
 
 
 TARGETS = {
+    "registry-target": Target(target, targets, (*WORDS, b"Link: <", b'>; rel="next"', b"Range: 0-", b'"tags"', b"null"), few=150),
     "registry": Target(registry, registries, WORDS, few=150),
     "token-service": Target(token_service, token_services, (*WORDS, b"Bearer realm=", b"Basic ", b'"token"', b'"expires_in"', b"1e999"), few=150),
 }  # fmt: skip
