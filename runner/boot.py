@@ -269,7 +269,7 @@ def _run(ready: Ready, store: Store, client: socket.socket, listener: socket.soc
         # Without anything to keep, the machine ends at once: its disk is thrown away.
         if (spec.keep or spec.volumes) and status not in (TIMED_OUT, KILLED):
             keeper.acknowledge()
-            vm.ended(10)
+            vm.ended(5)
     except Gone:
         status = KILLED
     except RootdiskError as err:

@@ -33,6 +33,7 @@ Source = socket.socket | IO[bytes]
 
 STOP_S = 10  # what a program has to end by itself
 GRACE_S = 5.0  # what its guest has beyond that
+POWER_OFF_S = 15.0  # what a guest has to write everything back
 TIMED_OUT, KILLED = 124, 128 + signal.SIGKILL
 _WAIT_MAX_S = 3600.0  # for one call of the kernel, which takes no more than 24 days
 _ACCEPTED_MAX = 64  # connections in a turn
@@ -153,10 +154,31 @@ class Keeper:
         return KILLED if router.status is None else router.status
 
     def acknowledge(self) -> None:
-        """Let the guest write everything back and power off."""
-        self._vm.channel.settimeout(GRACE_S)
-        with contextlib.suppress(OSError):
-            self._vm.channel.sendall(self._router.to_guest() + frames.frame(frames.ACK))
+        """Let the guest write everything back and power off: until it has, or POWER_OFF_S seconds.
+
+        What it still says is read and dropped: a guest that waits for its output to go would not hear us.
+        """
+        channel, deadline = self._vm.channel, time.monotonic() + POWER_OFF_S
+        out = bytearray(self._router.to_guest() + frames.frame(frames.ACK))
+        talk = (channel, *self._logs)
+        while (left := deadline - time.monotonic()) > 0:
+            for source in talk:
+                self._watched.watch(source, EVENT_READ | (EVENT_WRITE if source is channel and out else 0))
+            found = self._watched.wait(left)
+            for source in [source for source in talk if found.get(source, 0) & EVENT_READ]:
+                data = _receive(source, 64 << 10)
+                if data == b"":
+                    talk = tuple(other for other in talk if other is not source)
+                    self._watched.watch(source, 0)
+                elif data and source in self._logs:
+                    self._logs[source].write(data)
+            if channel not in talk:
+                break
+            if found.get(channel, 0) & EVENT_WRITE:
+                with contextlib.suppress(BlockingIOError):
+                    del out[: channel.send(out)]
+        for source in talk:
+            self._watched.watch(source, 0)
 
     def tell(self, status: int, error: str = "") -> None:
         """Tell every client how the sandbox has ended, after all that is for them.

@@ -21,6 +21,7 @@ from runner.frames import WINDOW, Decoder, frame, frame_number
 from runner.keeper import Keeper
 from runner.machine import Vm
 from runner.output import Log, Reader
+from runner.room import Monitor
 from runner.router import CLIENTS_MAX, FULL, VISITORS_MAX
 from tests.support.processes import resident_bytes
 
@@ -30,7 +31,15 @@ LIMIT_S = 60  # nothing here takes as long
 class Running:
     """A keeper in a process of its own."""
 
-    def __init__(self, folder: Path, *, detached: bool = False, timeout_s: float | None = None, talk: str = "") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        detached: bool = False,
+        timeout_s: float | None = None,
+        talk: str = "",
+        acknowledges: bool = False,
+    ) -> None:
         self.folder = folder
         self.guest, self._channel = socket.socketpair()
         self._console, console = socket.socketpair()
@@ -63,6 +72,8 @@ class Running:
                     logs=logs,
                 )
                 status = keeper.run()
+                if acknowledges:
+                    keeper.acknowledge()
                 keeper.tell(status)
             except BaseException:
                 import traceback
@@ -295,3 +306,34 @@ def test_a_log_on_a_full_disk_is_whole_afterwards(tmp_path: Path) -> None:
     found = list(Reader(tmp_path / "output.log").frames())
     assert [payload for kind, payload in found if kind == frames.STDOUT] == [b"before", b"after"]
     assert b"1008 bytes of output are missing" in found[1][1]
+
+
+def test_a_guest_hears_that_it_may_power_off(start: Callable[..., Running]) -> None:
+    """Also one whose commands go on writing: it waits for its output to go before it listens."""
+    running = start(acknowledges=True)
+    with asked(running, 1):
+        running.guest.sendall(frame_number(frames.EXIT, 3))
+        running.guest.sendall(frame(frames.STDOUT, bytes(1000), 1) * 5000)
+        decoder = Decoder(range(1, 64))
+        kinds: list[int] = []
+        while frames.ACK not in kinds:
+            kinds += [kind for kind, _, _ in decoder.feed(running.guest.recv(1 << 16))]
+        running.guest.close()
+    assert running.ended() == 3
+
+
+def test_a_monitor_that_says_anything() -> None:
+    stop = b'{"timestamp": {}, "event": "BLOCK_IO_ERROR", "data": {"action": "stop", "nospace": true}}\r\n'
+    monitor = Monitor()
+    for data in (
+        b'{"QMP": {}}\r\n',
+        b"\xff\n[]\n1\nnull\n{}\n",
+        b'{"event": "BLOCK_IO_ERROR"}\n',
+        b"[" * 100_000 + b"\n",
+    ):
+        assert not monitor.feed(data)
+    assert not monitor.feed(stop[:30])
+    assert monitor.feed(stop[30:])
+    for _ in range(100):
+        monitor.feed(bytes(1 << 16))
+    assert sum(map(len, (monitor.out, monitor._line))) < 200_000

@@ -280,12 +280,10 @@ pytest.mark.filterwarnings("ignore")(AnythingTest)
 
 @pytest.mark.nightly
 def test_anything_for_long() -> None:
-    """As above, ten thousand times."""
+    """As above, three thousand times."""
     from hypothesis.stateful import run_state_machine_as_test
 
-    long = settings(
-        max_examples=10_000, stateful_step_count=120, deadline=None, suppress_health_check=list(HealthCheck)
-    )
+    long = settings(max_examples=3000, stateful_step_count=120, deadline=None, suppress_health_check=list(HealthCheck))
     run_state_machine_as_test(Anything, settings=long)
 
 
