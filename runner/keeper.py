@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-import selectors
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -23,19 +23,19 @@ from selectors import EVENT_READ, EVENT_WRITE
 from typing import IO
 
 from runner import frames, process
+from runner.clients import Client
 from runner.frames import GuestError
-from runner.machine import Vm
+from runner.machine import Vm, how_ended
 from runner.output import Log
 from runner.room import CONTINUE, Monitor, Room
-from runner.router import Client, Router
-
-Source = socket.socket | IO[bytes]
+from runner.router import Router
+from runner.text import one_line
+from runner.watched import Source, Watched, receive
 
 STOP_S = 10  # what a program has to end by itself
 GRACE_S = 5.0  # what its guest has beyond that
 POWER_OFF_S = 15.0  # what a guest has to write everything back
 TIMED_OUT, KILLED = 124, 128 + signal.SIGKILL
-_WAIT_MAX_S = 3600.0  # for one call of the kernel, which takes no more than 24 days
 _ACCEPTED_MAX = 64  # connections in a turn
 _PATIENCE_S = 2.0  # with a client that asks for nothing, when others come
 _RETRY_S = 0.2  # after a connection could not be taken for want of descriptors
@@ -47,36 +47,6 @@ class Silent(Exception):
 
 class Gone(Exception):
     """The client in whose foreground the sandbox ran has gone."""
-
-
-class _Watched:
-    """Which events are waited for, by socket; none of what has been forgotten is ever reported."""
-
-    def __init__(self) -> None:
-        self._selector = selectors.DefaultSelector()
-
-    def watch(self, sock: Source, events: int) -> None:
-        """Wait for `events` of `sock` from now on; 0 for none at all."""
-        key = self._selector.get_map().get(sock)
-        if key is None:
-            if events:
-                self._selector.register(sock, events)
-        elif not events:
-            self._selector.unregister(sock)
-        elif key.events != events:
-            self._selector.modify(sock, events)
-
-    def close(self, sock: socket.socket) -> None:
-        """Forget a socket and close it."""
-        self.watch(sock, 0)
-        sock.close()
-
-    def wait(self, timeout_s: float | None) -> dict[Source, int]:
-        wait_s = _WAIT_MAX_S if timeout_s is None else min(max(0.0, timeout_s), _WAIT_MAX_S)
-        return {key.fileobj: events for key, events in self._selector.select(wait_s)}  # type: ignore[misc]
-
-    def end(self) -> None:
-        self._selector.close()
 
 
 class Keeper:
@@ -109,7 +79,7 @@ class Keeper:
         self._monitor = Monitor()
         self._listens_to_monitor = vm.monitor is not None
         self._router = Router(output.write_frame if output else None)
-        self._watched = _Watched()
+        self._watched = Watched()
         self._clients = {client: self._router.main}
         self._joined: dict[Client, float] = {}  # since when each has been here
         start = time.monotonic()
@@ -166,7 +136,7 @@ class Keeper:
                 self._watched.watch(source, EVENT_READ | (EVENT_WRITE if source is channel and out else 0))
             found = self._watched.wait(left)
             for source in [source for source in talk if found.get(source, 0) & EVENT_READ]:
-                data = _receive(source, 64 << 10)
+                data = receive(source, 64 << 10)
                 if data == b"":
                     talk = tuple(other for other in talk if other is not source)
                     self._watched.watch(source, 0)
@@ -202,7 +172,7 @@ class Keeper:
         self._vm.console.settimeout(1)
         for source, log in self._logs.items():
             with contextlib.suppress(OSError):
-                while data := _receive(source, 64 << 10):
+                while data := receive(source, 64 << 10):
                     log.write(data)
 
     def close(self) -> None:
@@ -258,7 +228,7 @@ class Keeper:
                 self._carry_client(source, client, events)
 
     def _read_guest(self, size: int) -> None:
-        data = _receive(self._vm.channel, size)
+        data = receive(self._vm.channel, size)
         if data == b"":
             raise GuestError("")
         if data:
@@ -267,7 +237,7 @@ class Keeper:
 
     def _carry_client(self, sock: socket.socket, client: Client, events: int) -> None:
         if events & EVENT_READ and (size := self._router.wants(client)):
-            data = _receive(sock, size)
+            data = receive(sock, size)
             if data == b"":
                 self._drop(sock)
                 return
@@ -294,19 +264,36 @@ class Keeper:
             raise GuestError("") from err
 
     def _read_log(self, source: Source) -> None:
-        data = _receive(source, 64 << 10)
+        data = receive(source, 64 << 10)
         if data == b"":
             self._watched.watch(source, 0)
+            for helper in self._vm.helpers:
+                if helper.stdout is source:
+                    self._lost(helper)
         elif data:
             if source is self._vm.console:
                 self._silent_at = None
             self._logs[source].write(data)
 
+    def _lost(self, helper: subprocess.Popen[bytes]) -> None:
+        """Say that something which serves the machine has ended."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            how = how_ended(helper.wait(1))
+            name = os.path.basename(str(helper.args[0] if isinstance(helper.args, list) else helper.args))
+            what = "the sandbox has no network" if name == "passt" else "a volume does not answer"
+            self._say(f"{name} has ended{f': {how}' if how else ''}; {what} until the sandbox is started again")
+
+    def _say(self, text: str) -> None:
+        """To everybody who waits for this sandbox, and to the keeper's log."""
+        self._router.notice(text)
+        with contextlib.suppress(OSError):  # the disk of the log may be full
+            print(one_line(text), file=sys.stderr, flush=True)
+
     def _see_room(self, found: Mapping[Source, int]) -> None:
         """Look at the host's disk and at what QEMU says of it."""
         now, monitor = time.monotonic(), self._vm.monitor
         if monitor is not None and found.get(monitor, 0) & EVENT_READ:
-            data = _receive(monitor, 64 << 10)
+            data = receive(monitor, 64 << 10)
             if data == b"":
                 self._listens_to_monitor = False
                 self._watched.watch(monitor, 0)
@@ -324,9 +311,7 @@ class Keeper:
             self._router.hold(self._room.is_held)
         self._router.standing = self._room.text
         if (text := self._room.to_say(now)) is not None:
-            self._router.notice(text)
-            with contextlib.suppress(OSError):  # it may go to the same disk
-                print(text, file=sys.stderr, flush=True)
+            self._say(text)
 
     def _accept(self) -> None:
         for _ in range(_ACCEPTED_MAX):
@@ -375,13 +360,3 @@ def _signals() -> Iterator[socket.socket]:
             yield ours
         finally:
             signal.set_wakeup_fd(-1)
-
-
-def _receive(source: Source, size: int) -> bytes | None:
-    """What has come; None for nothing, b"" at the end."""
-    try:
-        return source.recv(size) if isinstance(source, socket.socket) else os.read(source.fileno(), size)
-    except BlockingIOError:
-        return None
-    except OSError:
-        return b""

@@ -60,6 +60,14 @@ class Machine(NamedTuple):
         return max(self.disk_size, self.memory_mib << 20) + _SPARE_BYTES
 
 
+def how_ended(status: int) -> str:
+    """A process's exit status in words; "" for its own will."""
+    if status >= 0:
+        return "" if not status else f"exit status {status}"
+    why = " (was the host out of memory?)" if status == -signal.SIGKILL else ""
+    return f"{signal.Signals(-status).name}{why}"
+
+
 class Vm(NamedTuple):
     """A virtual machine that runs. It ends with the process that started it."""
 
@@ -91,9 +99,5 @@ class Vm(NamedTuple):
     def ended(self, timeout_s: float) -> str | None:
         """Wait up to `timeout_s` seconds for its end: how it ended, in words; "" for its own will, None for not yet."""
         with contextlib.suppress(subprocess.TimeoutExpired):
-            status = self.process.wait(timeout_s)
-            if status >= 0:
-                return "" if not status else f"exit status {status}"
-            why = " (was the host out of memory?)" if status == -signal.SIGKILL else ""
-            return f"{signal.Signals(-status).name}{why}"
+            return how_ended(self.process.wait(timeout_s))
         return None

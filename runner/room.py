@@ -12,6 +12,8 @@ import json
 import os
 from pathlib import Path
 
+from runner.text import printable
+
 TEXT = 'the host\'s disk is full: programs in the sandbox get "No space left on device" until there is room in {}'
 STOPPED = "the host's disk is full: the sandbox stands still until there is room in {}"
 CONTINUE = b'{"execute": "cont"}\n'
@@ -84,7 +86,7 @@ class Room:
         """What is the matter now."""
         if not self.is_held and not self.is_stopped:
             return None
-        return (STOPPED if self.is_stopped else TEXT).format(self._folder.parent)
+        return (STOPPED if self.is_stopped else TEXT).format(printable(self._folder.parent))
 
 
 class Monitor:

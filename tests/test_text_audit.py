@@ -20,7 +20,6 @@ SAFE_NAMES = {"digest", "short", "strerror"}  # hex digits of runner.oci.Digest,
 # Function, and why its text is ours or the user's own.
 REVIEWED = {
     "runner/progress.py::terminal_progress": "words of ours and numbers",
-    "runner/keeper.py::_see_room": "words of ours",
     "runner/commands/boot.py::boot_command": "a sandbox's name, which was checked",
     "runner/commands/boot.py::start_command": "a sandbox's name, as the user wrote it",
     "runner/commands/sandboxes.py::ps_command": "states in words of ours",

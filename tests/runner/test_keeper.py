@@ -50,7 +50,8 @@ class Running:
             listener.bind(address)
         listener.listen(256)
         self.machine = subprocess.Popen(["sh", "-c", talk or "exec sleep 600"], stdout=subprocess.PIPE)
-        vm = Vm(self.machine, self._channel, console)
+        self.helper = subprocess.Popen(["sh", "-c", "read word"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        vm = Vm(self.machine, self._channel, console, (self.helper,))
         assert self.machine.stdout is not None
         os.set_blocking(self.machine.stdout.fileno(), False)
         self.pid = os.fork()
@@ -111,8 +112,9 @@ class Running:
         if self.lives():
             os.kill(self.pid, signal.SIGKILL)
             os.waitpid(self.pid, 0)
-        self.machine.kill()
-        self.machine.wait()
+        for process in (self.machine, self.helper):
+            process.kill()
+            process.wait()
         for sock in (self.guest, self._console, self.client):
             sock.close()
 
@@ -337,3 +339,13 @@ def test_a_monitor_that_says_anything() -> None:
     for _ in range(100):
         monitor.feed(bytes(1 << 16))
     assert sum(map(len, (monitor.out, monitor._line))) < 200_000
+
+
+def test_a_helper_that_ends_is_said(start: Callable[..., Running]) -> None:
+    running = start()
+    running.client.settimeout(LIMIT_S)
+    running.helper.kill()
+    ((kind, _, text),) = Decoder().feed(running.client.recv(1000))
+    assert kind == frames.NOTICE
+    assert text.startswith(b"sh has ended")
+    assert running.lives()

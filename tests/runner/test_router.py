@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from runner import frames
+from runner.clients import Client
 from runner.frames import HEADER, PAYLOAD_MAX, REQUEST_MAX, WINDOW, Decoder, frame, frame_number
-from runner.router import CLIENTS_MAX, FULL, SESSIONS_MAX, VISITORS_MAX, Client, Router
+from runner.router import CLIENTS_MAX, FULL, SESSIONS_MAX, VISITORS_MAX, Router
 
 LIMIT_A_CLIENT, LIMIT = 2 * WINDOW, 1 << 20
 
