@@ -74,6 +74,7 @@ def _start(parser: argparse.ArgumentParser) -> None:
 
 
 def _cp(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-L", "--follow-link", action="store_true", help="copy what SOURCE leads to, not the link")
     parser.add_argument("source", metavar="SOURCE", help="PATH or NAME:PATH")
     parser.add_argument("target", metavar="TARGET", help="PATH or NAME:PATH")
 

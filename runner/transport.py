@@ -33,10 +33,12 @@ class Program:
         self._decoder = Decoder()
         self._credit = WINDOW  # what the guest still takes
         self._allowed = WINDOW  # what it may still send
+        self._input = bytearray()
         self._out = bytearray()
         self._taken = 0  # bytes of what it has sent that it may be told of
         self._unsent = bytearray()
         self._errors = bytearray()
+        self.errors_are_cut = False
         self.status: int | None = None
         words = [("cmd", word) for word in argv]
         request = [*words, ("user", b"0"), ("workdir", b"/"), ("stdin", b"1")]
@@ -62,20 +64,26 @@ class Program:
         return bytes(data)
 
     def write(self, data: bytes) -> None:
-        """All of `data` to its input. Ended if it ends before it has taken all."""
-        view = memoryview(data)
-        while view:
+        """Give it `data`, in its turn; Ended if it has ended before it has taken everything."""
+        self._input += data
+        if len(self._input) >= _PIECE_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Send what it has been given."""
+        while self._input:
             while not self._credit:
                 self._receive()
             if self.status is not None:
                 raise Ended("cp: the program in the sandbox has ended early")
-            piece = view[: min(self._credit, _PIECE_BYTES)]
-            self._send(frame(frames.STDIN, bytes(piece)))
+            piece = bytes(self._input[: min(self._credit, _PIECE_BYTES)])
+            del self._input[: len(piece)]
             self._credit -= len(piece)
-            view = view[len(piece) :]
+            self._send(frame(frames.STDIN, piece))
 
     def finish(self) -> None:
         """Close its input and wait for its end, its `status`."""
+        self.flush()
         if self.status is None:
             self._send(frame(frames.STDIN))
         while self.status is None:
@@ -137,7 +145,9 @@ class Program:
             if kind == frames.STDOUT:
                 self._out += payload
             elif kind == frames.STDERR:
-                self._errors += payload[: _ERRORS_MAX_BYTES - len(self._errors)]
+                room = _ERRORS_MAX_BYTES - len(self._errors)
+                self._errors += payload[:room]
+                self.errors_are_cut |= len(payload) > room
                 self._taken += len(payload)
                 self._allow()
             elif kind == frames.CREDIT:

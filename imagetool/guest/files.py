@@ -31,7 +31,7 @@ def cached_init(platform: Platform, cache: Path) -> Path:
     """The guest's init: the one that came with rootdisk, else built when its sources are newer than it."""
     path = cache / "guest" / platform.architecture / "init"
     path.parent.mkdir(parents=True, exist_ok=True)
-    sources = [prebuilt.GUEST / name for name in (*guest.SOURCES, "init.h")]
+    sources = [prebuilt.GUEST / name for name in (*guest.SOURCES, *guest.HEADERS)]
     receipt = path.with_name("init.json")
     current = path.exists() and path.stat().st_mtime >= max(source.stat().st_mtime for source in sources)
     if current and not prebuilt.are_built() and receipt.exists():

@@ -1,5 +1,6 @@
 /* The guest's init: PID 1 in the initramfs, then on the disk. From here the way of a boot can be read; docs/layout-1.md. */
 #include "init.h"
+#include "copy.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <stdarg.h>
@@ -183,10 +184,12 @@ int main(int argc, char **argv) {
         puts("rootdisk init, layout 1");
         return 0;
     }
-    if (argc == 3 && !strcmp(argv[1], "pack"))
-        return pack(argv[2]);
-    if (argc == 4 && !strcmp(argv[1], "unpack"))
-        return unpack(argv[2], argv[3]);
+    if (argc == 3 && (!strcmp(argv[1], "pack") || !strcmp(argv[1], "pack2")))
+        return pack(argv[1][4] ? 2 : 1, argv[2], 0);
+    if (argc == 4 && !strcmp(argv[1], "pack2") && !strcmp(argv[2], "-L"))
+        return pack(2, argv[3], 1);
+    if (argc == 4 && (!strcmp(argv[1], "unpack") || !strcmp(argv[1], "unpack2")))
+        return unpack(argv[1][6] ? 2 : 1, argv[2], argv[3]);
     if (getpid() != 1) {
         fputs("rootdisk: init runs as process 1 of a virtual machine\n", stderr);
         return 125;

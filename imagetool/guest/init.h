@@ -51,9 +51,6 @@ void configure(void);
 int find_port(double timeout);
 const char *find_user(const char *text, struct user *);
 
-int pack(const char *path);
-int unpack(const char *path, const char *name);
-
 pid_t spawn(const struct program *, int fds[3], const char **why);
 void main_program(struct program *);
 void exec_program(struct program *, const struct records *);

@@ -14,7 +14,8 @@ from runner import process
 from runner.errors import BadInput, RootdiskError
 from runner.oci import Digest, Platform
 
-SOURCES = ("init.c", "sha256.c", "setup.c", "process.c", "channel.c", "archive.c")
+SOURCES = ("init.c", "sha256.c", "setup.c", "process.c", "channel.c", "pack.c", "unpack.c")
+HEADERS = ("init.h", "copy.h")
 FLAGS = (
     *(
         "-std=gnu11",

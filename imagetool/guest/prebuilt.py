@@ -14,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from imagetool.guest.init import FLAGS, MACHINES, SOURCES
+from imagetool.guest.init import FLAGS, HEADERS, MACHINES, SOURCES
 from runner import process
 from runner.errors import RootdiskError
 from runner.oci import Digest, Platform
@@ -80,6 +80,6 @@ def _digests(folder: Path) -> dict[str, str]:
 def _sources() -> str:
     """A digest of all that decides the programs."""
     digest = hashlib.sha256(json.dumps([COMPILER, FLAGS]).encode())
-    for path in (GUEST / "init.h", *(GUEST / name for name in SOURCES)):
+    for path in (GUEST / name for name in (*HEADERS, *SOURCES)):
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()

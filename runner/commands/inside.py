@@ -44,10 +44,10 @@ def cp_command(options: argparse.Namespace) -> int:
     source, target = _place(options.source), _place(options.target)
     if source[0] is not None and target[0] is None:
         state = _running(source[0])
-        return command.copy_out(lambda: connect(state), source[1], target[1])
+        return command.copy_out(lambda: connect(state), source[1], target[1], follow=options.follow_link)
     if source[0] is None and target[0] is not None:
         state = _running(target[0])
-        return command.copy_in(lambda: connect(state), source[1], target[1])
+        return command.copy_in(lambda: connect(state), source[1], target[1], follow=options.follow_link)
     raise BadInput("cp copies between a sandbox and this machine", "write NAME:PATH on one side")
 
 

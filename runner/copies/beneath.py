@@ -18,6 +18,34 @@ class _How(ctypes.Structure):
     _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
 
 
+class Beneath:
+    """The directories below one. The one that was asked for last stays open."""
+
+    def __init__(self, base: int) -> None:
+        self._base = base
+        self._name: bytes | None = None
+        self._fd = -1
+
+    def __enter__(self) -> Beneath:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.forget()
+
+    def folder(self, name: bytes) -> int:
+        """A descriptor of the directory `name`, until the next call; OSError as of `open_directory`."""
+        if name != self._name:
+            self.forget()
+            self._fd = open_directory(self._base, name)
+            self._name = name
+        return self._fd
+
+    def forget(self) -> None:
+        if self._name is not None:
+            os.close(self._fd)
+            self._name = None
+
+
 def open_directory(base: int, name: bytes) -> int:
     """Open the directory `name` below the directory `base`; the caller closes it. `name` is a checked one, or empty for `base`.
 

@@ -14,9 +14,10 @@ class Notes:
         self.lines: list[str] = []
         self.count = 0
         self.failed = False
+        self._partial: list[str] = []
 
     def remark(self, line: bytes | str) -> None:
-        """`line` is about something that was left out as documented."""
+        """Something was left out, as documented."""
         self.count += 1
         if len(self.lines) < LINES_MAX:
             self.lines.append(printable(line))
@@ -27,3 +28,17 @@ class Notes:
         self.count += 1
         if len(self.lines) < LINES_MAX:
             self.lines.append(f"{printable(path)}: {reason}")
+
+    def partial(self, path: bytes) -> None:
+        """The guest could not read all of `path`. It will say why."""
+        self.failed = True
+        if len(self._partial) < LINES_MAX:
+            self._partial.append(printable(path))
+
+    def hear(self, lines: list[bytes]) -> None:
+        """Add what the guest says; if it says nothing about files that it could not read, name them."""
+        for line in lines:
+            self.remark(line)
+        if not lines:
+            for path in self._partial:
+                self.remark(f"{path}: the sandbox could not read it")

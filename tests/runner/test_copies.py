@@ -10,15 +10,17 @@ import stat
 import tarfile
 import threading
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from runner import frames
 from runner.copies import beneath, command
+from runner.copies.stream import HELLO
 from runner.errors import RootdiskError
 from runner.frames import frame
-from tests.support.guests import FakeGuest, entry1, sends
+from tests.support.guests import END2, FakeGuest, entry1, entry2, sends
 
 DIR = entry1(b"d", b"", mode=0o755)
 
@@ -43,54 +45,80 @@ def here(tmp_path: Path) -> Path:
     return tmp_path / "here"
 
 
-ESCAPES = {
-    "a link as the root, a file below it": entry1(b"l", b"", b"OUTSIDE") + entry1(b"f", b"escaped", data=b"x"),
-    "a link as the root, then a directory": entry1(b"l", b"", b"OUTSIDE") + DIR + entry1(b"f", b"escaped", data=b"x"),
-    "a directory, then a link as the root": DIR + entry1(b"l", b"", b"OUTSIDE") + entry1(b"f", b"escaped", data=b"x"),
-    "a file below a link": DIR + entry1(b"l", b"a", b"OUTSIDE") + entry1(b"f", b"a/escaped", data=b"x"),
-    "a directory over a link": DIR
-    + entry1(b"l", b"a", b"OUTSIDE")
-    + entry1(b"d", b"a", mode=0o755)
-    + entry1(b"f", b"a/escaped", data=b"x"),
-    "a link below a directory that became a link": DIR
-    + entry1(b"d", b"a", mode=0o755)
-    + entry1(b"l", b"a", b"OUTSIDE")
-    + entry1(b"f", b"a/escaped", data=b"x"),
-    "a file below a file": DIR + entry1(b"f", b"a") + entry1(b"f", b"a/escaped", data=b"x"),
-    "a file below nothing": DIR + entry1(b"f", b"a/escaped", data=b"x"),
-    "a file back in a directory that was left": DIR
-    + entry1(b"d", b"a", mode=0o755)
-    + entry1(b"f", b"b")
-    + entry1(b"f", b"a/escaped", data=b"x"),
-    "no root": entry1(b"f", b"escaped", data=b"x"),
-    "the parent": DIR + entry1(b"f", b"../outside/escaped", data=b"x"),
-    "the parent, from within": DIR + entry1(b"f", b"a/../../outside/escaped", data=b"x"),
-    "dots": DIR + entry1(b"f", b"./escaped", data=b"x"),
-    "an absolute name": DIR + entry1(b"f", b"OUTSIDE/escaped", data=b"x"),
-    "an empty part": DIR + entry1(b"f", b"a//escaped", data=b"x"),
-    "a / at the end": DIR + entry1(b"f", b"escaped/", data=b"x"),
-    "a NUL": DIR + entry1(b"f", b"escaped\0x", data=b"x"),
-    "a NUL in a link": DIR + entry1(b"l", b"a", b"b\0c"),
-    "an empty link": DIR + entry1(b"l", b"a"),
-    "a file with a link's target": DIR + entry1(b"f", b"a", b"b"),
-    "a long part": DIR + entry1(b"f", b"a" * 256),
-    "a long name": DIR + entry1(b"f", b"a/" * 2048 + b"a"),
-    "another kind": DIR + entry1(b"x", b"a"),
-    "mode bits": DIR + entry1(b"f", b"a", mode=0o104755),
-    "a size": DIR + entry1(b"f", b"a", size=1 << 63),
-    "the same twice": DIR + entry1(b"f", b"a") + entry1(b"f", b"a"),
-    "half a head": DIR + b"f\0\1",
-    "half a name": DIR + entry1(b"f", b"name")[:-2],
-    "half a file": DIR + entry1(b"f", b"a", size=10, data=b"12345"),
-}
+Make = Callable[..., bytes]
+OUTSIDE = b"/outside"  # a link's target; the tests put a real path there
+
+
+def escapes(e: Make, outside: bytes = OUTSIDE) -> dict[str, bytes]:
+    """Streams that no init of ours would send."""
+    root, below, link = e(b"d", b""), e(b"f", b"a/escaped", data=b"x"), e(b"l", b"a", outside)
+    folder = e(b"d", b"a")
+    return {
+        "a link as the root, a file below it": e(b"l", b"", outside) + e(b"f", b"escaped", data=b"x"),
+        "a link as the root, then a directory": e(b"l", b"", outside) + root + e(b"f", b"escaped", data=b"x"),
+        "a directory, then a link as the root": root + e(b"l", b"", outside) + e(b"f", b"escaped", data=b"x"),
+        "two roots": root + root + e(b"f", b"escaped", data=b"x"),
+        "a file below a link": root + link + below,
+        "a directory over a link": root + link + folder + below,
+        "a link over a directory": root + folder + link + below,
+        "a file below a file": root + e(b"f", b"a") + below,
+        "a file below nothing": root + below,
+        "a file back in a directory that was left": root + folder + e(b"f", b"b") + below,
+        "no root": e(b"f", b"escaped", data=b"x"),
+        "the parent": root + e(b"f", b"../outside/escaped", data=b"x"),
+        "the parent, from within": root + folder + e(b"f", b"a/../../outside/escaped", data=b"x"),
+        "the parent as a directory": root + e(b"d", b"..") + e(b"f", b"../escaped", data=b"x"),
+        "dots": root + e(b"f", b"./escaped", data=b"x"),
+        "an absolute name": root + e(b"f", outside + b"/escaped", data=b"x"),
+        "an empty part": root + folder + e(b"f", b"a//escaped", data=b"x"),
+        "a / at the end": root + e(b"f", b"escaped/", data=b"x"),
+        "a NUL": root + e(b"f", b"escaped\0x", data=b"x"),
+        "a NUL in a link": root + e(b"l", b"a", b"b\0c"),
+        "an empty link": root + e(b"l", b"a"),
+        "a long link": root + e(b"l", b"a", b"b" * 4097),
+        "a file with a link's target": root + e(b"f", b"a", b"b"),
+        "a hard link": root + e(b"h", b"a", b"../outside/kept"),
+        "a long part": root + e(b"f", b"a" * 256),
+        "a long name": root + e(b"f", b"a/" * 2048 + b"a"),
+        "another kind": root + e(b"x", b"a"),
+        "mode bits": root + e(b"f", b"a", mode=0o104755),
+        "a size": root + e(b"f", b"a", size=1 << 63),
+        "the same twice": root + e(b"f", b"a") + e(b"f", b"a"),
+        "half a head": root + b"f\0\1",
+        "half a name": root + e(b"f", b"name")[:24],
+        "half a file": root + e(b"f", b"a", size=10, data=b"12345"),
+    }
+
+
+def escapes2(outside: bytes = OUTSIDE) -> dict[str, bytes]:
+    """Those that version 2 has more."""
+    e, root = entry2, entry2(b"d", b"")
+    return {
+        "no order": root + e(b"f", b"b") + e(b"f", b"a") + END2,
+        "no end": root + e(b"f", b"a"),
+        "more than the end": root + END2 + b"x",
+        "an end that is more": root + entry2(b"e", b"x"),
+        "a part outside": root + e(b"f", b"a", size=4, extents=[(2, 4)], data=b"abcd") + END2,
+        "a part far outside": root + e(b"f", b"a", size=4, extents=[((1 << 64) - 2, 4)], data=b"abcd") + END2,
+        "an empty part of a file": root + e(b"f", b"a", size=4, extents=[(0, 0)]) + END2,
+        "parts that overlap": root + e(b"f", b"a", size=4, extents=[(0, 3), (2, 1)], data=b"abcd") + END2,
+        "parts in no order": root + e(b"f", b"a", size=4, extents=[(3, 1), (0, 1)], data=b"ab") + END2,
+        "too many parts": root + e(b"f", b"a", size=4)[:-20] + b"\xff\xff\xff\xff" * 5,
+        "a long tail": root + e(b"f", b"a", size=(16 << 40), extents=[], tail=[b"x"]) + END2,
+        "a tail in one piece": root + e(b"f", b"a", tail=[bytes(1 << 17)]) + END2,
+    }
+
+
+def hostile(outside: bytes = OUTSIDE) -> dict[str, bytes]:
+    first = {f"1: {what}": stream for what, stream in escapes(entry1, outside).items()}
+    second = {f"2: {what}": HELLO + stream + END2 for what, stream in escapes(entry2, outside).items()}
+    return first | second | {f"2: {what}": HELLO + stream for what, stream in escapes2(outside).items()}
 
 
 @pytest.mark.parametrize("contents", [False, True], ids=["new", "contents"])
-@pytest.mark.parametrize("what", ESCAPES)
+@pytest.mark.parametrize("what", hostile())
 def test_nothing_lies_outside(here: Path, what: str, contents: bool) -> None:
-    stream = ESCAPES[what].replace(b"OUTSIDE", os.fsencode(here.parent / "outside")[: 1 << 12])
-    if b"OUTSIDE" in ESCAPES[what]:  # lengths are of the real path
-        stream = _with_real_path(ESCAPES[what], os.fsencode(here.parent / "outside"))
+    stream = hostile(os.fsencode(here.parent / "outside"))[what]
     target = here if contents else here / "new"
     with pytest.raises(RootdiskError) as failed:
         command.copy_out(sends(stream).connect, "/x/." if contents else "/x", str(target))
@@ -101,31 +129,11 @@ def test_nothing_lies_outside(here: Path, what: str, contents: bool) -> None:
         pytest.fail("a link in place of what the user named")
 
 
-def _with_real_path(stream: bytes, path: bytes) -> bytes:
-    import struct
-
-    out, at = b"", 0
-    while at < len(stream):
-        kind, name, target, mode, time, size = struct.unpack_from("<cxHHIqQ", stream, at)
-        words = stream[at + 26 :][: name + target]
-        data = stream[at + 26 + name + target :][:size]
-        at += 26 + name + target + size
-        out += entry1(
-            kind,
-            words[:name].replace(b"OUTSIDE", path),
-            words[name:].replace(b"OUTSIDE", path),
-            mode=mode,
-            time=time,
-            data=data,
-        )
-    return out
-
-
-@pytest.mark.parametrize("what", ESCAPES)
+@pytest.mark.parametrize("what", hostile())
 def test_no_hostile_archive(what: str, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
     """What has come out until then has no member below a link, and no name that leads elsewhere."""
     with pytest.raises(RootdiskError):
-        command.copy_out(sends(ESCAPES[what]).connect, "/x", "-")
+        command.copy_out(sends(hostile()[what]).connect, "/x", "-")
     out = capfdbinary.readouterr().out
     if not out:
         return
@@ -223,7 +231,7 @@ def test_what_the_guest_says_is_on_one_line(here: Path, capsys: pytest.CaptureFi
 def test_a_guest_that_floods(here: Path, direction: str, kind: int) -> None:
     """It reads nothing, and sends 64 MiB without asking: the client's memory stays as it was."""
     (here / "big").write_bytes(bytes(8 << 20))
-    head = entry1(b"d", b"") + entry1(b"f", b"a", size=1 << 30)
+    head = HELLO + entry2(b"d", b"") + entry2(b"f", b"a", size=1 << 30)[:-4]
 
     def connect() -> socket.socket:
         ours, theirs = socket.socketpair()
@@ -250,6 +258,44 @@ def test_a_guest_that_floods(here: Path, direction: str, kind: int) -> None:
         assert tracemalloc.get_traced_memory()[1] < 8 << 20
     finally:
         tracemalloc.stop()
+
+
+def old_init(argv: list[bytes]) -> tuple[bytes, int, bytes]:
+    """One that knows version 1 only."""
+    if argv[1] in (b"pack2", b"unpack2"):
+        return b"", 125, b"rootdisk: init runs as process 1 of a virtual machine\n"
+    if argv[1] == b"unpack":
+        return b"", 0, b""
+    return DIR + entry1(b"f", b"b", data=b"x" * 100_000, time=7) + entry1(b"f", b"a"), 0, b""
+
+
+def test_older_inits(here: Path) -> None:
+    guest = FakeGuest(old_init)
+    assert command.copy_out(guest.connect, "/x", str(here)) == 0
+    assert tree(here) == {"x": b"40000", "x/b": b"x" * 100_000, "x/a": b""}
+    assert (here / "x/b").stat().st_mtime == 7
+    (here / "x/holes").touch()
+    os.truncate(here / "x/holes", 200_000)
+    os.utime(here / "x/holes", (9, 9))
+    os.utime(here / "x", (9, 9))
+    os.utime(here / "x/a", (9, 9))
+    assert command.copy_in(guest.connect, str(here / "x"), "/y") == 0
+    guest.join()
+    mode = stat.S_IMODE((here / "x/holes").stat().st_mode)
+    assert guest.received == entry1(b"d", b"", mode=0o755, time=9) + entry1(b"f", b"a", time=9) + entry1(
+        b"f", b"b", data=b"x" * 100_000, time=7
+    ) + entry1(b"f", b"holes", data=bytes(200_000), time=9, mode=mode)
+    assert [argv[1:] for argv in guest.started] == [
+        [b"pack2", b"/x"],
+        [b"pack", b"/x"],
+        [b"unpack2", b"/y", b"x"],
+        [b"unpack", b"/y", b"x"],
+    ]
+    os.mkfifo(here / "x/fifo")
+    with pytest.raises(RootdiskError, match="older init"):
+        command.copy_in(guest.connect, str(here / "x"), "/y")
+    with pytest.raises(RootdiskError, match="older init"):
+        command.copy_out(guest.connect, "/x", str(here), follow=True)
 
 
 def test_steps_are_as_safe_as_openat2(tmp_path: Path) -> None:
@@ -284,5 +330,5 @@ def test_a_guest_is_found(here: Path) -> None:
     )
     assert command.copy_out(guest.connect, "/x", str(here)) == 0
     assert tree(here) == {"x": b"40000", "x/a": b"40000", "x/a/b": b"x" * 300_000, "x/c": b"120000"}
-    assert guest.started == [[b"/.rootdisk/init", b"pack", b"/x"]]
+    assert guest.started == [[b"/.rootdisk/init", b"pack2", b"/x"]]
     assert isinstance(guest, FakeGuest)

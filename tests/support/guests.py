@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import socket
 import struct
+import subprocess
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 from runner import frames
-from runner.frames import Decoder, frame, frame_number, number
+from runner.copies.stream import HELLO
+from runner.frames import WINDOW, Decoder, frame, frame_number, number
 
 Answer = tuple[bytes, int, bytes]  # output, exit status, standard error
 
@@ -75,6 +80,105 @@ def sends(stream: bytes, status: int = 0, errors: bytes = b"") -> FakeGuest:
     return FakeGuest(lambda argv: (stream, status, errors))
 
 
+class InitGuest:
+    """The guest's init as a program of this machine: what is in the sandbox lies here too."""
+
+    def __init__(self, init: Path, user: int | None = None) -> None:
+        self._init = init
+        self._user = user
+
+    def connect(self) -> socket.socket:
+        ours, theirs = socket.socketpair()
+        threading.Thread(target=self._serve, args=(theirs,), daemon=True).start()
+        return ours
+
+    def _serve(self, sock: socket.socket) -> None:
+        decoder = Decoder(frames.FROM_CLIENT)
+        process: subprocess.Popen[bytes] | None = None
+        room, changed = [WINDOW], threading.Condition()
+        with sock:
+            try:
+                while data := sock.recv(1 << 16):
+                    for kind, _, payload in decoder.feed(data):
+                        if kind == frames.EXEC:
+                            argv = [word[4:] for word in payload.split(b"\0") if word.startswith(b"cmd=")]
+                            process = self._start(argv)
+                            threading.Thread(target=_carry, args=(process, sock, room, changed), daemon=True).start()
+                        elif kind == frames.CREDIT:
+                            with changed:
+                                room[0] += number(payload)
+                                changed.notify_all()
+                        elif kind == frames.STDIN and process is not None and process.stdin is not None:
+                            _feed(process, payload)
+                            if payload:
+                                sock.sendall(frame_number(frames.CREDIT, len(payload)))
+            except OSError:
+                pass  # the client has gone
+            if process is not None:
+                process.kill()
+
+    def _start(self, argv: list[bytes]) -> subprocess.Popen[bytes]:
+        pipe = subprocess.PIPE
+        environment = {"ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "halt_on_error=1"}
+        return subprocess.Popen(
+            [self._init, *argv[1:]],
+            stdin=pipe,
+            stdout=pipe,
+            stderr=pipe,
+            bufsize=0,
+            user=self._user,
+            env=environment,
+        )
+
+
+def _feed(process: subprocess.Popen[bytes], data: bytes) -> None:
+    assert process.stdin is not None
+    try:
+        if not data:
+            process.stdin.close()
+        while data:
+            data = data[process.stdin.write(data) :]
+    except (BrokenPipeError, ValueError):
+        pass  # it reads no more
+
+
+def _carry(
+    process: subprocess.Popen[bytes], sock: socket.socket, room: list[int], changed: threading.Condition
+) -> None:
+    def out(kind: int, fd: int) -> None:
+        with contextlib.suppress(OSError):  # the client has gone
+            while data := os.read(fd, 32 << 10):
+                while data:
+                    with changed:
+                        changed.wait_for(lambda: room[0] > 0)
+                        piece = data[: room[0]]
+                        room[0] -= len(piece)
+                        sock.sendall(frame(kind, piece))
+                    data = data[len(piece) :]
+
+    assert process.stdout is not None
+    assert process.stderr is not None
+    errors = threading.Thread(target=out, args=(frames.STDERR, process.stderr.fileno()), daemon=True)
+    errors.start()
+    try:
+        out(frames.STDOUT, process.stdout.fileno())
+        errors.join()
+        status = process.wait()
+        sock.sendall(frame_number(frames.EXIT, status if status >= 0 else 128 - status))
+        sock.shutdown(socket.SHUT_WR)
+    except OSError:
+        pass
+
+
+def build_init(out: Path, sources: Path, *, sanitize: bool = True) -> bool:
+    """The guest's init for this machine, with sanitizers; whether the compiler can."""
+    from imagetool.guest.init import SOURCES
+
+    flags = ["-fsanitize=address,undefined", "-fno-sanitize-recover"] if sanitize else []
+    command = ["gcc", "-std=gnu11", "-D_GNU_SOURCE", "-O1", "-g", "-Wall", "-Wextra", *flags, "-o", str(out), *SOURCES]
+    return subprocess.run(command, cwd=sources, capture_output=True).returncode == 0
+
+
 def entry1(
     kind: bytes,
     name: bytes,
@@ -88,3 +192,34 @@ def entry1(
     """An entry of version 1 of the stream."""
     size = len(data) if size is None else size
     return struct.pack("<cxHHIqQ", kind, len(name), len(target), mode, time, size) + name + target + data
+
+
+def entry2(
+    kind: bytes,
+    name: bytes,
+    target: bytes = b"",
+    *,
+    mode: int = 0o644,
+    time: int = 0,
+    size: int | None = None,
+    data: bytes = b"",
+    extents: list[tuple[int, int]] | None = None,
+    tail: list[bytes] | None = None,
+    state: int = 0,
+) -> bytes:
+    """An entry of version 2."""
+    size = len(data) if size is None else size
+    head = struct.pack("<cxHHIqQ", kind, len(name), len(target), mode, time, size) + name + target
+    if kind != b"f":
+        return head
+    extents = ([(0, size)] if size else []) if extents is None else extents
+    head += struct.pack("<I", len(extents)) + b"".join(struct.pack("<QQ", *extent) for extent in extents) + data
+    return head + b"".join(struct.pack("<I", len(piece)) + piece for piece in tail or []) + struct.pack("<I", state)
+
+
+END2 = entry2(b"e", b"", mode=0)
+
+
+def stream2(*entries: bytes) -> bytes:
+    """All of version 2's stream."""
+    return HELLO + b"".join(entries) + END2
