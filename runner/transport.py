@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import select
 import socket
+import time
 
 from runner import frames
 from runner.errors import RootdiskError
@@ -55,6 +56,17 @@ class Program:
             self._allow()
             self._push()
         return data
+
+    def answers(self, seconds: float) -> bool:
+        """Whether it has sent something, or has ended, within `seconds`."""
+        end = time.monotonic() + seconds
+        waiting = select.poll()
+        waiting.register(self._sock, select.POLLIN)
+        while not self._out and self.status is None:
+            if not waiting.poll(max(0.0, end - time.monotonic()) * 1000):
+                return False
+            self._receive()
+        return True
 
     def read_exactly(self, count: int) -> bytes:
         """`count` bytes; fewer only at the end."""

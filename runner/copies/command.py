@@ -21,6 +21,7 @@ from runner.transport import Ended, Program
 
 _INIT = b"/.rootdisk/init"
 _UNKNOWN_STATUS = 125  # of an init that does not know what it is asked for
+_HELLO_S = 15.0  # in which an init that knows version 2 says so; what says nothing is spoken to in version 1
 _ARCHIVE = b""  # in place of a name: the target is a directory, and entries bring their names
 Connect = Callable[[], socket.socket]  # to the sandbox's keeper
 
@@ -95,11 +96,12 @@ def copy_in(connect: Connect, source: str, target: str, *, follow: bool = False)
 
 def _start_unpack(connect: Connect, path: bytes, name: bytes, stack: ExitStack) -> tuple[Program, Outgoing]:
     program = Program(stack.enter_context(connect()), [_INIT, b"unpack2", path, name])
-    hello = program.read_exactly(len(HELLO))
-    if hello == HELLO:
-        return program, Outgoing(program, 2)
-    if hello or program.status != _UNKNOWN_STATUS:
-        raise RootdiskError("cp: the sandbox's init takes no copies")
+    if program.answers(_HELLO_S):
+        hello = program.read_exactly(len(HELLO))
+        if hello == HELLO:
+            return program, Outgoing(program, 2)
+        if hello or program.status != _UNKNOWN_STATUS:
+            raise RootdiskError("cp: the sandbox's init takes no copies")
     program = Program(stack.enter_context(connect()), [_INIT, b"unpack", path, name or CONTENTS])
     return program, Outgoing(program, 1)
 

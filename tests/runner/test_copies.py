@@ -298,6 +298,16 @@ def test_older_inits(here: Path) -> None:
         command.copy_out(guest.connect, "/x", str(here), follow=True)
 
 
+def test_an_init_that_does_not_say_what_it_knows(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "_HELLO_S", 0.2)
+    (here / "f").write_text("text")
+    os.utime(here / "f", (9, 9))
+    guest = FakeGuest(lambda argv: (b"", 0, b""))
+    assert command.copy_in(guest.connect, str(here / "f"), "/y") == 0
+    mode = stat.S_IMODE((here / "f").stat().st_mode)
+    assert guest.received == entry1(b"f", b"", data=b"text", time=9, mode=mode)
+
+
 def test_steps_are_as_safe_as_openat2(tmp_path: Path) -> None:
     (tmp_path / "a/b").mkdir(parents=True)
     (tmp_path / "a/link").symlink_to("b")
