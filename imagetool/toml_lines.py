@@ -125,25 +125,21 @@ def position_of(text: str, keys: Keys) -> Position | None:
     return positions.get(keys)
 
 
+# What may hold a line's end or a bracket that is none, brackets, and line ends.
+_TOKEN = re.compile(
+    r'''"""(?:[^\\]|\\.)*?"""(?!")|\'{3}.*?\'{3}(?!\')|"(?:[^"\\\n]|\\.)*"|'[^'\n]*'|#[^\n]*|[][{}\n]''', re.DOTALL
+)
 _BLANK = re.compile(r"\s*(#.*)?\Z")
 
 
 def _positions(text: str) -> Iterator[tuple[Keys, Position]]:
-    """Every key of a valid document and where it is. A statement is as many lines as it takes until TOML accepts it."""
+    """Every key of a valid document and where it is."""
     import tomllib
 
     prefix: Keys = ()
     counts: dict[Keys, int] = {}  # of arrays of tables: the number of the last
-    statement, first = "", 0
-    for number, line in enumerate(text.splitlines(), 1):
-        if not statement and _BLANK.match(line):
-            continue
-        first = first if statement else number
-        statement += line + "\n"
-        try:
-            value = tomllib.loads(statement)
-        except tomllib.TOMLDecodeError:
-            continue
+    for statement, first in _statements(text):
+        value = tomllib.loads(statement)
         header = statement.lstrip()
         if header.startswith("["):
             prefix = ()
@@ -158,7 +154,20 @@ def _positions(text: str) -> Iterator[tuple[Keys, Position]]:
         else:
             for path in _paths(value):
                 yield prefix + path, _position(statement, first, path)
-        statement = ""
+
+
+def _statements(text: str) -> Iterator[tuple[str, int]]:
+    """Each key and value, or header, of a valid document, and its first line: it ends with a line that leaves nothing open."""
+    start, line, first, depth = 0, 1, 1, 0
+    for found in _TOKEN.finditer(text + "\n"):
+        token = found[0]
+        depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(token, 0)
+        line += token.count("\n")
+        if token == "\n" and not depth:
+            statement = text[start : found.end()]
+            if not _BLANK.match(statement):
+                yield statement, first
+            start, first = found.end(), line
 
 
 def _paths(value: Any) -> Iterator[Keys]:

@@ -27,6 +27,7 @@ from runner.copies.stream import (
     Extents,
     Incoming,
     Outgoing,
+    is_device,
     is_name,
 )
 from runner.errors import BadInput
@@ -222,7 +223,7 @@ def _send_member(archive: tarfile.TarFile, member: tarfile.TarInfo, outgoing: Ou
         if not target:
             raise BadInput(f"cp: {printable(member.name)} in the archive is a link to the target")
     elif kind in (CHARACTER, BLOCK):
-        if not (0 <= member.devmajor < 1 << 12 and 0 <= member.devminor < 1 << 20):
+        if not is_device(member.devmajor, member.devminor):
             raise BadInput(f"cp: {printable(member.name)} in the archive is a device that cannot be")
         size = member.devmajor << 32 | member.devminor
     entry = Entry(kind, name, target, member.mode & 0o7777, int(member.mtime * 10**9), size)

@@ -60,6 +60,11 @@ def _is_part(part: bytes) -> bool:
     return 0 < len(part) <= PART_MAX_BYTES and part not in (b".", b"..")
 
 
+def is_device(major: int, minor: int) -> bool:
+    """Whether Linux has devices of these numbers; include/linux/kdev_t.h."""
+    return 0 <= major < 1 << 12 and 0 <= minor < 1 << 20
+
+
 def bounded_time(time_ns: int) -> int:
     """`time_ns`, or the nearest that a stream can say: of the years 1677 to 2262."""
     return max(-_TIME_MAX_NS, min(_TIME_MAX_NS, time_ns))
@@ -120,6 +125,8 @@ class Incoming:
             raise Hostile("cp: the sandbox sends no copy of files")
         if max(name_bytes, target_bytes) > NAME_MAX_BYTES or mode > 0o7777 or (kind == FILE and size > FILE_MAX_BYTES):
             raise Hostile("cp: the sandbox sends a name, mode or size that no file has")
+        if kind in (CHARACTER, BLOCK) and not is_device(size >> 32, size & 0xFFFF_FFFF):
+            raise Hostile("cp: the sandbox sends a device that cannot be")
         words = self._read(name_bytes + target_bytes)
         name, target = words[:name_bytes], words[name_bytes:]
         if name and not is_name(name):

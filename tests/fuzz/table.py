@@ -13,7 +13,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "registries": ("registry", "token-service", "registry-target"),
     "channel": ("frames", "router", "session", "program", "cp-out", "cp-tar", "cp-in"),
     "sandboxes": ("state", "slot-record", "records", "name", "qcow2", "grow"),
-    "layers": ("tar", "pax", "inflate", "accounts", "certificates"),
+    "layers": ("tar", "pax", "inflate", "accounts", "certificates", "secrets"),
     "disks": ("ext4",),
     "projects": ("images-toml", "receipt", "environment"),
 }

@@ -35,6 +35,7 @@ class Harness(NamedTuple):
 
 HARNESSES = {
     "records": Harness(),
+    "unpack": Harness(),
     "channel": Harness(("process.c",), ("-Dfork=fuzz_fork", "-Dpipe2=fuzz_pipe2")),
 }
 

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import base64
+import bz2
 import gzip
+import io
+import lzma
 import os
+import zipfile
 from functools import cache
 
 import zstandard
 
 from imagetool.ext4 import DiskOptions, plan
+from imagetool.layout import secrets
 from imagetool.layout.additions import Additions, Owner, add
-from imagetool.layout.certificates import check_certificates, holds_private_key
+from imagetool.layout.certificates import check_certificates
 from imagetool.tree.index import TarIndex
 from imagetool.tree.inflate import inflate
 from imagetool.tree.merge import merge
 from imagetool.tree.tar import scan
 from runner.artifact import Process
+from runner.errors import BadInput
 from runner.oci import Descriptor, Digest
 from tests.fuzz.target import Target, in_file
 from tests.support.stacks import random_stack
@@ -97,7 +103,13 @@ def accounts(data: bytes) -> None:
 
 
 def certificates(data: bytes) -> None:
-    assert not holds_private_key(check_certificates(data, "test"))
+    assert not secrets.in_bytes(check_certificates(data, "test"))
+
+
+def keys(data: bytes) -> None:
+    """What a build adds, looked through for private keys."""
+    if found := secrets.in_bytes(data):
+        raise BadInput(found)
 
 
 def tars() -> list[bytes]:
@@ -127,6 +139,19 @@ def tars() -> list[bytes]:
     )
     stacks = [layer + END for seed in range(4) for layer in random_stack(seed, 4) if len(layer) < 12000]
     return [small + END, small + special + END, sparse + xattrs + file(b"a", b"b") + one + END, long + END, *stacks]  # fmt: skip
+
+
+def secret_files() -> list[bytes]:
+    pem = b"-----BEGIN EC PRIVATE KEY-----\nMHcCAQEEIIrYSSNQFaA2Hwf1duRSxKtLYX5CB04fSeQ6tF1aY/PuoAoGCCqGSM49\n-----END EC PRIVATE KEY-----\n"
+    der = b"\x30\x26\x02\x01\x01\x04\x20" + bytes(range(32)) + b"\xa0\x05" + bytes(5)
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("d/key", pem)
+    return [
+        b"text", pem, der, base64.b64encode(pem), gzip.compress(pem, mtime=0), bz2.compress(pem), lzma.compress(pem), zstandard.compress(pem),
+        file(b"d/key", pem) + END, gzip.compress(file(b"k", der) + END, mtime=0), packed.getvalue(), b'{"kty": "oct", "k": "AAAAAAAAAAAAAAAAAAAAAAAA"}',
+        b"PuTTY-User-Key-File-2: ssh-rsa\n", b"AGE-SECRET-KEY-1" + b"Q" * 58, b"openssh-key-v1\0" + bytes(3) + b"\4none", b"\x95\x01\x04\x04" + bytes(20),
+    ]  # fmt: skip
 
 
 def records(*pairs: tuple[bytes, bytes]) -> bytes:
@@ -190,5 +215,6 @@ TARGETS = {
     "pax": Target(extended, headers, PAX_WORDS),
     "inflate": Target(compressed, streams, (b"\x1f\x8b\x08\0", b"\x28\xb5\x2f\xfd", b"\x50\x2a\x4d\x18", b"BZh")),
     "accounts": Target(accounts, files_of_accounts, (b"app:x:", b"new:x:1:", b":", b"\n", b"9" * 5000, b"staff", b"\xff", b"\n--\n")),
+    "secrets": Target(keys, secret_files, (b"PRIVATE KEY", b"-----BEGIN ", b"\x30\x82", b"\x02\x01\0", b"PK\x03\x04", b"MII", b"kty", b"\xfd7zXZ\0"), max_bytes=8192),
     "certificates": Target(certificates, pems, (b"-----BEGIN CERTIFICATE-----", b"-----END CERTIFICATE-----", b"PRIVATE KEY", b"\x30\x84", b"MIIB")),
 }  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tomllib
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 from imagetool import config
 from imagetool.layout.additions import environment, process_record
 from imagetool.receipts import CHECK, read_receipt, write_receipt
+from imagetool.toml_lines import position_of
 from runner.artifact import Process
 from runner.errors import BadInput, RootdiskError
 from runner.fields import parse_value
@@ -31,6 +33,12 @@ def _project() -> Path:
 def images_toml(data: bytes) -> None:
     place = _project() / "images.toml"
     place.write_bytes(data)
+    try:
+        tomllib.loads(data.decode())
+    except (ValueError, RecursionError):
+        pass
+    else:
+        position_of(data.decode(), ("image", "a", "files", 1, "path"))
     for image in config.load(place):
         assert image.name
         process_record(image.process.apply(Process(("a",), ("b",))))
