@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from tests.end_to_end.conftest import ROOT
+from tests.support.mounts import mounted, needs_root
 
 JOB: Any = YAML(typ="safe").load((ROOT / ".github/workflows/fresh-machine.yml").read_text())["jobs"]["debian"]
 MACHINES = {machine["image"]: machine["python"] for machine in JOB["strategy"]["matrix"]["include"]}
@@ -33,9 +35,25 @@ def test_readme_names_what_is_tried() -> None:
     assert SUITES.keys() == MACHINES.keys()
 
 
+@needs_root
+@pytest.mark.root
+def test_too_little_room_is_said_before_anything_runs(tmp_path: Path) -> None:
+    with mounted("tmpfs", tmp_path) as place:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+        argv = [sys.executable, "-m", "pytest", "-m", "not nightly"]
+        done = subprocess.run(
+            argv, cwd=ROOT, env={**environment, "TMPDIR": str(place)}, capture_output=True, text=True, timeout=300
+        )
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR
+    assert done.stdout == ""
+    assert re.fullmatch(
+        r"ERROR: too little room: .* has 0 GB free, the tests need \d+ GB; set TMPDIR .*", done.stderr.strip()
+    )
+
+
 @pytest.mark.nightly
 @pytest.mark.root
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount")
+@needs_root
 @pytest.mark.skipif(shutil.which("mmdebstrap") is None, reason="mmdebstrap is not installed")
 @pytest.mark.parametrize("image", MACHINES)
 def test_a_fresh_machine(image: str, tmp_path: Path) -> None:
