@@ -63,6 +63,8 @@ def scope_of(address: Address) -> str:
         return LOOPBACK
     if address.is_link_local:
         return LINK_LOCAL
+    if isinstance(address, ipaddress.IPv6Address) and address.is_site_local:  # fec0::/10, which Python calls global
+        return PRIVATE
     if address.is_multicast or address.is_reserved:
         return SPECIAL
     return PUBLIC if address.is_global else PRIVATE

@@ -111,10 +111,16 @@ def parse_json(raw: bytes) -> Any:
     def refuse(constant: str) -> None:
         raise ValueError(f"holds {constant}, which is not JSON")
 
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        value = dict(pairs)
+        if len(value) != len(pairs):
+            raise ValueError("has a key twice")
+        return value
+
     if not raw.strip():
         raise ValueError("is empty")
     try:
-        return json.loads(raw, parse_constant=refuse)
+        return json.loads(raw, parse_constant=refuse, object_pairs_hook=unique)
     except json.JSONDecodeError as err:
         raise ValueError(f"is cut off or damaged: {err}") from err
     except UnicodeDecodeError as err:

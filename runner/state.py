@@ -1,15 +1,16 @@
 """What a sandbox's `state.json` says, parsed once and checked field by field.
 
 A field that this version does not know is left alone: it is kept when the file is written again, and whatever digest
-stands in it counts as in use. So a newer version may add fields. A change that an older runner must not overlook
+stands in it, its name included, counts as in use. So a newer version may add fields. A change that an older runner must not overlook
 raises `VERSION`: then the older one says so, and lets the sandbox be.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +20,8 @@ VERSION = 1  # files without a version are of version 1
 MAX_BYTES = 1 << 20
 _REQUIRED = object()
 _HEX = re.compile(r"[0-9a-f]{64}(?:[0-9a-f]{64})?\Z")  # sha256 or sha512
-_DIGEST = re.compile(r"(?:sha256:)?([0-9a-f]{64})\Z|(?:sha512:)?([0-9a-f]{128})\Z")
+_DIGEST = re.compile(r"(?:sha256:)?[0-9a-f]{64}\Z|(?:sha512:)?[0-9a-f]{128}\Z")
+_ANY_DIGEST = re.compile(r"(?<![0-9a-f])(?:[0-9a-f]{64}|[0-9a-f]{128})(?![0-9a-f])")
 
 
 class Newer(ValueError):
@@ -80,8 +82,8 @@ class State(NamedTuple):
 
     @property
     def uses(self) -> set[str]:
-        """What must stay in the store: also what fields name that only another version knows."""
-        return self.spec.uses | set(_digests(self.raw))
+        """What must stay in the store: also what fields name that only another version knows, in whatever form."""
+        return self.spec.uses | set(_ANY_DIGEST.findall(json.dumps(self.raw).lower()))
 
     @property
     def text(self) -> str:
@@ -135,7 +137,7 @@ def parse(raw: bytes, folder: Path, running: bool) -> State:
     known = {name: _take(spec, name, check, Spec._field_defaults.get(name, _REQUIRED)) for name, check in _SPEC.items()}
     if not folder.name.startswith("."):
         known["name"] = folder.name  # a directory that was moved or copied has the name that it has now
-    pid = _take(value, "pid", _whole(0, 1 << 31))
+    pid = _take(value, "pid", _whole(0, (1 << 31) - 1))
     return State(
         folder,
         Spec(**known),
@@ -159,19 +161,6 @@ def state_json(raw: Mapping[str, Any], spec: Spec, **fields: object) -> dict[str
         "spec": {**(before if isinstance(before, dict) else {}), **spec._asdict()},
         **fields,
     }
-
-
-def _digests(value: object) -> Iterator[str]:
-    """The hex digests anywhere in `value`."""
-    if isinstance(value, str):
-        if found := _DIGEST.match(value):
-            yield found[1] or found[2]
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from _digests(item)
-    elif isinstance(value, list):
-        for item in value:
-            yield from _digests(item)
 
 
 Check = Callable[[object], Any]

@@ -33,7 +33,7 @@ def speak_utf8() -> None:
 
 
 def settle() -> None:
-    """Make what this process has inherited usable: descriptors 0 to 2, the streams of `sys`, SIGCHLD, the signal mask.
+    """Make what this process has inherited usable: descriptors 0 to 2, the streams of `sys`, SIGCHLD, signal mask, umask.
 
     A closed descriptor becomes /dev/null. Signals that the caller ignores stay ignored.
     """
@@ -52,6 +52,8 @@ def settle() -> None:
     # A caller that ignores it would make every program we start look as if it ended with 0.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    # Else what we make, sockets too, could not be opened by ourselves.
+    os.umask(os.umask(0o077) & 0o077)
 
 
 def _is_ours(stream: Any, fd: int) -> bool:

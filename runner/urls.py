@@ -81,7 +81,8 @@ def parse_url(text: str) -> Url:
     if not parts:
         raise _refused(text, "its host or port is not valid")
     scheme = scheme.lower()
-    port = int(parts[2][:6]) if parts[2] else _PORTS[scheme]
+    # RFC 3986 takes any number of zeros before it; six digits are enough to see that it is too large.
+    port = int(parts[2].lstrip("0")[:6] or "0") if parts[2] else _PORTS[scheme]
     if not 0 < port < 65536:
         raise _refused(text, "its port is not between 1 and 65535")
     host = normal_host(parts[1])

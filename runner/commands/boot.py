@@ -67,6 +67,8 @@ def _spec(options: argparse.Namespace, name: str) -> Spec:
     forwards = given.forwards(options.publish)
     if forwards and options.network == "none":
         raise BadInput("--publish and --network none", "without a network no port can be reached")
+    if options.timeout is not None and options.timeout <= 0:
+        raise BadInput(f"--timeout {options.timeout:g}", "more than 0 seconds; no limit: leave it away")
     shares = given.volumes(options.volume)
     return Spec(
         name=name,

@@ -149,15 +149,15 @@ def forwards(texts: Sequence[str]) -> tuple[Forward, ...]:
 
 def _forward(text: str) -> Forward:
     found = _FORWARD.fullmatch(text)
-    numbers = found[1].split(".") if found and found[1] else []
-    if (
-        not found
-        or not all(0 < int(port) < 1 << 16 for port in (found[2], found[3]))
-        or max(map(int, numbers), default=0) > 255
-    ):
+    address = found[1] if found and found[1] else "127.0.0.1"
+    if not found or not all(0 < int(port) < 1 << 16 for port in (found[2], found[3])) or not _is_address(address):
         raise BadInput(f"--publish {text!r:.60}", "write HOST:GUEST or ADDRESS:HOST:GUEST, as 8080:80 or 53:53/udp")
-    address = ".".join(str(int(number)) for number in numbers) or "127.0.0.1"
     return Forward(found[4] or "tcp", address, int(found[2]), int(found[3]))
+
+
+def _is_address(text: str) -> bool:
+    """Whether `text` is an IPv4 address to everybody: inet_aton(3) reads 010 as 8."""
+    return all(str(int(number)) == number and int(number) < 256 for number in text.split("."))
 
 
 def volumes(texts: Sequence[str]) -> tuple[Share, ...]:

@@ -109,6 +109,12 @@ def test_one_clear_line(
     assert {path.name for path in tmp_path.iterdir()} <= {"store", "cache", "none"}
 
 
+@pytest.mark.parametrize("value", ["0", "-1", "-0.5", "0.0"])
+def test_a_timeout_is_refused_before_anything_is_fetched(value: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert runner.cli.main(["boot", f"--timeout={value}", "oci:none:1"]) == 125
+    assert capfd.readouterr().err.startswith("runner: --timeout ")
+
+
 LOCALES = [
     {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
     {"LC_ALL": "C"},

@@ -32,6 +32,8 @@ def test_what_is_no_number(option: str, text: str) -> None:
         "1.2.3:1:1",
         "٣:80",
         "::1:80:80",
+        "010.0.0.1:80:80",  # inet_aton(3) reads 8.0.0.1
+        "127.000.0.2:80:80",
     ],
 )
 def test_what_is_no_port(text: str) -> None:
@@ -40,7 +42,7 @@ def test_what_is_no_port(text: str) -> None:
 
 
 def test_ports() -> None:
-    assert options.forwards(["8080:80", "8080:80/udp", "0.0.0.0:08080:80", "127.000.0.2:8080:1"]) == (
+    assert options.forwards(["8080:80", "8080:80/udp", "0.0.0.0:08080:80", "127.0.0.2:8080:1"]) == (
         ("tcp", "127.0.0.1", 8080, 80),
         ("udp", "127.0.0.1", 8080, 80),
         ("tcp", "0.0.0.0", 8080, 80),

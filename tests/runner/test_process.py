@@ -194,3 +194,17 @@ def test_a_working_directory_that_is_gone(tool: str, status: int, tmp_path: Path
     assert shell(script, "--help").returncode == 0
     if tool == "runner":
         assert shell(script, "ps", ROOTDISK_STORE=str(place)).returncode == 0
+
+
+@needs_root
+@pytest.mark.parametrize("umask", ["0777", "0277"])
+def test_a_umask_takes_nothing_from_its_owner(umask: str, tmp_path: Path) -> None:
+    """Files and sockets that we make can be opened again by ourselves, and by nobody else."""
+    tmp_path.chmod(0o777)
+    script = "import os, socket, sys, runner.stdio as s; s.settle(); os.chdir(sys.argv[1]); os.setuid(12345);"
+    script += "open('file', 'wb').close(); open('file', 'r+b').close(); os.mkdir('in'); os.listdir('in');"
+    script += "a = socket.socket(socket.AF_UNIX); a.bind('control'); a.listen();"
+    script += "socket.socket(socket.AF_UNIX).connect('control')"
+    done = shell(f'umask {umask}; exec $0 -c "$1" "$2"', script, str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert {path.stat().st_mode & 0o077 for path in tmp_path.iterdir()} == {0}

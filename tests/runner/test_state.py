@@ -125,6 +125,9 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "a text for a number": changed(lambda value: value["spec"].update(cpus="7")),
     "a negative pid": changed(lambda value: value.update(pid=-1)),
     "odd volumes": changed(lambda value: value["spec"].update(volumes=[["/a", "/b"]])),
+    "a key twice": lambda folder: (folder / "state.json").write_bytes(
+        (folder / "state.json").read_bytes().rstrip(b"}\n") + b', "version": 1}\n'
+    ),
     "a newer version": changed(lambda value: value.update(version=VERSION + 1)),
     "a lock that is a directory": replaced("lock", Path.mkdir),
     "a lock that is a link": replaced("lock", lambda path: path.symlink_to("state.json")),
@@ -179,11 +182,13 @@ def test_an_unknown_field_is_kept_and_its_digests_stay(runner: Run, store: Store
     local = pull(store, parse_reference(layout), RegistryOptions(), Platform.host())
     local.release()
     folder = kept(store, local)
-    other = store.root / "blobs" / HEX
-    other.write_bytes(b"firmware")
+    others = {digit: store.root / "blobs" / (digit * 64) for digit in "abcde"}
+    for other in others.values():
+        other.write_bytes(b"firmware")
 
     def change(value: dict[str, Any]) -> None:
-        value.update(later={"anything": [1, None]})
+        value.update(later={"anything": [1, None], "b" * 64: {}}, from_=[f"some.where/a/b:1@sha256:{'c' * 64}"])
+        value["spec"].update(path=f"../blobs/{'d' * 64}", upper=("e" * 64).upper())
         value["spec"].update(firmware=f"sha256:{HEX}", colour="red")
 
     changed(change)(folder)
@@ -191,17 +196,17 @@ def test_an_unknown_field_is_kept_and_its_digests_stay(runner: Run, store: Store
     assert (state.text, state.spec.keep) == ("exited (0)", True)
     runner("prune")
     assert local.disk.exists()
-    assert other.exists()
+    assert all(other.exists() for other in others.values())
     opened = Sandbox.open(state)
     opened.write_state(started=5, status=3)
     opened.release()
     value = json.loads((folder / "state.json").read_bytes())
-    assert (value["later"], value["version"]) == ({"anything": [1, None]}, VERSION)
+    assert (value["later"]["anything"], value["version"]) == ([1, None], VERSION)
     assert (value["spec"]["colour"], value["spec"]["firmware"]) == ("red", f"sha256:{HEX}")
     assert read(folder).status == 3
     assert runner("rm", "kept").returncode == 0
     runner("prune")
-    assert not other.exists()
+    assert not any(other.exists() for other in others.values())
 
 
 def test_fields_that_an_older_version_did_not_write(store: Store, layout: str) -> None:
