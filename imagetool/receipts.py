@@ -34,6 +34,8 @@ def read_receipt(path: Path) -> dict[str, Any]:
         value = parse_value(path.read_bytes(), path.name, MAX_BYTES)
     except FileNotFoundError as err:
         raise RootdiskError(f"{path.name} of {path.parent.name} is missing", "doit build makes it") from err
+    except OSError as err:
+        raise Damaged(f"{path}: {err.strerror}", "remove it and start doit build again") from err
     except BadInput:
         value = None
     if not isinstance(value, dict) or value.pop(CHECK, None) != _check(value):

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, NamedTuple
 from runner.artifact import CONFIG_MAX_BYTES, ArtifactConfig, ArtifactManifest
 from runner.errors import DigestMismatch, RootdiskError
 from runner.files import read_json, write_json
-from runner.oci import MANIFEST_MAX_BYTES, Digest, Manifest, Platform
+from runner.oci import MANIFEST_MAX_BYTES, Descriptor, Digest, Manifest, Platform
 from runner.reference import Reference
-from runner.repository import RegistryOptions, open_repository, resolve_manifest
-from runner.store import Store
+from runner.repository import RegistryOptions, Repository, open_repository, resolve_manifest
+from runner.store import Damaged, Store
 
 if TYPE_CHECKING:
     from runner.fetch import Counts
@@ -23,10 +23,6 @@ if TYPE_CHECKING:
     from runner.sandbox import Spec
 
 _TRIES = 10  # of finding it all there after fetching it: a prune may run at the same time
-
-
-class Damaged(RootdiskError):
-    """Something in the store is marked as damaged."""
 
 
 class Local(NamedTuple):
@@ -107,8 +103,9 @@ def pull(
                 _remember(store, reference, platform, options, descriptor.digest, raw)
                 return local._replace(**counts._asdict()) if counts else local
             again = roles.config.digest.hex not in had
-            path = store.blob(repository, roles.config, CONFIG_MAX_BYTES, again=again)
-            config = ArtifactConfig.parse(path.read_bytes())
+            config = _fetched_config(store, repository, roles.config, again=again, repair=repair)
+            if config is None:
+                continue
             _check_platform(config, platform, reference)
             from runner.fetch import fetch
 
@@ -117,6 +114,21 @@ def pull(
     finally:
         repository.close()
     raise RootdiskError(f"{reference}: something removes it again and again", "is runner prune running?")
+
+
+def _fetched_config(
+    store: Store, repository: Repository, descriptor: Descriptor, *, again: bool, repair: bool
+) -> ArtifactConfig | None:
+    """The config, fetched if it is not there, or `again`, or damaged and `repair`; None if it was removed meanwhile."""
+    store.blob(repository, descriptor, CONFIG_MAX_BYTES, again=again)
+    try:
+        return ArtifactConfig.parse(store.read_blob(descriptor.digest.hex, CONFIG_MAX_BYTES))
+    except FileNotFoundError:
+        return None
+    except Damaged:
+        if not repair or again:
+            raise
+    return _fetched_config(store, repository, descriptor, again=True, repair=repair)
 
 
 def _present(store: Store, raw: bytes, platform: Platform, reference: Reference, repair: bool) -> Local | None:
@@ -160,7 +172,7 @@ def _present(store: Store, raw: bytes, platform: Platform, reference: Reference,
 def _refuse_damaged(store: Store, digests: Iterable[str], what: str) -> None:
     for digest in digests:
         if why := store.damage(digest):
-            raise Damaged(f"{what}: {digest[:12]} is damaged in the store: {why}", "runner verify --repair")
+            raise Damaged(digest, why, what)
 
 
 def _check_size(path: Path, size: int) -> None:
@@ -213,8 +225,9 @@ def _remember(
     ca_file = str(options.ca_file.absolute()) if options.ca_file else None
     name = Name(str(absolute(reference)), str(platform), digest.hex, options.plain_http, ca_file)
     path = _name_path(store, reference, platform)
-    if name == read_name(path) and store.blob_path(digest).exists():
-        return
+    with contextlib.suppress(OSError, Damaged):
+        if name == read_name(path) and store.read_blob(digest.hex, MANIFEST_MAX_BYTES) == raw:
+            return
     store.write_blob(digest, raw)
     write_json(path, name._asdict(), durable=False)
 
@@ -238,7 +251,6 @@ def _known(store: Store, reference: Reference, platform: Platform) -> bytes | No
     if name is None:
         return None
     try:
-        raw = store.read_blob(name.manifest, MANIFEST_MAX_BYTES)
+        return store.read_blob(name.manifest, MANIFEST_MAX_BYTES)
     except (OSError, RootdiskError):
         return None
-    return raw if hashlib.sha256(raw).hexdigest() == name.manifest else None

@@ -19,6 +19,7 @@ repair leaves the old disk where it was, and its mark.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -35,6 +36,14 @@ from runner.text import printable
 
 FORMAT = "1"
 BLOB_MAX_BYTES = 512 << 20  # a kernel with everything in it
+
+
+class Damaged(RootdiskError):
+    """Something in the store is marked as damaged, or was found to be so when it was read."""
+
+    def __init__(self, digest: str, why: str, what: str = "") -> None:
+        where = f"{what}: " if what else ""
+        super().__init__(f"{where}{digest[:12]} is damaged in the store: {why}", "runner verify --repair")
 
 
 class Store:
@@ -141,15 +150,17 @@ class Store:
         return self.root / "blobs" / digest.hex
 
     def read_blob(self, digest: str, max_bytes: int) -> bytes:
-        """A blob by its hex digest; FileNotFoundError if it is not there, RootdiskError if it cannot be read."""
+        """A small blob by its hex digest; FileNotFoundError if it is not there, Damaged if it cannot be read or is another."""
         path = self.root / "blobs" / digest
         try:
-            return read_file(path, max_bytes)
+            data = read_file(path, max_bytes)
         except FileNotFoundError:
             raise
         except (OSError, ValueError) as err:
-            why = err.strerror if isinstance(err, OSError) else err
-            raise RootdiskError(f"{path}: {why}", "runner verify --repair") from err
+            raise Damaged(digest, str(err.strerror if isinstance(err, OSError) else err)) from err
+        if hashlib.new("sha256" if len(digest) == 64 else "sha512", data).hexdigest() != digest:
+            raise Damaged(digest, "is not what its digest names")
+        return data
 
     def blob(
         self, repository: Repository, descriptor: Descriptor, max_bytes: int = BLOB_MAX_BYTES, *, again: bool = False

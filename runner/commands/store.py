@@ -82,7 +82,7 @@ def verify_command(options: argparse.Namespace) -> int:
     checked, damages = verify(store)
     for damage in damages:
         print(f"runner: {printable(damage.path)}: {one_line(damage.what)}", file=sys.stderr)
-    left = [damage for damage in damages if not (options.repair and _repaired(store, damage))]
+    left = _repaired(store, damages) if options.repair else damages
     if options.json:
         rows = [{"path": str(d.path), "what": d.what, "repaired": d not in left} for d in damages]
         given.write_json({"checked": checked, "damaged": rows})
@@ -94,8 +94,23 @@ def verify_command(options: argparse.Namespace) -> int:
     return 1 if left else 0
 
 
-def _repaired(store: Store, damage: Damage) -> bool:
-    """Whether it is whole again; what stands against that is said, and the next one tried."""
+def _repaired(store: Store, damages: list[Damage]) -> list[Damage]:
+    """Make them whole again; those that are not. What stands against it is said."""
+    left, unknown = [], damages
+    while unknown:
+        tried = {damage: _repair(store, damage) for damage in unknown}
+        left += [damage for damage, done in tried.items() if done is False]
+        before, unknown = len(unknown), [damage for damage, done in tried.items() if done is None]
+        if len(unknown) == before:
+            break  # else the manifest or config that leads to them may be whole by now
+    for damage in unknown:
+        what = "the store does not know its origin: runner pull its artifact"
+        print(f"runner: {printable(damage.path)}: {what}", file=sys.stderr)
+    return [damage for damage in damages if damage in left or damage in unknown]
+
+
+def _repair(store: Store, damage: Damage) -> bool | None:
+    """Whether it is whole again; None if the store does not know its origin. What else stands against it is said."""
     from runner import sandbox
     from runner.verify import repair
 
@@ -106,11 +121,7 @@ def _repaired(store: Store, damage: Damage) -> bool:
         print(f"runner: {printable(damage.path)}: not repaired: {one_line(str(why))}", file=sys.stderr)
         return False
     if not done:
-        print(
-            f"runner: {printable(damage.path)}: the store does not know its origin: runner pull its artifact",
-            file=sys.stderr,
-        )
-        return False
+        return None
     running = [state.name for state in sandbox.states(store) if state.running and damage.digest in state.uses]
     if running:
         names = ", ".join(running)

@@ -16,13 +16,13 @@ import pytest
 
 from runner import locks
 from runner.errors import Busy, RootdiskError
-from runner.local import Damaged, Local, pull
+from runner.local import Local, pull
 from runner.oci import Platform
 from runner.prune import prune
 from runner.reference import parse_reference
 from runner.repository import RegistryOptions
 from runner.sandbox import Sandbox
-from runner.store import Store
+from runner.store import Damaged, Store
 from tests.runner.test_store import spec_of, store
 from tests.support.artifacts import noise, publish, sample
 from tests.support.faults import ALWAYS, PIECE_BYTES, Fault, FaultProxy, run_faults

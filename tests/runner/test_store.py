@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -21,7 +21,7 @@ from runner.prune import prune
 from runner.reference import parse_reference
 from runner.repository import RegistryOptions
 from runner.sandbox import Sandbox, Spec, read, states, sweep
-from runner.store import Store
+from runner.store import Damaged, Store
 from tests.support.artifacts import noise, publish, sample
 from tests.support.faults import FaultProxy, run_faults
 from tests.support.mounts import KINDS, mounted, needs_root
@@ -200,6 +200,45 @@ def test_damage_is_found_and_mended(store: Store, proxy: FaultProxy, damage: str
     assert disk.read_bytes() == MADE.disk
     if damage == "chunk":
         assert proxy.bytes_of(MADE.path) - served < 2 * CHUNK
+
+
+def flip(path: Path) -> None:
+    path.chmod(0o600)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+@needs_registry
+@pytest.mark.parametrize("change", [flip, lambda path: os.truncate(path, 20), lambda path: os.truncate(path, 0)])
+def test_a_damaged_config_is_noticed_when_it_is_read(
+    store: Store, proxy: FaultProxy, change: Callable[[Path], object]
+) -> None:
+    """Nobody has run `verify`: nothing boots with it, and `pull` fetches it again."""
+    reference, options = parse_reference(f"{proxy.name}/a/b:v1"), RegistryOptions(plain_http=True)
+    local = pull(store, reference, options, Platform.host())
+    local.release()
+    config, manifest = store.blob_path(local.config_digest), store.blob_path(local.digest)
+    right = config.read_bytes(), manifest.read_bytes()
+    change(config)
+    with pytest.raises(Damaged, match=f"{config.name[:12]} is damaged in the store.*runner verify --repair"):
+        pull(store, reference, options, Platform.host(), ask=False)
+    change(manifest)
+    pull(store, reference, options, Platform.host(), repair=True).release()
+    assert (config.read_bytes(), manifest.read_bytes()) == right
+
+
+@needs_registry
+def test_all_of_an_artifact_is_damaged(store: Store, proxy: FaultProxy) -> None:
+    """The manifest leads to the config, and that to the disk: in whatever order they are found, all are repaired."""
+    local = pull(store, parse_reference(f"{proxy.name}/a/b:v1"), RegistryOptions(plain_http=True), Platform.host())
+    local.release()
+    for path in (local.disk, store.blob_path(local.config_digest), store.blob_path(local.digest)):
+        flip(path)
+    done = runner(store.root, "verify", "--repair")
+    assert (done.returncode, done.stdout) == (0, "3 files, 3 damaged, 3 repaired\n"), done.stderr
+    assert runner(store.root, "verify").stdout == "3 files, 0 damaged\n"
+    assert local.disk.read_bytes() == MADE.disk
 
 
 @needs_registry
