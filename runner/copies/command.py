@@ -13,9 +13,9 @@ from contextlib import ExitStack
 from runner import process
 from runner.copies import archive, reader, writer
 from runner.copies.notes import Notes
-from runner.copies.places import CONTENTS, find_place, guest_name, guest_path, host_name
+from runner.copies.places import CONTENTS, find_place, guest_name, guest_path, host_name, host_path
 from runner.copies.stream import HELLO, Incoming, Outgoing
-from runner.errors import RootdiskError
+from runner.errors import BadInput, RootdiskError
 from runner.text import one_line
 from runner.transport import Ended, Program
 
@@ -45,10 +45,12 @@ def copy_out(connect: Connect, source: str, target: str, *, follow: bool = False
     """`source` in a sandbox to `target` here, or for `-` to standard output as a tar archive."""
     path = guest_path(source)
     name = guest_name(path)
+    if not target:
+        raise BadInput("cp: TARGET is empty", "write . for the working directory")
     notes = Notes()
     with contextlib.ExitStack() as stack:
         stack.enter_context(_ended_by_signals())
-        place = None if target == "-" else find_place(os.fsencode(target), name)
+        place = None if target == "-" else find_place(host_path(target), name)
         if place is not None:
             stack.callback(os.close, place.directory)
         program, incoming = _start_pack(connect, path, follow, stack)
@@ -57,6 +59,8 @@ def copy_out(connect: Connect, source: str, target: str, *, follow: bool = False
         else:
             writer.write_files(incoming, place, notes)
         program.finish()
+    if not incoming.has_root and not program.status:
+        notes.failure(path, "the sandbox has sent nothing")
     return _report(program, notes)
 
 
@@ -74,7 +78,9 @@ def _start_pack(connect: Connect, path: bytes, follow: bool, stack: ExitStack) -
 
 def copy_in(connect: Connect, source: str, target: str, *, follow: bool = False) -> int:
     """`source` here, or for `-` a tar archive on standard input, to `target` in a sandbox."""
-    here = os.fsencode(source)
+    if not source:
+        raise BadInput("cp: SOURCE is empty", "write . for the working directory")
+    here = host_path(source)
     name = _ARCHIVE if source == "-" else host_name(here)
     notes = Notes()
     if source != "-":

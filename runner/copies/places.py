@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import posixpath
+import re
 import stat
 from typing import NamedTuple
 
 from runner.errors import BadInput
 from runner.text import printable
 
+_LINKS_MAX = 40  # as the kernel has it
 CONTENTS = b"."  # in place of a source's name: what is in the directory, not the directory
 
 
 def guest_path(path: str) -> bytes:
     """A path in a sandbox, as docker has it: begins at the root, `..` goes no higher, a last `/` or `/.` stays."""
-    clean = posixpath.normpath("/" + path.lstrip("/"))
-    if clean != "/":
-        clean += "/." if path.rstrip("/").endswith("/.") else "/" if path.endswith("/") else ""
-    return os.fsencode(clean)
+    return _plain(b"/" + os.fsencode(path).lstrip(b"/"))
+
+
+def host_path(path: str) -> bytes:
+    """A path on this machine, as docker has it: `..` takes back the part before it, also if that is a link; `/` and `/.` stay."""
+    plain = _plain(os.fsencode(path))
+    if plain == b"." and path.rstrip("/").endswith(".."):
+        return os.path.abspath(plain)  # it was named as a directory, not as what is in it
+    return plain
+
+
+def _plain(path: bytes) -> bytes:
+    clean = posixpath.normpath(path)
+    if clean in (b"/", b"."):
+        return clean
+    return clean + (b"/." if path.rstrip(b"/").endswith(b"/.") else b"/" if path.endswith(b"/") else b"")
 
 
 def guest_name(path: bytes) -> bytes:
@@ -64,11 +79,22 @@ def find_place(target: bytes, name: bytes) -> Place:
 
 
 def _new_place(target: bytes) -> Place:
-    path = os.path.realpath(target)
-    if not os.path.basename(path):
-        raise BadInput("cp: no target given")
+    path = _last_link(re.sub(rb"(?<=.)(/\.?)+$", b"", target))
+    folder, _, name = path.rpartition(b"/")
+    if name in (b"", b".", b".."):
+        raise BadInput(f"cp: {printable(target)}: {os.strerror(errno.ENOENT)}")
     wants_directory = target.endswith((b"/", b"/."))
-    return Place(_open(os.path.dirname(path)), os.path.basename(path), target, False, False, wants_directory)
+    return Place(_open(folder + b"/" if b"/" in path else b"."), name, target, False, False, wants_directory)
+
+
+def _last_link(path: bytes) -> bytes:
+    """What `path`, which leads to nothing, names in the end: of a link what it leads to."""
+    for _ in range(_LINKS_MAX):
+        try:
+            path = os.path.join(os.path.dirname(path), os.readlink(path))
+        except OSError:
+            return path
+    raise BadInput(f"cp: {printable(path)}: {os.strerror(errno.ELOOP)}")
 
 
 def _open(path: bytes) -> int:

@@ -94,6 +94,11 @@ class Incoming:
         """Whether nothing has come at all."""
         return self.version == 1 and not self._begun
 
+    @property
+    def has_root(self) -> bool:
+        """Whether an entry has come."""
+        return self._order.began
+
     def __iter__(self) -> Iterator[Entry]:
         while (entry := self._next()) is not None:
             self._order.check(entry)
@@ -191,12 +196,12 @@ class _Order:
     def __init__(self, *, is_sorted: bool) -> None:
         self._is_sorted = is_sorted
         self._levels: list[_Level] = []
-        self._began = False
+        self.began = False
         self._names = 0
 
     def check(self, entry: Entry) -> None:
-        if not self._began:
-            self._began = True
+        if not self.began:
+            self.began = True
             if entry.name:
                 raise Hostile(f"cp: the sandbox sends {printable(entry.name)} before the directory it is in")
         elif not entry.name:

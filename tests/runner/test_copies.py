@@ -18,7 +18,7 @@ import pytest
 from runner import frames
 from runner.copies import beneath, command
 from runner.copies.stream import HELLO
-from runner.errors import RootdiskError
+from runner.errors import BadInput, RootdiskError
 from runner.frames import frame
 from tests.support.guests import END2, FakeGuest, entry1, entry2, sends
 
@@ -331,6 +331,29 @@ def test_steps_are_as_safe_as_openat2(tmp_path: Path) -> None:
             beneath.open_in_steps(base, name)
     assert len(os.listdir("/proc/self/fd")) == before
     os.close(base)
+
+
+@pytest.mark.parametrize("target", ["-", "new"])
+@pytest.mark.parametrize("stream", [b"", HELLO, HELLO + END2, HELLO[:3]])
+def test_nothing_is_no_copy(here: Path, stream: bytes, target: str, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    """A guest that sends nothing and says that all went well."""
+    with pytest.raises(RootdiskError, match=r"sent nothing|in the middle"):
+        command.copy_out(sends(stream).connect, "/x", target if target == "-" else str(here / target))
+    assert tree(here) == {}
+
+
+def test_paths_that_are_empty(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(here)
+    with pytest.raises(BadInput, match="TARGET is empty"):
+        command.copy_out(sends(DIR).connect, "/x", "")
+    with pytest.raises(BadInput, match="SOURCE is empty"):
+        command.copy_in(sends(DIR).connect, "", "/x")
+    (here / "here").mkdir()
+    monkeypatch.chdir(here / "here")
+    guest = FakeGuest(lambda argv: (HELLO, 0, b""))
+    for source, name in (("../here/../here", b"here"), ("sub/..", b"here"), ("..", b"here"), (".", b"."), ("./", b".")):
+        assert command.copy_in(guest.connect, source, "/x") == 0
+        assert guest.started[-1][1:] == [b"unpack2", b"/x", name]
 
 
 def test_a_guest_is_found(here: Path) -> None:
