@@ -5,7 +5,7 @@ As far as they go: what is damaged, encrypted or past the bounds is left, and do
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import BinaryIO, Protocol, cast
 
 from runner.text import printable
@@ -26,12 +26,13 @@ class _Decompressor(Protocol):
     def decompress(self, data: bytes, max_length: int = -1) -> bytes: ...
 
 
-def search(file: BinaryIO, head: bytes, depth: int) -> str:
-    """The first private key in the archive `file`, which begins with `head`; "" without any, or where it is no archive."""
-    for name, member in _members(file, head):
-        from imagetool.layout import secrets
+def search(file: BinaryIO, head: bytes, look: Callable[[BinaryIO], str]) -> str:
+    """Find the first private key in the archive `file`, which begins with `head`; "" if it has none or is no archive.
 
-        found = secrets.in_stream(member, depth + 1)
+    `look` says what private key is in one of its files.
+    """
+    for name, member in _members(file, head):
+        found = look(member)
         if found:
             return f"{found} in {printable(name, 100)}" if name else found
     return ""

@@ -99,7 +99,7 @@ def in_stream(file: BinaryIO, depth: int = 0) -> str:
     from imagetool.layout import archives
 
     file.seek(0)
-    return archives.search(file, head, depth)
+    return archives.search(file, head, lambda member: in_stream(member, depth + 1))
 
 
 def _beginning(data: bytes) -> str:

@@ -104,8 +104,10 @@ def _repaired(store: Store, damages: list[Damage]) -> list[Damage]:
         if len(unknown) == before:
             break  # else the manifest or config that leads to them may be whole by now
     for damage in unknown:
-        what = "the store does not know its origin: runner pull its artifact"
-        print(f"runner: {printable(damage.path)}: {what}", file=sys.stderr)
+        print(
+            f"runner: {printable(damage.path)}: the store does not know its origin: runner pull its artifact",
+            file=sys.stderr,
+        )
     return [damage for damage in damages if damage in left or damage in unknown]
 
 
