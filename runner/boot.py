@@ -152,10 +152,12 @@ def launch(ready: Ready, store: Store, counter: tsc.Counter) -> int:
             if spec.detached:
                 return _started(session)
             stdin = 0 if spec.interactive else None
-            with raw_terminal(spec.terminal and spec.interactive):
+            with contextlib.ExitStack() as terminal:
+                # Until there is a program to get it, Ctrl-C is a signal to us: the guest may never start.
                 return session.run(
                     stdin=stdin,
                     terminal=spec.terminal,
+                    on_ready=lambda: terminal.enter_context(raw_terminal(spec.terminal and spec.interactive)),
                     on_signal=lambda number: _hand_on(session, number),
                     patience_s=STOPPED_S,
                     is_main=True,

@@ -39,9 +39,12 @@ def connect(state: State | Unreadable) -> socket.socket:
 
 
 def give(state: State | Unreadable, order: bytes) -> None:
-    """Give an order, which needs no answer."""
+    """Give an order, which needs no answer; BadInput if the sandbox does not run, or ends just now."""
     with connect(state) as sock:
-        sock.sendall(order)
+        try:
+            sock.sendall(order)
+        except ConnectionError as err:
+            raise not_running(state) from err
 
 
 def end(state: State | Unreadable) -> None:

@@ -293,7 +293,7 @@ def raw_terminal(wanted: bool) -> Iterator[None]:
 
     before = termios.tcgetattr(0)
     try:
-        tty.setraw(0)
+        tty.setraw(0, termios.TCSANOW)  # what has been typed already is for the program
         yield
     finally:
         termios.tcsetattr(0, termios.TCSANOW, before)  # to wait for what is not read may take for ever

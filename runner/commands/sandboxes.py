@@ -9,6 +9,7 @@ import re
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from runner import control, frames, sandbox
@@ -86,10 +87,21 @@ def stop_command(options: argparse.Namespace) -> int:
     seconds = min(options.time, 0xFFFF_FFFF)  # more is for ever too
     for state in _found(options.name):
         if state.running:
-            control.give(state, frames.frame_number(frames.STOP, seconds))
+            with _may_have_ended(state):
+                control.give(state, frames.frame_number(frames.STOP, seconds))
             sandbox.wait_end(state, seconds + STOPPED_S)
         print(state.spec.name)
     return 0
+
+
+@contextlib.contextmanager
+def _may_have_ended(found: State | Unreadable) -> Iterator[None]:
+    """An order that comes too late, as the sandbox ends by itself just now, is none that fails."""
+    try:
+        yield
+    except BadInput:
+        if sandbox.is_running(found):
+            raise
 
 
 def kill_command(options: argparse.Namespace) -> int:
@@ -115,7 +127,7 @@ def _wait(state: State) -> int:
     """The exit status of a sandbox, when it has ended."""
     if state.running:
         decoder = frames.Decoder()
-        with control.connect(state) as sock, contextlib.suppress(ConnectionResetError):
+        with _may_have_ended(state), control.connect(state) as sock, contextlib.suppress(ConnectionError):
             sock.sendall(frames.frame(frames.WAIT))
             while data := sock.recv(4096):
                 for kind, _, payload in decoder.feed(data):
@@ -138,11 +150,8 @@ def rm_command(options: argparse.Namespace) -> int:
             if not options.force:
                 other = "" if isinstance(found, Unreadable) else f"runner stop {name}, or "
                 raise BadInput(f"sandbox {name} runs", f"{other}runner rm --force {name}")
-            try:
+            with _may_have_ended(found):
                 control.end(found)
-            except BadInput:  # it may have ended by itself
-                if sandbox.is_running(found):
-                    raise
         if os.path.lexists(found.folder):
             sandbox.remove(found)
         print(name)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import pty
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from runner.session import PATIENCE_S
-from tests.end_to_end.conftest import Runner
+from tests.end_to_end.conftest import ROOT, Runner
 from tests.end_to_end.test_lifecycle import LOOP, command, machines, rows, until
 
 pytestmark = pytest.mark.vm
@@ -102,6 +105,54 @@ def test_a_foreground_sandbox_ends_by_a_second_signal(demo: str, runner: Runner)
     process.send_signal(signal.SIGINT)
     assert process.wait(9) == 130  # before its program is killed
     until(lambda: "deaf" not in rows(runner, "-a"))
+
+
+def in_a_terminal(runner: Runner, *arguments: str) -> tuple[int, int]:
+    """The runner's command in a terminal of its own: its process and the terminal's other end."""
+    pid, fd = pty.fork()
+    if not pid:
+        os.environ.update(ROOTDISK_STORE=str(runner.store), PYTHONPATH=str(ROOT))
+        os.execv(sys.executable, [sys.executable, "-m", "runner", *arguments])
+    return pid, fd
+
+
+def test_ctrl_c_while_the_guest_does_not_start(demo: str, runner: Runner) -> None:
+    """A terminal hands every key on only when there is a program to get it."""
+    pid, fd = in_a_terminal(runner, "boot", "-it", "--name", "hangs", "--entrypoint", "/bin/sh", demo)
+    ended: list[int] = []
+    try:
+        until(lambda: machines(runner, "hangs"))
+        os.kill(machines(runner, "hangs")[0], signal.SIGSTOP)
+
+        def has_ended() -> bool:
+            os.write(fd, b"\x03")
+            time.sleep(0.5)
+            found, status = os.waitpid(pid, os.WNOHANG)
+            ended.extend([os.waitstatus_to_exitcode(status)] if found else [])
+            return bool(ended)
+
+        until(has_ended)
+        assert ended == [130]
+        until(lambda: not machines(runner, "hangs"))
+    finally:
+        os.close(fd)
+        if not ended:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+
+
+def test_what_is_typed_before_the_start_reaches_the_program(demo: str, runner: Runner) -> None:
+    pid, fd = in_a_terminal(runner, "boot", "-it", "--name", "typed", "--entrypoint", "/bin/sh", demo)
+    seen = b""
+    try:
+        os.write(fd, b"echo a$((1+1))b; exit 7\n")
+        with contextlib.suppress(OSError):  # the terminal's end
+            while data := os.read(fd, 4096):
+                seen += data
+    finally:
+        os.close(fd)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+    assert b"a2b" in seen
 
 
 def test_forty_commands_at_once(demo: str, runner: Runner) -> None:
