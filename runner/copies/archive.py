@@ -178,7 +178,8 @@ def read_tar(source: BinaryIO, outgoing: Outgoing, notes: Notes) -> None:
     except (tarfile.TarError, EOFError, ValueError, OverflowError, RecursionError, zlib.error) as err:
         raise BadInput(f"cp: standard input is no tar archive: {printable(err)}") from err
     except (lzma.LZMAError, zstandard.ZstdError, OSError) as err:
-        raise BadInput(f"cp: standard input cannot be read: {printable(getattr(err, "strerror", None) or err)}") from err
+        reason = err.strerror if isinstance(err, OSError) else None
+        raise BadInput(f"cp: standard input cannot be read: {printable(reason or err)}") from err
 
 
 def _decompressed(source: BinaryIO) -> BinaryIO:
