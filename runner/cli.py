@@ -234,7 +234,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             options = parser(arguments[0] if arguments else "").parse_args(arguments)
             status = _function(options.command)(options)
-        except RootdiskError:
+        except (RootdiskError, SystemExit):  # the parser's --help
             sys.stdout.flush()
             raise
         sys.stdout.flush()

@@ -66,15 +66,23 @@ def _is_ours(stream: Any, fd: int) -> bool:
 
 
 def _stream(fd: int, old: Any) -> io.TextIOWrapper:
-    """The text stream of descriptor `fd`, which waits; encoding and buffering as of `old`."""
+    """The text stream of descriptor `fd`, which waits; encoding and buffering as of `old`.
+
+    It is `old` itself with another buffer: what holds it already (doit does) writes into the same buffer, so that lines keep their order.
+    """
     encoding = old.encoding if old is not None else "utf-8"
     lines = old is not None and (old.line_buffering or old.write_through)
     raw = _Waiting(fd, "rb" if fd == 0 else "wb", closefd=False)
+    made = old if isinstance(old, io.TextIOWrapper) else io.TextIOWrapper.__new__(io.TextIOWrapper)
     if fd == 0:
-        return io.TextIOWrapper(io.BufferedReader(raw), encoding, "surrogateescape")
+        made.__init__(io.BufferedReader(raw), encoding, "surrogateescape")  # type: ignore[misc]
+        return made
     # A name that is not UTF-8 leaves standard output as it is; what another encoding lacks is written as an escape.
     errors = "surrogateescape" if fd == 1 and encoding.lower() == "utf-8" else "backslashreplace"
-    return io.TextIOWrapper(io.BufferedWriter(raw), encoding, errors, line_buffering=lines or fd == 2)
+    if made is old:
+        old.flush()
+    made.__init__(io.BufferedWriter(raw), encoding, errors, line_buffering=lines or fd == 2)  # type: ignore[misc]
+    return made
 
 
 class _Waiting(io.FileIO):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -17,7 +18,8 @@ ROOM_GB = {"not nightly": 3, "nightly": 12}
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Refuse a whole run that would fill the disk."""
+    """Make the environment that of a fresh machine; refuse a whole run that would fill the disk."""
+    os.environ.pop("PYTHONUNBUFFERED", None)  # it hides what is not flushed, and in which order
     whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS and not config.option.keyword
     if not whole or config.option.collectonly or hasattr(config, "workerinput"):
         return
