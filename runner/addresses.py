@@ -71,17 +71,18 @@ def scope_of(address: Address) -> str:
 
 
 class Reach:
-    """Decides which addresses may be connected to. The registry's own is where its first connection went."""
+    """Decides which addresses may be connected to. The registry's own is where it has answered."""
 
     def __init__(self) -> None:
         self._home: Address | None = None
         self._lock = threading.Lock()
 
     def arrived(self, address: str) -> None:
-        """The registry has been reached at `address`."""
+        """The registry has answered at `address`. Of several such, the one that may lead to the least places counts."""
+        found = parse_address(address.partition("%")[0])
         with self._lock:
-            if self._home is None:
-                self._home = parse_address(address.partition("%")[0])
+            if self._home is None or (found and len(_FROM[scope_of(found)]) < len(_FROM[scope_of(self._home)])):
+                self._home = found
 
     def choose(self, host: str, port: int, addresses: Sequence[str], *, home: bool) -> list[str]:
         """Those of the `addresses` of `host` that may be connected to; `home` says that it is the registry's own host."""

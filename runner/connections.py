@@ -109,6 +109,7 @@ class _Watched:
     """Mixed into urllib3's connections."""
 
     _dns_host: str
+    _address = ""  # that it is connected to, if that was looked at
 
     def __init__(self, *args: Any, watch: Watch, reach: Reach | None, home: bool, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -116,7 +117,11 @@ class _Watched:
 
     def getresponse(self) -> Any:
         assert isinstance(self, HTTPConnection)
-        return self._watch.head(self)
+        response = self._watch.head(self)
+        # Not before it has answered: whoever is at an address where its name led once, and says nothing, is not it.
+        if self._home and self._reach is not None and self._address:
+            self._reach.arrived(self._address)
+        return response
 
     def _new_conn(self) -> socket.socket:
         """Resolve, choose, and connect to what was chosen: nothing is resolved a second time."""
@@ -135,8 +140,7 @@ class _Watched:
                     if number + 1 == len(addresses):
                         raise
                     continue
-                if self._home:
-                    self._reach.arrived(address)
+                self._address = address
                 return sock
         finally:
             self._dns_host = name

@@ -42,8 +42,10 @@ def atomic_write(path: Path, data: bytes | Iterable[bytes], mode: int = 0o644, *
             if durable:
                 os.fsync(fd)
         os.rename(temporary, path)
-    except BaseException:
+    except BaseException as err:
         os.unlink(temporary)
+        if isinstance(err, OSError) and err.filename is None:
+            err.filename = str(path)  # of a full disk, say
         raise
     if durable:
         fsync_dir(path.parent)

@@ -83,7 +83,7 @@ class State(NamedTuple):
     @property
     def uses(self) -> set[str]:
         """What must stay in the store: also what fields name that only another version knows, in whatever form."""
-        return self.spec.uses | set(_ANY_DIGEST.findall(json.dumps(self.raw).lower()))
+        return self.spec.uses | set(_ANY_DIGEST.findall(json.dumps(self.raw, ensure_ascii=False).lower()))
 
     @property
     def text(self) -> str:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,8 @@ from hypothesis import strategies as st
 from runner.addresses import LINK_LOCAL, LOOPBACK, METADATA, PRIVATE, PUBLIC, SPECIAL, Reach, parse_address, scope_of
 from runner.errors import BadInput, RegistryError
 from runner.proxies import is_listed, proxy_for
+from runner.registry import RegistryRepository
+from runner.repository import RegistryOptions
 from runner.urls import parse_url
 from tests.support.faults import ALWAYS, Fault, run_faults
 from tests.support.registry import QuietHandler, be_nobody, serve
@@ -85,6 +89,30 @@ def test_a_name_that_moves(monkeypatch: pytest.MonkeyPatch) -> None:
     for host, port in (("inside.example", 9000), ("a.inside.example", 443), ("other.example", 443)):
         with pytest.raises(RegistryError):
             reach.choose(host, port, ["10.0.0.1"], home=False)
+
+
+def test_a_registry_that_is_near_and_far() -> None:
+    """A name that leads to this host first, and outside the next time, gives nobody outside a way in."""
+    reach = Reach()
+    reach.arrived("127.0.0.1")
+    assert reach.choose("x.example", 80, ["127.0.0.2"], home=False) == ["127.0.0.2"]
+    reach.arrived("8.8.8.8")
+    for address in ("127.0.0.1", "10.0.0.1"):
+        with pytest.raises(RegistryError):
+            reach.choose("x.example", 80, [address], home=False)
+
+
+def test_who_does_not_answer_is_not_the_registry() -> None:
+    """Its name leads to a service on this host that says nothing: that does not make this host the registry's place."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        threading.Thread(target=lambda: silent.accept()[0].close(), daemon=True).start()
+        options = RegistryOptions(plain_http=True, give_up_s=0.01)
+        repository = RegistryRepository(f"localhost:{silent.getsockname()[1]}", "a/b", options)
+        with pytest.raises(RegistryError, match="the connection broke"):
+            repository.resolve("v1")
+        with pytest.raises(RegistryError, match="and is not there itself"):
+            repository.client.session.watch.reach.choose("x.example", 80, ["127.0.0.1"], home=False)
+        repository.close()
 
 
 PROGRAM = """

@@ -188,7 +188,7 @@ def test_an_unknown_field_is_kept_and_its_digests_stay(runner: Run, store: Store
 
     def change(value: dict[str, Any]) -> None:
         value.update(later={"anything": [1, None], "b" * 64: {}}, from_=[f"some.where/a/b:1@sha256:{'c' * 64}"])
-        value["spec"].update(path=f"../blobs/{'d' * 64}", upper=("e" * 64).upper())
+        value["spec"].update(path=f"é{'d' * 64}", upper=("e" * 64).upper())
         value["spec"].update(firmware=f"sha256:{HEX}", colour="red")
 
     changed(change)(folder)

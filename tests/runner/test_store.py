@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ import pytest
 from runner.artifact import SlotExtent
 from runner.clone import clone
 from runner.errors import BadInput
+from runner.files import atomic_write
 from runner.local import pull
 from runner.oci import Platform
 from runner.prune import prune
@@ -313,3 +315,15 @@ def test_a_store_of_another_version(store: Store) -> None:
     done = runner(store.root, "ps")
     assert (done.returncode, done.stderr.count("\n")) == (125, 1)
     assert "has format 2" in done.stderr
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as failed:
+            atomic_write(tmp_path / "state.json", bytes(5000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert failed.value.filename == str(tmp_path / "state.json")
+    assert list(tmp_path.iterdir()) == []
