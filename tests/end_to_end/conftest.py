@@ -42,14 +42,14 @@ class Runner:
     defaults: tuple[str, ...] = ()
 
     def __call__(
-        self, command: str, *arguments: str, timeout: float = 120, **env: str
+        self, command: str, *arguments: str, timeout: float = 300, **env: str
     ) -> subprocess.CompletedProcess[str]:
         return run(
             "runner", command, *self.defaults, *arguments, timeout=timeout, ROOTDISK_STORE=str(self.store), **env
         )
 
     def boot(
-        self, artifact: str, script: str, *options: str, timeout: float = 120, **env: str
+        self, artifact: str, script: str, *options: str, timeout: float = 300, **env: str
     ) -> subprocess.CompletedProcess[str]:
         """A shell script in a sandbox."""
         return self("boot", "--entrypoint", "/bin/sh", *options, artifact, "--", "-c", script, timeout=timeout, **env)

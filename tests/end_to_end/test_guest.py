@@ -69,7 +69,7 @@ def test_a_kernel_without_the_disk_s_driver(demo: str, runner: Runner, tmp_path:
     """The init says itself what is missing."""
     init = run("imagetool", "cat", demo, "/.rootdisk/init", binary=True).stdout
     artifact = with_initramfs(demo, tmp_path / "bare", build(init, [Module("none.ko", b"no module", "")]))
-    done = runner("boot", artifact, timeout=60)
+    done = runner("boot", artifact, timeout=300)
     assert done.returncode == 125
     assert "no such disk" in done.stderr
 

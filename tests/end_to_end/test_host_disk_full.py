@@ -100,12 +100,12 @@ def test_a_guest_that_writes_on_stands_still_and_goes_on(demo: str, small: Small
     until(stands_still)
     assert writing.poll() is None
     small.empty()
-    out, err = writing.communicate(timeout=60)
+    out, err = writing.communicate(timeout=300)
     assert writing.returncode == 0, err
     assert runner("exec", "still", "sha256sum", "/sandbox/other").stdout.split()[0].encode() == out.split()[0]
     assert runner("exec", "still", "touch", "/sandbox/new").returncode == 0
     assert runner("stop", "still").returncode == 0
-    _, err = client.communicate(timeout=30)
+    _, err = client.communicate(timeout=300)
     assert err.count(b"runner: the host's disk is full") == 1
     assert runner("rm", "still").returncode == 0
 
@@ -115,7 +115,7 @@ def test_it_ends_while_there_is_no_room(demo: str, small: Small, order: tuple[st
     runner = small.runner
     assert runner.boot(demo, LOOP, "-d", "--name", "full").returncode == 0
     small.fill()
-    assert runner(*order, "full", timeout=60).returncode == 0
+    assert runner(*order, "full", timeout=300).returncode == 0
     if order[0] != "rm":
         assert rows(runner, "-a")["full"]["status"] is not None
         assert runner("rm", "full").returncode == 0

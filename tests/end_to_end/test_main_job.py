@@ -218,7 +218,7 @@ def test_ctrl_c_reaches_the_program(demo: str, runner: Runner) -> None:
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGTERM)
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=300)
     assert (process.returncode, out) == (9, "stopped\n")
 
 

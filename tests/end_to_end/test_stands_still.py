@@ -28,7 +28,7 @@ def still(demo: str, runner: Runner) -> Iterator[str]:
     (machine,) = machines(runner, "still")
     os.kill(machine, signal.SIGSTOP)
     yield "still"
-    assert runner("rm", "-f", "still", timeout=60).returncode == 0
+    assert runner("rm", "-f", "still", timeout=300).returncode == 0
 
 
 def hears(process: subprocess.Popen[bytes]) -> bool:
@@ -88,7 +88,7 @@ def test_output_that_nobody_reads(demo: str, runner: Runner, arguments: tuple[st
 def test_a_keeper_that_stands_still_is_killed(demo: str, runner: Runner, order: tuple[str, ...]) -> None:
     assert runner.boot(demo, LOOP, "-d", "--name", "deaf").returncode == 0
     os.kill(rows(runner)["deaf"]["pid"], signal.SIGSTOP)
-    assert runner(*order, "deaf", timeout=60).returncode == 0
+    assert runner(*order, "deaf", timeout=300).returncode == 0
     until(lambda: not machines(runner, "deaf"))
     if order == ("kill",):
         assert runner("rm", "deaf").returncode == 0

@@ -38,7 +38,7 @@ def start(project: Path, *arguments: str) -> subprocess.Popen[str]:
 
 def doit(project: Path, *arguments: str) -> tuple[int, str, str]:
     process = start(project, *arguments)
-    out, errors = process.communicate(timeout=60)
+    out, errors = process.communicate(timeout=300)
     return process.returncode, out, errors
 
 
@@ -91,7 +91,7 @@ def test_two_runs_wait_for_each_other(project: Path) -> None:
         assert waiting.poll() is None
         assert doit(project, "list")[0] == 0  # who only looks does not wait
         waiting.terminate()
-        assert waiting.wait(10) == 143
+        assert waiting.wait(120) == 143
         waiting.communicate()
 
 
@@ -148,7 +148,7 @@ def task_slow():
         lines.append(line)
     assert ".  first\n" in lines
     running.terminate()
-    assert running.wait(20) == 143
+    assert running.wait(120) == 143
     running.communicate()
     status, out, _ = doit(project, "first")
     assert (status, out) == (0, "-- first\n")

@@ -47,7 +47,7 @@ def build(tmp_path: Path, *arguments: str) -> dict[str, object]:
         env={**os.environ, "PYTHONPATH": str(ROOT), "ROOTDISK_CACHE": str(tmp_path / "cache"), "TMPDIR": str(place)},
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=600,
     )
     assert "Traceback" not in done.stderr, done.stderr
     value: dict[str, object] = json.loads(done.stdout.splitlines()[-1])

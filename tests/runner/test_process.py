@@ -170,12 +170,12 @@ def test_users_of_machines_are_given_back(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {f"uid-{number}" for number in numbers}
     running[0].kill()
     running[0].wait()
-    running[1].communicate(timeout=30)
+    running[1].communicate(timeout=300)
     assert {path.name for path in tmp_path.iterdir()} == {f"uid-{numbers[0]}", f"uid-{numbers[2]}"}
     with process.unprivileged(tmp_path) as user:
         assert user is not None
         assert {path.name for path in tmp_path.iterdir()} == {f"uid-{user.uid}", f"uid-{numbers[2]}"}
-    running[2].communicate(timeout=30)
+    running[2].communicate(timeout=300)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -366,7 +366,7 @@ def test_hostile_archives_are_bounded(tmp_path: Path, case: str) -> None:
     )
     argv = [sys.executable, "-c", code, "inspect", f"docker-archive:{tmp_path}/a.tar"]
     started = time.monotonic()
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=300)
     status, peak_kib = map(int, done.stdout.split())
     assert status == 2
     assert done.stderr.count("\n") == 1, done.stderr
