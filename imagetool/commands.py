@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from imagetool.progress import reported
 from runner.errors import BadInput
 from runner.oci import Platform
+from runner.ownership import check_cache
 from runner.places import user_folder
 from runner.reference import Reference, parse_reference
 from runner.repository import RegistryOptions
@@ -339,4 +340,6 @@ def _cache() -> Path:
     named = os.environ.get("ROOTDISK_CACHE")
     cache = Path(named) if named else user_folder("XDG_CACHE_HOME", ".cache", "ROOTDISK_CACHE") / "rootdisk"
     cache.mkdir(parents=True, exist_ok=True)
+    if os.environ.get("ROOTDISK_STORE_TRUSTED") != "1":  # as for the store: in a container nobody else may be there
+        check_cache(cache)
     return cache.absolute()

@@ -34,6 +34,24 @@ def make_private(path: Path) -> None:
             raise _refused(path, f"{who} may write to {_shown(place)}", f"chmod {who[0]}-w {_shown(place)}")
 
 
+def check_cache(path: Path) -> None:
+    """Refuse the directory `path` if it belongs to somebody else but root, as with `sudo -E`, or everybody may write to it.
+
+    What is in it is followed, believed and published.
+    """
+    info = path.stat()
+    if not _is_trusted(info.st_uid):
+        why = f"it belongs to {user_name(info.st_uid)}, and you are {user_name(os.geteuid())}"
+    elif info.st_mode & stat.S_IWOTH:
+        why = "others may write to it"
+    else:
+        return
+    raise RootdiskError(
+        f"cache {_shown(str(path))} is not safe from other users: {why}",
+        "set ROOTDISK_CACHE to a directory of your own",
+    )
+
+
 def make_private_below(path: Path) -> None:
     """As `make_private`, for a directory right in one that has been checked: one look, unless it is a link."""
     with contextlib.suppress(FileExistsError):

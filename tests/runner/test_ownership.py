@@ -6,6 +6,7 @@ import os
 import shutil
 import stat
 import subprocess
+import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator
@@ -290,3 +291,30 @@ def test_no_home_and_no_entry_in_passwd(place: Path, value: str | None) -> None:
     said = as_user(ALICE, without)
     assert said.startswith("refused: ")
     assert said.endswith("set HOME or ROOTDISK_STORE")
+
+
+@needs_root
+def test_a_cache_of_another_user_is_refused(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `imagetool build` keeps is believed and published: root does not take it from a user, nor anybody from all."""
+    cache = place / "cache"
+    cache.mkdir(mode=0o755)
+    monkeypatch.setenv("ROOTDISK_CACHE", str(cache))
+    build = ["build", "oci:none:1", "oci:none:2"]
+
+    def said() -> str:
+        done = subprocess.run([sys.executable, "-m", "imagetool", *build], capture_output=True, text=True, timeout=60)
+        assert done.returncode in (1, 2)
+        assert done.stderr.count("\n") == 1
+        return done.stderr
+
+    os.chown(cache, ALICE, ALICE)
+    assert f"cache {cache} is not safe from other users: it belongs to" in said()
+    os.chown(cache, 0, 0)
+    cache.chmod(0o777)
+    assert "others may write to it: set ROOTDISK_CACHE" in said()
+    assert list(cache.iterdir()) == []
+    monkeypatch.setenv("ROOTDISK_STORE_TRUSTED", "1")
+    assert "none: No such file" in said()
+    monkeypatch.delenv("ROOTDISK_STORE_TRUSTED")
+    cache.chmod(0o755)
+    assert "none: No such file" in said()
