@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 from runner.errors import Busy, RootdiskError
+from runner.files import open_file
 
 PROBE_S = 30.0  # to say a version or the like
 _PR_SET_PDEATHSIG = 1
@@ -252,7 +253,10 @@ def detach(keep: Collection[int], log: Path | None) -> None:
     os.dup2(null, 0)
     os.dup2(null, 1)
     if log is not None:
-        fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            fd = open_file(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        except OSError:  # something else has its name, or the disk is full: it runs without
+            fd = null
         os.dup2(fd, 2)
     for name in os.listdir("/proc/self/fd"):
         fd = int(name)

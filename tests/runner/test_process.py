@@ -208,3 +208,15 @@ def test_a_umask_takes_nothing_from_its_owner(umask: str, tmp_path: Path) -> Non
     done = shell(f'umask {umask}; exec $0 -c "$1" "$2"', script, str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert {path.stat().st_mode & 0o077 for path in tmp_path.iterdir()} == {0}
+
+
+@pytest.mark.parametrize("make", ["os.mkfifo(log)", "os.mkdir(log)", "os.symlink('other', log)"])
+def test_a_detached_process_whose_log_cannot_be_one(make: str, tmp_path: Path) -> None:
+    """It does not wait for a reader of a FIFO, and makes no file behind a link."""
+    script = "import os, sys; from pathlib import Path; from runner import process;"
+    script += f"log = Path(sys.argv[1]); {make}; child = os.fork();"
+    script += "child or (process.detach((), log), print('lost', file=sys.stderr, flush=True), os._exit(0));"
+    script += "sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))"
+    done = shell('exec $0 -c "$1" "$2"', script, str(tmp_path / "log"))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [path.name for path in tmp_path.iterdir()] == ["log"]
