@@ -47,7 +47,8 @@ class _Signals:
     This process ends if it does not, in `patience_s`; at once if such a signal comes again, or another and nothing has come from
     the sandbox in between. After a SIGINT a sandbox that says something is given more time: a program may go on after it, as a
     Python prompt does. A sandbox's main program (`is_main`) may read its configuration again by a SIGHUP, so that nothing is
-    expected of it; but if the terminal is gone, it is stopped.
+    expected of it; but if the terminal is gone, it is stopped. Nothing is expected after a SIGQUIT either, but that one that
+    follows another signal, or in a command another SIGQUIT, without a word from the sandbox in between ends this process.
     """
 
     def __init__(self, hand_on: Callable[[int], None], patience_s: float, is_main: bool) -> None:
@@ -55,6 +56,7 @@ class _Signals:
         self._patience_s = patience_s
         self._is_main = is_main
         self._given: set[int] = set()
+        self._has_quit = False
         self._last: int | None = None
         self._lived = False
         self._size = window()
@@ -67,7 +69,11 @@ class _Signals:
     def signal(self, number: int, _: object) -> None:
         if number == signal.SIGWINCH and self._size != (size := window()):
             self._size = size  # it is the window's doing
+        elif number == signal.SIGQUIT and not self._lived and (self._given or self._has_quit):
+            raise Interrupted(number)
         elif number in _PASSED or (number == signal.SIGHUP and self._is_main and not self.has_hung_up()):
+            if number == signal.SIGQUIT and not self._is_main:
+                self._has_quit, self._lived = True, False
             self._hand_on(number)
         elif number in self._given or (self._given and not self._lived):
             raise Interrupted(number)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.end_to_end.conftest import Runner
 from tests.support.audit import beyond, changes
 from tests.support.layouts import write_layout
 from tests.support.tars import END, directory, file, hard_link, symlink
@@ -148,3 +149,79 @@ def test_boot_writes_in_the_store_only(tmp_path: Path, place: Path, outside: Pat
     assert status == 0, errors
     assert beyond(paths, place) == []
     assert any(path.startswith(f"{place}/store/sandboxes/") for path in paths)
+
+
+# What takes the place of a guest's init: it answers for /x/NAME with the stream NAME of the version of VERSION.
+HOSTILE_INIT = """#!/usr/bin/python3
+import os, struct, sys
+VERSION = int(open("/tmp/version").read())
+OUTSIDE = os.fsencode(open("/tmp/outside").read())
+
+def e(kind, name, target=b""):
+    data = b"x" if kind == b"f" else b""
+    head = struct.pack("<cxHHIqQ", kind, len(name), len(target), 0o644, 0, len(data)) + name + target
+    if kind != b"f" or VERSION == 1:
+        return head + data
+    return head + struct.pack("<IQQ", 1, 0, 1) + data + bytes(4)
+
+root, a = e(b"d", b""), e(b"d", b"a")
+STREAMS = {
+    "fine": root + e(b"f", b"escaped"),
+    "root": e(b"l", b"", OUTSIDE) + e(b"f", b"escaped"),
+    "roots": e(b"l", b"", OUTSIDE) + root + e(b"f", b"escaped"),
+    "dots": root + e(b"f", b"../outside/escaped"),
+    "deep": root + a + e(b"f", b"a/../../../outside/escaped"),
+    "absolute": root + e(b"f", OUTSIDE + b"/escaped"),
+    "through": root + e(b"l", b"a", OUTSIDE) + e(b"f", b"a/escaped"),
+    "swapped": root + a + e(b"l", b"a", OUTSIDE) + e(b"f", b"a/escaped"),
+    "known": root + e(b"d", b"link") + e(b"f", b"link/escaped"),
+    "over": root + e(b"f", b"precious"),
+}
+name = sys.argv[-1].removeprefix("/x/").removesuffix("/.")
+if sys.argv[1] == "pack2" and VERSION == 1:
+    sys.exit(125)
+hello, end = (b"RDCOPY2\\n", e(b"e", b"").replace(struct.pack("<I", 0o644), bytes(4))) if VERSION > 1 else (b"", b"")
+os.write(1, hello + STREAMS[name] + end)
+"""
+
+
+@pytest.mark.vm
+def test_cp_from_a_hostile_guest(tmp_path: Path, place: Path, outside: Path, demo: str) -> None:
+    """A guest's root puts a program in the place of the init that answers `cp`: nothing changes outside of the target."""
+    runner = Runner(place / "store")
+    here = place / "here"
+    here.mkdir()
+    # A copy's own directory may have links already, as an earlier copy brings them.
+    for folder in (here, here / "known", here / "over"):
+        folder.mkdir(exist_ok=True)
+        (folder / "link").symlink_to(outside)
+        (folder / "precious").symlink_to(outside / "precious")
+    assert runner.boot(demo, "while :; do sleep 1; done", "-d", "--name", "box", "-u", "0").returncode == 0
+    try:
+        (tmp_path / "init").write_text(HOSTILE_INIT)
+        (tmp_path / "init").chmod(0o755)
+        (tmp_path / "path").write_text(str(outside))
+        assert runner("cp", str(tmp_path / "init"), "box:/tmp/init").returncode == 0
+        assert runner("cp", str(tmp_path / "path"), "box:/tmp/outside").returncode == 0
+        script = "mount --bind /tmp/init /.rootdisk/init"
+        assert runner("exec", "-u", "0", "box", "sh", "-c", script).returncode == 0
+        for version in (1, 2):
+            script = f"echo {version} > /tmp/version"
+            assert runner("exec", "-u", "0", "box", "sh", "-c", script).returncode == 0
+            for name in ("root", "roots", "dots", "deep", "absolute", "through", "swapped", "known", "over", "fine"):
+                for source, target in ((f"/x/{name}", here), (f"/x/{name}/.", here), (f"/x/{name}", "-")):
+                    if target == "-" and name not in ("root", "dots", "through", "fine"):
+                        continue
+                    status, errors, paths = changes(
+                        ["-m", "runner", "cp", f"box:{source}", str(target)],
+                        tmp_path / "log",
+                        place / "cwd",
+                        **environment(place),
+                    )
+                    assert status == (0 if name == "fine" else 125), (version, source, errors)
+                    assert "Traceback" not in errors
+                    assert beyond(paths, here) == []
+                    assert is_untouched(outside)
+        assert (here / "fine/escaped").read_text() == (here / "escaped").read_text() == "x"
+    finally:
+        runner("rm", "-f", "box")

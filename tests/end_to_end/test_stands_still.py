@@ -52,6 +52,16 @@ def test_exec(still: str, runner: Runner, number: signal.Signals, times: int) ->
     assert time.monotonic() - start < (PATIENCE_S + 20 if times == 1 else PATIENCE_S)
 
 
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGQUIT])
+def test_exec_and_a_quit(still: str, runner: Runner, first: signal.Signals) -> None:
+    process = command(runner, "exec", still, "true")
+    until(lambda: hears(process))
+    process.send_signal(first)
+    time.sleep(0.2)  # two at once are one
+    process.send_signal(signal.SIGQUIT)
+    assert process.wait(PATIENCE_S - 1) == 128 + signal.SIGQUIT
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize(
     "arguments",
