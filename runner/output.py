@@ -12,8 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from runner.errors import RootdiskError
 from runner.files import opener
-from runner.frames import HEADER, STDERR, frame
+from runner.frames import HEADER, PAYLOAD_MAX, STDERR, frame
+from runner.text import printable
 
 FILE_MAX_BYTES = 8 << 20
 LOST = "runner: {} bytes of output are missing here: the host's disk was full\n"
@@ -109,6 +111,8 @@ class Reader:
             at = 0
             while len(self._rest) - at >= HEADER.size:
                 length, kind, _, _ = HEADER.unpack_from(self._rest, at)
+                if length > PAYLOAD_MAX:  # nothing that we have written: what follows would be held in memory
+                    raise RootdiskError(f"{printable(self._path)} is damaged", "its console: runner logs --console")
                 end = at + HEADER.size + length
                 if end > len(self._rest):
                     break

@@ -16,6 +16,7 @@ import pytest
 
 from runner import frames
 from runner.boot import MACHINE_LOG_BYTES
+from runner.errors import RootdiskError
 from runner.files import socket_address
 from runner.frames import WINDOW, Decoder, frame, frame_number
 from runner.keeper import Keeper
@@ -308,6 +309,19 @@ def test_a_log_on_a_full_disk_is_whole_afterwards(tmp_path: Path) -> None:
     found = list(Reader(tmp_path / "output.log").frames())
     assert [payload for kind, payload in found if kind == frames.STDOUT] == [b"before", b"after"]
     assert b"1008 bytes of output are missing" in found[1][1]
+
+
+def test_a_log_that_is_none_is_one_error(tmp_path: Path) -> None:
+    """A foreign file of a terabyte is not read into memory in search of the end of a frame."""
+    path = tmp_path / "output.log"
+    Log(path).write_frame(frames.STDOUT, b"first")
+    with path.open("ab") as file:
+        file.write(b"\xff" * 100)
+        file.truncate(1 << 40)
+    found = Reader(path).frames()
+    assert next(found) == (frames.STDOUT, b"first")
+    with pytest.raises(RootdiskError, match=r"output\.log is damaged"):
+        next(found)
 
 
 def test_a_guest_hears_that_it_may_power_off(start: Callable[..., Running]) -> None:
