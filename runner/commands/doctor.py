@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -11,9 +12,12 @@ from typing import NamedTuple
 
 from runner import accel, backend, krun, passt, process, qemu, volumes
 from runner.commands.options import write_json
-from runner.errors import RootdiskError
+from runner.errors import BadInput, RootdiskError
 from runner.oci import Platform
+from runner.reference import parse_reference
+from runner.repository import RegistryOptions
 from runner.store import Store
+from runner.text import one_line
 
 FREE_MIN_BYTES = 2 << 30
 # Where locks between hosts or holes in files do not work as the store needs them.
@@ -28,7 +32,8 @@ class Line(NamedTuple):
 
 
 def doctor_command(options: argparse.Namespace) -> int:
-    lines = [*_machine(), *_store(), *(_registry(name) for name in options.registry)]
+    registries = [_named(text) for text in options.registry]
+    lines = [*_machine(), *_store(), *map(_registry, registries)]
     if options.json:
         write_json([line._asdict() for line in lines])
     else:
@@ -111,17 +116,37 @@ def _file_system(path: Path) -> str:
     return kind
 
 
-def _registry(name: str) -> Line:
-    """Whether a registry answers at all; that it wants a password is an answer."""
-    import requests
+def _named(text: str) -> str:
+    """The registry that `text` names; BadInput."""
+    found = None
+    with contextlib.suppress(BadInput):
+        found = parse_reference(f"{text}/name").registry
+    if found is None or found.lower() != text.lower():
+        raise BadInput(f"{text!r:.80} is no registry", "write HOST or HOST:PORT, as registry.example:5000")
+    return found
 
-    for scheme in ("https", "http"):
+
+def _registry(name: str) -> Line:
+    """Whether a registry answers at all; that it wants a password is an answer. It gets no credentials."""
+    import requests
+    import urllib3
+
+    from runner.registry_answer import network_error
+    from runner.registry_client import RegistryClient
+
+    for plain_http in (False, True):
+        client = RegistryClient(name, "name", RegistryOptions(plain_http=plain_http, read_timeout_s=10))
+        url = client.url("/v2/")
         try:
-            answer = requests.get(f"{scheme}://{name}/v2/", timeout=10, allow_redirects=False)
-            note = "" if scheme == "https" else " over HTTP: --plain-http"
-            return Line(name, answer.status_code in (200, 401), f"answers {answer.status_code}{note}")
-        except requests.exceptions.SSLError as err:
-            return Line(name, False, f"its certificate is not trusted: --ca-file, or mend it ({err})"[:200])
-        except requests.exceptions.RequestException:
-            continue
+            with client.session.once("GET", url, headers={}) as answer:
+                note = " over HTTP: --plain-http" if plain_http else ""
+                return Line(name, answer.status_code in (200, 401), f"answers {answer.status_code}{note}")
+        except RootdiskError as err:
+            return Line(name, False, one_line(str(err)))
+        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as err:
+            found = network_error("GET", str(url), err)
+            if "certificate" in found.message:
+                return Line(name, False, one_line(str(found)))
+        finally:
+            client.close()
     return Line(name, False, "does not answer: is the name right, the network up, a proxy needed?")

@@ -15,6 +15,7 @@ import imagetool.cli
 import runner.cli
 from runner.arguments import subparsers
 from tests.end_to_end.conftest import ROOT
+from tests.support.registry import QuietHandler, be_nobody, serve
 
 OFTEN = ["\udcff", "a\nb", "\x1b[31m", "", "nan", "-1", "9" * 5000]
 HOSTILE = [
@@ -107,6 +108,39 @@ def test_one_clear_line(
         assert said.isprintable() or said[:-1].isprintable(), (words, said)
         assert len(said) < 1000, (words, said)
     assert {path.name for path in tmp_path.iterdir()} <= {"store", "cache", "none"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", "reg:0", "http://r.example", "\udcff", "a\nb.c", "u:p@r.example", "r.example/x", "[::1", "x", "a." * 3000],
+)
+def test_what_is_no_registry_for_doctor(name: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert runner.cli.main(["doctor", name]) == 125
+    said = capfd.readouterr()
+    assert (said.out, said.err.count("\n")) == ("", 1)
+    assert said.err[:-1].isprintable()
+    assert len(said.err) < 300
+
+
+def test_doctor_sends_no_password(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Neither that of ~/.netrc, over plain HTTP at that, nor any other."""
+    seen: list[str | None] = []
+
+    class Registry(QuietHandler):
+        def do_GET(self) -> None:  # noqa: N802
+            seen.append(self.headers.get("Authorization"))
+            self.send(401, b"", WWW_Authenticate="Basic realm=x")
+
+    (tmp_path / ".netrc").write_text("machine 127.0.0.1 login ann password secret\n")
+    (tmp_path / ".netrc").chmod(0o600)
+    be_nobody(monkeypatch, tmp_path)
+    monkeypatch.setenv("ROOTDISK_STORE", str(tmp_path / "store"))
+    with serve(Registry) as url:
+        runner.cli.main(["doctor", url.removeprefix("http://")])
+    assert "answers 401 over HTTP" in capfd.readouterr().out
+    assert seen == [None]
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "-0.5", "0.0"])
