@@ -269,13 +269,15 @@ def _run(ready: Ready, store: Store, client: socket.socket, listener: socket.soc
         if not chosen.known:
             accel.remember(store.root / "kvm.json", ready.local.kernel, True)
         # Without anything to keep, the machine ends at once: its disk is thrown away.
-        if (spec.keep or spec.volumes) and status not in (TIMED_OUT, KILLED):
+        if (spec.keep or (spec.volumes and not keeper.lost)) and status not in (TIMED_OUT, KILLED):
             keeper.acknowledge()
             vm.ended(5)
+        if keeper.lost:
+            status, error = FAILED, keeper.lost
     except Gone:
         status = KILLED
     except RootdiskError as err:
-        error = str(_explained(err, vm, keeper, folder))
+        error = (keeper.lost if keeper is not None else "") or str(_explained(err, vm, keeper, folder))
     except OSError as err:
         error = f"{err.filename or 'the sandbox'}: {err.strerror}"
     if vm is not None:

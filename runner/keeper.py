@@ -12,7 +12,6 @@ wants of it, asked again at every turn, so there is no state of a socket that co
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import socket
 import subprocess
@@ -22,10 +21,10 @@ from collections.abc import Callable, Iterator, Mapping
 from selectors import EVENT_READ, EVENT_WRITE
 from typing import IO
 
-from runner import frames, process
+from runner import console, frames, process
 from runner.clients import Client
 from runner.frames import GuestError
-from runner.machine import Vm, how_ended
+from runner.machine import Helper, Vm, how_ended
 from runner.output import Log
 from runner.room import CONTINUE, Monitor, Room
 from runner.router import Router
@@ -38,6 +37,7 @@ POWER_OFF_S = 15.0  # what a guest has to write everything back
 TIMED_OUT, KILLED = 124, 128 + signal.SIGKILL
 _ACCEPTED_MAX = 64  # connections in a turn
 _PATIENCE_S = 2.0  # with a client that asks for nothing, when others come
+_LOOK_S = 1.0  # for a process that has closed its output to be seen as ended
 _RETRY_S = 0.2  # after a connection could not be taken for want of descriptors
 
 
@@ -78,6 +78,7 @@ class Keeper:
         self._room = room
         self._monitor = Monitor()
         self._listens_to_monitor = vm.monitor is not None
+        self.lost = ""  # what the sandbox had to be stopped for
         self._router = Router(output.write_frame if output else None)
         self._watched = Watched()
         self._clients = {client: self._router.main}
@@ -268,24 +269,32 @@ class Keeper:
         if data == b"":
             self._watched.watch(source, 0)
             for helper in self._vm.helpers:
-                if helper.stdout is source:
-                    self._lost(helper)
+                if helper.process.stdout is source:
+                    self._lose(source, helper)
         elif data:
             if source is self._vm.console:
                 self._silent_at = None
             self._logs[source].write(data)
 
-    def _lost(self, helper: subprocess.Popen[bytes]) -> None:
-        """Say that something which serves the machine has ended."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            how = how_ended(helper.wait(1))
-            name = os.path.basename(str(helper.args[0] if isinstance(helper.args, list) else helper.args))
-            what = "the sandbox has no network" if name == "passt" else "a volume does not answer"
-            self._say(f"{name} has ended{f': {how}' if how else ''}; {what} until the sandbox is started again")
+    def _lose(self, source: Source, helper: Helper) -> None:
+        """Tell of a helper that has ended, and stop a sandbox whose programs would wait for it for ever.
 
-    def _say(self, text: str) -> None:
+        A guest's kernel takes back no request that it has sent to a volume's server, and no other can take its place.
+        """
+        try:
+            how = how_ended(helper.process.wait(_LOOK_S))
+        except subprocess.TimeoutExpired:  # it only says nothing more
+            return
+        said = console.tail(self._logs[source].path)[-1:] if how.startswith("exit status") else []
+        text = ": ".join((f"{helper.what} is lost", "its server ended", *filter(None, [how, *said])))
+        self._say(text, to_main=not helper.is_waited_for)  # which is told at the end
+        if helper.is_waited_for:
+            self.lost = text
+            self._router.stop(STOP_S)
+
+    def _say(self, text: str, *, to_main: bool = True) -> None:
         """To everybody who waits for this sandbox, and to the keeper's log."""
-        self._router.notice(text)
+        self._router.notice(text, to_main=to_main)
         with contextlib.suppress(OSError):  # the disk of the log may be full
             print(one_line(text), file=sys.stderr, flush=True)
 

@@ -75,7 +75,7 @@ def start(machine: Machine, user: process.User | None = None) -> Vm:
         network = None
         if machine.network == "user":
             server, stream = passt.serve(machine.forwards)
-            ours.callback(server.kill)
+            ours.callback(server.process.kill)
             helpers.append(server)
             network = theirs.enter_context(stream).fileno()
             fds.append(network)

@@ -68,28 +68,37 @@ def how_ended(status: int) -> str:
     return f"{signal.Signals(-status).name}{why}"
 
 
+class Helper(NamedTuple):
+    """A process that serves a machine: a volume, the network."""
+
+    process: subprocess.Popen[bytes]
+    what: str  # it serves, for people to read
+    is_waited_for: bool  # whether a guest would wait for its answers for ever
+
+
 class Vm(NamedTuple):
     """A virtual machine that runs. It ends with the process that started it."""
 
     process: subprocess.Popen[bytes]
     channel: socket.socket  # to the guest's init
     console: socket.socket  # what the guest's kernel says
-    helpers: tuple[subprocess.Popen[bytes], ...] = ()  # what serves its volumes and network
+    helpers: tuple[Helper, ...] = ()
     monitor: socket.socket | None = None  # QEMU's
 
     @property
     def talk(self) -> dict[str, IO[bytes]]:
         """What each process writes to its standard output and errors, by the name of its log."""
         found = {"machine.log": self.process.stdout}
-        found.update({f"helper{number}.log": helper.stdout for number, helper in enumerate(self.helpers)})
+        found.update({f"helper{number}.log": helper.process.stdout for number, helper in enumerate(self.helpers)})
         return {name: out for name, out in found.items() if out is not None}
 
     def end(self) -> None:
         """At once, and wait until nothing is left."""
-        for process in (self.process, *self.helpers):
+        processes = [self.process, *(helper.process for helper in self.helpers)]
+        for process in processes:
             if process.poll() is None:
                 process.kill()
-        for process in (self.process, *self.helpers):
+        for process in processes:
             process.wait()
         self.channel.close()
         self.console.close()

@@ -28,7 +28,7 @@ class Log:
     """
 
     def __init__(self, path: Path, max_bytes: int = FILE_MAX_BYTES) -> None:
-        self._path = path
+        self.path = path
         self._max_bytes = max_bytes
         self._file: BinaryIO | None = None
         self._size = 0
@@ -38,7 +38,7 @@ class Log:
             self._open()
 
     def _open(self) -> BinaryIO:
-        self._file = open(self._path, "ab", buffering=0, opener=opener)  # noqa: SIM115 - as long as the sandbox runs
+        self._file = open(self.path, "ab", buffering=0, opener=opener)  # noqa: SIM115 - as long as the sandbox runs
         self._size = os.fstat(self._file.fileno()).st_size
         return self._file
 
@@ -61,7 +61,7 @@ class Log:
         try:
             file = self._file or self._open()
             if self._size + len(data) > self._max_bytes and self._size:
-                os.replace(self._path, self._path.with_name(f"{self._path.name}.old"))
+                os.replace(self.path, self.path.with_name(f"{self.path.name}.old"))
                 self._file = None
                 file.close()
                 file = self._open()
@@ -78,7 +78,7 @@ class Reader:
     """Reads a log while it is written."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self.path = path
         self._files = [file for file in (path.with_name(f"{path.name}.old"), path) if file.exists()]
         self._file: BinaryIO | None = None
         self._rest = b""
@@ -94,13 +94,13 @@ class Reader:
                 yield data
             if not self._files:
                 try:
-                    if os.path.samestat(os.fstat(self._file.fileno()), os.stat(self._path)):
+                    if os.path.samestat(os.fstat(self._file.fileno()), os.stat(self.path)):
                         return
                 except FileNotFoundError:
                     return
                 # It is the older one by now. Once more, for what came between.
                 yield self._file.read()
-                self._files = [self._path]
+                self._files = [self.path]
             self._file.close()
             self._file = None
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import socket
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
 from runner import process
-from runner.machine import Forward
+from runner.machine import Forward, Helper
 
 
 def is_usable() -> bool:
@@ -18,12 +17,12 @@ def is_usable() -> bool:
     return path is not None and b"map-host-loopback" in Path(path).read_bytes()
 
 
-def serve(forwards: Sequence[Forward]) -> tuple[subprocess.Popen[bytes], socket.socket]:
+def serve(forwards: Sequence[Forward]) -> tuple[Helper, socket.socket]:
     """A passt with the addresses of QEMU's own user network, and a socket connected to it."""
     ours, theirs = socket.socketpair()
     with theirs:
         server = process.start(command(forwards, theirs.fileno()), fds=[theirs.fileno()])
-    return server, ours
+    return Helper(server, "the network", False), ours
 
 
 def command(forwards: Sequence[Forward], fd: int) -> list[str]:

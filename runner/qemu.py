@@ -110,7 +110,7 @@ def start(machine: Machine, folder: Path, user: process.User | None = None) -> V
 
             for share in machine.shares:
                 server, sock = volumes.serve(share, folder)
-                helpers.callback(server.kill)
+                helpers.callback(server.process.kill)
                 served.append(server)
                 shares.append(ours.enter_context(sock).fileno())
         if machine.network == "user":
@@ -118,7 +118,7 @@ def start(machine: Machine, folder: Path, user: process.User | None = None) -> V
 
             if passt.is_usable():
                 server, sock = passt.serve(machine.forwards)
-                helpers.callback(server.kill)
+                helpers.callback(server.process.kill)
                 served.append(server)
                 network = ours.enter_context(sock).fileno()
         handles = Handles(

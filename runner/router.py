@@ -203,9 +203,11 @@ class Router:
         """Let the guest use no new blocks of its disk, or let it again."""
         self._hold = is_held
 
-    def notice(self, text: str) -> None:
-        """Something that everybody who waits for this sandbox should know."""
+    def notice(self, text: str, *, to_main: bool = True) -> None:
+        """Something that everybody who waits for this sandbox should know; the main client if `to_main`."""
         for client in self.clients:
+            if client is self.main and not to_main:
+                continue
             if not client.leaves and (client.session is not None or client is self.main):
                 client.put(frames.NOTICE, text.encode())
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import ctypes
 import os
 import socket
-import subprocess
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from runner import process
 from runner.errors import BadInput, RootdiskError
 from runner.files import socket_address
-from runner.machine import Share
+from runner.machine import Helper, Share
 from runner.text import printable
 
 _CAPABILITIES = {"mknod": "dev", "fsetid": "suid"}  # and the right of a volume that they are for
@@ -84,7 +83,7 @@ def program() -> str:
     raise RootdiskError("--volume needs virtiofsd, which is not installed", "apt-get install virtiofsd")
 
 
-def serve(share: Share, folder: Path) -> tuple[subprocess.Popen[bytes], socket.socket]:
+def serve(share: Share, folder: Path) -> tuple[Helper, socket.socket]:
     """A virtiofsd for `share`, and a socket connected to it, which is made in `folder`.
 
     A read-only share is so on the host's side: virtiofsd sees the directory mounted read-only.
@@ -103,7 +102,7 @@ def serve(share: Share, folder: Path) -> tuple[subprocess.Popen[bytes], socket.s
             )
         ours.connect(address)
         os.unlink(address)
-    return server, ours
+    return Helper(server, f"the volume {printable(share.guest)}", True), ours
 
 
 def _command(virtiofsd: str, share: Share, fd: int) -> list[str]:

@@ -447,6 +447,67 @@ def test_a_volume_that_is_gone(demo: str, runner: Runner, tmp_path: Path) -> Non
     assert runner("rm", "gone").returncode == 0
 
 
+@pytest.mark.parametrize("detached", [False, True])
+def test_a_volume_s_server_is_killed(demo: str, runner: Runner, tmp_path: Path, detached: bool) -> None:
+    """The program is stopped, as what waits for the volume would wait for ever, and it is said why."""
+    if os.geteuid():
+        pytest.skip("the virtiofsd of QEMU 7 runs as root only")
+    (tmp_path / "file").write_text("in\n")
+    script = "cat /v/file; trap 'echo bye; exit 5' TERM; while :; do sleep 0.1; done"
+    options = [
+        "--name",
+        "served",
+        "-u",
+        "0",
+        "-v",
+        f"{tmp_path}:/v",
+        "--entrypoint",
+        "/bin/sh",
+        demo,
+        "--",
+        "-c",
+        script,
+    ]
+    client = command(runner, "boot", *(["-d"] if detached else []), *options)
+    assert client.stdout is not None
+    assert client.stderr is not None
+    assert client.stdout.readline() == (b"served\n" if detached else b"in\n")
+    until(lambda: not detached or runner("logs", "served").stdout == "in\n")
+    inside = command(runner, "exec", "served", "sh", "-c", "echo up; sleep 1000")
+    assert inside.stdout is not None
+    assert inside.stdout.readline() == b"up\n"
+    (server,) = (pid for pid in children(rows(runner)["served"]["pid"]) if b"virtiofsd" in cmdline(pid))
+    os.kill(server, signal.SIGKILL)
+    said = b"runner: the volume /v is lost: its server ended: SIGKILL (was the host out of memory?)\n"
+    _, err = inside.communicate(timeout=60)
+    assert err.startswith(said)
+    if detached:
+        until(lambda: not rows(runner, "-a")["served"]["running"])
+        assert runner("logs", "served").stdout == "in\nbye\n"
+        assert f"runner: {rows(runner, '-a')['served']['error']}\n".encode() == said
+        assert runner("rm", "served").returncode == 0
+    else:
+        out, err = client.communicate(timeout=60)
+        assert (client.returncode, out, err) == (125, b"bye\n", said)
+        until(lambda: "served" not in rows(runner, "-a"))
+
+
+def children(pid: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def cmdline(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+def test_a_volume_s_server_that_does_not_start(demo: str, runner: Runner, tmp_path: Path) -> None:
+    (tmp_path / "virtiofsd").write_text("#!/bin/sh\necho --shared-dir\necho 'not today' >&2\nexit 3\n")
+    (tmp_path / "virtiofsd").chmod(0o755)
+    done = runner.boot(demo, "true", "-v", f"{tmp_path}:/v", PATH=f"{tmp_path}:{os.environ['PATH']}")
+    assert done.returncode == 125
+    assert done.stderr == "runner: the volume /v is lost: its server ended: exit status 3: not today\n"
+
+
 def test_read_only(demo: str, runner: Runner) -> None:
     done = runner.boot(demo, "echo a > /sandbox/a && cat /sandbox/a; grep -c overlay /proc/mounts", "--read-only")
     assert (done.returncode, done.stdout) == (0, "a\n1\n"), done.stderr

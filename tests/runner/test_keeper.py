@@ -20,7 +20,7 @@ from runner.errors import RootdiskError
 from runner.files import socket_address
 from runner.frames import WINDOW, Decoder, frame, frame_number
 from runner.keeper import Keeper
-from runner.machine import Vm
+from runner.machine import Helper, Vm
 from runner.output import Log, Reader
 from runner.room import Monitor
 from runner.router import CLIENTS_MAX, FULL, VISITORS_MAX
@@ -52,7 +52,7 @@ class Running:
         listener.listen(256)
         self.machine = subprocess.Popen(["sh", "-c", talk or "exec sleep 600"], stdout=subprocess.PIPE)
         self.helper = subprocess.Popen(["sh", "-c", "read word"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        vm = Vm(self.machine, self._channel, console, (self.helper,))
+        vm = Vm(self.machine, self._channel, console, (Helper(self.helper, "the network", False),))
         assert self.machine.stdout is not None
         os.set_blocking(self.machine.stdout.fileno(), False)
         self.pid = os.fork()
@@ -361,5 +361,5 @@ def test_a_helper_that_ends_is_said(start: Callable[..., Running]) -> None:
     running.helper.kill()
     ((kind, _, text),) = Decoder().feed(running.client.recv(1000))
     assert kind == frames.NOTICE
-    assert text.startswith(b"sh has ended")
+    assert text.startswith(b"the network is lost")
     assert running.lives()
