@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import socket
 from collections.abc import Callable, Collection, Sequence
@@ -23,6 +24,7 @@ _GUEST_PATH_MAX_BYTES = 1024
 PLACES = ("/usr/libexec/virtiofsd", "/usr/lib/virtiofsd", "/usr/lib/qemu/virtiofsd", "/usr/libexec/qemu/virtiofsd")
 _CLONE_NEWNS, _CLONE_NEWUSER = 0x20000, 0x10000000  # linux/sched.h
 _MS_RDONLY, _MS_REMOUNT, _MS_BIND, _MS_REC, _MS_PRIVATE = 1, 32, 4096, 16384, 1 << 18  # linux/mount.h
+_SYS_MOUNT_SETATTR, _MOUNT_ATTR_RDONLY, _AT_FDCWD, _AT_RECURSIVE, _MNT_DETACH = 442, 1, -100, 0x8000, 2
 
 
 def parse(texts: Sequence[str]) -> tuple[Share, ...]:
@@ -89,6 +91,7 @@ def serve(share: Share, folder: Path) -> tuple[Helper, socket.socket]:
     A read-only share is so on the host's side: virtiofsd sees the directory mounted read-only.
     """
     virtiofsd = program()
+    share = share._replace(path=share.path.resolve())  # virtiofsd takes no link; a read-only mount would lie beside it
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     ours = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     with socket_address(folder, f"{share.tag}.sock") as address:
@@ -147,6 +150,7 @@ def _read_only(path: Path) -> Callable[[], None]:
     libc = ctypes.CDLL(None, use_errno=True)
     target = os.fsencode(path)
     uid, gid = os.geteuid(), os.getegid()
+    attributes = (ctypes.c_uint64 * 4)(_MOUNT_ATTR_RDONLY)  # struct mount_attr: attr_set first
 
     def check(result: int) -> None:
         if result:
@@ -160,6 +164,15 @@ def _read_only(path: Path) -> Callable[[], None]:
             Path("/proc/self/gid_map").write_text(f"{gid} {gid} 1")
         check(libc.mount(None, b"/", None, ctypes.c_ulong(_MS_REC | _MS_PRIVATE), None))
         check(libc.mount(target, target, None, ctypes.c_ulong(_MS_BIND | _MS_REC), None))
+        # With all that is mounted below it.
+        size = ctypes.c_size_t(ctypes.sizeof(attributes))
+        if not libc.syscall(_SYS_MOUNT_SETATTR, _AT_FDCWD, target, _AT_RECURSIVE, ctypes.byref(attributes), size):
+            return
+        if ctypes.get_errno() not in (errno.ENOSYS, errno.EPERM):
+            check(-1)
+        # Before Linux 5.12: without what is mounted below it.
+        check(libc.umount2(target, _MNT_DETACH))
+        check(libc.mount(target, target, None, ctypes.c_ulong(_MS_BIND), None))
         flags = ctypes.c_ulong(_MS_REMOUNT | _MS_BIND | _MS_RDONLY)
         check(libc.mount(None, target, None, flags, None))
 

@@ -386,6 +386,27 @@ def test_volumes(demo: str, runner: Runner, tmp_path: Path) -> None:
     assert (fixed / "in").read_text() == "not to be changed\n"
 
 
+def test_a_volume_by_a_link_and_with_mounts(demo: str, runner: Runner, tmp_path: Path) -> None:
+    """A link names the directory that it leads to; what is mounted in a read-only one is read-only too."""
+    if os.geteuid():
+        pytest.skip("only root may mount")
+    fixed = tmp_path / "fixed"
+    (fixed / "below").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("fixed")
+    if subprocess.run(["mount", "-t", "tmpfs", "tmpfs", fixed / "below"]).returncode:
+        pytest.skip("nothing can be mounted here")
+    try:
+        (fixed / "below/in").write_text("not to be changed\n")
+        script = "cat /mnt/below/in; echo bad > /mnt/x; echo bad > /mnt/below/in; rm -f /mnt/below/in; exit 0"
+        done = runner.boot(demo, script, "-u", "0", "-v", f"{tmp_path}/link:/mnt:ro")
+        assert done.returncode == 0, done.stderr
+        assert done.stdout in ("not to be changed\n", "")  # not seen at all before Linux 5.12
+        assert (fixed / "below/in").read_text() == "not to be changed\n"
+        assert os.listdir(fixed) == ["below"]
+    finally:
+        subprocess.run(["umount", "-l", fixed / "below"], check=True)
+
+
 RIGHTS = """
 cd /v
 for mode in 4755 2755 6755; do chmod $mode file && echo "chmod $mode"; done
