@@ -112,7 +112,7 @@ class Reader:
             while len(self._rest) - at >= HEADER.size:
                 length, kind, _, _ = HEADER.unpack_from(self._rest, at)
                 if length > PAYLOAD_MAX:  # nothing that we have written: what follows would be held in memory
-                    raise RootdiskError(f"{printable(self._path)} is damaged", "its console: runner logs --console")
+                    raise RootdiskError(f"{printable(self.path)} is damaged", "its console: runner logs --console")
                 end = at + HEADER.size + length
                 if end > len(self._rest):
                     break
