@@ -261,7 +261,8 @@ def _files(items: list[Where], allowed: Mapping[str, str]) -> tuple[OwnFile, ...
             raise (item / ("text" if "text" in table else "from")).error(err.message, err.hint) from err
         for file in made:
             what = f"{printable(file.content)}: " if isinstance(file.content, Path) else ""
-            values.refuse_secret(item / ("text" if "text" in table else "from"), file.path, file.secret, allowed, what)
+            key = "text" if "text" in table else "from"
+            values.refuse_secret(item / key, file.path, file.secret, allowed, what, file.unread)
         found |= {file.path: file for file in made}
         if len(found) > files.FILES_MAX_COUNT:
             raise item.error(f"more than {files.FILES_MAX_COUNT} files", "put them into the image")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
+import sys
 import time
 from collections.abc import Container, Iterator
 
@@ -16,7 +18,7 @@ from runner.artifact import DISK_MAX_BYTES
 from runner.errors import BadInput
 from runner.oci import Platform
 from runner.reference import Reference, parse_reference
-from runner.text import printable
+from runner.text import one_line, printable
 
 MIB = 1 << 20
 
@@ -180,9 +182,23 @@ def reason(where: Where) -> str:
     return text
 
 
-def refuse_secret(where: Where, name: str, found: str, allowed: Container[str], what: str = "") -> None:
-    """BadInput if a private key was `found` in what is added as `name` and is not allowed there; `what` says which value."""
-    if found and name not in allowed:
+@functools.cache  # defaults are read once for each image
+def _remark(text: str) -> None:
+    print(f"imagetool: {one_line(text)}", file=sys.stderr, flush=True)
+
+
+def refuse_secret(
+    where: Where, name: str, found: str, allowed: Container[str], what: str = "", unread: str = ""
+) -> None:
+    """BadInput if a private key was `found` in what is added as `name` and is not allowed there; `what` says which value.
+
+    If none was found but not all was looked through, one remark says so: `unread` is the reason.
+    """
+    if name in allowed:
+        return
+    if unread and not found:
+        _remark(f"{printable(name)}: not looked through to its end for private keys: {unread}")
+    if found:
         give = f"-e {name}, or --tls-key FILE" if name.isidentifier() else "--tls-key FILE"
         raise where.error(
             f"{what}holds {found}, and a build is published",
@@ -194,15 +210,21 @@ def refuse_secret(where: Where, name: str, found: str, allowed: Container[str], 
 def plain_text(where: Where, name: str, allowed: Container[str]) -> str:
     """A text that is published, without a private key."""
     text = where.string()
-    refuse_secret(where, name, secrets.in_bytes(text.encode()), allowed)
+    _refuse_secret_text(where, name, text, allowed)
     return text
 
 
 def plain_texts(where: Where, name: str, allowed: Container[str]) -> tuple[str, ...]:
     found = strings(where)
     for text in found:
-        refuse_secret(where, name, secrets.in_bytes(text.encode()), allowed)
+        _refuse_secret_text(where, name, text, allowed)
     return found
+
+
+def _refuse_secret_text(where: Where, name: str, text: str, allowed: Container[str], what: str = "") -> None:
+    unread: list[str] = []
+    found = secrets.in_bytes(text.encode(), unread=unread)
+    refuse_secret(where, name, found, allowed, what, "".join(unread[:1]))
 
 
 def variable(where: Where, allowed: Container[str] = ()) -> str:
@@ -246,7 +268,7 @@ def _variable(where: Where, name: str, text: str, allowed: Container[str], place
         raise where.error(f"{place}is no name of a variable")
     if "\0" in text:
         raise where.error(f"{place}holds a NUL byte", "no program could be given it")
-    refuse_secret(where, name, secrets.in_bytes(text.encode()), allowed, place)
+    _refuse_secret_text(where, name, text, allowed, place)
     return f"{name}={text}"
 
 

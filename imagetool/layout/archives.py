@@ -1,6 +1,6 @@
 """Archives and compressed data among what a build adds, looked through for private keys: gzip, bzip2, xz, zstd, tar, zip.
 
-As far as they go: what is damaged, encrypted or past the bounds is left, and docs/reference/secrets.md says so.
+What is damaged, encrypted or past the bounds is left, and the reason is given back, so that the builder can say it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,11 @@ from runner.text import printable
 INFLATED_MAX_BYTES = 256 << 20  # of one file that a build adds, at each depth
 MEMBERS_MAX_COUNT = 50_000
 WINDOW_MAX_BYTES = 128 << 20
+DAMAGED = "not all of it can be read"
+ENCRYPTED = "files in it are encrypted"
 _PIECE_BYTES = 1 << 20
+_ZIP = b"PK\x03\x04"
+_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd")
 
 
 class _Decompressor(Protocol):
@@ -26,30 +30,36 @@ class _Decompressor(Protocol):
     def decompress(self, data: bytes, max_length: int = -1) -> bytes: ...
 
 
-def search(file: BinaryIO, head: bytes, look: Callable[[BinaryIO], str]) -> str:
+def search(file: BinaryIO, head: bytes, look: Callable[[BinaryIO], str], unread: list[str]) -> str:
     """Find the first private key in the archive `file`, which begins with `head`; "" if it has none or is no archive.
 
-    `look` says what private key is in one of its files.
+    `look` says what private key is in one of its files. If not all of the archive is read, `unread` gets the reason.
     """
-    for name, member in _members(file, head):
+    for name, member in _members(file, head, unread):
         found = look(member)
         if found:
             return f"{found} in {printable(name, 100)}" if name else found
     return ""
 
 
-def _members(file: BinaryIO, head: bytes) -> Iterator[tuple[str, BinaryIO]]:
+def is_archive(head: bytes) -> bool:
+    """Return whether a file that begins with `head` is one that search() looks into."""
+    return head.startswith((_ZIP, *_COMPRESSED)) or _is_tar(head)
+
+
+def _members(file: BinaryIO, head: bytes, unread: list[str]) -> Iterator[tuple[str, BinaryIO]]:
     """Each file in it with its name, as far as it can be read; compressed data is one without a name."""
     try:
-        if head.startswith(b"PK\x03\x04"):
-            yield from _of_zip(file)
-        elif head.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd")):
-            yield "", _bounded(_inflated(file, head))
+        if head.startswith(_ZIP):
+            yield from _of_zip(file, unread)
+        elif head.startswith(_COMPRESSED):
+            yield "", _bounded(_inflated(file, head), unread)
         elif _is_tar(head):
-            yield from _of_tar(file)
+            yield from _of_tar(file, unread)
     except Exception as err:  # each library has its own for what is damaged
         if isinstance(err, OSError) and err.errno:
             raise
+        unread.append(DAMAGED)
 
 
 def _inflated(file: BinaryIO, head: bytes) -> Iterator[bytes]:
@@ -64,7 +74,7 @@ def _inflated(file: BinaryIO, head: bytes) -> Iterator[bytes]:
     elif head.startswith(b"\x1f\x8b"):
         import gzip
 
-        with gzip.GzipFile(fileobj=file) as unpacked:
+        with gzip.GzipFile(fileobj=file, mode="rb") as unpacked:
             while piece := unpacked.read1(64 << 10):  # all there is before the damage
                 yield piece
     else:
@@ -87,7 +97,7 @@ def _inflated(file: BinaryIO, head: bytes) -> Iterator[bytes]:
             data = member.unused_data.lstrip(b"\0")
 
 
-def _bounded(pieces: Iterator[bytes]) -> BinaryIO:
+def _bounded(pieces: Iterator[bytes], unread: list[str]) -> BinaryIO:
     """The pieces, up to the bound, as a file that can be read twice; what cannot be read ends it."""
     import tempfile
 
@@ -97,40 +107,60 @@ def _bounded(pieces: Iterator[bytes]) -> BinaryIO:
         for piece in pieces:
             out.write(piece[: INFLATED_MAX_BYTES - count])
             count += len(piece)
-            if count >= INFLATED_MAX_BYTES:
+            if count > INFLATED_MAX_BYTES:
+                unread.append(_too_long())
                 break
     except Exception as err:  # as above: what came before the damage is looked at
         if isinstance(err, OSError) and err.errno:
             raise
+        unread.append(DAMAGED)
     out.seek(0)
     return cast(BinaryIO, out)
 
 
-def _of_zip(file: BinaryIO) -> Iterator[tuple[str, BinaryIO]]:
+def _too_long() -> str:
+    return f"it holds more than {INFLATED_MAX_BYTES >> 20} MiB"
+
+
+def _too_many() -> str:
+    return f"it holds more than {MEMBERS_MAX_COUNT:,} files"
+
+
+def _of_zip(file: BinaryIO, unread: list[str]) -> Iterator[tuple[str, BinaryIO]]:
     import zipfile
 
     left = INFLATED_MAX_BYTES
     with zipfile.ZipFile(file) as archive:
-        for member in archive.infolist()[:MEMBERS_MAX_COUNT]:
-            if member.flag_bits & 1 or member.is_dir() or left <= 0:
+        for number, member in enumerate(archive.infolist()):
+            if number >= MEMBERS_MAX_COUNT or left <= 0:
+                unread.append(_too_many() if left > 0 else _too_long())
+                return
+            if member.is_dir():
+                continue
+            if member.flag_bits & 1:
+                unread.append(ENCRYPTED)
                 continue
             left -= member.file_size
             with archive.open(member) as opened:
-                yield member.filename, _bounded(iter(lambda opened=opened: opened.read(_PIECE_BYTES), b""))  # type: ignore[misc]
+                yield (
+                    member.filename,
+                    _bounded(iter(lambda opened=opened: opened.read(_PIECE_BYTES), b""), unread),  # type: ignore[misc]
+                )
 
 
-def _of_tar(file: BinaryIO) -> Iterator[tuple[str, BinaryIO]]:
+def _of_tar(file: BinaryIO, unread: list[str]) -> Iterator[tuple[str, BinaryIO]]:
     import tarfile
 
     left = INFLATED_MAX_BYTES
     with tarfile.open(fileobj=file, mode="r|") as archive:
         for number, member in enumerate(archive):
             if number >= MEMBERS_MAX_COUNT or left <= 0:
+                unread.append(_too_many() if left > 0 else _too_long())
                 return
             opened = archive.extractfile(member) if member.isreg() else None
             if opened is not None:
                 left -= member.size
-                yield member.name, _bounded(iter(lambda opened=opened: opened.read(_PIECE_BYTES), b""))  # type: ignore[misc]
+                yield member.name, _bounded(iter(lambda opened=opened: opened.read(_PIECE_BYTES), b""), unread)  # type: ignore[misc]
 
 
 def _is_tar(head: bytes) -> bool:

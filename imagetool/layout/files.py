@@ -46,6 +46,7 @@ class OwnFile(NamedTuple):
     target: str = ""
     content: Path | bytes = b""
     secret: str = ""  # what private key is in it, in words
+    unread: str = ""  # why not all of it was looked through for one
 
     def to_json(self) -> dict[str, Any]:
         """What of it decides the disk."""
@@ -58,9 +59,10 @@ def of_text(path: str, text: str, mode: int | None, owner: str) -> OwnFile:
     data = text.encode()
     permissions = 0o644 if mode is None else mode
     digest = str(Digest.of(data))
-    return OwnFile(
-        path, stat.S_IFREG | permissions, owner, len(data), digest, content=data, secret=secrets.in_bytes(data)
-    )
+    unread: list[str] = []
+    secret = secrets.in_bytes(data, unread=unread)
+    kind = stat.S_IFREG | permissions
+    return OwnFile(path, kind, owner, len(data), digest, content=data, secret=secret, unread="".join(unread[:1]))
 
 
 def leads_out(source: Path, folder: Path) -> str:
@@ -123,9 +125,11 @@ def _of_path(
                 digest.update(piece)
                 size += len(piece)
             file.seek(0)
-            secret = secrets.in_stream(file)
+            unread: list[str] = []
+            secret = secrets.in_stream(file, unread=unread)
         found_digest = str(Digest("sha256", digest.hexdigest()))
-        yield OwnFile(path, stat.S_IFREG | permissions, owner, size, found_digest, content=source, secret=secret)
+        kind = stat.S_IFREG | permissions
+        yield OwnFile(path, kind, owner, size, found_digest, content=source, secret=secret, unread="".join(unread[:1]))
     else:
         raise BadInput(f"{printable(source)} is no file, directory or symbolic link", "make device files in the image")
 

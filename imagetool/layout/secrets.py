@@ -1,6 +1,7 @@
 """Private keys in what a build adds, by what they look like: an artifact is published, and a key in it is a leak.
 
     in_bytes(data), in_stream(file) -> what was found, in words; "" without any
+    `unread` of both gets the reasons if an archive was not looked through to its end
 
 docs/reference/secrets.md says what is looked for and what is not; keep both the same. Rules are short texts that stand in
 every key of a kind, and DER read far enough to be sure. Archives and compressed data are looked through by
@@ -77,29 +78,32 @@ _PGP_TAGS = (5, 7)  # RFC 9580: secret key, secret subkey
 _PGP_ALGORITHMS = frozenset((1, 2, 3, 16, 17, 18, 19, 20, 22, 25, 26, 27, 28))
 
 
-def in_bytes(data: bytes, depth: int = 0) -> str:
+def in_bytes(data: bytes, depth: int = 0, unread: list[str] | None = None) -> str:
     """What private key is in `data`, archives in it looked through; "" without any."""
-    return in_stream(io.BytesIO(data), depth)
+    return in_stream(io.BytesIO(data), depth, unread)
 
 
-def in_stream(file: BinaryIO, depth: int = 0) -> str:
+def in_stream(file: BinaryIO, depth: int = 0, unread: list[str] | None = None) -> str:
     """As in_bytes, of a file that can be read again from its beginning."""
+    from imagetool.layout import archives
+
+    unread = [] if unread is None else unread
     head = file.read(TEXT_MAX_BYTES + 1)
     found = _beginning(head) or _anywhere(head)
+    if not found and depth >= DEPTH_MAX and archives.is_archive(head):
+        unread.append(f"archives in it are more than {DEPTH_MAX} deep")
     if found or depth >= DEPTH_MAX:
         return found
     if len(head) <= TEXT_MAX_BYTES and b"\0" not in head[:4096]:
-        found = _in_base64(head, depth)
+        found = _in_base64(head, depth, unread)
     before = head
     while not found and (piece := file.read(PIECE_BYTES)):
         before = before[-OVERLAP_BYTES:] + piece
         found = _anywhere(before)
     if found:
         return found
-    from imagetool.layout import archives
-
     file.seek(0)
-    return archives.search(file, head, lambda member: in_stream(member, depth + 1))
+    return archives.search(file, head, lambda member: in_stream(member, depth + 1, unread), unread)
 
 
 def _beginning(data: bytes) -> str:
@@ -131,13 +135,13 @@ def _anywhere(data: bytes) -> str:
     return ""
 
 
-def _in_base64(text: bytes, depth: int) -> str:
+def _in_base64(text: bytes, depth: int, unread: list[str]) -> str:
     """Keys in text's runs of base64, over several lines too; and in whatever the whole is base64 of."""
     for run in _RUN.finditer(text):
         coded = run[0]
         whole = len(coded) * 10 > len(text) * 9  # nothing but a name, perhaps
         data = _decoded(coded if whole else coded[:BASE64_MAX_BYTES])
-        found = in_bytes(data, depth + 1) if whole or data[:2] in _MAGICS else _beginning(data)
+        found = in_bytes(data, depth + 1, unread) if whole or data[:2] in _MAGICS else _beginning(data)
         if not found:  # a line of words before it may be one run with it
             starts = (line.end() for line in _LINE.finditer(coded) if _may_be_der(_decoded(coded[line.end() :][:16])))
             found = next(filter(None, (_beginning(_decoded(coded[at : at + BASE64_MAX_BYTES])) for at in starts)), "")

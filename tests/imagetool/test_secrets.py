@@ -213,6 +213,9 @@ PACKED: dict[str, Callable[[bytes], bytes]] = {
     "tar.gz": lambda data: gzip.compress(a_tar("k", data)),
     "tar.xz": lambda data: lzma.compress(a_tar("k", data)),
     "zip in a tar": lambda data: a_tar("a.zip", a_zip("k", data)),
+    "gzip in gzip": lambda data: gzip.compress(gzip.compress(data)),
+    "gzip in a tar": lambda data: a_tar("a.gz", gzip.compress(data)),
+    "bzip2, xz and zstd in a zip": lambda data: a_zip("a.bz2", bz2.compress(lzma.compress(zstandard.compress(data)))),
     "jar in a jar": lambda data: a_zip("a.jar", a_zip("k", data)),
     "gzip in base64": lambda data: base64.b64encode(gzip.compress(data)),
     "a text with gzip in base64": lambda data: (
@@ -290,6 +293,53 @@ def test_a_bomb_costs_no_more_than_the_bound(monkeypatch: pytest.MonkeyPatch) ->
     key = KEYS["age"]
     assert secrets.in_bytes(gzip.compress(bytes(900_000) + key))
     assert secrets.in_bytes(gzip.compress(bytes(5 << 20) + key)) == ""
+
+
+UNREAD: dict[str, tuple[bytes, str]] = {
+    "long": (gzip.compress(bytes(5 << 20)), "it holds more than 1 MiB"),
+    "long in a tar": (a_tar("a", bytes(2 << 20)), "it holds more than 1 MiB"),
+    "long in a zip": (a_zip("a", bytes(2 << 20)), "it holds more than 1 MiB"),
+    "many in a tar": (b"".join(a_tar(str(n), b"")[: 13 * 512] for n in range(5)) + bytes(1024), "it holds more than 10 files"),
+    "deep": (gzip.compress(gzip.compress(gzip.compress(gzip.compress(gzip.compress(b"x"))))), "are more than 4 deep"),
+    "cut": (gzip.compress(os.urandom(5000))[:-1000], "not all of it can be read"),
+    "cut in base64": (base64.b64encode(gzip.compress(os.urandom(5000))[:-1000]), "not all of it can be read"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", UNREAD)
+def test_what_is_not_looked_through_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], case: str
+) -> None:
+    """An archive past the bounds: one line that names the file, unless it is allowed by name."""
+    from imagetool.layout import archives
+
+    monkeypatch.setattr(archives, "INFLATED_MAX_BYTES", 1 << 20)
+    monkeypatch.setattr(archives, "MEMBERS_MAX_COUNT", 10)
+    data, why = UNREAD[case]
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d/a").write_bytes(data)
+    name = f"/{case}/\x1b/a"
+    body = f'[[image.a.files]]\npath = "/{case}/\\u001b"\nfrom = "d"\n'
+    assert load(tmp_path, body + f'[image.a.allow_secret]\n"/{case}/\\u001b/a" = "why"\n')
+    assert capfd.readouterr().err == ""
+    assert load(tmp_path, body)
+    shown = name.replace("\x1b", "\\x1b")
+    said = capfd.readouterr().err
+    assert said.startswith(f"imagetool: {shown}: not looked through to its end for private keys: ")
+    assert said.endswith(f"{why}\n")
+    assert said.count("\n") == 1
+    assert load(tmp_path, body)
+    assert capfd.readouterr().err == ""  # once for all images
+
+
+def test_what_is_looked_through_whole_needs_no_remark(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for number, how in enumerate(PACKED):
+        if how != "cut":
+            (tmp_path / str(number)).write_bytes(PACKED[how](b"words " * 100))
+            assert load(tmp_path, f'[[image.a.files]]\npath = "/whole/{number}"\nfrom = "{number}"\n')
+    assert load(tmp_path, '[image.a.env]\nA = "H4sIAAAAAAAAA"\n')
+    said = capfd.readouterr().err
+    assert "/whole" not in said
 
 
 def load(tmp_path: Path, body: str) -> config.Image:
