@@ -163,7 +163,7 @@ def command(qemu: str, machine: Machine, handles: Handles) -> list[str]:
     if machine.shares:  # who serves them reads the guest's memory
         argv += ["-object", f"memory-backend-memfd,id=memory,size={machine.memory_mib}M,share=on"]
         kind += ",memory-backend=memory"
-    argv += ["-M", kind]
+    argv += ["-M", f"{kind},mem-merge=off"]  # pages that KSM shares tell one guest what another has
     argv += ["-kernel", f"/proc/self/fd/{handles.kernel}", "-initrd", f"/proc/self/fd/{handles.initramfs}"]
     argv += ["-append", machine.cmdline]
     argv += ["-chardev", f"socket,id=console,fd={handles.console}", "-serial", "chardev:console"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import select
 import shutil
 import socket
 import struct
@@ -17,11 +18,17 @@ from pathlib import Path
 import pytest
 
 from imagetool.guest.initramfs import Module, build
-from runner import accel
+from runner import accel, qemu, slot
+from runner.clone import clone
 from runner.keeper import Keeper, Silent
-from runner.machine import Vm
+from runner.local import pull
+from runner.machine import Machine, Vm
 from runner.oci import Platform
 from runner.output import Log
+from runner.reference import parse_reference
+from runner.repository import RegistryOptions
+from runner.store import Store
+from runner.tsc import Counter
 from tests.end_to_end.conftest import ROOT, Runner, run
 from tests.support.mounts import needs_root
 
@@ -79,6 +86,50 @@ def test_too_little_memory(demo: str, runner: Runner) -> None:
     assert done.returncode == 125
     assert "--memory" in done.stderr
     assert runner.boot(demo, "exec python3 -c 'x = bytearray(1 << 30)'", "-m", "128m").returncode in (1, 137)
+
+
+def test_a_slot_of_other_bytes_is_refused_by_the_guest(
+    demo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a guest has left in its slot, or who changes the overlay: the init takes the bytes that the runner named only."""
+    monkeypatch.setenv("ROOTDISK_STORE", str(tmp_path / "store"))
+    local = pull(Store.open(), parse_reference(demo), RegistryOptions(), Platform.host())
+    extent = local.config.slot()
+    ours = slot.pack([("entrypoint", b"/bin/true"), ("network", b"none")], extent.length)
+    other = slot.pack([("entrypoint", b"/bin/sh"), ("network", b"none")], extent.length)
+    disk = clone(local.disk, local.config.disk_size, tmp_path, None, slot.clusters(extent, other))
+    words = f"{local.config.cmdline} rootdisk.slot={ours.digest}"
+    if khz := Counter().khz():
+        words += f" tsc_early_khz={khz}"
+    vm = qemu.start(
+        Machine(
+            Platform.host(), "tcg", 512, 1, local.kernel, local.initramfs, words, "", disk.path, disk.form,
+            local.config.disk_size, local.disk, False, "none",
+        ),
+        tmp_path,
+    )  # fmt: skip
+    said = b""
+    try:
+        while b"the runner wrote" not in said:
+            ready, _, _ = select.select([vm.channel, vm.console], [], [], 100)
+            data = b"".join(sock.recv(1 << 16) for sock in ready)
+            assert data, said  # it has ended, or says nothing
+            said += data
+    finally:
+        vm.end()
+    assert b"the slot holds other bytes than the runner wrote" in said
+
+
+def test_a_sandbox_has_what_it_was_given(demo: str, runner: Runner) -> None:
+    """No network, so much memory, so many processors: whatever its root does."""
+    script = "ls /sys/class/net; nproc; grep MemTotal /proc/meminfo; python3 -c 'import socket; socket.create_connection((\"10.0.2.2\", 80), 5)'"
+    done = runner.boot(demo, script, "--network", "none", "-m", "256m", "--cpus", "2", "-u", "0")
+    names, (cpus, memory) = done.stdout.splitlines()[:-2], done.stdout.splitlines()[-2:]
+    assert names == ["lo"]
+    assert cpus == "2"
+    assert int(memory.split()[1]) < 256 << 10
+    assert done.returncode == 1
+    assert "unreachable" in done.stderr
 
 
 def test_host_keys_and_machine_id_are_a_sandbox_s_own(project: Path, source: str, tmp_path: Path) -> None:

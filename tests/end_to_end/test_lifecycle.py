@@ -216,8 +216,17 @@ def test_the_machine_has_few_rights(loop: str, runner: Runner) -> None:
         uid = int(status["Uid"].split()[0])
         assert 61184 <= uid < 65520
         assert int(status["CapEff"], 16) == 0
-    limits = Path(f"/proc/{pid}/limits").read_text()
-    assert "Max core file size        0 " in limits
+    for process in (pid, rows(runner)["loop"]["pid"]):
+        limits = Path(f"/proc/{process}/limits").read_text()
+        assert "Max core file size        0 " in limits
+    allowed = next(
+        line.split()[3:5] for line in Path(f"/proc/{pid}/limits").read_text().splitlines() if "file size" in line[:13]
+    )
+    disk = json.loads(runner("inspect", "loop").stdout)["disk_size"]
+    assert allowed == [str(disk + (1 << 30))] * 2
+    flags = [line for line in Path(f"/proc/{pid}/smaps").read_text().splitlines() if line.startswith("VmFlags:")]
+    assert flags
+    assert not [line for line in flags if " mg" in line]  # KSM shares no page with another machine
     words = Path(f"/proc/{pid}/cmdline").read_bytes()
     environment = Path(f"/proc/{pid}/environ").read_bytes()
     assert b"not-for-others" not in words + environment
@@ -232,6 +241,12 @@ def test_no_secret_is_seen_outside(loop: str, runner: Runner) -> None:
     assert {stat.S_IMODE((folder / name).stat().st_mode) for name in holding} == {0o600}
     keeper = rows(runner)["loop"]["pid"]
     assert b"not-for-others" not in Path(f"/proc/{keeper}/cmdline").read_bytes()
+    for words in (("ps", "-a"), ("ps", "--json"), ("inspect", "loop"), ("logs", "loop"), ("--debug", "ps")):
+        done = runner(*words)
+        assert "not-for-others" not in done.stdout + done.stderr
+    assert "not-for-others" in runner("exec", "loop", "sh", "-c", "echo $TOKEN").stdout
+    open_files = [os.readlink(path) for path in Path(f"/proc/{keeper}/fd").iterdir()]
+    assert not [path for path in open_files if path.endswith("/records")]
 
 
 def test_signals_stop_start_and_rm(demo: str, runner: Runner) -> None:

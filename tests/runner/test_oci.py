@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runner.errors import BadInput, RootdiskError, Unsupported
-from runner.oci import OCI_MANIFEST, Descriptor, Digest, Index, Manifest, Platform, canonical_json
+from runner.oci import OCI_INDEX, OCI_MANIFEST, Descriptor, Digest, Index, Manifest, Platform, canonical_json
+from runner.repository import describe_manifest
 
 DIGEST = Digest.of(b"x")
 DESCRIPTOR = {"mediaType": "t", "digest": str(DIGEST), "size": 1}
@@ -63,6 +64,19 @@ def test_the_choice_is_exact() -> None:
     assert index.choose(Platform.parse("linux/arm64")).platform == Platform("linux", "arm64")
     with pytest.raises(BadInput, match=r"no image for linux/amd64: the index offers linux/arm64, windows/amd64"):
         index.choose(Platform.parse("amd64"))
+
+
+def test_a_document_is_of_one_kind() -> None:
+    """What one tool reads as an index and another as an image (CVE-2021-41190) is refused, whatever it says it is."""
+    both = {"schemaVersion": 2, "manifests": [DESCRIPTOR], "config": DESCRIPTOR, "layers": []}
+    for media_type in ("", OCI_MANIFEST, OCI_INDEX):
+        raw = json.dumps({**both, **({"mediaType": media_type} if media_type else {})}).encode()
+        with pytest.raises(BadInput, match="both an index and an image"):
+            describe_manifest(raw, Digest.of(raw), "test", media_type)
+    for kind, other in (("manifests", OCI_MANIFEST), ("layers", OCI_INDEX)):
+        raw = json.dumps({"schemaVersion": 2, kind: [], "mediaType": other, "config": DESCRIPTOR}).encode()
+        with pytest.raises(RootdiskError):
+            (Manifest.parse if other == OCI_MANIFEST else Index.parse)(raw)
 
 
 def test_old_and_broken_documents() -> None:

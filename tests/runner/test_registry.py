@@ -219,6 +219,8 @@ def test_redirects_carry_no_credentials(proxy: FaultProxy, tmp_path: Path) -> No
                 self.send(200, DATA)
 
     docker_config(tmp_path / "docker", **{proxy.name: ("ann", SECRET)})
+    (tmp_path / ".netrc").write_text(f"machine 127.0.0.1 login ann password {SECRET}\ndefault login a password b\n")
+    (tmp_path / ".netrc").chmod(0o600)
     proxy.add(Fault("status", "/blobs/", status=401, headers={"WWW-Authenticate": 'Basic realm="x"'}))
     with serve(Elsewhere) as url:
         proxy.add(Fault("redirect", "/blobs/", target=f"{url}/gone?X-Signature={SECRET}"))

@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from runner import frames
 from runner.clients import Client
 from runner.frames import HEADER, PAYLOAD_MAX, REQUEST_MAX, WINDOW, Decoder, frame, frame_number
-from runner.router import CLIENTS_MAX, FULL, SESSIONS_MAX, VISITORS_MAX, Router
+from runner.router import CLIENTS_MAX, FULL, LOGS_MAX, SESSIONS_MAX, VISITORS_MAX, Router
 
 LIMIT_A_CLIENT, LIMIT = 2 * WINDOW, 1 << 20
 
@@ -476,6 +476,16 @@ def test_text_of_the_guest_is_made_safe(router: Router) -> None:
     assert len(text) < 1500
     Guest(router).say(frame(frames.ERROR, b"\x1b[2J\xff"))
     assert str(router.error) == "\\x1b[2J\\xff"
+
+
+def test_what_a_guest_logs_is_bounded(router: Router, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With --debug its lines go to keeper.log: so many of them, escaped, and no more."""
+    logged: list[str] = []
+    monkeypatch.setattr("runner.router.debug", logged.append)
+    for _ in range(3):
+        Guest(router).say(frame(frames.LOG, b"\x1b[2J\n") * (LOGS_MAX // 2))
+    assert logged == [r"guest: \x1b[2J\n"] * LOGS_MAX
+    assert router.error is None
 
 
 def test_small_writes_to_a_blocked_reader_stay_in_order(router: Router) -> None:

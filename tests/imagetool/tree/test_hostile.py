@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 import pytest
 
+from imagetool import layers
+from imagetool.oci.sources import open_source
+from imagetool.tree import tar
 from imagetool.tree.index import TarIndex
 from imagetool.tree.merge import merge
 from runner.errors import BadInput, RootdiskError, Unsupported
+from runner.oci import Platform
+from tests.support.layouts import write_layout
 from tests.support.tars import END, directory, file, hard_link, header, index, octal, padded, pax, symlink
 
 GOOD = (
@@ -69,6 +75,34 @@ BAD = {
 def test_refused(case: str) -> None:
     with pytest.raises(BadInput, match=r"layer test: entry .* at byte \d+: "):
         index(GOOD + BAD[case] + END)
+
+
+def test_entries_and_names_of_a_layer_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = b"".join(file(b"%04d" % number) for number in range(1000)) + END
+    assert len(index(layer)) == 1000
+    for bound, value in (("ENTRIES_MAX_COUNT", 999), ("HEAP_MAX_BYTES", 3999)):
+        with monkeypatch.context() as patch:
+            patch.setattr(tar, bound, value)
+            with pytest.raises(BadInput, match="the layer is past"):
+                index(layer)
+
+
+def test_entries_and_names_of_all_layers_are_bounded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Many layers that each keep to the bounds of one."""
+    write_layout(tmp_path / "oci", "t", [file(b"%04d" % number) + END for number in range(20)])
+    with open_source(f"oci:{tmp_path}/oci:t", Platform.host()) as image:
+        for bound, value in (("ENTRIES_MAX_COUNT", 19), ("HEAP_MAX_BYTES", 79), ("LAYERS_MAX_COUNT", 19), ("", 0)):
+            with monkeypatch.context() as patch:
+                if not bound:
+                    with layers.opened(image, tmp_path / "cache") as found:
+                        assert len(layers.scanned(found)) == 20
+                    continue
+                patch.setattr(layers, bound, value)
+                with (
+                    pytest.raises(BadInput, match=r"past .* entries|has 20 layers, more than 19"),
+                    layers.opened(image, tmp_path / "cache") as found,
+                ):
+                    layers.scanned(found)
 
 
 def test_unknown_type() -> None:
