@@ -121,15 +121,24 @@ def test_secrets_of_one_run(demo: str, runner: Runner, tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(data)
         options += [f"--tls-{name}", str(tmp_path / name)]
     (tmp_path / "env").write_text("# a comment\nFROM_FILE=a = b\nFROM_HOST\n")
-    options += ["--env-file", str(tmp_path / "env"), "-e", f"AWKWARD={AWKWARD}", "--hostname", "box"]
+    options += [
+        "--env-file",
+        str(tmp_path / "env"),
+        "-e",
+        f"AWKWARD={AWKWARD}",
+        "-e",
+        "FROM_SHELL",
+        "--hostname",
+        "box",
+    ]
     script = (
-        'printf "%s|%s|%s|" "$AWKWARD" "$FROM_FILE" "$FROM_HOST"; hostname; cat /etc/hostname; stat -c %a:%u $ROOTDISK_TLS_KEY;'
+        'printf "%s|%s|%s|" "$AWKWARD" "$FROM_FILE" "$FROM_HOST $FROM_SHELL"; hostname; cat /etc/hostname; stat -c %a:%u $ROOTDISK_TLS_KEY;'
         "cat $ROOTDISK_TLS_CA $ROOTDISK_TLS_CERT $ROOTDISK_TLS_KEY; cat /etc/machine-id"
     )
-    done = runner.boot(demo, script, *options, FROM_HOST="host's")
+    done = runner.boot(demo, script, *options, FROM_HOST="host's", FROM_SHELL="shell's")
     assert done.returncode == 0, done.stderr
     awkward, from_file, from_host, rest = done.stdout.split("|")
-    assert (awkward, from_file, from_host) == (AWKWARD, "a = b", "host's")
+    assert (awkward, from_file, from_host) == (AWKWARD, "a = b", "host's shell's")
     lines, pem = rest.split("-----BEGIN", 1)
     assert lines.splitlines() == ["box", "box", "400:10001"]
     found, machine = ("-----BEGIN" + pem).rsplit("\n", 2)[0] + "\n", pem.rsplit("\n", 2)[1]
