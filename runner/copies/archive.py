@@ -122,13 +122,16 @@ class _Member(tarfile.TarInfo):
     """Takes no header for the archive's end that is none, nor headers without bounds."""
 
     @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Member:
+    def fromtarfile(cls, archive: tarfile.TarFile) -> _Member:
+        # What TarFile.next calls in every version; updates of Python 3.11 and 3.13 have stopped calling frombuf.
         try:
-            return super().frombuf(buf, encoding, errors)
+            return super().fromtarfile(archive)
         except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
             raise
+        except tarfile.EmptyHeaderError as err:  # type: ignore[attr-defined]
+            raise tarfile.ReadError("it ends without an end mark: was it cut off?") from err
         except tarfile.HeaderError as err:
-            raise tarfile.ReadError(str(err) if buf else "it ends without an end mark: was it cut off?") from err
+            raise tarfile.ReadError(str(err)) from err
 
     def _proc_member(self, archive: _Archive) -> _Member | None:
         """As tarfile says, "the entry point" for subclasses: before anything that belongs to the header is read."""
