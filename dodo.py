@@ -15,16 +15,19 @@ from pathlib import Path
 
 from doit.tools import config_changed
 
-from imagetool import config, recipe, steps
-from runner.errors import RootdiskError
-from runner.stdio import settle
+import imagetool
+from imagetool.build import derivation
+from imagetool.config import images as config
+from imagetool.tasks import actions
+from rootdisk.errors import RootdiskError
+from rootdisk.system.stdio import settle
 
 settle()
 # doit records what is done when it ends; without a handler it would forget everything when stopped.
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
 ROOT = Path(__file__).resolve().parent
-PLACES = steps.Places(ROOT / "cache")
+PLACES = actions.Places(ROOT / "cache")
 DEMO = PLACES.cache / "demo" / "source"
 DOIT_CONFIG = {
     "backend": "sqlite3",
@@ -43,9 +46,9 @@ LOOKS_ONLY = {"list", "help", "info", "dumpdb", "tabcompletion"}
 
 try:
     IMAGES = config.load(ROOT / "images.toml")
-    steps.make_cache(PLACES.cache)  # doit's own records lie there, even to list
+    actions.make_cache(PLACES.cache)  # doit's own records lie there, even to list
     if multiprocessing.parent_process() is None and not LOOKS_ONLY & set(sys.argv[1:]):
-        LOCK = steps.lock(PLACES.cache)  # until this process ends
+        LOCK = actions.lock(PLACES.cache)  # until this process ends
 except RootdiskError as err:
     sys.exit(f"doit: {err}")
 GROUPS = {image.group: [one for one in IMAGES if one.group == image.group] for image in IMAGES if image.group}
@@ -57,12 +60,12 @@ def receipt(image, name):
 
 def whole(image, name):
     """doit's `uptodate` of a receipt: it is what was written."""
-    return steps.receipt_is_whole, [receipt(image, name)]
+    return actions.receipt_is_whole, [receipt(image, name)]
 
 
 def source_state(image):
     """How to see that the source may have changed: what to watch, and doit's `uptodate`."""
-    wanted = {"source": str(image.source), "platform": str(image.platform), "receipt": steps.SOURCE_RECEIPT}
+    wanted = {"source": str(image.source), "platform": str(image.platform), "receipt": actions.SOURCE_RECEIPT}
     path = image.source.path
     if image.source.kind == "oci":
         return [str(path / "index.json")], [config_changed(wanted)]
@@ -77,7 +80,7 @@ def task_demo():
     from imagetool.demo.image import VERSION
 
     return {
-        "actions": [(steps.demo, [DEMO])],
+        "actions": [(actions.demo, [DEMO])],
         "targets": [str(DEMO / "index.json")],
         "uptodate": [config_changed({"version": VERSION})],
     }
@@ -85,15 +88,15 @@ def task_demo():
 
 def task_init():
     """Make the guest's static init."""
-    guest = Path(config.__file__).parent / "guest"
+    guest = Path(imagetool.__file__).parent / "guest"
     for platform in sorted({image.platform for image in IMAGES}, key=str):
         place = PLACES.init(platform)
         yield {
             "name": platform.architecture,
-            "actions": [(steps.init, [PLACES, platform])],
-            "file_dep": sorted(map(str, (*guest.glob("*.[ch]"), *guest.glob("built/*.json")))),
+            "actions": [(actions.init, [PLACES, platform])],
+            "file_dep": sorted(map(str, (*guest.glob("c/*.[ch]"), *guest.glob("built/*.json")))),
             "targets": [str(place / "init"), str(place / "init.json")],
-            "uptodate": [(steps.init_is_whole, [PLACES, platform])],
+            "uptodate": [(actions.init_is_whole, [PLACES, platform])],
         }
 
 
@@ -102,13 +105,13 @@ def task_kernel():
     for image in IMAGES:
         yield {
             "name": image.name,
-            "actions": [(steps.kernel, [PLACES, image])],
+            "actions": [(actions.kernel, [PLACES, image])],
             "file_dep": [str(PLACES.init(image.platform) / "init.json")],
             "targets": [receipt(image, "kernel")],
             "uptodate": [
                 config_changed({"kernel": image.kernel, "platform": str(image.platform)}),
                 image.kernel in ("debian", "none"),  # a directory of one's own is looked through each time
-                (steps.kernel_is_whole, [PLACES, image]),
+                (actions.kernel_is_whole, [PLACES, image]),
             ],
         }
 
@@ -119,7 +122,7 @@ def task_resolve():
         watched, uptodate = source_state(image)
         yield {
             "name": image.name,
-            "actions": [(steps.resolve, [PLACES, image])],
+            "actions": [(actions.resolve, [PLACES, image])],
             "file_dep": watched,
             "targets": [receipt(image, "source")],
             "uptodate": [*uptodate, whole(image, "source")],
@@ -131,7 +134,7 @@ def task_disk():
     for image in IMAGES:
         yield {
             "name": image.name,
-            "actions": [(steps.disk, [PLACES, image])],
+            "actions": [(actions.disk, [PLACES, image])],
             "file_dep": [
                 receipt(image, "source"),
                 receipt(image, "kernel"),
@@ -139,8 +142,8 @@ def task_disk():
             ],
             "targets": [receipt(image, "disk")],
             "uptodate": [
-                config_changed({**recipe.settings(image), "zstandard": version("zstandard")}),
-                (steps.disk_is_there, [PLACES, image]),
+                config_changed({**derivation.settings(image), "zstandard": version("zstandard")}),
+                (actions.disk_is_there, [PLACES, image]),
             ],
         }
 
@@ -150,7 +153,7 @@ def task_pack():
     for image in IMAGES:
         yield {
             "name": image.name,
-            "actions": [(steps.pack, [PLACES, image])],
+            "actions": [(actions.pack, [PLACES, image])],
             "file_dep": [receipt(image, "disk"), receipt(image, "kernel")],
             "targets": [receipt(image, "artifact")],
             "uptodate": [whole(image, "artifact")],
@@ -164,7 +167,7 @@ def task_publish():
         layouts = [target.path / "index.json" for target in image.publish if target.path is not None]
         yield {
             "name": image.name,
-            "actions": [(steps.publish, [PLACES, image])],
+            "actions": [(actions.publish, [PLACES, image])],
             "params": [FORCE],
             "file_dep": [receipt(image, "artifact")],
             "targets": [receipt(image, "published")],
@@ -182,7 +185,7 @@ def task_index():
         layouts = [target.path / "index.json" for target in images[0].publish if target.path is not None]
         yield {
             "name": group,
-            "actions": [(steps.index, [PLACES, images])],
+            "actions": [(actions.index, [PLACES, images])],
             "params": [FORCE],
             "file_dep": [receipt(image, "published") for image in images],
             "targets": [str(PLACES.index(images[0]))],
@@ -206,7 +209,7 @@ def task_check():
     for image in IMAGES:
         yield {
             "name": image.name,
-            "actions": [(steps.check, [PLACES, image])],
+            "actions": [(actions.check, [PLACES, image])],
             "file_dep": [
                 receipt(image, "disk"),
                 receipt(image, "published"),
@@ -221,7 +224,7 @@ def task_reproduce():
     for image in IMAGES:
         yield {
             "name": image.name,
-            "actions": [(steps.reproduce, [PLACES, image, ROOT / "images.toml"])],
+            "actions": [(actions.reproduce, [PLACES, image, ROOT / "images.toml"])],
             "file_dep": [receipt(image, "artifact")],
             "uptodate": [False],
         }
@@ -232,7 +235,7 @@ def task_prune():
     for image in IMAGES:
         yield {
             "name": image.name,
-            "actions": [(steps.prune, [PLACES, image])],
+            "actions": [(actions.prune, [PLACES, image])],
             "params": [
                 {"name": "delete", "long": "delete", "type": bool, "default": False, "help": "remove it"},
                 {
@@ -252,7 +255,7 @@ def task_explain():
     for image in IMAGES:
         yield {
             "name": image.name,
-            "actions": [(steps.explain, [PLACES, image, globals()])],
+            "actions": [(actions.explain, [PLACES, image, globals()])],
             "task_dep": [f"resolve:{image.name}", f"kernel:{image.name}"],
             "uptodate": [False],
         }
@@ -260,13 +263,13 @@ def task_explain():
 
 def task_report():
     """Write what the last build made: cache/report.md, cache/report.json."""
-    return {"actions": [(steps.report, [PLACES, IMAGES])], "uptodate": [False]}
+    return {"actions": [(actions.report, [PLACES, IMAGES])], "uptodate": [False]}
 
 
 def task_graph():
     """Draw these tasks: cache/graph.svg; --only NAME those of one image."""
     return {
-        "actions": [(steps.graph, [PLACES, globals()])],
+        "actions": [(actions.graph, [PLACES, globals()])],
         "params": [{"name": "only", "long": "only", "type": str, "default": "", "help": "an image's name"}],
         "uptodate": [False],
     }

@@ -17,10 +17,11 @@ from bench.peers import Missing
 from bench.table import aligned
 from bench.transfer import artifact_of
 from bench.work import TOOL, Bench, clean
-from runner.artifact import INDEX_MAX_BYTES, ArtifactManifest, ChunkIndex
-from runner.oci import Manifest
-from runner.reference import parse_reference
-from runner.repository import open_repository, read_blob
+from rootdisk.artifact.format import INDEX_MAX_BYTES, ArtifactManifest, ChunkIndex
+from rootdisk.oci.documents import Manifest
+from rootdisk.oci.reference import parse_reference
+from rootdisk.oci.repository import read_blob
+from rootdisk.places import open_repository
 
 FETCHED = 1.15  # of the compressed bytes of the chunks that have changed
 HEAD = ("version pair", "chunks", "changed", "fetched MB", "by changed", "reused MB", "new blobs MB", "pull s")

@@ -24,17 +24,19 @@ from bench.rows import Row
 from bench.transfer import artifact_of
 from bench.work import Bench, clean
 from imagetool.guest import initramfs
-from runner import accel, grow, qemu, slot
-from runner.artifact import ArtifactConfig
-from runner.clone import METHODS, clone
-from runner.errors import BadInput
-from runner.local import Local, pull
-from runner.machine import Machine
-from runner.oci import Platform
-from runner.reference import parse_reference
-from runner.repository import RegistryOptions
-from runner.store import Store
-from runner.tsc import Counter
+from rootdisk.artifact.format import ArtifactConfig
+from rootdisk.errors import BadInput
+from rootdisk.oci.documents import Platform
+from rootdisk.oci.reference import parse_reference
+from rootdisk.oci.repository import RegistryOptions
+from runner.disk import grow, slot
+from runner.disk.clone import METHODS, clone
+from runner.machine import accelerator as accel
+from runner.machine import qemu
+from runner.machine.model import Machine
+from runner.machine.tsc import Counter
+from runner.store.pull import Local, pull
+from runner.store.store import Store
 
 GIB = 1 << 30
 DEADLINE_S = 100

@@ -22,7 +22,7 @@ from bench import layout
 from bench.older import debian_older, replaced
 from imagetool.demo import debian
 from imagetool.demo.layers import Clock, app_layer, base_layer, next_layer
-from runner.oci import Platform
+from rootdisk.oci.documents import Platform
 
 APP_PACKAGES = "python3-pandas python3-sympy"
 OLDER_PACKAGES = ("perl-base", "libsystemd0", "tzdata", "liblzma5")

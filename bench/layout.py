@@ -13,7 +13,7 @@ from typing import IO, Any
 from isal import igzip
 
 from imagetool.demo.image import write_layer
-from runner.oci import OCI_CONFIG, OCI_INDEX, OCI_MANIFEST, Platform
+from rootdisk.oci.documents import OCI_CONFIG, OCI_INDEX, OCI_MANIFEST, Platform
 
 TAG = "latest"
 

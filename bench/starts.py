@@ -12,8 +12,8 @@ from bench.measure import Contender, Measured, Run
 from bench.rows import Row
 from bench.transfer import artifact_of
 from bench.work import Bench, clean
-from runner.oci import Platform
-from runner.qemu import PROGRAMS
+from rootdisk.oci.documents import Platform
+from runner.machine.qemu import PROGRAMS
 
 FAILED = 125  # the runner's status, as its QEMU says nothing
 ROUNDS = 10  # more than of other rows: they are short

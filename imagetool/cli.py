@@ -6,10 +6,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from runner.arguments import Parser, whole_number
-from runner.errors import RootdiskError
-from runner.stdio import OutputError, discard_output, settle, speak_utf8
-from runner.text import error_text, said
+from rootdisk.cli.arguments import Parser, whole_number
+from rootdisk.errors import RootdiskError
+from rootdisk.system.stdio import OutputError, discard_output, settle, speak_utf8
+from rootdisk.text import error_text, said
 
 SOURCES = "registry/repository:tag, oci:DIR:TAG, docker-archive:FILE, …"
 
@@ -172,6 +172,7 @@ def parser() -> Parser:
         "zsh > ~/.zfunc/_imagetool",
         "fish > ~/.config/fish/completions/imagetool.fish",
     )
+    completion.set_defaults(whole_parser=parser)
     completion.add_argument("shell", choices=("bash", "zsh", "fish"))
     return top
 
@@ -186,7 +187,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             options = parser().parse_args(arguments)
             from imagetool import commands  # --help needs none of it
-            from runner.files import keep_others_out
+            from rootdisk.durable import keep_others_out
 
             keep_others_out()
             return int(getattr(commands, f"{options.command}_command")(options))

@@ -15,23 +15,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from imagetool.progress import reported
-from runner.errors import BadInput
-from runner.oci import Platform
-from runner.ownership import check_cache
-from runner.places import user_folder
-from runner.reference import Reference, parse_reference
-from runner.repository import RegistryOptions
-from runner.text import one_line, printable
+from rootdisk.errors import BadInput
+from rootdisk.oci.documents import Platform
+from rootdisk.oci.reference import Reference, parse_reference
+from rootdisk.oci.repository import RegistryOptions
+from rootdisk.system.folders import user_folder
+from rootdisk.system.ownership import check_cache
+from rootdisk.text import one_line, printable
 
 if TYPE_CHECKING:
-    from imagetool.config import Image
+    from imagetool.config.images import Image
 
 KEPT_DISKS = 16  # in the cache, for their chunks
 
 
 def _image(options: argparse.Namespace) -> Image:
     """The source and options of the command line as one image of images.toml would be."""
-    from imagetool.config import of_command_line
+    from imagetool.config.images import of_command_line
 
     values: dict[str, Any] = {"source": options.source, "plain_http": options.plain_http}
     for key in ("platform", "size"):
@@ -62,11 +62,12 @@ def _pairs(texts: Sequence[str], option: str, form: str) -> dict[str, str]:
 
 
 def build_command(options: argparse.Namespace) -> int:
-    from imagetool import build, publish, recipe
-    from imagetool.artifact import frames
-    from imagetool.disks import keep_only, kept_disk, read_disk, remove_damaged
-    from imagetool.guest.files import cached_init, cached_kernel, guest_of
+    from imagetool.build import derivation, publish
+    from imagetool.build import disk as build
+    from imagetool.build.disk_cache import keep_only, kept_disk, read_disk, remove_damaged
+    from imagetool.guest.boot_files import cached_init, cached_kernel, guest_of
     from imagetool.receipts import Damaged
+    from rootdisk.artifact import zstd_frames
 
     target = parse_reference(options.artifact)
     image = _image(options)
@@ -75,7 +76,7 @@ def build_command(options: argparse.Namespace) -> int:
     init = cached_init(image.platform, cache)
     boot, kernel = cached_kernel(image, init, cache)
     with reported(quiet=options.quiet) as report, build.opened(image) as source:
-        inputs = recipe.inputs(image, source.manifest_digest, guest_of(init, kernel), frames.versions())
+        inputs = derivation.inputs(image, source.manifest_digest, guest_of(init, kernel), zstd_frames.versions())
         folder, made = kept_disk(image, inputs, init, cache, source, report)
         artifact = publish.assembled(image, folder, boot)
         try:
@@ -109,8 +110,8 @@ def build_command(options: argparse.Namespace) -> int:
 def disk_command(options: argparse.Namespace) -> int:
     import tempfile
 
-    from imagetool import build
-    from imagetool.guest.files import cached_init
+    from imagetool.build import disk as build
+    from imagetool.guest.boot_files import cached_init
 
     out = Path(options.file)
     image = _image(options)
@@ -128,8 +129,8 @@ def disk_command(options: argparse.Namespace) -> int:
 
 
 def init_command(options: argparse.Namespace) -> int:
-    from imagetool.description import described, write_new
-    from imagetool.oci.sources import open_source
+    from imagetool.config.template import described, write_new
+    from imagetool.sources.open import open_source
 
     platform, registry = _looked_at(options)
     reference = parse_reference(options.source)
@@ -142,17 +143,16 @@ def init_command(options: argparse.Namespace) -> int:
 
 
 def schema_command(_: argparse.Namespace) -> int:
-    from imagetool.schema import PATH
+    from imagetool.config.schema import PATH
 
     print(PATH.read_text("utf-8"), end="")
     return 0
 
 
 def completion_command(options: argparse.Namespace) -> int:
-    from imagetool.cli import parser
-    from runner.completion import script
+    from rootdisk.cli.completion import script
 
-    text = script(parser(), options.shell)
+    text = script(options.whole_parser(), options.shell)
     print(json.dumps({"shell": options.shell, "script": text}) if options.json else text, end="")
     return 0
 
@@ -167,14 +167,14 @@ def _looked_at(options: argparse.Namespace) -> tuple[Platform, RegistryOptions]:
 
 
 def inspect_command(options: argparse.Namespace) -> int:
-    from imagetool.inspection import described
+    from imagetool.look.inspection import described
 
     print(json.dumps(described(options.what, *_looked_at(options)), indent=None if options.json else 1))
     return 0
 
 
 def ls_command(options: argparse.Namespace) -> int:
-    from imagetool import inspection
+    from imagetool.look import inspection
 
     with inspection.opened(options.what, *_looked_at(options)) as found:
         for name, node in inspection.listing(found, os.fsencode(options.path), recursive=options.recursive):
@@ -187,7 +187,7 @@ def ls_command(options: argparse.Namespace) -> int:
 
 
 def stat_command(options: argparse.Namespace) -> int:
-    from imagetool import inspection
+    from imagetool.look import inspection
 
     with inspection.opened(options.what, *_looked_at(options)) as found:
         value = inspection.details(found, os.fsencode(options.path))
@@ -205,7 +205,7 @@ def stat_command(options: argparse.Namespace) -> int:
 
 
 def cat_command(options: argparse.Namespace) -> int:
-    from imagetool import inspection
+    from imagetool.look import inspection
 
     with inspection.opened(options.what, *_looked_at(options)) as found:
         node = found.reader.lookup(os.fsencode(options.path), follow=True)
@@ -223,7 +223,7 @@ def cat_command(options: argparse.Namespace) -> int:
 
 
 def diff_command(options: argparse.Namespace) -> int:
-    from imagetool import inspection
+    from imagetool.look import inspection
 
     signs = {"added": "+", "removed": "-", "changed": "~"}
     differ = False
@@ -243,7 +243,7 @@ def diff_command(options: argparse.Namespace) -> int:
 
 
 def explain_command(options: argparse.Namespace) -> int:
-    from imagetool import explanation
+    from imagetool.look import explanation
 
     found = explanation.between(options.a, options.b, *_looked_at(options))
     if options.json:
@@ -257,7 +257,7 @@ def explain_command(options: argparse.Namespace) -> int:
 def verify_command(options: argparse.Namespace) -> int:
     import tempfile
 
-    from imagetool.verification import verify
+    from imagetool.prove.verification import verify
 
     with tempfile.TemporaryDirectory(prefix="verify-", dir=_cache()) as work, reported(quiet=options.quiet) as report:
         done = verify(parse_reference(options.what), options.source, *_looked_at(options), Path(work), report)
@@ -275,11 +275,11 @@ def verify_command(options: argparse.Namespace) -> int:
 
 
 def map_command(options: argparse.Namespace) -> int:
-    from imagetool import difference
-    from imagetool.inspection import shown
-    from imagetool.map import survey
-    from imagetool.map.page import Against, page
-    from runner.files import atomic_write
+    from imagetool.look import difference
+    from imagetool.look.inspection import shown
+    from imagetool.look.map import survey
+    from imagetool.look.map.page import Against, page
+    from rootdisk.durable import atomic_write
 
     looked_at = _looked_at(options)
     against = None
@@ -301,7 +301,7 @@ def map_command(options: argparse.Namespace) -> int:
 
 
 def copy_command(options: argparse.Namespace) -> int:
-    from imagetool.oci.copy import copy
+    from imagetool.targets.copy import copy
 
     with reported(quiet=options.quiet) as report:
         digest = copy(options.source, options.target, _registry(options), report)
@@ -310,7 +310,7 @@ def copy_command(options: argparse.Namespace) -> int:
 
 
 def index_command(options: argparse.Namespace) -> int:
-    from imagetool.oci.index import make_index
+    from imagetool.targets.index import make_index
 
     digest = make_index(options.target, options.sources, _registry(options))
     print(json.dumps({"digest": str(digest)}) if options.json else digest)
@@ -318,7 +318,7 @@ def index_command(options: argparse.Namespace) -> int:
 
 
 def attach_command(options: argparse.Namespace) -> int:
-    from imagetool.oci.attach import attach
+    from imagetool.targets.attach import attach
 
     digest = attach(options.what, options.file, options.type, _registry(options))
     print(json.dumps({"digest": str(digest)}) if options.json else digest)
@@ -326,7 +326,7 @@ def attach_command(options: argparse.Namespace) -> int:
 
 
 def prune_command(options: argparse.Namespace) -> int:
-    from imagetool.remote import prune
+    from imagetool.build.cached_artifact import prune
 
     if options.keep is not None and options.keep < 1:
         raise BadInput(f"--keep {options.keep}", "how many versions stay: 1 or more")

@@ -13,11 +13,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from runner.errors import BadInput, RootdiskError
-from runner.fields import parse_value
-from runner.files import write_json
-from runner.oci import Digest, canonical_json
-from runner.text import one_line
+from rootdisk.durable import write_json
+from rootdisk.errors import BadInput, RootdiskError
+from rootdisk.oci.documents import Digest, canonical_json
+from rootdisk.oci.fields import parse_value
+from rootdisk.text import one_line
 
 CHECK = "receipt"  # the key of a receipt's own digest
 MAX_BYTES = 16 << 20

@@ -7,11 +7,11 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple, cast
 
-from runner.arguments import Parser, decimal_number, whole_number
-from runner.debug import show
-from runner.errors import RootdiskError
-from runner.stdio import OutputError, discard_output, settle, speak_utf8
-from runner.text import error_text, said
+from rootdisk.cli.arguments import Parser, decimal_number, whole_number
+from rootdisk.errors import RootdiskError
+from rootdisk.system.debug import show
+from rootdisk.system.stdio import OutputError, discard_output, settle, speak_utf8
+from rootdisk.text import error_text, said
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -125,8 +125,9 @@ def _doctor(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("registry", nargs="*", metavar="REGISTRY", help="see whether it can be reached")
 
 
-def _completion(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("shell", choices=("bash", "zsh", "fish"))
+def _completion(own: argparse.ArgumentParser) -> None:
+    own.set_defaults(whole_parser=parser)
+    own.add_argument("shell", choices=("bash", "zsh", "fish"))
 
 
 def _add_machine_options(parser: argparse.ArgumentParser) -> None:

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from imagetool.guest import prebuilt
-from imagetool.guest.files import make_init
-from runner.errors import RootdiskError
-from runner.oci import Digest, Platform
+from imagetool.guest.boot_files import make_init
+from rootdisk.errors import RootdiskError
+from rootdisk.oci.documents import Digest, Platform
 
 ROOT = Path(__file__).parents[1]
 AMD64 = Platform("linux", "amd64")
@@ -96,7 +96,9 @@ def test_the_inits_are_the_same_again(distributions: Path, tmp_path: Path) -> No
     (second,) = tmp_path.glob("*.whl")
     assert inits(second) == first
     with zipfile.ZipFile(wheel) as packed:
-        assert {"imagetool/py.typed", "runner/py.typed", "imagetool/images.schema.json"} <= set(packed.namelist())
+        assert {"imagetool/py.typed", "runner/py.typed", "imagetool/config/images.schema.json"} <= set(
+            packed.namelist()
+        )
         assert not [name for name in packed.namelist() if name.startswith(("tests/", "bench/", "backend/"))]
 
 

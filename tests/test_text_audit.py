@@ -19,7 +19,7 @@ SAFE_CALLS = {"printable", "one_line", "error_text", "len", "sum", "dumps", "rep
 SAFE_NAMES = {"digest", "short", "strerror"}  # hex digits of runner.oci.Digest, and the C library's words
 # Function, and why its text is ours or the user's own.
 REVIEWED = {
-    "runner/progress.py::terminal_progress": "words of ours and numbers",
+    "rootdisk/cli/progress.py::terminal_progress": "words of ours and numbers",
     "runner/commands/boot.py::boot_command": "a sandbox's name, which was checked",
     "runner/commands/boot.py::start_command": "a sandbox's name, as the user wrote it",
     "runner/commands/sandboxes.py::ps_command": "states in words of ours",
@@ -38,25 +38,25 @@ REVIEWED = {
     "imagetool/commands.py::init_command": "a file of TOML, whose strings are escaped",
     "imagetool/commands.py::schema_command": "a file of ours",
     "imagetool/commands.py::completion_command": "a script of ours",
-    "imagetool/commands.py::ls_command": "imagetool/inspection.py::row escapes",
-    "imagetool/commands.py::diff_command": "imagetool/inspection.py::compared escapes",
-    "imagetool/commands.py::explain_command": "imagetool/explanation.py::words escapes",
+    "imagetool/commands.py::ls_command": "imagetool/look/inspection.py::row escapes",
+    "imagetool/commands.py::diff_command": "imagetool/look/inspection.py::compared escapes",
+    "imagetool/commands.py::explain_command": "imagetool/look/explanation.py::words escapes",
     "imagetool/commands.py::verify_command": "digests and words of ours",
     "imagetool/commands.py::map_command": "a path that the user wrote",
-    "imagetool/remote.py::find_built": "names of images.toml, which were checked",
-    "imagetool/steps.py::check": "names of images.toml, which were checked",
-    "imagetool/steps.py::prune": "names of images.toml, which were checked",
-    "imagetool/steps.py::explain": "names of images.toml, and lines that imagetool/explanation.py escapes",
-    "imagetool/steps.py::graph": "a path in the cache",
-    "imagetool/steps.py::report": "a path in the cache",
-    "imagetool/steps.py::_say": "names of images.toml, which were checked",
+    "imagetool/build/cached_artifact.py::find_built": "names of images.toml, which were checked",
+    "imagetool/tasks/actions.py::check": "names of images.toml, which were checked",
+    "imagetool/tasks/actions.py::prune": "names of images.toml, which were checked",
+    "imagetool/tasks/actions.py::explain": "names of images.toml, and lines that imagetool/look/explanation.py escapes",
+    "imagetool/tasks/actions.py::graph": "a path in the cache",
+    "imagetool/tasks/actions.py::report": "a path in the cache",
+    "imagetool/tasks/actions.py::_say": "names of images.toml, which were checked",
     "imagetool/demo/app.py::main": "runs in the guest",
-    "imagetool/reproduction.py::main": "read by our own process",
+    "imagetool/prove/reproduction.py::main": "read by our own process",
 }
 
 
 def sources() -> Iterator[tuple[str, ast.Module]]:
-    for top in ("runner", "imagetool"):
+    for top in ("rootdisk", "runner", "imagetool"):
         for path in sorted((ROOT / top).rglob("*.py")):
             yield str(path.relative_to(ROOT)), ast.parse(path.read_text())
 

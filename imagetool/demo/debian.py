@@ -7,8 +7,8 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from runner import process
-from runner.errors import BadInput, RootdiskError
+from rootdisk.errors import BadInput, RootdiskError
+from rootdisk.system import process
 
 SUITE = "bookworm"
 PACKAGES = "python3-minimal"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from imagetool.demo import debian, layers
-from runner.oci import OCI_CONFIG, OCI_INDEX, OCI_MANIFEST, Descriptor, Digest, Platform, canonical_json
+from rootdisk.oci.documents import OCI_CONFIG, OCI_INDEX, OCI_MANIFEST, Descriptor, Digest, Platform, canonical_json
 
 VERSION = 1  # to bump when the image is made otherwise; the task's recipe
 TAG = "latest"

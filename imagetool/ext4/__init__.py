@@ -6,9 +6,3 @@
 
 format.py holds the on-disk structures with the kernel's names; plan.py places everything; see each module.
 """
-
-from imagetool.ext4.chunk import DiskChunk
-from imagetool.ext4.directories import Directories
-from imagetool.ext4.plan import DiskOptions, Plan, plan, write_disk
-
-__all__ = ["Directories", "DiskChunk", "DiskOptions", "Plan", "plan", "write_disk"]

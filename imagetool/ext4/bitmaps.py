@@ -7,8 +7,9 @@ import struct
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from imagetool.ext4.checksum import crc
-from imagetool.ext4.format import (
+from imagetool.ext4.geometry import Geometry
+from rootdisk.ext4.checksum import crc
+from rootdisk.ext4.format import (
     BG_BLOCK_UNINIT,
     BG_INODE_UNINIT,
     BG_INODE_ZEROED,
@@ -17,7 +18,6 @@ from imagetool.ext4.format import (
     GROUP_DESC,
     INODES_PER_BLOCK,
 )
-from imagetool.ext4.geometry import Geometry
 
 
 class Groups(NamedTuple):

@@ -7,8 +7,8 @@ import struct
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
-from imagetool.ext4.format import BLOCK
 from imagetool.tree.model import Source
+from rootdisk.ext4.format import BLOCK
 
 Piece = tuple[int, int, int]  # offset in the chunk, offset in the layer, length
 MetaBlock = tuple[int, bytes | memoryview]  # block number, content

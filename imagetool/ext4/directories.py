@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import zstandard
 
-from imagetool.ext4.format import BLOCK
-from runner.errors import BadInput
+from rootdisk.errors import BadInput
+from rootdisk.ext4.format import BLOCK
 
 _HEAD = struct.Struct("<8s32sQ")
 _MAGIC = b"RDNAMES1"

@@ -9,8 +9,9 @@ from __future__ import annotations
 import stat
 from collections.abc import Sequence
 
-from imagetool.ext4.checksum import crc
-from imagetool.ext4.format import (
+from imagetool.ext4.htree import half_md4
+from rootdisk.ext4.checksum import crc
+from rootdisk.ext4.format import (
     BLOCK,
     DIRENT,
     DIRENT_TAIL,
@@ -28,7 +29,6 @@ from imagetool.ext4.format import (
     FT_REG_FILE,
     FT_SYMLINK,
 )
-from imagetool.ext4.htree import half_md4
 
 ROOM = BLOCK - DIRENT_TAIL.size
 LEAF_FILL = ROOM * 3 // 4  # the guest's first new names should not split every leaf

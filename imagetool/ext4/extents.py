@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from imagetool.ext4.checksum import crc
-from imagetool.ext4.format import (
+from rootdisk.ext4.checksum import crc
+from rootdisk.ext4.format import (
     BLOCK,
     EXT4_EXT_MAGIC,
     EXTENT,

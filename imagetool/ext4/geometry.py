@@ -11,9 +11,9 @@ from bisect import bisect_right
 from dataclasses import dataclass
 from functools import cached_property
 
-from imagetool.ext4.format import BLOCK, BLOCKS_PER_GROUP, DESCS_PER_BLOCK, INODES_PER_BLOCK
-from runner.artifact import DISK_MAX_BYTES
-from runner.errors import BadInput
+from rootdisk.artifact.format import DISK_MAX_BYTES
+from rootdisk.errors import BadInput
+from rootdisk.ext4.format import BLOCK, BLOCKS_PER_GROUP, DESCS_PER_BLOCK, INODES_PER_BLOCK
 
 DISK_MIN_BYTES = 16 << 20
 BYTES_PER_INODE = 16384  # mke2fs's usual ratio: room for the guest's own files

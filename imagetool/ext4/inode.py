@@ -4,16 +4,9 @@ from __future__ import annotations
 
 import stat
 
-from imagetool.ext4.checksum import crc
-from imagetool.ext4.format import (
-    BLOCK,
-    CHECKSUM_HI_OFFSET,
-    CHECKSUM_LO_OFFSET,
-    EXTRA_ISIZE,
-    INODE_SIZE,
-    NUMBERED_INODE,
-)
 from imagetool.tree.model import Inode, Special
+from rootdisk.ext4.checksum import crc
+from rootdisk.ext4.format import BLOCK, CHECKSUM_HI_OFFSET, CHECKSUM_LO_OFFSET, EXTRA_ISIZE, INODE_SIZE, NUMBERED_INODE
 
 _ROOM = INODE_SIZE + 8 - NUMBERED_INODE.size  # for attributes
 _NO_XATTRS = bytes(_ROOM)

@@ -16,11 +16,20 @@ from functools import partial
 from typing import NamedTuple
 
 from imagetool.ext4 import bitmaps, directory, extents, inode, xattr
-from imagetool.ext4.checksum import disk_seed, inode_seed
 from imagetool.ext4.chunk import GRID_BLOCKS, DiskChunk, MetaBlock, MetadataChunk, Piece, metadata_chunks
+from imagetool.ext4.data_placement import layer_chunks
 from imagetool.ext4.directories import Directories
 from imagetool.ext4.extents import Run
-from imagetool.ext4.format import (
+from imagetool.ext4.geometry import Geometry, Space, TooSmall
+from imagetool.ext4.htree import seed_words
+from imagetool.ext4.inode_numbers import Numbers, assign, path_of_inode
+from imagetool.ext4.superblock import journal_superblock, superblock
+from imagetool.tree.model import Directory, File, Inode, Slot, Source, Special, Symlink, Tree
+from rootdisk.artifact.format import LayerInodes, SlotExtent
+from rootdisk.durable import write_at
+from rootdisk.errors import BadInput, RootdiskError
+from rootdisk.ext4.checksum import disk_seed, inode_seed
+from rootdisk.ext4.format import (
     BLOCK,
     BLOCKS_PER_GROUP,
     EXT4_EXTENTS_FL,
@@ -32,15 +41,6 @@ from imagetool.ext4.format import (
     FILE_MAX_BYTES,
     INODE_SIZE,
 )
-from imagetool.ext4.geometry import Geometry, Space, TooSmall
-from imagetool.ext4.htree import seed_words
-from imagetool.ext4.numbers import Numbers, assign, path_of_inode
-from imagetool.ext4.place import layer_chunks
-from imagetool.ext4.superblock import journal_superblock, superblock
-from imagetool.tree.model import Directory, File, Inode, Slot, Source, Special, Symlink, Tree
-from runner.artifact import LayerInodes, SlotExtent
-from runner.errors import BadInput, RootdiskError
-from runner.files import write_at
 
 SLOT_ALIGN = (64 << 10) // BLOCK
 FAST_SYMLINK_BYTES = 60

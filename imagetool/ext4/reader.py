@@ -21,12 +21,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from imagetool.ext4 import format as f
-from imagetool.ext4.checksum import crc, disk_seed, inode_seed
-from imagetool.ext4.device import Device, RawDisk
 from imagetool.ext4.xattr import decode
-from runner.errors import BadInput, Unsupported
-from runner.text import printable
+from rootdisk.artifact.disk import Device, RawDisk
+from rootdisk.errors import BadInput, Unsupported
+from rootdisk.ext4 import format as f
+from rootdisk.ext4.checksum import crc, disk_seed, inode_seed
+from rootdisk.text import printable
 
 READ_BYTES = 1 << 20
 EXTENT_DEPTH_MAX = 5  # EXT4_MAX_EXTENT_DEPTH

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import struct
 
-from imagetool.ext4 import format as f
 from imagetool.ext4.bitmaps import Groups
-from imagetool.ext4.checksum import crc
 from imagetool.ext4.geometry import Geometry
+from rootdisk.ext4 import format as f
+from rootdisk.ext4.checksum import crc
 
 
 def superblock(

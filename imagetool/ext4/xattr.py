@@ -5,8 +5,9 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 
-from imagetool.ext4.checksum import crc
-from imagetool.ext4.format import (
+from rootdisk.errors import BadInput, Unsupported
+from rootdisk.ext4.checksum import crc
+from rootdisk.ext4.format import (
     BLOCK,
     EXTRA_ISIZE,
     INODE_SIZE,
@@ -16,8 +17,7 @@ from imagetool.ext4.format import (
     XATTR_INDEX,
     XATTR_MAGIC,
 )
-from runner.errors import BadInput, Unsupported
-from runner.text import printable
+from rootdisk.text import printable
 
 IN_INODE = INODE_SIZE - 128 - EXTRA_ISIZE - 4  # bytes for entries and values, after the magic
 IN_BLOCK = BLOCK - XATTR_HEADER.size

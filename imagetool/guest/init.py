@@ -10,9 +10,9 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from runner import process
-from runner.errors import BadInput, RootdiskError
-from runner.oci import Digest, Platform
+from rootdisk.errors import BadInput, RootdiskError
+from rootdisk.oci.documents import Digest, Platform
+from rootdisk.system import process
 
 SOURCES = ("init.c", "sha256.c", "setup.c", "process.c", "channel.c", "pack.c", "unpack.c")
 HEADERS = ("init.h", "copy.h")
@@ -38,7 +38,7 @@ MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
 def build_init(out: Path, platform: Platform) -> Digest:
     """The program for `platform` at `out`, mode 0755, and its digest. RootdiskError: no compiler, or it fails."""
     compiler = _compiler(platform)
-    room = Path(__file__).parent
+    room = Path(__file__).parent / "c"
     with tempfile.TemporaryDirectory(dir=out.parent) as work:
         program = Path(work, "init")
         # From its own directory with relative names, so that no path of this machine gets into the program.

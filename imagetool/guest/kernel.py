@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from imagetool.receipts import Damaged, check_file, made_again, read_receipt, write_receipt
-from runner import process
-from runner.errors import BadInput, RootdiskError
-from runner.oci import Digest, Platform
+from rootdisk.errors import BadInput, RootdiskError
+from rootdisk.oci.documents import Digest, Platform
+from rootdisk.system import process
 
 RECEIPT = "unpacked.json"  # in an unpacked package: digests of what is used of it
 META = {

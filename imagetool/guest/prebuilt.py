@@ -15,13 +15,13 @@ import tempfile
 from pathlib import Path
 
 from imagetool.guest.init import FLAGS, HEADERS, MACHINES, SOURCES
-from runner import process
-from runner.errors import RootdiskError
-from runner.oci import Digest, Platform
+from rootdisk.errors import RootdiskError
+from rootdisk.oci.documents import Digest, Platform
+from rootdisk.system import process
 
 COMPILER = "ziglang==0.17.1"
-GUEST = Path(__file__).parent
-BUILT = GUEST / "built"
+SOURCE_DIR = Path(__file__).parent / "c"
+BUILT = Path(__file__).parent / "built"
 RECEIPT = "inits.json"
 
 
@@ -59,7 +59,7 @@ def _build(machine: str, out: Path, cache: str) -> Digest:
     command = [sys.executable, "-m", "ziglang", "cc", "-target", f"{machine}-linux-musl", *FLAGS]
     command += ["-o", str(out.absolute()), *SOURCES]
     environment = {**os.environ, "LC_ALL": "C", "ZIG_GLOBAL_CACHE_DIR": cache, "ZIG_LOCAL_CACHE_DIR": cache}
-    done = process.run(command, cwd=GUEST, env=environment)
+    done = process.run(command, cwd=SOURCE_DIR, env=environment)
     if done.status:
         raise RootdiskError(
             f"the guest's init for {machine}: {done.complaint.strip()[-800:]}", f"pip install {COMPILER}"
@@ -80,6 +80,6 @@ def _digests(folder: Path) -> dict[str, str]:
 def _sources() -> str:
     """A digest of all that decides the programs."""
     digest = hashlib.sha256(json.dumps([COMPILER, FLAGS]).encode())
-    for path in (GUEST / name for name in (*HEADERS, *SOURCES)):
+    for path in (SOURCE_DIR / name for name in (*HEADERS, *SOURCES)):
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()

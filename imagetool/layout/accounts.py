@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from runner.errors import BadInput
-from runner.text import printable
+from rootdisk.errors import BadInput
+from rootdisk.text import printable
 
 FILES = ("passwd", "group", "shadow", "gshadow")
 FIRST_ID = 10001  # clear of distributions' system and user ranges, below the 16-bit limit

@@ -16,9 +16,9 @@ from typing import NamedTuple
 
 from imagetool.layout.accounts import FILES, Accounts, number
 from imagetool.tree.model import Directory, File, Inode, Layer, Slot, Symlink, Tree
-from runner.artifact import LAYOUT_VERSION, Process
-from runner.errors import BadInput
-from runner.text import printable
+from rootdisk.artifact.format import LAYOUT_VERSION, Process
+from rootdisk.errors import BadInput
+from rootdisk.text import printable
 
 ROOM = b".rootdisk"
 SLOT_BYTES = 256 << 10

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import BinaryIO, Protocol, cast
 
-from runner.text import printable
+from rootdisk.text import printable
 
 INFLATED_MAX_BYTES = 256 << 20  # of one file that a build adds, at each depth
 MEMBERS_MAX_COUNT = 50_000

@@ -10,7 +10,7 @@ import base64
 import re
 
 from imagetool.layout import secrets
-from runner.errors import BadInput
+from rootdisk.errors import BadInput
 
 PEM_MAX_BYTES = 4 << 20  # Debian's whole CA bundle is 0.2 MiB
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import zstandard
 
-from runner.errors import BadInput
+from rootdisk.errors import BadInput
 
 # Kinds of entries: the type flags of ustar(5); a contiguous file ('7') and an old one (NUL) are FILE.
 FILE, LINK, SYMLINK, CHARACTER, BLOCK, DIRECTORY, FIFO = b"0123456"

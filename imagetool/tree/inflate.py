@@ -20,8 +20,8 @@ from typing import BinaryIO, NamedTuple
 import zstandard
 from isal import igzip_lib
 
-from runner.errors import BadInput, DigestMismatch, Unsupported
-from runner.oci import Descriptor, Digest
+from rootdisk.errors import BadInput, DigestMismatch, Unsupported
+from rootdisk.oci.documents import Descriptor, Digest
 
 PIECE_BYTES = 1 << 20
 TAR_MAX_BYTES = 64 << 30

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import NamedTuple
 
-from runner.errors import DigestMismatch
+from rootdisk.errors import DigestMismatch
 
 
 class FileSource(NamedTuple):

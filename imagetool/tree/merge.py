@@ -21,8 +21,8 @@ from zlib import crc32
 
 from imagetool.tree.index import BLOCK, CHARACTER, DIRECTORY, FIFO, FILE, LINK, SYMLINK, Entry, TarIndex
 from imagetool.tree.model import LINK_STEPS_MAX, Directory, File, Inode, Layer, Special, Symlink, Tree
-from runner.errors import BadInput
-from runner.text import printable
+from rootdisk.errors import BadInput
+from rootdisk.text import printable
 
 # Over all layers. A few kilobytes of tar can name both by the million, through deep paths and chains of links.
 IMPLIED_MAX_COUNT = 1 << 18

@@ -32,8 +32,8 @@ from imagetool.tree.index import (
     pack_extra,
 )
 from imagetool.tree.pax import Malformed, number
-from runner.errors import BadInput, Unsupported
-from runner.text import printable
+from rootdisk.errors import BadInput, Unsupported
+from rootdisk.text import printable
 
 WINDOW_BYTES = 128 << 10
 ENTRIES_MAX_COUNT = 1 << 22

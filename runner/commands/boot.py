@@ -7,14 +7,16 @@ import contextlib
 import os
 import re
 
-from runner import backend, boot, process, sandbox
+from rootdisk.errors import BadInput
+from rootdisk.oci.reference import parse_reference
+from rootdisk.system import process
 from runner.commands import options as given
-from runner.errors import BadInput
-from runner.local import Local
-from runner.reference import parse_reference
-from runner.sandbox import Spec
-from runner.store import Store
-from runner.tsc import Counter
+from runner.machine import backend
+from runner.machine.tsc import Counter
+from runner.sandbox import directory, launch
+from runner.sandbox.directory import Spec
+from runner.store.pull import Local
+from runner.store.store import Store
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}\Z")
 CPUS_MAX = 256
@@ -35,11 +37,11 @@ def boot_command(options: argparse.Namespace) -> int:
     spec = _spec(options, name)
     store = Store.open()
     local = given.local(store, options, ask=options.pull == "always")
-    status = boot.launch(boot.create(store, local, _filled(spec, local), records), store, counter)
+    status = launch.launch(launch.create(store, local, _filled(spec, local), records), store, counter)
     if options.detach:
         given.write_json({"name": name}) if options.json else print(name)
     with contextlib.suppress(OSError):
-        sandbox.sweep(store)
+        directory.sweep(store)
     return status
 
 
@@ -47,11 +49,11 @@ def start_command(options: argparse.Namespace) -> int:
     counter = Counter()
     process.forbid_core()
     store = Store.open()
-    state = sandbox.find(store, options.name)
+    state = directory.find(store, options.name)
     if state.running:
         raise BadInput(f"sandbox {options.name} runs already", f"runner exec {options.name} -- COMMAND")
     state = state._replace(spec=state.spec._replace(detached=not options.attach))
-    status = boot.launch(boot.reopen(store, state), store, counter)
+    status = launch.launch(launch.reopen(store, state), store, counter)
     if not options.attach:
         given.write_json({"name": options.name}) if options.json else print(options.name)
     return status

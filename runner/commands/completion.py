@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 
-from runner.cli import parser
-from runner.completion import script
+from rootdisk.cli.completion import script
 
 
 def completion_command(options: argparse.Namespace) -> int:
-    sys.stdout.write(script(parser(), options.shell))
+    sys.stdout.write(script(options.whole_parser(), options.shell))
     return 0

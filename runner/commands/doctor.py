@@ -10,14 +10,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from runner import accel, backend, krun, passt, process, qemu, volumes
+from rootdisk.errors import BadInput, RootdiskError
+from rootdisk.oci.documents import Platform
+from rootdisk.oci.reference import parse_reference
+from rootdisk.oci.repository import RegistryOptions
+from rootdisk.system import process
+from rootdisk.text import one_line
 from runner.commands.options import write_json
-from runner.errors import BadInput, RootdiskError
-from runner.oci import Platform
-from runner.reference import parse_reference
-from runner.repository import RegistryOptions
-from runner.store import Store
-from runner.text import one_line
+from runner.machine import accelerator, backend, krun, passt, qemu, virtiofsd
+from runner.store.store import Store
 
 FREE_MIN_BYTES = 2 << 30
 # Where locks between hosts or holes in files do not work as the store needs them.
@@ -56,11 +57,11 @@ def _machine() -> Iterator[Line]:
         verdicts = Store.open().root / "kvm.json"
     except RootdiskError:
         verdicts = None
-    chosen = accel.choose(None, host, verdicts)
+    chosen = accelerator.choose(None, host, verdicts)
     slow = "; guests run some ten times slower" if chosen.name == "tcg" else ""
     yield Line("accelerator", chosen.name == "kvm", f"{chosen.name}: {chosen.reason}{slow}")
     try:
-        yield Line("volumes", True, volumes.program())
+        yield Line("volumes", True, virtiofsd.program())
     except RootdiskError as err:
         yield Line("volumes", False, str(err))
     faster = "passt" if passt.is_usable() else "QEMU's own; passt of 2024 or newer is faster"
@@ -91,7 +92,7 @@ def _store() -> Iterator[Line]:
 
 
 def _sharing(root: Path) -> str:
-    from runner.files import reflink
+    from rootdisk.durable import reflink
 
     source, target = (root / f".doctor-{os.getpid()}-{name}" for name in "ab")
     try:
@@ -131,8 +132,8 @@ def _registry(name: str) -> Line:
     import requests
     import urllib3
 
-    from runner.registry_answer import network_error
-    from runner.registry_client import RegistryClient
+    from rootdisk.registry.answers import network_error
+    from rootdisk.registry.client import RegistryClient
 
     for plain_http in (False, True):
         client = RegistryClient(name, "name", RegistryOptions(plain_http=plain_http, read_timeout_s=10))

@@ -9,15 +9,15 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from runner.errors import BadInput
-from runner.local import Local, pull
-from runner.machine import Forward, Share
-from runner.oci import Platform
-from runner.records import Record
-from runner.reference import parse_reference
-from runner.repository import RegistryOptions
-from runner.store import Store
-from runner.text import printable
+from rootdisk.errors import BadInput
+from rootdisk.oci.documents import Platform
+from rootdisk.oci.reference import parse_reference
+from rootdisk.oci.repository import RegistryOptions
+from rootdisk.records import Record
+from rootdisk.text import printable
+from runner.machine.model import Forward, Share
+from runner.store.pull import Local, pull
+from runner.store.store import Store
 
 _FILE_MAX_BYTES = 1 << 20
 SIZE_MAX_BYTES = (1 << 63) - 1  # of a file
@@ -42,7 +42,7 @@ def registry(options: argparse.Namespace) -> RegistryOptions:
 
 def local(store: Store, options: argparse.Namespace, *, ask: bool, repair: bool = False) -> Local:
     """The artifact of the command line, fetched if it is not here, or if it is damaged and `repair` is true."""
-    from runner.progress import terminal_progress
+    from rootdisk.cli.progress import terminal_progress
 
     with terminal_progress("fetching") as progress:
         reference = parse_reference(options.artifact)
@@ -163,6 +163,6 @@ def _is_address(text: str) -> bool:
 def volumes(texts: Sequence[str]) -> tuple[Share, ...]:
     if not texts:
         return ()
-    from runner.volumes import parse
+    from runner.machine.virtiofsd import parse
 
     return parse(texts)

@@ -12,15 +12,16 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from runner import control, frames, sandbox
+from rootdisk.errors import BadInput, Busy
+from rootdisk.text import one_line, printable
+from runner.channel import messages
 from runner.commands.options import write_json
-from runner.errors import BadInput, Busy
-from runner.sandbox import State, Unreadable
-from runner.store import Store
-from runner.text import one_line, printable
+from runner.sandbox import directory, orders
+from runner.sandbox.directory import State, Unreadable
+from runner.store.store import Store
 
 if TYPE_CHECKING:
-    from runner.output import Reader
+    from runner.sandbox.logs import Reader
 
 FOLLOW_S = 0.1
 STOPPED_S = 60.0  # beyond what the program has: for its guest to write everything back, and its keeper to end
@@ -29,7 +30,7 @@ STOPPED_S = 60.0  # beyond what the program has: for its guest to write everythi
 def ps_command(options: argparse.Namespace) -> int:
     rows = [
         found
-        for found in sandbox.all_of(Store.open())
+        for found in directory.all_of(Store.open())
         if (found.running or options.all) and (isinstance(found, Unreadable) or not found.name.startswith("."))
     ]
     if options.json:
@@ -55,9 +56,9 @@ def _age(seconds: float) -> str:
 
 
 def logs_command(options: argparse.Namespace) -> int:
-    from runner.output import Reader
+    from runner.sandbox.logs import Reader
 
-    state = sandbox.find(Store.open(), options.name)
+    state = directory.find(Store.open(), options.name)
     path = state.folder / ("console.log" if options.console else "output.log")
     if not path.exists():
         raise BadInput(
@@ -66,7 +67,7 @@ def logs_command(options: argparse.Namespace) -> int:
         )
     reader = Reader(path)
     while True:
-        running = options.follow and sandbox.is_running(state)
+        running = options.follow and directory.is_running(state)
         _show(reader, framed=not options.console)
         if not running:
             return 0
@@ -74,9 +75,9 @@ def logs_command(options: argparse.Namespace) -> int:
 
 
 def _show(reader: Reader, *, framed: bool) -> None:
-    pieces = reader.frames() if framed else ((frames.STDOUT, data) for data in reader.data())
+    pieces = reader.frames() if framed else ((messages.STDOUT, data) for data in reader.data())
     for kind, data in pieces:
-        stream = sys.stderr if kind == frames.STDERR else sys.stdout
+        stream = sys.stderr if kind == messages.STDERR else sys.stdout
         stream.buffer.write(data)
         stream.buffer.flush()
 
@@ -88,8 +89,8 @@ def stop_command(options: argparse.Namespace) -> int:
     for state in _found(options.name):
         if state.running:
             with _may_have_ended(state):
-                control.give(state, frames.frame_number(frames.STOP, seconds))
-            sandbox.wait_end(state, seconds + STOPPED_S)
+                orders.give(state, messages.frame_number(messages.STOP, seconds))
+            directory.wait_end(state, seconds + STOPPED_S)
         print(state.spec.name)
     return 0
 
@@ -100,7 +101,7 @@ def _may_have_ended(found: State | Unreadable) -> Iterator[None]:
     try:
         yield
     except BadInput:
-        if sandbox.is_running(found):
+        if directory.is_running(found):
             raise
 
 
@@ -108,11 +109,11 @@ def kill_command(options: argparse.Namespace) -> int:
     number = _signal(options.signal) if options.signal else None
     for state in _found(options.name):
         if not state.running:
-            raise sandbox.not_running(state)
+            raise directory.not_running(state)
         if number is None or number == signal.SIGKILL:
-            control.end(state)
+            orders.end(state)
         else:
-            control.give(state, frames.frame_number(frames.SIGNAL, number))
+            orders.give(state, messages.frame_number(messages.SIGNAL, number))
         print(state.spec.name)
     return 0
 
@@ -126,17 +127,17 @@ def wait_command(options: argparse.Namespace) -> int:
 def _wait(state: State) -> int:
     """The exit status of a sandbox, when it has ended."""
     if state.running:
-        decoder = frames.Decoder()
-        with _may_have_ended(state), control.connect(state) as sock, contextlib.suppress(ConnectionError):
-            sock.sendall(frames.frame(frames.WAIT))
+        decoder = messages.Decoder()
+        with _may_have_ended(state), orders.connect(state) as sock, contextlib.suppress(ConnectionError):
+            sock.sendall(messages.frame(messages.WAIT))
             while data := sock.recv(4096):
                 for kind, _, payload in decoder.feed(data):
-                    if kind == frames.EXIT:
-                        return frames.number(payload)
-                    if kind == frames.ERROR:
+                    if kind == messages.EXIT:
+                        return messages.number(payload)
+                    if kind == messages.ERROR:
                         raise Busy(payload.decode(errors="replace"))
-        sandbox.wait_end(state)
-        state = sandbox.find(Store.open(), state.spec.name)  # it ended in between
+        directory.wait_end(state)
+        state = directory.find(Store.open(), state.spec.name)  # it ended in between
     if state.status is None:
         raise BadInput(f"sandbox {state.spec.name} was cut off", "its keeper was killed: it has no exit status")
     return state.status
@@ -144,16 +145,16 @@ def _wait(state: State) -> int:
 
 def rm_command(options: argparse.Namespace) -> int:
     store = Store.open()
-    for found in [sandbox.find_any(store, name) for name in options.name]:
+    for found in [directory.find_any(store, name) for name in options.name]:
         name = printable(found.name)
         if found.running:
             if not options.force:
                 other = "" if isinstance(found, Unreadable) else f"runner stop {name}, or "
                 raise BadInput(f"sandbox {name} runs", f"{other}runner rm --force {name}")
             with _may_have_ended(found):
-                control.end(found)
+                orders.end(found)
         if os.path.lexists(found.folder):
-            sandbox.remove(found)
+            directory.remove(found)
         print(name)
     return 0
 
@@ -161,7 +162,7 @@ def rm_command(options: argparse.Namespace) -> int:
 def _found(names: list[str]) -> list[State]:
     """All of them, before anything is done to one."""
     store = Store.open()
-    return [sandbox.find(store, name) for name in names]
+    return [directory.find(store, name) for name in names]
 
 
 def _signal(text: str) -> int:

@@ -6,13 +6,13 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
+from rootdisk.errors import BadInput, RootdiskError
+from rootdisk.text import one_line, printable
 from runner.commands import options as given
-from runner.errors import BadInput, RootdiskError
-from runner.store import Store
-from runner.text import one_line, printable
+from runner.store.store import Store
 
 if TYPE_CHECKING:
-    from runner.verify import Damage
+    from runner.store.verify import Damage
 
 
 def pull_command(options: argparse.Namespace) -> int:
@@ -27,20 +27,21 @@ def pull_command(options: argparse.Namespace) -> int:
 
 
 def inspect_command(options: argparse.Namespace) -> int:
-    from runner import sandbox
+    from runner.sandbox import directory
 
     if not set(options.artifact) & set("/:@"):  # no reference of an artifact is so short
-        given.write_json(sandbox.find_any(Store.open(), options.artifact).to_json(), indent=1)
+        given.write_json(directory.find_any(Store.open(), options.artifact).to_json(), indent=1)
         return 0
     given.write_json(_artifact(options), indent=1)
     return 0
 
 
 def _artifact(options: argparse.Namespace) -> dict[str, Any]:
-    from runner.artifact import CONFIG_MAX_BYTES, ArtifactConfig, ArtifactManifest
-    from runner.oci import Manifest
-    from runner.reference import parse_reference
-    from runner.repository import open_repository, read_blob, resolve_manifest
+    from rootdisk.artifact.format import CONFIG_MAX_BYTES, ArtifactConfig, ArtifactManifest
+    from rootdisk.oci.documents import Manifest
+    from rootdisk.oci.reference import parse_reference
+    from rootdisk.oci.repository import read_blob, resolve_manifest
+    from rootdisk.places import open_repository
 
     reference = parse_reference(options.artifact)
     repository = open_repository(reference, given.registry(options))
@@ -54,16 +55,16 @@ def _artifact(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def prune_command(options: argparse.Namespace) -> int:
-    from runner import sandbox
-    from runner.prune import prune
+    from runner.sandbox import directory
+    from runner.sandbox.prune import prune
 
     if not 0 <= options.older_than < 1e9:  # not NaN either
         raise BadInput(f"--older-than {options.older_than}", "a number of days")
     limit = given.size_bytes(options.max_size, "--max-size", 0) if options.max_size is not None else None
     store = Store.open()
     removed = prune(store, options.older_than * 86400, limit, dry_run=options.dry_run)
-    for found in sandbox.all_of(store):
-        if isinstance(found, sandbox.Unreadable):
+    for found in directory.all_of(store):
+        if isinstance(found, directory.Unreadable):
             name = printable(found.name)
             what = f"sandbox {name} cannot be read, so what it may need stays: {found.reason}: runner rm {name}"
             print(f"runner: {one_line(what)}", file=sys.stderr)
@@ -76,7 +77,7 @@ def prune_command(options: argparse.Namespace) -> int:
 
 
 def verify_command(options: argparse.Namespace) -> int:
-    from runner.verify import verify
+    from runner.store.verify import verify
 
     store = Store.open()
     checked, damages = verify(store)
@@ -113,8 +114,8 @@ def _repaired(store: Store, damages: list[Damage]) -> list[Damage]:
 
 def _repair(store: Store, damage: Damage) -> bool | None:
     """Whether it is whole again; None if the store does not know its origin. What else stands against it is said."""
-    from runner import sandbox
-    from runner.verify import repair
+    from runner.sandbox import directory
+    from runner.store.verify import repair
 
     try:
         done = repair(store, damage)
@@ -124,7 +125,7 @@ def _repair(store: Store, damage: Damage) -> bool | None:
         return False
     if not done:
         return None
-    running = [state.name for state in sandbox.states(store) if state.running and damage.digest in state.uses]
+    running = [state.name for state in directory.states(store) if state.running and damage.digest in state.uses]
     if running:
         names = ", ".join(running)
         print(

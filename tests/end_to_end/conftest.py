@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from runner.files import data_runs
+from rootdisk.durable import data_runs
 from tests.support.registry import RunningRegistry, run_registry
 
 ROOT = Path(__file__).parents[2]

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from imagetool.oci.index import make_index
-from imagetool.oci.push import open_target
-from runner.artifact import CONFIG_TYPE, ArtifactConfig
-from runner.oci import OCI_MANIFEST, Descriptor, Digest, Index, Manifest, canonical_json
-from runner.reference import parse_reference
-from runner.repository import open_repository, read_blob
+from imagetool.targets.index import make_index
+from imagetool.targets.open import open_target
+from rootdisk.artifact.format import CONFIG_TYPE, ArtifactConfig
+from rootdisk.oci.documents import OCI_MANIFEST, Descriptor, Digest, Index, Manifest, canonical_json
+from rootdisk.oci.reference import parse_reference
+from rootdisk.oci.repository import read_blob
+from rootdisk.places import open_repository
 from tests.end_to_end.conftest import ROOT, run
 from tests.support.layouts import write_layout
 from tests.support.registry import RunningRegistry, needs_registry

@@ -11,13 +11,13 @@ import pytest
 
 from imagetool.guest import kernel as kernels
 from imagetool.guest import prebuilt
-from imagetool.guest.files import cached_init, check_init, check_kernel
+from imagetool.guest.boot_files import cached_init, check_init, check_kernel
 from imagetool.receipts import Damaged, read_receipt, write_receipt
-from runner.local import pull
-from runner.oci import Digest, Platform
-from runner.reference import parse_reference
-from runner.repository import RegistryOptions
-from runner.store import Store
+from rootdisk.oci.documents import Digest, Platform
+from rootdisk.oci.reference import parse_reference
+from rootdisk.oci.repository import RegistryOptions
+from runner.store.pull import pull
+from runner.store.store import Store
 from tests.end_to_end.conftest import ROOT, run
 from tests.support.layouts import write_layout
 from tests.support.tars import END, directory, file

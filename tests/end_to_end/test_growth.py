@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from runner import boot
-from runner.local import pull
-from runner.oci import Platform
-from runner.reference import parse_reference
-from runner.repository import RegistryOptions
-from runner.sandbox import Spec
-from runner.store import Store
-from runner.tsc import Counter
+from rootdisk.oci.documents import Platform
+from rootdisk.oci.reference import parse_reference
+from rootdisk.oci.repository import RegistryOptions
+from runner.machine.tsc import Counter
+from runner.sandbox import launch
+from runner.sandbox.directory import Spec
+from runner.store.pull import pull
+from runner.store.store import Store
 from tests.end_to_end.conftest import Runner
 from tests.support.disks import complaints, needs_e2fsck
 
@@ -84,8 +84,8 @@ def test_a_guest_grows_its_disk(
         "grown", demo, str(local.digest), local.disk.stem, local.config_digest.hex, local.kernel.name,
         local.initramfs.name, 9 << 30, 512, 1, network="none", timeout_s=200, keep=True,
     )  # fmt: skip
-    ready = boot.create(store, local, spec, records)
+    ready = launch.create(store, local, spec, records)
     subprocess.run(["qemu-img", "resize", "-q", "-f", "qcow2", str(ready.disk.path), "20G"], check=True)
-    assert boot.launch(ready, store, Counter()) == 0
+    assert launch.launch(ready, store, Counter()) == 0
     assert capfd.readouterr().out.strip() in ("19", "20")
     assert complaints(raw(store.root, "grown", tmp_path / "raw")) == []

@@ -18,17 +18,18 @@ from pathlib import Path
 import pytest
 
 from imagetool.guest.initramfs import Module, build
-from runner import accel, qemu, slot
-from runner.clone import clone
-from runner.keeper import Keeper, Silent
-from runner.local import pull
-from runner.machine import Machine, Vm
-from runner.oci import Platform
-from runner.output import Log
-from runner.reference import parse_reference
-from runner.repository import RegistryOptions
-from runner.store import Store
-from runner.tsc import Counter
+from rootdisk.oci.documents import Platform
+from rootdisk.oci.reference import parse_reference
+from rootdisk.oci.repository import RegistryOptions
+from runner.disk import slot
+from runner.disk.clone import clone
+from runner.machine import accelerator, qemu
+from runner.machine.model import Machine, Vm
+from runner.machine.tsc import Counter
+from runner.sandbox.keeper import Keeper, Silent
+from runner.sandbox.logs import Log
+from runner.store.pull import pull
+from runner.store.store import Store
 from tests.end_to_end.conftest import ROOT, Runner, run
 from tests.support.mounts import needs_root
 
@@ -231,14 +232,14 @@ def test_what_was_found_out_of_kvm_is_kept(tmp_path: Path) -> None:
     host = Platform.host()
 
     def choose(kernel: str = "aa") -> tuple[str, bool]:
-        chosen = accel.choose(None, host, verdicts, Path(kernel), device, cpuinfo)
+        chosen = accelerator.choose(None, host, verdicts, Path(kernel), device, cpuinfo)
         return chosen.name, chosen.known
 
     assert choose() == ("kvm", False)
-    accel.remember(verdicts, Path("aa"), False)
+    accelerator.remember(verdicts, Path("aa"), False)
     assert choose() == ("tcg", True)
     assert choose("another kernel") == ("kvm", False)
-    accel.remember(verdicts, Path("aa"), True)
+    accelerator.remember(verdicts, Path("aa"), True)
     assert choose() == ("kvm", True)
     cpuinfo.write_text("flags : fpu\n")
     if os.uname().machine == "x86_64":

@@ -12,11 +12,11 @@ import pytest
 
 from bench.peers import Missing, Peers
 from imagetool.ext4.reader import Reader
-from imagetool.oci.attach import attach
-from imagetool.oci.copy import copy
-from runner.oci import Digest
-from runner.reference import parse_reference
-from runner.repository import open_repository
+from imagetool.targets.attach import attach
+from imagetool.targets.copy import copy
+from rootdisk.oci.documents import Digest
+from rootdisk.oci.reference import parse_reference
+from rootdisk.places import open_repository
 from tests.end_to_end.conftest import ROOT
 from tests.support.disks import PATH, complaints, host_view, mounted, needs_root, reader_view
 from tests.support.registry import RunningRegistry, needs_registry

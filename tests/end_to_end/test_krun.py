@@ -8,15 +8,17 @@ from pathlib import Path
 import pytest
 
 from imagetool.guest import initramfs
-from runner import frames, qemu, slot
-from runner.clone import clone
-from runner.local import pull
-from runner.machine import Machine
-from runner.oci import Platform
-from runner.reference import parse_reference
-from runner.repository import RegistryOptions
-from runner.store import Store
-from runner.tsc import Counter
+from rootdisk.oci.documents import Platform
+from rootdisk.oci.reference import parse_reference
+from rootdisk.oci.repository import RegistryOptions
+from runner.channel import messages
+from runner.disk import slot
+from runner.disk.clone import clone
+from runner.machine import qemu
+from runner.machine.model import Machine
+from runner.machine.tsc import Counter
+from runner.store.pull import pull
+from runner.store.store import Store
 from tests.end_to_end.conftest import Runner
 from tests.support.krun import FakeKrun, needs_compiler
 
@@ -150,15 +152,15 @@ def test_the_init_goes_on_from_libkrun_s(
         tmp_path,
     )  # fmt: skip
     vm.channel.settimeout(100)
-    decoder, said, status = frames.Decoder(), {frames.STDOUT: b"", frames.STDERR: b""}, None
+    decoder, said, status = messages.Decoder(), {messages.STDOUT: b"", messages.STDERR: b""}, None
     while status is None and (data := vm.channel.recv(1 << 16)):
         for kind, _, payload in decoder.feed(data):
             if kind in said:
                 said[kind] += payload
-            elif kind == frames.EXIT:
-                status = frames.number(payload)
-    vm.channel.sendall(frames.frame(frames.ACK))
+            elif kind == messages.EXIT:
+                status = messages.number(payload)
+    vm.channel.sendall(messages.frame(messages.ACK))
     assert vm.ended(30) == ""
     vm.end()
-    assert said == {frames.STDOUT: b"/.rootdisk/init\x001\nof the slot\nnew\n", frames.STDERR: b""}
+    assert said == {messages.STDOUT: b"/.rootdisk/init\x001\nof the slot\nnew\n", messages.STDERR: b""}
     assert status == 7

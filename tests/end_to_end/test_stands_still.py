@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from runner.session import PATIENCE_S
+from runner.channel.session import PATIENCE_S
 from tests.end_to_end.conftest import ROOT, Runner
 from tests.end_to_end.test_lifecycle import LOOP, command, machines, rows, until
 

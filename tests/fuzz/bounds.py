@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
 
-from runner.errors import RootdiskError
+from rootdisk.errors import RootdiskError
 
 SECONDS = 2.0
 MEMORY_BYTES = 300 << 20

@@ -96,7 +96,9 @@ def _guided(now: Now, options: argparse.Namespace, more: list[bytes]) -> None:
     """By atheris; it ends the process itself."""
     import atheris
 
-    with atheris.instrument_imports(include=["runner", "imagetool", "tarfile"], enable_loader_override=False):
+    with atheris.instrument_imports(
+        include=["rootdisk", "runner", "imagetool", "tarfile"], enable_loader_override=False
+    ):
         seeds = now.begin(options.target, more)
     atheris.enabled_hooks.add("str")
     folder = options.folder / "seeds"

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import trustme
 
-from imagetool import config
+from imagetool.config import images as config
+from imagetool.config.toml_lines import position_of
 from imagetool.layout.additions import Owner
-from imagetool.toml_lines import position_of
-from runner.artifact import Process
-from runner.errors import BadInput
-from runner.oci import Platform
+from rootdisk.artifact.format import Process
+from rootdisk.errors import BadInput
+from rootdisk.oci.documents import Platform
 from tests.support.steps import LINEAR, growth
 
 FILE = Path("/project/images.toml")

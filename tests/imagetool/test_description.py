@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from imagetool import config, schema
+from imagetool.config import images, schema
 from tests.end_to_end.conftest import run
 from tests.support.layouts import write_layout
 from tests.support.tars import END, file
@@ -36,11 +36,11 @@ def test_it_builds_the_source_as_it_is(tmp_path: Path, source: str) -> None:
     path = place / "images.toml"
     done = run("imagetool", "init", "--platform", "linux/amd64", source, str(path))
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{path}\n", "")
-    (image,) = config.load(path)
+    (image,) = images.load(path)
     plain = f'[image.layout]\nsource = "oci:{tmp_path}/layout:2.0"\n'
     assert image.source.path is not None
     assert image.source.path.resolve() == tmp_path / "layout"
-    (expected,) = config.parse(plain, path)
+    (expected,) = images.parse(plain, path)
     assert (image.env, image.process, image.owners, image.size) == (
         *(expected.env, expected.process, expected.owners),
         expected.size,
@@ -50,7 +50,7 @@ def test_it_builds_the_source_as_it_is(tmp_path: Path, source: str) -> None:
 def test_its_comments_are_right(tmp_path: Path, source: str) -> None:
     text = run("imagetool", "init", "--platform", "linux/amd64", source, cwd=tmp_path).stdout
     on = re.sub(r'^# (?=\w+ = |\[|"/)', "", text, flags=re.MULTILINE)
-    (image,) = config.parse(on, tmp_path / "images.toml")
+    (image,) = images.parse(on, tmp_path / "images.toml")
     assert image.version == "2.0"
     assert image.process.to_json() == {
         "entrypoint": CONFIG["Entrypoint"],

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from imagetool import build, config
+from imagetool.build import disk as build
+from imagetool.config import images
 from imagetool.ext4.reader import Reader
-from imagetool.inspection import content
-from imagetool.oci.sources import open_source
-from runner.errors import BadInput, RootdiskError
+from imagetool.look.inspection import content
+from imagetool.sources.open import open_source
+from rootdisk.errors import BadInput, RootdiskError
 from tests.support.layouts import write_layout
 from tests.support.tars import END, directory, file, symlink
 
@@ -32,7 +33,7 @@ SANDBOX = '[image.a.owners]\n"/sandbox" = { user = "guest", create = true }\n'
 def disk(tmp_path: Path, body: str, name: str = "disk", umask: int = 0o022) -> Path:
     write_layout(tmp_path / "layout", "t", [IMAGE + END, directory(b"sandbox") + END])
     text = f'[image.a]\nsource = "oci:layout:t"\nplatform = "linux/amd64"\nsize = "64MiB"\n{body}'
-    (image,) = config.parse(text, tmp_path / "images.toml")
+    (image,) = images.parse(text, tmp_path / "images.toml")
     (tmp_path / "cache").mkdir(exist_ok=True)
     before = os.umask(umask)
     try:
@@ -92,7 +93,7 @@ def test_what_is_merged_into_a_directory_leaves_the_rest_of_it_alone(tmp_path: P
 
 def put(tmp_path: Path, body: str) -> dict[str, tuple[bytes, str]]:
     """Content and link target of what images.toml puts into an image."""
-    (image,) = config.parse(
+    (image,) = images.parse(
         f'[image.a]\nsource = "oci:layout:t"\n[[image.a.files]]\npath = "/x"\n{body}', tmp_path / "p/images.toml"
     )
     return {
@@ -158,8 +159,8 @@ def test_an_env_file_that_is_a_link_out_of_its_directory(project: Path) -> None:
     (project / "home/token").write_text("A=1\n")
     text = '[image.a]\nsource = "oci:layout:t"\nenv_files = ["{}"]\n'
     with pytest.raises(BadInput, match=r"out is a link to .*home/token, out of its directory: name the file itself"):
-        config.parse(text.format("out"), project / "p/images.toml")
-    (image,) = config.parse(text.format("../home/token"), project / "p/images.toml")
+        images.parse(text.format("out"), project / "p/images.toml")
+    (image,) = images.parse(text.format("../home/token"), project / "p/images.toml")
     assert image.env == ("A=1",)
 
 
@@ -201,9 +202,9 @@ def test_clock_umask_and_modes_of_directories_do_not_matter(tmp_path: Path) -> N
 def test_a_file_that_changes_while_it_is_built(tmp_path: Path) -> None:
     (tmp_path / "f").write_text("one")
     text = '[image.a]\nsource = "oci:layout:t"\nsize = "64MiB"\nfiles = [{ path = "/f", from = "f" }]\n'
-    (image,) = config.parse(text, tmp_path / "images.toml")
+    (image,) = images.parse(text, tmp_path / "images.toml")
     (tmp_path / "f").write_text("two")
-    from imagetool.layout.files import own_layer
+    from imagetool.layout.own_files import own_layer
 
     with pytest.raises(RootdiskError, match="changed while it was built"):
         own_layer(image.files, image.remove)

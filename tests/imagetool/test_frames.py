@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from imagetool.artifact.frames import compressor, seek_table, zero_frame
+from rootdisk.artifact.zstd_frames import compressor, seek_table, zero_frame
 
 
 @pytest.mark.parametrize("length", [1, 4096, (128 << 10) - 1, 128 << 10, (128 << 10) + 1, (5 << 20) + 3])

@@ -9,7 +9,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imagetool.graph import columns, direct, drawn
+from imagetool.tasks.graph import columns, direct, drawn
 from tests.end_to_end.conftest import run
 from tests.support.browser import measured, needs_browser
 

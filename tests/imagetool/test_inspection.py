@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from imagetool.inspection import shown
+from imagetool.look.inspection import shown
 from tests.end_to_end.conftest import ROOT, run
 from tests.support.disks import disk_of
 from tests.support.registry import needs_registry, run_registry

@@ -11,8 +11,8 @@ import pytest
 from imagetool.layout.additions import Additions, Owner, add, environment, process_record
 from imagetool.layout.certificates import check_certificates
 from imagetool.tree.model import Directory, File, Layer, Slot, Symlink, Tree
-from runner.artifact import Process
-from runner.errors import BadInput
+from rootdisk.artifact.format import Process
+from rootdisk.errors import BadInput
 from tests.support.steps import LINEAR, growth
 
 PASSWD = b"root:x:0:0:root:/root:/bin/bash\ndaemon:x:1:1::/:/bin/false\napp:x:1000:1001::/home/app:/bin/sh"

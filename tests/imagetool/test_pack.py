@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from imagetool.artifact import parts
-from imagetool.artifact.pack import Packed, pack
-from imagetool.artifact.reuse import PARTS, Earlier, blob_name
-from imagetool.ext4 import DiskOptions, plan
+from imagetool.ext4.plan import DiskOptions, plan
+from imagetool.packing import parts
+from imagetool.packing.pack import Packed, pack
+from imagetool.packing.reuse import PARTS, Earlier, blob_name
 from imagetool.receipts import read_receipt, write_receipt
-from runner.errors import BadInput
-from runner.oci import Digest
+from rootdisk.errors import BadInput
+from rootdisk.oci.documents import Digest
 from tests.support.disks import UUID, tree_of, write
 from tests.support.tars import file
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import trustme
 
-from imagetool import build
-from imagetool.config import Image
+from imagetool.build import disk as build
+from imagetool.config.images import Image
 from imagetool.layout.additions import Owner
-from imagetool.oci.sources import open_source
-from runner.oci import Platform
-from runner.reference import parse_reference
+from imagetool.sources.open import open_source
+from rootdisk.oci.documents import Platform
+from rootdisk.oci.reference import parse_reference
 from tests.support.layouts import write_layout
 from tests.support.stacks import random_stack
 from tests.support.tars import END, directory, file, hard_link, header, pax

@@ -7,20 +7,21 @@ from typing import Any
 
 import pytest
 
-from imagetool import recipe
-from imagetool.config import Image, ProcessChange
+from imagetool.build import derivation
+from imagetool.config.images import Image, ProcessChange
+from imagetool.guest.programs import Guest
 from imagetool.layout.additions import Owner
-from runner.oci import Digest, Platform
-from runner.reference import parse_reference
+from rootdisk.oci.documents import Digest, Platform
+from rootdisk.oci.reference import parse_reference
 
 IMAGE = Image("a", parse_reference("x.y/a:1"), (), platform=Platform.parse("amd64"), env=("A=1",))
 SOURCE = Digest.of(b"source")
-GUEST = recipe.Guest(Digest.of(b"init"), Digest.of(b"kernel"), Digest.of(b"initramfs"))
+GUEST = Guest(Digest.of(b"init"), Digest.of(b"kernel"), Digest.of(b"initramfs"))
 ZSTD = {"zstandard": "0.25.0", "level": "3"}
 
 
-def key(image: Image = IMAGE, source: Digest = SOURCE, guest: recipe.Guest = GUEST, zstd: dict[str, str] = ZSTD) -> str:
-    return recipe.derivation_key(recipe.inputs(image, source, guest, zstd))
+def key(image: Image = IMAGE, source: Digest = SOURCE, guest: Guest = GUEST, zstd: dict[str, str] = ZSTD) -> str:
+    return derivation.derivation_key(derivation.inputs(image, source, guest, zstd))
 
 
 def test_the_key_is_known() -> None:
@@ -67,10 +68,12 @@ def test_everything_else_is() -> None:
 
 
 def test_explain() -> None:
-    before = recipe.inputs(IMAGE, SOURCE, GUEST, ZSTD)
+    before = derivation.inputs(IMAGE, SOURCE, GUEST, ZSTD)
 
     def said(**changes: Any) -> list[str]:
-        return list(map(str, recipe.explain(before, recipe.inputs(replace(IMAGE, **changes), SOURCE, GUEST, ZSTD))))
+        return list(
+            map(str, derivation.explain(before, derivation.inputs(replace(IMAGE, **changes), SOURCE, GUEST, ZSTD)))
+        )
 
     assert said() == []
     assert said(cpus=2, env=("B=2", "A=1")) == ["recipe.cpus: 1 -> 2", "recipe.env.B: (none) -> (a value)"]
@@ -78,8 +81,8 @@ def test_explain() -> None:
 
 
 def test_explain_never_shows_what_a_variable_holds() -> None:
-    after = recipe.inputs(replace(IMAGE, env=("A=another", "B=hidden")), SOURCE, GUEST, ZSTD)
-    changes = recipe.explain(recipe.inputs(IMAGE, SOURCE, GUEST, ZSTD), after)
+    after = derivation.inputs(replace(IMAGE, env=("A=another", "B=hidden")), SOURCE, GUEST, ZSTD)
+    changes = derivation.explain(derivation.inputs(IMAGE, SOURCE, GUEST, ZSTD), after)
     assert list(map(str, changes)) == ["recipe.env.A: another value", "recipe.env.B: (none) -> (a value)"]
     assert "another" not in repr(changes)
     assert "hidden" not in repr(changes)
@@ -89,4 +92,4 @@ def test_explain_says_something_of_every_change_of_the_key() -> None:
     """Of the order too, which decides the bytes."""
     one, other = (replace(IMAGE, env=env) for env in (("A=1", "B=1"), ("B=1", "A=1")))
     assert key(one) != key(other)
-    assert recipe.explain(*(recipe.inputs(image, SOURCE, GUEST, ZSTD) for image in (one, other)))
+    assert derivation.explain(*(derivation.inputs(image, SOURCE, GUEST, ZSTD) for image in (one, other)))

@@ -34,7 +34,7 @@ def test_every_digest_is_the_same_whatever_else_is_different(copied: Path) -> No
 def test_what_is_not_changed_is_not_said_to_be(copied: Path) -> None:
     """A locale by another name, the same time zone by another name, the same user: no build could show a difference."""
     somebody = {"USER": "somebody", "LOGNAME": "somebody", "HOME": "/nonexistent"}
-    plant(copied, "imagetool/reproduction.py", '"LC_ALL": _locale(), "LANG": _locale()', '"LC_ALL": "C.utf8"')
+    plant(copied, "imagetool/prove/reproduction.py", '"LC_ALL": _locale(), "LANG": _locale()', '"LC_ALL": "C.utf8"')
     status, said = reproduce(
         copied,
         TZ="Etc/GMT-14" if Path(ZONE).exists() else "XXX-14",
@@ -61,14 +61,14 @@ def test_what_is_not_changed_is_not_said_to_be(copied: Path) -> None:
             "uid",
         ),
         (
-            "imagetool/disks.py",
+            "imagetool/build/disk_cache.py",
             '"uuid": disk.uuid,',
             '"uuid": disk.uuid[:-2] + str(10 + abs(__import__("time").timezone) // 3600),',
             "config: disk.uuid: ",
             "time zone",
         ),
         pytest.param(
-            "imagetool/artifact/pack.py",
+            "imagetool/packing/pack.py",
             "local.compressor = compressor()",
             "local.compressor = __import__('zstandard').ZstdCompressor(level=workers)",
             "equal, but compressed otherwise",

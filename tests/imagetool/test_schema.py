@@ -10,9 +10,9 @@ from typing import Any
 import jsonschema
 import pytest
 
-from imagetool import config, schema
-from imagetool.config_values import _TEMPLATES
-from runner.errors import BadInput
+from imagetool.config import images, schema
+from imagetool.config.values import _TEMPLATES
+from rootdisk.errors import BadInput
 from tests.imagetool import test_config
 
 SCHEMA = json.loads(schema.PATH.read_bytes())
@@ -53,7 +53,7 @@ def test_the_parser_reads_every_key(key: str, tmp_path: Path) -> None:
     name, value = wrong[1:-1].split(": ", 1)
     rest = "" if key == "source" else 'source = "x.y/a:1"\n'
     with pytest.raises(BadInput, match=rf"image\.a\.{key}"):
-        config.parse(f"[image.a]\n{rest}{name} = {value}\n", tmp_path / "images.toml")
+        images.parse(f"[image.a]\n{rest}{name} = {value}\n", tmp_path / "images.toml")
 
 
 @pytest.mark.parametrize("kind", ["tls", "file", "owner", "process"])
@@ -66,15 +66,15 @@ def test_the_parser_reads_every_key_of_a_table(kind: str, tmp_path: Path) -> Non
             del table["text"]
         body = "".join(f"{name} = {value}\n" for name, value in table.items())
         with pytest.raises(BadInput, match=rf"\.{key}: "):
-            config.parse(f'[image.a]\nsource = "x.y/a:1"\n{prefix}\n{body}', tmp_path / "images.toml")
+            images.parse(f'[image.a]\nsource = "x.y/a:1"\n{prefix}\n{body}', tmp_path / "images.toml")
 
 
 def test_defaults_and_templates_are_those_of_the_parser() -> None:
-    (image,) = config.parse('[image.a]\nsource = "x.y/a:1"\n', Path("/p/images.toml"))
+    (image,) = images.parse('[image.a]\nsource = "x.y/a:1"\n', Path("/p/images.toml"))
     text = "[image.a]\nsource = 'x.y/a:1'\n"
     for key, value in SCHEMA["definitions"]["image"]["properties"].items():
         if "default" in value:
             text += f"{key} = {json.dumps(value['default'])}\n"
-    assert config.parse(text, Path("/p/images.toml")) == (image,)
+    assert images.parse(text, Path("/p/images.toml")) == (image,)
     described = SCHEMA["definitions"]["image"]["properties"]["version"]["description"]
     assert all(f"{{{name}}}" in described for name in _TEMPLATES)

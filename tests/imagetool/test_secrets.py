@@ -23,9 +23,9 @@ from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed448, ed25519, r
 from cryptography.hazmat.primitives.serialization import pkcs12
 from cryptography.x509.oid import NameOID
 
-from imagetool import config
+from imagetool.config import images
 from imagetool.layout import secrets
-from runner.errors import BadInput
+from rootdisk.errors import BadInput
 from tests.support.steps import LINEAR, growth
 
 PLAIN = serialization.NoEncryption()
@@ -342,8 +342,8 @@ def test_what_is_looked_through_whole_needs_no_remark(tmp_path: Path, capfd: pyt
     assert "/whole" not in said
 
 
-def load(tmp_path: Path, body: str) -> config.Image:
-    (image,) = config.parse(f'[image.a]\nsource = "oci:x:t"\n{body}', tmp_path / "images.toml")
+def load(tmp_path: Path, body: str) -> images.Image:
+    (image,) = images.parse(f'[image.a]\nsource = "oci:x:t"\n{body}', tmp_path / "images.toml")
     return image
 
 
@@ -376,11 +376,11 @@ def test_a_build_with_a_key_is_refused_by_name_and_allowed_with_a_reason(tmp_pat
 
 
 def test_what_is_allowed_is_no_part_of_the_key(tmp_path: Path) -> None:
-    from imagetool import recipe
+    from imagetool.build import derivation
 
     body = '[[image.a.files]]\npath = "/y"\ntext = "t"\n'
     plain, allowed = load(tmp_path, body), load(tmp_path, body + '[image.a.allow_secret]\n"/y" = "why"\n')
-    assert recipe.settings(plain) == recipe.settings(allowed)
+    assert derivation.settings(plain) == derivation.settings(allowed)
 
 
 @pytest.mark.parametrize("case", ["ec p256 pkcs8 plain DER", "pkcs12 ec p256 plain", "putty"])

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from imagetool import cli
-from runner.arguments import subparsers
+from rootdisk.cli.arguments import subparsers
 from tests.end_to_end.conftest import ROOT, run
 from tests.support.layouts import write_layout
 from tests.support.tars import END, file

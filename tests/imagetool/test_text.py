@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from runner.errors import BadInput
-from runner.oci import parse_json
+from rootdisk.errors import BadInput
+from rootdisk.oci.documents import parse_json
 from tests.end_to_end.conftest import ROOT
 from tests.support.layouts import write_layout
 from tests.support.tars import END, directory, file, hard_link, header, pax, symlink

@@ -98,9 +98,9 @@ def test_what_was_put_in_besides_is_found(copied: Path) -> None:
 @pytest.mark.parametrize(
     ("module", "old", "new", "words"),
     [
-        ("imagetool/recipe.py", "WRITER_VERSION = ", "WRITER_VERSION = 100 + ", "writer: 10"),
-        ("imagetool/artifact/frames.py", "zstandard.__version__,", '"0.1",', "compressor.zstandard: 0.1 -> "),
-        ("imagetool/artifact/frames.py", "LEVEL = 3", "LEVEL = 4", "compressor.level: 4 -> 3"),
+        ("imagetool/build/derivation.py", "WRITER_VERSION = ", "WRITER_VERSION = 100 + ", "writer: 10"),
+        ("rootdisk/artifact/zstd_frames.py", "zstandard.__version__,", '"0.1",', "compressor.zstandard: 0.1 -> "),
+        ("rootdisk/artifact/zstd_frames.py", "LEVEL = 3", "LEVEL = 4", "compressor.level: 4 -> 3"),
     ],
 )
 def test_another_rootdisk_s_artifact_is_not_called_different(

@@ -14,12 +14,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runner.addresses import LINK_LOCAL, LOOPBACK, METADATA, PRIVATE, PUBLIC, SPECIAL, Reach, parse_address, scope_of
-from runner.errors import BadInput, RegistryError
-from runner.proxies import is_listed, proxy_for
-from runner.registry import RegistryRepository
-from runner.repository import RegistryOptions
-from runner.urls import parse_url
+from rootdisk.errors import BadInput, RegistryError
+from rootdisk.oci.repository import RegistryOptions
+from rootdisk.registry.addresses import (
+    LINK_LOCAL,
+    LOOPBACK,
+    METADATA,
+    PRIVATE,
+    PUBLIC,
+    SPECIAL,
+    Reach,
+    parse_address,
+    scope_of,
+)
+from rootdisk.registry.proxies import is_listed, proxy_for
+from rootdisk.registry.repository import RegistryRepository
+from rootdisk.urls import parse_url
 from tests.support.faults import ALWAYS, Fault, run_faults
 from tests.support.registry import QuietHandler, be_nobody, serve
 
@@ -257,8 +267,9 @@ def test_which_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_localhost_and_no_proxy_reach_no_proxy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from runner.reference import parse_reference
-    from runner.repository import RegistryOptions, open_repository
+    from rootdisk.oci.reference import parse_reference
+    from rootdisk.oci.repository import RegistryOptions
+    from rootdisk.places import open_repository
 
     asked: list[str] = []
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from imagetool.artifact.frames import compressor, zero_frame
-from runner.artifact import ArtifactConfig, ArtifactManifest, Chunk, ChunkIndex, Process, SlotExtent
-from runner.errors import BadInput, Unsupported
-from runner.oci import Digest, Manifest, Platform, canonical_json
+from rootdisk.artifact.format import ArtifactConfig, ArtifactManifest, Chunk, ChunkIndex, Process, SlotExtent
+from rootdisk.artifact.zstd_frames import compressor, zero_frame
+from rootdisk.errors import BadInput, Unsupported
+from rootdisk.oci.documents import Digest, Manifest, Platform, canonical_json
 
 SPECIFICATION = Path(__file__).parents[2] / "docs" / "artifact-1.md"
 

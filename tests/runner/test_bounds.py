@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runner.artifact import ArtifactConfig
-from runner.errors import BadInput, RootdiskError, Unsupported
-from runner.fields import parse_value
-from runner.oci import Digest, Index, Manifest, Platform, canonical_json
+from rootdisk.artifact.format import ArtifactConfig
+from rootdisk.errors import BadInput, RootdiskError, Unsupported
+from rootdisk.oci.documents import Digest, Index, Manifest, Platform, canonical_json
+from rootdisk.oci.fields import parse_value
 from tests.runner.test_artifact import config
 
 GOOD = config().to_json()

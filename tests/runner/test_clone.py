@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from runner import slot
-from runner.artifact import SlotExtent
-from runner.clone import Clone, clone
-from runner.errors import BadInput, RootdiskError
+from rootdisk.artifact.format import SlotExtent
+from rootdisk.errors import BadInput, RootdiskError
+from runner.disk import slot
+from runner.disk.clone import Clone, clone
 
 EXTENT = SlotExtent("slot", 1 << 20, 256 << 10)
 SIZE = (600 << 20) + 4096

@@ -13,7 +13,7 @@ import pytest
 
 import imagetool.cli
 import runner.cli
-from runner.arguments import subparsers
+from rootdisk.cli.arguments import subparsers
 from tests.end_to_end.conftest import ROOT
 from tests.support.registry import QuietHandler, be_nobody, serve
 

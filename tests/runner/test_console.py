@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from runner import console
+from runner.machine import console
 
 BOOT = [f"[    0.{number}] booting" for number in range(30)]
 PANIC = [

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from runner import control
-from runner.errors import BadInput
-from runner.state import Unreadable
+from rootdisk.errors import BadInput
+from runner.sandbox import orders
+from runner.sandbox.state import Unreadable
 
 
 @pytest.mark.parametrize("accepted", [False, True])
@@ -31,5 +31,5 @@ def test_an_order_that_comes_too_late(tmp_path: Path, accepted: bool) -> None:
         thread = threading.Timer(0 if accepted else 0.3, end)
         thread.start()
         with pytest.raises(BadInput, match="does not run"):
-            control.give(Unreadable(tmp_path, "", True), bytes(8 << 20))
+            orders.give(Unreadable(tmp_path, "", True), bytes(8 << 20))
         thread.join()

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from runner import frames
-from runner.copies import beneath, command
-from runner.copies.stream import HELLO
-from runner.errors import BadInput, RootdiskError
-from runner.frames import frame
+from rootdisk.errors import BadInput, RootdiskError
+from runner.channel import messages
+from runner.channel.copies import beneath, command
+from runner.channel.copies.stream import HELLO
+from runner.channel.messages import frame
 from tests.support.guests import END2, FakeGuest, entry1, entry2, sends
 
 DIR = entry1(b"d", b"", mode=0o755)
@@ -227,7 +227,7 @@ def test_what_the_guest_says_is_on_one_line(here: Path, capsys: pytest.CaptureFi
 
 
 @pytest.mark.parametrize("direction", ["in", "out"])
-@pytest.mark.parametrize("kind", [frames.STDOUT, frames.STDERR, frames.CREDIT, frames.READY])
+@pytest.mark.parametrize("kind", [messages.STDOUT, messages.STDERR, messages.CREDIT, messages.READY])
 def test_a_guest_that_floods(here: Path, direction: str, kind: int) -> None:
     """It reads nothing, and sends 64 MiB without asking: the client's memory stays as it was."""
     (here / "big").write_bytes(bytes(8 << 20))
@@ -238,8 +238,8 @@ def test_a_guest_that_floods(here: Path, direction: str, kind: int) -> None:
 
         def flood() -> None:
             with theirs, contextlib.suppress(OSError):
-                payload = bytes(4) if kind == frames.CREDIT else bytes(32 << 10)
-                theirs.sendall(frame(frames.STDOUT, head))
+                payload = bytes(4) if kind == messages.CREDIT else bytes(32 << 10)
+                theirs.sendall(frame(messages.STDOUT, head))
                 for _ in range((64 << 20) // (32 << 10)):
                     theirs.sendall(frame(kind, payload))
 

@@ -17,10 +17,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from runner.copies import command, reader
-from runner.copies.stream import HELLO, Incoming, Lost
-from runner.errors import RootdiskError
-from runner.transport import Program
+from rootdisk.errors import RootdiskError
+from runner.channel.copies import command, reader
+from runner.channel.copies.stream import HELLO, Incoming, Lost
+from runner.channel.program import Program
 from tests.runner.test_copies import hostile, tree
 from tests.support.guests import END2, InitGuest, build_init, entry2
 

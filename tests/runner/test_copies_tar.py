@@ -19,12 +19,12 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runner.copies import command
-from runner.copies.archive import read_tar
-from runner.copies.notes import Notes
-from runner.copies.stream import HELLO, Outgoing
-from runner.errors import BadInput, RootdiskError
-from runner.transport import Program
+from rootdisk.errors import BadInput, RootdiskError
+from runner.channel.copies import command
+from runner.channel.copies.archive import read_tar
+from runner.channel.copies.notes import Notes
+from runner.channel.copies.stream import HELLO, Outgoing
+from runner.channel.program import Program
 from tests.runner.test_copies import tree
 from tests.runner.test_copies_init import described, init, make_tree, some
 from tests.support.guests import FakeGuest, InitGuest, entry2, sends, stream2

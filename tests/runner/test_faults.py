@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from runner import transfer
-from runner.errors import RootdiskError
-from runner.local import Local, pull
-from runner.oci import Digest, Platform
-from runner.reference import parse_reference
-from runner.repository import RegistryOptions
-from runner.store import Store
-from runner.transfer import CONNECTIONS
+from rootdisk.errors import RootdiskError
+from rootdisk.oci.documents import Digest, Platform
+from rootdisk.oci.reference import parse_reference
+from rootdisk.oci.repository import RegistryOptions
+from runner.store import chunks
+from runner.store.chunks import CONNECTIONS
+from runner.store.pull import Local, pull
+from runner.store.store import Store
 from tests.support.artifacts import Sample, noise, publish, sample
 from tests.support.faults import ALWAYS, Fault, FaultProxy, run_faults
 from tests.support.registry import (
@@ -188,7 +188,7 @@ def test_credentials_stay_with_the_registry(proxy: FaultProxy, tmp_path: Path) -
 
 def test_tokens_that_run_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The registry takes each token for a second or two, says nothing of that, and the fetch takes longer."""
-    monkeypatch.setattr(transfer, "PART_BYTES", 1 << 20)
+    monkeypatch.setattr(chunks, "PART_BYTES", 1 << 20)
     # Past its end by 58 s, as docker-registry adds a minute.
     with run_registry(tmp_path / "registry", token_lifetime_s=-58, password=("ann", SECRET)) as registry:
         assert registry.tokens is not None

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from imagetool.ext4.checksum import crc
-from runner import grow
-from runner.clone import clone
-from runner.errors import BadInput, Unsupported
+from rootdisk.errors import BadInput, Unsupported
+from rootdisk.ext4.checksum import crc
+from runner.disk import grow
+from runner.disk.clone import clone
 from tests.support.disks import complaints, debugfs, disk_of, host_view, mounted, needs_e2fsck, needs_root
 from tests.support.tars import file
 

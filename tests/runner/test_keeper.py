@@ -14,16 +14,16 @@ from pathlib import Path
 
 import pytest
 
-from runner import frames
-from runner.boot import MACHINE_LOG_BYTES
-from runner.errors import RootdiskError
-from runner.files import socket_address
-from runner.frames import WINDOW, Decoder, frame, frame_number
-from runner.keeper import Keeper
-from runner.machine import Helper, Vm
-from runner.output import Log, Reader
-from runner.room import Monitor
-from runner.router import CLIENTS_MAX, FULL, VISITORS_MAX
+from rootdisk.durable import socket_address
+from rootdisk.errors import RootdiskError
+from runner.channel import messages
+from runner.channel.messages import WINDOW, Decoder, frame, frame_number
+from runner.machine.model import Helper, Vm
+from runner.sandbox.keeper import Keeper
+from runner.sandbox.launch import MACHINE_LOG_BYTES
+from runner.sandbox.logs import Log, Reader
+from runner.sandbox.room import Monitor
+from runner.sandbox.router import CLIENTS_MAX, FULL, VISITORS_MAX
 from tests.support.processes import resident_bytes
 
 LIMIT_S = 60  # nothing here takes as long
@@ -144,14 +144,14 @@ class Machine(threading.Thread):
     def run(self) -> None:
         decoder = Decoder(range(1, 64))
         with contextlib.suppress(OSError):
-            self._sock.sendall(frame_number(frames.READY, 2))
+            self._sock.sendall(frame_number(messages.READY, 2))
             while data := self._sock.recv(1 << 16):
                 for kind, session, payload in decoder.feed(data):
-                    if kind == frames.EXEC:
+                    if kind == messages.EXEC:
                         self._left[session], self._credit[session] = int(payload), WINDOW
-                    elif kind == frames.CREDIT and session in self._credit:
-                        self._credit[session] += frames.number(payload)
-                    elif kind == frames.SIGNAL and session in self._left:
+                    elif kind == messages.CREDIT and session in self._credit:
+                        self._credit[session] += messages.number(payload)
+                    elif kind == messages.SIGNAL and session in self._left:
                         self._left[session] = 0
                 self._write()
 
@@ -160,15 +160,15 @@ class Machine(threading.Thread):
             while size := min(self._left[session], self._credit[session], 32 << 10):
                 self._left[session] -= size
                 self._credit[session] -= size
-                self._sock.sendall(frame(frames.STDOUT, bytes(size), session))
+                self._sock.sendall(frame(messages.STDOUT, bytes(size), session))
             if not self._left[session]:
                 del self._left[session], self._credit[session]
-                self._sock.sendall(frame_number(frames.EXIT, session & 0x7F, session))
+                self._sock.sendall(frame_number(messages.EXIT, session & 0x7F, session))
 
 
 def asked(running: Running, size: int) -> socket.socket:
     sock = running.connect()
-    sock.sendall(frame(frames.EXEC, b"%d" % size))
+    sock.sendall(frame(messages.EXEC, b"%d" % size))
     return sock
 
 
@@ -179,13 +179,13 @@ def received(sock: socket.socket) -> tuple[int, int | None, bytes]:
     with sock, contextlib.suppress(ConnectionResetError):
         while data := sock.recv(1 << 16):
             for kind, _, payload in decoder.feed(data):
-                if kind == frames.STDOUT:
+                if kind == messages.STDOUT:
                     count += len(payload)
                     with contextlib.suppress(OSError):
-                        sock.sendall(frame_number(frames.CREDIT, len(payload)))
-                elif kind == frames.EXIT:
-                    status = frames.number(payload)
-                elif kind == frames.ERROR:
+                        sock.sendall(frame_number(messages.CREDIT, len(payload)))
+                elif kind == messages.EXIT:
+                    status = messages.number(payload)
+                elif kind == messages.ERROR:
                     text = payload
     return count, status, text
 
@@ -211,10 +211,10 @@ def test_parallel_sessions_that_end(start: Callable[..., Running]) -> None:
 @pytest.mark.parametrize(
     "flood",
     [
-        frame(frames.STDOUT, bytes(100), 77),
-        frame_number(frames.CREDIT, 1, 77) + frame(99, bytes(100), 3),
-        frame(frames.STDOUT, bytes(100)),
-        frame(frames.LOG, b"\x1b[2J" * 10),
+        frame(messages.STDOUT, bytes(100), 77),
+        frame_number(messages.CREDIT, 1, 77) + frame(99, bytes(100), 3),
+        frame(messages.STDOUT, bytes(100)),
+        frame(messages.LOG, b"\x1b[2J" * 10),
         b"\xff" * 4096,
     ],
     ids=["sessions of nobody", "credit and unknown kinds", "the main program", "text", "no frames"],
@@ -231,7 +231,7 @@ def test_a_guest_that_floods_is_bounded(start: Callable[..., Running], flood: by
     assert running.lives()
     assert resident_bytes(running.pid) < before + (8 << 20)
     with running.connect() as sock:
-        sock.sendall(frame(frames.KILL))
+        sock.sendall(frame(messages.KILL))
     assert running.ended() == 137
 
 
@@ -256,13 +256,13 @@ def test_a_full_house(start: Callable[..., Running]) -> None:
     assert (count, status, text) == (0, None, FULL.encode())
     idle = [running.connect() for _ in range(VISITORS_MAX + 10)]
     with running.connect() as sock:
-        sock.sendall(frame_number(frames.STOP, 0))
+        sock.sendall(frame_number(messages.STOP, 0))
     decoder = Decoder(range(1, 64))
     kinds: set[int] = set()
-    while frames.STOP not in kinds:
+    while messages.STOP not in kinds:
         kinds |= {kind for kind, _, _ in decoder.feed(running.guest.recv(1 << 16))}
     with running.connect() as sock:
-        sock.sendall(frame(frames.KILL))
+        sock.sendall(frame(messages.KILL))
     assert running.ended() == 137
     for sock in (*inside, *idle):
         sock.close()
@@ -276,7 +276,7 @@ def test_clients_that_go_at_any_time(start: Callable[..., Running]) -> None:
         if number % 3:
             sock.recv(1000)
         if number % 2:
-            sock.sendall(frame(frames.STDIN, bytes(1000))[: number * 10])
+            sock.sendall(frame(messages.STDIN, bytes(1000))[: number * 10])
         sock.close()
     assert received(asked(running, 1000))[0] == 1000
     assert running.lives()
@@ -285,8 +285,8 @@ def test_clients_that_go_at_any_time(start: Callable[..., Running]) -> None:
 @pytest.mark.parametrize("timeout_s", [30 * 86400.0, 1e9, 1e300])
 def test_time_outs_of_any_size(start: Callable[..., Running], timeout_s: float) -> None:
     running = start(timeout_s=timeout_s)
-    running.guest.sendall(frame_number(frames.READY, 1))
-    running.guest.sendall(frame_number(frames.EXIT, 5))
+    running.guest.sendall(frame_number(messages.READY, 1))
+    running.guest.sendall(frame_number(messages.EXIT, 5))
     assert running.ended() == 5
 
 
@@ -298,28 +298,28 @@ def test_a_log_on_a_full_disk_is_whole_afterwards(tmp_path: Path) -> None:
     if not pid:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         log = Log(tmp_path / "output.log")
-        log.write_frame(frames.STDOUT, b"before")
+        log.write_frame(messages.STDOUT, b"before")
         _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
-        log.write_frame(frames.STDOUT, bytes(1000))
+        log.write_frame(messages.STDOUT, bytes(1000))
         resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
-        log.write_frame(frames.STDOUT, b"after")
+        log.write_frame(messages.STDOUT, b"after")
         os._exit(0)
     assert os.waitpid(pid, 0)[1] == 0
     found = list(Reader(tmp_path / "output.log").frames())
-    assert [payload for kind, payload in found if kind == frames.STDOUT] == [b"before", b"after"]
+    assert [payload for kind, payload in found if kind == messages.STDOUT] == [b"before", b"after"]
     assert b"1008 bytes of output are missing" in found[1][1]
 
 
 def test_a_log_that_is_none_is_one_error(tmp_path: Path) -> None:
     """A foreign file of a terabyte is not read into memory in search of the end of a frame."""
     path = tmp_path / "output.log"
-    Log(path).write_frame(frames.STDOUT, b"first")
+    Log(path).write_frame(messages.STDOUT, b"first")
     with path.open("ab") as file:
         file.write(b"\xff" * 100)
         file.truncate(1 << 40)
     found = Reader(path).frames()
-    assert next(found) == (frames.STDOUT, b"first")
+    assert next(found) == (messages.STDOUT, b"first")
     with pytest.raises(RootdiskError, match=r"output\.log is damaged"):
         next(found)
 
@@ -328,11 +328,11 @@ def test_a_guest_hears_that_it_may_power_off(start: Callable[..., Running]) -> N
     """Also one whose commands go on writing: it waits for its output to go before it listens."""
     running = start(acknowledges=True)
     with asked(running, 1):
-        running.guest.sendall(frame_number(frames.EXIT, 3))
-        running.guest.sendall(frame(frames.STDOUT, bytes(1000), 1) * 5000)
+        running.guest.sendall(frame_number(messages.EXIT, 3))
+        running.guest.sendall(frame(messages.STDOUT, bytes(1000), 1) * 5000)
         decoder = Decoder(range(1, 64))
         kinds: list[int] = []
-        while frames.ACK not in kinds:
+        while messages.ACK not in kinds:
             kinds += [kind for kind, _, _ in decoder.feed(running.guest.recv(1 << 16))]
         running.guest.close()
     assert running.ended() == 3
@@ -360,6 +360,6 @@ def test_a_helper_that_ends_is_said(start: Callable[..., Running]) -> None:
     running.client.settimeout(LIMIT_S)
     running.helper.kill()
     ((kind, _, text),) = Decoder().feed(running.client.recv(1000))
-    assert kind == frames.NOTICE
+    assert kind == messages.NOTICE
     assert text.startswith(b"the network is lost")
     assert running.lives()

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from runner.artifact import Chunk
-from runner.transfer import CONNECTIONS, GAP_BYTES
+from rootdisk.artifact.format import Chunk
+from runner.store.chunks import CONNECTIONS, GAP_BYTES
 from tests.support.artifacts import noise, publish, sample
 from tests.support.faults import ALWAYS, PIECE_BYTES, Fault, FaultProxy, Kind, run_faults
 from tests.support.processes import peak_bytes

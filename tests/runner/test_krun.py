@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from runner import backend, krun, process
-from runner.errors import RootdiskError
-from runner.krun_process import Library
-from runner.machine import Machine, Share, Vm
-from runner.oci import Platform
+from rootdisk.errors import RootdiskError
+from rootdisk.oci.documents import Platform
+from rootdisk.system import process
+from runner.machine import backend, krun
+from runner.machine.krun_process import Library
+from runner.machine.model import Machine, Share, Vm
 from tests.support.disks import needs_root
 from tests.support.krun import FakeKrun, needs_compiler
 

@@ -14,15 +14,15 @@ from pathlib import Path
 
 import pytest
 
-from runner import locks
-from runner.errors import Busy, RootdiskError
-from runner.local import Local, pull
-from runner.oci import Platform
-from runner.prune import prune
-from runner.reference import parse_reference
-from runner.repository import RegistryOptions
-from runner.sandbox import Sandbox
-from runner.store import Damaged, Store
+from rootdisk.errors import Busy, RootdiskError
+from rootdisk.oci.documents import Platform
+from rootdisk.oci.reference import parse_reference
+from rootdisk.oci.repository import RegistryOptions
+from rootdisk.system import locks
+from runner.sandbox.directory import Sandbox
+from runner.sandbox.prune import prune
+from runner.store.pull import Local, pull
+from runner.store.store import Damaged, Store
 from tests.runner.test_store import spec_of, store
 from tests.support.artifacts import noise, publish, sample
 from tests.support.faults import ALWAYS, PIECE_BYTES, Fault, FaultProxy, run_faults

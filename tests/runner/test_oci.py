@@ -8,9 +8,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runner.errors import BadInput, RootdiskError, Unsupported
-from runner.oci import OCI_INDEX, OCI_MANIFEST, Descriptor, Digest, Index, Manifest, Platform, canonical_json
-from runner.repository import describe_manifest
+from rootdisk.errors import BadInput, RootdiskError, Unsupported
+from rootdisk.oci.documents import (
+    OCI_INDEX,
+    OCI_MANIFEST,
+    Descriptor,
+    Digest,
+    Index,
+    Manifest,
+    Platform,
+    canonical_json,
+)
+from rootdisk.oci.repository import describe_manifest
 
 DIGEST = Digest.of(b"x")
 DESCRIPTOR = {"mediaType": "t", "digest": str(DIGEST), "size": 1}

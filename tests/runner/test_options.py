@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from rootdisk.errors import BadInput
 from runner.cli import parser
 from runner.commands import options
 from runner.commands.boot import boot_command
-from runner.errors import BadInput
 
 
 @pytest.mark.parametrize("text", ["1_0", "１２", "²", " 5", "5 ", "1e3", "0x10", "nan", "inf", "", "9" * 30, "+5"])

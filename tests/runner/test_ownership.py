@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from runner import sandbox
+from rootdisk.errors import RootdiskError
 from runner.cli import main
-from runner.errors import RootdiskError
-from runner.prune import prune
-from runner.state import Spec, Unreadable
-from runner.store import Store
+from runner.sandbox import directory
+from runner.sandbox.prune import prune
+from runner.sandbox.state import Spec, Unreadable
+from runner.store.store import Store
 from tests.support.mounts import needs_root
 
 HEX = "a" * 64
@@ -89,11 +89,11 @@ def test_what_is_made_is_private_whatever_the_umask(place: Path, uid: int, umask
     def used() -> str:
         store = Store.open()
         spec = Spec("one", "r", f"sha256:{HEX}", HEX, HEX, None, None, 1, 64, 1, keep=True)
-        made = sandbox.Sandbox.create(store, spec)
+        made = directory.Sandbox.create(store, spec)
         made.take_name()
         made.release()
         os.close(store.lease([HEX])[0])
-        sandbox.remove(sandbox.find(store, "one"))
+        directory.remove(directory.find(store, "one"))
         prune(store, 0, None, dry_run=False)
         return opened()
 
@@ -250,7 +250,7 @@ def test_a_place_that_is_trusted(place: Path) -> None:
 def test_a_sandbox_that_root_made_in_a_users_store(place: Path) -> None:
     store = Store(Path(as_user(ALICE, opened, HOME=home(place, ALICE))))
     spec = Spec("roots", "r", f"sha256:{HEX}", HEX, HEX, None, None, 1, 64, 1, keep=True)
-    made = sandbox.Sandbox.create(store, spec)
+    made = directory.Sandbox.create(store, spec)
     made.take_name()
     made.release()
     disk = store.root / "disks" / f"{HEX}.raw"
@@ -258,7 +258,7 @@ def test_a_sandbox_that_root_made_in_a_users_store(place: Path) -> None:
     os.chown(disk, ALICE, ALICE)
 
     def look() -> object:
-        (found,) = sandbox.all_of(store)
+        (found,) = directory.all_of(store)
         assert isinstance(found, Unreadable)
         assert prune(store, 0, None, dry_run=False) == []
         return found.reason
@@ -267,7 +267,7 @@ def test_a_sandbox_that_root_made_in_a_users_store(place: Path) -> None:
     assert disk.exists()
 
     def remove() -> None:
-        sandbox.remove(sandbox.find_any(store, "roots"))
+        directory.remove(directory.find_any(store, "roots"))
 
     said = as_user(ALICE, remove)
     assert said.startswith("refused: cannot remove sandbox roots: ")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from runner.places import home, user_folder
+from rootdisk.system.folders import home, user_folder
 from tests.end_to_end.conftest import ROOT
 from tests.support.disks import needs_root
 
@@ -66,7 +66,7 @@ def test_a_user_without_an_entry(tmp_path: Path, given: dict[str, str]) -> None:
 
 
 def test_no_home_is_no_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
-    from runner import credentials
+    from rootdisk.registry import credentials
 
     for name in ("HOME", "DOCKER_CONFIG", "REGISTRY_AUTH_FILE", "XDG_RUNTIME_DIR", "XDG_CONFIG_HOME"):
         monkeypatch.delenv(name, raising=False)

@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from imagetool.artifact.manifest import Blob, assemble
-from imagetool.oci.push import open_target
-from runner.artifact import CHUNKS_TYPE, DISK_TYPE, INITRAMFS_TYPE, KERNEL_TYPE, ArtifactConfig
-from runner.errors import RootdiskError
-from runner.local import Local, pull
-from runner.oci import OCI_MANIFEST, Digest, Platform, canonical_json
-from runner.reference import parse_reference
-from runner.repository import RegistryOptions
-from runner.store import Store
+from imagetool.packing.manifest import Blob, assemble
+from imagetool.targets.open import open_target
+from rootdisk.artifact.format import CHUNKS_TYPE, DISK_TYPE, INITRAMFS_TYPE, KERNEL_TYPE, ArtifactConfig
+from rootdisk.errors import RootdiskError
+from rootdisk.oci.documents import OCI_MANIFEST, Digest, Platform, canonical_json
+from rootdisk.oci.reference import parse_reference
+from rootdisk.oci.repository import RegistryOptions
+from runner.store.pull import Local, pull
+from runner.store.store import Store
 from tests.support.artifacts import Sample, noise, publish, sample
 from tests.support.faults import ALWAYS, Fault, FaultProxy, run_faults
 from tests.support.registry import RunningRegistry, be_nobody, needs_registry, run_registry

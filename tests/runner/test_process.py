@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from runner import process
+from rootdisk.system import process
 from tests.end_to_end.conftest import ROOT
 from tests.support.disks import needs_root
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from runner import passt, qemu
-from runner.machine import Forward, Machine, Share
-from runner.oci import Platform
+from rootdisk.oci.documents import Platform
+from runner.machine import passt, qemu
+from runner.machine.model import Forward, Machine, Share
 
 BARE = Machine(
     Platform.parse("amd64"), "tcg", 384, 3, Path("/k"), Path("/i"), "console=ttyS0", "", Path("/d"), "qcow2", 1 << 30, Path("/b"),

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from runner.errors import BadInput
-from runner.reference import parse_reference
+from rootdisk.errors import BadInput
+from rootdisk.oci.reference import parse_reference
 
 SHA = "sha256:" + "0" * 64
 

@@ -13,13 +13,14 @@ from typing import Any
 
 import pytest
 
-from imagetool.oci.push import open_target
-from imagetool.oci.registry_target import RegistryTarget
-from runner.credentials import Credentials, find_credentials
-from runner.errors import BadInput, RegistryError, RootdiskError
-from runner.oci import OCI_MANIFEST, Descriptor, Digest
-from runner.reference import parse_reference
-from runner.repository import RegistryOptions, open_repository, read_blob
+from imagetool.targets.open import open_target
+from imagetool.targets.registry import RegistryTarget
+from rootdisk.errors import BadInput, RegistryError, RootdiskError
+from rootdisk.oci.documents import OCI_MANIFEST, Descriptor, Digest
+from rootdisk.oci.reference import parse_reference
+from rootdisk.oci.repository import RegistryOptions, read_blob
+from rootdisk.places import open_repository
+from rootdisk.registry.credentials import Credentials, find_credentials
 from tests.runner.test_registry import BLOB, DATA, EMPTY, RAW, push
 from tests.support.faults import ALWAYS, Fault, FaultProxy, run_faults
 from tests.support.registry import QuietHandler, RunningRegistry, be_nobody, needs_registry, run_registry, serve

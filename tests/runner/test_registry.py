@@ -13,13 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from imagetool.oci.push import open_target
-from runner.credentials import find_credentials
-from runner.errors import BadInput, DigestMismatch, RegistryError
-from runner.oci import OCI_CONFIG, OCI_MANIFEST, Descriptor, Digest, Manifest, canonical_json
-from runner.reference import parse_reference
-from runner.registry_auth import parse_challenges
-from runner.repository import RegistryOptions, Repository, open_repository, read_blob
+from imagetool.targets.open import open_target
+from rootdisk.errors import BadInput, DigestMismatch, RegistryError
+from rootdisk.oci.documents import OCI_CONFIG, OCI_MANIFEST, Descriptor, Digest, Manifest, canonical_json
+from rootdisk.oci.reference import parse_reference
+from rootdisk.oci.repository import RegistryOptions, Repository, read_blob
+from rootdisk.places import open_repository
+from rootdisk.registry.challenges import parse_challenges
+from rootdisk.registry.credentials import find_credentials
 from tests.support.faults import ALWAYS, Fault, FaultProxy, run_faults
 from tests.support.registry import (
     QuietHandler,

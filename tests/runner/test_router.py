@@ -12,10 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from runner import frames
-from runner.clients import Client
-from runner.frames import HEADER, PAYLOAD_MAX, REQUEST_MAX, WINDOW, Decoder, frame, frame_number
-from runner.router import CLIENTS_MAX, FULL, LOGS_MAX, SESSIONS_MAX, VISITORS_MAX, Router
+from runner.channel import messages
+from runner.channel.messages import HEADER, PAYLOAD_MAX, REQUEST_MAX, WINDOW, Decoder, frame, frame_number
+from runner.sandbox.clients import Client
+from runner.sandbox.router import CLIENTS_MAX, FULL, LOGS_MAX, SESSIONS_MAX, VISITORS_MAX, Router
 
 LIMIT_A_CLIENT, LIMIT = 2 * WINDOW, 1 << 20
 
@@ -43,17 +43,17 @@ class Guest:
         data = bytes(self.router.to_guest()[:size])
         self.router.sent_to_guest(len(data))
         for kind, session, payload in self.decoder.feed(data):
-            if kind == frames.EXEC:
+            if kind == messages.EXEC:
                 self.requests[session], self.credit[session], self.input[session] = payload, WINDOW, b""
                 self.signals[session] = []
-            elif kind == frames.STDIN:
+            elif kind == messages.STDIN:
                 self.input[session] = self.input.get(session, b"") + payload
-            elif kind == frames.CREDIT:
-                self.credit[session] = self.credit.get(session, 0) + frames.number(payload)
-            elif kind == frames.SIGNAL:
-                self.signals.setdefault(session, []).append(frames.number(payload))
-            elif kind == frames.STOP:
-                self.stops.append(frames.number(payload))
+            elif kind == messages.CREDIT:
+                self.credit[session] = self.credit.get(session, 0) + messages.number(payload)
+            elif kind == messages.SIGNAL:
+                self.signals.setdefault(session, []).append(messages.number(payload))
+            elif kind == messages.STOP:
+                self.stops.append(messages.number(payload))
 
     def say(self, data: bytes) -> int:
         """Send to the router as much as it wants: how much that was."""
@@ -72,13 +72,13 @@ class Honest:
         self.decoder = Decoder()
         self.client = router.join()
         self.request = request
-        self.received = {frames.STDOUT: b"", frames.STDERR: b""}
-        self.sent = {frames.STDOUT: b"", frames.STDERR: b""}
+        self.received = {messages.STDOUT: b"", messages.STDERR: b""}
+        self.sent = {messages.STDOUT: b"", messages.STDERR: b""}
         self.input = b""
         self.credit = WINDOW
         self.status: int | None = None
         self.number = 0
-        self.out = bytearray(frame(frames.EXEC, request))
+        self.out = bytearray(frame(messages.EXEC, request))
 
     def push(self) -> None:
         """Send what is to be sent, as far as it is read."""
@@ -94,11 +94,11 @@ class Honest:
             for kind, _, payload in self.decoder.feed(data):
                 if kind in self.received:
                     self.received[kind] += payload
-                    self.out += frame_number(frames.CREDIT, len(payload))
-                elif kind == frames.CREDIT:
-                    self.credit += frames.number(payload)
-                elif kind == frames.EXIT:
-                    self.status = frames.number(payload)
+                    self.out += frame_number(messages.CREDIT, len(payload))
+                elif kind == messages.CREDIT:
+                    self.credit += messages.number(payload)
+                elif kind == messages.EXIT:
+                    self.status = messages.number(payload)
                 else:
                     raise AssertionError((kind, payload))
         self.push()
@@ -127,8 +127,8 @@ def any_frame(kinds: st.SearchStrategy[int]) -> st.SearchStrategy[bytes]:
 
 
 # What ends a sandbox is its guest's right, and a client's: EXIT and ERROR of session 0, KILL.
-GUEST_KINDS = KINDS.filter(lambda kind: kind not in (frames.EXIT, frames.ERROR))
-CLIENT_KINDS = KINDS.filter(lambda kind: kind != frames.KILL)
+GUEST_KINDS = KINDS.filter(lambda kind: kind not in (messages.EXIT, messages.ERROR))
+CLIENT_KINDS = KINDS.filter(lambda kind: kind != messages.KILL)
 
 
 class Anything(RuleBasedStateMachine):
@@ -201,7 +201,9 @@ class Anything(RuleBasedStateMachine):
         self.guest.listen(size)
 
     @rule(
-        chance=st.randoms(use_true_random=False), kind=st.sampled_from([frames.STDOUT, frames.STDERR]), data=st.data()
+        chance=st.randoms(use_true_random=False),
+        kind=st.sampled_from([messages.STDOUT, messages.STDERR]),
+        data=st.data(),
     )
     def an_honest_command_writes(self, chance: random.Random, kind: int, data: st.DataObject) -> None:
         running = [one for one in self.honest if one.status is None and self.guest.credit.get(one.number)]
@@ -231,7 +233,7 @@ class Anything(RuleBasedStateMachine):
             if data:
                 one.credit -= len(data)
                 one.input += data
-                one.out += frame(frames.STDIN, data)
+                one.out += frame(messages.STDIN, data)
             one.push()
 
     @rule(size=st.integers(1, 4 << 20))
@@ -262,7 +264,7 @@ class Anything(RuleBasedStateMachine):
             assert one.received == one.sent
             assert self.guest.input[one.number] == one.input
             assert self.guest.requests[one.number] == one.request
-            self.half += frame_number(frames.EXIT, 7, one.number)
+            self.half += frame_number(messages.EXIT, 7, one.number)
             self.flush_half()
             one.pull(1 << 20)
             assert one.status == 7
@@ -307,7 +309,7 @@ def test_any_bytes(detached: bool, said: list[bytes], asked: list[bytes]) -> Non
 
 def executed(router: Router, request: bytes = b"") -> Client:
     client = router.join()
-    router.from_client(client, frame(frames.EXEC, request))
+    router.from_client(client, frame(messages.EXEC, request))
     return client
 
 
@@ -326,17 +328,17 @@ def router() -> Router:
 
 
 FLOODS: dict[str, Callable[[], bytes]] = {
-    "output of sessions that nobody has": lambda: frame(frames.STDOUT, bytes(1000), 77),
-    "output of a session whose client has gone": lambda: frame(frames.STDOUT, bytes(1000), 1),
-    "credit": lambda: frame_number(frames.CREDIT, 1, 2),
-    "output that is not read": lambda: frame(frames.STDOUT, b"x", 2),
-    "output on two streams": lambda: frame(frames.STDOUT, b"x", 2) + frame(frames.STDERR, b"y", 2),
-    "output of the main program": lambda: frame(frames.STDOUT, bytes(1000)),
-    "READY": lambda: frame_number(frames.READY, 1),
-    "READY of others": lambda: frame_number(frames.READY, 1, 2),
-    "text": lambda: frame(frames.LOG, bytes(PAYLOAD_MAX)),
+    "output of sessions that nobody has": lambda: frame(messages.STDOUT, bytes(1000), 77),
+    "output of a session whose client has gone": lambda: frame(messages.STDOUT, bytes(1000), 1),
+    "credit": lambda: frame_number(messages.CREDIT, 1, 2),
+    "output that is not read": lambda: frame(messages.STDOUT, b"x", 2),
+    "output on two streams": lambda: frame(messages.STDOUT, b"x", 2) + frame(messages.STDERR, b"y", 2),
+    "output of the main program": lambda: frame(messages.STDOUT, bytes(1000)),
+    "READY": lambda: frame_number(messages.READY, 1),
+    "READY of others": lambda: frame_number(messages.READY, 1, 2),
+    "text": lambda: frame(messages.LOG, bytes(PAYLOAD_MAX)),
     "frames of no kind": lambda: frame(99, bytes(1000)),
-    "frames too long": lambda: frame(frames.STDOUT, bytes(PAYLOAD_MAX + 1)),
+    "frames too long": lambda: frame(messages.STDOUT, bytes(PAYLOAD_MAX + 1)),
 }
 
 
@@ -356,14 +358,14 @@ def test_a_guest_that_floods(flood: str) -> None:
 
 
 CLIENT_FLOODS = {
-    "signals": frame_number(frames.SIGNAL, 1),
-    "sizes": frame(frames.RESIZE, bytes(4)),
-    "stops": frame_number(frames.STOP, 10),
-    "credit": frame_number(frames.CREDIT, 1000),
-    "input": frame(frames.STDIN, bytes(1000)),
-    "empty input": frame(frames.STDIN),
-    "waits": frame(frames.WAIT),
-    "commands": frame(frames.EXEC),
+    "signals": frame_number(messages.SIGNAL, 1),
+    "sizes": frame(messages.RESIZE, bytes(4)),
+    "stops": frame_number(messages.STOP, 10),
+    "credit": frame_number(messages.CREDIT, 1000),
+    "input": frame(messages.STDIN, bytes(1000)),
+    "empty input": frame(messages.STDIN),
+    "waits": frame(messages.WAIT),
+    "commands": frame(messages.EXEC),
 }
 
 
@@ -380,12 +382,12 @@ def test_a_client_that_floods_a_guest_that_stands_still(router: Router, flood: s
 
 def test_more_input_than_allowed_ends_that_client_only(router: Router) -> None:
     client, other = executed(router), executed(router)
-    piece = frame(frames.STDIN, bytes(60_000))
+    piece = frame(messages.STDIN, bytes(60_000))
     guest = Guest(router)
     for _ in range(5):
         router.from_client(client, piece)
         guest.listen(1 << 20)
-    assert said(router, client) == [(frames.ERROR, b"the client does not keep to the protocol")]
+    assert said(router, client) == [(messages.ERROR, b"the client does not keep to the protocol")]
     assert router.is_done(client)
     assert other.session is not None
     assert len(guest.input[1]) <= WINDOW
@@ -397,14 +399,14 @@ def test_more_output_than_allowed_ends_that_session_only(router: Router) -> None
     client, other = executed(router), executed(router)
     guest = Guest(router)
     for _ in range(10):
-        guest.say(frame(frames.STDOUT, bytes(60_000), 1))
+        guest.say(frame(messages.STDOUT, bytes(60_000), 1))
     found = said(router, client)
-    assert sum(len(payload) for kind, payload in found if kind == frames.STDOUT) == 240_000
-    assert found[-1][0] == frames.ERROR
+    assert sum(len(payload) for kind, payload in found if kind == messages.STDOUT) == 240_000
+    assert found[-1][0] == messages.ERROR
     assert b"more than it was allowed" in found[-1][1]
     assert not router.is_over
-    guest.say(frame(frames.STDOUT, b"whole", 2) + frame_number(frames.EXIT, 3, 2))
-    assert said(router, other) == [(frames.STDOUT, b"whole"), (frames.EXIT, struct.pack("<I", 3))]
+    guest.say(frame(messages.STDOUT, b"whole", 2) + frame_number(messages.EXIT, 3, 2))
+    assert said(router, other) == [(messages.STDOUT, b"whole"), (messages.EXIT, struct.pack("<I", 3))]
 
 
 def test_orders_do_not_wait_for_a_guest_that_stands_still(router: Router) -> None:
@@ -414,7 +416,7 @@ def test_orders_do_not_wait_for_a_guest_that_stands_still(router: Router) -> Non
     assert blocked.session is None
     assert router.wants(blocked) == 0
     client = router.join()
-    router.from_client(client, frame_number(frames.STOP, 3))
+    router.from_client(client, frame_number(messages.STOP, 3))
     assert router.take_stop() == 3
     assert router.take_stop() is None
     guest = Guest(router)
@@ -422,21 +424,21 @@ def test_orders_do_not_wait_for_a_guest_that_stands_still(router: Router) -> Non
         guest.listen(1 << 20)
     assert guest.stops == [3]
     assert b"not taken any more" in guest.requests.values()
-    router.from_client(client, frame(frames.KILL))
+    router.from_client(client, frame(messages.KILL))
     assert router.is_killed
 
 
 def test_a_full_house_has_room_for_orders(router: Router) -> None:
     inside = [executed(router) for _ in range(CLIENTS_MAX)]
     visitor = executed(router)
-    assert said(router, visitor) == [(frames.ERROR, FULL.encode())]
+    assert said(router, visitor) == [(messages.ERROR, FULL.encode())]
     for _ in range(3 * VISITORS_MAX):
         if (oldest := router.too_many()) is not None:
             router.leave(oldest)
         router.join()
     assert len(router.clients) <= CLIENTS_MAX + VISITORS_MAX + 1
     order = router.join()
-    router.from_client(order, frame_number(frames.STOP, 1))
+    router.from_client(order, frame_number(messages.STOP, 1))
     assert router.take_stop() == 1
     assert all(one in router.clients for one in inside)
     router.leave(inside[0])
@@ -451,7 +453,7 @@ def test_a_guest_that_ends_no_session_gets_no_more_of_them(router: Router) -> No
         guest.listen(1 << 20)
         router.leave(client)
     assert b"which is all it takes" in said(router, executed(router))[0][1]
-    guest.say(frame_number(frames.EXIT, 0, 5))
+    guest.say(frame_number(messages.EXIT, 0, 5))
     assert executed(router).session is not None
 
 
@@ -460,30 +462,30 @@ def test_a_number_is_not_used_again_at_once(router: Router) -> None:
     guest = Guest(router)
     first = executed(router)
     guest.listen(100)
-    guest.say(frame_number(frames.EXIT, 0, 1) + frame(frames.STDOUT, b"late", 1))
+    guest.say(frame_number(messages.EXIT, 0, 1) + frame(messages.STDOUT, b"late", 1))
     second = executed(router)
-    guest.say(frame(frames.STDOUT, b"late", 1))
-    assert [kind for kind, _ in said(router, first)] == [frames.EXIT]
+    guest.say(frame(messages.STDOUT, b"late", 1))
+    assert [kind for kind, _ in said(router, first)] == [messages.EXIT]
     assert said(router, second) == []
 
 
 def test_text_of_the_guest_is_made_safe(router: Router) -> None:
     client = executed(router)
-    Guest(router).say(frame(frames.ERROR, b"\x1b]0;owned\x07\nrunner: all is well" + bytes(5000), 1))
+    Guest(router).say(frame(messages.ERROR, b"\x1b]0;owned\x07\nrunner: all is well" + bytes(5000), 1))
     ((kind, text),) = said(router, client)
-    assert kind == frames.ERROR
+    assert kind == messages.ERROR
     assert text.decode().isprintable()
     assert len(text) < 1500
-    Guest(router).say(frame(frames.ERROR, b"\x1b[2J\xff"))
+    Guest(router).say(frame(messages.ERROR, b"\x1b[2J\xff"))
     assert str(router.error) == "\\x1b[2J\\xff"
 
 
 def test_what_a_guest_logs_is_bounded(router: Router, monkeypatch: pytest.MonkeyPatch) -> None:
     """With --debug its lines go to keeper.log: so many of them, escaped, and no more."""
     logged: list[str] = []
-    monkeypatch.setattr("runner.router.debug", logged.append)
+    monkeypatch.setattr("runner.sandbox.router.debug", logged.append)
     for _ in range(3):
-        Guest(router).say(frame(frames.LOG, b"\x1b[2J\n") * (LOGS_MAX // 2))
+        Guest(router).say(frame(messages.LOG, b"\x1b[2J\n") * (LOGS_MAX // 2))
     assert logged == [r"guest: \x1b[2J\n"] * LOGS_MAX
     assert router.error is None
 
@@ -492,7 +494,7 @@ def test_small_writes_to_a_blocked_reader_stay_in_order(router: Router) -> None:
     client = executed(router)
     guest = Guest(router)
     for number in range(1000):
-        guest.say(frame(frames.STDOUT, b"%d\n" % number, 1))
+        guest.say(frame(messages.STDOUT, b"%d\n" % number, 1))
     found = said(router, client)
     assert b"".join(payload for _, payload in found) == b"".join(b"%d\n" % number for number in range(1000))
 
@@ -501,12 +503,12 @@ def test_a_detached_program_is_logged_and_granted(router: Router) -> None:
     logged: list[tuple[int, bytes]] = []
     router = Router(lambda kind, data: logged.append((kind, data)))
     guest = Guest(router)
-    guest.say(frame_number(frames.READY, 1) + frame(frames.STDOUT, b"out") + frame(frames.STDERR, b"err"))
+    guest.say(frame_number(messages.READY, 1) + frame(messages.STDOUT, b"out") + frame(messages.STDERR, b"err"))
     guest.credit[0] = 0
     guest.listen(100)
-    assert logged == [(frames.STDOUT, b"out"), (frames.STDERR, b"err")]
+    assert logged == [(messages.STDOUT, b"out"), (messages.STDERR, b"err")]
     assert guest.credit[0] == 6
-    assert said(router, router.main) == [(frames.READY, struct.pack("<I", 1))]
+    assert said(router, router.main) == [(messages.READY, struct.pack("<I", 1))]
     assert router.is_done(router.main)
     router.leave(router.main)
     assert not router.is_over

@@ -14,17 +14,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runner import accel, qemu
+from rootdisk.errors import BadInput
+from rootdisk.oci.documents import Platform
+from rootdisk.oci.reference import parse_reference
+from rootdisk.oci.repository import RegistryOptions
 from runner.cli import main
-from runner.errors import BadInput
-from runner.local import Local, pull, read_name
-from runner.oci import Platform
-from runner.prune import prune
-from runner.reference import parse_reference
-from runner.repository import RegistryOptions
-from runner.sandbox import Sandbox, find, read, states, sweep
-from runner.state import _SPEC, MAX_BYTES, VERSION, Spec, State, parse, state_json
-from runner.store import Store
+from runner.machine import accelerator, qemu
+from runner.sandbox.directory import Sandbox, find, read, states, sweep
+from runner.sandbox.prune import prune
+from runner.sandbox.state import _SPEC, MAX_BYTES, VERSION, Spec, State, parse, state_json
+from runner.store.names import read_name
+from runner.store.pull import Local, pull
+from runner.store.store import Store
 from tests.runner.test_store import layout, spec_of, store
 
 __all__ = ["layout", "store"]
@@ -285,9 +286,9 @@ def test_a_sandbox_made_during_a_prune(store: Store, layout: str, monkeypatch: p
     """What it needs is looked up again for each digest, when nobody else can lease it any more."""
     local = pull(store, parse_reference(layout), RegistryOptions(), Platform.host())
     local.release()
-    from runner import sandbox
+    from runner.sandbox import directory
 
-    real, calls = sandbox.needed, []
+    real, calls = directory.needed, []
 
     def needed(store: Store) -> set[str] | None:
         calls.append(1)
@@ -296,7 +297,7 @@ def test_a_sandbox_made_during_a_prune(store: Store, layout: str, monkeypatch: p
             kept(store, local)
         return found
 
-    monkeypatch.setattr(sandbox, "needed", needed)
+    monkeypatch.setattr(directory, "needed", needed)
     assert prune(store, 0, None, dry_run=False) == []
     assert local.disk.exists()
 
@@ -408,8 +409,8 @@ def test_other_files_of_the_store(runner: Run, store: Store, layout: str, tmp_pa
     local = pull(store, parse_reference(layout), RegistryOptions(), Platform.host())
     local.release()
     for _ in odd_files(store.root / "kvm.json", tmp_path / "other"):
-        assert accel._verdict(store.root / "kvm.json", None) is None
-        accel.remember(store.root / "kvm.json", None, True)
+        assert accelerator._verdict(store.root / "kvm.json", None) is None
+        accelerator.remember(store.root / "kvm.json", None, True)
     if shutil.which("qemu-system-x86_64"):
         for _ in odd_files(store.root / "qemu.json", tmp_path / "other"):
             assert qemu.kind(Platform.parse("linux/amd64"), store.root / "qemu.json") in qemu.KINDS

@@ -13,17 +13,17 @@ from pathlib import Path
 
 import pytest
 
-from runner.artifact import SlotExtent
-from runner.clone import clone
-from runner.errors import BadInput
-from runner.files import atomic_write
-from runner.local import pull
-from runner.oci import Platform
-from runner.prune import prune
-from runner.reference import parse_reference
-from runner.repository import RegistryOptions
-from runner.sandbox import Sandbox, Spec, read, states, sweep
-from runner.store import Damaged, Store
+from rootdisk.artifact.format import SlotExtent
+from rootdisk.durable import atomic_write
+from rootdisk.errors import BadInput
+from rootdisk.oci.documents import Platform
+from rootdisk.oci.reference import parse_reference
+from rootdisk.oci.repository import RegistryOptions
+from runner.disk.clone import clone
+from runner.sandbox.directory import Sandbox, Spec, read, states, sweep
+from runner.sandbox.prune import prune
+from runner.store.pull import pull
+from runner.store.store import Damaged, Store
 from tests.support.artifacts import noise, publish, sample
 from tests.support.faults import FaultProxy, run_faults
 from tests.support.mounts import KINDS, mounted, needs_root
@@ -72,7 +72,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
 
 
 def spec_of(name: str, local: object, *, keep: bool = False) -> Spec:
-    from runner.local import Local
+    from runner.store.pull import Local
 
     assert isinstance(local, Local)
     return Spec(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from runner.text import error_text, printable
+from rootdisk.text import error_text, printable
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from runner.artifact import Chunk
-from runner.errors import DigestMismatch
-from runner.oci import Platform
-from runner.reference import parse_reference
-from runner.repository import RegistryOptions
-from runner.store import Store
-from runner.transfer import GAP_BYTES, PART_BYTES, plan, unpack
+from rootdisk.artifact.format import Chunk
+from rootdisk.artifact.zstd_frames import unpack
+from rootdisk.errors import DigestMismatch
+from rootdisk.oci.documents import Platform
+from rootdisk.oci.reference import parse_reference
+from rootdisk.oci.repository import RegistryOptions
+from runner.store.chunks import GAP_BYTES, PART_BYTES, plan
+from runner.store.store import Store
 from tests.support.artifacts import noise, publish, sample
 
 DATA = b"0123456789" * 100
@@ -76,7 +77,7 @@ def test_the_right_frame_without_its_size() -> None:
 
 
 def test_from_a_layout_and_from_another_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from runner.local import pull
+    from runner.store.pull import pull
 
     monkeypatch.setenv("ROOTDISK_STORE", str(tmp_path / "store"))
     store = Store.open()

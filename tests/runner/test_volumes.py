@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from runner import volumes
-from runner.errors import BadInput
-from runner.machine import Share
+from rootdisk.errors import BadInput
+from runner.machine import virtiofsd
+from runner.machine.model import Share
 from tests.end_to_end.conftest import ROOT
 
 WRONG = [
@@ -58,7 +58,7 @@ def test_what_is_no_volume(tmp_path: Path, text: str, words: str) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "link").symlink_to("none")
     with pytest.raises(BadInput) as caught:
-        volumes.parse([text.format(tmp_path)])
+        virtiofsd.parse([text.format(tmp_path)])
     assert words in str(caught.value)
     assert str(caught.value).isprintable()
     assert len(str(caught.value)) < 400
@@ -66,7 +66,7 @@ def test_what_is_no_volume(tmp_path: Path, text: str, words: str) -> None:
 
 def test_two_at_one_place(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="two directories at /a/b"):
-        volumes.parse([f"{tmp_path}:/a/b", f"{tmp_path}:/c", f"{tmp_path}:/a//b/./:ro"])
+        virtiofsd.parse([f"{tmp_path}:/a/b", f"{tmp_path}:/c", f"{tmp_path}:/a//b/./:ro"])
 
 
 def test_what_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,7 +75,7 @@ def test_what_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     odd.mkdir()
     monkeypatch.chdir(tmp_path)
     nothing, both = frozenset[str](), frozenset({"dev", "suid"})
-    assert volumes.parse([f"{odd}:/a/b:ro", ".:/a/", f"{odd}:/x:rw,suid,dev"]) == (
+    assert virtiofsd.parse([f"{odd}:/a/b:ro", ".:/a/", f"{odd}:/x:rw,suid,dev"]) == (
         Share("volume0", tmp_path, "/a", False, nothing),
         Share("volume1", odd, "/x", False, both),
         Share("volume2", odd, "/a/b", True, nothing),

@@ -7,13 +7,13 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from imagetool.artifact.frames import compressor, seek_table, zero_frame
-from imagetool.artifact.manifest import Artifact, Blob, assemble
-from imagetool.oci.push import open_target
-from runner.artifact import CHUNKS_TYPE, DISK_TYPE, ArtifactConfig, Chunk, ChunkIndex, Process
-from runner.oci import OCI_MANIFEST, Descriptor, Platform
-from runner.reference import parse_reference
-from runner.repository import RegistryOptions
+from imagetool.packing.manifest import Artifact, Blob, assemble
+from imagetool.targets.open import open_target
+from rootdisk.artifact.format import CHUNKS_TYPE, DISK_TYPE, ArtifactConfig, Chunk, ChunkIndex, Process
+from rootdisk.artifact.zstd_frames import compressor, seek_table, zero_frame
+from rootdisk.oci.documents import OCI_MANIFEST, Descriptor, Platform
+from rootdisk.oci.reference import parse_reference
+from rootdisk.oci.repository import RegistryOptions
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ IMAGES = (
 def copy_project(place: Path) -> None:
     """dodo.py, the packages, images.toml and the source it names, in `place`; run with PYTHONPATH=`place`."""
     write_layout(place / "layout", "t", LAYERS)
-    for package in ("imagetool", "runner"):
+    for package in ("rootdisk", "imagetool", "runner"):
         shutil.copytree(ROOT / package, place / package, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "dodo.py", place)
     (place / "images.toml").write_text(IMAGES)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from imagetool.ext4 import DiskOptions, plan, write_disk
+from imagetool.ext4.plan import DiskOptions, plan, write_disk
 from imagetool.ext4.reader import Node, Reader
 from imagetool.tree.merge import merge
 from imagetool.tree.model import BytesSource, File, Source, Special, Symlink, Tree

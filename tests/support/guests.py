@@ -11,9 +11,9 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from runner import frames
-from runner.copies.stream import HELLO
-from runner.frames import WINDOW, Decoder, frame, frame_number, number
+from runner.channel import messages
+from runner.channel.copies.stream import HELLO
+from runner.channel.messages import WINDOW, Decoder, frame, frame_number, number
 
 Answer = tuple[bytes, int, bytes]  # output, exit status, standard error
 
@@ -46,32 +46,32 @@ class FakeGuest:
                 pass  # the client has gone
 
     def _talk(self, sock: socket.socket) -> None:
-        decoder = Decoder(frames.FROM_CLIENT)
-        credit, output, wants_input, status, closed = frames.WINDOW, b"", False, 0, False
+        decoder = Decoder(messages.FROM_CLIENT)
+        credit, output, wants_input, status, closed = messages.WINDOW, b"", False, 0, False
         while data := sock.recv(1 << 16):
             for kind, _, payload in decoder.feed(data):
-                if kind == frames.EXEC:
+                if kind == messages.EXEC:
                     argv = [word[4:] for word in payload.split(b"\0") if word.startswith(b"cmd=")]
                     self.started.append(argv)
                     output, status, errors = self._answer(argv)
                     wants_input = argv[1].startswith(b"unpack")
                     if errors:
-                        sock.sendall(frame(frames.STDERR, errors))
+                        sock.sendall(frame(messages.STDERR, errors))
                         credit -= len(errors)
-                elif kind == frames.CREDIT:
+                elif kind == messages.CREDIT:
                     credit += number(payload)
-                elif kind == frames.STDIN:
+                elif kind == messages.STDIN:
                     self.received += payload
                     closed = not payload
                     if payload:
-                        sock.sendall(frame_number(frames.CREDIT, len(payload)))
+                        sock.sendall(frame_number(messages.CREDIT, len(payload)))
             while output and credit:
                 piece = output[: min(credit, 32 << 10)]
-                sock.sendall(frame(frames.STDOUT, piece))
+                sock.sendall(frame(messages.STDOUT, piece))
                 credit -= len(piece)
                 output = output[len(piece) :]
             if not output and (closed or not wants_input or status):
-                sock.sendall(frame_number(frames.EXIT, status))
+                sock.sendall(frame_number(messages.EXIT, status))
                 return
 
 
@@ -93,25 +93,25 @@ class InitGuest:
         return ours
 
     def _serve(self, sock: socket.socket) -> None:
-        decoder = Decoder(frames.FROM_CLIENT)
+        decoder = Decoder(messages.FROM_CLIENT)
         process: subprocess.Popen[bytes] | None = None
         room, changed = [WINDOW], threading.Condition()
         with sock:
             try:
                 while data := sock.recv(1 << 16):
                     for kind, _, payload in decoder.feed(data):
-                        if kind == frames.EXEC:
+                        if kind == messages.EXEC:
                             argv = [word[4:] for word in payload.split(b"\0") if word.startswith(b"cmd=")]
                             process = self._start(argv)
                             threading.Thread(target=_carry, args=(process, sock, room, changed), daemon=True).start()
-                        elif kind == frames.CREDIT:
+                        elif kind == messages.CREDIT:
                             with changed:
                                 room[0] += number(payload)
                                 changed.notify_all()
-                        elif kind == frames.STDIN and process is not None and process.stdin is not None:
+                        elif kind == messages.STDIN and process is not None and process.stdin is not None:
                             _feed(process, payload)
                             if payload:
-                                sock.sendall(frame_number(frames.CREDIT, len(payload)))
+                                sock.sendall(frame_number(messages.CREDIT, len(payload)))
             except OSError:
                 pass  # the client has gone
             if process is not None:
@@ -158,13 +158,13 @@ def _carry(
 
     assert process.stdout is not None
     assert process.stderr is not None
-    errors = threading.Thread(target=out, args=(frames.STDERR, process.stderr.fileno()), daemon=True)
+    errors = threading.Thread(target=out, args=(messages.STDERR, process.stderr.fileno()), daemon=True)
     errors.start()
     try:
-        out(frames.STDOUT, process.stdout.fileno())
+        out(messages.STDOUT, process.stdout.fileno())
         errors.join()
         status = process.wait()
-        sock.sendall(frame_number(frames.EXIT, status if status >= 0 else 128 - status))
+        sock.sendall(frame_number(messages.EXIT, status if status >= 0 else 128 - status))
         sock.shutdown(socket.SHUT_WR)
     except OSError:
         pass

@@ -9,7 +9,7 @@ from typing import Any
 
 import zstandard
 
-from runner.oci import OCI_CONFIG, OCI_INDEX, OCI_MANIFEST, Digest
+from rootdisk.oci.documents import OCI_CONFIG, OCI_INDEX, OCI_MANIFEST, Digest
 
 _SUFFIX = {"gzip": "+gzip", "zstd": "+zstd", "plain": ""}
 

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from imagetool import cli as imagetool_cli
-from imagetool import recipe, schema
-from imagetool.artifact import frames
+from imagetool.build import derivation
+from imagetool.config import schema
+from rootdisk.artifact import zstd_frames
+from rootdisk.artifact.format import Chunk, ChunkIndex, key_tag
 from runner import cli as runner_cli
-from runner import slot
-from runner.artifact import Chunk, ChunkIndex
+from runner.disk import slot
 
 PLACE = Path(__file__).parents[2] / "docs/reference"
 HEAD = "<!-- Generated: python -m tests.support.reference -->\n"
@@ -130,8 +131,8 @@ def _type(described: dict[str, Any], entry: dict[str, Any]) -> str:
 def vectors() -> dict[str, Any]:
     """Inputs and the bytes that they make, for whoever writes another implementation; bytes are hex."""
     raw = bytes(4096) + b"\x01" * 4096 + bytes(4096)
-    data = frames.compressor().compress(raw[4096:8192])
-    zero = frames.zero_frame(4096)
+    data = zstd_frames.compressor().compress(raw[4096:8192])
+    zero = zstd_frames.zero_frame(4096)
     index = ChunkIndex(
         12288,
         (
@@ -140,7 +141,7 @@ def vectors() -> dict[str, Any]:
             Chunk(8192, 4096, len(zero) + len(data), len(zero), bytes(32), True),
         ),
     )
-    table = frames.seek_table([(chunk.blob_length, chunk.length) for chunk in index.chunks])
+    table = zstd_frames.seek_table([(chunk.blob_length, chunk.length) for chunk in index.chunks])
     records = [
         ("env", b"GREETING=two\nlines = \xc3\xbc"),
         ("cmd", b"sh"),
@@ -150,7 +151,7 @@ def vectors() -> dict[str, Any]:
     ]
     filled = slot.pack(records, 65536)
     inputs = {"platform": "linux/amd64", "source": "sha256:" + "ab" * 32, "recipe": {"env": [["Ü", 'a"b']], "cpus": 1}}
-    key = recipe.derivation_key(inputs)
+    key = derivation.derivation_key(inputs)
     return {
         "chunk_index": {
             "chunks": [
@@ -162,17 +163,17 @@ def vectors() -> dict[str, Any]:
             "index_sha256": hashlib.sha256(index.pack()).hexdigest(),
         },
         "derivation_key": {
-            "canonical_json": recipe.canonical_json(inputs).decode(),
+            "canonical_json": derivation.canonical_json(inputs).decode(),
             "inputs": inputs,
             "key": key,
-            "tag": recipe.key_tag(key),
+            "tag": key_tag(key),
         },
         "frames": {
-            "compressor": frames.versions(),
+            "compressor": zstd_frames.versions(),
             "data": data.hex(),
             "seek_table": table.hex(),
             "zero_4096": zero.hex(),
-            "zero_131073": frames.zero_frame(131073).hex(),
+            "zero_131073": zstd_frames.zero_frame(131073).hex(),
             "zstd_file": (zero + data + zero + table).hex(),
         },
         "slot": {

@@ -27,7 +27,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 import trustme
 
-from runner.repository import RegistryOptions
+from rootdisk.oci.repository import RegistryOptions
 
 PROGRAM = "docker-registry"
 needs_registry = pytest.mark.skipif(shutil.which(PROGRAM) is None, reason=f"{PROGRAM} is not installed")

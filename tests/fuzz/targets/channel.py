@@ -21,18 +21,18 @@ from unittest import mock
 
 import zstandard
 
-from runner import frames
-from runner.copies import command
-from runner.frames import HEADER, PAYLOAD_MAX, REQUEST_MAX, WINDOW, Decoder, frame, frame_number
-from runner.router import CLIENTS_MAX, VISITORS_MAX, Router
-from runner.session import Session
+from runner.channel import messages
+from runner.channel.copies import command
+from runner.channel.messages import HEADER, PAYLOAD_MAX, REQUEST_MAX, WINDOW, Decoder, frame, frame_number
+from runner.channel.session import Session
+from runner.sandbox.router import CLIENTS_MAX, VISITORS_MAX, Router
 from tests.fuzz.target import Target, folder
 
 
 def decoder(data: bytes) -> None:
     """Cut in pieces as the first byte says, and whole: the same frames."""
     step, stream = (data[0] % 40 + 1, data[1:]) if data else (1, b"")
-    one, other = Decoder(frames.FROM_GUEST, 1000), Decoder(frames.FROM_GUEST, 1000)
+    one, other = Decoder(messages.FROM_GUEST, 1000), Decoder(messages.FROM_GUEST, 1000)
     found = []
     for at in range(0, len(stream), step):
         one.add(stream[at : at + step])
@@ -40,7 +40,7 @@ def decoder(data: bytes) -> None:
             found.append(taken)
         assert len(one) <= HEADER.size + 1000 + step
     assert sum(len(payload) for _, _, payload in found) <= len(stream)
-    if all(kind != frames.INVALID for kind, _, _ in found):
+    if all(kind != messages.INVALID for kind, _, _ in found):
         assert list(other.feed(stream)) == found
     else:
         list(other.feed(stream))
@@ -124,7 +124,7 @@ def session(data: bytes) -> None:
 def _stream(data: bytes) -> bytes:
     """`data` as a program's output, and its end."""
     pieces = [data[at : at + 30_000] for at in range(0, len(data), 30_000)]
-    return b"".join(frame(frames.STDOUT, piece) for piece in pieces) + frame_number(frames.EXIT, 0)
+    return b"".join(frame(messages.STDOUT, piece) for piece in pieces) + frame_number(messages.EXIT, 0)
 
 
 def program(data: bytes) -> None:
@@ -196,15 +196,17 @@ def _unpacking() -> socket.socket:
 
 def _unpack(sock: socket.socket) -> None:
     received = 0
-    wire = Decoder(frames.FROM_CLIENT)
+    wire = Decoder(messages.FROM_CLIENT)
     with sock, suppress(OSError):
         while (data := sock.recv(1 << 16)) and received < INPUT_MAX_BYTES:
             for kind, _, payload in wire.feed(data):
-                if kind == frames.EXEC and b"cmd=unpack2\0" in payload:
-                    sock.sendall(frame(frames.STDOUT, HELLO))
-                elif kind == frames.STDIN:
+                if kind == messages.EXEC and b"cmd=unpack2\0" in payload:
+                    sock.sendall(frame(messages.STDOUT, HELLO))
+                elif kind == messages.STDIN:
                     received += len(payload)
-                    sock.sendall(frame_number(frames.CREDIT, len(payload)) if payload else frame_number(frames.EXIT, 0))
+                    sock.sendall(
+                        frame_number(messages.CREDIT, len(payload)) if payload else frame_number(messages.EXIT, 0)
+                    )
 
 
 def copy_in(data: bytes) -> None:
@@ -284,30 +286,30 @@ def tars() -> list[bytes]:
 
 def guests() -> list[bytes]:
     """What a guest says in a run."""
-    ready = frame(frames.READY, struct.pack("<I", 1))
-    text = frame(frames.STDOUT, b"out") + frame(frames.STDERR, b"err") + frame(frames.LOG, b"\x1b[2J")
+    ready = frame(messages.READY, struct.pack("<I", 1))
+    text = frame(messages.STDOUT, b"out") + frame(messages.STDERR, b"err") + frame(messages.LOG, b"\x1b[2J")
     return [
-        ready + text + frame_number(frames.CREDIT, 5) + frame_number(frames.EXIT, 7),
-        frame(frames.ERROR, b"no \xff\n\x1b"),
-        HEADER.pack(PAYLOAD_MAX + 1, frames.STDOUT, 0, 0) + bytes(10) + ready,
+        ready + text + frame_number(messages.CREDIT, 5) + frame_number(messages.EXIT, 7),
+        frame(messages.ERROR, b"no \xff\n\x1b"),
+        HEADER.pack(PAYLOAD_MAX + 1, messages.STDOUT, 0, 0) + bytes(10) + ready,
         _stream(copies()[0][1:]),
     ]
 
 
 def steps() -> list[bytes]:
-    request = frame(frames.EXEC, b"cmd=true\0")
+    request = frame(messages.EXEC, b"cmd=true\0")
     several = (
         b"f"
         + bytes([3, 0, 0x12, len(request)])
         + request
-        + bytes([4, 9, 0x17, frames.STDOUT, 0x1F, frames.EXIT, 0x15, 9, 0x16, 0])
+        + bytes([4, 9, 0x17, messages.STDOUT, 0x1F, messages.EXIT, 0x15, 9, 0x16, 0])
     )
     said = guests()[0]
     return [several, b"d" + bytes([0, len(said)]) + said + b"\x04\x01\x05\xff", several[:1] + several[1:] * 4]
 
 
-_KINDS = tuple(bytes([kind]) for kind in sorted(frames.FROM_GUEST | frames.FROM_CLIENT))
-_FRAMES = (*(frame(kind[0]) for kind in _KINDS), frame_number(frames.EXIT, 1), frame_number(frames.CREDIT, 1 << 31), struct.pack("<I", REQUEST_MAX))  # fmt: skip
+_KINDS = tuple(bytes([kind]) for kind in sorted(messages.FROM_GUEST | messages.FROM_CLIENT))
+_FRAMES = (*(frame(kind[0]) for kind in _KINDS), frame_number(messages.EXIT, 1), frame_number(messages.CREDIT, 1 << 31), struct.pack("<I", REQUEST_MAX))  # fmt: skip
 _COPY_WORDS = (
     entry(b"d"),
     entry(b"f"),

@@ -9,7 +9,7 @@ import subprocess
 from functools import cache
 
 from imagetool.ext4.reader import Reader
-from runner.errors import BadInput, RootdiskError
+from rootdisk.errors import BadInput, RootdiskError
 from tests.fuzz.target import Target, folder
 from tests.support.disks import PATH
 

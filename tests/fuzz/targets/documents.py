@@ -8,14 +8,21 @@ from contextlib import suppress
 
 import zstandard
 
-from imagetool.artifact.frames import compressor, zero_frame
-from imagetool.oci.image import ImageConfig, check_image
-from runner.artifact import INDEX_ENTRY, INDEX_HEADER, INDEX_MAGIC, ArtifactConfig, ArtifactManifest, Chunk, ChunkIndex
-from runner.errors import BadInput
-from runner.oci import Digest, Index, Manifest, Platform, canonical_json
-from runner.oci_layout import find
-from runner.repository import describe_manifest
-from runner.transfer import unpack
+from imagetool.sources.image_config import ImageConfig, check_image
+from rootdisk.artifact.format import (
+    INDEX_ENTRY,
+    INDEX_HEADER,
+    INDEX_MAGIC,
+    ArtifactConfig,
+    ArtifactManifest,
+    Chunk,
+    ChunkIndex,
+)
+from rootdisk.artifact.zstd_frames import compressor, unpack, zero_frame
+from rootdisk.errors import BadInput
+from rootdisk.oci.documents import Digest, Index, Manifest, Platform, canonical_json
+from rootdisk.oci.layout import find
+from rootdisk.oci.repository import describe_manifest
 from tests.fuzz.target import Target
 
 AMD64 = Platform("linux", "amd64")

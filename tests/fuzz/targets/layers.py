@@ -13,7 +13,7 @@ from functools import cache
 
 import zstandard
 
-from imagetool.ext4 import DiskOptions, plan
+from imagetool.ext4.plan import DiskOptions, plan
 from imagetool.layout import secrets
 from imagetool.layout.additions import Additions, Owner, add
 from imagetool.layout.certificates import check_certificates
@@ -21,9 +21,9 @@ from imagetool.tree.index import TarIndex
 from imagetool.tree.inflate import inflate
 from imagetool.tree.merge import merge
 from imagetool.tree.tar import scan
-from runner.artifact import Process
-from runner.errors import BadInput
-from runner.oci import Descriptor, Digest
+from rootdisk.artifact.format import Process
+from rootdisk.errors import BadInput
+from rootdisk.oci.documents import Descriptor, Digest
 from tests.fuzz.target import Target, in_file
 from tests.support.stacks import random_stack
 from tests.support.tars import END, directory, file, hard_link, header, index, pax, symlink

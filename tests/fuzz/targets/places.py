@@ -10,15 +10,15 @@ from functools import cache
 from pathlib import Path
 from unittest import mock
 
-from imagetool.oci.archives import ArchiveRepository, DockerArchive, TarArchive
-from imagetool.oci.image import ImageConfig
-from imagetool.oci.layout_writer import LayoutTarget
-from runner.credentials import find_credentials
-from runner.errors import BadInput, RootdiskError
-from runner.oci import OCI_MANIFEST, Digest, Manifest
-from runner.oci_layout import LayoutRepository
-from runner.reference import parse_reference
-from runner.repository import read_blob, resolve_manifest
+from imagetool.sources.archives import ArchiveRepository, DockerArchive, TarArchive
+from imagetool.sources.image_config import ImageConfig
+from imagetool.targets.layout import LayoutTarget
+from rootdisk.errors import BadInput, RootdiskError
+from rootdisk.oci.documents import OCI_MANIFEST, Digest, Manifest
+from rootdisk.oci.layout import LayoutRepository
+from rootdisk.oci.reference import parse_reference
+from rootdisk.oci.repository import read_blob, resolve_manifest
+from rootdisk.registry.credentials import find_credentials
 from tests.fuzz.target import Target, folder, in_file
 from tests.fuzz.targets.documents import AMD64, IMAGE_CONFIG, INDEX, MANIFEST, WORDS
 from tests.support.layouts import write_layout

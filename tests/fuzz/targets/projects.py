@@ -8,13 +8,13 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
-from imagetool import config
+from imagetool.config import images
+from imagetool.config.toml_lines import position_of
 from imagetool.layout.additions import environment, process_record
 from imagetool.receipts import CHECK, read_receipt, write_receipt
-from imagetool.toml_lines import position_of
-from runner.artifact import Process
-from runner.errors import BadInput, RootdiskError
-from runner.fields import parse_value
+from rootdisk.artifact.format import Process
+from rootdisk.errors import BadInput, RootdiskError
+from rootdisk.oci.fields import parse_value
 from tests.fuzz.target import Target, folder
 
 
@@ -39,7 +39,7 @@ def images_toml(data: bytes) -> None:
         pass
     else:
         position_of(data.decode(), ("image", "a", "files", 1, "path"))
-    for image in config.load(place):
+    for image in images.load(place):
         assert image.name
         process_record(image.process.apply(Process(("a",), ("b",))))
         environment(image.env)

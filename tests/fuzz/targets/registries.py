@@ -17,13 +17,13 @@ from functools import cache
 from typing import Any
 from unittest import mock
 
-from imagetool.oci.docker import save_image
-from imagetool.oci.registry_target import RegistryTarget
-from runner.errors import RegistryError
-from runner.oci import OCI_MANIFEST, Descriptor, Digest
-from runner.reference import parse_reference
-from runner.registry import RegistryRepository
-from runner.repository import RegistryOptions
+from imagetool.sources.docker import save_image
+from imagetool.targets.registry import RegistryTarget
+from rootdisk.errors import RegistryError
+from rootdisk.oci.documents import OCI_MANIFEST, Descriptor, Digest
+from rootdisk.oci.reference import parse_reference
+from rootdisk.oci.repository import RegistryOptions
+from rootdisk.registry.repository import RegistryRepository
 from tests.fuzz.target import Target
 from tests.fuzz.targets.documents import MANIFEST as DOCUMENT
 

@@ -10,11 +10,13 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
-from runner import grow, qcow2, records, sandbox, slot
-from runner.artifact import SlotExtent
-from runner.errors import BadInput, RootdiskError
-from runner.local import read_name
-from runner.state import Spec, State, state_json
+from rootdisk import records
+from rootdisk.artifact.format import SlotExtent
+from rootdisk.errors import BadInput, RootdiskError
+from runner.disk import grow, qcow2, slot
+from runner.sandbox import directory as sandbox
+from runner.sandbox.state import Spec, State, state_json
+from runner.store.names import read_name
 from tests.fuzz.target import Target, folder, in_file
 from tests.support.disks import disk_of
 from tests.support.tars import directory

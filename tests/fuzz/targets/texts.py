@@ -6,12 +6,12 @@ import os
 from unittest import mock
 from urllib.parse import urlsplit
 
-from runner.errors import BadInput
-from runner.proxies import is_listed, proxy_for
-from runner.reference import parse_reference
-from runner.registry_auth import _token, parse_challenges
-from runner.text import printable
-from runner.urls import parse_url, redact
+from rootdisk.errors import BadInput
+from rootdisk.oci.reference import parse_reference
+from rootdisk.registry.challenges import _token, parse_challenges
+from rootdisk.registry.proxies import is_listed, proxy_for
+from rootdisk.text import printable
+from rootdisk.urls import parse_url, redact
 from tests.fuzz.target import Target
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from imagetool.ext4 import DiskOptions, plan
 from imagetool.ext4 import directory as directories
-from imagetool.ext4.format import FILE_MAX_BYTES
 from imagetool.ext4.htree import seed_words
+from imagetool.ext4.plan import DiskOptions, plan
 from imagetool.tree.model import Directory, File, Layer, Special, Symlink, Tree
-from runner.errors import BadInput
+from rootdisk.errors import BadInput
+from rootdisk.ext4.format import FILE_MAX_BYTES
 from tests.support import disks
 from tests.support.disks import complaints, needs_e2fsck
 from tests.support.steps import LINEAR, growth

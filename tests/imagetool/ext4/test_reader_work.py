@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from imagetool import inspection
-from imagetool.ext4 import format as f
 from imagetool.ext4 import reader as reading
-from imagetool.ext4.format import FILE_MAX_BYTES
 from imagetool.ext4.reader import Reader
+from imagetool.look import inspection
 from imagetool.tree.model import File, Layer, Tree
-from runner.errors import BadInput
+from rootdisk.errors import BadInput
+from rootdisk.ext4 import format as f
+from rootdisk.ext4.format import FILE_MAX_BYTES
 from tests.support import disks
 from tests.support.steps import LINEAR, growth
 from tests.support.tars import directory, file, hard_link, pax, symlink

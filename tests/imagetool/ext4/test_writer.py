@@ -13,11 +13,11 @@ from uuid import UUID
 
 import pytest
 
-from imagetool.ext4 import DiskOptions, plan
 from imagetool.ext4.htree import half_md4, seed_words
+from imagetool.ext4.plan import DiskOptions, plan
 from imagetool.ext4.reader import Reader
 from imagetool.tree.model import BytesSource, Directory, File, Layer, Slot, Source, Symlink, Tree
-from runner.errors import BadInput, RootdiskError
+from rootdisk.errors import BadInput, RootdiskError
 from tests.support import disks
 from tests.support.disks import complaints, debugfs, disk_of, host_view, mounted, needs_e2fsck, needs_root, reader_view
 from tests.support.tars import directory, file, hard_link, header, pax, symlink

@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imagetool.map.grid import Run, grid, weights, without
-from imagetool.map.treemap import Box, squarified, tiles, tree
+from imagetool.look.map.grid import Run, grid, weights, without
+from imagetool.look.map.treemap import Box, squarified, tiles, tree
 
 KIB = 1024
 runs = st.lists(st.tuples(st.integers(0, 400), st.integers(1, 60), st.integers(0, 2)), max_size=12)

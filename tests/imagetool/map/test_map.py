@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from imagetool.map import page as pages
-from imagetool.map import survey as s
-from runner.oci import Platform
-from runner.repository import RegistryOptions
+from imagetool.look.map import page as pages
+from imagetool.look.map import survey as s
+from rootdisk.oci.documents import Platform
+from rootdisk.oci.repository import RegistryOptions
 from tests.end_to_end.conftest import run
 from tests.support.browser import measured, needs_browser, screenshot
 from tests.support.disks import debugfs, disk_of, needs_e2fsck

@@ -12,17 +12,28 @@ from pathlib import Path
 
 import pytest
 
-from imagetool.oci.attach import attach
-from imagetool.oci.copy import copy
-from imagetool.oci.index import make_index
-from imagetool.oci.prune import outdated
-from imagetool.oci.push import open_target
-from imagetool.oci.sources import open_source
-from imagetool.remote import prune
-from runner.errors import BadInput, RegistryError, Unsupported
-from runner.oci import OCI_EMPTY, OCI_INDEX, OCI_MANIFEST, Descriptor, Digest, Index, Manifest, Platform, canonical_json
-from runner.reference import parse_reference
-from runner.repository import open_repository, read_blob
+from imagetool.build.cached_artifact import prune
+from imagetool.sources.open import open_source
+from imagetool.targets.attach import attach
+from imagetool.targets.copy import copy
+from imagetool.targets.index import make_index
+from imagetool.targets.open import open_target
+from imagetool.targets.prune import outdated
+from rootdisk.errors import BadInput, RegistryError, Unsupported
+from rootdisk.oci.documents import (
+    OCI_EMPTY,
+    OCI_INDEX,
+    OCI_MANIFEST,
+    Descriptor,
+    Digest,
+    Index,
+    Manifest,
+    Platform,
+    canonical_json,
+)
+from rootdisk.oci.reference import parse_reference
+from rootdisk.oci.repository import read_blob
+from rootdisk.places import open_repository
 from tests.imagetool.oci.test_sources import AMD64, ARM64, check_content, skopeo, write_image, write_index
 from tests.support.faults import Fault, run_faults
 from tests.support.processes import peak_bytes
@@ -88,7 +99,7 @@ def test_blobs_are_mounted(tmp_path: Path, registry: RunningRegistry, monkeypatc
     wanted = write_image(tmp_path / "l", "v1").digest
     copy(f"oci:{tmp_path}/l:v1", f"{registry.name}/first/image:v1", registry.options)
     read: list[object] = []
-    from runner.registry import RegistryRepository
+    from rootdisk.registry.repository import RegistryRepository
 
     monkeypatch.setattr(RegistryRepository, "blob", lambda *arguments: read.append(arguments))
     assert copy(f"{registry.name}/first/image:v1", f"{registry.name}/second/image:v1", registry.options) == wanted

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from imagetool.oci.push import open_target
-from imagetool.oci.sources import open_source
-from runner.errors import BadInput, RegistryError, Unsupported
-from runner.oci import (
+from imagetool.sources.open import open_source
+from imagetool.targets.open import open_target
+from rootdisk.errors import BadInput, RegistryError, Unsupported
+from rootdisk.oci.documents import (
     DOCKER_CONFIG,
     DOCKER_LIST,
     DOCKER_MANIFEST,
@@ -25,8 +25,8 @@ from runner.oci import (
     Platform,
     canonical_json,
 )
-from runner.reference import parse_reference
-from runner.repository import RegistryOptions
+from rootdisk.oci.reference import parse_reference
+from rootdisk.oci.repository import RegistryOptions
 from tests.imagetool.oci.test_sources import AMD64, check_content, write_image
 from tests.support.registry import be_nobody, docker_config, needs_registry, run_registry
 

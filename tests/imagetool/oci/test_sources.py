@@ -19,12 +19,12 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from imagetool.oci.copy import copy
-from imagetool.oci.push import open_target
-from imagetool.oci.sources import SourceImage, open_source
+from imagetool.sources.open import SourceImage, open_source
+from imagetool.targets.copy import copy
+from imagetool.targets.open import open_target
 from imagetool.tree.inflate import inflate
-from runner.errors import BadInput, DigestMismatch, RegistryError, RootdiskError, Unsupported
-from runner.oci import (
+from rootdisk.errors import BadInput, DigestMismatch, RegistryError, RootdiskError, Unsupported
+from rootdisk.oci.documents import (
     OCI_CONFIG,
     OCI_INDEX,
     OCI_MANIFEST,
@@ -35,8 +35,9 @@ from runner.oci import (
     Platform,
     canonical_json,
 )
-from runner.reference import parse_reference
-from runner.repository import open_repository, verified
+from rootdisk.oci.reference import parse_reference
+from rootdisk.oci.repository import verified
+from rootdisk.places import open_repository
 from tests.support.registry import QuietHandler, needs_registry, run_registry
 from tests.support.tars import END, file, padded, pax
 

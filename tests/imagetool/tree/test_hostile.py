@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from imagetool import layers
-from imagetool.oci.sources import open_source
+from imagetool.build import layer_data
+from imagetool.sources.open import open_source
 from imagetool.tree import tar
 from imagetool.tree.index import TarIndex
 from imagetool.tree.merge import merge
-from runner.errors import BadInput, RootdiskError, Unsupported
-from runner.oci import Platform
+from rootdisk.errors import BadInput, RootdiskError, Unsupported
+from rootdisk.oci.documents import Platform
 from tests.support.layouts import write_layout
 from tests.support.tars import END, directory, file, hard_link, header, index, octal, padded, pax, symlink
 
@@ -94,15 +94,15 @@ def test_entries_and_names_of_all_layers_are_bounded(monkeypatch: pytest.MonkeyP
         for bound, value in (("ENTRIES_MAX_COUNT", 19), ("HEAP_MAX_BYTES", 79), ("LAYERS_MAX_COUNT", 19), ("", 0)):
             with monkeypatch.context() as patch:
                 if not bound:
-                    with layers.opened(image, tmp_path / "cache") as found:
-                        assert len(layers.scanned(found)) == 20
+                    with layer_data.opened(image, tmp_path / "cache") as found:
+                        assert len(layer_data.scanned(found)) == 20
                     continue
-                patch.setattr(layers, bound, value)
+                patch.setattr(layer_data, bound, value)
                 with (
                     pytest.raises(BadInput, match=r"past .* entries|has 20 layers, more than 19"),
-                    layers.opened(image, tmp_path / "cache") as found,
+                    layer_data.opened(image, tmp_path / "cache") as found,
                 ):
-                    layers.scanned(found)
+                    layer_data.scanned(found)
 
 
 def test_unknown_type() -> None:

@@ -14,8 +14,8 @@ import zstandard
 
 from imagetool.tree.inflate import Inflated, inflate
 from imagetool.tree.layers import FileSource
-from runner.errors import BadInput, DigestMismatch, RootdiskError, Unsupported
-from runner.oci import Descriptor, Digest
+from rootdisk.errors import BadInput, DigestMismatch, RootdiskError, Unsupported
+from rootdisk.oci.documents import Descriptor, Digest
 
 TAR = random.Random(1).randbytes(100_000) + bytes(2_000_000) + random.Random(2).randbytes(30_000)
 SKIPPABLE = b"\x50\x2a\x4d\x18\x04\0\0\0abcd"

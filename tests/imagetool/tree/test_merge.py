@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from imagetool.tree.merge import merge
 from imagetool.tree.model import Directory, File, Inode, Special, Symlink, Tree
-from runner.errors import BadInput
+from rootdisk.errors import BadInput
 from tests.support import model
 from tests.support.layouts import write_layout
 from tests.support.tars import END, directory, file, hard_link, header, index, pax, symlink

@@ -9,7 +9,7 @@ import tarfile
 import pytest
 
 from imagetool.tree.index import TarIndex
-from runner.errors import BadInput
+from rootdisk.errors import BadInput
 from tests.support import tars
 from tests.support.tars import END, directory, file, header, index, pax
 

@@ -8,7 +8,7 @@ import pytest
 
 from imagetool.ext4.xattr import encode
 from imagetool.tree.merge import merge
-from runner.errors import BadInput
+from rootdisk.errors import BadInput
 from tests.support.steps import LINEAR, growth, instructions
 from tests.support.tars import END, directory, file, hard_link, index, pax, symlink
 

@@ -1,0 +1,122 @@
+"""What decides an artifact's bytes, and the derivation key made of it: equal keys, equal bytes.
+
+The version and the places it is published to are no part of it: they name an artifact, they do not make it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from imagetool.config.images import Image
+from imagetool.guest.programs import Guest
+from rootdisk.artifact.format import LAYOUT_VERSION
+from rootdisk.oci.documents import Digest, canonical_json
+from rootdisk.text import one_line
+
+_DEPTH_MAX = 16  # of keys that are told apart, far more than ours have
+WRITER_VERSION = 6  # to bump whenever the same inputs give other bytes
+
+
+def settings(image: Image) -> dict[str, Any]:
+    """The part of the inputs that images.toml decides, and our own version: known before anything is asked or read."""
+    certificates = {"ca": image.tls_ca, "client": image.tls_client}
+    own: dict[str, Any] = {
+        "files": [file.to_json() for file in image.files],
+        "remove": list(image.remove),
+        "max_blob": image.max_blob,
+        # Who owns "/" once got our own directory too: only such disks became others, and need another key.
+        "spared": any(not owner.path.strip("/.") for owner in image.owners),
+    }
+    return {
+        "platform": str(image.platform),
+        "layout": LAYOUT_VERSION,
+        "writer": WRITER_VERSION,
+        "recipe": {
+            "size": image.size,
+            "memory": image.memory,
+            "cpus": image.cpus,
+            "env": list(image.env),
+            "tls": {name: str(Digest.of(data)) for name, data in certificates.items() if data is not None},
+            "owners": [
+                {"path": o.path, "user": o.user, "group": o.group, "uid": o.uid, "gid": o.gid, "create": o.create}
+                for o in image.owners
+            ],
+            "process": image.process.to_json(),
+            "labels": dict(image.labels),
+            **{name: what for name, what in own.items() if what},
+        },
+    }
+
+
+def inputs(image: Image, source: Digest, guest: Guest, compressor: Mapping[str, str]) -> dict[str, Any]:
+    """All inputs: the settings, the source's manifest digest, the guest's programs, the compressor's versions and level."""
+    return {**settings(image), "source": str(source), "guest": guest.to_json(), "compressor": dict(compressor)}
+
+
+def derivation_key(inputs: Mapping[str, Any]) -> str:
+    """64 hex digits: sha256 of the inputs as canonical JSON."""
+    return hashlib.sha256(canonical_json(inputs)).hexdigest()
+
+
+class Change(NamedTuple):
+    """An input by its name, and what it was and is; "" where it is not there. Values of variables are in neither."""
+
+    name: str
+    before: str
+    after: str
+
+    def __str__(self) -> str:
+        if self.before == self.after:
+            return one_line(f"{self.name}: another value")
+        return one_line(f"{self.name}: {self.before or '(none)'} -> {self.after or '(none)'}")
+
+
+def explain(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Change]:
+    """What is different in two JSON values: `recipe.size: 1073741824 -> 8589934592`.
+
+    Files and owners go by their path, variables by their name; what variables hold is nobody's business here.
+    """
+    old, new = dict(_leaves(before)), dict(_leaves(after))
+    names = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
+    if not names and before != after:
+        return [Change("order", "one", "another")]
+    return [Change(name, _shown(old.get(name)), _shown(new.get(name))) for name in names]
+
+
+class _Hidden(NamedTuple):
+    value: str
+
+
+def _shown(leaf: str | _Hidden | None) -> str:
+    return "(a value)" if isinstance(leaf, _Hidden) else leaf or ""
+
+
+def _leaves(value: object, name: str = "", depth: int = 0) -> Iterator[tuple[str, str | _Hidden]]:
+    items: list[tuple[object, object]]
+    if isinstance(value, Mapping):
+        items = list(value.items())
+    elif isinstance(value, list) and name.endswith("env"):
+        pairs = (str(text).partition("=") for text in value)
+        items = [(key, _Hidden(text)) for key, _, text in pairs]
+    elif isinstance(value, list) and value and all(isinstance(item, Mapping) and "path" in item for item in value):
+        items = [(item["path"], item) for item in value]
+    elif isinstance(value, list):
+        items = list(enumerate(value))
+    else:
+        yield name, value if isinstance(value, str | _Hidden) else _text(value)
+        return
+    if depth == _DEPTH_MAX:
+        yield name, _Hidden(_text(value))
+        return
+    for key, inner in items:
+        yield from _leaves(inner, f"{name}.{key}" if name else str(key), depth + 1)
+
+
+def _text(value: object) -> str:
+    """Any JSON value as text, those too that are in no artifact of ours: NaN, or a thousand brackets."""
+    try:
+        return canonical_json(value).decode()
+    except (ValueError, RecursionError):
+        return "(no plain JSON)"

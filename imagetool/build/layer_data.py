@@ -1,0 +1,178 @@
+"""A source image's layers while a disk is made of them: verified, inflated into unnamed files, scanned.
+
+What a layer's tar lists is remembered by diff ID; a layer whose index is known is inflated only when a chunk of its
+data is really wanted. Two layers are inflated at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from imagetool.ext4.directories import Directories
+from imagetool.progress import Counted, Report, silent
+from imagetool.sources.open import LayerBlob, SourceImage
+from imagetool.tree.index import TarIndex
+from imagetool.tree.inflate import Inflated, inflate
+from imagetool.tree.layers import FileSource
+from imagetool.tree.tar import scan
+from rootdisk.errors import BadInput, RootdiskError
+
+PARALLEL = 2
+ENTRIES_MAX_COUNT = 1 << 23  # of all layers; some 300 bytes of memory each
+KEPT_DIRECTORIES = 16
+LAYERS_MAX_COUNT = 512  # each may have a file open
+HEAP_MAX_BYTES = 512 << 20  # their names and attributes
+
+
+@dataclass(eq=False)
+class LayerData:
+    """One layer as a Source. The tar is made when it is first read; safe from several threads."""
+
+    blob: LayerBlob
+    name: str
+    work: Path
+    indexes: Path
+    report: Report = silent
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _fd: int = -1
+    _inflated: Inflated | None = None
+
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        self.tar().read_into(buffer, offset)
+
+    def tar(self) -> FileSource:
+        """The layer's tar, verified."""
+        with self._lock:
+            if self._fd < 0:
+                fd = _unnamed(self.work)
+                try:
+                    expected, wanted = self.blob.descriptor, self.blob.diff_id
+                    read = Counted(self.report(f"layer {self.name}"), expected.size).pieces("", self.blob.open())
+                    self._inflated = inflate(read, fd, expected=expected, diff_id=wanted, name=self.name)
+                except BaseException:
+                    os.close(fd)
+                    raise
+                self._fd = fd
+        return FileSource(self._fd, self.name)
+
+    def index(self) -> tuple[str, TarIndex]:
+        """The diff ID and what the tar holds."""
+        if self.blob.diff_id is not None:
+            path = self.indexes / self.blob.diff_id.hex
+            with contextlib.suppress(OSError, RootdiskError):
+                return str(self.blob.diff_id), TarIndex.unpack(path.read_bytes(), self.name)
+        self.tar()
+        assert self._inflated is not None
+        found = scan(self._fd, self._inflated.size, self.name)
+        _remember(self.indexes / self._inflated.diff_id.hex, found.pack())
+        return str(self._inflated.diff_id), found
+
+    def read_kept(self, offset: int, size: int) -> bytes:
+        """A small run of the tar, remembered like its index, so that the layer need not be inflated for it again."""
+        path = self.indexes / f"{self.blob.diff_id.hex if self.blob.diff_id else ''}-{offset}-{size}"
+        if self.blob.diff_id is not None:
+            with contextlib.suppress(OSError):
+                kept = path.read_bytes()
+                if len(kept) == size + 32 and hashlib.sha256(kept[32:]).digest() == kept[:32]:
+                    return kept[32:]
+        data = bytearray(size)
+        self.read_into(memoryview(data), offset)
+        if self.blob.diff_id is not None:
+            _remember(path, hashlib.sha256(data).digest() + data)
+        return bytes(data)
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+@contextlib.contextmanager
+def opened(
+    source: SourceImage, cache: Path, own: LayerBlob | None = None, report: Report = silent
+) -> Iterator[list[LayerData]]:
+    """The layers of `source`, base first, and `own` over them.
+
+    `cache` is a directory of ours: indexes stay there, tars do not.
+    """
+    work, indexes = cache / "tmp", cache / "indexes"
+    for folder in (work, indexes):
+        folder.mkdir(parents=True, exist_ok=True)
+    count = len(source.layers)
+    if count > LAYERS_MAX_COUNT:
+        raise BadInput(
+            f"the image has {count} layers, more than {LAYERS_MAX_COUNT}", "container runtimes take 127 or fewer"
+        )
+    layers = [LayerData(blob, f"{n} of {count}", work, indexes, report) for n, blob in enumerate(source.layers, 1)]
+    if own is not None:
+        layers.append(LayerData(own, "of files", work, indexes, report))
+    try:
+        yield layers
+    finally:
+        for layer in layers:
+            layer.close()
+
+
+def scanned(layers: list[LayerData]) -> list[tuple[str, TarIndex]]:
+    """Every layer's diff ID and index, in order."""
+    if not layers:
+        raise BadInput("the image has no layers", "is it an image?")
+    found: list[tuple[str, TarIndex]] = []
+    entries = heap = 0
+    with ThreadPoolExecutor(PARALLEL, "layer") as pool:
+        try:
+            for layer, (diff_id, index) in zip(layers, pool.map(LayerData.index, layers), strict=True):
+                entries, heap = entries + len(index), heap + len(index.heap)
+                if entries > ENTRIES_MAX_COUNT or heap > HEAP_MAX_BYTES:
+                    raise BadInput(
+                        f"layer {layer.name}: past {ENTRIES_MAX_COUNT} entries or {HEAP_MAX_BYTES} bytes of names",
+                        "is the image made to do harm?",
+                    )
+                found.append((diff_id, index))
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+    return found
+
+
+def kept_directories(cache: Path, names: str) -> Directories | None:
+    """The directories' content that `names` decides, where it has been kept."""
+    path = cache / "indexes" / f"directories-{names}"
+    with contextlib.suppress(OSError, RootdiskError):
+        os.utime(path)
+        return Directories.unpack(path.read_bytes())
+    return None
+
+
+def keep_directories(cache: Path, names: str, directories: Directories) -> None:
+    """Keep them, and the last few others."""
+    indexes = cache / "indexes"
+    _remember(indexes / f"directories-{names}", directories.pack())
+    with contextlib.suppress(OSError):  # another process may remove the same
+        kept = sorted(indexes.glob("directories-*"), key=lambda path: path.stat().st_mtime)
+        for path in kept[:-KEPT_DIRECTORIES]:
+            path.unlink()
+
+
+def _unnamed(folder: Path) -> int:
+    """A file without a name: gone with the process, however that ends."""
+    try:
+        return os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    except OSError:  # a file system without O_TMPFILE
+        import tempfile
+
+        fd, name = tempfile.mkstemp(dir=folder)
+        os.unlink(name)
+        return fd
+
+
+def _remember(path: Path, data: bytes) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+    partial.write_bytes(data)
+    partial.replace(path)

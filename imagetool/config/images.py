@@ -1,0 +1,269 @@
+"""images.toml, what to build, parsed once into frozen values; README.md shows every key.
+
+    load(path) -> tuple of Image        errors name the file, the line and the key, and say what is expected
+
+`[defaults]` has the same keys as an image; tables in it (env, owners, …) are merged name by name, files and removed
+paths added up. Relative paths are relative to the file. Certificates and files are read here, so what is checked is what
+is built. Which keys there are is in images.schema.json; imagetool/config/values.py says what each may be.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+from imagetool.config import schema
+from imagetool.config import values as values
+from imagetool.config.toml_lines import Where
+from imagetool.config.values import MIB
+from imagetool.layout.additions import Owner
+from rootdisk.artifact.format import Process
+from rootdisk.errors import BadInput
+from rootdisk.oci.documents import Platform
+from rootdisk.oci.reference import Reference
+from rootdisk.text import printable
+
+if TYPE_CHECKING:  # it reads source images, which takes a while to load
+    from imagetool.layout.own_files import OwnFile
+
+T = TypeVar("T")
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}\Z")  # a file's, a task's and a repository's name
+
+
+class ProcessChange(NamedTuple):
+    """What an image runs, changed: None keeps the image's own. A new entrypoint drops the image's cmd, as `docker run`."""
+
+    entrypoint: tuple[str, ...] | None = None
+    cmd: tuple[str, ...] | None = None
+    workdir: str | None = None
+    user: str | None = None
+
+    def apply(self, process: Process) -> Process:
+        """The image's `process` with these changes."""
+        own_cmd = process.cmd if self.entrypoint is None else ()
+        return Process(
+            process.entrypoint if self.entrypoint is None else self.entrypoint,
+            own_cmd if self.cmd is None else self.cmd,
+            process.workdir if self.workdir is None else self.workdir,
+            process.user if self.user is None else self.user,
+            process.stop_signal,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Only what is changed."""
+        lists = {"entrypoint": self.entrypoint, "cmd": self.cmd}
+        changed: dict[str, Any] = {key: list(value) for key, value in lists.items() if value is not None}
+        texts = {"workdir": self.workdir, "user": self.user}
+        return changed | {key: value for key, value in texts.items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """One image to build. Sizes are bytes; paths in references are absolute; certificates are checked PEM bytes."""
+
+    name: str
+    source: Reference
+    publish: tuple[Reference, ...]
+    version: str = "1"
+    platform: Platform = field(default_factory=Platform.host)
+    plain_http: bool = False
+    ca_file: Path | None = None  # PEM, trusted beside the system's own
+    size: int = 8 << 30
+    max_blob: int | None = None  # compressed, of each of the disk's; None where none is ever so large
+    kernel: str = "debian"  # or "none", or an absolute path
+    memory: int = 512 * MIB
+    cpus: int = 1
+    env: tuple[str, ...] = ()  # NAME=value, in the file's order
+    tls_ca: bytes | None = None
+    tls_client: bytes | None = None
+    owners: tuple[Owner, ...] = ()
+    process: ProcessChange = field(default_factory=ProcessChange)
+    labels: Mapping[str, str] = field(default_factory=dict)
+    files: tuple[OwnFile, ...] = ()  # put over the image's, by path
+    remove: tuple[str, ...] = ()  # absolute paths
+    group: str = ""  # the name in images.toml where this is one of several platforms: an index of all has the version
+
+
+def load(path: Path) -> tuple[Image, ...]:
+    """Every image of the file, in its order; BadInput on anything that is not exactly understood."""
+    try:
+        text = path.read_text("utf-8")
+    except OSError as err:
+        raise BadInput(f"cannot read {path}: {err.strerror}", "is this the project's directory?") from err
+    except UnicodeDecodeError as err:
+        raise BadInput(f"{path} is not UTF-8 text") from err
+    return parse(text, path)
+
+
+def parse(text: str, path: Path) -> tuple[Image, ...]:
+    """As `load`, of the file's text; `path` is for errors and for relative paths."""
+    top = Where.parse(text, path)
+    top.known(("defaults", "image"))
+    defaults = top / "defaults" if "defaults" in top.table() else None
+    if defaults is not None:
+        defaults.known(schema.keys("image"))
+    images = (top / "image") if "image" in top.table() else None
+    if images is None or not images.table():
+        raise BadInput(f"{path.name}: no image", 'write [image.NAME] and source = "…" below it')
+    found = [(name, image) for name in images.table() for image in _images(images / name, defaults)]
+    taken: set[str] = set(images.table())
+    for name, one in found:
+        if one.group and one.name in taken:
+            raise (images / name).error(f"makes {one.name}, which is an image of its own", "give one another name")
+        taken.add(one.name)
+    return tuple(image for _, image in found)
+
+
+def of_command_line(name: str, described: Mapping[str, Any]) -> Image:
+    """An image `described` as images.toml would; paths are relative to the working directory."""
+    top = Where({"image": {name: dict(described)}}, Path("command line").absolute(), "")
+    return _image(top / "image" / name, None)
+
+
+def _images(image: Where, defaults: Where | None) -> tuple[Image, ...]:
+    """One for each of the image's platforms."""
+    made = _image(image, defaults)
+    for place in (image, defaults):
+        if place is None or not {"platform", "platforms"} & place.table().keys():
+            continue
+        if "platforms" not in place.table():
+            break
+        if "platform" in place.table():
+            raise place.error("has platform and platforms", "leave one out")
+        return tuple(
+            replace(
+                made,
+                name=f"{made.name}-{str(platform).removeprefix('linux/').replace('/', '-')}",
+                platform=platform,
+                group=made.name,
+            )
+            for platform in values.platforms(place / "platforms")
+        )
+    return (made,)
+
+
+def _image(image: Where, defaults: Where | None) -> Image:
+    name = image.key
+    if not _NAME.match(name):
+        raise image.error("is no name for an image", "use lower-case letters, digits, '-', '_' and '.', at most 63")
+    image.known(schema.keys("image"))
+    places = [place for place in (defaults, image) if place is not None]
+
+    def get(key: str, parse: Callable[[Where], T], default: T) -> T:
+        found = [place / key for place in places if key in place.table()]
+        return parse(found[-1]) if found else default
+
+    def table(key: str) -> dict[str, Where]:
+        merged: dict[str, Where] = {}
+        for place in places:
+            if key in place.table():
+                if key in schema.definitions():
+                    (place / key).known(schema.keys(key))
+                merged |= {name: place / key / name for name in (place / key).table()}
+        return merged
+
+    def items(key: str) -> list[Where]:
+        return [item for place in places if key in place.table() for item in (place / key).items()]
+
+    reference = get("source", values.a_reference, None)
+    if reference is None:
+        raise image.error("has no source", 'write source = "registry/repository:tag" or "oci:DIR:TAG"')
+    allowed = {name: values.reason(where) for name, where in table("allow_secret").items()}
+    tls = {key: values.certificates(where) for key, where in table("tls").items()}
+    process = _process(table("process"), allowed)
+    if reference.kind == "tar" and not (process.entrypoint or process.cmd):
+        raise image.error(
+            "has a tar: source, which says not what to run", f"write [image.{name}.process] with cmd = […]"
+        )
+    own_layout = Reference("oci", path=(image.file.parent / "cache" / "artifacts" / name).absolute())
+    of_files: tuple[str, ...] = get("env_files", lambda where: values.variables(where, allowed), ())
+    variables = (*of_files, *(values.variable(where, allowed) for where in table("env").values()))
+    labels = {name: values.plain_text(where, name, allowed) for name, where in table("labels").items()}
+    files = _files(items("files"), allowed)
+    if "allow_secret" in image.table():
+        added = (
+            {file.path for file in files} | {text.partition("=")[0] for text in variables} | labels.keys() | _COMMANDS
+        )
+        for name in (image / "allow_secret").table():
+            if name not in added:
+                raise (image / "allow_secret" / name).error(
+                    "is nothing that is added", "name a file's path or a variable"
+                )
+    return Image(
+        name,
+        reference,
+        get("publish", values.targets, (own_layout,)),
+        get("version", lambda where: values.version(where, reference), "1"),
+        get("platform", values.a_platform, Platform.host()),
+        get("plain_http", Where.boolean, False),
+        get("ca_file", Where.path, None),
+        get("size", values.disk_size, 8 << 30),
+        get("max_blob", values.blob_size, None),
+        get("kernel", values.kernel, "debian"),
+        get("memory", values.memory, 512 * MIB),
+        get("cpus", values.cpus, 1),
+        variables,
+        tls.get("ca"),
+        tls.get("client"),
+        tuple(map(values.owner, table("owners").values())),
+        process,
+        labels,
+        files,
+        tuple(sorted({values.path_in_image(where) for where in items("remove")})),
+    )
+
+
+_COMMANDS = {"process.entrypoint", "process.cmd"}
+
+
+def _process(table: Mapping[str, Where], allowed: Mapping[str, str]) -> ProcessChange:
+    return ProcessChange(
+        values.plain_texts(table["entrypoint"], "process.entrypoint", allowed) if "entrypoint" in table else None,
+        values.plain_texts(table["cmd"], "process.cmd", allowed) if "cmd" in table else None,
+        values.absolute(table["workdir"]) if "workdir" in table else None,
+        table["user"].string() if "user" in table else None,
+    )
+
+
+def _files(items: list[Where], allowed: Mapping[str, str]) -> tuple[OwnFile, ...]:
+    """All files, by path: of the same path the last counts, so an image's replaces the defaults'."""
+    if not items:
+        return ()
+    from imagetool.layout import own_files as files
+
+    found: dict[str, OwnFile] = {}
+    for item in items:
+        item.known(schema.keys("file"))
+        table = item.table()
+        if "path" not in table:
+            raise item.error("has no path", 'write path = "/where/it/goes"')
+        if ("from" in table) == ("text" in table):
+            raise item.error("needs from or text", 'write from = "FILE or DIRECTORY" or text = "…"')
+        path = values.path_in_image(item / "path")
+        mode = values.a_mode(item / "mode") if "mode" in table else None
+        owner = (item / "owner").string() if "owner" in table else ""
+        if "owner" in table:
+            values.owner_text(item / "owner", path)
+        follow = (item / "follow").boolean() if "follow" in table else False
+        if follow and "text" in table:
+            raise (item / "follow").error("has no from whose links to follow", "leave it out")
+        try:
+            if "text" in table:
+                made = [files.of_text(path, (item / "text").string(), mode, owner)]
+            else:
+                source, folder = (item / "from").path(), item.file.parent
+                made = list(files.of_path(path, source, mode, owner, folder, follow=follow))
+        except BadInput as err:
+            raise (item / ("text" if "text" in table else "from")).error(err.message, err.hint) from err
+        for file in made:
+            what = f"{printable(file.content)}: " if isinstance(file.content, Path) else ""
+            key = "text" if "text" in table else "from"
+            values.refuse_secret(item / key, file.path, file.secret, allowed, what, file.unread)
+        found |= {file.path: file for file in made}
+        if len(found) > files.FILES_MAX_COUNT:
+            raise item.error(f"more than {files.FILES_MAX_COUNT} files", "put them into the image")
+    return tuple(found[path] for path in sorted(found, key=lambda path: path.split("/")))

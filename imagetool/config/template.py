@@ -1,0 +1,96 @@
+"""A commented images.toml to begin with, from what a source image says of itself."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from imagetool.config import schema
+from imagetool.sources.open import SourceImage
+from rootdisk.errors import BadInput, RootdiskError
+from rootdisk.oci.reference import Reference
+from rootdisk.text import printable
+
+_PLAIN_KEYS = ("publish", "version", "platform", "size", "memory", "cpus", "kernel", "remove")
+
+
+def described(reference: Reference, name: str, source: SourceImage, folder: Path) -> str:
+    """images.toml for `source` as the image `name`; paths are made relative to `folder`, where the file is to lie.
+
+    As it is it builds what the source has; what may be changed stands in comments.
+    """
+    return "".join(f"{line}\n" for line in _lines(reference, name, source, folder))
+
+
+def write_new(path: Path, text: str) -> None:
+    """`text` as the new file `path`; BadInput where there is one."""
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError as err:
+        raise BadInput(f"{path} is there already", "write to another file, or remove it") from err
+    except OSError as err:
+        raise RootdiskError(f"cannot write {path}: {err.strerror}") from err
+
+
+def _lines(reference: Reference, name: str, source: SourceImage, folder: Path) -> Iterator[str]:
+    config, process = source.config, source.config.process
+    size = sum(layer.descriptor.size for layer in source.layers)
+    if reference.path is not None:
+        reference = reference._replace(path=Path(os.path.relpath(reference.path, folder)))
+    yield "#:schema images.schema.json"
+    yield "# What to build: `doit build` makes every image here. `imagetool schema > images.schema.json` makes editors know the keys."
+    yield ""
+    yield f"[image.{name}]"
+    yield f"# {printable(config.platform)}, {len(source.layers)} layers, {size / 1e6:.1f} MB, {source.manifest_digest}"
+    yield f"source = {_text(str(reference))}"
+    examples = {
+        "publish": f"oci:cache/artifacts/{name}",
+        "version": "{source_tag}" if reference.tag else "1",
+        "platform": str(config.platform),
+        "remove": ["/usr/share/doc"],
+    }
+    keys = schema.definitions()["image"]["properties"]
+    for key in _PLAIN_KEYS:
+        yield f"# {key} = {_text(examples.get(key, keys[key].get('default')))}  # {keys[key]['description']}"
+    yield ""
+    if config.env:
+        yield f"# The image sets {', '.join(_text(text.partition('=')[0])[1:-1] for text in config.env)}."
+    yield f"# {keys['env']['description']}"
+    yield f"[image.{name}.env]"
+    yield '# NAME = "value"'
+    yield ""
+    yield f"# {schema.definitions()['process']['description']} It runs, as {_text(process.user or 'root')} in {_text(process.workdir)}:"
+    yield f"[image.{name}.process]"
+    yield f"# entrypoint = {_text(list(process.entrypoint))}"
+    yield f"# cmd = {_text(list(process.cmd))}"
+    yield f"# user = {_text(process.user or 'root')}"
+    yield ""
+    yield f"# {keys['owners']['description']}"
+    if config.volumes:
+        yield "# The image's volumes are directories of the disk like all others, and what is written there goes with the sandbox."
+    yield f"[image.{name}.owners]"
+    for path in config.volumes or ("/sandbox",):
+        owner = _text(process.user) if process.user else '{ user = "sandbox", create = true }'
+        yield f"# {_text(path)} = {owner}"
+    if config.ports:
+        yield ""
+        yield f"# The image listens on {', '.join(_text(port)[1:-1] for port in config.ports)}."
+    yield ""
+    yield f"# {keys['files']['description']}"
+    yield f"# [[image.{name}.files]]"
+    yield '# path = "/etc/motd"'
+    yield '# text = "welcome"  # or from = "FILE or DIRECTORY"; mode = "0644", owner = "user:group"'
+
+
+def _text(value: object) -> str:
+    """A TOML value, which is JSON's; what is not printable is escaped, as people look at the file in a terminal."""
+    return "".join(map(_escaped, json.dumps(value, ensure_ascii=False)))
+
+
+def _escaped(char: str) -> str:
+    if char.isprintable():
+        return char
+    return f"\\u{ord(char):04x}" if ord(char) < 0x10000 else f"\\U{ord(char):08x}"

@@ -1,0 +1,199 @@
+"""Where in a TOML file a value stands, so that an error about it can say so: tomllib keeps no positions."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rootdisk.errors import BadInput
+from rootdisk.oci.reference import Reference
+from rootdisk.text import printable
+
+Keys = tuple[str | int, ...]  # a number counts in an array, from 0
+Position = tuple[int, int]  # line and column, both from 1
+
+_KINDS = {bool: "true or false", str: "a string", int: "a number", float: "a number", list: "a list", dict: "a table"}
+
+
+class Where(NamedTuple):
+    """A value of the file and the keys that lead to it."""
+
+    value: Any
+    file: Path
+    text: str
+    keys: Keys = ()
+
+    @classmethod
+    def parse(cls, text: str, file: Path) -> Where:
+        """The whole file; BadInput with the line where it is not TOML."""
+        import tomllib  # the command line has no TOML
+
+        try:
+            return cls(tomllib.loads(text), file, text)
+        except (tomllib.TOMLDecodeError, RecursionError) as err:
+            found = re.search(r"(.*) \(at line (\d+), column (\d+)\)\Z", str(err))
+            what, place = (found[1], f":{found[2]}:{found[3]}") if found else (str(err), "")
+            raise BadInput(f"{file.name}{place}: not TOML: {what}") from err
+
+    def __truediv__(self, key: str | int) -> Where:
+        return self._replace(value=self.value[key], keys=(*self.keys, key))
+
+    @property
+    def key(self) -> str:
+        return str(self.keys[-1])
+
+    def error(self, what: str, hint: str = "") -> BadInput:
+        """The error that this value `what`; the file, line and column as compilers write them, for editors to jump to."""
+        position = position_of(self.text, self.keys)
+        place = ":{}:{}".format(*position) if position else ""
+        return BadInput(f"{self.file.name}{place}: {printable('.'.join(map(str, self.keys)))}: {what}", hint)
+
+    def unknown(self, known: Sequence[str]) -> BadInput:
+        """The error that there is no such key, with the nearest that there is."""
+        near = difflib.get_close_matches(self.key, known, n=1)
+        return self.error("unknown key", f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}")
+
+    def known(self, names: Sequence[str]) -> None:
+        """BadInput where this table has another key than `names`."""
+        for key in self.table():
+            if key not in names:
+                raise (self / key).unknown(names)
+
+    def kind(self) -> str:
+        return _KINDS.get(type(self.value), "a date")
+
+    def _typed(self, type_: type) -> Any:
+        if type(self.value) is not type_:  # a bool is an int to isinstance
+            hint = f'write "{self.value}"' if type_ is str and isinstance(self.value, int | float) else ""
+            raise self.error(f"is {self.kind()}, expected {_KINDS[type_]}", hint)
+        return self.value
+
+    def table(self) -> Mapping[str, Any]:
+        value: Mapping[str, Any] = self._typed(dict)
+        for key in value:
+            self.check_text(key)
+        return value
+
+    def items(self) -> list[Where]:
+        """The array's values, each where it stands."""
+        return [self / number for number in range(len(self._typed(list)))]
+
+    def string(self) -> str:
+        value: str = self._typed(str)
+        self.check_text(value)
+        return value
+
+    def check_text(self, text: str) -> None:
+        """BadInput if `text` is no Unicode: TOML has none of that, arguments of a command may."""
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise self.error(f"{printable(text, 80)} is not UTF-8 text") from None
+
+    def boolean(self) -> bool:
+        value: bool = self._typed(bool)
+        return value
+
+    def integer(self) -> int:
+        value: int = self._typed(int)
+        return value
+
+    def path(self) -> Path:
+        """A file's name, relative to the file's directory."""
+        text: str = self._typed(str)  # a file's name need not be text
+        if not text or "\0" in text:
+            raise self.error(f"{printable(text, 80)!r} is no path")
+        return (self.file.parent / text).absolute()
+
+    def anchored(self, reference: Reference) -> Reference:
+        """The reference with its path, where it has one, made absolute in the same way."""
+        if reference.path is None:
+            return reference
+        return reference._replace(path=(self.file.parent / reference.path).absolute())
+
+
+def position_of(text: str, keys: Keys) -> Position | None:
+    """Where `keys` stand in the TOML `text`; where they do not, the nearest table above; None without any."""
+    positions: dict[Keys, Position] = {}
+    for path, position in _positions(text):
+        positions.setdefault(path, position)
+    while keys and keys not in positions:
+        keys = keys[:-1]
+    return positions.get(keys)
+
+
+# What may hold a line's end or a bracket that is none, brackets, and line ends.
+_TOKEN = re.compile(
+    r'''"""(?:[^\\]|\\.)*?"""(?!")|\'{3}.*?\'{3}(?!\')|"(?:[^"\\\n]|\\.)*"|'[^'\n]*'|#[^\n]*|[][{}\n]''', re.DOTALL
+)
+_BLANK = re.compile(r"\s*(#.*)?\Z")
+
+
+def _positions(text: str) -> Iterator[tuple[Keys, Position]]:
+    """Every key of a valid document and where it is."""
+    import tomllib
+
+    prefix: Keys = ()
+    counts: dict[Keys, int] = {}  # of arrays of tables: the number of the last
+    for statement, first in _statements(text):
+        value = tomllib.loads(statement)
+        header = statement.lstrip()
+        if header.startswith("["):
+            prefix = ()
+            for path in _paths(value):  # a table's header makes the tables above it
+                prefix = (*prefix, path[-1])
+                yield prefix, _position(statement, first, path)
+                prefix = (*prefix, counts[prefix]) if prefix in counts and not _is_last(value, path) else prefix
+            if header.startswith("[["):
+                counts[prefix] = counts.get(prefix, -1) + 1
+                prefix = (*prefix, counts[prefix])
+                yield prefix, _position(statement, first, path)
+        else:
+            for path in _paths(value):
+                yield prefix + path, _position(statement, first, path)
+
+
+def _statements(text: str) -> Iterator[tuple[str, int]]:
+    """Each key and value, or header, of a valid document, and its first line: it ends with a line that leaves nothing open."""
+    start, line, first, depth = 0, 1, 1, 0
+    for found in _TOKEN.finditer(text + "\n"):
+        token = found[0]
+        depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(token, 0)
+        line += token.count("\n")
+        if token == "\n" and not depth:
+            statement = text[start : found.end()]
+            if not _BLANK.match(statement):
+                yield statement, first
+            start, first = found.end(), line
+
+
+def _paths(value: Any) -> Iterator[Keys]:
+    """Every way into a value, but into the empty tables of a header no further."""
+    if isinstance(value, list) and value != [{}]:
+        items: Iterator[tuple[str | int, Any]] = iter(enumerate(value))
+    else:
+        items = iter(value.items() if isinstance(value, dict) else ())
+    for key, inner in items:
+        yield (key,)
+        for path in _paths(inner):
+            yield (key, *path)
+
+
+def _is_last(value: Any, path: Keys) -> bool:
+    for key in path:
+        value = value[key]
+    return value in ({}, [{}])
+
+
+def _position(statement: str, first: int, path: Keys) -> Position:
+    """Where the last name of `path` stands in a statement that begins in line `first`."""
+    at = 0
+    for name in path:
+        if isinstance(name, str):
+            found = re.search(rf"(?<![\w-])([\"']?){re.escape(name)}\1(?=\s*[=.\]])", statement[at:])
+            at += found.start() if found else 0
+    before = statement[:at]
+    return first + before.count("\n"), at - (before.rfind("\n") + 1) + 1

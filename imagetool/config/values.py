@@ -1,0 +1,358 @@
+"""The single values of images.toml: each function takes where one stands and gives what it means, or says what is wrong."""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import sys
+import time
+from collections.abc import Container, Iterator
+
+from imagetool.config import schema
+from imagetool.config.toml_lines import Where
+from imagetool.layout import secrets
+from imagetool.layout.additions import Owner
+from imagetool.layout.certificates import PEM_MAX_BYTES, check_certificates
+from rootdisk.artifact.format import DISK_MAX_BYTES
+from rootdisk.errors import BadInput
+from rootdisk.oci.documents import Platform
+from rootdisk.oci.reference import Reference, parse_reference
+from rootdisk.text import one_line, printable
+
+MIB = 1 << 20
+
+_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}\Z")  # distribution-spec, "Pulling manifests"
+_SIZE = re.compile(r"([0-9]{1,15})([KMGT]iB)\Z")
+_UNITS = {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
+_TEMPLATES = ("git", "date", "source_tag")
+_ENV_FILE_MAX_BYTES = 1 << 20
+
+
+def a_reference(where: Where) -> Reference:
+    text = where.string()
+    try:
+        reference = parse_reference(text)
+    except BadInput as err:
+        raise where.error(err.message, err.hint) from err
+    return where.anchored(reference)
+
+
+def targets(where: Where) -> tuple[Reference, ...]:
+    """Places without tags: the version is the tag."""
+    found = []
+    for text in [where.value] if isinstance(where.value, str) else strings(where):
+        try:
+            reference = parse_reference(text)
+        except BadInput as err:
+            raise where.error(err.message, err.hint) from err
+        if reference.kind not in ("registry", "oci"):
+            raise where.error(f"{text!r:.200} cannot be published to", "write registry/repository or oci:DIR")
+        # A registry's reference without tag means :latest; only a tag that was written is wrong here.
+        if reference.digest or (reference.tag and text.endswith(":" + reference.tag)):
+            raise where.error(f"{text!r:.200} has a tag or digest", 'leave it out: the tag is version = "…"')
+        found.append(where.anchored(reference))
+    if not found:
+        raise where.error("is empty", "leave the key out for an OCI layout at cache/artifacts/NAME")
+    return tuple(found)
+
+
+def version(where: Where, source: Reference) -> str:
+    """A tag. `{git}` in it is what git describes, `{date}` today in UTC, `{source_tag}` the tag of `source`."""
+    text = where.string()
+
+    def value(found: re.Match[str]) -> str:
+        name = found[1]
+        if name == "git":
+            return _git(where)
+        if name == "date":
+            now = os.environ.get("SOURCE_DATE_EPOCH") or str(int(time.time()))
+            if not re.fullmatch("[0-9]{1,11}", now):
+                raise where.error(f"{{date}}: SOURCE_DATE_EPOCH is {now!r:.40}", "set it to seconds since 1970")
+            return time.strftime("%Y-%m-%d", time.gmtime(int(now)))
+        if name == "source_tag":
+            if not source.tag:
+                raise where.error("{source_tag}: the source has no tag", "write the version, or name a tag")
+            return source.tag
+        raise where.error(f"{found[0]}: unknown", "known are {git}, {date}, {source_tag}")
+
+    made = re.sub(r"\{([^{}]*)\}", value, text)
+    if not _TAG.match(made):
+        raise where.error(f"{made!r:.80} is no tag", "use letters, digits, '_', '.' and '-', at most 128")
+    if made.startswith("key-"):
+        raise where.error(f"{made!r:.80} is taken", "tags that begin with key- are the build cache's")
+    return made
+
+
+def _git(where: Where) -> str:
+    """What git describes: the last tag, how many commits ago, and `-dirty` where something has changed since."""
+    from rootdisk.system import process
+
+    command = ["git", "-C", str(where.file.parent), "describe", "--tags", "--always", "--dirty"]
+    try:
+        done = process.run(command)
+    except OSError as err:
+        raise where.error(f"{{git}}: cannot run git: {err.strerror}", "install git") from err
+    if done.status:
+        reason = done.complaint.strip().removeprefix("fatal: ").splitlines()[:1] or ["it failed"]
+        raise where.error(
+            f"{{git}}: git describe: {printable(reason[0], 200)}", "commit something, or write the version"
+        )
+    return done.text.strip()
+
+
+def platforms(where: Where) -> tuple[Platform, ...]:
+    found = tuple(map(a_platform, where.items()))
+    if not found or len(set(found)) < len(found):
+        raise where.error("names no platform, or one twice", 'write platforms = ["linux/amd64", "linux/arm64"]')
+    return found
+
+
+def a_platform(where: Where) -> Platform:
+    text = where.string()
+    try:
+        platform = Platform.parse(text)
+    except BadInput as err:
+        raise where.error(err.message, err.hint) from err
+    if platform.os != "linux":
+        raise where.error(f"{platform} is not Linux", "guests are always Linux: linux/amd64, linux/arm64")
+    return platform
+
+
+def parse_size(text: str) -> int:
+    """The bytes of a disk's size as "8GiB". BadInput where it is none."""
+    size = _bytes(text)
+    if size % MIB or not MIB <= size <= DISK_MAX_BYTES:
+        raise BadInput(f"{text!r:.80} is no size of a disk", "whole MiB, at most 16TiB")
+    return size
+
+
+def _bytes(text: str) -> int:
+    found = _SIZE.match(text)
+    if not found:
+        raise BadInput(f"{text!r:.80} is no size", 'write a number and KiB, MiB, GiB or TiB, as "8GiB"')
+    return int(found[1]) * _UNITS[found[2]]
+
+
+def disk_size(where: Where) -> int:
+    try:
+        return parse_size(where.string())
+    except BadInput as err:
+        raise where.error(err.message, err.hint) from err
+
+
+def memory(where: Where) -> int:
+    try:
+        size = _bytes(where.string())
+    except BadInput as err:
+        raise where.error(err.message, err.hint) from err
+    if size % MIB or not 32 * MIB <= size <= 16 << 40:
+        raise where.error(f"{where.value!r:.80} is no size of a memory", "whole MiB, 32MiB to 16TiB")
+    return size
+
+
+def blob_size(where: Where) -> int | None:
+    """None where no blob is ever so large (imagetool/packing/parts.py): then it decides nothing."""
+    try:
+        size = _bytes(where.string())
+    except BadInput as err:
+        raise where.error(err.message, err.hint) from err
+    if size % MIB or size < MIB:
+        raise where.error(f"{where.value!r:.80} is no size of a blob", "whole MiB, 1MiB or more")
+    return size if size < 2 << 30 else None
+
+
+def cpus(where: Where) -> int:
+    count = where.integer()
+    if not 1 <= count <= 255:
+        raise where.error(f"{count} processors", "1 to 255")
+    return count
+
+
+def kernel(where: Where) -> str:
+    text = where.string()
+    return text if text in ("debian", "none") else str(where.path())
+
+
+def reason(where: Where) -> str:
+    """Why a private key may be published."""
+    text = where.string().strip()
+    if not text:
+        raise where.error("gives no reason", 'write why it is no secret, as "a key of the tests"')
+    return text
+
+
+@functools.cache  # defaults are read once for each image
+def _remark(text: str) -> None:
+    print(f"imagetool: {one_line(text)}", file=sys.stderr, flush=True)
+
+
+def refuse_secret(
+    where: Where, name: str, found: str, allowed: Container[str], what: str = "", unread: str = ""
+) -> None:
+    """BadInput if a private key was `found` in what is added as `name` and is not allowed there; `what` says which value.
+
+    If none was found but not all was looked through, one remark says so: `unread` is the reason.
+    """
+    if name in allowed:
+        return
+    if unread and not found:
+        _remark(f"{printable(name)}: not looked through to its end for private keys: {unread}")
+    if found:
+        give = f"-e {name}, or --tls-key FILE" if name.isidentifier() else "--tls-key FILE"
+        raise where.error(
+            f"{what}holds {found}, and a build is published",
+            f"leave it out and give it to each sandbox: runner boot {give}; "
+            f'if it is no secret, write allow_secret = {{ "{printable(name)}" = "why" }}',
+        )
+
+
+def plain_text(where: Where, name: str, allowed: Container[str]) -> str:
+    """A text that is published, without a private key."""
+    text = where.string()
+    _refuse_secret_text(where, name, text, allowed)
+    return text
+
+
+def plain_texts(where: Where, name: str, allowed: Container[str]) -> tuple[str, ...]:
+    found = strings(where)
+    for text in found:
+        _refuse_secret_text(where, name, text, allowed)
+    return found
+
+
+def _refuse_secret_text(where: Where, name: str, text: str, allowed: Container[str], what: str = "") -> None:
+    unread: list[str] = []
+    found = secrets.in_bytes(text.encode(), unread=unread)
+    refuse_secret(where, name, found, allowed, what, "".join(unread[:1]))
+
+
+def variable(where: Where, allowed: Container[str] = ()) -> str:
+    """NAME=value of a key of `env`."""
+    name, value = where.key, where.value
+    if isinstance(value, dict) and value.get("secret") is True:
+        raise where.error(
+            "is secret, and a build is published",
+            f"leave it out and give it to each sandbox: runner boot -e {name}, or --env-file FILE",
+        )
+    return _variable(where, name, where.string(), allowed)
+
+
+def variables(where: Where, allowed: Container[str] = ()) -> tuple[str, ...]:
+    """NAME=value of every line in the files that a list names; blank lines and those that begin with # are skipped."""
+    return tuple(_variables(where, allowed))
+
+
+def _variables(where: Where, allowed: Container[str]) -> Iterator[str]:
+    from imagetool.layout.own_files import leads_out
+
+    for number, name in enumerate(strings(where)):
+        if out := leads_out((where / number).path(), where.file.parent):
+            raise where.error(f"{name} is a link to {printable(out)}, out of its directory", "name the file itself")
+        text = _read(where / number, _ENV_FILE_MAX_BYTES)
+        for line_number, line in enumerate(text.split(b"\n"), 1):
+            line = line.removesuffix(b"\r")
+            if not line.strip() or line.lstrip().startswith(b"#"):
+                continue
+            try:
+                key, equals, value = line.decode().partition("=")
+            except UnicodeDecodeError:
+                raise where.error(f"{name}, line {line_number}: not UTF-8 text") from None
+            if not equals:
+                raise where.error(f"{name}, line {line_number}: {key!r:.80} has no value", "write NAME=VALUE")
+            yield _variable(where, key, value, allowed, f"{name}, line {line_number}: ")
+
+
+def _variable(where: Where, name: str, text: str, allowed: Container[str], place: str = "") -> str:
+    if not name or "=" in name or "\0" in name:
+        raise where.error(f"{place}is no name of a variable")
+    if "\0" in text:
+        raise where.error(f"{place}holds a NUL byte", "no program could be given it")
+    _refuse_secret_text(where, name, text, allowed, place)
+    return f"{name}={text}"
+
+
+def certificates(where: Where) -> bytes:
+    """The PEM file's certificates, one after the other, and nothing else of it."""
+    data = _read(where, PEM_MAX_BYTES + 1)
+    try:
+        return check_certificates(data, str(where.value))
+    except BadInput as err:
+        raise where.error(err.message, err.hint) from err
+
+
+def _read(where: Where, limit: int) -> bytes:
+    try:
+        with where.path().open("rb") as file:
+            return file.read(limit)
+    except OSError as err:
+        raise where.error(f"cannot read {where.value}: {err.strerror}") from err
+
+
+def owner(where: Where) -> Owner:
+    path = where.key
+    if not path.startswith("/") or ".." in path.split("/"):
+        raise where.error("is no absolute path in the image", 'write "/path" = "user"')
+    if isinstance(where.value, str):
+        return owner_text(where, path)
+    where.known(schema.keys("owner"))
+    table = where.table()
+    uid = _id(where / "uid") if "uid" in table else None
+    gid = _id(where / "gid") if "gid" in table else None
+    create = (where / "create").boolean() if "create" in table else False
+    if "user" not in table and uid is None:
+        raise where.error("has neither user nor uid", "write user, user:group, uid:gid or {user = …, create = true}")
+    user = (where / "user").string() if "user" in table else str(uid)
+    if not user:
+        raise (where / "user").error("is empty")
+    return Owner(path, user, "", uid, gid, create)
+
+
+def owner_text(where: Where, path: str) -> Owner:
+    try:
+        return Owner.parse(path, where.string())
+    except BadInput as err:
+        raise where.error(err.message, err.hint) from err
+
+
+def _id(where: Where) -> int:
+    number = where.integer()
+    if not 0 <= number < 0xFFFF_FFFF:
+        raise where.error(f"{number} is no user or group number", "0 to 4294967294")
+    return number
+
+
+def a_mode(where: Where) -> int:
+    """Permission bits, written in octal as chmod takes them."""
+    text = where.string()
+    if not re.fullmatch(r"0?[0-7]{3,4}", text):
+        raise where.error(f"{text!r:.80} is no mode", 'write it in octal, as "0644"')
+    return int(text, 8)
+
+
+def strings(where: Where) -> tuple[str, ...]:
+    if not isinstance(where.value, list) or not all(isinstance(item, str) and "\0" not in item for item in where.value):
+        raise where.error(f"is {where.kind()}", 'expected a list of strings, as ["python3", "app.py"]')
+    for item in where.value:
+        where.check_text(item)
+    return tuple(where.value)
+
+
+def absolute(where: Where) -> str:
+    text = where.string()
+    if not text.startswith("/"):
+        raise where.error(f"{text!r:.80} is not an absolute path")
+    return text
+
+
+def path_in_image(where: Where) -> str:
+    """An absolute path of a name that may be added or removed, without a slash at its end."""
+    text = absolute(where).rstrip("/")
+    parts = text.split("/")[1:]
+    if not parts or not all(parts) or {".", ".."} & set(parts) or "\0" in text:
+        raise where.error(f"{where.value!r:.80} names nothing in the image", 'write it as "/etc/name"')
+    if parts[0] == ".rootdisk":
+        raise where.error(f"{text} is rootdisk's own place")
+    if any(part.startswith(".wh.") for part in parts):
+        raise where.error(f"{text!r:.80}: a name that begins with .wh. is a whiteout", "use remove = […]")
+    return text

@@ -1,0 +1,202 @@
+"""The builder's own files, and what shall not be on the disk: one more layer over the image's, as a tar made here.
+
+    of_text(…), of_path(…) -> OwnFile            what images.toml asks for, hashed, and what private key is in it
+    own_layer(files, removed) -> LayerBlob       plain tar: whiteouts, then the files; no clock, no owner, no umask in it
+
+Files have time 0 and belong to root in the tar; whom they are to belong to is looked up in the image's accounts later.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import itertools
+import os
+import stat
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from imagetool.layout import secrets
+from imagetool.sources.open import LayerBlob
+from imagetool.tree.model import Directory, Tree
+from rootdisk.errors import BadInput, RootdiskError
+from rootdisk.oci.documents import Descriptor, Digest
+from rootdisk.text import printable
+
+NEAR_MAX_COUNT = 10_000  # names of the image that a wrong one is compared with
+FILES_MAX_COUNT = 10_000  # each is listed in the artifact's config
+PIECE_BYTES = 1 << 20
+PLAIN_LAYER = "application/vnd.oci.image.layer.v1.tar"
+NEST_MAX = 200  # directories in directories
+
+
+class OwnFile(NamedTuple):
+    """One name to put on the disk: a regular file, a directory or a symbolic link.
+
+    `path` is absolute; `mode` the whole st_mode; `owner` user[:group], "" for root; `size` in bytes and `digest` are of a
+    file's `content`, `target` is a link's.
+    """
+
+    path: str
+    mode: int
+    owner: str = ""
+    size: int = 0
+    digest: str = ""
+    target: str = ""
+    content: Path | bytes = b""
+    secret: str = ""  # what private key is in it, in words
+    unread: str = ""  # why not all of it was looked through for one
+
+    def to_json(self) -> dict[str, Any]:
+        """What of it decides the disk."""
+        what = {"digest": self.digest, "target": self.target, "owner": self.owner}
+        return {"path": self.path, "mode": f"{self.mode:06o}", **{key: text for key, text in what.items() if text}}
+
+
+def of_text(path: str, text: str, mode: int | None, owner: str) -> OwnFile:
+    """A file of the UTF-8 `text`."""
+    data = text.encode()
+    permissions = 0o644 if mode is None else mode
+    digest = str(Digest.of(data))
+    unread: list[str] = []
+    secret = secrets.in_bytes(data, unread=unread)
+    kind = stat.S_IFREG | permissions
+    return OwnFile(path, kind, owner, len(data), digest, content=data, secret=secret, unread="".join(unread[:1]))
+
+
+def leads_out(source: Path, folder: Path) -> str:
+    """Where a link leads to on the way to `source`, if out of `folder`; of its own directory if it does not lie there."""
+    named = Path(os.path.normpath(source))
+    base = folder if named.is_relative_to(os.path.normpath(folder)) else named.parent
+    real = Path(os.path.realpath(source))
+    return "" if real.is_relative_to(os.path.realpath(base)) else str(real)
+
+
+def of_path(path: str, source: Path, mode: int | None, owner: str, folder: Path, *, follow: bool) -> Iterator[OwnFile]:
+    """The file `source` as `path`, or a directory with all below.
+
+    Without `mode` files are 0755 if their owner may execute them, else 0644, as git has it; directories are 0755.
+    `source` must not be a link out of `folder`, and links below it are put as links; with `follow`, what a link leads to
+    is put in its place, wherever it is.
+    BadInput: what cannot be read, or is no file, directory or symbolic link.
+    """
+    try:
+        if not follow and (out := leads_out(source, folder)):
+            raise BadInput(
+                f"{printable(source)} is a link to {printable(out)}, out of its directory",
+                "write follow = true to put what it leads to",
+            )
+        yield from _of_path(path, source, source.stat(), mode, owner, follow, ())
+    except OSError as err:
+        raise BadInput(f"cannot read {printable(err.filename or source)}: {err.strerror}") from err
+
+
+def _of_path(
+    path: str,
+    source: Path,
+    found: os.stat_result,
+    mode: int | None,
+    owner: str,
+    follow: bool,
+    above: tuple[tuple[int, int], ...],
+) -> Iterator[OwnFile]:
+    if stat.S_ISLNK(found.st_mode):
+        target = os.readlink(source)
+        _check_text(target, source)
+        yield OwnFile(path, stat.S_IFLNK | 0o777, owner, target=target)
+    elif stat.S_ISDIR(found.st_mode):
+        here = found.st_dev, found.st_ino
+        if here in above or len(above) > NEST_MAX:
+            raise BadInput(f"{printable(source)}: links in circles, or more than {NEST_MAX} directories in each other")
+        yield OwnFile(path, stat.S_IFDIR | 0o755, owner)
+        for name in sorted(os.listdir(source)):
+            inner = source / name
+            if name.startswith(".wh."):
+                raise BadInput(f"{printable(inner)}: a name that begins with .wh. is a whiteout", "use remove = […]")
+            _check_text(name, inner)
+            there = os.stat(inner, follow_symlinks=follow)
+            yield from _of_path(f"{path.rstrip('/')}/{name}", inner, there, mode, owner, follow, (*above, here))
+    elif stat.S_ISREG(found.st_mode):
+        permissions = mode if mode is not None else 0o755 if found.st_mode & stat.S_IXUSR else 0o644
+        with source.open("rb") as file:
+            digest, size = hashlib.sha256(), 0
+            while piece := file.read(PIECE_BYTES):
+                digest.update(piece)
+                size += len(piece)
+            file.seek(0)
+            unread: list[str] = []
+            secret = secrets.in_stream(file, unread=unread)
+        found_digest = str(Digest("sha256", digest.hexdigest()))
+        kind = stat.S_IFREG | permissions
+        yield OwnFile(path, kind, owner, size, found_digest, content=source, secret=secret, unread="".join(unread[:1]))
+    else:
+        raise BadInput(f"{printable(source)} is no file, directory or symbolic link", "make device files in the image")
+
+
+def _check_text(name: str, source: Path) -> None:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise BadInput(f"{printable(source)}: its name or target is not UTF-8") from None
+
+
+def own_layer(files: Sequence[OwnFile], removed: Sequence[str]) -> LayerBlob:
+    """`files` and whiteouts for the paths `removed` as a layer; RootdiskError where a file is not what it was."""
+    digest, size = hashlib.sha256(), 0
+    for piece in _tar(files, removed):
+        digest.update(piece)
+        size += len(piece)
+    diff_id = Digest("sha256", digest.hexdigest())
+    return LayerBlob(Descriptor(PLAIN_LAYER, diff_id, size), diff_id, lambda: _tar(files, removed))
+
+
+def check_removed(tree: Tree, removed: Iterable[str]) -> None:
+    """BadInput where the image has not what is to be removed."""
+    for path in removed:
+        above, _, name = path.encode().rpartition(b"/")
+        parent = tree.resolve(above)
+        names = parent.children if isinstance(parent, Directory) else {}
+        if name not in names:
+            some = [os.fsdecode(other) for other in itertools.islice(names, NEAR_MAX_COUNT)]
+            near = difflib.get_close_matches(name.decode(), some, n=1)
+            above_text = path.rpartition("/")[0]
+            hint = f"did you mean {above_text}/{printable(near[0])}?" if near else "fix the path, or leave it out"
+            raise BadInput(f"remove: the image has no {path}", hint)
+
+
+def _tar(files: Sequence[OwnFile], removed: Sequence[str]) -> Iterator[bytes]:
+    for path in removed:
+        parent, _, name = path.strip("/").rpartition("/")
+        yield _header(f"{parent}/.wh.{name}".lstrip("/"), stat.S_IFREG)
+    for file in files:
+        yield _header(file.path.strip("/"), file.mode, file.size, file.target)
+        if file.size:
+            yield from _content(file)
+            yield bytes(-file.size % 512)
+    yield bytes(1024)
+
+
+def _header(path: str, mode: int, size: int = 0, target: str = "") -> bytes:
+    import tarfile
+
+    types = {stat.S_IFREG: tarfile.REGTYPE, stat.S_IFDIR: tarfile.DIRTYPE, stat.S_IFLNK: tarfile.SYMTYPE}
+    entry = tarfile.TarInfo(path)
+    entry.type, entry.mode, entry.size, entry.linkname = types[stat.S_IFMT(mode)], stat.S_IMODE(mode), size, target
+    return entry.tobuf(tarfile.PAX_FORMAT, "utf-8", "strict")
+
+
+def _content(file: OwnFile) -> Iterator[bytes]:
+    digest, size = hashlib.sha256(), 0
+    for piece in [file.content] if isinstance(file.content, bytes) else _pieces(file.content):
+        digest.update(piece)
+        size += len(piece)
+        yield piece
+    if size != file.size or f"sha256:{digest.hexdigest()}" != file.digest:
+        raise RootdiskError(f"{file.content!s}: changed while it was built", "start the build again")
+
+
+def _pieces(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while piece := file.read(PIECE_BYTES):
+            yield piece

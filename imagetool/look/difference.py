@@ -1,0 +1,169 @@
+"""Two artifacts that ought to be the same: where they are not, down to JSON keys, chunks, blocks and files.
+
+with opened(a, …) as first, opened(b, …) as second:
+    for line in differences(first, second): …          no line: equal to the byte
+"""
+
+from __future__ import annotations
+
+import contextlib
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from imagetool.build import derivation
+from imagetool.ext4.reader import Reader
+from imagetool.look import inspection
+from imagetool.packing.manifest import TITLE
+from rootdisk.artifact.disk import FramedDisk
+from rootdisk.artifact.format import (
+    CONFIG_MAX_BYTES,
+    INDEX_MAX_BYTES,
+    ArtifactConfig,
+    ArtifactManifest,
+    Chunk,
+    ChunkIndex,
+)
+from rootdisk.errors import RootdiskError
+from rootdisk.ext4.format import EXT4_EXTENTS_FL
+from rootdisk.oci.documents import Descriptor, Manifest, Platform, parse_json
+from rootdisk.oci.reference import Reference
+from rootdisk.oci.repository import Joined, RegistryOptions, Repository, read_blob, resolve_manifest
+from rootdisk.places import open_repository
+
+LINES_MAX_COUNT = 20  # of a kind
+BLOCK = 4096
+_META = "file-system metadata"
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """An artifact that can be read: its parts are fetched when they are looked at."""
+
+    repository: Repository
+    descriptor: Descriptor
+    manifest: Mapping[str, Any]
+    roles: ArtifactManifest
+    config: ArtifactConfig
+    index: ChunkIndex
+
+    def found(self) -> inspection.Found:
+        """Its disk, to be read by file."""
+        return inspection.Found(Reader(self._disk()), self.config)
+
+    def raw(self, chunk: Chunk) -> bytes:
+        return self._disk().read(chunk.offset, chunk.length)
+
+    def frame(self, chunk: Chunk) -> bytes:
+        return b"".join(Joined(self.repository, self.roles.disk).read(chunk.blob_offset, chunk.blob_end))
+
+    def _disk(self) -> FramedDisk:
+        return FramedDisk(Joined(self.repository, self.roles.disk), self.index)
+
+
+@contextlib.contextmanager
+def opened(reference: Reference, platform: Platform, options: RegistryOptions) -> Iterator[Published]:
+    """The artifact that `reference` names; BadInput where it names something else."""
+    repository = open_repository(reference, options)
+    try:
+        descriptor, raw = resolve_manifest(repository, reference, platform)
+        roles = ArtifactManifest.of(Manifest.parse(raw))
+        config = ArtifactConfig.parse(read_blob(repository, roles.config, CONFIG_MAX_BYTES))
+        index = ChunkIndex.parse(read_blob(repository, roles.chunks, INDEX_MAX_BYTES))
+        yield Published(repository, descriptor, parse_json(raw, "manifest"), roles, config, index)
+    finally:
+        repository.close()
+
+
+def differences(a: Published, b: Published) -> Iterator[str]:
+    """What is not the same, one line a thing, the cause first: files, blocks, compression, config, manifest."""
+    if a.descriptor.digest == b.descriptor.digest:
+        return
+    if a.index.disk_digest() != b.index.disk_digest():
+        yield f"disk: {a.index.disk_digest().short} and {b.index.disk_digest().short}"
+        yield from _some("files", (_of_file(change) for change in inspection.compared(a.found(), b.found())))
+        yield from _some("chunks", _of_chunks(a, b))
+    else:
+        yield from _some("frames", _of_frames(a, b))
+    for change in derivation.explain(a.config.to_json(), b.config.to_json()):
+        yield f"config: {change}"
+    yield from _of_blobs(a.roles, b.roles)
+    for change in derivation.explain(
+        {key: value for key, value in a.manifest.items() if key not in ("layers", "config")},
+        {key: value for key, value in b.manifest.items() if key not in ("layers", "config")},
+    ):
+        yield f"manifest: {change}"
+
+
+def _some(what: str, lines: Iterable[str]) -> Iterator[str]:
+    rest = iter(lines)
+    yield from islice(rest, LINES_MAX_COUNT)
+    if count := sum(1 for _ in rest):
+        yield f"and {count} more {what}"
+
+
+def _of_file(change: inspection.Change) -> str:
+    words = "; ".join(f"{name} {old or '(none)'} -> {new or '(none)'}" for name, (old, new) in change.what.items())
+    return f"file {change.path}: {change.kind}{': ' if words else ''}{words}"
+
+
+def _of_chunks(a: Published, b: Published) -> Iterator[str]:
+    """Chunks that hold something else at the same place, with the first block that differs and what lies there."""
+    if [(c.offset, c.length) for c in a.index.chunks] != [(c.offset, c.length) for c in b.index.chunks]:
+        yield f"chunks: cut otherwise, {len(a.index.chunks)} and {len(b.index.chunks)}"
+        return
+    starts = _files_by_block(a)
+    for number, (old, new) in enumerate(zip(a.index.chunks, b.index.chunks, strict=True)):
+        if old.sha256 == new.sha256:
+            continue
+        first, second = a.raw(old), b.raw(new)
+        blocks = [at for at in range(0, len(first), BLOCK) if first[at : at + BLOCK] != second[at : at + BLOCK]]
+        block = (old.offset + blocks[0]) // BLOCK
+        byte = next(n for n in range(blocks[0], len(first)) if first[n] != second[n]) % BLOCK
+        yield (
+            f"chunk {number}: {len(blocks)} of {len(first) // BLOCK} blocks, the first is block {block} at byte {byte}: "
+            f"{_file_at(starts, block)}"
+        )
+
+
+def _of_frames(a: Published, b: Published) -> Iterator[str]:
+    """Equal chunks that are compressed to other bytes."""
+    for number, (old, new) in enumerate(zip(a.index.chunks, b.index.chunks, strict=True)):
+        if old.blob_length != new.blob_length or (not old.zero and a.frame(old) != b.frame(new)):
+            yield f"chunk {number}: equal, but compressed otherwise: {old.blob_length} and {new.blob_length} bytes"
+
+
+def _files_by_block(a: Published) -> list[tuple[int, int, str]]:
+    """First block, block after the last, and path of every run of a file's data, ascending."""
+    runs = []
+    try:
+        reader = a.found().reader
+        seen: set[int] = set()  # a file of many names may have many extents
+        for name, node in reader.walk():
+            if node.number in seen or not node.flags & EXT4_EXTENTS_FL:
+                continue
+            seen.add(node.number)
+            for extent in reader.extents(node):
+                runs.append((extent.physical, extent.physical + extent.count, inspection.shown(name)))
+    except RootdiskError:  # damaged, perhaps: then the files' names are not to be had
+        return []
+    return sorted(runs)
+
+
+def _file_at(runs: list[tuple[int, int, str]], block: int) -> str:
+    place = bisect_right(runs, (block, 1 << 62, "")) - 1
+    return runs[place][2] if place >= 0 and block < runs[place][1] else _META
+
+
+def _of_blobs(a: ArtifactManifest, b: ArtifactManifest) -> Iterator[str]:
+    def listed(roles: ArtifactManifest) -> dict[str, Descriptor]:
+        blobs = [blob for blob in (*roles.disk, roles.chunks, roles.kernel, roles.initramfs) if blob is not None]
+        return {blob.annotations.get(TITLE, blob.media_type): blob for blob in blobs} | {"config": roles.config}
+
+    old, new = listed(a), listed(b)
+    for title in sorted(old.keys() | new.keys()):
+        if old.get(title) != new.get(title):
+            digests = (found[title].digest.short if title in found else "(none)" for found in (old, new))
+            yield "blob {}: {} -> {}".format(title, *digests)

@@ -1,0 +1,195 @@
+"""Why a build is another one: which inputs have changed, by name, what that changes, and what it costs.
+
+Values of variables are never in it, only their names.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from imagetool.build import derivation
+from imagetool.look import inspection
+from imagetool.look.difference import Published, opened
+from rootdisk.errors import BadInput
+from rootdisk.oci.documents import Digest, Platform
+from rootdisk.oci.reference import Reference, parse_reference
+from rootdisk.oci.repository import RegistryOptions
+
+# What hangs on an input, by the beginning of its name.
+EFFECTS = (
+    ("source", "the image's tree"),
+    ("platform", "everything"),
+    ("layout", "everything"),
+    ("writer", "everything"),
+    ("compressor", "every compressed chunk"),
+    ("guest.init", "/.rootdisk/init and the initramfs"),
+    ("guest.kernel", "the kernel's blob"),
+    ("guest.initramfs", "the initramfs's blob"),
+    ("recipe.size", "the file system's metadata"),
+    ("recipe.max_blob", "where the disk's blobs are cut"),
+    ("recipe.memory", "the artifact's config alone"),
+    ("recipe.cpus", "the artifact's config alone"),
+    ("recipe.labels", "the artifact's config alone"),
+    ("recipe.env", "/.rootdisk/env"),
+    ("recipe.tls", "/.rootdisk/tls"),
+    ("recipe.process", "/.rootdisk/process"),
+    ("recipe.spared", "owners of /.rootdisk, which stays root's"),
+    ("recipe.owners", "inodes, and the account files where a user is made"),
+    ("recipe.files", "the layer of files"),
+    ("recipe.remove", "the layer of files"),
+)
+STEPS = ("init", "kernel", "resolve", "disk", "pack", "publish")
+
+
+def lines(changes: Sequence[derivation.Change], layers: str) -> Iterator[str]:
+    """Each change, and what hangs on it; `layers` is what `compared_layers` says of the source."""
+    for change in changes:
+        effect = next((words for name, words in EFFECTS if change.name.startswith(name)), "")
+        yield f"{change} ({effect})" if effect else str(change)
+        if change.name == "source" and layers:
+            yield f"  {layers}"
+
+
+def compared_layers(old: Sequence[str], new: Sequence[str]) -> str:
+    """From which layer on two images differ: what comes before costs nothing."""
+    same = 0
+    while same < min(len(old), len(new)) and old[same] == new[same]:
+        same += 1
+    if same == len(new):
+        gone = len(old) - same
+        return f"its {same} layers are the same" + (
+            f", and {gone} above them gone" if gone else ", only its config is not"
+        )
+    kept = {0: "no layer is the same", 1: "layer 1 is the same"}.get(same, f"layers 1 to {same} are the same")
+    others = f"layer {same + 1} is" if same + 1 == len(new) else f"layers {same + 1} to {len(new)} are"
+    return f"{kept}, {others} not"
+
+
+def tasks(dodo: dict[str, Any], image: str, architecture: str) -> Iterator[str]:
+    """Of each task that leads to the published image whether it runs now, and why; `dodo` is dodo.py's namespace."""
+    from doit.globals import Globals
+    from doit.loader import load_tasks
+
+    found = {task.name: task for task in load_tasks(dodo)}
+    before = ""
+    for step in STEPS:
+        task = found[f"{step}:{architecture if step == 'init' else image}"]
+        status = Globals.dep_manager.get_status(task, found, get_log=True)
+        why = list(_reasons(step, status.reasons))
+        if why:
+            yield f"{step}: runs, as {', '.join(why)}"
+            before = before or (step if step != "resolve" else "")  # which has run just now
+        elif before:
+            yield f"{step}: runs if {before} makes something else"
+        else:
+            yield f"{step}: does not run: nothing it needs has changed"
+
+
+def _reasons(step: str, reasons: Mapping[str, Any]) -> Iterator[str]:
+    from doit.tools import config_changed
+
+    plain = {
+        "resolve": "a tag may mean something else today",
+        "kernel": "the directory may have changed",
+    }.get(step, "what it made is not there")
+    for check, *_ in reasons.get("uptodate_false", ()):
+        yield "its settings have changed" if isinstance(check, config_changed) else plain
+    for kind, words in (
+        ("missing_target", "is missing"),
+        ("changed_file_dep", "has changed"),
+        ("missing_file_dep", "is not there yet"),
+        ("added_file_dep", "is new to it"),
+    ):
+        if names := sorted(Path(name).name for name in reasons.get(kind, ())):
+            yield f"{', '.join(names)} {words}"
+    if reasons.get("has_no_dependencies"):
+        yield "it always does"
+
+
+class Between(NamedTuple):
+    """From one artifact to another: changed inputs; files and chunks by what has become of them; bytes to fetch."""
+
+    a: str
+    b: str
+    inputs: list[derivation.Change]
+    layers: str  # in words; "" where the source is the same
+    files: dict[str, int]  # added, removed, changed
+    chunks: dict[str, int]  # new, reused; holes are neither
+    pull_bytes: int
+    whole_bytes: int  # without anything to reuse
+
+
+def between(a: str, b: str, platform: Platform, options: RegistryOptions) -> Between:
+    """What leads from artifact `a` to `b`; each is a reference, or the name of an image in ./images.toml."""
+    first, second = (opened(*_reference(text, platform), options) for text in (a, b))
+    with first as old, second as new:
+        files = Counter(change.kind for change in inspection.compared(old.found(), new.found()))
+        have = {chunk.sha256 for chunk in old.index.chunks if not chunk.zero}
+        chunks = [chunk for chunk in new.index.chunks if not chunk.zero]
+        missing = {chunk.sha256: chunk.blob_length for chunk in chunks if chunk.sha256 not in have}
+        fresh = sum(chunk.sha256 in missing for chunk in chunks)
+        layers = [_layers_of(side) for side in (old, new)]
+        return Between(
+            str(old.descriptor.digest),
+            str(new.descriptor.digest),
+            derivation.explain(old.config.inputs, new.config.inputs),
+            compared_layers(*layers) if layers[0] != layers[1] else "",
+            {kind: files[kind] for kind in ("added", "removed", "changed")},
+            {"new": fresh, "reused": len(chunks) - fresh},
+            sum(missing.values()) + _other_bytes(old, new),
+            new.roles.disk_bytes + _other_bytes(None, new),
+        )
+
+
+def _layers_of(side: Published) -> list[str]:
+    return [layer.diff_id for layer in side.config.layers if not layer.diff_id.startswith("rootdisk:")]
+
+
+def _other_bytes(old: Published | None, new: Published) -> int:
+    """Of manifest, config, chunk index, kernel and initramfs, as far as `old` has not the same."""
+    if old is not None and old.descriptor.digest == new.descriptor.digest:
+        return 0
+    had = _small_blobs(old) if old is not None else {}
+    return new.descriptor.size + sum(size for digest, size in _small_blobs(new).items() if digest not in had)
+
+
+def _small_blobs(side: Published) -> dict[Digest, int]:
+    roles = side.roles
+    blobs = (roles.config, roles.chunks, roles.kernel, roles.initramfs)
+    return {blob.digest: blob.size for blob in blobs if blob is not None}
+
+
+def words(found: Between) -> Iterator[str]:
+    """The same, for people."""
+    if found.a == found.b:
+        yield f"the same: {found.a}"
+        return
+    yield from lines(found.inputs, found.layers)
+    if not found.inputs:
+        yield "no input of the disk differs: the source's name or rootdisk's version does"
+    yield "files: " + ", ".join(f"{count} {kind}" for kind, count in found.files.items())
+    yield f"chunks: {found.chunks['new']} new, {found.chunks['reused']} reused"
+    yield f"to pull: {found.pull_bytes / 1e6:.1f} MB of {found.whole_bytes / 1e6:.1f} MB"
+
+
+def _reference(text: str, platform: Platform) -> tuple[Reference, Platform]:
+    """`text`, or where the image of that name in ./images.toml is published first; and for which platform."""
+    described = Path("images.toml")
+    if ":" in text or "/" in text or not described.exists():
+        return parse_reference(text), platform
+    from imagetool.config import images as config
+
+    images = config.load(described)
+    known = {image.group: (image, platform) for image in images if image.group}
+    known |= {image.name: (image, image.platform) for image in images}
+    if text in known:
+        image, wanted = known[text]
+        return parse_reference(f"{image.publish[0].place}:{image.version}"), wanted
+    near = difflib.get_close_matches(text, known, n=1)
+    if near:
+        raise BadInput(f"images.toml has no image {text}", f"did you mean {near[0]}?")
+    return parse_reference(text), platform

@@ -1,0 +1,87 @@
+"""An artifact put together: its blobs, its config and its manifest, as docs/artifact-1.md has them. Pure but for sizes.
+
+Nothing in it depends on who builds, where or when: equal inputs give an equal manifest digest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from imagetool.packing.reuse import BLOB, blob_name
+from rootdisk.artifact.format import (
+    ARTIFACT_TYPE,
+    CHUNKS_TYPE,
+    CONFIG_TYPE,
+    DISK_TYPE,
+    INITRAMFS_TYPE,
+    KERNEL_TYPE,
+    ArtifactConfig,
+    key_tag,
+)
+from rootdisk.oci.documents import OCI_MANIFEST, Descriptor, Digest, Manifest, canonical_json
+
+TITLE = "org.opencontainers.image.title"
+TITLES = {
+    CHUNKS_TYPE: "rootfs.ext4.chunks",
+    KERNEL_TYPE: "vmlinuz",
+    INITRAMFS_TYPE: "initramfs",
+}
+
+
+class Blob(NamedTuple):
+    """A blob and where its bytes are: a file of ours, or memory."""
+
+    descriptor: Descriptor
+    data: Path | bytes
+
+    @classmethod
+    def of_bytes(cls, media_type: str, data: bytes) -> Blob:
+        return cls(_descriptor(media_type, Digest.of(data), len(data)), data)
+
+    @classmethod
+    def of_disk(cls, path: Path, digest: Digest, size: int, number: int | None) -> Blob:
+        """A file whose digest is known because we have written it; the push verifies it while reading.
+
+        `number` is its place among several, None where the whole disk is in it.
+        """
+        title = BLOB if number is None else blob_name(number)
+        return cls(Descriptor(DISK_TYPE, digest, size, {TITLE: title}), path)
+
+
+class Artifact(NamedTuple):
+    """Ready to publish: manifest bytes and the blobs it names."""
+
+    manifest: bytes
+    blobs: tuple[Blob, ...]
+    key_tag: str
+
+    @property
+    def descriptor(self) -> Descriptor:
+        return Descriptor(OCI_MANIFEST, Digest.of(self.manifest), len(self.manifest), artifact_type=ARTIFACT_TYPE)
+
+
+def assemble(
+    config: ArtifactConfig, disk: Sequence[Blob], chunks: Blob, kernel: Blob | None, initramfs: Blob | None
+) -> Artifact:
+    """The artifact of a packed disk."""
+    config_blob = Blob.of_bytes(CONFIG_TYPE, canonical_json(config.to_json()))
+    layers = [blob for blob in (*disk, chunks, kernel, initramfs) if blob is not None]
+    annotations = {"org.opencontainers.image.base.digest": config.source_digest}
+    if config.source:
+        annotations["org.opencontainers.image.base.name"] = config.source
+    manifest = Manifest(
+        OCI_MANIFEST,
+        ARTIFACT_TYPE,
+        config_blob.descriptor,
+        tuple(blob.descriptor for blob in layers),
+        annotations,
+    )
+    raw = canonical_json(manifest.to_json())
+    return Artifact(raw, (config_blob, *layers), key_tag(config.derivation_key))
+
+
+def _descriptor(media_type: str, digest: Digest, size: int) -> Descriptor:
+    title = TITLES.get(media_type)
+    return Descriptor(media_type, digest, size, {TITLE: title} if title else {})

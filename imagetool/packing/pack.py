@@ -1,0 +1,229 @@
+"""Plan in, compressed disk out, in one pass: each chunk is gathered, hashed and compressed while it is hot.
+
+    pack(plan, sources, folder) -> Packed      folder: the blobs, their chunk index, and what later disks reuse them by
+
+Chunks are independent, so threads share the work (sha256, zstd and reading all release the interpreter); frames are
+written in disk order, so the bytes do not depend on the number of threads. What an earlier disk of ours has
+(imagetool/packing/reuse.py) is neither inflated nor compressed again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from imagetool.ext4.chunk import DiskChunk
+from imagetool.ext4.plan import Plan
+from imagetool.packing.parts import Part, divide
+from imagetool.packing.reuse import INDEX, KEY_BYTES, KEYS, Earlier, Found, PackedPart, blob_name, write_parts
+from imagetool.tree.model import Source
+from rootdisk.artifact.format import ZERO_CHUNK_MAX_BYTES, Chunk, ChunkIndex
+from rootdisk.artifact.zstd_frames import compressor, seek_table, zero_frame
+from rootdisk.oci.documents import Digest
+
+SYNCS = 4  # files at once: they share the file system's commits
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """What was written: the index, the blobs in order, and how many chunks were made and reused."""
+
+    index: ChunkIndex
+    parts: tuple[PackedPart, ...]
+    new_chunks: int
+    reused_chunks: int
+
+
+class _Frame(NamedTuple):
+    sha256: bytes
+    data: bytes
+    zero: bool
+    reused: bool
+
+
+def worker_count(threads: int | None) -> int:
+    """How many threads share the work: `threads`, or what this machine has processors for."""
+    return threads or max(2, len(os.sched_getaffinity(0)))
+
+
+def pack(
+    plan: Plan,
+    sources: Sequence[Source],
+    folder: Path,
+    *,
+    earlier: Earlier | None = None,
+    threads: int | None = None,
+    max_blob: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Packed:
+    """Write the disk of `plan` as a packed disk into the empty directory `folder`, synced.
+
+    `max_blob` is the most bytes of a blob. `progress` is told (bytes done, bytes in all) of data, holes not counted. Errors of reading the sources pass through.
+    """
+    workers = worker_count(threads)
+    total = sum(chunk.length for chunk in plan.chunks)
+    local = threading.local()
+
+    def frame(chunk: DiskChunk) -> _Frame:
+        if earlier is not None and chunk.key is not None:
+            found = earlier.frame(chunk.key, chunk.length)
+            if found is not None:
+                return _Frame(found[1], found[0], False, True)
+        raw = chunk.render(sources)
+        if raw == bytes(len(raw)):
+            return _Frame(bytes(32), b"", True, False)
+        if not hasattr(local, "compressor"):
+            local.compressor = compressor()
+        return _Frame(hashlib.sha256(raw).digest(), local.compressor.compress(raw), False, False)
+
+    divided = divide(plan.chunks, plan.size, max_blob)
+    linked: dict[int, Found] = {}
+    for number, part in enumerate(divided):
+        found = earlier and earlier.link(part.key, part.end - part.start, folder / blob_name(number))
+        if found:
+            linked[number] = found
+    wanted = [chunk for number, part in enumerate(divided) if number not in linked for chunk in part.chunks]
+    out = _Packer()
+    with ThreadPoolExecutor(workers, "pack") as pool, ThreadPoolExecutor(SYNCS, "sync") as syncer:
+        frames = _in_order(pool, frame, wanted, window=4 * workers)
+        syncs: list[Future[None]] = []
+        done = 0
+        for number, part in enumerate(divided):
+            if number in linked:
+                out.take(part, linked[number])
+                done += sum(chunk.length for chunk in part.chunks)
+                continue
+            fd = os.open(folder / blob_name(number), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+            try:
+                out.begin(fd)
+                for chunk in part.chunks:
+                    out.chunk(chunk, next(frames))
+                    done += chunk.length
+                    if progress is not None:
+                        progress(done, total)
+                out.end(part, last=part is divided[-1])
+            except BaseException:
+                os.close(fd)
+                raise
+            syncs.append(syncer.submit(_sync_and_close, fd))
+        index = ChunkIndex(plan.size, tuple(out.chunks))
+        packed, keys = index.pack(), b"".join(out.keys)
+        syncs += [syncer.submit(_write, folder / name, data) for name, data in ((INDEX, packed), (KEYS, keys))]
+        syncs.append(syncer.submit(write_parts, folder, out.parts, packed, keys))
+        for sync in syncs:
+            sync.result()
+    return Packed(index, tuple(out.parts), out.new, out.reused)
+
+
+class _Packer:
+    """The packed disk while it grows, blob by blob."""
+
+    def __init__(self) -> None:
+        self.chunks: list[Chunk] = []
+        self.keys: list[bytes] = []
+        self.parts: list[PackedPart] = []
+        self.offset = 0  # in the zstd file, which is all blobs together
+        self.at = 0  # on the disk
+        self.new = self.reused = 0
+
+    def begin(self, fd: int) -> None:
+        """A new blob, into descriptor `fd`."""
+        self.fd = fd
+        self.hash = hashlib.sha256()
+        self.first_offset, self.first_chunk = self.offset, len(self.chunks)
+
+    def chunk(self, chunk: DiskChunk, frame: _Frame) -> None:
+        if frame.zero:
+            return  # becomes part of the hole that is written with what comes next
+        self._hole(chunk.offset)
+        assert chunk.offset == self.at
+        self.reused += frame.reused
+        self.new += not frame.reused
+        self._add(frame.data, chunk.length, frame.sha256, False, chunk.key or bytes(KEY_BYTES))
+
+    def end(self, part: Part, *, last: bool) -> None:
+        """The blob ends where `part` does; the last has the seek table too."""
+        self._hole(part.end)
+        if last:
+            self._write(seek_table((chunk.blob_length, chunk.length) for chunk in self.chunks))
+        size = self.offset - self.first_offset
+        digest = Digest("sha256", self.hash.hexdigest())
+        self.parts.append(PackedPart(part.key, digest, size, len(self.chunks) - self.first_chunk))
+
+    def take(self, part: Part, found: Found) -> None:
+        """The blob `found` as it is, for `part`."""
+        assert part.start == self.at
+        move, shift = self.at - found.chunks[0].offset, self.offset - found.chunks[0].blob_offset
+        for chunk in found.chunks:
+            self.chunks.append(
+                Chunk(
+                    chunk.offset + move,
+                    chunk.length,
+                    chunk.blob_offset + shift,
+                    chunk.blob_length,
+                    chunk.sha256,
+                    chunk.zero,
+                )
+            )
+        self.keys.append(found.keys)
+        self.parts.append(found.part)
+        self.offset += found.part.size
+        self.at = part.end
+        self.reused += sum(not chunk.zero for chunk in found.chunks)
+
+    def _hole(self, end: int) -> None:
+        """Zeros up to `end`."""
+        while self.at < end:
+            length = min(end - self.at, ZERO_CHUNK_MAX_BYTES)
+            self._add(zero_frame(length), length, bytes(32), True, bytes(KEY_BYTES))
+
+    def _add(self, data: bytes, length: int, sha256: bytes, zero: bool, key: bytes) -> None:
+        self._write(data)
+        self.chunks.append(Chunk(self.at, length, self.offset - len(data), len(data), sha256, zero))
+        self.keys.append(key)
+        self.at += length
+
+    def _write(self, data: bytes) -> None:
+        self.hash.update(data)
+        self.offset += len(data)
+        view = memoryview(data)
+        while view:
+            view = view[os.write(self.fd, view) :]
+
+
+def _in_order(
+    pool: ThreadPoolExecutor, work: Callable[[DiskChunk], _Frame], chunks: Iterable[DiskChunk], window: int
+) -> Iterator[_Frame]:
+    """`work` of every chunk, in the chunks' order, at most `window` of them in memory."""
+    waiting: deque[Future[_Frame]] = deque()
+    try:
+        for chunk in chunks:
+            waiting.append(pool.submit(work, chunk))
+            if len(waiting) >= window:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        for future in waiting:
+            future.cancel()
+
+
+def _sync_and_close(fd: int) -> None:
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _write(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())

@@ -1,0 +1,247 @@
+"""Images inside tar files, read in place: an OCI layout in a tar (oci-archive), and what `docker save` writes.
+
+The tar's members are looked up by name and read at their offset; nothing is unpacked, and links are followed inside the
+tar only. A gzip or zstd compressed archive is first inflated to an unnamed temporary file.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import os
+import posixpath
+import re
+import stat
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any, cast
+
+import zstandard
+
+from imagetool.sources.image_config import ImageConfig
+from imagetool.tree.index import FILE, LINK, SYMLINK
+from imagetool.tree.tar import scan
+from rootdisk.errors import BadInput, DigestMismatch, Unsupported
+from rootdisk.oci.documents import (
+    MANIFEST_MAX_BYTES,
+    OCI_CONFIG,
+    OCI_MANIFEST,
+    Descriptor,
+    Digest,
+    Manifest,
+    canonical_json,
+    parse_json,
+)
+from rootdisk.oci.fields import parse_value
+from rootdisk.oci.layout import blob_name, find, read_index
+from rootdisk.oci.reference import parse_reference
+from rootdisk.oci.repository import check_manifest, check_range, describe_manifest
+
+ARCHIVE_MAX_BYTES = 256 << 30  # of a compressed archive once inflated
+MEMBERS_MAX_COUNT = 100_000
+LINKS_MAX_DEPTH = 8
+PIECE_BYTES = 1 << 20
+PLAIN_LAYER = "application/vnd.oci.image.layer.v1.tar"
+
+
+class TarArchive:
+    """A tar's regular files and links by normalised name; a later member wins, as when unpacking."""
+
+    def __init__(self, file: IO[bytes], where: str) -> None:
+        self.where = where
+        self._file = _plain(file, where)
+        self._members: dict[str, tuple[int, int] | str] = {}  # offset and length, or the name a link leads to
+        try:
+            index = scan(self._file.fileno(), os.fstat(self._file.fileno()).st_size, where)
+        except BadInput as err:
+            raise type(err)(err.message.removeprefix("layer "), "is it damaged, or of another kind?") from err
+        if len(index) > MEMBERS_MAX_COUNT:
+            raise BadInput(f"{where}: more than {MEMBERS_MAX_COUNT} members")
+        for kind, _, _, _, _, offset, length, path, target, _, segments in index:
+            name = os.fsdecode(path)
+            if kind == SYMLINK:
+                joined = posixpath.join("/", posixpath.dirname(name), os.fsdecode(target))
+                self._members[name] = posixpath.normpath(joined).lstrip("/")
+            elif kind == LINK:
+                self._members[name] = os.fsdecode(target)
+            elif kind == FILE and segments is None:
+                self._members[name] = offset, length
+
+    @classmethod
+    def open(cls, path: Path, where: str) -> TarArchive:
+        return cls(open_regular(path, where), where)
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __contains__(self, name: str) -> bool:
+        return posixpath.normpath(name) in self._members
+
+    def locate(self, name: str, *, links: bool = True) -> tuple[int, int]:
+        """Offset and length of a member's bytes in the tar."""
+        at: tuple[int, int] | str | None = posixpath.normpath(name)
+        for _ in range(LINKS_MAX_DEPTH if links else 1):
+            at = self._members.get(str(at))
+            if isinstance(at, tuple):
+                return at
+            if at is None:
+                break
+        raise BadInput(f"{self.where}: no file {name!r:.200} in it", "the archive is not complete, or of another kind")
+
+    def pieces(self, name: str, start: int = 0, stop: int | None = None, *, links: bool = True) -> Iterator[bytes]:
+        """Bytes [start, stop) of a member."""
+        offset, length = self.locate(name, links=links)
+        stop = length if stop is None else stop
+        while start < stop:
+            piece = os.pread(self._file.fileno(), min(PIECE_BYTES, stop - start), offset + start)
+            if not piece:
+                raise BadInput(f"{self.where}: ends inside {name!r:.200}", "the archive is cut short")
+            start += len(piece)
+            yield piece
+
+    def read(self, name: str, max_bytes: int = MANIFEST_MAX_BYTES, *, links: bool = True) -> bytes:
+        length = self.locate(name, links=links)[1]
+        if length > max_bytes:
+            raise BadInput(f"{self.where}: {name!r:.200} has more than the {max_bytes} bytes allowed")
+        return b"".join(self.pieces(name, links=links))
+
+
+class ArchiveRepository:
+    """The OCI layout in a tar, as a Repository."""
+
+    ranges_ignored = False
+
+    def __init__(self, archive: TarArchive) -> None:
+        self._archive = archive
+        parse_json(archive.read("oci-layout", 4096), f"{archive.where}: oci-layout")
+
+    def interrupt(self) -> None:
+        """Nothing here waits."""
+
+    def close(self) -> None:
+        self._archive.close()
+
+    def resolve(self, name: str | Digest) -> Descriptor:
+        where = self._archive.where
+        index = read_index(self._archive.read("index.json", links=False), where)
+        return find(index, name, where, lambda digest: describe_manifest(self.manifest(digest), digest, where))
+
+    def manifest(self, wanted: Descriptor | Digest) -> bytes:
+        digest = wanted.digest if isinstance(wanted, Descriptor) else wanted
+        return check_manifest(self._archive.read(blob_name(digest), links=False), digest, self._archive.where)
+
+    def blob(self, descriptor: Descriptor, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+        stop = check_range(descriptor, start, end)
+        name = blob_name(descriptor.digest)
+        length = self._archive.locate(name, links=False)[1]
+        if length != descriptor.size:
+            raise DigestMismatch(
+                f"{self._archive.where}: blob {descriptor.digest} has {length} bytes, not {descriptor.size}"
+            )
+        return self._archive.pieces(name, start, stop, links=False)
+
+
+class DockerArchive:
+    """One image of a `docker save` archive: old form (ID/layer.tar) and new (blobs/), both by its manifest.json.
+
+    Such an archive names its layers by diff ID only, so manifest and descriptors are made up here from what is in it:
+    the same archive content gives the same digests.
+    """
+
+    def __init__(self, archive: TarArchive, tag: str) -> None:
+        self._archive = archive
+        if "manifest.json" not in archive:
+            raise BadInput(f"{archive.where}: no manifest.json", "for an OCI layout write oci-archive:FILE")
+        entry = _choose(archive, tag)
+        name = str(entry.get("Config"))
+        config_raw = archive.read(name)
+        named = re.search(r"(?:\A|/)([0-9a-f]{64})(?:\.json)?\Z", name)  # every docker names it by its digest
+        if named and Digest.of(config_raw).hex != named[1]:
+            raise DigestMismatch(f"{archive.where}: the config is not what its name says", "the archive is damaged")
+        names = entry.get("Layers")
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise BadInput(f"{archive.where}: manifest.json lists no layers", "the archive is damaged")
+        self.config = ImageConfig.parse(config_raw)
+        diff_ids = self.config.diff_ids
+        if len(diff_ids) != len(names):
+            raise BadInput(f"{archive.where}: {len(names)} layers, and {len(diff_ids)} diff_ids in the config")
+        self._names: dict[Digest, str] = {}
+        layers = tuple(self._layer(name, diff_id) for name, diff_id in zip(names, diff_ids, strict=True))
+        config = Descriptor(OCI_CONFIG, Digest.of(config_raw), len(config_raw))
+        self.manifest = Manifest(OCI_MANIFEST, "", config, layers, {})
+        self.digest = Digest.of(canonical_json(self.manifest.to_json()))
+
+    def _layer(self, name: str, diff_id: Digest | None) -> Descriptor:
+        size = self._archive.locate(name)[1]
+        head = b"".join(self._archive.pieces(name, 0, min(4, size)))
+        digest = diff_id
+        if digest is None or head[:2] == b"\x1f\x8b" or head == b"\x28\xb5\x2f\xfd":
+            hashed = hashlib.sha256()
+            for piece in self._archive.pieces(name):
+                hashed.update(piece)
+            digest = Digest("sha256", hashed.hexdigest())
+        self._names[digest] = name
+        return Descriptor(PLAIN_LAYER, digest, size)
+
+    def layer(self, descriptor: Descriptor) -> Iterator[bytes]:
+        return self._archive.pieces(self._names[descriptor.digest])
+
+
+def _choose(archive: TarArchive, tag: str) -> dict[str, Any]:
+    """The entry of manifest.json that `tag` names, by docker's normalisation of names."""
+    entries = parse_value(archive.read("manifest.json"), f"{archive.where}: manifest.json", MANIFEST_MAX_BYTES)
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise BadInput(f"{archive.where}: manifest.json is not a list of images")
+    tags = [str(name) for entry in entries for name in entry.get("RepoTags") or []]
+    if tag:
+        wanted = str(parse_reference(tag))
+        entries = [e for e in entries if any(str(parse_reference(str(n))) == wanted for n in e.get("RepoTags") or [])]
+    if len(entries) != 1:
+        what = f"no image {tag!r:.200}" if tag else f"{len(entries)} images"
+        raise BadInput(f"{archive.where}: {what} in it", f"it has {', '.join(tags)[:400] or 'no names'}")
+    return cast(dict[str, Any], entries[0])
+
+
+def open_regular(path: Path, where: str) -> IO[bytes]:
+    """The user's own file: links are followed, but it has to be a regular file in the end."""
+    try:
+        file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
+    except OSError as err:
+        raise BadInput(f"{where}: {err.strerror}") from err
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise BadInput(f"{where}: not a regular file")
+    return file
+
+
+def _plain(file: IO[bytes], where: str) -> IO[bytes]:
+    """`file` itself, or its inflated content in an unnamed temporary file."""
+    head = os.pread(file.fileno(), 6, 0)
+    stream: IO[bytes]
+    if head[:2] == b"\x1f\x8b":
+        stream = cast(IO[bytes], gzip.GzipFile(fileobj=file, mode="rb"))
+    elif head[:4] == b"\x28\xb5\x2f\xfd":
+        stream = cast(IO[bytes], zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True))
+    elif head[:3] == b"BZh" or head == b"\xfd7zXZ\0":
+        raise Unsupported(f"{where}: compressed with {'bzip2' if head[:1] == b'B' else 'xz'}", "unpack it first")
+    else:
+        return file
+    plain = tempfile.TemporaryFile()  # noqa: SIM115  the caller's to close
+    try:
+        count = 0
+        while piece := stream.read(PIECE_BYTES):
+            count += len(piece)
+            if count > ARCHIVE_MAX_BYTES:
+                raise BadInput(f"{where}: more than {ARCHIVE_MAX_BYTES} bytes when inflated")
+            plain.write(piece)
+        plain.flush()
+    except (OSError, EOFError, zstandard.ZstdError) as err:
+        plain.close()
+        raise BadInput(f"{where}: cannot be inflated: {err}") from err
+    except BaseException:
+        plain.close()
+        raise
+    finally:
+        file.close()
+    return plain

@@ -1,0 +1,142 @@
+"""Source images, wherever they are: registry, OCI layout or archive, Docker archive or daemon, or a bare tar.
+
+with open_source("alpine:3.20", Platform.host()) as image:
+    for layer in image.layers:
+        inflate(layer.open(), …, expected=layer.descriptor, diff_id=layer.diff_id)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+from imagetool.content import PIECE_BYTES, pieces
+from imagetool.sources.image_config import CONFIG_TYPES, ImageConfig, check_image
+from rootdisk.errors import BadInput
+from rootdisk.oci.documents import (
+    MANIFEST_MAX_BYTES,
+    OCI_CONFIG,
+    OCI_MANIFEST,
+    Descriptor,
+    Digest,
+    Manifest,
+    Platform,
+    canonical_json,
+)
+from rootdisk.oci.reference import Reference, parse_reference
+from rootdisk.oci.repository import RegistryOptions, Repository, read_blob, resolve_manifest
+from rootdisk.places import open_repository
+from rootdisk.text import printable
+
+if TYPE_CHECKING:  # archives take a while to load, and few sources are any
+    from imagetool.sources.archives import TarArchive
+
+
+@dataclass(frozen=True, slots=True)
+class LayerBlob:
+    """One layer, base layer first. `open` gives its bytes as they are stored, NOT verified: the inflater does that."""
+
+    descriptor: Descriptor
+    diff_id: Digest | None  # None only for a compressed bare tar
+    open: Callable[[], Iterator[bytes]] = field(compare=False)
+
+
+class SourceImage(NamedTuple):
+    """One image for one platform. Docker archives and bare tars hold no manifest; theirs is made from their content."""
+
+    manifest_digest: Digest
+    manifest: Manifest
+    config: ImageConfig
+    layers: tuple[LayerBlob, ...]
+
+
+@contextlib.contextmanager
+def open_source(text: str, platform: Platform, options: RegistryOptions | None = None) -> Iterator[SourceImage]:
+    """The image that `text` names, for exactly `platform`; its layers can be opened until the context ends."""
+    reference = parse_reference(text)
+    with contextlib.ExitStack() as stack:
+        if reference.kind == "tar":
+            yield _bare_tar(reference, platform)
+        elif reference.kind in ("docker-archive", "docker-daemon"):
+            from imagetool.sources.archives import TarArchive
+
+            where = str(reference)
+            if reference.kind == "docker-daemon":
+                from imagetool.sources.docker import save_image  # and with it http.client, which takes a while
+
+                archive = TarArchive(save_image(reference), where)
+            else:
+                assert reference.path is not None
+                archive = TarArchive.open(reference.path, where)
+            stack.callback(archive.close)
+            yield _docker(archive, reference.tag if reference.kind == "docker-archive" else "", platform)
+        else:
+            repository: Repository
+            if reference.kind == "oci-archive":
+                from imagetool.sources.archives import ArchiveRepository, TarArchive
+
+                assert reference.path is not None
+                archive = TarArchive.open(reference.path, reference.place)
+                stack.callback(archive.close)
+                repository = ArchiveRepository(archive)
+            else:
+                repository = open_repository(reference, options)
+                stack.callback(repository.close)
+            yield _from_repository(repository, reference, platform)
+
+
+def _from_repository(repository: Repository, reference: Reference, platform: Platform) -> SourceImage:
+    found, raw = resolve_manifest(repository, reference, platform)
+    manifest = Manifest.parse(raw)
+    if manifest.config.media_type not in CONFIG_TYPES:
+        kind = manifest.artifact_type or manifest.config.media_type
+        raise BadInput(
+            f"{reference}: not an image but {printable(kind, 120)}", "name an image that a container could run"
+        )
+    config = ImageConfig.parse(read_blob(repository, manifest.config, MANIFEST_MAX_BYTES))
+    check_image(manifest, config, platform, str(reference), found.platform)
+
+    def layer(descriptor: Descriptor, diff_id: Digest | None) -> LayerBlob:
+        return LayerBlob(descriptor, diff_id, lambda: repository.blob(descriptor))
+
+    layers = tuple(layer(d, i) for d, i in zip(manifest.layers, config.diff_ids, strict=True))
+    return SourceImage(found.digest, manifest, config, layers)
+
+
+def _docker(archive: TarArchive, tag: str, platform: Platform) -> SourceImage:
+    from imagetool.sources.archives import DockerArchive
+
+    image = DockerArchive(archive, tag)
+    config = image.config
+    check_image(image.manifest, config, platform, archive.where)
+
+    def layer(descriptor: Descriptor, diff_id: Digest | None) -> LayerBlob:
+        return LayerBlob(descriptor, diff_id, lambda: image.layer(descriptor))
+
+    layers = tuple(layer(d, i) for d, i in zip(image.manifest.layers, config.diff_ids, strict=True))
+    return SourceImage(image.digest, image.manifest, config, layers)
+
+
+def _bare_tar(reference: Reference, platform: Platform) -> SourceImage:
+    """A root file system in one tar, maybe compressed; an image with one layer and an empty config."""
+    from imagetool.sources.archives import PLAIN_LAYER, open_regular
+
+    path = reference.path
+    assert path is not None
+    digest, size, head = hashlib.sha256(), 0, b""
+    with open_regular(path, str(reference)) as file:
+        while piece := file.read(PIECE_BYTES):
+            head = head or piece[:4]
+            digest.update(piece)
+            size += len(piece)
+    compressed = head[:2] == b"\x1f\x8b" or head == b"\x28\xb5\x2f\xfd"
+    layer = Descriptor(PLAIN_LAYER, Digest("sha256", digest.hexdigest()), size)
+    diff_id = None if compressed else layer.digest
+    config = ImageConfig(platform, (diff_id,))
+    raw = canonical_json({"architecture": platform.architecture, "os": platform.os, "variant": platform.variant})
+    manifest = Manifest(OCI_MANIFEST, "", Descriptor(OCI_CONFIG, Digest.of(raw), len(raw)), (layer,), {})
+    blob = LayerBlob(layer, diff_id, lambda: pieces(path))
+    return SourceImage(Digest.of(canonical_json(manifest.to_json())), manifest, config, (blob,))

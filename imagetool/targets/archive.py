@@ -1,0 +1,72 @@
+"""Writing an OCI layout in a tar file (oci-archive): a layout beside it first, and the tar of that at the end.
+
+The same content gives the same bytes: members in order, no times, no owners. skopeo and podman read it.
+"""
+
+from __future__ import annotations
+
+import os
+import tarfile
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from imagetool.content import Content
+from imagetool.targets.layout import LayoutTarget
+from rootdisk.durable import fsync_dir
+from rootdisk.errors import BadInput, Unsupported
+from rootdisk.oci.documents import Descriptor, Digest
+
+
+class ArchiveTarget:
+    """A new archive file, which appears whole when the manifest with a tag is written."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path.absolute()
+        if path.exists():
+            raise BadInput(f"oci-archive:{path}: is there already", "remove it, or name another file")
+        try:
+            self._work = tempfile.TemporaryDirectory(prefix=".archive-", dir=self._path.parent)
+        except OSError as err:
+            raise BadInput(f"oci-archive:{path}: {err.strerror}", "name a file that can be written") from err
+        self._layout = LayoutTarget(Path(self._work.name) / "layout")
+
+    def close(self) -> None:
+        self._layout.close()
+        self._work.cleanup()
+
+    def has_blob(self, descriptor: Descriptor) -> bool:
+        return self._layout.has_blob(descriptor)
+
+    def tags(self) -> dict[str, Digest]:
+        return {}
+
+    def remove(self, digest: Digest) -> None:
+        raise Unsupported(f"oci-archive:{self._path}: an archive is not changed", "make another")
+
+    def push_blob(self, descriptor: Descriptor, content: Content, *, mount: str = "") -> None:
+        self._layout.push_blob(descriptor, content)
+
+    def push_manifest(self, raw: bytes, media_type: str, tags: Sequence[str]) -> Digest:
+        digest = self._layout.push_manifest(raw, media_type, tags)
+        if tags:
+            self._finish()
+        return digest
+
+    def _finish(self) -> None:
+        layout, partial = Path(self._work.name) / "layout", Path(self._work.name) / "tar"
+        with partial.open("wb") as file:
+            with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
+                for path in sorted(layout.rglob("*")):
+                    tar.add(path, str(path.relative_to(layout)), recursive=False, filter=_plain)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.rename(self._path)
+        fsync_dir(self._path.parent)
+
+
+def _plain(member: tarfile.TarInfo) -> tarfile.TarInfo:
+    member.uid = member.gid = member.mtime = 0
+    member.uname = member.gname = ""
+    member.mode = 0o755 if member.isdir() else 0o644
+    return member

@@ -1,0 +1,40 @@
+"""A file attached to an artifact or image: a manifest whose `subject` it is; image-spec 1.1, manifest.md."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from pathlib import Path
+
+from imagetool.packing.manifest import TITLE
+from imagetool.targets.open import open_target
+from imagetool.targets.target import push_blobs
+from rootdisk.errors import BadInput
+from rootdisk.oci.documents import OCI_EMPTY, OCI_MANIFEST, Descriptor, Digest, Manifest, canonical_json
+from rootdisk.oci.reference import parse_reference
+from rootdisk.oci.repository import RegistryOptions
+from rootdisk.places import open_repository
+
+EMPTY = b"{}"
+
+
+def attach(name: str, file: Path, media_type: str, options: RegistryOptions | None = None) -> Digest:
+    """Attach `file` to what `name` means, an index as a whole; the digest of the manifest that does so."""
+    if "/" not in media_type.strip("/") or not media_type.isascii() or any(map(str.isspace, media_type)):
+        raise BadInput(f"{media_type!r:.80} is no media type", "write one as application/spdx+json")
+    reference = parse_reference(name)
+    with contextlib.closing(open_repository(reference, options)) as repository:
+        subject = repository.resolve(reference.name)
+    try:
+        with file.open("rb") as stream:
+            digest = Digest("sha256", hashlib.file_digest(stream, "sha256").hexdigest())
+            size = stream.tell()
+    except OSError as err:
+        raise BadInput(f"cannot read {file}: {err.strerror}") from err
+    config = Descriptor(OCI_EMPTY, Digest.of(EMPTY), len(EMPTY))
+    layer = Descriptor(media_type, digest, size, {TITLE: file.name})
+    named = Descriptor(subject.media_type, subject.digest, subject.size)
+    manifest = Manifest(OCI_MANIFEST, media_type, config, (layer,), {}, named)
+    with contextlib.closing(open_target(reference, options)) as target:
+        push_blobs(target, [(config, lambda: iter([EMPTY])), (layer, file)])
+        return target.push_manifest(canonical_json(manifest.to_json()), OCI_MANIFEST, ("",))

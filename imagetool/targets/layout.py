@@ -1,0 +1,253 @@
+"""Writing an OCI image layout directory (image-spec image-layout.md), so that any process may be killed at any time.
+
+Blobs get their name by rename after their digest was checked and they were synced; index.json is replaced the same
+way, under a lock of the directory, last. skopeo, umoci and oras read the result.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import secrets
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from imagetool.content import PIECE_BYTES, Content, pieces
+from rootdisk.errors import BadInput, DigestMismatch
+from rootdisk.oci.documents import (
+    MANIFEST_MAX_BYTES,
+    OCI_INDEX,
+    OCI_MANIFEST,
+    Descriptor,
+    Digest,
+    Manifest,
+    canonical_json,
+    parse_json,
+)
+from rootdisk.oci.layout import REF_NAME, LayoutRepository
+from rootdisk.oci.repository import describe_manifest, verified
+
+_PARTIAL = ".partial-"
+_PARTIAL_MAX_AGE_S = 86400  # older ones belong to a process that was killed
+
+
+class LayoutTarget:
+    """One layout directory, made when it is not there."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            self._directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as err:
+            raise BadInput(f"oci:{path}: {err.strerror}", "name a directory that can be written to") from err
+        try:
+            with self._locked():
+                self._prepare()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        if self._directory >= 0:
+            os.close(self._directory)
+            self._directory = -1
+
+    def has_blob(self, descriptor: Descriptor) -> bool:
+        with self._blobs(descriptor.digest) as folder:
+            try:
+                found = os.stat(descriptor.digest.hex, dir_fd=folder, follow_symlinks=False)
+            except FileNotFoundError:
+                return False
+            # It got its name only after it was checked. But that may be long ago, and others may be linked to it.
+            if found.st_size == descriptor.size and _is_whole(folder, descriptor):
+                return True
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(descriptor.digest.hex, dir_fd=folder)
+            return False
+
+    def push_blob(self, descriptor: Descriptor, content: Content, *, mount: str = "") -> None:
+        if self.has_blob(descriptor):
+            return
+        with self._blobs(descriptor.digest) as folder:
+            if not isinstance(content, Path) or not _linked(folder, descriptor, content):
+                _write(folder, descriptor.digest.hex, verified(pieces(content), descriptor))
+
+    def push_manifest(self, raw: bytes, media_type: str, tags: Sequence[str]) -> Digest:
+        digest = Digest.of(raw)
+        if len(raw) > MANIFEST_MAX_BYTES:
+            raise BadInput(f"manifest {digest}: {len(raw)} bytes are more than the {MANIFEST_MAX_BYTES} allowed")
+        described = describe_manifest(raw, digest, f"oci:{self._path}", media_type)
+        descriptor = Descriptor(media_type, digest, len(raw), artifact_type=described.artifact_type)
+        self.push_blob(descriptor, lambda: iter([raw]))
+        if tags:
+            with self._locked():
+                self._list(descriptor, tags)
+        return digest
+
+    def tags(self) -> dict[str, Digest]:
+        listed = LayoutRepository(self._path)
+        try:
+            return {tag: item.digest for item in listed.index().manifests if (tag := item.annotations.get(REF_NAME))}
+        finally:
+            listed.close()
+
+    def remove(self, digest: Digest) -> None:
+        """No entry of index.json leads to `digest`, or is attached to it; blobs stay, as other writers may rely on them."""
+        with self._locked():
+            index = dict(self._read_index())
+            index["manifests"] = [item for item in index["manifests"] if not self._goes(item, digest)]
+            _write(self._directory, "index.json", iter([canonical_json(index)]))
+
+    def _goes(self, item: dict[str, Any], digest: Digest) -> bool:
+        if item["digest"] == str(digest):
+            return True
+        if item["mediaType"] != OCI_MANIFEST:
+            return False
+        with contextlib.closing(LayoutRepository(self._path)) as layout:
+            subject = Manifest.parse(layout.manifest(Digest.parse(item["digest"]))).subject
+        return subject is not None and subject.digest == digest
+
+    def _list(self, descriptor: Descriptor, tags: Sequence[str]) -> None:
+        """Point `tags` to `descriptor` in index.json; all other entries stay as they are, unknown fields included."""
+        index = dict(self._read_index())
+        moved = {tag for tag in tags if tag}
+        kept = [
+            item
+            for item in index["manifests"]
+            if not (
+                (item.get("annotations") or {}).get(REF_NAME) in moved
+                or (item.get("digest") == str(descriptor.digest) and REF_NAME not in (item.get("annotations") or {}))
+            )
+        ]
+        named = any(item.get("digest") == str(descriptor.digest) for item in kept)
+        for tag in sorted(set(tags)):
+            if tag:
+                kept.append({**descriptor.to_json(), "annotations": {REF_NAME: tag}})
+            elif not moved and not named:
+                kept.append(descriptor.to_json())
+        index["manifests"] = kept
+        raw = canonical_json(index)
+        if len(raw) > MANIFEST_MAX_BYTES:
+            raise BadInput(f"oci:{self._path}: index.json is full", "write to another layout directory")
+        _write(self._directory, "index.json", iter([raw]))
+
+    def _read_index(self) -> dict[str, Any]:
+        repository = LayoutRepository(self._path)
+        try:
+            repository.index()  # every entry well formed, else BadInput
+            return dict(parse_json(repository.index_json(), f"oci:{self._path}: index.json"))
+        finally:
+            repository.close()
+
+    def _prepare(self) -> None:
+        """Make what is missing of an empty layout; refuse a directory that holds something else."""
+        names = set(os.listdir(self._directory))
+        for name in names:
+            if name.startswith(_PARTIAL):
+                _remove_stale(self._directory, name)
+        if "oci-layout" not in names:
+            strangers = {name for name in names if not name.startswith(".")} - {"blobs", "index.json"}
+            if strangers:
+                raise BadInput(f"oci:{self._path}: not an OCI layout and not empty", "name a new or empty directory")
+            _make_directory(self._directory, "blobs")
+            if "index.json" not in names:
+                empty = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": []}
+                _write(self._directory, "index.json", iter([canonical_json(empty)]))
+            _write(self._directory, "oci-layout", iter([json.dumps({"imageLayoutVersion": "1.0.0"}).encode()]))
+        LayoutRepository(self._path).close()  # a version we know, else Unsupported
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """One writer of index.json at a time, across processes; flock(2) of the directory itself leaves no file."""
+        lock = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(lock)
+
+    @contextlib.contextmanager
+    def _blobs(self, digest: Digest) -> Iterator[int]:
+        """A descriptor of blobs/ALGORITHM, made where missing, no link followed."""
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        _make_directory(self._directory, "blobs")
+        blobs = os.open("blobs", flags, dir_fd=self._directory)
+        try:
+            if _make_directory(blobs, digest.algorithm):
+                os.fsync(blobs)
+            folder = os.open(digest.algorithm, flags, dir_fd=blobs)
+        finally:
+            os.close(blobs)
+        try:
+            yield folder
+        finally:
+            os.close(folder)
+
+
+def _is_whole(folder: int, descriptor: Descriptor) -> bool:
+    try:
+        file = os.open(descriptor.digest.hex, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+        with os.fdopen(file, "rb") as stream:
+            for _ in verified(iter(lambda: stream.read(PIECE_BYTES), b""), descriptor):
+                pass
+    except (OSError, DigestMismatch):
+        return False
+    return True
+
+
+def _make_directory(parent: int, name: str) -> bool:
+    try:
+        os.mkdir(name, 0o755, dir_fd=parent)
+    except FileExistsError:
+        return False
+    return True
+
+
+def _write(folder: int, name: str, content: Iterator[bytes]) -> None:
+    """All of `content` as `name` in `folder`, or nothing: temporary file, sync, rename, sync of the folder."""
+    for stale in os.listdir(folder) if name != "index.json" else ():
+        if stale.startswith(_PARTIAL):
+            _remove_stale(folder, stale)
+    partial = f"{_PARTIAL}{secrets.token_hex(8)}"
+    file = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644, dir_fd=folder)
+    try:
+        with os.fdopen(file, "wb", buffering=0) as stream:
+            for piece in content:
+                view = memoryview(piece)
+                while view:
+                    view = view[stream.write(view) :]
+            os.fsync(stream.fileno())
+        os.rename(partial, name, src_dir_fd=folder, dst_dir_fd=folder)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(partial, dir_fd=folder)
+        raise
+    os.fsync(folder)
+
+
+def _linked(folder: int, descriptor: Descriptor, file: Path) -> bool:
+    """`file` itself under the blob's name, once it is verified and synced; False where it cannot be linked."""
+    with file.open("rb") as stream:
+        for _ in verified(iter(lambda: stream.read(PIECE_BYTES), b""), descriptor):
+            pass
+        os.fsync(stream.fileno())
+        try:
+            # By the descriptor, so that it is what has been verified.
+            os.link(f"/proc/self/fd/{stream.fileno()}", descriptor.digest.hex, dst_dir_fd=folder, follow_symlinks=True)
+        except FileExistsError:
+            return True
+        except OSError:  # another file system, or one without links
+            return False
+    os.fsync(folder)
+    return True
+
+
+def _remove_stale(folder: int, name: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        if time.time() - os.stat(name, dir_fd=folder, follow_symlinks=False).st_mtime > _PARTIAL_MAX_AGE_S:
+            os.unlink(name, dir_fd=folder)

@@ -1,0 +1,46 @@
+"""What may go from a repository of artifacts: old versions, keys that lead to nothing that a version needs, and what is
+attached to either.
+
+Artifacts have no dates, so versions are ordered by their names: 1.9 before 1.10.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Mapping
+
+from rootdisk.oci.documents import Digest
+
+_KEY = re.compile(r"key-[0-9a-f]{32}\Z")
+_REFERRERS = re.compile(r"sha256-[0-9a-f]{64}\Z")
+
+
+def referrers_tag(subject: Digest) -> str:
+    """distribution-spec 1.1, "Referrers Tag Schema": the tag of the index of all that is attached to `subject`."""
+    return f"{subject.algorithm}-{subject.hex[:64]}"
+
+
+def is_referrers(tag: str) -> bool:
+    return bool(_REFERRERS.match(tag))
+
+
+def outdated(
+    tags: Mapping[str, Digest], children: Callable[[Digest], Collection[Digest]], keep: int | None
+) -> list[str]:
+    """Tags to remove, sorted: all but the last `keep` versions (None: no version), and the keys of what is left unused.
+
+    `children` gives what an index lists. No tag is named whose manifest a version that stays needs.
+    """
+    attached = {tag for tag in tags if is_referrers(tag)}
+    versions = sorted((tag for tag in tags.keys() - attached if not _KEY.match(tag) and tag != "latest"), key=_natural)
+    dropped = set(versions[: max(len(versions) - keep, 0)]) if keep is not None else set()
+    needed: set[Digest] = set()
+    for tag in tags.keys() - dropped - attached:
+        if not _KEY.match(tag):
+            needed |= {tags[tag], *children(tags[tag])}
+    gone = {tag for tag in tags if (tag in dropped or _KEY.match(tag)) and tags[tag] not in needed}
+    return sorted(gone | (attached & {referrers_tag(tags[tag]) for tag in gone}))
+
+
+def _natural(tag: str) -> list[tuple[int, int, str]]:
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", tag) if part]

@@ -1,0 +1,174 @@
+"""Writing to a repository of a registry: distribution-spec 1.1, "Push"; how a blob gets there is in upload.py."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from urllib.parse import urlencode
+
+from imagetool.content import Content
+from imagetool.targets.oras_client import OrasClient
+from imagetool.targets.prune import referrers_tag
+from imagetool.targets.upload import Upload
+from rootdisk.errors import BadInput, DigestMismatch, RegistryError, Unsupported
+from rootdisk.oci.documents import (
+    INDEX_TYPES,
+    MANIFEST_MAX_BYTES,
+    MANIFEST_TYPES,
+    OCI_INDEX,
+    OCI_MANIFEST,
+    Descriptor,
+    Digest,
+    Index,
+    Manifest,
+    canonical_json,
+    parse_json,
+)
+from rootdisk.oci.fields import Fields
+from rootdisk.oci.reference import is_tag
+from rootdisk.oci.repository import RegistryOptions, check_manifest, describe_manifest
+from rootdisk.registry.repository import ACCEPT, RegistryRepository
+from rootdisk.text import printable
+
+TAGS_PAGE = 1000
+TAGS_MAX_COUNT = 100_000
+_NEXT = re.compile(r"\s*<([^>]*)>\s*;\s*rel=\"?next")
+
+
+class RegistryTarget:
+    """One repository."""
+
+    def __init__(self, registry: str, repository: str, options: RegistryOptions) -> None:
+        self.client = OrasClient(registry, repository, options)
+        self._place = registry, repository, options
+
+    def close(self) -> None:
+        self.client.close()
+
+    def has_blob(self, descriptor: Descriptor) -> bool:
+        def once() -> bool:
+            try:
+                return self._has("HEAD", descriptor, {})
+            except RegistryError as err:
+                # A URL that is signed for GET says 403 to HEAD, and some servers do not know HEAD.
+                if err.status not in (403, 405, 501) and not (err.temporary and err.status == 401):
+                    raise
+            return self._has("GET", descriptor, {"Range": "bytes=0-0"} if descriptor.size else {})
+
+        return self.client.retry().run(once)
+
+    def _has(self, method: str, descriptor: Descriptor, headers: Mapping[str, str]) -> bool:
+        path = f"blobs/{descriptor.digest}"
+        with self.client.request(method, path, expect=(200, 206, 404), headers=headers) as response:
+            length = response.headers.get("Content-Length")
+            if response.status_code == 206:
+                length = response.headers.get("Content-Range", "").rpartition("/")[2]
+                length = length if length.isdigit() else None
+            if response.status_code != 404 and length is not None and length != str(descriptor.size):
+                raise DigestMismatch(
+                    f"{self.client.name}: blob {descriptor.digest} has {printable(length, 20)} bytes, "
+                    f"not {descriptor.size}",
+                    "the registry's copy is damaged",
+                )
+            return response.status_code != 404
+
+    def push_blob(self, descriptor: Descriptor, content: Content, *, mount: str = "") -> None:
+        if self.has_blob(descriptor) or (mount and self._mounted(descriptor, mount)):
+            return
+        Upload(self.client, descriptor, content).run()
+
+    def _mounted(self, descriptor: Descriptor, repository: str) -> bool:
+        """distribution-spec, "Mounting a blob from another repository"; a registry may start an upload instead."""
+        query = urlencode({"mount": str(descriptor.digest), "from": repository})
+        try:
+            with self.client.request("POST", f"blobs/uploads/?{query}", expect=(201, 202)) as response:
+                return response.status_code == 201
+        except RegistryError:
+            return False  # no right to look there, or not known: sending it tells more
+
+    def push_manifest(self, raw: bytes, media_type: str, tags: Sequence[str]) -> Digest:
+        digest = Digest.of(raw)
+        if len(raw) > MANIFEST_MAX_BYTES:
+            raise BadInput(f"manifest {digest}: {len(raw)} bytes are more than the {MANIFEST_MAX_BYTES} allowed")
+        for name in [tag for tag in tags if tag] or [str(digest)]:
+            known = self._put_manifest(name, raw, media_type, digest)
+        subject = Manifest.parse(raw).subject if media_type == OCI_MANIFEST else None
+        if subject is not None and known != str(subject.digest):
+            self._list_referrer(subject.digest, describe_manifest(raw, digest, self.client.name))
+        return digest
+
+    def _list_referrer(self, subject: Digest, referrer: Descriptor) -> None:
+        """distribution-spec 1.1, "Pushing Manifests with Subject": a registry without the API gets a tag with their list."""
+        tag = referrers_tag(subject)
+        repository = RegistryRepository(*self._place)
+        try:
+            listed = Index.parse(repository.manifest(repository.resolve(tag))).manifests
+        except RegistryError as err:
+            if err.status != 404:
+                raise
+            listed = ()
+        finally:
+            repository.close()
+        if all(item.digest != referrer.digest for item in listed):
+            raw = canonical_json(Index(OCI_INDEX, (*listed, referrer), {}).to_json())
+            self.push_manifest(raw, OCI_INDEX, (tag,))
+
+    def tags(self) -> dict[str, Digest]:
+        """distribution-spec, "Listing tags": every tag and the manifest it names."""
+        names: list[str] = []
+        path = f"tags/list?n={TAGS_PAGE}"
+        while path:
+            raw, headers = self.client.get(path, MANIFEST_MAX_BYTES, {})
+            said = Fields(parse_json(raw, f"{self.client.name}: tags"), f"{self.client.name}: list of tags")
+            names += said.texts("tags", TAGS_MAX_COUNT - len(names), limit=128)
+            for name in names:
+                if not is_tag(name):
+                    raise BadInput(f"{self.client.name}: a tag {printable(name, 128)!r}, which is not valid")
+            found = _NEXT.match(headers.get("Link", ""))
+            path = found[1] if found else ""
+        repository = RegistryRepository(*self._place)
+        try:
+            return {name: repository.resolve(name).digest for name in names}
+        finally:
+            repository.close()
+
+    def remove(self, digest: Digest) -> None:
+        def once() -> int:
+            with self.client.request("DELETE", f"manifests/{digest}", expect=(200, 202, 204, 404, 405)) as response:
+                status = int(response.status_code)
+            if status == 404:  # gone already, or never to be deleted this way
+                with self.client.request("HEAD", f"manifests/{digest}", expect=(200, 404), headers=ACCEPT) as response:
+                    return 405 if response.status_code == 200 else 404
+            return status
+
+        if self.client.retry().run(once) == 405:
+            raise Unsupported(
+                f"{self.client.name}: this registry does not delete", "its own interface or a setting may"
+            )
+
+    def _put_manifest(self, name: str, raw: bytes, media_type: str, digest: Digest) -> str:
+        """The digest of the subject that the registry has understood, if there is one."""
+
+        def once() -> tuple[str, str]:
+            headers = {"Content-Type": media_type}
+            # 201 by the specification; some say 200, or 202 before it can be seen.
+            with self.client.request(
+                "PUT", f"manifests/{name}", expect=(200, 201, 202), headers=headers, data=raw
+            ) as response:
+                said = response.headers
+                return str(said.get("Docker-Content-Digest", "")), str(said.get("OCI-Subject", ""))
+
+        said, subject = self.client.retry().run(once)
+        if said != str(digest):
+            # The header is optional before distribution-spec 1.1: read back what the name means now.
+            accept = {"Accept": ", ".join((*MANIFEST_TYPES, *INDEX_TYPES))}
+            retry = self.client.retry()
+            while True:
+                try:
+                    found, _ = self.client.get(f"manifests/{name}", MANIFEST_MAX_BYTES, accept)
+                    break
+                except RegistryError as err:
+                    err.temporary |= err.status == 404
+                    retry.wait(err)
+            check_manifest(found, digest, f"{self.client.name}:{name}")
+        return subject

@@ -1,0 +1,89 @@
+"""Where a disk's bytes are read from: a raw file, or the frames of an artifact, wherever it lies."""
+
+from __future__ import annotations
+
+import os
+from bisect import bisect_right
+from collections import OrderedDict
+from pathlib import Path
+from typing import Protocol
+
+import zstandard
+
+from rootdisk.artifact.format import ChunkIndex
+from rootdisk.artifact.zstd_frames import unpack
+from rootdisk.errors import BadInput
+from rootdisk.oci.repository import Joined
+
+CACHED_CHUNKS = 64
+
+
+class Device(Protocol):
+    """A disk of `size` bytes."""
+
+    size: int
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Exactly `length` bytes from `offset`; BadInput past the end."""
+
+    def close(self) -> None: ...
+
+
+class RawDisk:
+    """A raw disk file."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as err:
+            raise BadInput(f"cannot read {path}: {err.strerror}") from err
+        self._path = path
+        self.size = os.lseek(self._fd, 0, os.SEEK_END)
+
+    def read(self, offset: int, length: int) -> bytes:
+        data = os.pread(self._fd, length, offset) if offset + length <= self.size else b""
+        if len(data) != length:
+            raise BadInput(f"{self._path}: the disk ends at byte {self.size}, before {offset + length}")
+        return data
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+class FramedDisk:
+    """The disk in an artifact's blobs: only the frames that are asked for are fetched, each verified."""
+
+    def __init__(self, blobs: Joined, index: ChunkIndex) -> None:
+        self._blobs, self._index = blobs, index
+        self._starts = [chunk.offset for chunk in index.chunks]
+        self._decompressor = zstandard.ZstdDecompressor()
+        self._raw: OrderedDict[int, bytes] = OrderedDict()
+        self.size = index.disk_size
+
+    def read(self, offset: int, length: int) -> bytes:
+        if offset + length > self.size:
+            raise BadInput(f"the disk ends at byte {self.size}, before {offset + length}")
+        out = bytearray()
+        while len(out) < length:
+            at = offset + len(out)
+            number = bisect_right(self._starts, at) - 1
+            chunk = self._index.chunks[number]
+            count = min(length - len(out), chunk.end - at)
+            out += bytes(count) if chunk.zero else self._chunk(number)[at - chunk.offset : at - chunk.offset + count]
+        return bytes(out)
+
+    def _chunk(self, number: int) -> bytes:
+        found = self._raw.get(number)
+        if found is not None:
+            self._raw.move_to_end(number)
+            return found
+        chunk = self._index.chunks[number]
+        frame = b"".join(self._blobs.read(chunk.blob_offset, chunk.blob_offset + chunk.blob_length))
+        raw = unpack(chunk, frame, self._decompressor)
+        self._raw[number] = raw
+        if len(self._raw) > CACHED_CHUNKS:
+            self._raw.popitem(last=False)
+        return raw
+
+    def close(self) -> None:
+        self._blobs.repository.close()

@@ -1,0 +1,263 @@
+"""The OCI documents both tools read: digests, descriptors, manifests and indexes, parsed once from raw bytes.
+
+Follows the OCI image specification 1.1 (descriptor.md, manifest.md, image-index.md) and, for reading, Docker's image
+manifest version 2, schema 2. Everything here is a frozen value; inside the packages nobody sees a bare mapping.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from rootdisk.errors import BadInput, Unsupported
+from rootdisk.oci.fields import INTEGER_MAX, Fields, parse_value
+from rootdisk.text import printable
+
+MANIFEST_MAX_BYTES = 4 << 20  # registries refuse larger ones; distribution-spec "manifest SHOULD be limited to 4 MiB"
+
+OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+OCI_INDEX = "application/vnd.oci.image.index.v1+json"
+OCI_CONFIG = "application/vnd.oci.image.config.v1+json"
+OCI_EMPTY = "application/vnd.oci.empty.v1+json"
+DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
+DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
+DOCKER_CONFIG = "application/vnd.docker.container.image.v1+json"
+MANIFEST_TYPES = (OCI_MANIFEST, DOCKER_MANIFEST)
+INDEX_TYPES = (OCI_INDEX, DOCKER_LIST)
+
+DESCRIPTORS_MAX_COUNT = 50_000
+ANNOTATIONS_MAX_COUNT = 10_000
+ANNOTATION_MAX = 1 << 20  # signatures are some 10,000 characters
+
+_HEX_LENGTH = {"sha256": 64, "sha512": 128}
+_HEX = re.compile(r"[0-9a-f]+\Z")
+_PLATFORM_PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,31}\Z")
+
+
+class Digest(NamedTuple):
+    """A content digest, `sha256:<64 lower-case hex>` or `sha512:<128>`; image-spec descriptor.md#digests."""
+
+    algorithm: str
+    hex: str
+
+    @classmethod
+    def parse(cls, text: object) -> Digest:
+        """Digest from its text form; BadInput on anything else, so a Digest is always safe as a file name."""
+        if not isinstance(text, str):
+            raise BadInput(f"digest is not a string: {text!r:.80}")
+        algorithm, _, hex_ = text.partition(":")
+        if _HEX_LENGTH.get(algorithm) != len(hex_) or not _HEX.match(hex_):
+            raise BadInput(f"not a sha256 or sha512 digest: {text!r:.160}")
+        return cls(algorithm, hex_)
+
+    @classmethod
+    def of(cls, data: bytes | bytearray | memoryview) -> Digest:
+        """The sha256 digest of `data`."""
+        return cls("sha256", hashlib.sha256(data).hexdigest())
+
+    def __str__(self) -> str:
+        return f"{self.algorithm}:{self.hex}"
+
+    @property
+    def short(self) -> str:
+        """The first 12 hex digits, for talking to people."""
+        return self.hex[:12]
+
+
+class Platform(NamedTuple):
+    """image-index.md#image-index-property-descriptions, `platform`."""
+
+    os: str
+    architecture: str
+    variant: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> Platform:
+        """`linux/amd64`, `linux/arm64/v8`, or an architecture alone."""
+        parts = text.split("/")
+        if len(parts) == 1:
+            parts = ["linux", *parts]
+        if len(parts) > 3 or not all(map(_PLATFORM_PART.match, parts)):
+            raise BadInput(f"platform {text!r:.80}", "write os/architecture[/variant], as linux/amd64")
+        return cls(parts[0], *_normal(parts[1], parts[2] if len(parts) == 3 else ""))
+
+    @classmethod
+    def host(cls) -> Platform:
+        """Linux on this machine's processor: guests are always Linux."""
+        return cls("linux", *_normal(os.uname().machine, ""))
+
+    @classmethod
+    def of(cls, value: Mapping[str, Any]) -> Platform:
+        """From a descriptor's or config's `os`, `architecture`, `variant`."""
+        said = Fields(value, "platform")
+        os_, architecture, variant = (
+            said.text(key, "", limit=64, pattern=r"[A-Za-z0-9_.+-]*") for key in ("os", "architecture", "variant")
+        )
+        return cls(os_, *_normal(architecture, variant))
+
+    def __str__(self) -> str:
+        return "/".join(p for p in (self.os, self.architecture, self.variant) if p)
+
+
+def _normal(architecture: str, variant: str) -> tuple[str, str]:
+    """Architecture and variant in containerd's normal form (platforms/database.go): x86_64 is amd64, arm64/v8 is arm64."""
+    architecture = architecture.lower()
+    architecture = {"x86_64": "amd64", "x86-64": "amd64", "aarch64": "arm64", "armhf": "arm"}.get(
+        architecture, architecture
+    )
+    if (architecture, variant) in (("arm64", "v8"), ("arm64", "8"), ("amd64", "v1")):
+        variant = ""
+    if architecture == "arm" and variant in ("", "7"):
+        variant = "v7"
+    return architecture, variant
+
+
+class Descriptor(NamedTuple):
+    """descriptor.md: what a blob or manifest is, how long, and which bytes."""
+
+    media_type: str
+    digest: Digest
+    size: int
+    annotations: Mapping[str, str] = MappingProxyType({})
+    platform: Platform | None = None
+    artifact_type: str = ""
+
+    @classmethod
+    def parse(cls, value: object, what: str = "descriptor") -> Descriptor:
+        item = Fields.of(value, what)
+        platform = item.value.get("platform")
+        return cls(
+            _media_type(item, "mediaType"),
+            Digest.parse(item.value.get("digest")),
+            item.integer("size", 0, INTEGER_MAX),
+            _annotations(item),
+            Platform.of(item.inner("platform").value) if platform is not None else None,
+            _media_type(item, "artifactType", ""),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON value, for manifests and indexes we write."""
+        value: dict[str, Any] = {"mediaType": self.media_type, "digest": str(self.digest), "size": self.size}
+        if self.artifact_type:
+            value["artifactType"] = self.artifact_type
+        if self.annotations:
+            value["annotations"] = dict(sorted(self.annotations.items()))
+        if self.platform is not None:
+            value["platform"] = {"os": self.platform.os, "architecture": self.platform.architecture}
+            if self.platform.variant:
+                value["platform"]["variant"] = self.platform.variant
+        return value
+
+    @property
+    def title(self) -> str:
+        return self.annotations.get("org.opencontainers.image.title", "")
+
+
+class Manifest(NamedTuple):
+    """manifest.md: a config and layers, or an artifact's blobs."""
+
+    media_type: str
+    artifact_type: str
+    config: Descriptor
+    layers: tuple[Descriptor, ...]
+    annotations: Mapping[str, str]
+    subject: Descriptor | None = None
+
+    @classmethod
+    def parse(cls, raw: bytes) -> Manifest:
+        value = Fields(parse_json(raw, "manifest"), "manifest", "is this an image manifest?")
+        _schema_2(value)
+        subject = value.value.get("subject")
+        return cls(
+            _media_type(value, "mediaType", OCI_MANIFEST),
+            _media_type(value, "artifactType", ""),
+            Descriptor.parse(value.value.get("config"), "manifest: config"),
+            _descriptors(value, "layers", "manifest: layer"),
+            _annotations(value),
+            Descriptor.parse(subject, "manifest: subject") if subject is not None else None,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        value: dict[str, Any] = {"schemaVersion": 2, "mediaType": self.media_type}
+        if self.artifact_type:
+            value["artifactType"] = self.artifact_type
+        value["config"] = self.config.to_json()
+        value["layers"] = [layer.to_json() for layer in self.layers]
+        if self.subject is not None:
+            value["subject"] = self.subject.to_json()
+        if self.annotations:
+            value["annotations"] = dict(sorted(self.annotations.items()))
+        return value
+
+
+class Index(NamedTuple):
+    """image-index.md: the same thing for several platforms."""
+
+    media_type: str
+    manifests: tuple[Descriptor, ...]
+    annotations: Mapping[str, str]
+
+    @classmethod
+    def parse(cls, raw: bytes) -> Index:
+        value = Fields(parse_json(raw, "index"), "index")
+        _schema_2(value)
+        return cls(
+            _media_type(value, "mediaType", OCI_INDEX),
+            _descriptors(value, "manifests", "index: manifest"),
+            _annotations(value),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        value: dict[str, Any] = {
+            "schemaVersion": 2,
+            "mediaType": self.media_type,
+            "manifests": [item.to_json() for item in self.manifests],
+        }
+        if self.annotations:
+            value["annotations"] = dict(sorted(self.annotations.items()))
+        return value
+
+    def choose(self, platform: Platform) -> Descriptor:
+        """The one manifest for exactly `platform`; never "any Linux". BadInput lists what there is."""
+        # BuildKit's attestations are listed as unknown/unknown and are not images.
+        offered = [item for item in self.manifests if item.platform is not None and item.platform.os != "unknown"]
+        for item in offered:
+            if item.platform == platform:
+                return item
+        names = ", ".join(sorted({str(item.platform) for item in offered})) or "no platform"
+        raise BadInput(f"no image for {platform}", f"the index offers {names}")
+
+
+def canonical_json(value: object) -> bytes:
+    """One value, one text: sorted keys, no spaces, UTF-8. What digests are taken of."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def parse_json(raw: bytes, what: str, max_bytes: int = MANIFEST_MAX_BYTES) -> Mapping[str, Any]:
+    """The JSON object in `raw`; BadInput names `what` if it is too large, too deep, ambiguous or not an object."""
+    return Fields.of(parse_value(raw, what, max_bytes), what).value
+
+
+def _schema_2(value: Fields) -> None:
+    version = value.value.get("schemaVersion")
+    if type(version) is not int or version != 2:
+        raise Unsupported(f"{value.what}: schemaVersion {printable(repr(version), 20)}", "only version 2 is read")
+
+
+def _descriptors(value: Fields, key: str, what: str) -> tuple[Descriptor, ...]:
+    items = value.items(key, DESCRIPTORS_MAX_COUNT)
+    return tuple(Descriptor.parse(item, f"{what} {number}") for number, item in enumerate(items, 1))
+
+
+def _media_type(value: Fields, key: str, default: str | None = None) -> str:
+    """RFC 6838, and whatever else goes into a header as it is."""
+    return value.text(key, default, limit=255, pattern=r"[!-~]+(?: ?; ?[!-~]+)*")
+
+
+def _annotations(value: Fields) -> Mapping[str, str]:
+    return value.strings("annotations", ANNOTATIONS_MAX_COUNT, limit=ANNOTATION_MAX)

@@ -1,0 +1,135 @@
+"""Image names as people write them, parsed once.
+
+Registry names follow docker's normalisation (distribution/reference, normalize.go): `alpine` is
+`docker.io/library/alpine:latest`, and a first part with a dot, a colon or the name localhost is a registry. The other
+kinds follow containers-transports(5): `oci:DIR:TAG`, `oci-archive:FILE:TAG`, `docker-archive:FILE:NAME:TAG`,
+`docker-daemon:REF`, and our own `tar:FILE` for a plain root file system.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Literal, NamedTuple, cast
+
+from rootdisk.errors import BadInput
+from rootdisk.oci.documents import Digest
+
+Kind = Literal["registry", "oci", "oci-archive", "docker-archive", "docker-daemon", "tar"]
+
+DOCKER_HUB = "docker.io"
+_PATH_KINDS = ("oci", "oci-archive", "docker-archive", "tar")
+_HINT = "write registry/repository:tag, registry/repository@sha256:… or oci:DIR:TAG"
+
+# Compiled when they are first used: a boot from a layout needs two of them, and they take a while.
+_HOST = r"(?:[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?(?:\.[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?)*|\[[0-9a-fA-F:.]+\])(?::[0-9]{1,5})?\Z"
+_REPOSITORY = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*\Z"
+_TAG = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}\Z"
+# org.opencontainers.image.ref.name (image-spec annotations.md) allows whole image names too.
+_REF_NAME = r"[A-Za-z0-9_][A-Za-z0-9._:@/+-]{0,254}\Z"
+_DIGEST_TAIL = r"@(sha[0-9]+:[^/]*)\Z"
+
+
+class Reference(NamedTuple):
+    """One name. `registry` and `repository` are set for registries and the daemon, `path` for everything on disk.
+
+    `tag` is "" where none was asked for and none is implied; `digest` wins over `tag` where both are given.
+    """
+
+    kind: Kind
+    registry: str = ""
+    repository: str = ""
+    tag: str = ""
+    digest: Digest | None = None
+    path: Path | None = None
+
+    @property
+    def name(self) -> str | Digest:
+        """What to resolve: the digest, else the tag, else "" (the only image there is)."""
+        return self.digest or self.tag
+
+    @property
+    def place(self) -> str:
+        """The reference without tag and digest: which repository, directory or file."""
+        if self.path is not None:
+            return f"{self.kind}:{self.path}"
+        place = f"{self.registry}/{self.repository}" if self.registry else self.repository
+        return place if self.kind == "registry" else f"{self.kind}:{place}"
+
+    def __str__(self) -> str:
+        return self.place + (f":{self.tag}" if self.tag else "") + (f"@{self.digest}" if self.digest else "")
+
+
+def parse_reference(text: str) -> Reference:
+    """The reference that `text` writes; BadInput says which part is wrong and what to write."""
+    scheme, colon, rest = text.partition(":")
+    if colon and scheme in _PATH_KINDS:
+        return _on_disk(cast(Kind, scheme), rest, text)
+    if colon and scheme == "docker-daemon":
+        if re.fullmatch(r"sha256:[0-9a-f]{64}", rest):
+            return Reference("docker-daemon", digest=Digest.parse(rest))
+        return _named("docker-daemon", rest, text)
+    if text.startswith(("http://", "https://", "docker://")):
+        raise BadInput(f"reference {text!r:.200} starts with {scheme}://", "write the name without it")
+    return _named("registry", text, text)
+
+
+def _on_disk(kind: Kind, rest: str, text: str) -> Reference:
+    digest, tag = None, ""
+    path = rest
+    if kind != "tar":
+        if found := re.search(_DIGEST_TAIL, rest):
+            digest = Digest.parse(found[1])
+            path = rest[: found.start()]
+        path, _, tag = path.partition(":")  # as containers-transports(5): the first colon ends the path
+        if tag and not re.match(_REF_NAME, tag):
+            raise BadInput(
+                f"reference {text!r:.200}: {tag!r:.80} is no tag", f"write {kind}:PATH:TAG; PATH has no colon"
+            )
+    if not path or "\0" in path:
+        raise BadInput(
+            f"reference {text!r:.200} names no path", f"write {kind}:PATH" + ("" if kind == "tar" else ":TAG")
+        )
+    return Reference(kind, tag=tag, digest=digest, path=Path(path))
+
+
+def is_tag(text: str) -> bool:
+    """Whether `text` may be a tag; distribution-spec, "Pulling manifests"."""
+    return bool(re.match(_TAG, text))
+
+
+def _can_be_asked(registry: str) -> bool:
+    """Whether a port is one, and what is in brackets is an IPv6 address."""
+    host, colon, port = registry.rpartition(":")
+    if colon and port.isdecimal() and not host.endswith(":") and not 0 < int(port) < 65536:
+        return False
+    if not registry.startswith("["):
+        return True
+    from rootdisk.urls import normal_host
+
+    return normal_host(registry[: registry.index("]") + 1]) is not None
+
+
+def _named(kind: Kind, name: str, text: str) -> Reference:
+    rest, at, digest_text = name.partition("@")
+    digest = Digest.parse(digest_text) if at else None
+    first, slash, remainder = rest.partition("/")
+    if slash and (set(first) & set(".:[") or first == "localhost" or first != first.lower()):
+        registry, path = first, remainder
+    else:
+        registry, path = DOCKER_HUB, rest
+    if registry in ("index.docker.io", "registry-1.docker.io"):
+        registry = DOCKER_HUB
+    repository, colon, tag = path.partition(":")
+    if registry == DOCKER_HUB and "/" not in repository:
+        repository = f"library/{repository}"
+    if not re.match(_HOST, registry) or not _can_be_asked(registry):
+        raise BadInput(f"reference {text!r:.200}: {registry!r:.80} is no registry", _HINT)
+    if not re.match(_REPOSITORY, repository) or len(repository) > 255:
+        hint = "names are lower case" if repository != repository.lower() else _HINT
+        raise BadInput(f"reference {text!r:.200}: {repository!r:.80} is no repository", hint)
+    if colon and not re.match(_TAG, tag):
+        raise BadInput(f"reference {text!r:.200}: {tag!r:.80} is no tag", _HINT)
+    if not tag and digest is None:
+        tag = "latest"
+    return Reference(kind, registry, repository, tag, digest)

@@ -1,0 +1,145 @@
+"""Answering a registry's challenge.
+
+Credentials go to the registry, or to the token service its challenge names; https both, unless plain http was asked.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Mapping
+from urllib.parse import urlencode
+
+import requests
+
+from rootdisk.errors import BadInput, RegistryError
+from rootdisk.oci.documents import parse_json
+from rootdisk.oci.repository import RegistryOptions
+from rootdisk.registry.answers import read_bounded, status_error
+from rootdisk.registry.credentials import Credentials, find_credentials
+from rootdisk.registry.http import Session
+from rootdisk.urls import parse_url
+
+TOKEN_MAX_BYTES = 1 << 20
+
+
+class Auth:
+    """Answers a registry's challenge (RFC 7235; distribution's token and oauth2 specifications).
+
+    One Authorization value at a time: the last challenge names the widest scope asked for, and a registry that wants
+    another one says so.
+    """
+
+    def __init__(self, registry: str, repository: str, session: Session, options: RegistryOptions) -> None:
+        self._registry, self._repository = registry, repository
+        self._session, self._plain_http = session, options.plain_http
+        self._lock = threading.Lock()
+        self._value = ""
+        self._expires = 0.0
+
+    @property
+    def token(self) -> str | None:
+        """What is sent unasked: the last answer, until it is about to expire."""
+        return self._value if self._value and time.monotonic() < self._expires else None
+
+    @token.setter
+    def token(self, value: str | None) -> None:
+        self._value = value or ""
+
+    def get_auth_header(self) -> dict[str, str]:
+        return {"Authorization": self._value} if self._value else {}
+
+    def authenticate_request(
+        self, original: requests.Response, headers: dict[str, str], refresh: bool = False
+    ) -> tuple[dict[str, str], bool]:
+        """After 401 or 403: the headers to try again with, and that they are others."""
+        method = str(original.request.method)
+        url, status = parse_url(original.url), original.status_code
+        if url.origin != self._session.origin:
+            original.close()
+            # A presigned URL that ran out; asking the registry again gives a new one.
+            raise RegistryError(f"{method} {url.shown}: {status}, after a redirect", temporary=True, status=status)
+        if status == 403:
+            with original:
+                raise status_error(method, original, f"{self._registry}/{self._repository}")
+        original.close()
+        with self._lock:
+            # Another thread may have been quicker.
+            if not self.token or headers.get("Authorization") == self._value:
+                self._value, lifetime = self._answer(original.headers.get("WWW-Authenticate", ""))
+                self._expires = time.monotonic() + lifetime * 0.75
+            return {**headers, "Authorization": self._value}, True
+
+    def _answer(self, header: str) -> tuple[str, float]:
+        """An Authorization value and how long it is good for, seconds."""
+        challenges = parse_challenges(header)
+        credentials = find_credentials(self._registry, self._repository)
+        if "bearer" in challenges:
+            if credentials is not None and credentials.registry_token:
+                return f"Bearer {credentials.registry_token}", float("inf")
+            return self._bearer(challenges["bearer"], credentials)
+        if "basic" in challenges:
+            if credentials is None or not credentials.username:
+                raise RegistryError(f"{self._registry} wants a password", self._hint, status=401)
+            return credentials.basic, float("inf")
+        raise RegistryError(f"{self._registry}: unknown kind of authentication", status=401)
+
+    @property
+    def _hint(self) -> str:
+        return "log in: docker login, podman login or skopeo login " + self._registry
+
+    def _bearer(self, challenge: Mapping[str, str], credentials: Credentials | None) -> tuple[str, float]:
+        try:
+            realm = parse_url(challenge.get("realm", ""))
+        except RegistryError as err:
+            raise RegistryError(f"{self._registry} names a token service we do not talk to: {err.message}") from None
+        if realm.scheme != "https" and not self._plain_http:
+            raise RegistryError(f"{self._registry} names a token service we do not talk to: {realm.shown}: not https")
+        fields = {key: challenge[key] for key in ("service", "scope") if key in challenge}
+        if credentials is not None and credentials.identity_token:
+            fields |= {
+                "grant_type": "refresh_token",
+                "client_id": "rootdisk",
+                "refresh_token": credentials.identity_token,
+            }
+            response = self._session.once("POST", realm, headers={}, data=fields)
+        else:
+            headers = {"Authorization": credentials.basic} if credentials is not None else {}
+            response = self._session.once("GET", realm.with_query(urlencode(fields)), headers=headers)
+        with response:
+            if response.status_code != 200:
+                raise status_error("GET", response, f"token service of {self._registry}", self._hint)
+            raw = read_bounded(response, TOKEN_MAX_BYTES)
+        token, lifetime = _token(raw)
+        if not re.fullmatch(r"[!-~]+", token):
+            raise RegistryError(f"token service of {self._registry}: no token in its answer", self._hint)
+        return f"Bearer {token}", lifetime
+
+
+def _token(raw: bytes) -> tuple[str, float]:
+    """The token in a token service's answer, "" if there is none, and how long it is good for, seconds."""
+    try:
+        answer = parse_json(raw, "token service", TOKEN_MAX_BYTES)
+    except BadInput:
+        return "", 0
+    token = answer.get("token") or answer.get("access_token")
+    lifetime = answer.get("expires_in")
+    if not isinstance(lifetime, int | float) or not lifetime > 0:
+        lifetime = 60  # the specification's default
+    return (token if isinstance(token, str) else ""), float(min(max(lifetime, 10), 86400))
+
+
+def parse_challenges(header: str) -> dict[str, dict[str, str]]:
+    """WWW-Authenticate: parameters by scheme, both in lower case; RFC 7235 section 4.1. The first of a scheme counts."""
+    challenges: dict[str, dict[str, str]] = {}
+    current: dict[str, str] = {}
+    token = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+    for found in re.finditer(rf'({token})\s*=\s*(?:"((?:[^"\\]|\\.)*)"|({token}))|({token})', header[:8192]):
+        name, quoted, plain, scheme = found.groups()
+        if scheme:
+            current = {}
+            challenges.setdefault(scheme.lower(), current)
+        else:
+            current.setdefault(name.lower(), re.sub(r"\\(.)", r"\1", quoted) if quoted is not None else plain)
+    return challenges

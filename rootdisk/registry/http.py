@@ -1,0 +1,142 @@
+"""The HTTP session to a registry: redirects, origins, certificates, and waits that end."""
+
+from __future__ import annotations
+
+import functools
+import ssl
+from collections.abc import Mapping
+from http.cookiejar import DefaultCookiePolicy
+from typing import Any
+
+import requests
+import requests.adapters
+
+from rootdisk import __version__
+from rootdisk.errors import BadInput, RegistryError
+from rootdisk.oci.repository import RegistryOptions
+from rootdisk.registry.deadlines import Watch
+from rootdisk.registry.proxies import proxy_for
+from rootdisk.urls import Url, parse_url
+
+REDIRECTS = frozenset({301, 302, 303, 307, 308})
+MAX_REDIRECTS = 5
+COMMIT_BYTES_PER_S = 16 << 20  # a registry reads a blob again, and may copy it, before it answers
+
+
+class Session(requests.Session):
+    """Redirects followed here: no Authorization to other origins, no way from https to http, bodies never read."""
+
+    def __init__(self, base: Url, options: RegistryOptions) -> None:
+        super().__init__()
+        self.origin = base.origin
+        self._plain_http = options.plain_http
+        self._timeout = (options.connect_timeout_s, options.read_timeout_s)
+        self.auth = _keep  # otherwise ~/.netrc is asked, for redirect targets too
+        self.headers["Accept-Encoding"] = "identity"
+        self.headers["User-Agent"] = f"rootdisk/{__version__}"
+        self.cookies.set_policy(_no_cookies())
+        adapter = Adapter(options, self.origin)
+        self.watch = adapter.watch
+        self.mount("https://", adapter)
+        self.mount("http://", adapter)
+
+    def get_redirect_target(self, resp: requests.Response) -> None:
+        """None: requests would read the body of a redirect without a bound."""
+        return
+
+    def merge_environment_settings(self, url: Any, *args: Any, **kwargs: Any) -> Any:
+        """Proxies by our own rules."""
+        proxy = proxy_for(parse_url(str(url)))
+        return {**super().merge_environment_settings(url, *args, **kwargs), "proxies": {"all": proxy} if proxy else {}}
+
+    def request(  # type: ignore[override]
+        self, method: str, url: str, headers: Mapping[str, str] | None = None, data: Any = None, **_: Any
+    ) -> requests.Response:
+        sent = dict(headers or {})
+        place = parse_url(url)
+        for _hop in range(MAX_REDIRECTS):
+            if place.origin != self.origin:
+                sent.pop("Authorization", None)
+            response = self.once(method, place, headers=sent, data=data)
+            location = response.headers.get("Location")
+            if response.status_code not in REDIRECTS or not location:
+                return response
+            response.close()
+            if method not in ("GET", "HEAD") and response.status_code not in (307, 308):
+                raise RegistryError(f"{method} {place.shown}: answered with a redirect {response.status_code}")
+            try:
+                place = place.join(location)
+            except RegistryError as err:
+                raise RegistryError(f"{method} {place.shown}: a redirect to {err.message}") from None
+        raise RegistryError(f"{method} {place.shown}: more than {MAX_REDIRECTS} redirects")
+
+    def once(self, method: str, url: Url, *, headers: Mapping[str, str], data: Any = None) -> requests.Response:
+        """One exchange with exactly these headers, redirects not followed, answer streamed."""
+        if url.scheme != "https" and not self._plain_http:
+            raise RegistryError(
+                f"{method} {url.shown}: not https", "ask for plain http if this network is to be trusted"
+            )
+        if url.origin != self.origin:
+            self.watch.reach.check_host(url.host, url.port)
+        connect_s, read_s = self._timeout
+        if method == "PUT" and data is not None:
+            # Of the rest of a broken upload the registry reads all again.
+            read_s += getattr(data, "whole_bytes", len(data)) / COMMIT_BYTES_PER_S
+        return super().request(
+            method,
+            str(url),
+            headers=dict(headers),
+            data=data,
+            stream=True,
+            allow_redirects=False,
+            timeout=(connect_s, read_s),
+        )
+
+
+class Adapter(requests.adapters.HTTPAdapter):
+    """Trusts the system's certificates, and the user's own file beside them; watches all waits."""
+
+    def __init__(self, options: RegistryOptions, home: tuple[str, str, int]) -> None:
+        self._home = home
+        self._ca_file = options.ca_file
+        self.watch = Watch()
+        self.read_timeout_s = options.read_timeout_s
+        super().__init__(pool_maxsize=16)
+
+    @functools.cached_property
+    def _context(self) -> ssl.SSLContext:
+        """Not made before it is needed: reading the system's certificates takes as long as a small disk."""
+        context = ssl.create_default_context()
+        if self._ca_file is not None:
+            try:
+                context.load_verify_locations(self._ca_file)
+            except OSError as err:  # ssl.SSLError is one
+                raise BadInput(
+                    f"CA file {self._ca_file}: {err.strerror or err}", "it must hold PEM certificates"
+                ) from err
+        return context
+
+    def build_connection_pool_key_attributes(self, request: requests.PreparedRequest, *args: Any, **kwargs: Any) -> Any:
+        host, pool = super().build_connection_pool_key_attributes(request, *args, **kwargs)
+        url = parse_url(str(request.url))
+        if (host["scheme"], host["host"].strip("[]"), host["port"] or url.port) != url.origin:
+            raise RegistryError(f"{url.shown}: two parsers read this URL in two ways")
+        if host["scheme"] == "https":
+            pool["ssl_context"] = self._context
+        return host, pool
+
+    def get_connection_with_tls_context(self, request: requests.PreparedRequest, *args: Any, **kwargs: Any) -> Any:
+        pool = super().get_connection_with_tls_context(request, *args, **kwargs)
+        self.watch.adopt(pool, home=parse_url(str(request.url)).origin == self._home)
+        return pool
+
+    def proxy_manager_for(self, *args: Any, **kwargs: Any) -> Any:
+        return super().proxy_manager_for(*args, **kwargs, ssl_context=self._context)
+
+
+def _keep(request: requests.PreparedRequest) -> requests.PreparedRequest:
+    return request
+
+
+def _no_cookies() -> DefaultCookiePolicy:
+    return DefaultCookiePolicy(allowed_domains=[])

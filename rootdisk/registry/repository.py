@@ -1,0 +1,113 @@
+"""Reading one repository of a registry: distribution-spec 1.1, "Pull", and Range requests of RFC 9110."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from rootdisk.errors import BadInput, DigestMismatch, RegistryError
+from rootdisk.oci.documents import INDEX_TYPES, MANIFEST_MAX_BYTES, MANIFEST_TYPES, Descriptor, Digest
+from rootdisk.oci.repository import RegistryOptions, check_manifest, check_range, describe_manifest
+from rootdisk.registry.answers import Pace
+from rootdisk.registry.client import RegistryClient
+from rootdisk.text import printable
+
+ACCEPT = {"Accept": ", ".join((*MANIFEST_TYPES, *INDEX_TYPES))}
+_PIECE_BYTES = 256 << 10
+_PROGRESS_BYTES = 1 << 20  # after so many bytes a broken transfer may break again
+_CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)\Z")
+
+
+class RegistryRepository:
+    """One repository, read only. Safe to use from several threads."""
+
+    def __init__(self, registry: str, repository: str, options: RegistryOptions) -> None:
+        self.client = RegistryClient(registry, repository, options)
+        self.ranges_ignored = False
+        self._manifests: dict[Digest, bytes] = {}  # what resolve has just read, so it is not read twice
+
+    def close(self) -> None:
+        self.client.close()
+
+    def interrupt(self) -> None:
+        self.client.interrupt()
+
+    def resolve(self, name: str | Digest) -> Descriptor:
+        if not name:
+            raise BadInput(f"{self.client.name}: no tag or digest", "write repository:tag or repository@sha256:…")
+        raw, headers = self.client.get(f"manifests/{name}", MANIFEST_MAX_BYTES, ACCEPT)
+        where = f"{self.client.name}:{name}"
+        digest = name if isinstance(name, Digest) else Digest.of(raw)
+        check_manifest(raw, digest, where)
+        said = headers.get("Docker-Content-Digest", "")
+        if said.startswith(f"{digest.algorithm}:") and said != str(digest):
+            raise DigestMismatch(
+                f"{where}: the registry says {printable(said, 80)}, its bytes are {digest}", "fetch it again"
+            )
+        self._manifests[digest] = raw
+        return describe_manifest(raw, digest, where, headers.get("Content-Type", "").partition(";")[0].strip())
+
+    def manifest(self, wanted: Descriptor | Digest) -> bytes:
+        digest = wanted.digest if isinstance(wanted, Descriptor) else wanted
+        raw = self._manifests.get(digest)
+        if raw is None:
+            raw, _ = self.client.get(f"manifests/{digest}", MANIFEST_MAX_BYTES, ACCEPT)
+            self._manifests[digest] = check_manifest(raw, digest, self.client.name)
+        return raw
+
+    def blob(self, descriptor: Descriptor, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+        stop = check_range(descriptor, start, end)
+        retry = self.client.retry()
+        position = kept = start
+        while position < stop:
+            try:
+                for piece in self._stream(descriptor, position, stop):
+                    position += len(piece)
+                    if position - kept >= _PROGRESS_BYTES:
+                        kept = position
+                        retry.progress()
+                    yield piece
+            except RegistryError as err:
+                retry.wait(err)
+
+    def _stream(self, descriptor: Descriptor, start: int, stop: int) -> Iterator[bytes]:
+        """One request's worth of [start, stop); may end early where the server gives less than was asked."""
+        whole = start == 0 and stop == descriptor.size
+        headers = {} if whole else {"Range": f"bytes={start}-{stop - 1}"}
+        what = f"{self.client.name}: blob {descriptor.digest.short}"
+        with self.client.request(
+            "GET", f"blobs/{descriptor.digest}", expect=(200,) if whole else (200, 206), headers=headers
+        ) as response:
+            if response.status_code == 206:
+                said = response.headers.get("Content-Range", "")
+                found = _CONTENT_RANGE.match(said)
+                if (
+                    not found
+                    or int(found[1]) != start
+                    or not start <= int(found[2]) < stop
+                    or found[3] not in ("*", str(descriptor.size))
+                ):
+                    raise RegistryError(f"{what}: asked for bytes {start}-{stop - 1}, was given {said!r:.80}")
+                skip, count = 0, int(found[2]) + 1 - start
+            else:
+                length = response.headers.get("Content-Length", "")
+                if length and length != str(descriptor.size):
+                    raise DigestMismatch(
+                        f"{what}: {printable(length, 20)} bytes, not {descriptor.size}",
+                        "the registry's copy is damaged",
+                    )
+                skip, count = start, stop - start
+                self.ranges_ignored |= not whole
+            pace = Pace(response)
+            while count:
+                piece = pace.read(_PIECE_BYTES)
+                if not piece:
+                    raise RegistryError(f"{what}: the connection ended {count} bytes early", temporary=True)
+                if skip:
+                    cut = min(skip, len(piece))
+                    skip -= cut
+                    piece = piece[cut:]
+                piece = piece[:count]
+                count -= len(piece)
+                if piece:
+                    yield piece

@@ -1,0 +1,111 @@
+"""Frames: what guest, keeper and clients say to one another; docs/layout-1.md, "The channel". Pure.
+
+What comes in is hostile: lengths are bounded, nothing is buffered without bound, and a frame that breaks the rules is
+passed over, so that those after it are still read.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Collection, Iterator
+
+from rootdisk.errors import RootdiskError
+
+INVALID = 0  # never sent: what Decoder.take makes of a frame that breaks the rules
+# From the guest.
+READY, STDOUT, STDERR, EXIT, ERROR, LOG = 1, 2, 3, 4, 5, 6
+# To the guest; CREDIT goes both ways.
+STDIN, RESIZE, SIGNAL, EXEC, ACK, STOP, CREDIT, HOLD = 16, 17, 18, 19, 20, 21, 22, 23
+# To the keeper only: end the machine now; say how it ends. From the keeper only: something its user should know.
+KILL, WAIT, NOTICE = 32, 33, 34
+
+FROM_GUEST = frozenset({READY, STDOUT, STDERR, EXIT, ERROR, LOG, CREDIT})
+FROM_KEEPER = FROM_GUEST | {NOTICE}
+FROM_CLIENT = frozenset({STDIN, RESIZE, SIGNAL, EXEC, STOP, CREDIT, KILL, WAIT})
+
+HEADER = struct.Struct("<IBBH")
+WINDOW = 256 << 10  # bytes of one session's data under way in each direction
+PAYLOAD_MAX = WINDOW  # of a frame from the guest, or for it
+REQUEST_MAX = 250_000  # of a frame from a client: an EXEC's command and variables are the longest
+
+
+class GuestError(RootdiskError):
+    """The guest, or what we hear of it, says why the sandbox failed."""
+
+
+def frame(kind: int, payload: bytes = b"", session: int = 0) -> bytes:
+    """One frame."""
+    return HEADER.pack(len(payload), kind, 0, session) + payload
+
+
+def frame_number(kind: int, number: int, session: int = 0) -> bytes:
+    """A frame whose payload is a le32."""
+    return frame(kind, struct.pack("<I", number & 0xFFFF_FFFF), session)
+
+
+def is_number(payload: bytes) -> bool:
+    """Whether `payload` is a le32."""
+    return len(payload) == 4
+
+
+def number(payload: bytes) -> int:
+    """The le32 that is all of `payload`."""
+    if not is_number(payload):
+        raise broken_rules()
+    return int.from_bytes(payload, "little")
+
+
+def broken_rules() -> GuestError:
+    return GuestError("the guest does not keep to the channel's protocol", "was it built by this rootdisk?")
+
+
+class Decoder:
+    """Bytes in, frames out: (kind, session, payload). It holds one frame and what came with it, not more."""
+
+    def __init__(self, kinds: Collection[int] = FROM_KEEPER, payload_max: int = PAYLOAD_MAX) -> None:
+        self._data = bytearray()
+        self._kinds = kinds
+        self._payload_max = payload_max
+        self._skipped = 0  # bytes of a broken frame that are still to come
+
+    def __len__(self) -> int:
+        """Bytes that are held."""
+        return len(self._data)
+
+    def add(self, data: bytes) -> None:
+        """What has come in."""
+        passed = min(self._skipped, len(data))
+        self._skipped -= passed
+        self._data += memoryview(data)[passed:]
+
+    def next_kind(self) -> int | None:
+        """The kind of the frame that `take` would return."""
+        if len(self._data) < HEADER.size:
+            return None
+        length, kind, zero, _ = HEADER.unpack_from(self._data)
+        if length > self._payload_max or zero or kind not in self._kinds:
+            return INVALID
+        return int(kind) if len(self._data) >= HEADER.size + length else None
+
+    def take(self) -> tuple[int, int, bytes] | None:
+        """The next whole frame; INVALID, its session and nothing for one that is too long or of an unknown kind."""
+        kind = self.next_kind()
+        if kind is None:
+            return None
+        length, _, _, session = HEADER.unpack_from(self._data)
+        end = HEADER.size + length
+        if kind == INVALID:
+            self._skipped = max(0, end - len(self._data))
+            del self._data[:end]
+            return INVALID, session, b""
+        payload = bytes(memoryview(self._data)[HEADER.size : end])
+        del self._data[:end]
+        return kind, session, payload
+
+    def feed(self, data: bytes) -> Iterator[tuple[int, int, bytes]]:
+        """The frames that are whole with `data`; GuestError on what the other side would never send."""
+        self.add(data)
+        while (found := self.take()) is not None:
+            if found[0] == INVALID:
+                raise broken_rules()
+            yield found

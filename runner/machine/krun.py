@@ -1,0 +1,128 @@
+"""libkrun: a Machine as calls of its C library, made in a process of its own (krun_process.py).
+
+libkrun brings its own kernel, whose init mounts the disk and goes over to /.rootdisk/init there. The channel is a
+virtio port, as QEMU's; the network is passt's. libkrun could lend the guest the host's sockets instead (TSI): that is
+turned off, because the host's own services would be the guest's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rootdisk.errors import BadInput, RootdiskError
+from rootdisk.oci.documents import Platform
+from rootdisk.system import process
+from runner.machine import passt
+from runner.machine.model import Machine, Share, Vm
+
+LIBRARY = "libkrun.so.1"
+CPUS_MAX = 255
+
+
+def library() -> str:
+    """The library's name or path: ROOTDISK_LIBKRUN, or as the system finds it."""
+    return os.environ.get("ROOTDISK_LIBKRUN") or LIBRARY
+
+
+def is_installed() -> bool:
+    try:
+        ctypes.CDLL(library())
+    except OSError:
+        return False
+    return True
+
+
+def check(machine: Machine) -> None:
+    """BadInput where libkrun cannot run `machine`; RootdiskError where something is not installed."""
+    if machine.platform != Platform.host():
+        raise BadInput(
+            f"--backend krun: {machine.platform} does not run on {Platform.host()}", "--backend qemu does it"
+        )
+    if machine.accelerator != "kvm":
+        raise BadInput("--backend krun needs KVM", "runner doctor says what it lacks; --backend qemu does without")
+    if machine.cpus > CPUS_MAX:
+        raise BadInput(f"--cpus {machine.cpus}", f"libkrun gives {CPUS_MAX} at most")
+    if len({share.rights for share in machine.shares if not share.read_only}) > 1:
+        raise BadInput(
+            "--backend krun: one volume has dev or suid, another not", "one process serves them all: give all the same"
+        )
+    if machine.network == "user" and not passt.is_usable():
+        raise RootdiskError("--backend krun: the network needs passt of 2024 or newer", "install it, or --network none")
+
+
+def start(machine: Machine, user: process.User | None = None) -> Vm:
+    """A libkrun machine, and what serves its network.
+
+    `user` is whom it becomes; with volumes it stays who it is, as it serves them itself. Errors as `check`.
+    """
+    check(machine)
+    with contextlib.ExitStack() as theirs, contextlib.ExitStack() as ours:
+        channel, channel_end = socket.socketpair()
+        console, console_end = socket.socketpair()
+        for sock in (channel, console):
+            ours.enter_context(sock)
+        for sock in (channel_end, console_end):
+            theirs.enter_context(sock)
+        fds = [channel_end.fileno(), console_end.fileno()]
+        helpers = []
+        network = None
+        if machine.network == "user":
+            server, stream = passt.serve(machine.forwards)
+            ours.callback(server.process.kill)
+            helpers.append(server)
+            network = theirs.enter_context(stream).fileno()
+            fds.append(network)
+        described = os.memfd_create("machine", os.MFD_CLOEXEC)
+        theirs.callback(os.close, described)
+        text = json.dumps(description(machine, fds[0], fds[1], network, None if machine.shares else user))
+        os.write(described, text.encode())
+        os.lseek(described, 0, os.SEEK_SET)
+        argv = [sys.executable, "-I", "-S", str(Path(__file__).with_name("krun_process.py")), library()]
+        running = process.start(
+            [*argv, str(described)],
+            fds=[*fds, described],
+            file_max_bytes=machine.file_max_bytes,
+            prepare=_confined(machine.shares),
+        )
+        ours.pop_all()
+        return Vm(running, channel, console, tuple(helpers))
+
+
+def _confined(shares: Sequence[Share]) -> Callable[[], None] | None:
+    """What its process does first if it serves volumes: make no files that would give others rights on the host."""
+    if not shares:
+        return None
+    from runner.machine import virtiofsd
+
+    return virtiofsd.confined(frozenset().union(*(share.rights for share in shares if not share.read_only)))
+
+
+def description(
+    machine: Machine, channel: int, console: int, network: int | None, user: process.User | None
+) -> dict[str, Any]:
+    """What krun_process.py is told, as JSON. Pure.
+
+    The init on the disk has no command line of its own: libkrun puts the environment on the kernel's, where it looks.
+    """
+    words = [word for word in machine.cmdline.split() if word.startswith("rootdisk.")]
+    return {
+        "cpus": machine.cpus,
+        "memory_mib": machine.memory_mib,
+        "disk": str(machine.disk),
+        "disk_format": machine.disk_format,
+        "durable": machine.durable,
+        "channel": channel,
+        "console": console,
+        "network": network,
+        "shares": [[share.tag, str(share.path), share.read_only] for share in machine.shares],
+        "environment": ["KRUN_INIT_PID1=1", *words],
+        "user": [user.uid, user.gid, list(user.groups)] if user else None,
+    }

@@ -1,0 +1,121 @@
+"""What a detached sandbox's program has written, and its console: logs of bounded size.
+
+A log is two files: when the newer one is full it takes the older one's place. Program output is kept as frames of the
+channel (kind and bytes), so that standard output and errors come apart again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from rootdisk.durable import opener
+from rootdisk.errors import RootdiskError
+from rootdisk.text import printable
+from runner.channel.messages import HEADER, PAYLOAD_MAX, STDERR, frame
+
+FILE_MAX_BYTES = 8 << 20
+LOST = "runner: {} bytes of output are missing here: the host's disk was full\n"
+
+
+class Log:
+    """Appends to `path`, which never grows past `max_bytes` and a write; what was there before is in `path`.old.
+
+    What finds no room on the host's disk is left away as a whole, and it is said how much that was as soon as there is room.
+    """
+
+    def __init__(self, path: Path, max_bytes: int = FILE_MAX_BYTES) -> None:
+        self.path = path
+        self._max_bytes = max_bytes
+        self._file: BinaryIO | None = None
+        self._size = 0
+        self._lost = 0
+        self._framed = False
+        with contextlib.suppress(OSError):
+            self._open()
+
+    def _open(self) -> BinaryIO:
+        self._file = open(self.path, "ab", buffering=0, opener=opener)  # noqa: SIM115 - as long as the sandbox runs
+        self._size = os.fstat(self._file.fileno()).st_size
+        return self._file
+
+    def write(self, data: bytes) -> None:
+        if self._lost:
+            note = LOST.format(self._lost).encode()
+            if not self._append(frame(STDERR, note) if self._framed else note):
+                self._lost += len(data)
+                return
+            self._lost = 0
+        if not self._append(data):
+            self._lost += len(data)
+
+    def write_frame(self, kind: int, data: bytes) -> None:
+        self._framed = True
+        self.write(frame(kind, data))
+
+    def _append(self, data: bytes) -> bool:
+        """Whether all of `data` is in the log; else nothing of it is."""
+        try:
+            file = self._file or self._open()
+            if self._size + len(data) > self._max_bytes and self._size:
+                os.replace(self.path, self.path.with_name(f"{self.path.name}.old"))
+                self._file = None
+                file.close()
+                file = self._open()
+            if file.write(data) == len(data):
+                self._size += len(data)
+                return True
+            file.truncate(self._size)
+        except OSError:
+            pass  # the disk is full, or the limit of a file's size is reached
+        return False
+
+
+class Reader:
+    """Reads a log while it is written."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._files = [file for file in (path.with_name(f"{path.name}.old"), path) if file.exists()]
+        self._file: BinaryIO | None = None
+        self._rest = b""
+
+    def data(self) -> Iterator[bytes]:
+        """What has been written since the last call, in pieces."""
+        while True:
+            if self._file is None:
+                if not self._files:
+                    return
+                self._file = open(self._files.pop(0), "rb", opener=opener)  # noqa: SIM115 - as long as it is read
+            while data := self._file.read(256 << 10):
+                yield data
+            if not self._files:
+                try:
+                    if os.path.samestat(os.fstat(self._file.fileno()), os.stat(self.path)):
+                        return
+                except FileNotFoundError:
+                    return
+                # It is the older one by now. Once more, for what came between.
+                yield self._file.read()
+                self._files = [self.path]
+            self._file.close()
+            self._file = None
+
+    def frames(self) -> Iterator[tuple[int, bytes]]:
+        """As `data`, kind and bytes of whole frames."""
+        for data in self.data():
+            self._rest += data
+            at = 0
+            while len(self._rest) - at >= HEADER.size:
+                length, kind, _, _ = HEADER.unpack_from(self._rest, at)
+                if length > PAYLOAD_MAX:  # nothing that we have written: what follows would be held in memory
+                    raise RootdiskError(f"{printable(self.path)} is damaged", "its console: runner logs --console")
+                end = at + HEADER.size + length
+                if end > len(self._rest):
+                    break
+                yield kind, self._rest[at + HEADER.size : end]
+                at = end
+            self._rest = self._rest[at:]

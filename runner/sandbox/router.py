@@ -1,0 +1,355 @@
+"""Frames in, frames out: who gets what between one guest and its clients. Pure: no sockets, no clock.
+
+Whatever guest and clients send, what is held here is bounded:
+
+    direction        what is held                                   at most
+    from a client    one frame that is not whole, or has no room    REQUEST_MAX
+    to a client      output it has not granted again                WINDOW
+    from the guest   one frame that is not whole, and one read      PAYLOAD_MAX, READ_BYTES
+    to the guest     frames under way                               ROOM and one frame
+
+All else that is owed (credit, signals, a terminal's size, a stop) is a number kept with its session, which becomes a frame
+when there is room: so it cannot pile up. Orders (STOP, KILL, WAIT) never wait for the guest.
+
+Whoever breaks a rule loses the session in which that was, and no other. The main program's cannot be lost without the
+sandbox: there, what breaks a rule is passed over, and a guest that sends more than it may is not read until that has gone on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from rootdisk.system.debug import debug
+from rootdisk.text import printable
+from runner.channel import messages
+from runner.channel.messages import (
+    PAYLOAD_MAX,
+    REQUEST_MAX,
+    WINDOW,
+    Decoder,
+    GuestError,
+    frame,
+    frame_number,
+    is_number,
+)
+from runner.sandbox.clients import Client, Session
+
+CLIENTS_MAX = 128  # that have a session or wait for the end
+LOGS_MAX = 10_000  # lines of a guest that are shown with --debug
+HOLD_VERSION = 2  # of the channel: older guests do not know HOLD
+READ_BYTES = 64 << 10  # from the guest at once
+VISITORS_MAX = 128  # that have only given an order, or not even that; the oldest goes for a new one
+SESSIONS_MAX = 512  # also those whose client has gone and whose program has not ended yet
+ROOM = 128 << 10  # bytes under way to the guest, from where on clients are not read
+_SIGHUP = 1
+FULL = f"{CLIENTS_MAX} clients are connected to this sandbox, which is all it takes"
+TOO_MANY = f"{SESSIONS_MAX} commands run in this sandbox, which is all it takes"
+TOO_MUCH = "the guest sends more than it was allowed"
+
+
+class Router:
+    """One guest and its clients. Whoever drives it looks at `is_over` and `take_stop` in between."""
+
+    def __init__(self, write_output: Callable[[int, bytes], None] | None) -> None:
+        """`write_output` takes what the main program of a detached sandbox writes; else the main client gets it."""
+        self.status: int | None = None  # of the program, when it has ended
+        self.error: GuestError | None = None  # why the sandbox failed
+        self.is_killed = False
+        self.standing: str | None = None  # what whoever begins a session should know
+        self.left = False  # the client in whose foreground it ran has gone
+        self._stop_s: int | None = None  # for the driver to take
+        self._write_output = write_output
+        self._decoder = Decoder(messages.FROM_GUEST, PAYLOAD_MAX)
+        self._out = bytearray()
+        self._owed_stop: int | None = None
+        self._hold: bool | None = None  # owed to the guest
+        self._version = 0  # of the channel, as the guest has it; 0 until it is ready
+        self._logs_left = LOGS_MAX
+        self.clients: dict[Client, None] = {}
+        self.main = Client()
+        self.clients[self.main] = None
+        self._main_session = Session(0, None if write_output else self.main)
+        self._sessions = {0: self._main_session}
+        self._is_ready = False
+        if not write_output:
+            self.main.session = self._main_session
+        self._last_number = 0
+        self._blocked: dict[Client, None] = {}  # until there is room to the guest; the first is served first
+
+    @property
+    def held(self) -> int:
+        """Bytes that are held, all together."""
+        return len(self._decoder) + len(self._out) + sum(client.held for client in self.clients)
+
+    @property
+    def is_over(self) -> bool:
+        return self.status is not None or self.error is not None or self.is_killed or self.left
+
+    # Clients.
+
+    def join(self) -> Client:
+        """A new client. Whoever drives this keeps to VISITORS_MAX."""
+        client = Client()
+        self.clients[client] = None
+        return client
+
+    def too_many(self) -> Client | None:
+        """The client that has to go before another may come, if any: the oldest visitor."""
+        visitors = [client for client in self.clients if client.is_visitor and client is not self.main]
+        return visitors[0] if len(visitors) >= VISITORS_MAX else None
+
+    def wants(self, client: Client) -> int:
+        """How many bytes may be read from it now."""
+        if client.leaves:
+            return PAYLOAD_MAX
+        if client in self._blocked:
+            return 0
+        return max(0, messages.HEADER.size + REQUEST_MAX - len(client.decoder))
+
+    def from_client(self, client: Client, data: bytes) -> None:
+        """What it has sent; not more than `wants` said."""
+        if not client.leaves:
+            client.decoder.add(data)
+            self._listen(client)
+
+    def is_done(self, client: Client) -> bool:
+        """Whether nothing is to be done for it any more."""
+        return client.leaves and not client.out()
+
+    def leave(self, client: Client) -> None:
+        """A client has gone. Its program is told to hang up."""
+        if client not in self.clients:
+            return
+        del self.clients[client]
+        self._blocked.pop(client, None)
+        if client is self.main and self._write_output is None:
+            self.left = True
+        self._part(client)
+
+    def _part(self, client: Client) -> None:
+        """Take its session from a client; the number is free when the guest says so."""
+        if client.session is not None and client.session is not self._main_session:
+            client.session.client = None
+            client.session.grant(client.session.unread)
+            client.session.signal(_SIGHUP)
+        client.session = None
+
+    def _listen(self, client: Client) -> None:
+        """Do what a client has asked for, as far as the guest has room for it."""
+        while not client.leaves and (kind := client.decoder.next_kind()) is not None:
+            if kind in (messages.STDIN, messages.EXEC) and len(self._out) >= ROOM:
+                self._blocked[client] = None
+                return
+            found = client.decoder.take()
+            assert found is not None
+            self._from_client(client, kind, found[2])
+
+    def _from_client(self, client: Client, kind: int, payload: bytes) -> None:
+        session = client.session
+        if kind == messages.KILL:
+            self.is_killed = True
+        elif kind == messages.STOP and is_number(payload):
+            self.stop(messages.number(payload))
+        elif kind == messages.WAIT:
+            client.waits = self._has_place(client)
+        elif kind == messages.SIGNAL and is_number(payload):
+            (session or self._main_session).signal(messages.number(payload))
+        elif kind == messages.EXEC and session is None and client is not self.main:
+            self._execute(client, payload)
+        elif kind == messages.STDIN and session is not None and session.untaken + len(payload) <= WINDOW:
+            session.untaken += len(payload)
+            self._out += frame(kind, payload, session.number)
+        elif kind == messages.CREDIT and session is not None and is_number(payload):
+            session.grant(messages.number(payload))
+        elif kind == messages.RESIZE and session is not None and is_number(payload):
+            session.size = payload
+        else:
+            self._refuse(client, "the client does not keep to the protocol")
+
+    def _has_place(self, client: Client) -> bool:
+        taken = sum(not other.is_visitor for other in self.clients)
+        if client.is_visitor and taken >= CLIENTS_MAX:
+            self._refuse(client, FULL)
+            return False
+        client.is_visitor = False
+        return True
+
+    def _execute(self, client: Client, request: bytes) -> None:
+        if not self._has_place(client):
+            return
+        if len(self._sessions) > SESSIONS_MAX:
+            self._refuse(client, TOO_MANY)
+            return
+        number = self._last_number % 0xFFFF + 1
+        while number in self._sessions:
+            number = number % 0xFFFF + 1
+        self._last_number = number
+        client.session = self._sessions[number] = Session(number, client)
+        if self.standing is not None:
+            client.put(messages.NOTICE, self.standing.encode())
+        self._out += frame(messages.EXEC, request, number)
+
+    def _refuse(self, client: Client, why: str) -> None:
+        """End a client, and its session with it."""
+        if client is self.main and self._write_output is None:
+            self.left = True
+        client.leave(frame(messages.ERROR, why.encode()))
+        self._part(client)
+
+    # Orders, of clients and of whoever drives this.
+
+    def stop(self, seconds: int) -> None:
+        """The stop signal for the program."""
+        self._stop_s = seconds if self._stop_s is None else min(seconds, self._stop_s)
+        self._owed_stop = seconds if self._owed_stop is None else min(seconds, self._owed_stop)
+
+    def take_stop(self) -> int | None:
+        """After how many seconds to kill the program that has been stopped since the last call."""
+        seconds, self._stop_s = self._stop_s, None
+        return seconds
+
+    def hold(self, is_held: bool) -> None:
+        """Let the guest use no new blocks of its disk, or let it again."""
+        self._hold = is_held
+
+    def notice(self, text: str, *, to_main: bool = True) -> None:
+        """Something that everybody who waits for this sandbox should know; the main client if `to_main`."""
+        for client in self.clients:
+            if client is self.main and not to_main:
+                continue
+            if not client.leaves and (client.session is not None or client is self.main):
+                client.put(messages.NOTICE, text.encode())
+
+    def finish(self, status: int, error: str) -> None:
+        """The sandbox has ended: what every client is still told."""
+        for client in self.clients:
+            last = [frame_number(messages.EXIT, status)]
+            if client is self.main and not client.leaves:
+                client.leave(*([frame(messages.ERROR, error.encode())] if error else []), *last)
+            elif client.waits and not client.leaves:
+                client.leave(*last)
+            else:
+                client.leave()
+
+    # The guest.
+
+    def to_guest(self) -> bytearray:
+        """What is to be sent to the guest next."""
+        if self._owed_stop is not None and len(self._out) < ROOM:
+            self._out += frame_number(messages.STOP, self._owed_stop)
+            self._owed_stop = None
+        if self._hold is not None and self._version >= HOLD_VERSION and len(self._out) < ROOM:
+            self._out += frame_number(messages.HOLD, int(self._hold))
+            self._hold = None
+        for session in self._sessions.values():
+            if len(self._out) >= ROOM:
+                break
+            for owed in session.owed():
+                self._out += owed
+        return self._out
+
+    def sent_to_guest(self, count: int) -> None:
+        """So many bytes of `to_guest` have been."""
+        del self._out[:count]
+        while self._blocked and len(self._out) < ROOM:
+            client = next(iter(self._blocked))
+            del self._blocked[client]
+            self._listen(client)
+
+    def guest_wants(self) -> int:
+        """How many bytes may be read from the guest now."""
+        return 0 if self._is_flooded() else READ_BYTES
+
+    def _is_flooded(self) -> bool:
+        return self.main.session is not None and self.main.waiting >= WINDOW
+
+    def from_guest(self, data: bytes) -> None:
+        """What the guest has sent; not more than `guest_wants` said."""
+        self._decoder.add(data)
+        self._hear()
+
+    def to_client(self, client: Client) -> bytearray:
+        """What is to be sent to a client next."""
+        return client.out()
+
+    def sent_to_client(self, client: Client, count: int) -> None:
+        """So many bytes of `to_client` have been."""
+        client.sent(count)
+        if client is self.main:
+            self._hear()
+
+    def _hear(self) -> None:
+        while not self.is_over and not self._is_flooded() and (found := self._decoder.take()) is not None:
+            self._from_guest(*found)
+
+    def _from_guest(self, kind: int, number: int, payload: bytes) -> None:
+        session = self._sessions.get(number)
+        if kind == messages.LOG:
+            if self._logs_left:  # what is shown may go to a file
+                self._logs_left -= 1
+                debug(f"guest: {printable(payload)}")
+        elif session is None:
+            pass  # nobody asked for it, nobody gets it
+        elif kind in (messages.STDOUT, messages.STDERR):
+            self._output(session, kind, payload)
+        elif kind == messages.CREDIT and is_number(payload):
+            granted = min(messages.number(payload), session.untaken)
+            session.untaken -= granted
+            if session.client is not None and granted:
+                session.client.grant(granted)
+        elif kind == messages.EXIT and is_number(payload):
+            self._ended(session, messages.number(payload) & 0xFF)
+        elif kind == messages.ERROR:
+            self._failed(session, GuestError(printable(payload)))
+        elif kind == messages.READY and session is self._main_session:
+            self._started(payload[:4])
+        else:
+            self._broke_rules(session, messages.broken_rules())
+
+    def _output(self, session: Session, kind: int, payload: bytes) -> None:
+        fits = session.unread + session.credit + len(payload) <= WINDOW
+        if session.client is not None and (fits or session is self._main_session):
+            session.unread = min(WINDOW, session.unread + len(payload))
+            session.client.put(kind, payload)
+        elif session.client is not None:
+            self._broke_rules(session, GuestError(TOO_MUCH, "was it built by this rootdisk?"))
+        else:
+            session.credit = min(WINDOW, session.credit + len(payload))
+            if session is self._main_session and self._write_output is not None:
+                self._write_output(kind, payload)
+
+    def _started(self, payload: bytes) -> None:
+        if self._is_ready:
+            return
+        self._is_ready = True
+        self._version = messages.number(payload) if is_number(payload) else 1
+        if self.main in self.clients:
+            self.main.put(messages.READY, payload)
+            if self._write_output is not None:
+                self.main.leave()
+
+    def _ended(self, session: Session, status: int) -> None:
+        if session is self._main_session:
+            self.status = status
+            return
+        del self._sessions[session.number]
+        if session.client is not None:
+            session.client.leave(frame_number(messages.EXIT, status))
+            session.client.session = None
+
+    def _failed(self, session: Session, error: GuestError) -> None:
+        """The guest says that a session has failed."""
+        if session is self._main_session:
+            self.error = error
+            return
+        self._broke_rules(session, error)
+        del self._sessions[session.number]
+
+    def _broke_rules(self, session: Session, error: GuestError) -> None:
+        """Its client is told; the number stays taken until the guest says that the program has ended."""
+        client = session.client
+        if session is self._main_session:
+            debug(str(error))
+        elif client is not None:
+            client.leave(frame(messages.ERROR, str(error).encode()))
+            self._part(client)

@@ -1,0 +1,197 @@
+"""Artifacts on this host: found in the store, or fetched into it, and held there as long as somebody uses them."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from rootdisk.artifact.format import CONFIG_MAX_BYTES, ArtifactConfig, ArtifactManifest
+from rootdisk.errors import DigestMismatch, RootdiskError
+from rootdisk.oci.documents import MANIFEST_MAX_BYTES, Descriptor, Digest, Manifest, Platform
+from rootdisk.oci.reference import Reference
+from rootdisk.oci.repository import RegistryOptions, Repository, resolve_manifest
+from rootdisk.places import open_repository
+from runner.store.names import known, remember
+from runner.store.possession import served
+from runner.store.store import Damaged, Store
+
+if TYPE_CHECKING:
+    from rootdisk.cli.progress import Progress
+    from runner.sandbox.directory import Spec
+    from runner.store.fetch import Counts
+
+_TRIES = 10  # of finding it all there after fetching it: a prune may run at the same time
+
+
+class Local(NamedTuple):
+    """An artifact on this host. Bytes: `fetched` of the blob, `reused` and `holes` of the disk; 0 where it was there."""
+
+    digest: Digest
+    config: ArtifactConfig
+    config_digest: Digest
+    disk: Path
+    kernel: Path | None
+    initramfs: Path | None
+    lease: tuple[int, ...]  # nothing of it is removed before these are closed
+    fetched: int = 0
+    reused: int = 0
+    holes: int = 0
+
+    @classmethod
+    def kept(cls, store: Store, spec: Spec) -> Local:
+        """What a kept sandbox was made of; RootdiskError where it is not there any more."""
+        lease = store.lease(sorted(spec.uses))
+        kernel, initramfs = (
+            store.root / "blobs" / name if name is not None else None for name in (spec.kernel, spec.initramfs)
+        )
+        try:
+            _refuse_damaged(store, sorted(spec.uses), f"sandbox {spec.name}")
+            config = ArtifactConfig.parse(store.read_blob(spec.config, MANIFEST_MAX_BYTES))
+            disk = store.disk(config.disk_digest)
+            missing = [path for path in (disk, kernel, initramfs) if path is not None and not path.exists()]
+            if missing:
+                raise FileNotFoundError
+        except RootdiskError:
+            _close(lease)
+            raise
+        except OSError as err:
+            _close(lease)
+            raise RootdiskError(
+                f"sandbox {spec.name}: its artifact is not in the store any more", f"runner pull {spec.reference}"
+            ) from err
+        return cls(Digest.parse(spec.artifact), config, Digest("sha256", spec.config), disk, kernel, initramfs, lease)
+
+    def release(self) -> None:
+        """It may be removed, where no other process holds it."""
+        _close(self.lease)
+
+
+def pull(
+    store: Store,
+    reference: Reference,
+    options: RegistryOptions,
+    platform: Platform,
+    progress: Progress | None = None,
+    *,
+    ask: bool = True,
+    repair: bool = False,
+) -> Local:
+    """The artifact that `reference` names, in `store` and held there.
+
+    With `ask` false a registry is asked only if the store does not know what it said the last time. What is marked as
+    damaged is fetched again with `repair`, else a RootdiskError.
+    """
+    if reference.kind == "registry" and (reference.digest or not ask):
+        raw = known(store, reference, platform)
+        local = _present(store, raw, platform, reference, repair) if raw is not None else None
+        if local is not None:
+            return local
+    repository = open_repository(reference, options)
+    try:
+        descriptor, raw = resolve_manifest(repository, reference, platform)
+        roles = ArtifactManifest.of(Manifest.parse(raw))
+        if repair and store.damage(descriptor.digest.hex):
+            store.write_blob(descriptor.digest, raw)
+        counts: Counts | None = None
+        had = served(store, reference, options)
+        new = descriptor.digest.hex not in had
+        for _ in range(_TRIES):
+            local = None if new else _present(store, raw, platform, reference, repair)
+            if local is not None:
+                remember(store, reference, platform, options, descriptor.digest, raw)
+                return local._replace(**counts._asdict()) if counts else local
+            again = roles.config.digest.hex not in had
+            config = _fetched_config(store, repository, roles.config, again=again, repair=repair)
+            if config is None:
+                continue
+            _check_platform(config, platform, reference)
+            from runner.store.fetch import fetch
+
+            counts = fetch(store, repository, roles, config, progress, had)
+            new = False
+    finally:
+        repository.close()
+    raise RootdiskError(f"{reference}: something removes it again and again", "is runner prune running?")
+
+
+def _fetched_config(
+    store: Store, repository: Repository, descriptor: Descriptor, *, again: bool, repair: bool
+) -> ArtifactConfig | None:
+    """The config, fetched if it is not there, or `again`, or damaged and `repair`; None if it was removed meanwhile."""
+    store.blob(repository, descriptor, CONFIG_MAX_BYTES, again=again)
+    try:
+        return ArtifactConfig.parse(store.read_blob(descriptor.digest.hex, CONFIG_MAX_BYTES))
+    except FileNotFoundError:
+        return None
+    except Damaged:
+        if not repair or again:
+            raise
+    return _fetched_config(store, repository, descriptor, again=True, repair=repair)
+
+
+def _present(store: Store, raw: bytes, platform: Platform, reference: Reference, repair: bool) -> Local | None:
+    """The artifact of the manifest `raw`, held, if all of it is in the store, and, with `repair`, none of it damaged."""
+    roles = ArtifactManifest.of(Manifest.parse(raw))
+    boot = [role.digest for role in (roles.kernel, roles.initramfs) if role is not None]
+    manifest = Digest("sha256", hashlib.sha256(raw).hexdigest())
+    digests = [digest.hex for digest in (manifest, roles.config.digest, *boot)]
+    lease = store.lease(digests)
+    try:
+        _refuse_damaged(store, digests, str(reference))
+        config = ArtifactConfig.parse(store.read_blob(roles.config.digest.hex, MANIFEST_MAX_BYTES))
+        _check_platform(config, platform, reference)
+        lease += store.lease([config.disk_digest.hex])
+        disk = store.disk(config.disk_digest)
+        os.utime(disk)  # when it was last used, for prune
+        for digest in boot:
+            os.utime(store.blob_path(digest))
+        _refuse_damaged(store, [config.disk_digest.hex], str(reference))
+        _check_size(disk, config.disk_size)
+        for role in (roles.config, roles.kernel, roles.initramfs):
+            if role is not None:
+                _check_size(store.blob_path(role.digest), role.size)
+    except FileNotFoundError:
+        _close(lease)
+        return None
+    except Damaged:
+        _close(lease)
+        if not repair:
+            raise
+        return None
+    except BaseException:
+        _close(lease)
+        raise
+    kernel, initramfs = (
+        store.blob_path(role.digest) if role is not None else None for role in (roles.kernel, roles.initramfs)
+    )
+    return Local(manifest, config, roles.config.digest, disk, kernel, initramfs, lease)
+
+
+def _refuse_damaged(store: Store, digests: Iterable[str], what: str) -> None:
+    for digest in digests:
+        if why := store.damage(digest):
+            raise Damaged(digest, why, what)
+
+
+def _check_size(path: Path, size: int) -> None:
+    """Compare with what an artifact says of it, also if the store has it from elsewhere."""
+    if path.stat().st_size != size:
+        raise DigestMismatch(
+            f"{path.name[:12]} has {path.stat().st_size} bytes in the store, and {size} by the artifact",
+            "the artifact is damaged, or the store: runner verify",
+        )
+
+
+def _check_platform(config: ArtifactConfig, platform: Platform, reference: Reference) -> None:
+    if config.platform != platform:
+        raise RootdiskError(f"{reference} is for {config.platform}", f"this machine runs {platform}: --platform")
+
+
+def _close(lease: Iterable[int]) -> None:
+    for fd in lease:
+        with contextlib.suppress(OSError):
+            os.close(fd)

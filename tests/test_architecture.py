@@ -1,0 +1,61 @@
+"""Who may import whom: the contracts of pyproject.toml hold, and each is shown to fail."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+CONTRACTS = {
+    contract["id"]: contract["name"]
+    for contract in tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+}
+# An import that each of them forbids: in which module, and of which.
+CULPRITS = {
+    "ground": ("rootdisk/errors.py", "runner.cli"),
+    "tools": ("runner/store/store.py", "imagetool.progress"),
+    "ground-floors": ("rootdisk/oci/documents.py", "rootdisk.registry.client"),
+    "ground-beside": ("rootdisk/cli/arguments.py", "rootdisk.oci.documents"),
+    "protocols": ("rootdisk/oci/repository.py", "rootdisk.places"),
+    "imagetool-floors": ("imagetool/tree/model.py", "imagetool.config.images"),
+    "runner-floors": ("runner/disk/qcow2.py", "runner.machine.qemu"),
+}
+
+
+def test_the_contracts_hold() -> None:
+    done = lint(ROOT)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("contract", CONTRACTS)
+def test_each_contract_can_fail(contract: str, tmp_path: Path) -> None:
+    for package in ("rootdisk", "imagetool", "runner"):
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__", "built"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    place, module = CULPRITS[contract]
+    with (tmp_path / place).open("a") as file:
+        file.write(f"\n\ndef culprit() -> None:\n    import {module}\n")
+    done = lint(tmp_path, "--contract", contract)
+    assert done.returncode == 1
+    assert f"{CONTRACTS[contract]} BROKEN" in done.stdout
+
+
+def test_imports_have_no_circles() -> None:
+    """Neither when modules are loaded, nor by imports inside functions of one room."""
+    grimp = pytest.importorskip("grimp")
+    graph = grimp.build_graph("rootdisk", "imagetool", "runner", cache_dir=None, exclude_type_checking_imports=True)
+    for package in sorted(graph.modules):
+        assert not graph.nominate_cycle_breakers(package), package
+
+
+def lint(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """Run import-linter on the packages in `folder`."""
+    program = "from importlinter.cli import lint_imports_command; lint_imports_command()"
+    return subprocess.run(
+        [sys.executable, "-c", program, "--no-cache", *options], cwd=folder, capture_output=True, text=True
+    )
