@@ -51,8 +51,13 @@ def test_only_one_place_starts_programs() -> None:
         if starts.search(path.read_text("utf-8"))
     }
     # The keeper is a fork, libkrun's process forks what reads its console, and a command may start itself again.
-    once = ("process.py", "boot.py", "krun_process.py", "stdio.py")
-    assert found == {f"runner/{name}": 1 for name in once}
+    once = (
+        "rootdisk/system/process.py",
+        "rootdisk/system/stdio.py",
+        "runner/sandbox/launch.py",
+        "runner/machine/krun_process.py",
+    )
+    assert found == dict.fromkeys(once, 1)
 
 
 def test_a_program_gets_no_descriptor_of_ours() -> None:
