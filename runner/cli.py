@@ -193,9 +193,9 @@ _COMMANDS = {
         "Example: runner boot -e NAME=value oci:cache/artifacts/demo:1 -- python3 -c 'print(1)'",
     ),
     "start": _Command("boot", "start a kept sandbox again", _start),
-    "exec": _Command("inside", "run a command in a running sandbox", _exec, "Example: runner exec -it NAME sh"),
+    "exec": _Command("exec_cp", "run a command in a running sandbox", _exec, "Example: runner exec -it NAME sh"),
     "cp": _Command(
-        "inside",
+        "exec_cp",
         "copy files into or out of a running sandbox",
         _cp,
         "Example: runner cp NAME:/sandbox/result . ; a lone - is a tar archive of standard input or output",

@@ -1,4 +1,4 @@
-"""What is printed passes through runner.text: read from the source, so that a new print that avoids it is found.
+"""What is printed passes through rootdisk.text: read from the source, so that a new print that avoids it is found.
 
 A print may say constants, numbers, JSON, and what printable(), one_line() or error_text() return. Any other text in it
 has to be among REVIEWED, with the reason why nobody outside can decide it. Both mains have a last net as well.
@@ -16,7 +16,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 SAFE_CALLS = {"printable", "one_line", "error_text", "len", "sum", "dumps", "repr", "round"}
-SAFE_NAMES = {"digest", "short", "strerror"}  # hex digits of runner.oci.Digest, and the C library's words
+SAFE_NAMES = {"digest", "short", "strerror"}  # hex digits of rootdisk.oci.documents.Digest, and the C library's words
 # Function, and why its text is ours or the user's own.
 REVIEWED = {
     "rootdisk/cli/progress.py::terminal_progress": "words of ours and numbers",

@@ -66,7 +66,7 @@ def find_built(image: Image, inputs: Mapping[str, Any]) -> tuple[Reference, Desc
 def publish_built(
     image: Image, place: Reference, digest: Digest, key: str, *, force: bool = False, report: Report = silent
 ) -> None:
-    """The artifact `digest`, which lies at `place`, under the tags of imagetool.publish.publish in every target."""
+    """The artifact `digest`, which lies at `place`, under the tags of imagetool.build.publish.publish in every target."""
     tags = (key_tag(key),) if image.group else (image.version, key_tag(key))
     repository = open_repository(place, registry(image))
     try:

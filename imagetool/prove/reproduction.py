@@ -1,6 +1,6 @@
 """Proof that an image's artifact is decided by its inputs alone: it is built again where everything else is different.
 
-A build is a process of its own, from nothing, as `python -m imagetool.reproduction`; the circumstances are made around
+A build is a process of its own, from nothing, as `python -m imagetool.prove.reproduction`; the circumstances are made around
 it. Two are built, one as things are here and one with all circumstances changed at once. Where they differ, each
 circumstance is changed alone to find the ones that matter.
 """

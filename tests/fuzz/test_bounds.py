@@ -13,7 +13,7 @@ from tests.fuzz import harness
 BEGIN = """
 import sys
 from tests.fuzz import bounds
-from runner.errors import BadInput
+from rootdisk.errors import BadInput
 bounds.SECONDS = 0.2
 def refuse(text): raise BadInput(text)
 def loop(data):

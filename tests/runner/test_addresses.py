@@ -127,9 +127,10 @@ def test_who_does_not_answer_is_not_the_registry() -> None:
 
 PROGRAM = """
 import json, sys
-from runner.errors import RootdiskError
-from runner.reference import parse_reference
-from runner.repository import RegistryOptions, open_repository
+from rootdisk.errors import RootdiskError
+from rootdisk.oci.reference import parse_reference
+from rootdisk.oci.repository import RegistryOptions
+from rootdisk.places import open_repository
 from tests.support.faults import ALWAYS, Fault, run_faults
 from tests.support.registry import QuietHandler, _Server
 import threading

@@ -203,9 +203,9 @@ BOMBS = {
 def test_what_a_bomb_costs(name: str) -> None:
     code = f"""
 import json, resource
-from runner import slot
-from runner.artifact import ArtifactConfig
-from runner.errors import RootdiskError
+from runner.disk import slot
+from rootdisk.artifact.format import ArtifactConfig
+from rootdisk.errors import RootdiskError
 from tests.runner.test_artifact import config
 good = config().to_json()
 raw = {BOMBS[name]}

@@ -56,7 +56,7 @@ def ended(process: subprocess.Popen[str], status: int = 0) -> tuple[str, str]:
 HOLD = """
 import sys
 from pathlib import Path
-from runner import locks
+from rootdisk.system import locks
 with locks.held(Path(sys.argv[1]), doing="makes a thing"):
     print("held", flush=True)
     sys.stdin.read()
@@ -74,7 +74,7 @@ def test_one_at_a_time_though_the_file_is_removed_each_time(tmp_path: Path) -> N
     count = """
 import sys
 from pathlib import Path
-from runner import locks
+from rootdisk.system import locks
 path, number = Path(sys.argv[1]), Path(sys.argv[2])
 locks._POLL_S = 0.0001
 for _ in range(100):
@@ -185,11 +185,11 @@ def wait_for_disk_request(proxy: FaultProxy, process: subprocess.Popen[str], bef
 
 PULL = """
 import sys
-from runner.local import pull
-from runner.oci import Platform
-from runner.reference import parse_reference
-from runner.repository import RegistryOptions
-from runner.store import Store
+from runner.store.pull import pull
+from rootdisk.oci.documents import Platform
+from rootdisk.oci.reference import parse_reference
+from rootdisk.oci.repository import RegistryOptions
+from runner.store.store import Store
 local = pull(Store.open(), parse_reference(sys.argv[1]), RegistryOptions(plain_http=True), Platform.host())
 print("held", flush=True)
 sys.stdin.read()

@@ -53,13 +53,13 @@ def test_nothing_is_relative(tmp_path: Path, tool: str) -> None:
 @pytest.mark.parametrize("given", [{}, {"HOME": ""}])
 def test_a_user_without_an_entry(tmp_path: Path, given: dict[str, str]) -> None:
     """As in a container that runs as any number."""
-    code = "import os, pwd; from runner.store import Store; os.setuid(54321); Store.open()"
+    code = "import os, pwd; from runner.store.store import Store; os.setuid(54321); Store.open()"
     env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), **given}
     tmp_path.chmod(0o777)
     done = subprocess.run([sys.executable, "-c", code], env=env, cwd=tmp_path, capture_output=True, text=True)
     # The modules are another user's, so that it is no command.
     assert done.stderr.splitlines()[-1] == (
-        "runner.errors.BadInput: no home directory: HOME is not set, nor in /etc/passwd for 54321: "
+        "rootdisk.errors.BadInput: no home directory: HOME is not set, nor in /etc/passwd for 54321: "
         "set HOME or ROOTDISK_STORE"
     )
     assert not list(tmp_path.iterdir())

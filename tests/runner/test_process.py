@@ -46,7 +46,7 @@ def test_only_one_place_starts_programs() -> None:
     )
     found = {
         str(path.relative_to(ROOT)): len(starts.findall(path.read_text("utf-8")))
-        for folder in ("runner", "imagetool")
+        for folder in ("rootdisk", "runner", "imagetool")
         for path in (ROOT / folder).rglob("*.py")
         if starts.search(path.read_text("utf-8"))
     }
@@ -74,9 +74,7 @@ def test_a_program_gets_no_descriptor_of_ours() -> None:
 
 def test_a_program_has_its_signals(tmp_path: Path) -> None:
     """One in a session of its own has every signal's default. One in ours ignores what our caller ignores, and no more."""
-    script = (
-        "import runner.stdio as s; s.settle(); from runner import process as p; from pathlib import Path; import sys;"
-    )
+    script = "import rootdisk.system.stdio as s; s.settle(); from rootdisk.system import process as p; from pathlib import Path; import sys;"
     script += "started = p.start(['cat', '/proc/self/status']); started.wait(); Path(sys.argv[1]).write_bytes(started.stdout.read());"
     script += "print(p.run(['cat', '/proc/self/status']).text)"
     log = tmp_path / "log"
@@ -89,7 +87,7 @@ def test_a_program_has_its_signals(tmp_path: Path) -> None:
 
 def test_a_caller_that_ignores_its_children() -> None:
     """With SIGCHLD ignored the kernel forgets how a child ended, and every failure would look like success."""
-    script = "import runner.stdio as s; s.settle(); from runner import process as p; print(p.run(['false']).status)"
+    script = "import rootdisk.system.stdio as s; s.settle(); from rootdisk.system import process as p; print(p.run(['false']).status)"
     assert shell("trap '' CHLD; exec $0 -c \"$1\"", script).stdout == "1\n"
 
 
@@ -101,7 +99,7 @@ def test_a_program_that_does_not_answer() -> None:
 @pytest.mark.parametrize("closed", CLOSED)
 def test_closed_descriptors(closed: str, tmp_path: Path) -> None:
     """Whatever is opened afterwards is not 0, 1 or 2; what is written is dropped, and what is read is empty."""
-    script = "import os, runner.stdio as s, sys; s.settle(); fd = os.open(sys.argv[1], os.O_RDWR);"
+    script = "import os, rootdisk.system.stdio as s, sys; s.settle(); fd = os.open(sys.argv[1], os.O_RDWR);"
     script += "print('out', flush=True); print('err', file=sys.stderr); os.write(fd, b'%d' % (fd > 2));"
     script += "os.write(fd, sys.stdin.read().encode()); os.write(fd, b'%d' % all(map(os.get_inheritable, range(3))))"
     file = tmp_path / "file"
@@ -148,7 +146,7 @@ def test_a_detached_process_keeps_nothing(tmp_path: Path) -> None:
     """Neither its caller's descriptors nor its directory; programs of a relative PATH are found where the caller was."""
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin/mine").symlink_to("/bin/true")
-    script = "import os, runner.stdio as s; s.settle(); from runner import process as p; from pathlib import Path; import sys;"
+    script = "import os, rootdisk.system.stdio as s; s.settle(); from rootdisk.system import process as p; from pathlib import Path; import sys;"
     script += "own = os.open('own', os.O_RDWR | os.O_CREAT); lost = os.open('/dev/zero', os.O_RDONLY); "
     script += "p.detach({own}, Path(sys.argv[1]));"
     script += "print(sorted(os.readlink(f'/proc/self/fd/{fd}') for fd in os.listdir('/proc/self/fd') if os.path.exists(f'/proc/self/fd/{fd}')), os.getcwd(), p.find('mine'), file=sys.stderr)"
@@ -165,7 +163,7 @@ def test_a_detached_process_keeps_nothing(tmp_path: Path) -> None:
 @pytest.mark.root
 def test_users_of_machines_are_given_back(tmp_path: Path) -> None:
     """Two at once are never the same; a file for one is gone with it, or when somebody comes after it was killed."""
-    code = "from runner import process; from pathlib import Path; import sys\n"
+    code = "from rootdisk.system import process; from pathlib import Path; import sys\n"
     code += "with process.unprivileged(Path(sys.argv[1])) as user: print(user.uid, flush=True); sys.stdin.read()"
     argv = [sys.executable, "-c", code, str(tmp_path)]
     options = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "env": {**os.environ, "PYTHONPATH": str(ROOT)}}
@@ -206,7 +204,7 @@ def test_a_working_directory_that_is_gone(tool: str, status: int, tmp_path: Path
 def test_a_umask_takes_nothing_from_its_owner(umask: str, tmp_path: Path) -> None:
     """Files and sockets that we make can be opened again by ourselves, and by nobody else."""
     tmp_path.chmod(0o777)
-    script = "import os, socket, sys, runner.stdio as s; s.settle(); os.chdir(sys.argv[1]); os.setuid(12345);"
+    script = "import os, socket, sys, rootdisk.system.stdio as s; s.settle(); os.chdir(sys.argv[1]); os.setuid(12345);"
     script += "open('file', 'wb').close(); open('file', 'r+b').close(); os.mkdir('in'); os.listdir('in');"
     script += "a = socket.socket(socket.AF_UNIX); a.bind('control'); a.listen();"
     script += "socket.socket(socket.AF_UNIX).connect('control')"
@@ -218,7 +216,7 @@ def test_a_umask_takes_nothing_from_its_owner(umask: str, tmp_path: Path) -> Non
 @pytest.mark.parametrize("make", ["os.mkfifo(log)", "os.mkdir(log)", "os.symlink('other', log)"])
 def test_a_detached_process_whose_log_cannot_be_one(make: str, tmp_path: Path) -> None:
     """It does not wait for a reader of a FIFO, and makes no file behind a link."""
-    script = "import os, sys; from pathlib import Path; from runner import process;"
+    script = "import os, sys; from pathlib import Path; from rootdisk.system import process;"
     script += f"log = Path(sys.argv[1]); {make}; child = os.fork();"
     script += "child or (process.detach((), log), print('lost', file=sys.stderr, flush=True), os._exit(0));"
     script += "sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))"

@@ -289,6 +289,8 @@ def test_credentials_are_scoped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_importing_is_quick() -> None:
     """No oras, requests or TLS until a registry is asked."""
-    code = "import sys, runner.repository, runner.oci_layout, runner.credentials; print(*sys.modules)"
+    code = (
+        "import sys, rootdisk.oci.repository, rootdisk.oci.layout, rootdisk.registry.credentials; print(*sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"oras", "requests", "urllib3", "jsonschema", "ssl", "imagetool"} & set(done.stdout.split())

@@ -85,7 +85,7 @@ def test_what_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 # Each names what it tries, and says how it went.
 TRIES = """
 import os, stat, sys
-from runner import volumes
+from runner.machine import virtiofsd as volumes
 os.chdir(sys.argv[1])
 os.umask(0)
 open('old', 'w').close()
