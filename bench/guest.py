@@ -35,7 +35,7 @@ from runner.machine import accelerator as accel
 from runner.machine import qemu
 from runner.machine.model import Machine
 from runner.machine.tsc import Counter
-from runner.store.pull import Local, pull
+from runner.store.pull import StoredArtifact, pull
 from runner.store.store import Store
 
 GIB = 1 << 30
@@ -88,7 +88,7 @@ def _size(folder: Path) -> str:
     return f"{next(folder.glob('*/init')).stat().st_size:,}"
 
 
-def _artifact(bench: Bench, room: Path) -> Local:
+def _artifact(bench: Bench, room: Path) -> StoredArtifact:
     """An image with the program and little else, in a store of its own."""
     compiler = shutil.which("musl-gcc") or "gcc"
     source = Path(__file__).with_name("small.c")
@@ -116,7 +116,7 @@ def _initramfs(room: Path) -> Path:
     return path
 
 
-def _boot(local: Local, smallest: Path | None, room: Path) -> Boot:
+def _boot(local: StoredArtifact, smallest: Path | None, room: Path) -> Boot:
     """One boot: of the artifact, or of its kernel with the initramfs `smallest`."""
     config, kind = local.config, qemu.kind(local.config.platform, room / "qemu.json")
     with tempfile.TemporaryDirectory(dir=room) as name:
@@ -142,7 +142,7 @@ def _boot(local: Local, smallest: Path | None, room: Path) -> Boot:
             wall_s, cpu_s = time.monotonic() - start, _cpu_s(vm.process.pid)
             return Boot(wall_s, cpu_s, float(said.partition(b"up ")[2].split()[0]))
         finally:
-            vm.end()
+            vm.kill()
 
 
 def _cpu_s(pid: int) -> float:
@@ -158,7 +158,7 @@ def _cmdline(config: ArtifactConfig, accelerator: str, digest: str) -> str:
     return " ".join(words)
 
 
-def _clones(bench: Bench, local: Local, room: Path) -> Iterator[Row]:
+def _clones(bench: Bench, local: StoredArtifact, room: Path) -> Iterator[Row]:
     """Copies of the artifact's disk, and larger ones."""
     for method in METHODS:
         goals = {} if method == "copy" else {"wall": 0.01}
@@ -171,7 +171,7 @@ def _clones(bench: Bench, local: Local, room: Path) -> Iterator[Row]:
         yield Row(f"clone by overlay, grown to {size} GiB", "", {}, ours)
 
 
-def _cloned(bench: Bench, local: Local, room: Path, method: str, size: int | None) -> Measured:
+def _cloned(bench: Bench, local: StoredArtifact, room: Path, method: str, size: int | None) -> Measured:
     extent = local.config.slot()
     found = []
     for _ in range(max(bench.rounds, 1)):

@@ -15,7 +15,7 @@ from runner.machine import backend
 from runner.machine.tsc import Counter
 from runner.sandbox import directory, launch
 from runner.sandbox.directory import Spec
-from runner.store.pull import Local
+from runner.store.pull import StoredArtifact
 from runner.store.store import Store
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}\Z")
@@ -101,7 +101,7 @@ def _spec(options: argparse.Namespace, name: str) -> Spec:
     )
 
 
-def _filled(spec: Spec, local: Local) -> Spec:
+def _filled(spec: Spec, local: StoredArtifact) -> Spec:
     """With what the artifact says where the command line does not."""
     return spec._replace(
         artifact=str(local.digest),

@@ -16,7 +16,7 @@ from rootdisk.oci.repository import RegistryOptions
 from rootdisk.records import Record
 from rootdisk.text import printable
 from runner.machine.model import Forward, Share
-from runner.store.pull import Local, pull
+from runner.store.pull import StoredArtifact, pull
 from runner.store.store import Store
 
 _FILE_MAX_BYTES = 1 << 20
@@ -40,7 +40,7 @@ def registry(options: argparse.Namespace) -> RegistryOptions:
     return RegistryOptions(plain_http=options.plain_http, ca_file=options.ca_file)
 
 
-def local(store: Store, options: argparse.Namespace, *, ask: bool, repair: bool = False) -> Local:
+def local(store: Store, options: argparse.Namespace, *, ask: bool, repair: bool = False) -> StoredArtifact:
     """The artifact of the command line, fetched if it is not here, or if it is damaged and `repair` is true."""
     from rootdisk.cli.progress import terminal_progress
 

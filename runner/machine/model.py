@@ -92,8 +92,8 @@ class Vm(NamedTuple):
         found.update({f"helper{number}.log": helper.process.stdout for number, helper in enumerate(self.helpers)})
         return {name: out for name, out in found.items() if out is not None}
 
-    def end(self) -> None:
-        """At once, and wait until nothing is left."""
+    def kill(self) -> None:
+        """Kill the machine and its helpers, and wait until nothing is left of them."""
         processes = [self.process, *(helper.process for helper in self.helpers)]
         for process in processes:
             if process.poll() is None:
@@ -105,8 +105,11 @@ class Vm(NamedTuple):
         if self.monitor is not None:
             self.monitor.close()
 
-    def ended(self, timeout_s: float) -> str | None:
-        """Wait up to `timeout_s` seconds for its end: how it ended, in words; "" for its own will, None for not yet."""
+    def wait(self, timeout_s: float) -> str | None:
+        """Wait up to `timeout_s` seconds for the machine's end.
+
+        Returns how it ended, in words: "" if it ended by itself with status 0, None if it still runs.
+        """
         with contextlib.suppress(subprocess.TimeoutExpired):
             return how_ended(self.process.wait(timeout_s))
         return None

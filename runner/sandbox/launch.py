@@ -1,6 +1,6 @@
 """The way of a sandbox: directory, clone and slot; then its keeper, a process of its own, with the machine.
 
-`create` and `reopen` make a sandbox ready, `launch` starts its keeper and carries the program's input and output, or
+`create` and `reopen` prepare a sandbox, `launch` starts its keeper and carries the program's input and output, or
 returns when the program has started. The keeper ends with the machine, whoever else is killed, and the machine with it.
 """
 
@@ -29,7 +29,7 @@ from runner.machine import tsc
 from runner.machine.model import Forward, Machine, Share, Vm
 from runner.sandbox import directory as sandbox
 from runner.sandbox.directory import Sandbox, Spec, State
-from runner.store.pull import Local
+from runner.store.pull import StoredArtifact
 from runner.store.store import Store
 
 if TYPE_CHECKING:
@@ -44,16 +44,16 @@ STOPPED_S = 40.0  # after a signal: what the program, the guest and the keeper m
 _SPARE, _SPARE_BYTES = "spare", 16 << 10  # room for the last state on a disk that is full by then
 
 
-class Ready(NamedTuple):
+class PreparedSandbox(NamedTuple):
     """A sandbox with its disk, not yet running."""
 
     sandbox: Sandbox
-    local: Local
+    local: StoredArtifact
     disk: Clone
     slot_digest: str
 
 
-def create(store: Store, local: Local, spec: Spec, given: Sequence[Record]) -> Ready:
+def create(store: Store, local: StoredArtifact, spec: Spec, given: Sequence[Record]) -> PreparedSandbox:
     """A new sandbox of `local`. RootdiskError, and nothing left, where it cannot be made."""
     made = Sandbox.create(store, spec)
     try:
@@ -69,13 +69,13 @@ def create(store: Store, local: Local, spec: Spec, given: Sequence[Record]) -> R
         disk = clone(local.disk, spec.disk_size, made.folder, spec.clone, patches)
         slot.write(disk.path, extent, filled, made.folder / "slot.json", overlay=disk.overlay, durable=spec.keep)
         made.take_name()
-        return Ready(made, local, disk._replace(path=made.folder / disk.path.name), filled.digest)
+        return PreparedSandbox(made, local, disk._replace(path=made.folder / disk.path.name), filled.digest)
     except BaseException:
         made.remove()
         raise
 
 
-def reopen(store: Store, state: State) -> Ready:
+def reopen(store: Store, state: State) -> PreparedSandbox:
     """A kept sandbox that does not run, with its slot written again.
 
     Busy where it runs; RootdiskError where its base is not in the store any more, or its slot is not as it was left.
@@ -86,7 +86,7 @@ def reopen(store: Store, state: State) -> Ready:
         virtiofsd.check(Path(place))
     opened = Sandbox.open(state)
     try:
-        local = Local.kept(store, state.spec)
+        local = StoredArtifact.kept(store, state.spec)
         path = opened.folder / "records"
         own = [record for record in _records(path, state) if record[0] != "first"]
         atomic_write(path, records.pack(own), 0o600)
@@ -94,7 +94,7 @@ def reopen(store: Store, state: State) -> Ready:
         filled = slot.pack((*own, *_of_this_start(state.spec)), extent.length)
         disk = found(opened.folder)
         slot.rewrite(disk.path, extent, filled, opened.folder / "slot.json", overlay=disk.overlay)
-        return Ready(opened, local, disk, filled.digest)
+        return PreparedSandbox(opened, local, disk, filled.digest)
     except BaseException:
         opened.release()
         raise
@@ -131,24 +131,24 @@ def _shares(spec: Spec) -> tuple[Share, ...]:
     )
 
 
-def launch(ready: Ready, store: Store, counter: tsc.Counter) -> int:
+def launch(prepared: PreparedSandbox, store: Store, counter: tsc.Counter) -> int:
     """Start the keeper. In the foreground the program's exit status, when all is over; detached 0, when it has started.
 
     RootdiskError with the guest's or the console's reason where the sandbox fails.
     """
-    spec = ready.sandbox.spec
+    spec = prepared.sandbox.spec
     sys.stdout.flush()
     sys.stderr.flush()
     ours, theirs = socket.socketpair()
-    listener = _listener(ready.sandbox.folder)
+    listener = _listener(prepared.sandbox.folder)
     pid = os.fork()
     if not pid:
         ours.close()
-        _keep(ready, store, theirs, listener, counter)
+        _keep(prepared, store, theirs, listener, counter)
     theirs.close()
     listener.close()
-    ready.sandbox.release()
-    ready.local.release()
+    prepared.sandbox.release()
+    prepared.local.release()
     from runner.channel.session import Lost, Session, raw_terminal  # loaded while the guest starts
 
     session = Session(ours)
@@ -170,7 +170,7 @@ def launch(ready: Ready, store: Store, counter: tsc.Counter) -> int:
     except Lost as err:
         os.waitpid(pid, 0)
         with contextlib.suppress(OSError):
-            sandbox.discard(ready.sandbox.folder)
+            sandbox.discard(prepared.sandbox.folder)
         raise RootdiskError("the sandbox's keeper was killed", "its machine ended with it") from err
 
 
@@ -212,16 +212,18 @@ def _hand_on(session: Session, number: int) -> None:
         session.send_signal(number)
 
 
-def _keep(ready: Ready, store: Store, client: socket.socket, listener: socket.socket, counter: tsc.Counter) -> NoReturn:
+def _keep(
+    prepared: PreparedSandbox, store: Store, client: socket.socket, listener: socket.socket, counter: tsc.Counter
+) -> NoReturn:
     """The keeper's process, which never returns."""
     status = 1
     try:
-        kept = ready.sandbox
+        kept = prepared.sandbox
         quiet = not is_shown() or kept.spec.detached
-        keep = {client.fileno(), listener.fileno(), kept.lock, *ready.local.lease}
+        keep = {client.fileno(), listener.fileno(), kept.lock, *prepared.local.lease}
         process.detach(keep, kept.folder / "keeper.log" if quiet else None)
         process.retitle(f"runner: keeps {kept.spec.name}")
-        _run(ready, store, client, listener, counter)
+        _run(prepared, store, client, listener, counter)
         status = 0
     except BaseException:
         import traceback
@@ -232,13 +234,15 @@ def _keep(ready: Ready, store: Store, client: socket.socket, listener: socket.so
         os._exit(status)
 
 
-def _run(ready: Ready, store: Store, client: socket.socket, listener: socket.socket, counter: tsc.Counter) -> None:
+def _run(
+    prepared: PreparedSandbox, store: Store, client: socket.socket, listener: socket.socket, counter: tsc.Counter
+) -> None:
     """Start the machine, carry everything until it has ended, leave the sandbox as its user wants it."""
     from runner.sandbox.keeper import KILLED, TIMED_OUT, Gone, Keeper, Silent
     from runner.sandbox.logs import Log
     from runner.sandbox.room import Room
 
-    kept = ready.sandbox
+    kept = prepared.sandbox
     spec, folder = kept.spec, kept.folder
     started = time.time()
     status, error = FAILED, ""
@@ -248,11 +252,11 @@ def _run(ready: Ready, store: Store, client: socket.socket, listener: socket.soc
         kept.write_state(pid=os.getpid(), started=started)
         atomic_write(folder / _SPARE, bytes(_SPARE_BYTES), 0o600, durable=False)
         user = reserved.enter_context(process.unprivileged(store.root / "locks"))
-        platform = ready.local.config.platform
-        chosen = accel.choose(spec.accelerator, platform, store.root / "kvm.json", ready.local.kernel)
+        platform = prepared.local.config.platform
+        chosen = accel.choose(spec.accelerator, platform, store.root / "kvm.json", prepared.local.kernel)
         while True:
             debug(f"accelerator {chosen.name}: {chosen.reason}")
-            vm = _start(ready, store, chosen.name, counter, user)
+            vm = _start(prepared, store, chosen.name, counter, user)
             keeper = Keeper(
                 vm,
                 listener,
@@ -268,15 +272,15 @@ def _run(ready: Ready, store: Store, client: socket.socket, listener: socket.soc
                 status = keeper.run()
                 break
             except Silent:
-                vm.end()
+                vm.kill()
                 chosen = accel.Accelerator("tcg", "KVM is there, and runs no guest", True)
-                accel.remember(store.root / "kvm.json", ready.local.kernel, False)
+                accel.remember(store.root / "kvm.json", prepared.local.kernel, False)
         if not chosen.known:
-            accel.remember(store.root / "kvm.json", ready.local.kernel, True)
+            accel.remember(store.root / "kvm.json", prepared.local.kernel, True)
         # Without anything to keep, the machine ends at once: its disk is thrown away.
         if (spec.keep or (spec.volumes and not keeper.lost)) and status not in (TIMED_OUT, KILLED):
             keeper.acknowledge()
-            vm.ended(5)
+            vm.wait(5)
         if keeper.lost:
             status, error = FAILED, keeper.lost
     except Gone:
@@ -286,7 +290,7 @@ def _run(ready: Ready, store: Store, client: socket.socket, listener: socket.soc
     except OSError as err:
         error = f"{err.filename or 'the sandbox'}: {err.strerror}"
     if vm is not None:
-        vm.end()
+        vm.kill()
     reserved.close()
     if spec.keep:
         for name in ("control", _SPARE):
@@ -299,7 +303,7 @@ def _run(ready: Ready, store: Store, client: socket.socket, listener: socket.soc
     else:
         kept.remove()
     kept.release()
-    ready.local.release()
+    prepared.local.release()
     if keeper is not None:
         keeper.tell(status, error)
         keeper.close()
@@ -309,10 +313,12 @@ def _run(ready: Ready, store: Store, client: socket.socket, listener: socket.soc
         client.sendall(messages.frame(messages.ERROR, error.encode()))
 
 
-def _start(ready: Ready, store: Store, accelerator: str, counter: tsc.Counter, user: process.User | None) -> Vm:
+def _start(
+    prepared: PreparedSandbox, store: Store, accelerator: str, counter: tsc.Counter, user: process.User | None
+) -> Vm:
     """The machine, by the back end that was asked for."""
-    spec, local, folder = ready.sandbox.spec, ready.local, ready.sandbox.folder
-    words = [local.config.cmdline, f"rootdisk.slot={ready.slot_digest}"]
+    spec, local, folder = prepared.sandbox.spec, prepared.local, prepared.sandbox.folder
+    words = [local.config.cmdline, f"rootdisk.slot={prepared.slot_digest}"]
     if accelerator == "tcg" and local.config.platform.architecture == "amd64" and (khz := counter.khz()):
         words.append(f"tsc_early_khz={khz}")
     if is_shown():
@@ -325,11 +331,11 @@ def _start(ready: Ready, store: Store, accelerator: str, counter: tsc.Counter, u
         local.kernel,
         local.initramfs,
         " ".join(words),
-        ready.slot_digest,
-        ready.disk.path,
-        ready.disk.form,
+        prepared.slot_digest,
+        prepared.disk.path,
+        prepared.disk.form,
         spec.disk_size,
-        local.disk if ready.disk.overlay else None,
+        local.disk if prepared.disk.overlay else None,
         spec.keep,
         spec.network,
         tuple(Forward(*forward) for forward in spec.forwards),
@@ -351,7 +357,7 @@ def _explained(err: RootdiskError, vm: Vm | None, keeper: Keeper | None, folder:
 
     if err.message or vm is None:
         return err
-    how = vm.ended(2)
+    how = vm.wait(2)
     if keeper is not None and how is not None:
         keeper.drain()
     lines = console.tail(folder / "console.log")

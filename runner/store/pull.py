@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _TRIES = 10  # of finding it all there after fetching it: a prune may run at the same time
 
 
-class Local(NamedTuple):
+class StoredArtifact(NamedTuple):
     """An artifact on this host. Bytes: `fetched` of the blob, `reused` and `holes` of the disk; 0 where it was there."""
 
     digest: Digest
@@ -42,7 +42,7 @@ class Local(NamedTuple):
     holes: int = 0
 
     @classmethod
-    def kept(cls, store: Store, spec: Spec) -> Local:
+    def kept(cls, store: Store, spec: Spec) -> StoredArtifact:
         """What a kept sandbox was made of; RootdiskError where it is not there any more."""
         lease = store.lease(sorted(spec.uses))
         kernel, initramfs = (
@@ -79,7 +79,7 @@ def pull(
     *,
     ask: bool = True,
     repair: bool = False,
-) -> Local:
+) -> StoredArtifact:
     """The artifact that `reference` names, in `store` and held there.
 
     With `ask` false a registry is asked only if the store does not know what it said the last time. What is marked as
@@ -133,7 +133,7 @@ def _fetched_config(
     return _fetched_config(store, repository, descriptor, again=True, repair=repair)
 
 
-def _present(store: Store, raw: bytes, platform: Platform, reference: Reference, repair: bool) -> Local | None:
+def _present(store: Store, raw: bytes, platform: Platform, reference: Reference, repair: bool) -> StoredArtifact | None:
     """The artifact of the manifest `raw`, held, if all of it is in the store, and, with `repair`, none of it damaged."""
     roles = ArtifactManifest.of(Manifest.parse(raw))
     boot = [role.digest for role in (roles.kernel, roles.initramfs) if role is not None]
@@ -168,7 +168,7 @@ def _present(store: Store, raw: bytes, platform: Platform, reference: Reference,
     kernel, initramfs = (
         store.blob_path(role.digest) if role is not None else None for role in (roles.kernel, roles.initramfs)
     )
-    return Local(manifest, config, roles.config.digest, disk, kernel, initramfs, lease)
+    return StoredArtifact(manifest, config, roles.config.digest, disk, kernel, initramfs, lease)
 
 
 def _refuse_damaged(store: Store, digests: Iterable[str], what: str) -> None:

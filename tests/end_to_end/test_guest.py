@@ -117,7 +117,7 @@ def test_a_slot_of_other_bytes_is_refused_by_the_guest(
             assert data, said  # it has ended, or says nothing
             said += data
     finally:
-        vm.end()
+        vm.kill()
     assert b"the slot holds other bytes than the runner wrote" in said
 
 
@@ -221,7 +221,7 @@ def test_a_machine_that_says_nothing_is_given_up(tmp_path: Path) -> None:
         guest_console.sendall(b"Linux version\n")  # with a word it is waited for
         keeper = Keeper(vm, listener, client, Log(tmp_path / "console"), None, timeout_s=0.5, silent_s=0.3)
         assert keeper.run() == 124
-    vm.end()
+    vm.kill()
     assert process.poll() is not None
 
 

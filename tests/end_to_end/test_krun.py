@@ -160,7 +160,7 @@ def test_the_init_goes_on_from_libkrun_s(
             elif kind == messages.EXIT:
                 status = messages.number(payload)
     vm.channel.sendall(messages.frame(messages.ACK))
-    assert vm.ended(30) == ""
-    vm.end()
+    assert vm.wait(30) == ""
+    vm.kill()
     assert said == {messages.STDOUT: b"/.rootdisk/init\x001\nof the slot\nnew\n", messages.STDERR: b""}
     assert status == 7

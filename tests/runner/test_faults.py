@@ -17,7 +17,7 @@ from rootdisk.oci.reference import parse_reference
 from rootdisk.oci.repository import RegistryOptions
 from runner.store import chunks
 from runner.store.chunks import CONNECTIONS
-from runner.store.pull import Local, pull
+from runner.store.pull import StoredArtifact, pull
 from runner.store.store import Store
 from tests.support.artifacts import Sample, noise, publish, sample
 from tests.support.faults import ALWAYS, Fault, FaultProxy, run_faults
@@ -63,12 +63,12 @@ def proxy(registry: RunningRegistry) -> Iterator[FaultProxy]:
         yield proxy
 
 
-def pulled(proxy: FaultProxy, name: str = "v1", options: RegistryOptions = QUICK) -> Local:
+def pulled(proxy: FaultProxy, name: str = "v1", options: RegistryOptions = QUICK) -> StoredArtifact:
     separator = "@" if name.startswith("sha256:") else ":"
     return pull(Store.open(), parse_reference(f"{proxy.name}/a/b{separator}{name}"), options, Platform.host())
 
 
-def check(local: Local, made: Sample = MADE) -> None:
+def check(local: StoredArtifact, made: Sample = MADE) -> None:
     assert local.disk.read_bytes() == made.disk
     assert local.digest == Digest.of(made.artifact.manifest)
 

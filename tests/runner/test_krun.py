@@ -52,8 +52,8 @@ def ended(vm: Vm) -> tuple[bytes, bytes]:
     console = b""
     while data := vm.console.recv(4096):
         console += data
-    assert vm.ended(20) is not None
-    vm.end()
+    assert vm.wait(20) is not None
+    vm.kill()
     return said, console
 
 
@@ -126,8 +126,8 @@ FUNCTIONS = (
 def test_every_failure_is_one_line(fake: FakeKrun, machine: Machine, tmp_path: Path, function: str) -> None:
     fake.fails(function, errno.EINVAL)
     vm = krun.start(machine)
-    assert vm.ended(20) == "exit status 1"
-    vm.end()
+    assert vm.wait(20) == "exit status 1"
+    vm.kill()
     lines = written(vm).splitlines()
     expected = f"libkrun: {function}: Invalid argument"
     assert lines == [expected + (": is /dev/kvm usable? runner doctor" if function == "krun_start_enter" else "")]
@@ -138,8 +138,8 @@ def test_every_failure_is_one_line(fake: FakeKrun, machine: Machine, tmp_path: P
 def test_no_kernel_is_said(fake: FakeKrun, machine: Machine, tmp_path: Path) -> None:
     fake.fails("krun_start_enter", errno.ENOENT)
     vm = krun.start(machine)
-    assert vm.ended(20) == "exit status 1"
-    vm.end()
+    assert vm.wait(20) == "exit status 1"
+    vm.kill()
     assert "is libkrunfw installed?" in written(vm)
 
 
@@ -148,8 +148,8 @@ def test_an_old_library(machine: Machine, tmp_path: Path, monkeypatch: pytest.Mo
     old = FakeKrun.build(tmp_path, without="krun_add_disk3")
     monkeypatch.setenv("ROOTDISK_LIBKRUN", str(old.path))
     vm = krun.start(machine)
-    assert vm.ended(20) == "exit status 1"
-    vm.end()
+    assert vm.wait(20) == "exit status 1"
+    vm.kill()
     said = written(vm)
     assert said == (
         "this libkrun has no krun_add_disk3: "
@@ -168,8 +168,8 @@ def test_it_ends_when_nobody_listens(fake: FakeKrun, machine: Machine, tmp_path:
     assert vm.console.recv(100)
     assert "\nUid:\t70000\t70000\t70000\t70000\n" in Path(f"/proc/{vm.process.pid}/status").read_text()
     vm.console.close()
-    assert vm.ended(20) == "SIGKILL (was the host out of memory?)"
-    vm.end()
+    assert vm.wait(20) == "SIGKILL (was the host out of memory?)"
+    vm.kill()
 
 
 @pytest.mark.parametrize(
@@ -234,5 +234,5 @@ def test_the_real_library(machine: Machine, tmp_path: Path) -> None:
     assert Library(krun.LIBRARY).call("krun_set_vm_config", context, 1, 256) == 0
     vm = krun.start(machine)
     time.sleep(1)
-    vm.end()
+    vm.kill()
     assert "krun_set" not in written(vm)

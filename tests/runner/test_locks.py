@@ -21,7 +21,7 @@ from rootdisk.oci.repository import RegistryOptions
 from rootdisk.system import locks
 from runner.sandbox.directory import Sandbox
 from runner.sandbox.prune import prune
-from runner.store.pull import Local, pull
+from runner.store.pull import StoredArtifact, pull
 from runner.store.store import Damaged, Store
 from tests.runner.test_store import spec_of, store
 from tests.support.artifacts import noise, publish, sample
@@ -157,7 +157,7 @@ def proxy(registry: RunningRegistry) -> Iterator[FaultProxy]:
         yield proxy
 
 
-def fetched(store: Store, proxy: FaultProxy) -> Local:
+def fetched(store: Store, proxy: FaultProxy) -> StoredArtifact:
     return pull(store, parse_reference(f"{proxy.name}/a/b:v1"), HTTP, Platform.host(), ask=False)
 
 

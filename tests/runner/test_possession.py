@@ -16,7 +16,7 @@ from rootdisk.errors import RootdiskError
 from rootdisk.oci.documents import OCI_MANIFEST, Digest, Platform, canonical_json
 from rootdisk.oci.reference import parse_reference
 from rootdisk.oci.repository import RegistryOptions
-from runner.store.pull import Local, pull
+from runner.store.pull import StoredArtifact, pull
 from runner.store.store import Store
 from tests.support.artifacts import Sample, noise, publish, sample
 from tests.support.faults import ALWAYS, Fault, FaultProxy, run_faults
@@ -65,7 +65,7 @@ def proxy(registry: RunningRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyP
         yield proxy
 
 
-def got(name: str) -> Local:
+def got(name: str) -> StoredArtifact:
     local = pull(Store.open(), parse_reference(name), PLAIN, Platform.host())
     local.release()
     return local

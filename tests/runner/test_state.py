@@ -24,7 +24,7 @@ from runner.sandbox.directory import Sandbox, find, read, states, sweep
 from runner.sandbox.prune import prune
 from runner.sandbox.state import _SPEC, MAX_BYTES, VERSION, Spec, State, parse, state_json
 from runner.store.names import read_name
-from runner.store.pull import Local, pull
+from runner.store.pull import StoredArtifact, pull
 from runner.store.store import Store
 from tests.runner.test_store import layout, spec_of, store
 
@@ -54,7 +54,7 @@ def runner(capsys: pytest.CaptureFixture[str], store: Store) -> Run:
     return run
 
 
-def kept(store: Store, local: Local, name: str = "kept") -> Path:
+def kept(store: Store, local: StoredArtifact, name: str = "kept") -> Path:
     """The directory of a kept sandbox that has ended."""
     made = Sandbox.create(store, spec_of(name, local, keep=True))
     made.take_name()

@@ -72,9 +72,9 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
 
 
 def spec_of(name: str, local: object, *, keep: bool = False) -> Spec:
-    from runner.store.pull import Local
+    from runner.store.pull import StoredArtifact
 
-    assert isinstance(local, Local)
+    assert isinstance(local, StoredArtifact)
     return Spec(
         name, "oci:x", str(local.digest), local.disk.stem, local.config_digest.hex, None, None, 1, 64, 1, keep=keep
     )
