@@ -21,7 +21,7 @@ from tests.fuzz import corpus
 from tests.fuzz.test_fuzz import KEPT, SECONDS
 
 ROOT = Path(__file__).parents[2]
-SOURCES = ROOT / "imagetool/guest"
+SOURCES = ROOT / "imagetool/guest/c"
 GUEST = Path(__file__).with_name("guest")
 NOBODY = 65534
 FLAGS = ("-std=gnu11", "-D_GNU_SOURCE", "-g", "-O1", "-fno-sanitize-recover=undefined", f"-I{SOURCES}", f"-I{GUEST}")
