@@ -17,11 +17,10 @@ from bench.peers import Missing
 from bench.table import aligned
 from bench.transfer import artifact_of
 from bench.work import TOOL, Bench, clean
-from rootdisk.artifact.format import INDEX_MAX_BYTES, ArtifactManifest, ChunkIndex
-from rootdisk.oci.documents import Manifest
+from rootdisk.artifact.format import ArtifactManifest, ChunkIndex
+from rootdisk.artifact.published import open_artifact
+from rootdisk.oci.documents import Platform
 from rootdisk.oci.reference import parse_reference
-from rootdisk.oci.repository import read_blob
-from rootdisk.places import open_repository
 
 FETCHED = 1.15  # of the compressed bytes of the chunks that have changed
 HEAD = ("version pair", "chunks", "changed", "fetched MB", "by changed", "reused MB", "new blobs MB", "pull s")
@@ -141,9 +140,5 @@ def _pull(reference: str, store: Path) -> dict[str, Any]:
 
 
 def _artifact(layout: Path) -> tuple[ChunkIndex, ArtifactManifest]:
-    repository = open_repository(parse_reference(f"oci:{layout}"))
-    try:
-        roles = ArtifactManifest.of(Manifest.parse(repository.manifest(repository.resolve("1"))))
-        return ChunkIndex.parse(read_blob(repository, roles.chunks, INDEX_MAX_BYTES)), roles
-    finally:
-        repository.close()
+    with open_artifact(parse_reference(f"oci:{layout}:1"), Platform.host()) as artifact:
+        return artifact.index, artifact.roles

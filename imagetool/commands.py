@@ -275,10 +275,10 @@ def verify_command(options: argparse.Namespace) -> int:
 
 
 def map_command(options: argparse.Namespace) -> int:
-    from imagetool.look import difference
     from imagetool.look.inspection import shown
     from imagetool.look.map import survey
     from imagetool.look.map.page import Against, page
+    from rootdisk.artifact.published import open_artifact
     from rootdisk.durable import atomic_write
 
     looked_at = _looked_at(options)
@@ -287,7 +287,7 @@ def map_command(options: argparse.Namespace) -> int:
         if options.against:
             if disk.index is None:
                 raise BadInput(f"{options.what} is a raw disk, which has no chunks", "compare artifacts")
-            with difference.opened(parse_reference(options.against), *looked_at) as other:
+            with open_artifact(parse_reference(options.against), *looked_at) as other:
                 against = Against(shown(os.fsencode(options.against)), other.index)
         found = survey.survey(disk)
         reads = survey.read_trace(options.trace, found.size) if options.trace else survey.boot_reads(disk)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -59,3 +60,19 @@ def lint(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", program, "--no-cache", *options], cwd=folder, capture_output=True, text=True
     )
+
+
+# Who reads an artifact's parts: of one published anywhere, of the runner's store, of a packed disk of ours.
+READERS = {"rootdisk/artifact/published.py", "runner/store/store.py", "imagetool/packing/reuse.py"}
+
+
+def test_one_way_to_open_an_artifact() -> None:
+    files = [
+        path for package in ("rootdisk", "imagetool", "runner", "bench") for path in (ROOT / package).rglob("*.py")
+    ]
+    found = {
+        str(path.relative_to(ROOT))
+        for path in files
+        if re.search(r"\b(ArtifactConfig|ChunkIndex)\.parse\(", path.read_text("utf-8"))
+    }
+    assert found == READERS

@@ -19,18 +19,12 @@ from imagetool.progress import Report, silent
 from imagetool.targets.copy import copy_manifest
 from imagetool.targets.open import open_target
 from imagetool.targets.prune import is_referrers, outdated
-from rootdisk.artifact.format import (
-    CONFIG_MAX_BYTES,
-    INDEX_MAX_BYTES,
-    ArtifactConfig,
-    ArtifactManifest,
-    ChunkIndex,
-    key_tag,
-)
+from rootdisk.artifact.format import key_tag
+from rootdisk.artifact.published import PublishedArtifact
 from rootdisk.errors import BadInput, RegistryError, RootdiskError
-from rootdisk.oci.documents import INDEX_TYPES, Descriptor, Digest, Index, Manifest
+from rootdisk.oci.documents import INDEX_TYPES, Descriptor, Digest, Index
 from rootdisk.oci.reference import Reference
-from rootdisk.oci.repository import RegistryOptions, Repository, read_blob
+from rootdisk.oci.repository import RegistryOptions, Repository
 from rootdisk.places import open_repository
 from rootdisk.text import one_line
 
@@ -120,12 +114,10 @@ def _resolved(repository: Repository, tag: str) -> Descriptor | None:
 
 def _check(repository: Repository, found: Descriptor, inputs: Mapping[str, Any], image: Image) -> None:
     """RootdiskError where the manifest is not the artifact of `inputs`."""
-    roles = ArtifactManifest.of(Manifest.parse(repository.manifest(found)))
-    config = ArtifactConfig.parse(read_blob(repository, roles.config, CONFIG_MAX_BYTES))
+    artifact = PublishedArtifact(repository, found, repository.manifest(found))
+    config = artifact.config
     if config.derivation_key != derivation.derivation_key(inputs) or dict(config.inputs) != dict(inputs):
         raise BadInput("it was made of other inputs")
     if config.platform != image.platform:
         raise BadInput(f"it is for {config.platform}")
-    index = ChunkIndex.parse(read_blob(repository, roles.chunks, INDEX_MAX_BYTES))
-    if index.disk_digest() != config.disk_digest or index.blob_end > roles.disk_bytes:
-        raise BadInput("its chunk index is not that of its disk")
+    assert artifact.index  # fetched and compared with the config's disk

@@ -1,89 +1,39 @@
 """Two artifacts that ought to be the same: where they are not, down to JSON keys, chunks, blocks and files.
 
-with opened(a, …) as first, opened(b, …) as second:
+with open_artifact(a, …) as first, open_artifact(b, …) as second:
     for line in differences(first, second): …          no line: equal to the byte
 """
 
 from __future__ import annotations
 
-import contextlib
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from itertools import islice
-from typing import Any
 
 from imagetool.build import derivation
-from imagetool.ext4.reader import Reader
 from imagetool.look import inspection
 from imagetool.packing.manifest import TITLE
-from rootdisk.artifact.disk import FramedDisk
-from rootdisk.artifact.format import (
-    CONFIG_MAX_BYTES,
-    INDEX_MAX_BYTES,
-    ArtifactConfig,
-    ArtifactManifest,
-    Chunk,
-    ChunkIndex,
-)
+from rootdisk.artifact.format import ArtifactManifest, Chunk
+from rootdisk.artifact.published import PublishedArtifact
 from rootdisk.errors import RootdiskError
 from rootdisk.ext4.format import EXT4_EXTENTS_FL
-from rootdisk.oci.documents import Descriptor, Manifest, Platform, parse_json
-from rootdisk.oci.reference import Reference
-from rootdisk.oci.repository import Joined, RegistryOptions, Repository, read_blob, resolve_manifest
-from rootdisk.places import open_repository
+from rootdisk.oci.documents import Descriptor
 
 LINES_MAX_COUNT = 20  # of a kind
 BLOCK = 4096
 _META = "file-system metadata"
 
 
-@dataclass(frozen=True, slots=True)
-class Published:
-    """An artifact that can be read: its parts are fetched when they are looked at."""
-
-    repository: Repository
-    descriptor: Descriptor
-    manifest: Mapping[str, Any]
-    roles: ArtifactManifest
-    config: ArtifactConfig
-    index: ChunkIndex
-
-    def found(self) -> inspection.Found:
-        """Its disk, to be read by file."""
-        return inspection.Found(Reader(self._disk()), self.config)
-
-    def raw(self, chunk: Chunk) -> bytes:
-        return self._disk().read(chunk.offset, chunk.length)
-
-    def frame(self, chunk: Chunk) -> bytes:
-        return b"".join(Joined(self.repository, self.roles.disk).read(chunk.blob_offset, chunk.blob_end))
-
-    def _disk(self) -> FramedDisk:
-        return FramedDisk(Joined(self.repository, self.roles.disk), self.index)
-
-
-@contextlib.contextmanager
-def opened(reference: Reference, platform: Platform, options: RegistryOptions) -> Iterator[Published]:
-    """The artifact that `reference` names; BadInput where it names something else."""
-    repository = open_repository(reference, options)
-    try:
-        descriptor, raw = resolve_manifest(repository, reference, platform)
-        roles = ArtifactManifest.of(Manifest.parse(raw))
-        config = ArtifactConfig.parse(read_blob(repository, roles.config, CONFIG_MAX_BYTES))
-        index = ChunkIndex.parse(read_blob(repository, roles.chunks, INDEX_MAX_BYTES))
-        yield Published(repository, descriptor, parse_json(raw, "manifest"), roles, config, index)
-    finally:
-        repository.close()
-
-
-def differences(a: Published, b: Published) -> Iterator[str]:
+def differences(a: PublishedArtifact, b: PublishedArtifact) -> Iterator[str]:
     """What is not the same, one line a thing, the cause first: files, blocks, compression, config, manifest."""
     if a.descriptor.digest == b.descriptor.digest:
         return
     if a.index.disk_digest() != b.index.disk_digest():
         yield f"disk: {a.index.disk_digest().short} and {b.index.disk_digest().short}"
-        yield from _some("files", (_of_file(change) for change in inspection.compared(a.found(), b.found())))
+        yield from _some(
+            "files",
+            (_of_file(change) for change in inspection.compared(inspection.Found.of(a), inspection.Found.of(b))),
+        )
         yield from _some("chunks", _of_chunks(a, b))
     else:
         yield from _some("frames", _of_frames(a, b))
@@ -109,7 +59,7 @@ def _of_file(change: inspection.Change) -> str:
     return f"file {change.path}: {change.kind}{': ' if words else ''}{words}"
 
 
-def _of_chunks(a: Published, b: Published) -> Iterator[str]:
+def _of_chunks(a: PublishedArtifact, b: PublishedArtifact) -> Iterator[str]:
     """Chunks that hold something else at the same place, with the first block that differs and what lies there."""
     if [(c.offset, c.length) for c in a.index.chunks] != [(c.offset, c.length) for c in b.index.chunks]:
         yield f"chunks: cut otherwise, {len(a.index.chunks)} and {len(b.index.chunks)}"
@@ -118,7 +68,7 @@ def _of_chunks(a: Published, b: Published) -> Iterator[str]:
     for number, (old, new) in enumerate(zip(a.index.chunks, b.index.chunks, strict=True)):
         if old.sha256 == new.sha256:
             continue
-        first, second = a.raw(old), b.raw(new)
+        first, second = _raw(a, old), _raw(b, new)
         blocks = [at for at in range(0, len(first), BLOCK) if first[at : at + BLOCK] != second[at : at + BLOCK]]
         block = (old.offset + blocks[0]) // BLOCK
         byte = next(n for n in range(blocks[0], len(first)) if first[n] != second[n]) % BLOCK
@@ -128,18 +78,26 @@ def _of_chunks(a: Published, b: Published) -> Iterator[str]:
         )
 
 
-def _of_frames(a: Published, b: Published) -> Iterator[str]:
+def _of_frames(a: PublishedArtifact, b: PublishedArtifact) -> Iterator[str]:
     """Equal chunks that are compressed to other bytes."""
     for number, (old, new) in enumerate(zip(a.index.chunks, b.index.chunks, strict=True)):
-        if old.blob_length != new.blob_length or (not old.zero and a.frame(old) != b.frame(new)):
+        if old.blob_length != new.blob_length or (not old.zero and _frame(a, old) != _frame(b, new)):
             yield f"chunk {number}: equal, but compressed otherwise: {old.blob_length} and {new.blob_length} bytes"
 
 
-def _files_by_block(a: Published) -> list[tuple[int, int, str]]:
+def _raw(artifact: PublishedArtifact, chunk: Chunk) -> bytes:
+    return artifact.disk().read(chunk.offset, chunk.length)
+
+
+def _frame(artifact: PublishedArtifact, chunk: Chunk) -> bytes:
+    return b"".join(artifact.joined().read(chunk.blob_offset, chunk.blob_end))
+
+
+def _files_by_block(a: PublishedArtifact) -> list[tuple[int, int, str]]:
     """First block, block after the last, and path of every run of a file's data, ascending."""
     runs = []
     try:
-        reader = a.found().reader
+        reader = inspection.Found.of(a).reader
         seen: set[int] = set()  # a file of many names may have many extents
         for name, node in reader.walk():
             if node.number in seen or not node.flags & EXT4_EXTENTS_FL:

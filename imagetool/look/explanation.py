@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from imagetool.build import derivation
 from imagetool.look import inspection
-from imagetool.look.difference import Published, opened
+from rootdisk.artifact.published import PublishedArtifact, open_artifact
 from rootdisk.errors import BadInput
 from rootdisk.oci.documents import Digest, Platform
 from rootdisk.oci.reference import Reference, parse_reference
@@ -125,9 +125,11 @@ class Between(NamedTuple):
 
 def between(a: str, b: str, platform: Platform, options: RegistryOptions) -> Between:
     """What leads from artifact `a` to `b`; each is a reference, or the name of an image in ./images.toml."""
-    first, second = (opened(*_reference(text, platform), options) for text in (a, b))
+    first, second = (open_artifact(*_reference(text, platform), options) for text in (a, b))
     with first as old, second as new:
-        files = Counter(change.kind for change in inspection.compared(old.found(), new.found()))
+        files = Counter(
+            change.kind for change in inspection.compared(inspection.Found.of(old), inspection.Found.of(new))
+        )
         have = {chunk.sha256 for chunk in old.index.chunks if not chunk.zero}
         chunks = [chunk for chunk in new.index.chunks if not chunk.zero]
         missing = {chunk.sha256: chunk.blob_length for chunk in chunks if chunk.sha256 not in have}
@@ -145,11 +147,11 @@ def between(a: str, b: str, platform: Platform, options: RegistryOptions) -> Bet
         )
 
 
-def _layers_of(side: Published) -> list[str]:
+def _layers_of(side: PublishedArtifact) -> list[str]:
     return [layer.diff_id for layer in side.config.layers if not layer.diff_id.startswith("rootdisk:")]
 
 
-def _other_bytes(old: Published | None, new: Published) -> int:
+def _other_bytes(old: PublishedArtifact | None, new: PublishedArtifact) -> int:
     """Of manifest, config, chunk index, kernel and initramfs, as far as `old` has not the same."""
     if old is not None and old.descriptor.digest == new.descriptor.digest:
         return 0
@@ -157,7 +159,7 @@ def _other_bytes(old: Published | None, new: Published) -> int:
     return new.descriptor.size + sum(size for digest, size in _small_blobs(new).items() if digest not in had)
 
 
-def _small_blobs(side: Published) -> dict[Digest, int]:
+def _small_blobs(side: PublishedArtifact) -> dict[Digest, int]:
     roles = side.roles
     blobs = (roles.config, roles.chunks, roles.kernel, roles.initramfs)
     return {blob.digest: blob.size for blob in blobs if blob is not None}

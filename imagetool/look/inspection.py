@@ -24,19 +24,12 @@ from uuid import UUID
 
 from imagetool.ext4.reader import Node, Reader
 from imagetool.sources.open import open_source
-from rootdisk.artifact.disk import FramedDisk
-from rootdisk.artifact.format import (
-    ARTIFACT_TYPE,
-    CONFIG_MAX_BYTES,
-    INDEX_MAX_BYTES,
-    ArtifactConfig,
-    ArtifactManifest,
-    ChunkIndex,
-)
+from rootdisk.artifact.format import ArtifactConfig, NotAnArtifact
+from rootdisk.artifact.published import PublishedArtifact, open_artifact
 from rootdisk.errors import BadInput
-from rootdisk.oci.documents import INDEX_TYPES, Index, Manifest, Platform
+from rootdisk.oci.documents import INDEX_TYPES, Index, Platform
 from rootdisk.oci.reference import Reference, parse_reference
-from rootdisk.oci.repository import Joined, RegistryOptions, read_blob, resolve_manifest
+from rootdisk.oci.repository import RegistryOptions
 from rootdisk.places import open_repository
 from rootdisk.text import printable
 
@@ -63,6 +56,11 @@ class Found:
     reader: Reader
     config: ArtifactConfig | None = None
 
+    @classmethod
+    def of(cls, artifact: PublishedArtifact) -> Found:
+        """The disk of an open artifact."""
+        return cls(Reader(artifact.disk()), artifact.config)
+
     def layer(self, node: Node) -> str:
         """The diff ID of the layer that brought the inode; "" where that is not known."""
         layers = self.config.layers if self.config is not None else ()
@@ -77,16 +75,8 @@ def opened(what: str, platform: Platform, options: RegistryOptions) -> Iterator[
         with Reader.open(Path(what)) as reader:
             yield Found(reader)
         return
-    reference = parse_reference(what)
-    repository = open_repository(reference, options)
-    try:
-        _, raw = resolve_manifest(repository, reference, platform)
-        roles = ArtifactManifest.of(Manifest.parse(raw))
-        config = ArtifactConfig.parse(read_blob(repository, roles.config, CONFIG_MAX_BYTES))
-        index = ChunkIndex.parse(read_blob(repository, roles.chunks, INDEX_MAX_BYTES))
-        yield Found(Reader(FramedDisk(Joined(repository, roles.disk), index)), config)
-    finally:
-        repository.close()
+    with open_artifact(parse_reference(what), platform, options) as artifact:
+        yield Found.of(artifact)
 
 
 def listing(found: Found, path: bytes, *, recursive: bool = False) -> Iterator[tuple[bytes, Node]]:
@@ -304,17 +294,12 @@ def described(what: str, platform: Platform, options: RegistryOptions) -> dict[s
 
 def _published(reference: Reference, platform: Platform, options: RegistryOptions) -> dict[str, Any] | None:
     """The artifact that `reference` names; None where it names something else."""
-    repository = open_repository(reference, options)
     try:
-        descriptor, raw = resolve_manifest(repository, reference, platform)
-        manifest = Manifest.parse(raw)
-        if manifest.artifact_type != ARTIFACT_TYPE:
-            return None
-        roles = ArtifactManifest.of(manifest)
-        config = ArtifactConfig.parse(read_blob(repository, roles.config, CONFIG_MAX_BYTES)).to_json()
-        return {"kind": "artifact", "digest": str(descriptor.digest), "compressed": roles.disk_bytes, **config}
-    finally:
-        repository.close()
+        with open_artifact(reference, platform, options) as artifact:
+            digest, size = str(artifact.descriptor.digest), artifact.roles.disk_bytes
+            return {"kind": "artifact", "digest": digest, "compressed": size, **artifact.config.to_json()}
+    except NotAnArtifact:
+        return None
 
 
 def _platforms(reference: Reference, options: RegistryOptions) -> list[str]:

@@ -188,10 +188,11 @@ def _built(
 
 def _compared(image: Image, plain: Path, other: Path) -> Iterator[str]:
     from imagetool.build.disk import registry
-    from imagetool.look.difference import differences, opened
+    from imagetool.look.difference import differences
+    from rootdisk.artifact.published import open_artifact
 
     names = (Reference("oci", path=place / "layout", tag=TAG) for place in (plain, other))
-    first, second = (opened(name, image.platform, registry(image)) for name in names)
+    first, second = (open_artifact(name, image.platform, registry(image)) for name in names)
     with first as a, second as b:
         yield from differences(a, b)
 

@@ -19,10 +19,11 @@ from imagetool.guest.programs import Guest
 from imagetool.layout.additions import Owner
 from imagetool.layout.own_files import OwnFile
 from imagetool.look import inspection
-from imagetool.look.difference import Published, differences, opened
+from imagetool.look.difference import differences
 from imagetool.progress import Report, silent
 from imagetool.sources.open import open_source
 from rootdisk.artifact import zstd_frames
+from rootdisk.artifact.published import PublishedArtifact, open_artifact
 from rootdisk.errors import BadInput, RootdiskError
 from rootdisk.oci.documents import Descriptor, Digest, Platform
 from rootdisk.oci.reference import Reference, parse_reference
@@ -54,7 +55,7 @@ def verify(
     BadInput: the source is another image, or this rootdisk makes other bytes of these inputs than the recorded one;
     RootdiskError: what the artifact says of itself is not true, or something cannot be fetched or built.
     """
-    with opened(what, platform, options) as published:
+    with open_artifact(what, platform, options) as published:
         inputs = dict(published.config.inputs)
         if derivation.derivation_key(inputs) != published.config.derivation_key:
             raise RootdiskError(f"{what}: its derivation key is not that of its inputs", "do not use it")
@@ -77,14 +78,14 @@ def verify(
         artifact = publish.assembled(image, folder, work)
         again = Reference("oci", path=work / "layout", tag=TAG)
         publish.publish(artifact, image, (again._replace(tag=""),), TAG)
-        with opened(again, platform, options) as rebuilt:
+        with open_artifact(again, platform, options) as rebuilt:
             found = tuple(differences(published, rebuilt))
         return Verified(
             published.descriptor.digest, artifact.descriptor.digest, found, _beside_ours(image, guest, work)
         )
 
 
-def _source(published: Published) -> str:
+def _source(published: PublishedArtifact) -> str:
     """Where the artifact says its source is, by digest."""
     recorded = published.config.source
     if not recorded:
@@ -92,10 +93,10 @@ def _source(published: Published) -> str:
     return str(parse_reference(recorded)._replace(tag="", digest=Digest.parse(published.config.inputs["source"])))
 
 
-def _image(published: Published, inputs: Mapping[str, Any], options: RegistryOptions, work: Path) -> Image:
+def _image(published: PublishedArtifact, inputs: Mapping[str, Any], options: RegistryOptions, work: Path) -> Image:
     """The description the artifact was built from, as its inputs have it."""
     config = published.config
-    found = published.found()
+    found = inspection.Found.of(published)
     place = work / "files"
     place.mkdir()
     try:
@@ -162,10 +163,10 @@ def _taken(found: inspection.Found, path: str, digest: str, out: Path) -> Path:
     return out
 
 
-def _guest(published: Published, inputs: Mapping[str, Any], work: Path) -> Guest:
+def _guest(published: PublishedArtifact, inputs: Mapping[str, Any], work: Path) -> Guest:
     """Init, kernel and initramfs, as files in `work`."""
     recorded = inputs["guest"]
-    _taken(published.found(), "/.rootdisk/init", recorded["init"], work / "init")
+    _taken(inspection.Found.of(published), "/.rootdisk/init", recorded["init"], work / "init")
 
     def blob(descriptor: Descriptor | None, file: str) -> Digest | None:
         if descriptor is None:

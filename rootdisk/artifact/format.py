@@ -287,6 +287,10 @@ class ArtifactConfig(NamedTuple):
         raise BadInput(f"the disk has no slot {name!r}", "build it without --plain")
 
 
+class NotAnArtifact(BadInput):
+    """A manifest of another kind: a source image, say."""
+
+
 class ArtifactManifest(NamedTuple):
     """An artifact's blobs by role; the zstd file of the disk is all of `disk`, one after the other."""
 
@@ -297,11 +301,16 @@ class ArtifactManifest(NamedTuple):
     initramfs: Descriptor | None
 
     @classmethod
+    def parse(cls, raw: bytes) -> ArtifactManifest:
+        """Parse the manifest `raw`; BadInput if it is not a rootdisk artifact's."""
+        return cls.of(Manifest.parse(raw))
+
+    @classmethod
     def of(cls, manifest: Manifest) -> ArtifactManifest:
-        """The roles in `manifest`; BadInput where it is no rootdisk artifact."""
+        """Find the roles in `manifest`; BadInput if it is not a rootdisk artifact's."""
         if manifest.artifact_type != ARTIFACT_TYPE:
             kind = manifest.artifact_type or manifest.config.media_type
-            raise BadInput(
+            raise NotAnArtifact(
                 f"not a rootdisk artifact but {printable(kind, 120)}",
                 "build one from it: imagetool build SOURCE ARTIFACT",
             )

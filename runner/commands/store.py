@@ -37,21 +37,12 @@ def inspect_command(options: argparse.Namespace) -> int:
 
 
 def _artifact(options: argparse.Namespace) -> dict[str, Any]:
-    from rootdisk.artifact.format import CONFIG_MAX_BYTES, ArtifactConfig, ArtifactManifest
-    from rootdisk.oci.documents import Manifest
+    from rootdisk.artifact.published import open_artifact
     from rootdisk.oci.reference import parse_reference
-    from rootdisk.oci.repository import read_blob, resolve_manifest
-    from rootdisk.places import open_repository
 
-    reference = parse_reference(options.artifact)
-    repository = open_repository(reference, given.registry(options))
-    try:
-        descriptor, raw = resolve_manifest(repository, reference, given.platform(options))
-        roles = ArtifactManifest.of(Manifest.parse(raw))
-        config = ArtifactConfig.parse(read_blob(repository, roles.config, CONFIG_MAX_BYTES)).to_json()
-    finally:
-        repository.close()
-    return {"digest": str(descriptor.digest), "compressed": roles.disk_bytes, **config}
+    with open_artifact(parse_reference(options.artifact), given.platform(options), given.registry(options)) as artifact:
+        config = artifact.config.to_json()
+    return {"digest": str(artifact.descriptor.digest), "compressed": artifact.roles.disk_bytes, **config}
 
 
 def prune_command(options: argparse.Namespace) -> int:

@@ -15,11 +15,12 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
-from rootdisk.artifact.format import INDEX_MAX_BYTES, ArtifactConfig, ArtifactManifest, Chunk, ChunkIndex
+from rootdisk.artifact.format import ArtifactConfig, ArtifactManifest, Chunk
+from rootdisk.artifact.published import read_index
 from rootdisk.cli.progress import Progress
 from rootdisk.durable import atomic_write, fsync_dir, open_file, write_at
-from rootdisk.errors import DigestMismatch, RootdiskError
-from rootdisk.oci.repository import Joined, Repository, read_blob
+from rootdisk.errors import RootdiskError
+from rootdisk.oci.repository import Joined, Repository
 from runner.store.store import Store
 
 THREADS = 2
@@ -69,20 +70,9 @@ def fetch(
     return counts
 
 
-def _index(repository: Repository, roles: ArtifactManifest, config: ArtifactConfig) -> tuple[bytes, ChunkIndex]:
-    """The chunk index, which is that of the disk in the config, and of the manifest's blobs."""
-    raw = read_blob(repository, roles.chunks, INDEX_MAX_BYTES)
-    index = ChunkIndex.parse(raw)
-    if index.disk_digest() != config.disk_digest or index.disk_size != config.disk_size:
-        raise DigestMismatch("the chunk index is not that of the disk in the config", "the artifact is damaged")
-    if index.blob_end > roles.disk_bytes:
-        raise DigestMismatch("the chunk index reaches past the disk's blobs", "the artifact is damaged")
-    return raw, index
-
-
 def _check_disk(repository: Repository, roles: ArtifactManifest, config: ArtifactConfig) -> None:
     """Have the repository show that it has the disk that the store has: its index, and a chunk that it cannot foresee."""
-    _, index = _index(repository, roles, config)
+    _, index = read_index(repository, roles, config)
     data = [number for number, chunk in enumerate(index.chunks) if not chunk.zero]
     if not data:
         return
@@ -99,7 +89,7 @@ def _fetch_disk(
     store: Store, repository: Repository, roles: ArtifactManifest, config: ArtifactConfig, progress: Progress | None
 ) -> Counts:
     """Make the disk. A damaged one stays until the new one takes its place: sandboxes may use it, and its good chunks serve."""
-    raw, index = _index(repository, roles, config)
+    raw, index = read_index(repository, roles, config)
     blob = Joined(repository, roles.disk)
     # With zstandard, and as the threads, it takes longer to load than to find out that the disk is here already.
     from runner.store.chunks import transfer

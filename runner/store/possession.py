@@ -11,9 +11,9 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from rootdisk.artifact.format import CONFIG_MAX_BYTES, ArtifactConfig, ArtifactManifest
+from rootdisk.artifact.format import ArtifactManifest
 from rootdisk.errors import RootdiskError
-from rootdisk.oci.documents import MANIFEST_MAX_BYTES, Manifest
+from rootdisk.oci.documents import MANIFEST_MAX_BYTES
 from rootdisk.oci.reference import Reference, parse_reference
 from rootdisk.oci.repository import RegistryOptions
 from runner.store.names import Name, absolute, read_name
@@ -41,7 +41,7 @@ def _names(store: Store, reference: Reference, options: RegistryOptions) -> Iter
 
 
 def _of(store: Store, name: Name) -> set[str]:
-    roles = ArtifactManifest.of(Manifest.parse(store.read_blob(name.manifest, MANIFEST_MAX_BYTES)))
-    config = ArtifactConfig.parse(store.read_blob(roles.config.digest.hex, CONFIG_MAX_BYTES))
+    roles = ArtifactManifest.parse(store.read_blob(name.manifest, MANIFEST_MAX_BYTES))
+    config = store.read_config(roles.config.digest.hex)
     boot = [role.digest.hex for role in (roles.kernel, roles.initramfs) if role is not None]
     return {name.manifest, roles.config.digest.hex, config.disk_digest.hex, *boot}

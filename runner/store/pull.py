@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from rootdisk.artifact.format import CONFIG_MAX_BYTES, ArtifactConfig, ArtifactManifest
+from rootdisk.artifact.published import open_artifact
 from rootdisk.errors import DigestMismatch, RootdiskError
-from rootdisk.oci.documents import MANIFEST_MAX_BYTES, Descriptor, Digest, Manifest, Platform
+from rootdisk.oci.documents import Descriptor, Digest, Platform
 from rootdisk.oci.reference import Reference
-from rootdisk.oci.repository import RegistryOptions, Repository, resolve_manifest
-from rootdisk.places import open_repository
+from rootdisk.oci.repository import RegistryOptions, Repository
 from runner.store.names import known, remember
 from runner.store.possession import served
 from runner.store.store import Damaged, Store
@@ -50,7 +50,7 @@ class StoredArtifact(NamedTuple):
         )
         try:
             _refuse_damaged(store, sorted(spec.uses), f"sandbox {spec.name}")
-            config = ArtifactConfig.parse(store.read_blob(spec.config, MANIFEST_MAX_BYTES))
+            config = store.read_config(spec.config)
             disk = store.disk(config.disk_digest)
             missing = [path for path in (disk, kernel, initramfs) if path is not None and not path.exists()]
             if missing:
@@ -90,10 +90,8 @@ def pull(
         local = _present(store, raw, platform, reference, repair) if raw is not None else None
         if local is not None:
             return local
-    repository = open_repository(reference, options)
-    try:
-        descriptor, raw = resolve_manifest(repository, reference, platform)
-        roles = ArtifactManifest.of(Manifest.parse(raw))
+    with open_artifact(reference, platform, options) as artifact:
+        descriptor, raw, roles = artifact.descriptor, artifact.raw, artifact.roles
         if repair and store.damage(descriptor.digest.hex):
             store.write_blob(descriptor.digest, raw)
         counts: Counts | None = None
@@ -105,16 +103,14 @@ def pull(
                 remember(store, reference, platform, options, descriptor.digest, raw)
                 return local._replace(**counts._asdict()) if counts else local
             again = roles.config.digest.hex not in had
-            config = _fetched_config(store, repository, roles.config, again=again, repair=repair)
+            config = _fetched_config(store, artifact.repository, roles.config, again=again, repair=repair)
             if config is None:
                 continue
             _check_platform(config, platform, reference)
             from runner.store.fetch import fetch
 
-            counts = fetch(store, repository, roles, config, progress, had)
+            counts = fetch(store, artifact.repository, roles, config, progress, had)
             new = False
-    finally:
-        repository.close()
     raise RootdiskError(f"{reference}: something removes it again and again", "is runner prune running?")
 
 
@@ -124,7 +120,7 @@ def _fetched_config(
     """The config, fetched if it is not there, or `again`, or damaged and `repair`; None if it was removed meanwhile."""
     store.blob(repository, descriptor, CONFIG_MAX_BYTES, again=again)
     try:
-        return ArtifactConfig.parse(store.read_blob(descriptor.digest.hex, CONFIG_MAX_BYTES))
+        return store.read_config(descriptor.digest.hex)
     except FileNotFoundError:
         return None
     except Damaged:
@@ -135,14 +131,14 @@ def _fetched_config(
 
 def _present(store: Store, raw: bytes, platform: Platform, reference: Reference, repair: bool) -> StoredArtifact | None:
     """The artifact of the manifest `raw`, held, if all of it is in the store, and, with `repair`, none of it damaged."""
-    roles = ArtifactManifest.of(Manifest.parse(raw))
+    roles = ArtifactManifest.parse(raw)
     boot = [role.digest for role in (roles.kernel, roles.initramfs) if role is not None]
     manifest = Digest("sha256", hashlib.sha256(raw).hexdigest())
     digests = [digest.hex for digest in (manifest, roles.config.digest, *boot)]
     lease = store.lease(digests)
     try:
         _refuse_damaged(store, digests, str(reference))
-        config = ArtifactConfig.parse(store.read_blob(roles.config.digest.hex, MANIFEST_MAX_BYTES))
+        config = store.read_config(roles.config.digest.hex)
         _check_platform(config, platform, reference)
         lease += store.lease([config.disk_digest.hex])
         disk = store.disk(config.disk_digest)

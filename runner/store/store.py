@@ -24,7 +24,7 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from rootdisk.artifact.format import INDEX_MAX_BYTES, ChunkIndex
+from rootdisk.artifact.format import CONFIG_MAX_BYTES, INDEX_MAX_BYTES, ArtifactConfig, ChunkIndex
 from rootdisk.durable import atomic_write, read_file
 from rootdisk.errors import RootdiskError
 from rootdisk.oci.documents import Descriptor, Digest
@@ -161,6 +161,10 @@ class Store:
         if hashlib.new("sha256" if len(digest) == 64 else "sha512", data).hexdigest() != digest:
             raise Damaged(digest, "is not what its digest names")
         return data
+
+    def read_config(self, digest: str) -> ArtifactConfig:
+        """Read an artifact's config by its hex digest; raises as `read_blob`, and BadInput if it is not a config."""
+        return ArtifactConfig.parse(self.read_blob(digest, CONFIG_MAX_BYTES))
 
     def blob(
         self, repository: Repository, descriptor: Descriptor, max_bytes: int = BLOB_MAX_BYTES, *, again: bool = False

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from rootdisk.artifact.format import ArtifactConfig, ArtifactManifest, Chunk, ChunkIndex
+from rootdisk.artifact.format import ArtifactManifest, Chunk, ChunkIndex
 from rootdisk.durable import data_runs, open_file
 from rootdisk.errors import Busy, RootdiskError
-from rootdisk.oci.documents import MANIFEST_MAX_BYTES, Digest, Manifest, Platform
+from rootdisk.oci.documents import MANIFEST_MAX_BYTES, Digest, Platform
 from rootdisk.oci.reference import parse_reference
 from rootdisk.oci.repository import RegistryOptions
 from rootdisk.system.debug import debug
@@ -165,9 +165,9 @@ def _origin(store: Store, digest: str) -> Name | None:
 
 
 def _parts(store: Store, name: Name) -> set[str]:
-    roles = ArtifactManifest.of(Manifest.parse(store.read_blob(name.manifest, MANIFEST_MAX_BYTES)))
+    roles = ArtifactManifest.parse(store.read_blob(name.manifest, MANIFEST_MAX_BYTES))
     found = {name.manifest, *(role.digest.hex for role in (roles.config, roles.kernel, roles.initramfs) if role)}
     with contextlib.suppress(OSError, RootdiskError):
-        config = ArtifactConfig.parse(store.read_blob(roles.config.digest.hex, MANIFEST_MAX_BYTES))
+        config = store.read_config(roles.config.digest.hex)
         found.add(config.disk_digest.hex)
     return found

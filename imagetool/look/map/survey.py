@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from imagetool.ext4.reader import Node, Reader
-from imagetool.look import difference
 from imagetool.look.inspection import Found, shown
 from imagetool.look.map.grid import Run, without
 from rootdisk.artifact.format import ChunkIndex
+from rootdisk.artifact.published import open_artifact
 from rootdisk.durable import data_runs
 from rootdisk.errors import BadInput
 from rootdisk.ext4.format import EXT4_EXTENTS_FL, EXT4_JOURNAL_INO
@@ -79,9 +79,9 @@ def opened(what: str, platform: Platform, options: RegistryOptions) -> Iterator[
         with Reader.open(Path(what)) as reader:
             yield Disk(Found(reader), tuple(_holes_of_file(Path(what))))
         return
-    with difference.opened(parse_reference(what), platform, options) as artifact:
+    with open_artifact(parse_reference(what), platform, options) as artifact:
         holes = tuple(Run(c.offset, c.length, ZERO) for c in artifact.index.chunks if c.zero)
-        yield Disk(artifact.found(), holes, artifact.index, str(artifact.descriptor.digest))
+        yield Disk(Found.of(artifact), holes, artifact.index, str(artifact.descriptor.digest))
 
 
 def _holes_of_file(path: Path) -> Iterator[Run]:
