@@ -6,11 +6,11 @@ import importlib.util
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.support.commands import ROOT
+
 PYTHON = (["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"])
 
 

@@ -17,8 +17,8 @@ from imagetool.guest import prebuilt
 from imagetool.guest.boot_files import make_init
 from rootdisk.errors import RootdiskError
 from rootdisk.oci.documents import Digest, Platform
+from tests.support.commands import ROOT
 
-ROOT = Path(__file__).parents[1]
 AMD64 = Platform("linux", "amd64")
 # All that is called from PATH: no compiler is among it.
 TOOLS = ("sh", "env", "apt-get", "apt-cache", "dpkg", "dpkg-deb", "tar", "xz", "gzip")

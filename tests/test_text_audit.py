@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.support.commands import ROOT
+
 SAFE_CALLS = {"printable", "one_line", "error_text", "len", "sum", "dumps", "repr", "round"}
 SAFE_NAMES = {"digest", "short", "strerror"}  # hex digits of rootdisk.oci.documents.Digest, and the C library's words
 # Function, and why its text is ours or the user's own.

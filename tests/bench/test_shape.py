@@ -6,13 +6,13 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.support.commands import ROOT
+
 ROWS = {
     "registry → ext4": "microsandbox, flat",
     "OCI → ext4": "umoci + mke2fs -d",

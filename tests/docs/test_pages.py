@@ -18,7 +18,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from runner.cli import parser
-from tests.end_to_end.conftest import ROOT
+from tests.support.commands import ROOT
 from tests.support.pages import DOCS, blocks, commands, script
 from tests.support.registry import free_port, needs_registry
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.support.commands import ROOT
+
 PAGE = ROOT / "docs/explanation/security.md"
 HEAD = ["what is tried", "what happens", "test"]
 LIMIT = "a limit"

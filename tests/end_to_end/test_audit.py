@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.conftest import Runner
 from tests.support.audit import beyond, changes
+from tests.support.commands import Runner
 from tests.support.layouts import write_layout
 from tests.support.tars import END, directory, file, hard_link, symlink
 

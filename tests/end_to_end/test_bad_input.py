@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import trustme
 
-from tests.end_to_end.conftest import ROOT, Runner, run
+from tests.support.commands import ROOT, Runner, run
 
 
 def one_line(text: str, tool: str) -> str:

@@ -15,7 +15,7 @@ from rootdisk.oci.documents import OCI_MANIFEST, Descriptor, Digest, Index, Mani
 from rootdisk.oci.reference import parse_reference
 from rootdisk.oci.repository import read_blob
 from rootdisk.places import open_repository
-from tests.end_to_end.conftest import ROOT, run
+from tests.support.commands import ROOT, run
 from tests.support.layouts import write_layout
 from tests.support.registry import RunningRegistry, needs_registry
 from tests.support.tars import END, directory, file

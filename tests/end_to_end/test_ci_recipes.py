@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from tests.end_to_end.conftest import ROOT, run
+from tests.support.commands import ROOT, run
 from tests.support.copies import copy_project
 from tests.support.registry import RunningRegistry, needs_registry, run_registry
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.conftest import Runner
 from tests.end_to_end.test_lifecycle import command, until
+from tests.support.commands import Runner
 
 pytestmark = pytest.mark.vm
 

@@ -18,7 +18,7 @@ from rootdisk.oci.reference import parse_reference
 from rootdisk.oci.repository import RegistryOptions
 from runner.store.pull import pull
 from runner.store.store import Store
-from tests.end_to_end.conftest import ROOT, run
+from tests.support.commands import ROOT, run
 from tests.support.layouts import write_layout
 from tests.support.tars import END, directory, file
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from tests.end_to_end.conftest import ROOT
+from tests.support.commands import ROOT
 from tests.support.mounts import mounted, needs_root
 
 JOB: Any = YAML(typ="safe").load((ROOT / ".github/workflows/fresh-machine.yml").read_text())["jobs"]["debian"]

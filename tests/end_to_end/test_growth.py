@@ -16,7 +16,7 @@ from runner.sandbox import launch
 from runner.sandbox.directory import Spec
 from runner.store.pull import pull
 from runner.store.store import Store
-from tests.end_to_end.conftest import Runner
+from tests.support.commands import Runner
 from tests.support.disks import complaints, needs_e2fsck
 
 FILL = """

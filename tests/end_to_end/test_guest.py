@@ -30,7 +30,7 @@ from runner.sandbox.keeper import Keeper, Silent
 from runner.sandbox.logs import Log
 from runner.store.pull import pull
 from runner.store.store import Store
-from tests.end_to_end.conftest import ROOT, Runner, run
+from tests.support.commands import ROOT, Runner, run
 from tests.support.mounts import needs_root
 
 pytestmark = pytest.mark.vm

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.conftest import ROOT, Runner
 from tests.end_to_end.test_lifecycle import LOOP, command, machines, rows, until
-from tests.runner.test_process import CLOSED
+from tests.rootdisk.system.test_process import CLOSED
+from tests.support.commands import ROOT, Runner
 
 pytestmark = pytest.mark.vm
 OFTEN = [pytest.param(one, marks=[] if one in (">&-", CLOSED[-1]) else pytest.mark.nightly) for one in CLOSED]

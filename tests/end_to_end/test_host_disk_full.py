@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.conftest import Runner
 from tests.end_to_end.test_lifecycle import LOOP, command, rows, until
+from tests.support.commands import Runner
 from tests.support.disks import needs_root
 
 pytestmark = [pytest.mark.vm, pytest.mark.root, needs_root]

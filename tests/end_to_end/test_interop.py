@@ -17,7 +17,7 @@ from imagetool.targets.copy import copy
 from rootdisk.oci.documents import Digest
 from rootdisk.oci.reference import parse_reference
 from rootdisk.places import open_repository
-from tests.end_to_end.conftest import ROOT
+from tests.support.commands import ROOT
 from tests.support.disks import PATH, complaints, host_view, mounted, needs_root, reader_view
 from tests.support.registry import RunningRegistry, needs_registry
 

@@ -19,7 +19,7 @@ from runner.machine.model import Machine
 from runner.machine.tsc import Counter
 from runner.store.pull import pull
 from runner.store.store import Store
-from tests.end_to_end.conftest import Runner
+from tests.support.commands import Runner
 from tests.support.krun import FakeKrun, needs_compiler
 
 pytestmark = needs_compiler

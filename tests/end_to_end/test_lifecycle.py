@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from tests.end_to_end.conftest import ROOT, Runner
+from tests.support.commands import ROOT, Runner
 
 pytestmark = pytest.mark.vm
 

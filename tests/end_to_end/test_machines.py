@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.conftest import ROOT, Runner, run
+from tests.support.commands import ROOT, Runner, run
 from tests.support.layouts import write_layout
 from tests.support.tars import END, directory, file
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import trustme
 
-from tests.end_to_end.conftest import Runner, run
+from tests.support.commands import Runner, run
 from tests.support.registry import RunningRegistry, needs_registry
 
 pytestmark = pytest.mark.vm

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.conftest import Runner
+from tests.support.commands import Runner
 
 pytestmark = pytest.mark.vm
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.end_to_end.conftest import ROOT
+from tests.support.commands import ROOT
 
 READERS_OWN = (":web", "registry.example")
 

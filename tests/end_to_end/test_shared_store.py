@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.conftest import ROOT, Runner
+from tests.support.commands import ROOT, Runner
 
 pytestmark = pytest.mark.vm
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from runner.channel.session import PATIENCE_S
-from tests.end_to_end.conftest import ROOT, Runner
 from tests.end_to_end.test_lifecycle import LOOP, command, machines, rows, until
+from tests.support.commands import ROOT, Runner
 
 pytestmark = pytest.mark.vm
 

@@ -15,10 +15,11 @@ from types import FrameType
 from typing import NamedTuple
 
 from rootdisk.errors import RootdiskError
+from tests.support.commands import ROOT
 
 SECONDS = 2.0
 MEMORY_BYTES = 300 << 20
-_PROJECT = Path(__file__).parents[2]
+_PROJECT = ROOT
 
 
 class Fault(NamedTuple):

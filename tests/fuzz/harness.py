@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tests.fuzz.run import NOW
+from tests.support.commands import ROOT
 
-ROOT = Path(__file__).parents[2]
 STILL_S = 60  # without a new input: it hangs without using the processor, or where no signal is heard
 
 

@@ -19,8 +19,8 @@ import pytest
 
 from tests.fuzz import corpus
 from tests.fuzz.test_fuzz import KEPT, SECONDS
+from tests.support.commands import ROOT
 
-ROOT = Path(__file__).parents[2]
 SOURCES = ROOT / "imagetool/guest/c"
 GUEST = Path(__file__).with_name("guest")
 NOBODY = 65534

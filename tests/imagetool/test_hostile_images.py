@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from tests.end_to_end.conftest import ROOT
+from tests.support.commands import ROOT
 from tests.support.layouts import write_layout
 from tests.support.tars import END, directory, file, hard_link, header, pax, symlink
 

@@ -15,7 +15,7 @@ import pytest
 
 from imagetool import cli
 from rootdisk.cli.arguments import subparsers
-from tests.end_to_end.conftest import ROOT, run
+from tests.support.commands import ROOT, run
 from tests.support.layouts import write_layout
 from tests.support.tars import END, file
 

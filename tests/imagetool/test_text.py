@@ -15,7 +15,7 @@ import pytest
 
 from rootdisk.errors import BadInput
 from rootdisk.oci.documents import parse_json
-from tests.end_to_end.conftest import ROOT
+from tests.support.commands import ROOT
 from tests.support.layouts import write_layout
 from tests.support.tars import END, directory, file, hard_link, header, pax, symlink
 

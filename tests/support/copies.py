@@ -5,10 +5,10 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from tests.support.commands import ROOT
 from tests.support.layouts import write_layout
 from tests.support.tars import END, directory, file
 
-ROOT = Path(__file__).parents[2]
 LAYERS = [directory(b"etc") + b"".join(file(b"etc/%d" % n, b"text %d" % n * 900) for n in range(9)) + END]
 IMAGES = (
     '[image.app]\nsource = "oci:layout:t"\nkernel = "none"\nsize = "64MiB"\n[image.app.env]\nA = "not to be seen"\n'

@@ -9,7 +9,6 @@ import argparse
 import hashlib
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from imagetool import cli as imagetool_cli
@@ -19,8 +18,9 @@ from rootdisk.artifact import zstd_frames
 from rootdisk.artifact.format import Chunk, ChunkIndex, key_tag
 from runner import cli as runner_cli
 from runner.disk import slot
+from tests.support.commands import ROOT
 
-PLACE = Path(__file__).parents[2] / "docs/reference"
+PLACE = ROOT / "docs/reference"
 HEAD = "<!-- Generated: python -m tests.support.reference -->\n"
 
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imagetool.ext4.reader import Reader
-from tests.end_to_end.conftest import ROOT, run
+from tests.support.commands import ROOT, run
 from tests.support.disks import (
     complaints,
     disk_of,

@@ -1,0 +1,120 @@
+"""`imagetool verify`: the same bytes again, or what differs, and what cannot be verified."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import trustme
+
+from tests.support.commands import run
+from tests.support.copies import LAYERS, plant
+from tests.support.layouts import write_layout
+from tests.support.registry import needs_registry, run_registry
+
+MORE = """
+[image.app.tls]
+ca = "ca.pem"
+[image.app.owners]
+"/etc" = { user = "guest", create = true }
+[image.app.process]
+cmd = ["sh"]
+workdir = "/etc"
+[image.app.labels]
+team = "x"
+[[image.app.files]]
+path = "/opt/tree"
+from = "tree"
+[[image.app.files]]
+path = "/opt/text"
+text = "text"
+owner = "guest"
+"""
+
+
+def build(project: Path) -> str:
+    done = run("doit", "build", cwd=project, PYTHONPATH=str(project))
+    assert done.returncode == 0, done.stdout + done.stderr
+    return f"oci:{project}/cache/artifacts/app:1"
+
+
+def verify(project: Path, artifact: str, *options: str) -> tuple[int, str, str]:
+    done = run("imagetool", "verify", *options, artifact, ROOTDISK_CACHE=str(project / "own-cache"))
+    assert "not to be seen" not in done.stdout + done.stderr
+    return done.returncode, done.stdout, done.stderr
+
+
+def from_layout(project: Path) -> tuple[str, str]:
+    return ("--source", f"oci:{project}/layout:t")
+
+
+def test_everything_an_image_may_have(copied: Path) -> None:
+    (copied / "ca.pem").write_bytes(b"# a comment\n" + trustme.CA().cert_pem.bytes())
+    (copied / "tree").mkdir()
+    (copied / "tree/file").write_text("content")
+    (copied / "tree/link").symlink_to("file")
+    text = (copied / "images.toml").read_text().replace("[image.app.env]", 'remove = ["/etc/3"]\n[image.app.env]')
+    (copied / "images.toml").write_text(text + MORE)
+    artifact = build(copied)
+    status, said, talk = verify(copied, artifact, *from_layout(copied))
+    assert (status, said[:18]) == (0, "identical: sha256:"), said + talk
+    assert talk == "init: as it is built here\n"
+    status, said, _ = verify(copied, artifact, "--json", *from_layout(copied))
+    value = json.loads(said)
+    assert (value["identical"], value["differences"], value["digest"]) == (True, [], value["rebuilt"])
+    assert list((copied / "own-cache").glob("verify-*")) == []
+
+
+@needs_registry
+def test_the_recorded_source(copied: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """From a registry, by the recorded digest, though its tag has moved."""
+    with run_registry(tmp_path_factory.mktemp("registry")) as registry:
+        name = f"{registry.name}/app:1"
+        assert run("imagetool", "copy", "--plain-http", f"oci:{copied}/layout:t", name).returncode == 0
+        text = (copied / "images.toml").read_text().replace("oci:layout:t", name)
+        (copied / "images.toml").write_text(text.replace("kernel", "plain_http = true\nkernel"))
+        artifact = build(copied)
+        write_layout(copied / "other", "t", LAYERS * 2)
+        assert run("imagetool", "copy", "--plain-http", f"oci:{copied}/other:t", name).returncode == 0
+        status, said, talk = verify(copied, artifact, "--plain-http")
+        assert (status, said[:10]) == (0, "identical:"), talk
+        status, said, talk = verify(copied, artifact, "--plain-http", "--source", name)
+        assert (status, said) == (2, "")
+        assert "give the image it was made of" in talk
+
+
+def test_what_was_put_in_besides_is_found(copied: Path) -> None:
+    """A builder that adds to the environment what no input says."""
+    plant(copied, "imagetool/layout/additions.py", "values: dict[str, str] = {}", 'values = {"EVIL": "1"}')
+    status, said, _ = verify(copied, build(copied), *from_layout(copied))
+    assert status == 1
+    lines = said.splitlines()
+    assert any(line.startswith("file /.rootdisk/env: changed: size") for line in lines)
+    assert re.match("not identical: sha256:.*, built again sha256:", lines[-1])
+
+
+@pytest.mark.parametrize(
+    ("module", "old", "new", "words"),
+    [
+        ("imagetool/build/derivation.py", "WRITER_VERSION = ", "WRITER_VERSION = 100 + ", "writer: 10"),
+        ("rootdisk/artifact/zstd_frames.py", "zstandard.__version__,", '"0.1",', "compressor.zstandard: 0.1 -> "),
+        ("rootdisk/artifact/zstd_frames.py", "LEVEL = 3", "LEVEL = 4", "compressor.level: 4 -> 3"),
+    ],
+)
+def test_another_rootdisk_s_artifact_is_not_called_different(
+    copied: Path, module: str, old: str, new: str, words: str
+) -> None:
+    plant(copied, module, old, new)
+    status, said, talk = verify(copied, build(copied), *from_layout(copied))
+    assert (status, said, talk.count("\n")) == (2, "", 1)
+    assert words in talk
+    assert "install rootdisk" in talk
+
+
+def test_a_source_that_is_not_to_be_had(copied: Path) -> None:
+    artifact = build(copied)
+    status, _, talk = verify(copied, artifact)
+    assert (status, talk.count("\n")) == (2, 1)
+    assert "--source" in talk

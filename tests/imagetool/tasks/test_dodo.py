@@ -1,0 +1,155 @@
+"""The graph as its users meet it: doit in a process of its own, in a project directory of its own."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.support.commands import ROOT
+
+IMAGES = '[image.one]\nsource = "oci:layout:x"\n[image.two]\nsource = "oci:layout:y"\n'
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    place = tmp_path / "a project"
+    place.mkdir()
+    shutil.copy(ROOT / "dodo.py", place)
+    (place / "images.toml").write_text(IMAGES)
+    return place
+
+
+def start(project: Path, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "doit", *arguments],
+        cwd=project,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def doit(project: Path, *arguments: str) -> tuple[int, str, str]:
+    process = start(project, *arguments)
+    out, errors = process.communicate(timeout=300)
+    return process.returncode, out, errors
+
+
+def test_list_describes_every_task(project: Path) -> None:
+    status, out, _ = doit(project, "list")
+    assert status == 0
+    tasks = dict(line.split(maxsplit=1) for line in out.splitlines())
+    steps = {"demo", "init", "kernel", "resolve", "disk", "pack", "publish", "build", "check"}
+    assert steps <= tasks.keys()
+    assert all(description.endswith(".") for description in tasks.values())
+    _, out, _ = doit(project, "list", "--all")
+    assert "build:one" in out
+    assert "build:two" in out
+
+
+def test_loading_needs_nothing_heavy(project: Path) -> None:
+    code = "import sys, dodo; print(*sorted({'oras', 'requests', 'zstandard', 'numpy', 'cryptography'} & sys.modules.keys()))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=project, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True
+    )
+    assert (done.returncode, done.stdout) == (0, b"\n")
+
+
+@pytest.mark.parametrize("command", ["list", "build"])
+def test_an_error_in_images_toml_is_one_line(project: Path, command: str) -> None:
+    (project / "images.toml").write_text('[image.one]\nsorce = "x"\n')
+    status, _, errors = doit(project, command)
+    assert status != 0
+    assert errors == "doit: images.toml:2:1: image.one.sorce: unknown key: did you mean source?\n"
+
+
+def test_a_cache_that_cannot_be_written_is_one_line(project: Path) -> None:
+    (project / "cache").write_text("in the way")
+    status, _, errors = doit(project, "build")
+    assert status != 0
+    assert errors.startswith("doit: cannot write to ")
+    assert errors.count("\n") == 1
+
+
+def test_two_runs_wait_for_each_other(project: Path) -> None:
+    (project / "cache").mkdir()
+    with (project / "cache" / ".lock").open("w") as lock:
+        lock.write("4242\n")
+        lock.flush()
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        waiting = start(project, "build")
+        assert waiting.stderr is not None
+        assert waiting.stderr.readline() == "doit: waiting for process 4242, which builds here\n"
+        time.sleep(0.2)
+        assert waiting.poll() is None
+        assert doit(project, "list")[0] == 0  # who only looks does not wait
+        waiting.terminate()
+        assert waiting.wait(120) == 143
+        waiting.communicate()
+
+
+def test_a_lock_that_is_a_link_is_not_followed(project: Path) -> None:
+    (project / "cache").mkdir()
+    (project / "precious").write_text("precious")
+    for target in ("../precious", "../new"):
+        (project / "cache" / ".lock").symlink_to(target)
+        status, _, errors = doit(project, "build")
+        assert status != 0
+        assert errors == f"doit: cannot write to {project / 'cache'}: is a symbolic link: mend its owner and mode\n"
+        (project / "cache" / ".lock").unlink()
+    assert (project / "precious").read_text() == "precious"
+    assert not (project / "new").exists()
+
+
+def test_other_users_cannot_write_to_what_is_made(project: Path) -> None:
+    before = os.umask(0)
+    try:
+        assert doit(project, "list")[0] == 0
+        assert doit(project, "graph")[0] == 0
+    finally:
+        os.umask(before)
+    made = [project / "cache", *(project / "cache").rglob("*")]
+    assert any(path.is_file() for path in made)
+    assert not [path for path in made if path.stat().st_mode & 0o002]
+
+
+def test_sigterm_keeps_what_is_finished(project: Path) -> None:
+    """The step that was under way is done again; the ones before it are not."""
+    (project / "slow.py").write_text(
+        "import time\ndef sleep():\n    print('sleeping', flush=True)\n    time.sleep(60)\n"
+    )
+    extra = """
+
+import slow
+
+
+def task_first():
+    "One that ends."
+    return {"actions": ["touch first"], "targets": ["first"], "uptodate": [True]}
+
+
+def task_slow():
+    "One that does not."
+    return {"actions": [slow.sleep], "task_dep": ["first"], "uptodate": [False]}
+"""
+    with (project / "dodo.py").open("a") as dodo:
+        dodo.write(extra)
+    running = start(project, "slow")
+    assert running.stdout is not None
+    lines = []
+    while (line := running.stdout.readline()) and line != "sleeping\n":
+        lines.append(line)
+    assert ".  first\n" in lines
+    running.terminate()
+    assert running.wait(120) == 143
+    running.communicate()
+    status, out, _ = doit(project, "first")
+    assert (status, out) == (0, "-- first\n")
