@@ -9,7 +9,7 @@ from pathlib import Path
 from rootdisk.cli.arguments import Parser, whole_number
 from rootdisk.errors import RootdiskError
 from rootdisk.system.stdio import OutputError, discard_output, settle, speak_utf8
-from rootdisk.text import error_text, said
+from rootdisk.text import describe_error, error_text
 
 SOURCES = "registry/repository:tag, oci:DIR:TAG, docker-archive:FILE, …"
 
@@ -206,5 +206,5 @@ def main(argv: Sequence[str] | None = None) -> int:
             discard_output()
         if "--debug" in arguments:
             raise
-        print(f"imagetool: {error_text(said(err))}", file=sys.stderr)
+        print(f"imagetool: {error_text(describe_error(err))}", file=sys.stderr)
         return err.exit_status if isinstance(err, RootdiskError) else 1

@@ -1,6 +1,6 @@
-"""The ground that both tools stand on: documents, registries, artifacts, ext4 structures, files that survive a crash.
+"""Shared code of both tools: OCI documents, registries, artifacts, ext4 structures, crash-safe files.
 
-Imports neither imagetool nor runner, and only the standard library when it is loaded.
+It imports neither imagetool nor runner. Loading a module of it loads only the standard library, unless it says otherwise.
 """
 
 __version__ = "0.1.0"

@@ -1,7 +1,7 @@
 """Files that survive a crash: atomic writes, careful reads, sparse copies.
 
-A name appears only by rename of a finished, fsynced temporary file beside it, so whoever sees the name sees all of the
-content.
+A file is written under a temporary name in the same directory, synced, and then renamed. So any process that sees the
+final name sees the complete content.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _COPY_BYTES = 1 << 30  # asked for in one copy_file_range or sendfile call
 
 
 def fsync_dir(directory: Path) -> None:
-    """Make the names in `directory` durable."""
+    """Sync `directory`, so that new and renamed files in it survive a power cut."""
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(fd)
@@ -31,8 +31,15 @@ def fsync_dir(directory: Path) -> None:
 
 
 def atomic_write(path: Path, data: bytes | Iterable[bytes], mode: int = 0o644, *, durable: bool = True) -> None:
-    """Replace `path` by `data` and `mode`, at once; and so that a power cut keeps it, if `durable`."""
-    temporary = path.with_name(f".{path.name}.{os.urandom(8).hex()}")  # tempfile takes longer to load than to write
+    """Replace the file `path` atomically with `data` (bytes, or pieces of bytes) and `mode`.
+
+    If `durable`, file and name are synced before this returns, so they survive a power cut. If anything fails, the old
+    file is unchanged and the temporary file is removed.
+
+    Raises:
+        OSError: The file cannot be written; `filename` is always set.
+    """
+    temporary = path.with_name(f".{path.name}.{os.urandom(8).hex()}")  # importing tempfile takes longer than the write
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         with open(fd, "wb") as file:
@@ -45,14 +52,14 @@ def atomic_write(path: Path, data: bytes | Iterable[bytes], mode: int = 0o644, *
     except BaseException as err:
         os.unlink(temporary)
         if isinstance(err, OSError) and err.filename is None:
-            err.filename = str(path)  # of a full disk, say
+            err.filename = str(path)  # for example, if the disk is full
         raise
     if durable:
         fsync_dir(path.parent)
 
 
 def write_at(fd: int, data: bytes | bytearray, offset: int) -> None:
-    """All of `data`, as pwrite(2) may write less."""
+    """Write all of `data` at byte `offset`. A single pwrite(2) may write less."""
     view = memoryview(data)
     while view:
         written = os.pwrite(fd, view, offset)
@@ -60,41 +67,50 @@ def write_at(fd: int, data: bytes | bytearray, offset: int) -> None:
 
 
 def write_json(path: Path, value: object, mode: int = 0o644, *, durable: bool = True) -> None:
-    """`value` as indented JSON with sorted keys, as `atomic_write` does."""
+    """Write `value` as indented JSON with sorted keys. See `atomic_write`."""
     atomic_write(path, json.dumps(value, indent=1, sort_keys=True).encode() + b"\n", mode, durable=durable)
 
 
 def keep_others_out() -> None:
-    """Let no other user of this machine write to what this process makes, under any umask: it may be published."""
+    """Change the umask so that others cannot write to files that this process creates: they may be published."""
     os.umask(os.umask(0o022) | 0o002)
 
 
 def open_file(path: Path, flags: int = os.O_RDONLY, mode: int = 0o600) -> int:
-    """Open a file of the store; OSError if `path` is a link or anything else than a regular file, which is not waited for."""
+    """Open a regular file and return its descriptor. Links are not followed, and FIFOs and devices do not block.
+
+    Raises:
+        OSError: `path` cannot be opened, or is a symbolic link or not a regular file.
+    """
     try:
-        # O_NONBLOCK: a FIFO would be waited for.
+        # O_NONBLOCK: opening a FIFO would block.
         fd = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, mode)
     except OSError as err:
         if err.errno == errno.ELOOP:
             err.strerror = "is a symbolic link"
         raise
-    found = os.fstat(fd).st_mode
-    if not stat.S_ISREG(found):
+    actual_mode = os.fstat(fd).st_mode
+    if not stat.S_ISREG(actual_mode):
         os.close(fd)
         raise OSError(errno.EINVAL, "is not a file", str(path))
-    if flags & os.O_CREAT and mode & ~found & stat.S_IRWXU:
-        os.fchmod(fd, mode)  # a umask that takes it from its owner too
+    if flags & os.O_CREAT and mode & ~actual_mode & stat.S_IRWXU:
+        os.fchmod(fd, mode)  # the umask took rights from the owner
     os.set_blocking(fd, True)
     return fd
 
 
 def opener(path: str, flags: int) -> int:
-    """`open_file` for open()."""
+    """Open a file for the builtin `open`, with the checks of `open_file`."""
     return open_file(Path(path), flags)
 
 
 def read_file(path: Path, max_bytes: int) -> bytes:
-    """Read a whole file of the store, as `open_file`; ValueError if it is larger than `max_bytes`."""
+    """Return the content of the regular file `path`.
+
+    Raises:
+        OSError: As for `open_file`.
+        ValueError: The file is larger than `max_bytes`.
+    """
     with open(open_file(path), "rb") as file:
         data = file.read(max_bytes + 1)
     if len(data) > max_bytes:
@@ -103,12 +119,21 @@ def read_file(path: Path, max_bytes: int) -> bytes:
 
 
 def read_json(path: Path, max_bytes: int = _JSON_MAX_BYTES) -> Any:
-    """The value of a JSON file of the store; OSError, or ValueError whatever else is wrong with it."""
+    """Return the value of the JSON file `path`.
+
+    Raises:
+        OSError: As for `open_file`.
+        ValueError: The file is too large or is not JSON; the message continues a sentence that names the file.
+    """
     return parse_json(read_file(path, max_bytes))
 
 
 def parse_json(raw: bytes) -> Any:
-    """Parse JSON that somebody else may have written. ValueError, whatever is wrong with it."""
+    """Parse untrusted JSON. Duplicate keys, NaN and Infinity are refused.
+
+    Raises:
+        ValueError: `raw` is not such JSON; the message continues a sentence that names the file.
+    """
 
     def refuse(constant: str) -> None:
         raise ValueError(f"holds {constant}, which is not JSON")
@@ -133,7 +158,7 @@ def parse_json(raw: bytes) -> Any:
 
 @contextlib.contextmanager
 def socket_address(folder: Path, name: str) -> Iterator[str]:
-    """The address of the UNIX socket `name` in `folder`, whose own path may be too long for one (unix(7): 107 bytes)."""
+    """Yield an address for the UNIX socket `name` in `folder`. The real path may be too long (unix(7): 107 bytes)."""
     directory = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         yield f"/proc/self/fd/{directory}/{name}"
@@ -142,7 +167,7 @@ def socket_address(folder: Path, name: str) -> Iterator[str]:
 
 
 def data_runs(fd: int) -> Iterator[tuple[int, int]]:
-    """The (start, end) byte runs of an open file that are not holes, by SEEK_DATA and SEEK_HOLE."""
+    """Yield the (start, end) byte ranges of an open file that are not holes, from SEEK_DATA and SEEK_HOLE."""
     end = 0
     while True:
         try:
@@ -156,7 +181,7 @@ def data_runs(fd: int) -> Iterator[tuple[int, int]]:
 
 
 def copy_sparse(source: Path, target: Path) -> None:
-    """Copy `source` to the new file `target`, holes as holes; within the kernel, shared where the file system can."""
+    """Copy `source` to the new file `target` inside the kernel. Holes stay holes; blocks are shared if possible."""
     with open(source, "rb", buffering=0, opener=opener) as src, open(target, "xb", buffering=0) as dst:
         os.ftruncate(dst.fileno(), os.fstat(src.fileno()).st_size)
         for start, end in list(data_runs(src.fileno())):
@@ -165,22 +190,22 @@ def copy_sparse(source: Path, target: Path) -> None:
 
 
 def _copy_run(src: int, dst: int, offset: int, count: int) -> int:
-    """Copy up to `count` bytes at `offset`; how many there were."""
+    """Copy up to `count` bytes at `offset` and return how many were copied."""
     try:
         copied = os.copy_file_range(src, dst, count, offset, offset)
     except OSError as err:
-        # Between file systems of different types; or a file system or kernel that has no such call.
+        # Different file systems, or the call is not supported.
         if err.errno not in (errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):
             raise
         os.lseek(dst, offset, os.SEEK_SET)
         copied = os.sendfile(dst, src, offset, count)
     if not copied:
-        raise OSError(errno.EIO, "the file became shorter while it was copied")
+        raise OSError(errno.EIO, "the file became shorter during the copy")
     return copied
 
 
 def reflink(source: Path, target: Path) -> bool:
-    """Make the new file `target` share all blocks of `source`; False where the file system cannot."""
+    """Create `target` with the blocks of `source` shared. Return False if the file system does not support it."""
     with open(source, "rb", buffering=0, opener=opener) as src, open(target, "xb", buffering=0) as dst:
         try:
             fcntl.ioctl(dst.fileno(), _FICLONE, src.fileno())

@@ -1,14 +1,14 @@
-"""What can go wrong, in families by what the caller can do about it.
+"""Error classes, grouped by what the caller can do.
 
-Every error holds one line that says what failed and which thing, and apart from it a hint: what to do. Library code
-raises, the two `main` functions print `tool: message: hint` and exit; nobody else prints errors.
+Each error has a message of one line, which says what failed and with which thing, and a separate hint, which says what to
+do. Library code raises. Only the two `main` functions print errors, as `tool: message: hint`, and exit.
 """
 
 from __future__ import annotations
 
 
 class RootdiskError(Exception):
-    """Something failed that is not the user's input; exit status 1."""
+    """A failure that is not caused by the user's input; exit status 1."""
 
     exit_status = 1
 
@@ -22,23 +22,23 @@ class RootdiskError(Exception):
 
 
 class BadInput(RootdiskError):
-    """The user's input is wrong: a reference, a file, an option, a key; exit status 2."""
+    """Invalid input from the user: a reference, a file, an option or a key; exit status 2."""
 
     exit_status = 2
 
 
 class Unsupported(BadInput):
-    """The input is well formed, and needs something we do not do; the message names the feature."""
+    """Valid input that needs a feature which is not implemented; the message names the feature."""
 
 
 class DigestMismatch(RootdiskError):
-    """Bytes are not those the digest names. Never cached; fetching again may help."""
+    """Content that does not match its digest. It is never cached; fetching it again may help."""
 
 
 class RegistryError(RootdiskError):
-    """A registry said no, or could not be reached.
+    """A registry refused a request or could not be reached.
 
-    `temporary` says whether trying again may help; `status` is the HTTP status, 0 where there was no answer.
+    `temporary` tells whether trying again may help. `status` is the HTTP status, or 0 if there was no response.
     """
 
     def __init__(self, message: str, hint: str = "", *, temporary: bool = False, status: int = 0) -> None:
@@ -48,4 +48,4 @@ class RegistryError(RootdiskError):
 
 
 class Busy(RootdiskError):
-    """Someone else holds a lock or uses the thing; the message names who."""
+    """A lock that another process holds; the message names the process."""

@@ -1,4 +1,4 @@
-"""Open the place that holds an image or artifact: the only module that knows both registries and layouts."""
+"""Choose between registry and OCI layout: the only module that knows both."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from rootdisk.oci.repository import RegistryOptions, Repository
 
 
 def open_repository(reference: Reference, options: RegistryOptions | None = None) -> Repository:
-    """The repository that holds `reference`. Archives are sources only, so they are BadInput here."""
+    """Open the repository that holds `reference`. The caller closes it.
+
+    Raises:
+        BadInput: The reference names an archive or the Docker daemon, which hold source images only.
+    """
     if reference.kind == "registry":
         from rootdisk.registry.repository import RegistryRepository
 

@@ -10,7 +10,11 @@ Record = tuple[str, bytes]
 
 
 def pack(records: Iterable[Record]) -> bytes:
-    """The file; BadInput where a value holds a NUL byte."""
+    """Return the record file that holds `records`.
+
+    Raises:
+        BadInput: A value contains a NUL byte.
+    """
     return b"".join(_record(key, value) for key, value in records)
 
 
@@ -21,7 +25,11 @@ def _record(key: str, value: bytes) -> bytes:
 
 
 def unpack(data: bytes) -> list[Record]:
-    """What `pack` was given; ValueError if `data` was not made by it, or is cut off."""
+    """Return the records in `data`, which `pack` has written.
+
+    Raises:
+        ValueError: `data` is truncated or damaged.
+    """
     if data and not data.endswith(b"\0"):
         raise ValueError("is cut off")
     if not all(b"=" in record for record in data.split(b"\0")[:-1]):

@@ -1,4 +1,4 @@
-"""Text from outside (guests, images, registries, archives, files of others), made safe to show."""
+"""Make untrusted text safe to show: text from guests, images, registries, archives and other users' files."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ ERROR_MAX, ERROR_LINE_MAX = 64 << 10, 900
 def printable(value: str | bytes | object, limit: int = SHOWN_MAX) -> str:
     """Return `value` on one line, without control characters, at most `limit` characters and "…".
 
-    Bytes are read as UTF-8. What is not printable (control and format characters, line ends, lone surrogates, bytes that are
-    not UTF-8) and the backslash become escapes: `\\n`, `\\x1b`, `\\u202e`. So two different values never look the same.
+    Bytes are decoded as UTF-8. Everything that is not printable (control and format characters, line ends, lone surrogates,
+    bytes that are not UTF-8) and the backslash are escaped: `\\n`, `\\x1b`, `\\u202e`. So different values never look alike.
     """
     if isinstance(value, (bytes, bytearray, memoryview)):
-        text = bytes(value[: 4 * limit + 4]).decode(
-            "utf-8", "surrogateescape"
-        )  # UTF-8 has at most four bytes a character
+        # A character has at most four bytes in UTF-8.
+        text = bytes(value[: 4 * limit + 4]).decode("utf-8", "surrogateescape")
     else:
         text = str(value)
     shown = "".join(map(_escaped, text[: limit + 1]))
@@ -25,12 +24,12 @@ def printable(value: str | bytes | object, limit: int = SHOWN_MAX) -> str:
 
 
 def one_line(text: str) -> str:
-    """Return `text` whole, on one line and without control characters; backslashes stay, as parts of it may be escaped already."""
+    """Return all of `text` on one line, without control characters. Backslashes stay: parts may be escaped already."""
     return text if text.isprintable() else "".join(char if char == "\\" else _escaped(char) for char in text)
 
 
-def said(err: Exception) -> str:
-    """What an error says: of an OSError the file and the reason."""
+def describe_error(err: Exception) -> str:
+    """Return the message of an error. For an OSError this is the file and the reason."""
     if not isinstance(err, OSError):
         return str(err)
     if err.filename is not None:
@@ -40,14 +39,15 @@ def said(err: Exception) -> str:
     try:
         os.getcwd()
     except OSError:
-        return "the working directory is not there any more: cd to one that is"
+        return "the working directory was deleted: cd to one that exists"
     return f"input/output: {err.strerror or err}"
 
 
 def error_text(text: str) -> str:
-    """Return an error's text as it is shown, the last net under `printable`: no control characters, bounded.
+    """Return the text of an error, made safe to show even if a caller forgot `printable`.
 
-    It is one line; only lines that are indented by two spaces, as a console's are, follow it. Of a long line the middle is left out.
+    The result is one line without control characters. Only lines indented by two spaces, for example from a guest's
+    console, may follow it. The middle of a long line is left out.
     """
     return "\n  ".join(map(_error_line, text[:ERROR_MAX].split("\n  ")))
 

@@ -11,7 +11,7 @@ from rootdisk.cli.arguments import Parser, decimal_number, whole_number
 from rootdisk.errors import RootdiskError
 from rootdisk.system.debug import show
 from rootdisk.system.stdio import OutputError, discard_output, settle, speak_utf8
-from rootdisk.text import error_text, said
+from rootdisk.text import describe_error, error_text
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -251,5 +251,5 @@ def main(argv: Sequence[str] | None = None) -> int:
             discard_output()
         if debug:
             raise
-        print(f"runner: {error_text(said(err))}", file=sys.stderr)
+        print(f"runner: {error_text(describe_error(err))}", file=sys.stderr)
         return FAILED

@@ -1,0 +1,1 @@
+"""OCI documents, references, the repository protocol, and OCI layouts on disk."""

@@ -1,7 +1,7 @@
-"""The OCI documents both tools read: digests, descriptors, manifests and indexes, parsed once from raw bytes.
+"""OCI documents as frozen values: digests, descriptors, manifests and indexes, parsed once from raw bytes.
 
-Follows the OCI image specification 1.1 (descriptor.md, manifest.md, image-index.md) and, for reading, Docker's image
-manifest version 2, schema 2. Everything here is a frozen value; inside the packages nobody sees a bare mapping.
+Follows the OCI image specification 1.1 (descriptor.md, manifest.md, image-index.md). Docker's image manifest version 2,
+schema 2, is read too.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ INDEX_TYPES = (OCI_INDEX, DOCKER_LIST)
 
 DESCRIPTORS_MAX_COUNT = 50_000
 ANNOTATIONS_MAX_COUNT = 10_000
-ANNOTATION_MAX = 1 << 20  # signatures are some 10,000 characters
+ANNOTATION_MAX = 1 << 20  # characters; signatures have about 10,000
 
 _HEX_LENGTH = {"sha256": 64, "sha512": 128}
 _HEX = re.compile(r"[0-9a-f]+\Z")
@@ -47,7 +47,11 @@ class Digest(NamedTuple):
 
     @classmethod
     def parse(cls, text: object) -> Digest:
-        """Digest from its text form; BadInput on anything else, so a Digest is always safe as a file name."""
+        """Parse `sha256:HEX` or `sha512:HEX`. The result is safe to use as a file name.
+
+        Raises:
+            BadInput: `text` is not such a digest.
+        """
         if not isinstance(text, str):
             raise BadInput(f"digest is not a string: {text!r:.80}")
         algorithm, _, hex_ = text.partition(":")
@@ -57,7 +61,7 @@ class Digest(NamedTuple):
 
     @classmethod
     def of(cls, data: bytes | bytearray | memoryview) -> Digest:
-        """The sha256 digest of `data`."""
+        """Return the sha256 digest of `data`."""
         return cls("sha256", hashlib.sha256(data).hexdigest())
 
     def __str__(self) -> str:
@@ -65,12 +69,12 @@ class Digest(NamedTuple):
 
     @property
     def short(self) -> str:
-        """The first 12 hex digits, for talking to people."""
+        """The first 12 hex digits, for messages."""
         return self.hex[:12]
 
 
 class Platform(NamedTuple):
-    """image-index.md#image-index-property-descriptions, `platform`."""
+    """Operating system, architecture and variant; `platform` in image-index.md."""
 
     os: str
     architecture: str
@@ -78,25 +82,33 @@ class Platform(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Platform:
-        """`linux/amd64`, `linux/arm64/v8`, or an architecture alone."""
+        """Parse `linux/amd64`, `linux/arm64/v8`, or an architecture alone.
+
+        Raises:
+            BadInput: `text` is not a platform.
+        """
         parts = text.split("/")
         if len(parts) == 1:
             parts = ["linux", *parts]
         if len(parts) > 3 or not all(map(_PLATFORM_PART.match, parts)):
-            raise BadInput(f"platform {text!r:.80}", "write os/architecture[/variant], as linux/amd64")
+            raise BadInput(f"platform {text!r:.80}", "write os/architecture[/variant], for example linux/amd64")
         return cls(parts[0], *_normal(parts[1], parts[2] if len(parts) == 3 else ""))
 
     @classmethod
     def host(cls) -> Platform:
-        """Linux on this machine's processor: guests are always Linux."""
+        """Return Linux on the architecture of this machine: guests are always Linux."""
         return cls("linux", *_normal(os.uname().machine, ""))
 
     @classmethod
     def of(cls, value: Mapping[str, Any]) -> Platform:
-        """From a descriptor's or config's `os`, `architecture`, `variant`."""
-        said = Fields(value, "platform")
+        """Read `os`, `architecture` and `variant` of a descriptor or an image config.
+
+        Raises:
+            BadInput: A field is not valid.
+        """
+        fields = Fields(value, "platform")
         os_, architecture, variant = (
-            said.text(key, "", limit=64, pattern=r"[A-Za-z0-9_.+-]*") for key in ("os", "architecture", "variant")
+            fields.text(key, "", limit=64, pattern=r"[A-Za-z0-9_.+-]*") for key in ("os", "architecture", "variant")
         )
         return cls(os_, *_normal(architecture, variant))
 
@@ -105,7 +117,7 @@ class Platform(NamedTuple):
 
 
 def _normal(architecture: str, variant: str) -> tuple[str, str]:
-    """Architecture and variant in containerd's normal form (platforms/database.go): x86_64 is amd64, arm64/v8 is arm64."""
+    """Normalize like containerd (platforms/database.go): x86_64 becomes amd64, arm64/v8 becomes arm64."""
     architecture = architecture.lower()
     architecture = {"x86_64": "amd64", "x86-64": "amd64", "aarch64": "arm64", "armhf": "arm"}.get(
         architecture, architecture
@@ -118,7 +130,7 @@ def _normal(architecture: str, variant: str) -> tuple[str, str]:
 
 
 class Descriptor(NamedTuple):
-    """descriptor.md: what a blob or manifest is, how long, and which bytes."""
+    """Type, size and digest of a blob or manifest; descriptor.md."""
 
     media_type: str
     digest: Digest
@@ -129,6 +141,11 @@ class Descriptor(NamedTuple):
 
     @classmethod
     def parse(cls, value: object, what: str = "descriptor") -> Descriptor:
+        """Read a descriptor from its JSON value; errors name it `what`.
+
+        Raises:
+            BadInput: `value` is not a descriptor.
+        """
         item = Fields.of(value, what)
         platform = item.value.get("platform")
         return cls(
@@ -141,7 +158,7 @@ class Descriptor(NamedTuple):
         )
 
     def to_json(self) -> dict[str, Any]:
-        """The JSON value, for manifests and indexes we write."""
+        """Return the JSON value, for manifests and indexes."""
         value: dict[str, Any] = {"mediaType": self.media_type, "digest": str(self.digest), "size": self.size}
         if self.artifact_type:
             value["artifactType"] = self.artifact_type
@@ -155,11 +172,12 @@ class Descriptor(NamedTuple):
 
     @property
     def title(self) -> str:
+        """The annotation with the file name, or ""."""
         return self.annotations.get("org.opencontainers.image.title", "")
 
 
 class Manifest(NamedTuple):
-    """manifest.md: a config and layers, or an artifact's blobs."""
+    """An image manifest: config and layers, or the blobs of an artifact; manifest.md."""
 
     media_type: str
     artifact_type: str
@@ -170,6 +188,12 @@ class Manifest(NamedTuple):
 
     @classmethod
     def parse(cls, raw: bytes) -> Manifest:
+        """Parse a manifest.
+
+        Raises:
+            BadInput: `raw` is not an image manifest.
+            Unsupported: Its schema version is not 2.
+        """
         value = Fields(parse_json(raw, "manifest"), "manifest", "is this an image manifest?")
         _schema_2(value)
         subject = value.value.get("subject")
@@ -183,6 +207,7 @@ class Manifest(NamedTuple):
         )
 
     def to_json(self) -> dict[str, Any]:
+        """Return the JSON value."""
         value: dict[str, Any] = {"schemaVersion": 2, "mediaType": self.media_type}
         if self.artifact_type:
             value["artifactType"] = self.artifact_type
@@ -196,7 +221,7 @@ class Manifest(NamedTuple):
 
 
 class Index(NamedTuple):
-    """image-index.md: the same thing for several platforms."""
+    """An image index: the same image for several platforms; image-index.md."""
 
     media_type: str
     manifests: tuple[Descriptor, ...]
@@ -204,6 +229,12 @@ class Index(NamedTuple):
 
     @classmethod
     def parse(cls, raw: bytes) -> Index:
+        """Parse an index.
+
+        Raises:
+            BadInput: `raw` is not an image index.
+            Unsupported: Its schema version is not 2.
+        """
         value = Fields(parse_json(raw, "index"), "index")
         _schema_2(value)
         return cls(
@@ -213,6 +244,7 @@ class Index(NamedTuple):
         )
 
     def to_json(self) -> dict[str, Any]:
+        """Return the JSON value."""
         value: dict[str, Any] = {
             "schemaVersion": 2,
             "mediaType": self.media_type,
@@ -223,8 +255,12 @@ class Index(NamedTuple):
         return value
 
     def choose(self, platform: Platform) -> Descriptor:
-        """The one manifest for exactly `platform`; never "any Linux". BadInput lists what there is."""
-        # BuildKit's attestations are listed as unknown/unknown and are not images.
+        """Return the manifest for exactly `platform`, never a similar one.
+
+        Raises:
+            BadInput: There is none; the hint lists the platforms of the index.
+        """
+        # BuildKit lists attestations, which are not images, as unknown/unknown.
         offered = [item for item in self.manifests if item.platform is not None and item.platform.os != "unknown"]
         for item in offered:
             if item.platform == platform:
@@ -234,19 +270,23 @@ class Index(NamedTuple):
 
 
 def canonical_json(value: object) -> bytes:
-    """One value, one text: sorted keys, no spaces, UTF-8. What digests are taken of."""
+    """Encode `value` in its only canonical form, for digests: sorted keys, no spaces, UTF-8."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
 def parse_json(raw: bytes, what: str, max_bytes: int = MANIFEST_MAX_BYTES) -> Mapping[str, Any]:
-    """The JSON object in `raw`; BadInput names `what` if it is too large, too deep, ambiguous or not an object."""
+    """Parse a JSON object. Errors name it `what`.
+
+    Raises:
+        BadInput: It is too large, too deeply nested, ambiguous, or not an object.
+    """
     return Fields.of(parse_value(raw, what, max_bytes), what).value
 
 
 def _schema_2(value: Fields) -> None:
     version = value.value.get("schemaVersion")
     if type(version) is not int or version != 2:
-        raise Unsupported(f"{value.what}: schemaVersion {printable(repr(version), 20)}", "only version 2 is read")
+        raise Unsupported(f"{value.what}: schemaVersion {printable(repr(version), 20)}", "only version 2 is supported")
 
 
 def _descriptors(value: Fields, key: str, what: str) -> tuple[Descriptor, ...]:
@@ -255,7 +295,7 @@ def _descriptors(value: Fields, key: str, what: str) -> tuple[Descriptor, ...]:
 
 
 def _media_type(value: Fields, key: str, default: str | None = None) -> str:
-    """RFC 6838, and whatever else goes into a header as it is."""
+    """Read a media type: RFC 6838, or any other text that fits in an HTTP header unchanged."""
     return value.text(key, default, limit=255, pattern=r"[!-~]+(?: ?; ?[!-~]+)*")
 
 

@@ -1,7 +1,7 @@
-"""JSON from outside, parsed strictly, and its fields read one by one with bounds; errors name the field.
+"""Strict parsing of untrusted JSON, and bounded access to its fields; errors name the field.
 
-One text has one meaning: UTF-8 only, no key twice, no NaN, no lone surrogate, no number that another reader would round.
-What a document may cost is bounded before it is parsed: its bytes, its values, their depth.
+A document has exactly one meaning: UTF-8 only, no duplicate keys, no NaN, no lone surrogates, no numbers that another
+reader would round. The cost is bounded before parsing: bytes, number of values, depth.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from rootdisk.errors import BadInput
 from rootdisk.text import printable
 
-VALUES_MAX = 400_000  # a manifest of 4 MiB has some 150,000; each costs up to 250 bytes of memory
+VALUES_MAX = 400_000  # a manifest of 4 MiB has about 150,000; each takes up to 250 bytes of memory
 DEPTH_MAX = 64
 TEXT_MAX = 4096
 INTEGER_MAX = (1 << 63) - 1
@@ -23,7 +23,11 @@ _NO_NUL = r"[^\0]*"
 
 
 def parse_value(raw: bytes, what: str, max_bytes: int) -> Any:
-    """The JSON value in `raw`; BadInput names `what` if it is too large, too deep or ambiguous."""
+    """Parse a JSON value of at most `max_bytes`. Errors name it `what`.
+
+    Raises:
+        BadInput: It is too large, too deeply nested or ambiguous.
+    """
     if len(raw) > max_bytes:
         raise BadInput(f"{what}: {len(raw)} bytes are more than the {max_bytes} allowed")
     if raw.count(b",") + raw.count(b"[") + raw.count(b"{") > VALUES_MAX:
@@ -36,7 +40,7 @@ def parse_value(raw: bytes, what: str, max_bytes: int) -> Any:
         if re.search(r"\\u[dD][89a-fA-F]", text):
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
-        raise BadInput(f"{what}: not JSON", "a string has half of a surrogate pair") from None
+        raise BadInput(f"{what}: not JSON", "a string contains half of a surrogate pair") from None
     except (ValueError, RecursionError) as err:
         raise BadInput(f"{what}: not JSON", printable(err, 160)) from err
     _check_depth(value, what)
@@ -53,7 +57,7 @@ def _integer(text: str) -> int:
 def _fraction(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
-        raise ValueError(f"{text[:20]} is no number that can be written again")
+        raise ValueError(f"{text[:20]} is out of range")
     return value
 
 
@@ -66,12 +70,12 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(value) != len(pairs):
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"the key {printable(twice, 80)!r} is there twice")
+        raise ValueError(f"duplicate key {printable(twice, 80)!r}")
     return value
 
 
 def _check_depth(value: Any, what: str) -> None:
-    """Comparing or writing a deep value would end in a RecursionError somewhere else."""
+    """Refuse a deeply nested value: comparing or encoding it would cause a RecursionError later."""
     level = [value]
     for _ in range(DEPTH_MAX):
         level = [item for outer in level for item in _inside(outer) if isinstance(item, dict | list)]
@@ -85,7 +89,7 @@ def _inside(value: Any) -> Iterable[Any]:
 
 
 class Fields(NamedTuple):
-    """One JSON object, and what to call it."""
+    """A JSON object with a name for messages."""
 
     value: Mapping[str, Any]
     what: str
@@ -93,18 +97,25 @@ class Fields(NamedTuple):
 
     @classmethod
     def of(cls, value: object, what: str, hint: str = "") -> Fields:
+        """Wrap `value`.
+
+        Raises:
+            BadInput: `value` is not an object.
+        """
         if not isinstance(value, dict):
             raise BadInput(f"{what}: not a JSON object", hint)
         return cls(value, what, hint)
 
     def wrong(self, key: str, why: str) -> BadInput:
+        """Return the error for a field that is not valid."""
         return BadInput(f"{self.what}: {key}: {why}", self.hint)
 
     def inner(self, key: str) -> Fields:
+        """Return the object at `key`."""
         return Fields.of(self.value.get(key), f"{self.what}: {key}", self.hint)
 
     def items(self, key: str, count_max: int, default: list[Any] | None = None) -> list[Any]:
-        """`default` if the key is not there, or null."""
+        """Return the list at `key`; `default`, if given, if the key is missing or null."""
         items = self.value.get(key)
         if items is None and default is not None:
             return default
@@ -115,33 +126,37 @@ class Fields(NamedTuple):
         return items
 
     def objects(self, key: str, count_max: int, default: list[Any] | None = None) -> Iterator[Fields]:
+        """Yield the objects of the list at `key`."""
         for number, item in enumerate(self.items(key, count_max, default), 1):
             yield Fields.of(item, f"{self.what}: {key} {number}", self.hint)
 
     def integer(self, key: str, low: int, high: int) -> int:
+        """Return the integer at `key`, from `low` to `high`."""
         return self._integer(key, self.value.get(key), low, high)
 
     def integers(self, key: str, low: int, high: int, count_max: int) -> tuple[int, ...]:
+        """Return the list of integers at `key`, each from `low` to `high`; () if it is missing."""
         return tuple(self._integer(key, item, low, high) for item in self.items(key, count_max, []))
 
     def _integer(self, key: str, value: object, low: int, high: int) -> int:
-        # True is an int to Python, and 1.0 is equal to 1.
+        # In Python True is an int, and 1.0 equals 1.
         if type(value) is not int or not low <= value <= high:
             raise self.wrong(key, f"{printable(repr(value), 40)} is not a whole number from {low} to {high}")
         return value
 
     def text(self, key: str, default: str | None = None, *, limit: int = TEXT_MAX, pattern: str = _NO_NUL) -> str:
-        """`default` if the key is not there, null or empty; all of the text has to match `pattern`."""
+        """Return the string at `key`, which must match `pattern`; `default`, if given, if it is missing, null or empty."""
         value = self.value.get(key)
         if default is not None and value in (None, ""):
             return default
         return self._text(key, value, limit, pattern)
 
     def texts(self, key: str, count_max: int, *, limit: int = TEXT_MAX) -> tuple[str, ...]:
+        """Return the list of strings at `key`; () if it is missing."""
         return tuple(self._text(key, item, limit, _NO_NUL) for item in self.items(key, count_max, []))
 
     def strings(self, key: str, count_max: int, *, limit: int = TEXT_MAX) -> dict[str, str]:
-        """An object whose values are strings; {} if it is not there. A null in it is an empty string, as in Go."""
+        """Return the object of strings at `key`; {} if it is missing. A null value becomes "", as in Go."""
         value = self.value.get(key)
         if value is None:
             return {}

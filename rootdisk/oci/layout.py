@@ -1,7 +1,7 @@
-"""Reading an OCI image layout directory (image-spec image-layout.md).
+"""Read an OCI image layout directory (image-spec image-layout.md).
 
-A layout is as hostile as a registry: only `oci-layout`, `index.json` and `blobs/ALGORITHM/HEX` are ever opened, each
-relative to a descriptor of its directory and without following symbolic links, so no name inside leads to a host file.
+A layout is as untrusted as a registry. Only `oci-layout`, `index.json` and `blobs/ALGORITHM/HEX` are opened, each relative
+to a directory descriptor and without following symbolic links. So no name in a layout leads to another file of the host.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _PIECE_BYTES = 1 << 20
 
 
 class LayoutRepository:
-    """One OCI layout directory, read only."""
+    """An OCI layout directory, read only. See the protocol `Repository` for its methods."""
 
     ranges_ignored = False
 
@@ -33,39 +33,44 @@ class LayoutRepository:
         try:
             version = parse_json(self._read("oci-layout", 4096), f"oci:{path}: oci-layout").get("imageLayoutVersion")
             if version != "1.0.0":
-                raise Unsupported(f"oci:{path}: OCI layout version {version!r:.20}", "only 1.0.0 is read")
+                raise Unsupported(f"oci:{path}: OCI layout version {version!r:.20}", "only 1.0.0 is supported")
         except BaseException:
             self.close()
             raise
 
     def close(self) -> None:
+        """Close the directory."""
         if self._directory >= 0:
             os.close(self._directory)
             self._directory = -1
 
     def interrupt(self) -> None:
-        """Nothing here waits."""
+        """Do nothing: reads of files need no interruption."""
 
     def index_json(self) -> bytes:
-        """The layout's index.json as it is now."""
+        """Read index.json."""
         return self._read("index.json", MANIFEST_MAX_BYTES)
 
     def index(self) -> Index:
+        """Read and parse index.json."""
         return read_index(self.index_json(), f"oci:{self._path}")
 
     def resolve(self, name: str | Digest) -> Descriptor:
+        """Return the manifest or index with this tag or digest; "" means the only one in the layout."""
         return find(self.index(), name, f"oci:{self._path}", self._describe)
 
     def _describe(self, digest: Digest) -> Descriptor:
-        """A manifest that index.json does not list, but an index inside may: found by its bytes."""
+        """Describe a manifest that index.json does not list, for example one in a nested index."""
         return describe_manifest(self.manifest(digest), digest, f"oci:{self._path}")
 
     def manifest(self, wanted: Descriptor | Digest) -> bytes:
+        """Read a manifest or index and check its digest."""
         digest = wanted.digest if isinstance(wanted, Descriptor) else wanted
         raw = self._read(blob_name(digest), MANIFEST_MAX_BYTES)
         return check_manifest(raw, digest, f"oci:{self._path}")
 
     def blob(self, descriptor: Descriptor, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+        """Yield the bytes [start, end) of a blob in pieces, not verified. The size of the blob is checked."""
         stop = check_range(descriptor, start, end)
         file = self._open(blob_name(descriptor.digest))
         try:
@@ -93,7 +98,7 @@ class LayoutRepository:
         return raw
 
     def _open(self, name: str) -> int:
-        """A descriptor of a regular file below the layout; every part of `name` is opened without following links."""
+        """Open a regular file of the layout. No component of `name` may be a link."""
         *directories, last = name.split("/")
         parent = os.dup(self._directory)
         try:
@@ -101,11 +106,11 @@ class LayoutRepository:
                 child = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
                 os.close(parent)
                 parent = child
-            # O_NONBLOCK: a FIFO in place of a file must not hang us.
+            # O_NONBLOCK: opening a FIFO would block.
             file = os.open(last, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=parent)
         except OSError as err:
             raise BadInput(
-                f"oci:{self._path}: {name}: {err.strerror}", "the layout is not complete, or not one"
+                f"oci:{self._path}: {name}: {err.strerror}", "the layout is incomplete, or this is not an OCI layout"
             ) from err
         finally:
             os.close(parent)
@@ -116,12 +121,12 @@ class LayoutRepository:
 
 
 def blob_name(digest: Digest) -> str:
-    """The path of a blob inside a layout; a Digest holds nothing but an algorithm we know and hex digits."""
+    """Return the path of a blob in a layout. It is safe: a Digest contains only a known algorithm and hex digits."""
     return f"blobs/{digest.algorithm}/{digest.hex}"
 
 
 def read_index(raw: bytes, where: str) -> Index:
-    """index.json's value; errors name the layout."""
+    """Parse index.json. Errors name the layout `where`."""
     try:
         return Index.parse(raw)
     except BadInput as err:
@@ -129,14 +134,20 @@ def read_index(raw: bytes, where: str) -> Index:
 
 
 def find(index: Index, name: str | Digest, where: str, describe: Callable[[Digest], Descriptor]) -> Descriptor:
-    """What `name` means in a layout's index.json. `describe` looks at a manifest that index.json does not list."""
+    """Find a tag or digest in the index.json of the layout `where`; "" means the only image.
+
+    `describe` is called for a digest that index.json does not list.
+
+    Raises:
+        BadInput: There is no such image, or there are several.
+    """
     if isinstance(name, Digest):
         return next((item for item in index.manifests if item.digest == name), None) or describe(name)
     tags = sorted({tag for item in index.manifests if (tag := item.annotations.get(REF_NAME))})
     offered = f"it has {', '.join(tags[:20])}{' …' if len(tags) > 20 else ''}" if tags else "it has no tags"
-    found = [item for item in index.manifests if not name or item.annotations.get(REF_NAME) == name]
-    if not found:
+    candidates = [item for item in index.manifests if not name or item.annotations.get(REF_NAME) == name]
+    if not candidates:
         raise BadInput(f"{where}: no tag {name!r}" if name else f"{where}: holds no image", offered)
-    if len({item.digest for item in found}) > 1:
+    if len({item.digest for item in candidates}) > 1:
         raise BadInput(f"{where}: {f'tag {name!r} is' if name else 'there are'} several images", offered)
-    return found[0]
+    return candidates[0]

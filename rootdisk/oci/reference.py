@@ -1,4 +1,4 @@
-"""Image names as people write them, parsed once.
+"""Parse image references.
 
 Registry names follow docker's normalisation (distribution/reference, normalize.go): `alpine` is
 `docker.io/library/alpine:latest`, and a first part with a dot, a colon or the name localhost is a registry. The other
@@ -21,19 +21,19 @@ DOCKER_HUB = "docker.io"
 _PATH_KINDS = ("oci", "oci-archive", "docker-archive", "tar")
 _HINT = "write registry/repository:tag, registry/repository@sha256:… or oci:DIR:TAG"
 
-# Compiled when they are first used: a boot from a layout needs two of them, and they take a while.
+# Compiled at first use: compiling is slow, and a boot from a layout needs only two of them.
 _HOST = r"(?:[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?(?:\.[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?)*|\[[0-9a-fA-F:.]+\])(?::[0-9]{1,5})?\Z"
 _REPOSITORY = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*\Z"
 _TAG = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}\Z"
-# org.opencontainers.image.ref.name (image-spec annotations.md) allows whole image names too.
+# org.opencontainers.image.ref.name (image-spec annotations.md) also allows complete image names.
 _REF_NAME = r"[A-Za-z0-9_][A-Za-z0-9._:@/+-]{0,254}\Z"
 _DIGEST_TAIL = r"@(sha[0-9]+:[^/]*)\Z"
 
 
 class Reference(NamedTuple):
-    """One name. `registry` and `repository` are set for registries and the daemon, `path` for everything on disk.
+    """An image reference. Registries and the daemon have `registry` and `repository`; everything on disk has `path`.
 
-    `tag` is "" where none was asked for and none is implied; `digest` wins over `tag` where both are given.
+    `tag` is "" if none was given and none is implied. If both are given, `digest` takes precedence over `tag`.
     """
 
     kind: Kind
@@ -45,12 +45,12 @@ class Reference(NamedTuple):
 
     @property
     def name(self) -> str | Digest:
-        """What to resolve: the digest, else the tag, else "" (the only image there is)."""
+        """The digest, else the tag, else "", which means the only image there."""
         return self.digest or self.tag
 
     @property
     def place(self) -> str:
-        """The reference without tag and digest: which repository, directory or file."""
+        """The reference without tag and digest: the repository, directory or file."""
         if self.path is not None:
             return f"{self.kind}:{self.path}"
         place = f"{self.registry}/{self.repository}" if self.registry else self.repository
@@ -61,7 +61,11 @@ class Reference(NamedTuple):
 
 
 def parse_reference(text: str) -> Reference:
-    """The reference that `text` writes; BadInput says which part is wrong and what to write."""
+    """Parse a reference.
+
+    Raises:
+        BadInput: `text` is not valid; the message names the part, and the hint says what to write.
+    """
     scheme, colon, rest = text.partition(":")
     if colon and scheme in _PATH_KINDS:
         return _on_disk(cast(Kind, scheme), rest, text)
@@ -78,28 +82,26 @@ def _on_disk(kind: Kind, rest: str, text: str) -> Reference:
     digest, tag = None, ""
     path = rest
     if kind != "tar":
-        if found := re.search(_DIGEST_TAIL, rest):
-            digest = Digest.parse(found[1])
-            path = rest[: found.start()]
-        path, _, tag = path.partition(":")  # as containers-transports(5): the first colon ends the path
+        if match := re.search(_DIGEST_TAIL, rest):
+            digest = Digest.parse(match[1])
+            path = rest[: match.start()]
+        path, _, tag = path.partition(":")  # the first colon ends the path, as in containers-transports(5)
         if tag and not re.match(_REF_NAME, tag):
             raise BadInput(
-                f"reference {text!r:.200}: {tag!r:.80} is no tag", f"write {kind}:PATH:TAG; PATH has no colon"
+                f"reference {text!r:.200}: {tag!r:.80} is not a valid tag", f"write {kind}:PATH:TAG; PATH has no colon"
             )
     if not path or "\0" in path:
-        raise BadInput(
-            f"reference {text!r:.200} names no path", f"write {kind}:PATH" + ("" if kind == "tar" else ":TAG")
-        )
+        raise BadInput(f"reference {text!r:.200} has no path", f"write {kind}:PATH" + ("" if kind == "tar" else ":TAG"))
     return Reference(kind, tag=tag, digest=digest, path=Path(path))
 
 
 def is_tag(text: str) -> bool:
-    """Whether `text` may be a tag; distribution-spec, "Pulling manifests"."""
+    """Return whether `text` is a valid tag; distribution-spec, "Pulling manifests"."""
     return bool(re.match(_TAG, text))
 
 
-def _can_be_asked(registry: str) -> bool:
-    """Whether a port is one, and what is in brackets is an IPv6 address."""
+def _is_host(registry: str) -> bool:
+    """Return whether the port is in range and text in brackets is an IPv6 address."""
     host, colon, port = registry.rpartition(":")
     if colon and port.isdecimal() and not host.endswith(":") and not 0 < int(port) < 65536:
         return False
@@ -123,13 +125,13 @@ def _named(kind: Kind, name: str, text: str) -> Reference:
     repository, colon, tag = path.partition(":")
     if registry == DOCKER_HUB and "/" not in repository:
         repository = f"library/{repository}"
-    if not re.match(_HOST, registry) or not _can_be_asked(registry):
-        raise BadInput(f"reference {text!r:.200}: {registry!r:.80} is no registry", _HINT)
+    if not re.match(_HOST, registry) or not _is_host(registry):
+        raise BadInput(f"reference {text!r:.200}: {registry!r:.80} is not a valid registry", _HINT)
     if not re.match(_REPOSITORY, repository) or len(repository) > 255:
         hint = "names are lower case" if repository != repository.lower() else _HINT
-        raise BadInput(f"reference {text!r:.200}: {repository!r:.80} is no repository", hint)
+        raise BadInput(f"reference {text!r:.200}: {repository!r:.80} is not a valid repository", hint)
     if colon and not re.match(_TAG, tag):
-        raise BadInput(f"reference {text!r:.200}: {tag!r:.80} is no tag", _HINT)
+        raise BadInput(f"reference {text!r:.200}: {tag!r:.80} is not a valid tag", _HINT)
     if not tag and digest is None:
         tag = "latest"
     return Reference(kind, registry, repository, tag, digest)

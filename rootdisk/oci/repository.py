@@ -1,8 +1,7 @@
-"""Where images and artifacts are read from: one repository of one registry, or one OCI layout directory.
+"""Read access to images and artifacts: the protocol of registry repositories and OCI layouts.
 
-Nothing here trusts the other side: manifests come back checked against their digest and bounded, small blobs through
-`read_blob`; who reads ranges checks what they hold. requests, which takes a while to load, is loaded when a registry is
-really asked.
+The other side is not trusted. Manifests are bounded and checked against their digest, and so are blobs from `read_blob`.
+Code that reads ranges must check them itself. This module does not import requests, which is slow.
 """
 
 from __future__ import annotations
@@ -26,14 +25,14 @@ from rootdisk.oci.documents import (
 )
 from rootdisk.oci.reference import Reference
 
-INDEX_MAX_DEPTH = 3  # an index may list indexes; nobody nests them deeper
+INDEX_MAX_DEPTH = 3  # an index may list indexes; deeper nesting is not in use
 
 
 class RegistryOptions(NamedTuple):
-    """How to speak to a registry. Times are seconds; `give_up_s` is how long to try without any progress."""
+    """Options for a registry. Times are in seconds; `give_up_s` limits retries without progress."""
 
     plain_http: bool = False
-    ca_file: Path | None = None  # PEM, trusted beside the system's own
+    ca_file: Path | None = None  # PEM; trusted in addition to the certificates of the system
     connect_timeout_s: float = 10
     read_timeout_s: float = 60
     give_up_s: float = 120
@@ -42,37 +41,38 @@ class RegistryOptions(NamedTuple):
 class Repository(Protocol):
     """Read access to one place that holds manifests and blobs. Safe to use from several threads."""
 
-    ranges_ignored: (
-        bool  # a part of a blob was asked for, and the whole came: parts are better not asked for one by one
-    )
+    # The server answered a range request with the complete blob. Then do not request ranges one by one.
+    ranges_ignored: bool
 
     def resolve(self, name: str | Digest) -> Descriptor:
-        """The manifest or index that a tag or digest names; "" is the only one there is, where that is clear."""
+        """Return the manifest or index that a tag or digest names; "" means the only one, if there is only one."""
 
     def manifest(self, wanted: Descriptor | Digest) -> bytes:
-        """A manifest's or index's raw bytes, digest checked, at most MANIFEST_MAX_BYTES."""
+        """Return a manifest or index as raw bytes: at most MANIFEST_MAX_BYTES, digest checked."""
 
     def blob(self, descriptor: Descriptor, start: int = 0, end: int | None = None) -> Iterator[bytes]:
-        """Exactly the bytes [start, end) of a blob, in pieces, NOT verified; `end` None means its size."""
+        """Yield exactly the bytes [start, end) of a blob, in pieces, NOT verified. `end` None means the end of the blob."""
 
     def interrupt(self) -> None:
-        """End what other threads are waiting for, with an error there; nothing can be read afterwards."""
+        """Abort reads in other threads; they raise errors. Nothing can be read afterwards."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Release files and connections."""
 
 
 class Joined(NamedTuple):
-    """Blobs of a repository, one after the other, as if they were one."""
+    """Several blobs of a repository, read as one."""
 
     repository: Repository
     parts: tuple[Descriptor, ...]
 
     @property
     def size(self) -> int:
+        """The size of all parts, in bytes."""
         return sum(part.size for part in self.parts)
 
     def read(self, start: int, end: int) -> Iterator[bytes]:
-        """Exactly the bytes [start, end), in pieces, NOT verified."""
+        """Yield exactly the bytes [start, end), in pieces, NOT verified."""
         first = 0
         for part in self.parts:
             low, high = max(start - first, 0), min(end - first, part.size)
@@ -82,7 +82,11 @@ class Joined(NamedTuple):
 
 
 def check_range(descriptor: Descriptor, start: int, end: int | None) -> int:
-    """The range's end, checked against the blob's size."""
+    """Return the end of a range; None means the size of the blob.
+
+    Raises:
+        BadInput: The range is not inside the blob.
+    """
     stop = descriptor.size if end is None else end
     if not 0 <= start <= stop <= descriptor.size:
         raise BadInput(f"blob {descriptor.digest.short}: bytes {start} to {stop} of {descriptor.size}")
@@ -90,19 +94,28 @@ def check_range(descriptor: Descriptor, start: int, end: int | None) -> int:
 
 
 def read_blob(repository: Repository, descriptor: Descriptor, max_bytes: int) -> bytes:
-    """A whole small blob in memory, size and digest checked."""
+    """Read a complete blob into memory; size and digest are checked.
+
+    Raises:
+        BadInput: The blob is larger than `max_bytes`.
+        DigestMismatch: The content is not that of the digest.
+    """
     return b"".join(blob_pieces(repository, descriptor, max_bytes))
 
 
 def blob_pieces(repository: Repository, descriptor: Descriptor, max_bytes: int) -> Iterator[bytes]:
-    """A whole blob in pieces; DigestMismatch at their end if they are not its bytes."""
+    """Yield a complete blob in pieces. Errors are those of `read_blob`; a mismatch is raised after the last piece."""
     if descriptor.size > max_bytes:
         raise BadInput(f"blob {descriptor.digest.short}: {descriptor.size} bytes are more than the {max_bytes} allowed")
     return verified(repository.blob(descriptor), descriptor)
 
 
 def verified(pieces: Iterator[bytes], descriptor: Descriptor) -> Iterator[bytes]:
-    """The same pieces; DigestMismatch at the end, or as soon as they are too many, if they are not the blob's."""
+    """Yield `pieces` unchanged and check them.
+
+    Raises:
+        DigestMismatch: At the end, if size or digest differ; earlier, if there are too many bytes.
+    """
     digest = hashlib.new(descriptor.digest.algorithm)
     count = 0
     for piece in pieces:
@@ -115,12 +128,16 @@ def verified(pieces: Iterator[bytes], descriptor: Descriptor) -> Iterator[bytes]
         got = f"{digest.hexdigest()[:12]} in {count} bytes" if count <= descriptor.size else "more bytes"
         raise DigestMismatch(
             f"blob {descriptor.digest}: got {got}, expected {descriptor.size} bytes",
-            "fetch it again; the copy is damaged",
+            "fetch it again: this copy is damaged",
         )
 
 
 def check_manifest(raw: bytes, digest: Digest, where: str) -> bytes:
-    """`raw`, if it is what `digest` names."""
+    """Return `raw` if its digest is `digest`.
+
+    Raises:
+        DigestMismatch: It is not.
+    """
     got = hashlib.new(digest.algorithm, raw).hexdigest()
     if got != digest.hex:
         raise DigestMismatch(f"{where}: manifest {digest}: got {digest.algorithm}:{got}", "fetch it again")
@@ -128,9 +145,12 @@ def check_manifest(raw: bytes, digest: Digest, where: str) -> bytes:
 
 
 def describe_manifest(raw: bytes, digest: Digest, where: str, content_type: str = "") -> Descriptor:
-    """The descriptor of a manifest known by its bytes: its own mediaType, else the server's, else by what it lists.
+    """Describe a manifest. The type is its mediaType, else the `content_type` of the server, else guessed from its keys.
 
-    A document that could be read as two kinds is refused, so that nobody reads it as the other (CVE-2021-41190).
+    A document that could be read as both kinds is refused: another reader may choose the other one (CVE-2021-41190).
+
+    Raises:
+        BadInput: `raw` is not a manifest or index, or could be both.
     """
     value = parse_json(raw, f"{where}: manifest {digest.short}")
     if "manifests" in value and "layers" in value:
@@ -145,23 +165,25 @@ def describe_manifest(raw: bytes, digest: Digest, where: str, content_type: str 
 
 
 def resolve_manifest(repository: Repository, reference: Reference, platform: Platform) -> tuple[Descriptor, bytes]:
-    """The image manifest that `reference` means on exactly `platform`: its descriptor and raw bytes.
+    """Return descriptor and raw bytes of the image manifest that `reference` names for exactly `platform`.
 
-    An index is followed by Index.choose. BadInput where it offers no such platform; Unsupported for other documents.
+    Raises:
+        BadInput: The index has no manifest for this platform.
+        Unsupported: The document is neither an image manifest nor an index.
     """
-    found = repository.resolve(reference.name)
+    descriptor = repository.resolve(reference.name)
     for _ in range(INDEX_MAX_DEPTH):
-        raw = repository.manifest(found)
-        if found.media_type in MANIFEST_TYPES:
-            return found, raw
-        if found.media_type not in INDEX_TYPES:
-            schema_1 = found.media_type.startswith("application/vnd.docker.distribution.manifest.v1")
-            what = "a Docker schema 1 manifest" if schema_1 else f"a manifest of type {found.media_type!r:.120}"
+        raw = repository.manifest(descriptor)
+        if descriptor.media_type in MANIFEST_TYPES:
+            return descriptor, raw
+        if descriptor.media_type not in INDEX_TYPES:
+            schema_1 = descriptor.media_type.startswith("application/vnd.docker.distribution.manifest.v1")
+            what = "a Docker schema 1 manifest" if schema_1 else f"a manifest of type {descriptor.media_type!r:.120}"
             raise Unsupported(
-                f"{reference}: {what}", "only OCI and Docker schema 2 are read; push it with a newer tool"
+                f"{reference}: {what}", "only OCI and Docker schema 2 are supported; push it with a newer tool"
             )
         try:
-            found = Index.parse(raw).choose(platform)
+            descriptor = Index.parse(raw).choose(platform)
         except BadInput as err:
             raise BadInput(f"{reference}: {err.message}", err.hint) from err
     raise BadInput(f"{reference}: indexes are nested more than {INDEX_MAX_DEPTH} deep")

@@ -1,0 +1,1 @@
+"""The registry client: HTTP, authentication, proxies, deadlines and retries."""

@@ -1,8 +1,8 @@
-"""Where a registry may lead by redirects and token services: not into networks that it cannot know, but we can reach.
+"""Decide where redirects and token services may lead: not into private networks that only we can reach.
 
-A registry at a public address that redirects to 127.0.0.1 or 169.254.169.254 uses us against ourselves. So each address
-is looked at after it is resolved, and that very address is connected to: a name that resolves to something else the
-next time (DNS rebinding) gains nothing. Through a proxy, which resolves names itself, only addresses in URLs are seen.
+A public registry that redirects to 127.0.0.1 or 169.254.169.254 attacks our own network. So each address is checked after
+it is resolved, and the connection goes to exactly that address: DNS rebinding does not help an attacker. A proxy resolves
+names itself, so with a proxy only addresses in URLs can be checked.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from collections.abc import Iterable, Sequence
 from rootdisk.errors import RegistryError
 from rootdisk.registry.proxies import is_listed, is_local
 
-ALLOWED_VARIABLE = "ROOTDISK_PRIVATE_HOSTS"  # hosts, written as in NO_PROXY, that may be led to wherever they are
+ALLOWED_VARIABLE = "ROOTDISK_PRIVATE_HOSTS"  # allowed hosts, in the syntax of NO_PROXY
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 PUBLIC, PRIVATE, LINK_LOCAL, LOOPBACK, SPECIAL = "public", "private", "link-local", "loopback", "special"
 METADATA = "cloud metadata"
-# A registry on this machine or network may have its storage beside it, or in public.
+# A registry on this machine or network may have its storage there too, or at a public address.
 _FROM: dict[str, frozenset[str]] = {
     PUBLIC: frozenset({PUBLIC}),
     PRIVATE: frozenset({PRIVATE, PUBLIC}),
@@ -38,11 +38,11 @@ _METADATA = frozenset(
     )
 )
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
-_COMPATIBLE = ipaddress.IPv6Network("::/96")  # RFC 4291: with an IPv4 address in it, deprecated
+_COMPATIBLE = ipaddress.IPv6Network("::/96")  # RFC 4291: IPv4-compatible addresses, deprecated
 
 
 def parse_address(text: str) -> Address | None:
-    """The address that `text` writes, None for a name. An IPv6 address that stands for an IPv4 one is that one."""
+    """Parse an address; None if `text` is a name. An IPv6 address that embeds an IPv4 address becomes that address."""
     try:
         address = ipaddress.ip_address(text)
     except ValueError:
@@ -56,10 +56,10 @@ def parse_address(text: str) -> Address | None:
 
 
 def scope_of(address: Address) -> str:
-    """How far `address` reaches."""
+    """Return the scope of `address`, for example PUBLIC or PRIVATE."""
     if address in _METADATA:
         return METADATA
-    if address.is_loopback or address.is_unspecified:  # 0.0.0.0 is this host, too
+    if address.is_loopback or address.is_unspecified:  # 0.0.0.0 is this host too
         return LOOPBACK
     if address.is_link_local:
         return LINK_LOCAL
@@ -71,21 +71,25 @@ def scope_of(address: Address) -> str:
 
 
 class Reach:
-    """Decides which addresses may be connected to. The registry's own is where it has answered."""
+    """Decides which addresses may be connected to. The home address is the one at which the registry has answered."""
 
     def __init__(self) -> None:
         self._home: Address | None = None
         self._lock = threading.Lock()
 
     def arrived(self, address: str) -> None:
-        """The registry has answered at `address`. Of several such, the one that may lead to the least places counts."""
-        found = parse_address(address.partition("%")[0])
+        """Note that the registry has answered at `address`. Of several addresses, the most restricted one counts."""
+        parsed = parse_address(address.partition("%")[0])
         with self._lock:
-            if self._home is None or (found and len(_FROM[scope_of(found)]) < len(_FROM[scope_of(self._home)])):
-                self._home = found
+            if self._home is None or (parsed and len(_FROM[scope_of(parsed)]) < len(_FROM[scope_of(self._home)])):
+                self._home = parsed
 
     def choose(self, host: str, port: int, addresses: Sequence[str], *, home: bool) -> list[str]:
-        """Those of the `addresses` of `host` that may be connected to; `home` says that it is the registry's own host."""
+        """Return the addresses that may be connected to; `home` tells whether `host` is the registry itself.
+
+        Raises:
+            RegistryError: None of them may be.
+        """
         if home and self._home is None:
             return list(addresses)
         allowed = [text for text in addresses if self._is_allowed(text)]
@@ -94,7 +98,11 @@ class Reach:
         return allowed or list(addresses)
 
     def check_host(self, host: str, port: int) -> None:
-        """Look at an address written in a URL, which a proxy would connect to for us."""
+        """Check a host of a URL without resolving it, for connections through a proxy.
+
+        Raises:
+            RegistryError: It is an address that may not be connected to.
+        """
         text = "127.0.0.1" if is_local(host) and parse_address(host) is None else host
         if parse_address(text) is not None and not self._is_allowed(text) and not _is_named(host, port):
             raise self._refused(host, [text])
@@ -103,7 +111,7 @@ class Reach:
         address = parse_address(text.partition("%")[0])
         if address is None:
             return False
-        # Reached through a proxy, it is taken for a public one.
+        # If a proxy was used, treat the registry as public.
         near = _FROM[scope_of(self._home)] if self._home is not None else _FROM[PUBLIC]
         return address == self._home or scope_of(address) in near
 
@@ -113,8 +121,8 @@ class Reach:
         scope = scope_of(address) if address is not None else SPECIAL
         name = host if host == text else f"{host} ({text})"
         return RegistryError(
-            f"the registry leads to {name}, a {scope} address, and is not there itself",
-            f"if that is right, set {ALLOWED_VARIABLE}={host}",
+            f"the registry redirects to {name}, a {scope} address in another network",
+            f"if this is correct, set {ALLOWED_VARIABLE}={host}",
         )
 
 

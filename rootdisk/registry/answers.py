@@ -1,6 +1,6 @@
-"""A registry's answer: its body read with bounds, and what went wrong as errors that hold no secret.
+"""Read responses of registries within bounds, and turn failures into errors without secrets.
 
-No query string (presigned URLs hold secrets) and no header is ever part of an error.
+Errors never contain a query string (presigned URLs contain secrets) or a header.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ERROR_MAX_BYTES = 16 << 10
 
 
 class TryLater(RegistryError):
-    """Temporary, and the server said when to come back."""
+    """A temporary error for which the server named a time to wait, `after_s` seconds."""
 
     def __init__(self, message: str, hint: str, *, status: int, after_s: float) -> None:
         super().__init__(message, hint, temporary=True, status=status)
@@ -31,11 +31,15 @@ class TryLater(RegistryError):
 
 
 class Unreachable(RegistryError):
-    """No connection was made at all."""
+    """A failure to connect."""
 
 
 def read_bounded(response: requests.Response, max_bytes: int) -> bytes:
-    """The whole body, which may have at most `max_bytes`."""
+    """Read the complete body.
+
+    Raises:
+        RegistryError: It has more than `max_bytes`, or the connection failed.
+    """
     url = str(response.url)
     body = bytearray()
     pace = Pace(response)
@@ -47,9 +51,9 @@ def read_bounded(response: requests.Response, max_bytes: int) -> bytes:
 
 
 class Pace:
-    """Reads an answer's body; a server that stalls, or trickles, is a temporary RegistryError."""
+    """Reads the body of a response. A server that stalls or is too slow is a temporary RegistryError."""
 
-    MIN_BYTES = 4 << 10  # in the session's read time-out of waiting
+    MIN_BYTES = 4 << 10  # in each period of the read time-out
 
     def __init__(self, response: requests.Response) -> None:
         self._response = response
@@ -59,7 +63,11 @@ class Pace:
         self._count = 0
 
     def read(self, max_bytes: int) -> bytes:
-        """What has arrived, at most `max_bytes`, b"" at the end. Time spent by the caller does not count."""
+        """Return up to `max_bytes` that have arrived, or b"" at the end. Time between calls does not count.
+
+        Raises:
+            RegistryError: The connection failed or is too slow.
+        """
         start = time.monotonic()
         url = str(self._response.url)
         try:
@@ -70,57 +78,59 @@ class Pace:
         self._count += len(piece)
         if self._waited >= self._window_s:
             if self._count < self.MIN_BYTES:
-                raise RegistryError(f"GET {redact(url)}: {self._count} bytes in {self._waited:.0f} s", temporary=True)
+                raise RegistryError(
+                    f"GET {redact(url)}: only {self._count} bytes in {self._waited:.0f} s", temporary=True
+                )
             self._waited, self._count = 0.0, 0
         return piece
 
 
 def network_error(method: str, url: str, err: Exception) -> RegistryError:
-    """What went wrong below HTTP, without the query string that urllib3's own texts hold."""
+    """Return the error for a failure below HTTP. The texts of urllib3 are not used: they contain query strings."""
     text, what = str(err), f"{method} {redact(url)}"
     if "CERTIFICATE_VERIFY_FAILED" in text:
-        found = re.search(r"certificate verify failed: ([^(]{1,120})", text)
+        match = re.search(r"certificate verify failed: ([^(]{1,120})", text)
         return RegistryError(
-            f"{what}: its certificate is not trusted ({found[1].strip() if found else 'TLS'})",
-            "give the certificate authority's file, if it is your own",
+            f"{what}: its certificate is not trusted ({match[1].strip() if match else 'TLS'})",
+            "if it is your own registry, name its CA certificate: --ca-file",
         )
     if isinstance(err, requests.exceptions.SSLError):
         if "WRONG_VERSION_NUMBER" in text or "record layer failure" in text.lower():
-            return RegistryError(f"{what}: does not speak TLS", "ask for plain http if this network is to be trusted")
+            return RegistryError(f"{what}: the server does not use TLS", "if you trust this network, use --plain-http")
         return RegistryError(f"{what}: TLS failed", temporary="EOF" in text or "reset" in text.lower())
     if isinstance(err, requests.exceptions.ProxyError):
         return Unreachable(f"{what}: the proxy does not answer", "check HTTPS_PROXY", temporary=True)
     if isinstance(err, requests.exceptions.ConnectTimeout):
-        return Unreachable(f"{what}: no connection in time", "is the registry's name right?", temporary=True)
+        return Unreachable(f"{what}: connection timed out", "check the name of the registry", temporary=True)
     if isinstance(err, requests.exceptions.InvalidURL | requests.exceptions.InvalidSchema):
-        return RegistryError(f"{what}: not a URL we can ask")
+        return RegistryError(f"{what}: the URL is not supported")
     for mark, reason in (
-        ("NameResolutionError", "its name is not known"),
+        ("NameResolutionError", "cannot resolve the host name"),
         ("Connection refused", "connection refused"),
-        ("No route to host", "no route to it"),
+        ("No route to host", "no route to host"),
         ("Network is unreachable", "the network is unreachable"),
     ):
         if mark in text or mark in repr(err):
-            return Unreachable(f"{what}: {reason}", "is the registry's name right, and is it up?", temporary=True)
-    reason = "no answer in time" if "timed out" in text.lower() else "the connection broke"
+            return Unreachable(f"{what}: {reason}", "check the name of the registry and your network", temporary=True)
+    reason = "no answer in time" if "timed out" in text.lower() else "the connection was closed"
     return RegistryError(f"{what}: {reason}", temporary=True)
 
 
 def status_error(method: str, response: requests.Response, what: str, hint: str = "") -> RegistryError:
-    """The registry's own words (distribution-spec, error codes), bounded and printable."""
+    """Return the error for an unexpected status, with the text of the registry (distribution-spec, error codes)."""
     status = response.status_code
-    said = ""
+    text = ""
     try:
         answer = parse_json(read_bounded(response, ERROR_MAX_BYTES), what, ERROR_MAX_BYTES)
-        said = ", ".join(f"{item.get('code')}: {item.get('message')}" for item in answer["errors"][:3])
-        said = printable(said)
+        text = ", ".join(f"{item.get('code')}: {item.get('message')}" for item in answer["errors"][:3])
+        text = printable(text)
     except (RootdiskError, AttributeError, TypeError, KeyError):
-        pass  # no words is fine: the status says it
-    message = f"{what}: {method} /{redact(str(response.url)).partition('/')[2]}: {status} {said or printable(response.reason or '')}".rstrip()
+        pass  # without a text the status says enough
+    message = f"{what}: {method} /{redact(str(response.url)).partition('/')[2]}: {status} {text or printable(response.reason or '')}".rstrip()
     if not hint and status in (401, 403):
-        hint = "log in to the registry, and check that the account may do this"
+        hint = "log in to the registry, and check the rights of the account"
     if not hint and status == 404:
-        hint = "check the name; some registries answer so when a login is needed"
+        hint = "check the name; some registries also answer 404 if a login is needed"
     after_s = _retry_after(response.headers.get("Retry-After", ""))
     if status in TEMPORARY and after_s:
         return TryLater(message, hint or f"try again in {after_s:.0f} s", status=status, after_s=after_s)
@@ -128,7 +138,7 @@ def status_error(method: str, response: requests.Response, what: str, hint: str 
 
 
 def _retry_after(text: str) -> float:
-    """Seconds; RFC 9110 section 10.2.3, a number or a date. 0 where there is none."""
+    """Parse a Retry-After header, a number or a date, to seconds; 0 if there is none. RFC 9110 section 10.2.3."""
     if text.isascii() and text.isdigit():
         return float(text[:6])
     try:

@@ -1,6 +1,7 @@
-"""Answering a registry's challenge.
+"""Answer the authentication challenges of registries.
 
-Credentials go to the registry, or to the token service its challenge names; https both, unless plain http was asked.
+Credentials go only to the registry or to the token service that its challenge names, and only over https unless plain
+HTTP was requested.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ TOKEN_MAX_BYTES = 1 << 20
 
 
 class Auth:
-    """Answers a registry's challenge (RFC 7235; distribution's token and oauth2 specifications).
+    """Answers challenges of one registry (RFC 7235; token and oauth2 specifications of distribution).
 
-    One Authorization value at a time: the last challenge names the widest scope asked for, and a registry that wants
-    another one says so.
+    It keeps one Authorization value: that for the last challenge, which names the widest scope requested. If a registry needs
+    another one, it sends another challenge.
     """
 
     def __init__(self, registry: str, repository: str, session: Session, options: RegistryOptions) -> None:
@@ -40,7 +41,7 @@ class Auth:
 
     @property
     def token(self) -> str | None:
-        """What is sent unasked: the last answer, until it is about to expire."""
+        """The current Authorization value, or None if there is none or it is about to expire."""
         return self._value if self._value and time.monotonic() < self._expires else None
 
     @token.setter
@@ -48,31 +49,36 @@ class Auth:
         self._value = value or ""
 
     def get_auth_header(self) -> dict[str, str]:
+        """Return the current Authorization header; {} if there is none."""
         return {"Authorization": self._value} if self._value else {}
 
     def authenticate_request(
         self, original: requests.Response, headers: dict[str, str], refresh: bool = False
     ) -> tuple[dict[str, str], bool]:
-        """After 401 or 403: the headers to try again with, and that they are others."""
+        """Handle a response 401 or 403: return the headers for another try, and True.
+
+        Raises:
+            RegistryError: There is no answer to the challenge, or access is denied.
+        """
         method = str(original.request.method)
         url, status = parse_url(original.url), original.status_code
         if url.origin != self._session.origin:
             original.close()
-            # A presigned URL that ran out; asking the registry again gives a new one.
+            # An expired presigned URL. The registry returns a new one for another request.
             raise RegistryError(f"{method} {url.shown}: {status}, after a redirect", temporary=True, status=status)
         if status == 403:
             with original:
                 raise status_error(method, original, f"{self._registry}/{self._repository}")
         original.close()
         with self._lock:
-            # Another thread may have been quicker.
+            # Another thread may have done it already.
             if not self.token or headers.get("Authorization") == self._value:
                 self._value, lifetime = self._answer(original.headers.get("WWW-Authenticate", ""))
                 self._expires = time.monotonic() + lifetime * 0.75
             return {**headers, "Authorization": self._value}, True
 
     def _answer(self, header: str) -> tuple[str, float]:
-        """An Authorization value and how long it is good for, seconds."""
+        """Return an Authorization value and its lifetime in seconds."""
         challenges = parse_challenges(header)
         credentials = find_credentials(self._registry, self._repository)
         if "bearer" in challenges:
@@ -81,9 +87,9 @@ class Auth:
             return self._bearer(challenges["bearer"], credentials)
         if "basic" in challenges:
             if credentials is None or not credentials.username:
-                raise RegistryError(f"{self._registry} wants a password", self._hint, status=401)
+                raise RegistryError(f"{self._registry} requires a login", self._hint, status=401)
             return credentials.basic, float("inf")
-        raise RegistryError(f"{self._registry}: unknown kind of authentication", status=401)
+        raise RegistryError(f"{self._registry}: its kind of authentication is not supported", status=401)
 
     @property
     def _hint(self) -> str:
@@ -93,9 +99,9 @@ class Auth:
         try:
             realm = parse_url(challenge.get("realm", ""))
         except RegistryError as err:
-            raise RegistryError(f"{self._registry} names a token service we do not talk to: {err.message}") from None
+            raise RegistryError(f"{self._registry}: its token service is refused: {err.message}") from None
         if realm.scheme != "https" and not self._plain_http:
-            raise RegistryError(f"{self._registry} names a token service we do not talk to: {realm.shown}: not https")
+            raise RegistryError(f"{self._registry}: its token service is refused: {realm.shown}: not https")
         fields = {key: challenge[key] for key in ("service", "scope") if key in challenge}
         if credentials is not None and credentials.identity_token:
             fields |= {
@@ -118,7 +124,7 @@ class Auth:
 
 
 def _token(raw: bytes) -> tuple[str, float]:
-    """The token in a token service's answer, "" if there is none, and how long it is good for, seconds."""
+    """Return the token in the answer of a token service ("" if there is none) and its lifetime in seconds."""
     try:
         answer = parse_json(raw, "token service", TOKEN_MAX_BYTES)
     except BadInput:
@@ -131,12 +137,15 @@ def _token(raw: bytes) -> tuple[str, float]:
 
 
 def parse_challenges(header: str) -> dict[str, dict[str, str]]:
-    """WWW-Authenticate: parameters by scheme, both in lower case; RFC 7235 section 4.1. The first of a scheme counts."""
+    """Parse WWW-Authenticate to parameters by scheme, names in lower case; RFC 7235 section 4.1.
+
+    If a scheme or parameter is repeated, the first counts.
+    """
     challenges: dict[str, dict[str, str]] = {}
     current: dict[str, str] = {}
     token = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
-    for found in re.finditer(rf'({token})\s*=\s*(?:"((?:[^"\\]|\\.)*)"|({token}))|({token})', header[:8192]):
-        name, quoted, plain, scheme = found.groups()
+    for match in re.finditer(rf'({token})\s*=\s*(?:"((?:[^"\\]|\\.)*)"|({token}))|({token})', header[:8192]):
+        name, quoted, plain, scheme = match.groups()
         if scheme:
             current = {}
             challenges.setdefault(scheme.lower(), current)

@@ -1,12 +1,12 @@
-"""HTTP to one repository of one registry: ask, answer a challenge, ask again; with deadlines and retries.
+"""HTTP client for one repository of one registry, with authentication, deadlines and retries.
 
-Redirects are followed by registry_session.py, challenges are answered by registry_auth.py. The rules, enforced in one
-place each:
+http.py follows redirects, challenges.py authenticates. Each of these rules is enforced in one place:
 
-- Authorization is sent to the registry's own origin only; never after a redirect, never from ~/.netrc.
-- Credentials go to the registry, or to the token service its challenge names; https both, unless plain http was asked.
-- Every answer is streamed and read with a bound; every wait has an end; only temporary failures are tried again.
-- No query string (presigned URLs hold secrets) and no header is ever part of an error.
+- Authorization goes only to the origin of the registry, never after a redirect to another origin, never from ~/.netrc.
+- Credentials go only to the registry or to the token service that its challenge names, over https unless plain HTTP was
+  requested.
+- Responses are streamed and bounded. Every wait ends. Only temporary failures are retried.
+- Errors never contain a query string (presigned URLs contain secrets) or a header.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 
 class Retry:
-    """Decides whether and when to try again: back-off, Retry-After, and an end after `give_up_s` without progress."""
+    """Decides whether and when to retry: back-off, Retry-After, and a limit of `give_up_s` seconds without progress."""
 
     def __init__(self, give_up_s: float, stopped: threading.Event) -> None:
         self._give_up_s = give_up_s
@@ -42,17 +42,17 @@ class Retry:
         self.progress()
 
     def progress(self) -> None:
-        """Something worth keeping arrived: start counting again."""
+        """Reset attempts and deadline: something useful has arrived."""
         self._attempts = 0
         self._deadline = time.monotonic() + self._give_up_s
 
     def wait(self, err: RegistryError) -> None:
-        """Sleep until the next attempt; raises `err` where there should be none."""
+        """Sleep until the next attempt, or raise `err` if there is to be none."""
         self._attempts += 1
         pause = min(0.5 * 2 ** (self._attempts - 1), 10) * random.uniform(0.8, 1.2)
         if isinstance(err, TryLater):
             pause = max(pause, err.after_s)
-        # A name that does not resolve or a closed port seldom gets better by waiting: one more try.
+        # Waiting seldom helps if a name does not resolve or a port is closed: try once more only.
         limit = 2 if isinstance(err, Unreachable) else MAX_ATTEMPTS
         if not err.temporary or self._attempts >= limit or time.monotonic() + pause > self._deadline:
             raise err
@@ -60,6 +60,7 @@ class Retry:
             raise err
 
     def run(self, action: Callable[[], T]) -> T:
+        """Call `action` until it succeeds or raises an error that is not to be retried."""
         while True:
             try:
                 return action()
@@ -68,7 +69,7 @@ class Retry:
 
 
 class RegistryClient:
-    """Requests below `/v2/REPOSITORY/`. Safe to use from several threads."""
+    """Sends requests below `/v2/REPOSITORY/`. Threads may share it."""
 
     def __init__(self, registry: str, repository: str, options: RegistryOptions) -> None:
         self.name = f"{registry}/{repository}"
@@ -83,17 +84,19 @@ class RegistryClient:
         return Auth(registry, repository, self.session, self.options)
 
     def close(self) -> None:
+        """Close all connections."""
         self.session.close()
 
     def interrupt(self) -> None:
-        """End all requests under way, from another thread; nothing can be asked afterwards."""
+        """Abort all requests in other threads. No request is possible afterwards."""
         self._watch.stop()
 
     def retry(self, give_up_s: float | None = None) -> Retry:
+        """Return a new retry policy; default limit from the options."""
         return Retry(give_up_s or self.options.give_up_s, self._watch.stopped)
 
     def url(self, path: str) -> Url:
-        """`path` below the repository, or where a Location header leads."""
+        """Resolve a path below the repository, or a Location header."""
         return self.base.join(path)
 
     def request(
@@ -105,9 +108,10 @@ class RegistryClient:
         headers: Mapping[str, str] | None = None,
         data: Any = None,
     ) -> requests.Response:
-        """One attempt: the open, streamed answer, its status one of `expect`; RegistryError otherwise.
+        """Send one request, without retry, and return the open response. The caller reads and closes it.
 
-        The caller reads with `read_bounded` or from `raw`, and closes.
+        Raises:
+            RegistryError: The status is not in `expect`, or there was no response.
         """
         url = str(self.url(path))
         try:
@@ -120,19 +124,19 @@ class RegistryClient:
             raise status_error(method, response, self.name)
 
     def _exchange(self, method: str, url: str, headers: dict[str, str], data: Any) -> requests.Response:
-        """Ask, with the authorization there is; asked for another, answer the challenge and ask again."""
+        """Send a request with the current authorization. Answer a challenge once and send it again."""
         if self.auth.token is not None:
             headers.update(self.auth.get_auth_header())
         response = self.session.request(method, url, headers=headers, data=data)
         if response.status_code in (401, 403):
             headers, _ = self.auth.authenticate_request(response, headers)
             response = self.session.request(method, url, headers=headers, data=data)
-        if response.status_code == 403:  # which a redirect's target may say when its turn has come
+        if response.status_code == 403:  # possible now for the target of a redirect
             self.auth.authenticate_request(response, headers)
         return response
 
     def get(self, path: str, max_bytes: int, headers: Mapping[str, str]) -> tuple[bytes, Mapping[str, str]]:
-        """A small document and its headers, with retries."""
+        """Return a small document of at most `max_bytes` and its headers, with retries."""
 
         def once() -> tuple[bytes, Mapping[str, str]]:
             with self.request("GET", path, expect=(200,), headers=headers) as response:

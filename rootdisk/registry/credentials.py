@@ -1,7 +1,7 @@
-"""Who we are to a registry: what docker, podman and skopeo have saved, found for one host and never sent to another.
+"""Find the credentials that docker, podman and skopeo have saved for a registry.
 
-Reads docker's config.json (`auths`, `identitytoken`, `credsStore`, `credHelpers`) and containers-auth.json(5). Secrets
-stay out of error messages and out of repr().
+Reads docker's config.json (`auths`, `identitytoken`, `credsStore`, `credHelpers`) and containers-auth.json(5). Secrets never
+appear in errors and repr().
 """
 
 from __future__ import annotations
@@ -21,34 +21,36 @@ from rootdisk.system.folders import home, named_folder
 from rootdisk.text import printable
 
 FILE_MAX_BYTES = 1 << 20
-HELPER_TIMEOUT_S = 60  # some ask the user to unlock a key ring
+HELPER_TIMEOUT_S = 60  # a helper may ask the user to unlock a key ring
 
-_HUB_KEY = "https://index.docker.io/v1/"  # what docker login writes for Docker Hub
+_HUB_KEY = "https://index.docker.io/v1/"  # the key of Docker Hub in files of docker login
 _HUB_NAMES = ("docker.io", "index.docker.io", "registry-1.docker.io")
 _HELPER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
 
 
 class Credentials(NamedTuple):
-    """A name and password, an OAuth2 refresh token ("identity token"), or a bearer token of the registry's own."""
+    """User name and password, an OAuth2 refresh token ("identity token"), or a bearer token of the registry."""
 
     username: str
     password: str = ""
     identity_token: str = ""
-    registry_token: str = ""  # sent to the registry as it is
+    registry_token: str = ""  # sent to the registry unchanged
 
     def __repr__(self) -> str:
         return f"Credentials({self.username!r}, …)"
 
     @property
     def basic(self) -> str:
-        """The value of an Authorization header; RFC 7617."""
+        """The value of an Authorization header for Basic authentication; RFC 7617."""
         return "Basic " + base64.b64encode(f"{self.username}:{self.password}".encode()).decode()
 
 
 def find_credentials(registry: str, repository: str) -> Credentials | None:
-    """What the first file that knows `registry` (host or host:port) says; None means anonymous.
+    """Return the credentials for `registry` (host or host:port) from the first file that has them, or None.
 
-    A file named by the environment has to be readable; BadInput otherwise, and for a damaged one.
+    Raises:
+        BadInput: A file is damaged, or a file that the environment names cannot be read.
+        RegistryError: A credential helper failed.
     """
     registry = registry.lower()
     for path, required in _files():
@@ -56,18 +58,18 @@ def find_credentials(registry: str, repository: str) -> Credentials | None:
             with path.open("rb") as stream:
                 raw = stream.read(FILE_MAX_BYTES + 1)
         except OSError as err:
-            # Not there, or below a home we may not look into: as if nobody had logged in.
+            # Missing, or in a home directory that we may not read: there are no credentials.
             if required and not isinstance(err, FileNotFoundError):
                 raise BadInput(f"credentials {path}: {err.strerror}") from err
             continue
         config = parse_json(raw, f"credentials {path}", FILE_MAX_BYTES)
-        if found := _in_config(config, registry, repository, path):
-            return found
+        if credentials := _in_config(config, registry, repository, path):
+            return credentials
     return None
 
 
 def _files() -> Iterator[tuple[Path, bool]]:
-    """Files to look into, and whether the user named them; the order of containers-auth.json(5), docker's first."""
+    """Yield the files to search, and whether the user named them: docker's first, then as in containers-auth.json(5)."""
     env = os.environ
     if named := env.get("REGISTRY_AUTH_FILE"):
         yield Path(named), True
@@ -90,7 +92,7 @@ def _in_config(config: Mapping[str, Any], registry: str, repository: str, path: 
     helpers = _mapping(config, "credHelpers", path)
     for key in _exact_first(helpers, registry):
         if _place(key)[0] == registry:
-            # An empty name is docker's way to say: this file, though others are in a store.
+            # An empty name means: the credentials of this registry are in this file, not in the store.
             store = _string(helpers, key, path)
             if store:
                 return _ask_helper(store, server, path)
@@ -104,20 +106,20 @@ def _in_config(config: Mapping[str, Any], registry: str, repository: str, path: 
             value = auths[key]
             if _place(key) != (registry, namespace) or not isinstance(value, dict):
                 continue
-            if found := _inline(value, key, path):
-                return found
+            if credentials := _inline(value, key, path):
+                return credentials
     return _ask_helper(store, server, path) if store else None
 
 
 def _exact_first(keys: Iterable[str], registry: str) -> list[str]:
-    """The registry's own name before other spellings of it, as docker."""
+    """Sort the exact name of the registry before other spellings, like docker."""
     return sorted(keys, key=lambda key: key != registry)
 
 
 def _place(key: str) -> tuple[str, str]:
-    """The registry that a key is for, and the namespace in it: `https://host/v1/`, `host/` and `host` are the same.
+    """Split a key into registry and namespace. `https://host/v1/`, `host/` and `host` are equal.
 
-    docker writes hosts, once with a scheme and a path; podman also `host/namespace`. Docker Hub has several names.
+    docker writes hosts, formerly with scheme and path. podman also writes `host/namespace`. Docker Hub has several names.
     """
     text = re.sub(r"^https?://", "", key, flags=re.IGNORECASE)
     host, _, namespace = text.partition("/")
@@ -129,7 +131,7 @@ def _place(key: str) -> tuple[str, str]:
 
 
 def _inline(value: Mapping[str, Any], key: str, path: Path) -> Credentials | None:
-    """The entry of `auths`; None for an empty one, which docker writes when a store holds the secret."""
+    """Read an entry of `auths`. Return None if it is empty: docker writes that if the secret is in a store."""
     what = f"{path}: entry {printable(key, 200)!r}"
     identity, token = _string(value, "identitytoken", what), _string(value, "registrytoken", what)
     username, password = _string(value, "username", what), _string(value, "password", what)
@@ -137,40 +139,44 @@ def _inline(value: Mapping[str, Any], key: str, path: Path) -> Credentials | Non
         try:
             username, _, password = base64.b64decode(auth, validate=True).decode().partition(":")
         except ValueError:
-            raise BadInput(f"credentials {what} is not base64", "log in again") from None
-        password = password.rstrip("\0")  # as docker's own reader
+            raise BadInput(f"credentials {what} is not valid base64", "log in again") from None
+        password = password.rstrip("\0")  # like docker
     if token and not re.fullmatch(r"[!-~]+", token):
-        raise BadInput(f"credentials {what}: its registrytoken is not a token", "log in again")
+        raise BadInput(f"credentials {what}: its registrytoken is not valid", "log in again")
     if not identity and not username and not token:
         return None
     return Credentials(username, password, identity, token)
 
 
 def _ask_helper(name: str, server: str, path: Path) -> Credentials | None:
-    """What docker-credential-NAME says; docker-credential-helpers' protocol: the server on stdin, JSON on stdout."""
+    """Ask docker-credential-NAME. Protocol of docker-credential-helpers: the server on stdin, JSON on stdout."""
     if not _HELPER.match(name):
-        raise BadInput(f"credentials {path}: {name!r:.80} is no credential helper")
+        raise BadInput(f"credentials {path}: {name!r:.80} is not a valid name of a credential helper")
     program = f"docker-credential-{name}"
     try:
-        # Its stdout may hold secrets, also when it fails: never shown.
-        done = process.run([program, "get"], given=server.encode(), timeout_s=HELPER_TIMEOUT_S)
+        # Never show its stdout, not even after a failure: it may contain secrets.
+        done = process.run([program, "get"], stdin=server.encode(), timeout_s=HELPER_TIMEOUT_S)
     except FileNotFoundError:
         raise BadInput(
-            f"{program}, which {path} asks for, is not installed", "install it, or remove it there"
+            f"{program} is not installed, but {path} requires it", "install it, or remove it from that file"
         ) from None
     except OSError as err:
         raise RegistryError(f"{program}: {type(err).__name__}", f"try it: echo {server} | {program} get") from None
     if done.status:
         if b"credentials not found" in done.out.lower():
             return None
-        raise RegistryError(f"{program} ended with {done.status}", f"try it: echo {server} | {program} get")
+        raise RegistryError(
+            f"{program} failed with exit status {done.status}", f"try it: echo {server} | {program} get"
+        )
     try:
         answer = parse_json(done.out, program, FILE_MAX_BYTES)
         username, secret = answer["Username"], answer["Secret"]
         if not isinstance(username, str) or not isinstance(secret, str):
             raise TypeError
     except (BadInput, KeyError, TypeError):
-        raise RegistryError(f"{program} does not answer with JSON", f"try it: echo {server} | {program} get") from None
+        raise RegistryError(
+            f"{program} did not answer with valid JSON", f"try it: echo {server} | {program} get"
+        ) from None
     if username == "<token>":
         return Credentials("", identity_token=secret)
     return Credentials(username, secret) if username or secret else None
@@ -179,12 +185,12 @@ def _ask_helper(name: str, server: str, path: Path) -> Credentials | None:
 def _string(value: Mapping[str, Any], key: str, what: object) -> str:
     text = value.get(key)
     if not isinstance(text, str | None):
-        raise BadInput(f"credentials {what}: {printable(key, 80)} is not text", "log in again")
+        raise BadInput(f"credentials {what}: {printable(key, 80)} is not a string", "log in again")
     return text or ""
 
 
 def _mapping(config: Mapping[str, Any], key: str, path: Path) -> Mapping[str, Any]:
     value = config.get(key)
     if not isinstance(value, dict | None):
-        raise BadInput(f"credentials {path}: {key} is not a mapping")
+        raise BadInput(f"credentials {path}: {key} is not a JSON object")
     return value or {}

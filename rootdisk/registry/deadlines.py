@@ -1,10 +1,10 @@
-"""Connections whose waits end: each wait for an answer's head, or for more of its body, has a deadline.
+"""Connections with a deadline for each wait: for the head of a response, and for more of its body.
 
-A socket's own time-out starts again with every byte, so a server that trickles a header, or the length of a chunk, could
-hold its reader for ever. One thread looks after all waits; and all of them can be broken off at once, which a fetch
-over several connections needs when one fails or the user presses Ctrl-C.
+The time-out of a socket restarts with every byte, so a server that sends a header very slowly could block its reader
+forever. One thread watches all waits. It can also abort all of them at once, which a fetch over several connections needs
+if one fails or the user presses Ctrl-C.
 
-They go to addresses that were looked at: rootdisk/registry/addresses.py.
+Connections go only to addresses that were checked; see addresses.py.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ LOOK_S = 0.1
 
 
 class Watch:
-    """The sockets that are being waited on."""
+    """Watches the sockets that threads wait for."""
 
     def __init__(self) -> None:
         self.stopped = threading.Event()
@@ -39,21 +39,25 @@ class Watch:
         self._looking = False
 
     def stop(self) -> None:
-        """Break off every wait there is and will be: TimeoutError."""
+        """Abort all current and future waits; they raise TimeoutError."""
         with self._lock:
             self.stopped.set()
             for sock, _ in self._waits.values():
                 _break(sock)
 
     def adopt(self, pool: Any, *, home: bool) -> None:
-        """Look after the connections that `pool` makes from now on; `home` says that they are to the registry itself."""
+        """Watch new connections of `pool`; `home` tells whether they go to the registry itself."""
         kind = _TLSConnection if isinstance(pool, urllib3.HTTPSConnectionPool) else _Connection
-        # The proxy is the user's choice.
+        # The user has chosen the proxy, so its address is not checked.
         reach = self.reach if pool.proxy is None else None
         pool.ConnectionCls = functools.partial(kind, watch=self, reach=reach, home=home)
 
     def head(self, connection: HTTPConnection) -> urllib3.HTTPResponse:
-        """The answer to what `connection` has asked, its head complete within the connection's time-out."""
+        """Return the response to the request of `connection`. Its head must be complete within the time-out.
+
+        Raises:
+            TimeoutError: It is not, or the watch was stopped.
+        """
         sock = getattr(connection.sock, "socket", connection.sock)  # through a TLS proxy, urllib3's SSLTransport
         assert isinstance(sock, socket.socket)
         assert isinstance(connection.timeout, int | float)
@@ -63,11 +67,15 @@ class Watch:
         return response
 
     def read1(self, response: urllib3.BaseHTTPResponse, max_bytes: int, seconds: float) -> bytes:
-        """What has arrived of a body, b"" at its end, within `seconds`."""
+        """Return bytes of a body as soon as there are any; b"" at the end.
+
+        Raises:
+            TimeoutError: Nothing came within `seconds`, or the watch was stopped.
+        """
         with self._within(self._sockets[response], seconds):
             data = response.read1(max_bytes, decode_content=False)
             if response.length_remaining == 0:
-                # http.client notices the end only here, and then the connection can be used again.
+                # Only this read lets http.client notice the end, so that the connection can be reused.
                 response.read(1, decode_content=False)
             return data
 
@@ -76,7 +84,7 @@ class Watch:
         key = object()
         with self._lock:
             if self.stopped.is_set():
-                raise TimeoutError("broken off")
+                raise TimeoutError("aborted")
             self._waits[key] = sock, time.monotonic() + seconds
             if not self._looking:
                 self._looking = True
@@ -85,13 +93,13 @@ class Watch:
             yield
         finally:
             with self._lock:
-                # Bytes that come out of a broken socket are not to be believed.
+                # Do not trust bytes from a socket that was shut down.
                 broken = self._waits.pop(key, None) is None or self.stopped.is_set()
             if broken:
                 raise TimeoutError("timed out") from None
 
     def _look(self) -> None:
-        """Break what waits too long; ends where nothing waits."""
+        """Shut down sockets whose deadline has passed. End if nothing is waiting."""
         while True:
             time.sleep(LOOK_S)
             with self._lock:
@@ -106,10 +114,10 @@ class Watch:
 
 
 class _Watched:
-    """Mixed into urllib3's connections."""
+    """Mix-in for connections of urllib3."""
 
     _dns_host: str
-    _address = ""  # that it is connected to, if that was looked at
+    _address = ""  # of the peer, if it was checked
 
     def __init__(self, *args: Any, watch: Watch, reach: Reach | None, home: bool, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -118,13 +126,13 @@ class _Watched:
     def getresponse(self) -> Any:
         assert isinstance(self, HTTPConnection)
         response = self._watch.head(self)
-        # Not before it has answered: whoever is at an address where its name led once, and says nothing, is not it.
+        # Only after a response: an address that the name resolved to, but that is silent, need not be the registry.
         if self._home and self._reach is not None and self._address:
             self._reach.arrived(self._address)
         return response
 
     def _new_conn(self) -> socket.socket:
-        """Resolve, choose, and connect to what was chosen: nothing is resolved a second time."""
+        """Resolve the name once, choose among its addresses, and connect to those."""
         assert isinstance(self, HTTPConnection)
         connect = HTTPConnection._new_conn
         if self._reach is None:
@@ -156,17 +164,19 @@ class _TLSConnection(_Watched, HTTPSConnection):
 
 
 def _resolved(connection: HTTPConnection, name: str) -> list[str]:
-    """The addresses of `name`, best first; an IPv6 one with its zone."""
+    """Resolve `name`; best address first, IPv6 addresses with their zone."""
     try:
-        found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
+        results = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
     except socket.gaierror as err:
         raise NameResolutionError(name, connection, err) from err
     families = (socket.AF_INET, socket.AF_INET6)
-    numeric = (socket.getnameinfo(place, socket.NI_NUMERICHOST)[0] for family, *_, place in found if family in families)
+    numeric = (
+        socket.getnameinfo(place, socket.NI_NUMERICHOST)[0] for family, *_, place in results if family in families
+    )
     return list(dict.fromkeys(numeric))
 
 
 def _break(sock: socket.socket) -> None:
-    """Wake who reads from or writes to it. Not SSLSocket's own way, which would give out what is still encrypted."""
+    """Wake all readers and writers of a socket. SSLSocket.shutdown would return bytes that are still encrypted."""
     with contextlib.suppress(OSError):
         socket.socket.shutdown(sock, socket.SHUT_RDWR)

@@ -1,7 +1,7 @@
-"""Which proxy a URL is asked through: HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY, read as Go's programs read them.
+"""Choose the proxy for a URL from HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY, like Go programs.
 
-This host is never asked through a proxy. NO_PROXY: `*`, names (`example.com` and what is below it; `.example.com` only
-what is below it), addresses, networks as 10.0.0.0/8, each but the last with a port or without.
+Requests to this host never use a proxy. NO_PROXY lists `*`, names (`example.com` includes its subdomains, `.example.com`
+means only its subdomains), addresses, and networks such as 10.0.0.0/8. All except networks may have a port.
 """
 
 from __future__ import annotations
@@ -15,7 +15,11 @@ from rootdisk.urls import Url, parse_url
 
 
 def proxy_for(url: Url) -> str | None:
-    """The proxy's URL, with its user and password; None for none."""
+    """Return the URL of the proxy for `url`, with user and password, or None.
+
+    Raises:
+        BadInput: A variable does not contain a URL of a proxy.
+    """
     if is_local(url.host) or is_listed(url.host, url.port, _variable("no_proxy")[1]):
         return None
     name, text = _variable(f"{url.scheme}_proxy")
@@ -25,7 +29,7 @@ def proxy_for(url: Url) -> str | None:
 
 
 def is_local(host: str) -> bool:
-    """Whether `host` is this machine by its name or address."""
+    """Return whether `host` is a name or address of the loopback interface."""
     name = host.removesuffix(".")
     if name == "localhost" or name.endswith(".localhost"):
         return True
@@ -36,7 +40,7 @@ def is_local(host: str) -> bool:
 
 
 def is_listed(host: str, port: int, listed: str) -> bool:
-    """Whether `listed`, written as NO_PROXY is, has `host`."""
+    """Return whether `listed`, in the syntax of NO_PROXY, contains `host`."""
     return any(_matches(host.removesuffix("."), port, item) for item in listed.lower().replace(",", " ").split())
 
 
@@ -52,8 +56,8 @@ def _matches(host: str, port: int, item: str) -> bool:
             return address in ipaddress.ip_network(item, strict=False)
         except ValueError:
             return False
-    found = re.fullmatch(r"(\[[^\]]*\]|[^:]*)(?::(\d{1,5}))?", item)
-    name, wanted = (found[1], found[2]) if found else (item, None)
+    match = re.fullmatch(r"(\[[^\]]*\]|[^:]*)(?::(\d{1,5}))?", item)
+    name, wanted = (match[1], match[2]) if match else (item, None)
     if wanted and int(wanted) != port:
         return False
     if address is not None:
@@ -68,7 +72,7 @@ def _matches(host: str, port: int, item: str) -> bool:
 
 
 def _variable(name: str) -> tuple[str, str]:
-    """Lower case first, as curl. HTTP_PROXY is not read in a CGI program, where a client's header sets it."""
+    """Read a variable, lower case first like curl. CGI programs ignore HTTP_PROXY: a header of the client sets it."""
     upper = name.upper()
     if upper == "HTTP_PROXY" and "REQUEST_METHOD" in os.environ:
         return name, os.environ.get(name, "").strip()
@@ -82,7 +86,7 @@ def _checked(name: str, text: str) -> str:
     authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
     user, at, place = authority.rpartition("@")
     if scheme.lower() not in ("http", "https") or re.search(r"[^!-~]", user):
-        raise BadInput(f"{name}: a proxy that is not spoken to", "write http://HOST:PORT or https://HOST:PORT")
+        raise BadInput(f"{name}: the URL of the proxy is not supported", "write http://HOST:PORT or https://HOST:PORT")
     try:
         url = parse_url(f"{scheme}://{place}")
     except RegistryError as err:

@@ -1,4 +1,4 @@
-"""Reading one repository of a registry: distribution-spec 1.1, "Pull", and Range requests of RFC 9110."""
+"""Read one repository of a registry: distribution-spec 1.1, "Pull", and Range requests of RFC 9110."""
 
 from __future__ import annotations
 
@@ -14,40 +14,50 @@ from rootdisk.text import printable
 
 ACCEPT = {"Accept": ", ".join((*MANIFEST_TYPES, *INDEX_TYPES))}
 _PIECE_BYTES = 256 << 10
-_PROGRESS_BYTES = 1 << 20  # after so many bytes a broken transfer may break again
+_PROGRESS_BYTES = 1 << 20  # after this many bytes a transfer may fail again
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)\Z")
 
 
 class RegistryRepository:
-    """One repository, read only. Safe to use from several threads."""
+    """A repository of a registry, read only. Threads may share it. See the protocol `Repository` for its methods."""
 
     def __init__(self, registry: str, repository: str, options: RegistryOptions) -> None:
         self.client = RegistryClient(registry, repository, options)
         self.ranges_ignored = False
-        self._manifests: dict[Digest, bytes] = {}  # what resolve has just read, so it is not read twice
+        self._manifests: dict[Digest, bytes] = {}  # manifests that resolve has read, so they are not fetched twice
 
     def close(self) -> None:
+        """Close all connections."""
         self.client.close()
 
     def interrupt(self) -> None:
+        """Abort reads in other threads."""
         self.client.interrupt()
 
     def resolve(self, name: str | Digest) -> Descriptor:
+        """Return the manifest or index that a tag or digest names.
+
+        Raises:
+            BadInput: `name` is empty.
+            DigestMismatch: The content is not that of the digest.
+            RegistryError: The registry does not have it or failed.
+        """
         if not name:
             raise BadInput(f"{self.client.name}: no tag or digest", "write repository:tag or repository@sha256:…")
         raw, headers = self.client.get(f"manifests/{name}", MANIFEST_MAX_BYTES, ACCEPT)
         where = f"{self.client.name}:{name}"
         digest = name if isinstance(name, Digest) else Digest.of(raw)
         check_manifest(raw, digest, where)
-        said = headers.get("Docker-Content-Digest", "")
-        if said.startswith(f"{digest.algorithm}:") and said != str(digest):
+        claimed = headers.get("Docker-Content-Digest", "")
+        if claimed.startswith(f"{digest.algorithm}:") and claimed != str(digest):
             raise DigestMismatch(
-                f"{where}: the registry says {printable(said, 80)}, its bytes are {digest}", "fetch it again"
+                f"{where}: the registry claims {printable(claimed, 80)}, but the content is {digest}", "fetch it again"
             )
         self._manifests[digest] = raw
         return describe_manifest(raw, digest, where, headers.get("Content-Type", "").partition(";")[0].strip())
 
     def manifest(self, wanted: Descriptor | Digest) -> bytes:
+        """Return a manifest or index, digest checked."""
         digest = wanted.digest if isinstance(wanted, Descriptor) else wanted
         raw = self._manifests.get(digest)
         if raw is None:
@@ -56,6 +66,7 @@ class RegistryRepository:
         return raw
 
     def blob(self, descriptor: Descriptor, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+        """Yield the bytes [start, end) of a blob in pieces, not verified. Continue after temporary failures."""
         stop = check_range(descriptor, start, end)
         retry = self.client.retry()
         position = kept = start
@@ -71,7 +82,7 @@ class RegistryRepository:
                 retry.wait(err)
 
     def _stream(self, descriptor: Descriptor, start: int, stop: int) -> Iterator[bytes]:
-        """One request's worth of [start, stop); may end early where the server gives less than was asked."""
+        """Yield the bytes of one request for [start, stop). The server may return fewer."""
         whole = start == 0 and stop == descriptor.size
         headers = {} if whole else {"Range": f"bytes={start}-{stop - 1}"}
         what = f"{self.client.name}: blob {descriptor.digest.short}"
@@ -79,22 +90,22 @@ class RegistryRepository:
             "GET", f"blobs/{descriptor.digest}", expect=(200,) if whole else (200, 206), headers=headers
         ) as response:
             if response.status_code == 206:
-                said = response.headers.get("Content-Range", "")
-                found = _CONTENT_RANGE.match(said)
+                content_range = response.headers.get("Content-Range", "")
+                match = _CONTENT_RANGE.match(content_range)
                 if (
-                    not found
-                    or int(found[1]) != start
-                    or not start <= int(found[2]) < stop
-                    or found[3] not in ("*", str(descriptor.size))
+                    not match
+                    or int(match[1]) != start
+                    or not start <= int(match[2]) < stop
+                    or match[3] not in ("*", str(descriptor.size))
                 ):
-                    raise RegistryError(f"{what}: asked for bytes {start}-{stop - 1}, was given {said!r:.80}")
-                skip, count = 0, int(found[2]) + 1 - start
+                    raise RegistryError(f"{what}: asked for bytes {start}-{stop - 1}, got {content_range!r:.80}")
+                skip, count = 0, int(match[2]) + 1 - start
             else:
                 length = response.headers.get("Content-Length", "")
                 if length and length != str(descriptor.size):
                     raise DigestMismatch(
-                        f"{what}: {printable(length, 20)} bytes, not {descriptor.size}",
-                        "the registry's copy is damaged",
+                        f"{what} has {printable(length, 20)} bytes, not {descriptor.size}",
+                        "the copy in the registry is damaged",
                     )
                 skip, count = start, stop - start
                 self.ranges_ignored |= not whole
@@ -102,7 +113,7 @@ class RegistryRepository:
             while count:
                 piece = pace.read(_PIECE_BYTES)
                 if not piece:
-                    raise RegistryError(f"{what}: the connection ended {count} bytes early", temporary=True)
+                    raise RegistryError(f"{what}: the connection was closed {count} bytes early", temporary=True)
                 if skip:
                     cut = min(skip, len(piece))
                     skip -= cut

@@ -1,0 +1,1 @@
+"""Operating system services for both tools: programs, locks, standard streams, directories, threads."""

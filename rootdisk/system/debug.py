@@ -1,4 +1,4 @@
-"""What --debug shows, on standard error. Not logging, which takes a fifth of the runner's start to load."""
+"""Debug messages on standard error, for --debug. Importing logging would take a fifth of the runner's start-up time."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ _shown = False
 
 
 def show() -> None:
-    """From now on."""
+    """Show debug messages from now on."""
     global _shown
     _shown = True
 
 
 def is_shown() -> bool:
+    """Return whether debug messages are shown."""
     return _shown
 
 
 def debug(text: str) -> None:
+    """Print `text`, made safe to show, if debug messages are shown."""
     if _shown:
         print(f"runner: {error_text(text)}", file=sys.stderr, flush=True)

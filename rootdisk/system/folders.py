@@ -1,4 +1,4 @@
-"""The user's directories, as the environment names them (XDG Base Directory Specification)."""
+"""Find the user's directories: environment variables of the XDG Base Directory Specification, else the home directory."""
 
 from __future__ import annotations
 
@@ -9,34 +9,35 @@ from rootdisk.errors import BadInput
 from rootdisk.text import printable
 
 
-def user_folder(variable: str, below_home: str, instead: str) -> Path:
-    """The directory that `variable` names, else `below_home`.
+def user_folder(variable: str, below_home: str, alternative: str) -> Path:
+    """Return the directory that the environment variable `variable` names, else `below_home` in the home directory.
 
-    BadInput if there is no home directory; `instead` is another variable that could be set.
+    Raises:
+        BadInput: There is no home directory. The hint names `alternative`, another variable that can be set.
     """
-    named = named_folder(variable)
-    if named is not None:
-        return named
-    found = home()
-    if found is None:
+    folder = named_folder(variable)
+    if folder is not None:
+        return folder
+    home_folder = home()
+    if home_folder is None:
         text = os.environ.get("HOME")
         what = (
             f"{printable(text, 80)} is not an absolute path"
             if text
-            else f"HOME is not set, nor in /etc/passwd for {os.getuid()}"
+            else f"HOME is not set, and /etc/passwd has none for user {os.getuid()}"
         )
-        raise BadInput(f"no home directory: {what}", f"set HOME or {instead}")
-    return found / below_home
+        raise BadInput(f"no home directory: {what}", f"set HOME or {alternative}")
+    return home_folder / below_home
 
 
 def named_folder(variable: str) -> Path | None:
-    """The directory that `variable` names; None if it names none, or a relative one, which the specification has ignored."""
+    """Return the directory that `variable` names. Return None if it is unset or relative: the specification says to ignore it."""
     text = os.environ.get(variable, "")
     return Path(text) if text.startswith("/") else None
 
 
 def home() -> Path | None:
-    """The user's home directory: $HOME, else as the system's list of users says; None if that is no absolute path."""
+    """Return the home directory: $HOME, else from the user database. Return None if it is not an absolute path."""
     text = os.environ.get("HOME")
     if not text:
         import pwd  # rarely needed

@@ -1,8 +1,8 @@
-"""Locks between processes: flock(2) on small files, which the kernel drops with the process, however it ends.
+"""Locks between processes: flock(2) on small files. The kernel releases them when the process ends, even if it is killed.
 
-A lock's file says who has it exclusively and what for, to those who wait. Every wait is told after a second, and ends:
-when nothing has moved for `WAIT_S` it is Busy. Who has a lock exclusively may remove its file; so whoever locks an
-open file looks whether that is still the one with the name, and opens again if it is not.
+The lock file contains the process that holds the lock exclusively and its purpose, for processes that wait. A wait is
+announced after a second and fails with Busy after `WAIT_S` seconds without progress. The holder of an exclusive lock may
+remove the file. So after locking, compare the open file with the name, and open it again if they differ.
 """
 
 from __future__ import annotations
@@ -34,10 +34,19 @@ def take(
     doing: str = "",
     moves: Callable[[], object] | None = None,
 ) -> int:
-    """Lock the file `path`, made if it is missing; return the descriptor that holds the lock until it is closed everywhere.
+    """Lock the file `path`, which is created if missing. Return a descriptor; closing all its copies releases the lock.
 
-    Waits `timeout_s` seconds (default WAIT_S; 0: not at all) from when `moves` last gave another value, then raises Busy.
-    `what` is what others are waited for, `doing` what they read while they wait for us.
+    Args:
+        path: The lock file.
+        shared: Allow other shared holders.
+        timeout_s: Seconds to wait without progress; default WAIT_S, 0 means do not wait.
+        what: Name of the locked thing, for messages.
+        doing: Purpose of this lock, shown to processes that wait for it.
+        moves: Returns a value that changes while the holder makes progress; a change restarts the time-out.
+
+    Raises:
+        Busy: The lock was not free in time.
+        RootdiskError: The lock file cannot be opened.
     """
     start = since = time.monotonic()
     limit = WAIT_S if timeout_s is None else timeout_s
@@ -51,7 +60,7 @@ def take(
                 if not shared:
                     _sign(fd, doing)
                 return fd
-            os.close(fd)  # removed meanwhile
+            os.close(fd)  # the holder has removed the file
             continue
         except BlockingIOError:
             holder = _holder(fd)
@@ -63,7 +72,7 @@ def take(
         if moves is not None and (latest := moves()) != moved:
             moved, since = latest, now
         if now - since >= limit:
-            raise Busy(f"{what or path.name} is in use by {holder}", "try again when it has ended")
+            raise Busy(f"{what or path.name} is in use by {holder}", "try again later")
         if not told and now - start >= SAY_S:
             told = True
             print(one_line(f"waiting for {holder}{f', for {what}' if what else ''}"), file=sys.stderr, flush=True)
@@ -79,7 +88,7 @@ def held(
     doing: str = "",
     moves: Callable[[], object] | None = None,
 ) -> Iterator[None]:
-    """Hold the lock `path` exclusively, as `take` does; its file is gone afterwards."""
+    """Hold the lock `path` exclusively and remove its file at the end. Arguments and errors: see `take`."""
     fd = take(path, timeout_s=timeout_s, what=what, doing=doing, moves=moves)
     try:
         yield
@@ -90,7 +99,11 @@ def held(
 
 
 def is_held(path: Path) -> bool:
-    """Whether a living process has the lock `path` exclusively; OSError if the file cannot be opened."""
+    """Return whether a living process holds the lock `path` exclusively.
+
+    Raises:
+        OSError: The lock file cannot be opened.
+    """
     fd = open_file(path)
     try:
         return is_locked(fd)
@@ -99,7 +112,7 @@ def is_held(path: Path) -> bool:
 
 
 def is_locked(fd: int) -> bool:
-    """Whether a living process has the lock file open at `fd` exclusively, by another descriptor."""
+    """Return whether the lock file open at `fd` is locked exclusively through another descriptor."""
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -109,7 +122,7 @@ def is_locked(fd: int) -> bool:
 
 
 def remove_idle(path: Path) -> None:
-    """Remove the lock's file, if nobody has the lock."""
+    """Remove the lock file `path` if the lock is free."""
     with contextlib.suppress(Busy, RootdiskError), held(path, timeout_s=0):
         pass
 
@@ -122,7 +135,7 @@ def _open(path: Path) -> int:
 
 
 def _sign(fd: int, doing: str) -> None:
-    with contextlib.suppress(OSError):  # on a full disk they are only told less
+    with contextlib.suppress(OSError):  # if the disk is full, messages of waiting processes say less
         os.ftruncate(fd, 0)
         os.pwrite(fd, f"{os.getpid()} {printable(doing, _HOLDER_BYTES // 4)}".strip().encode() + b"\n", 0)
 
@@ -135,7 +148,7 @@ def _is_named(fd: int, path: Path) -> bool:
 
 
 def _holder(fd: int) -> str:
-    """Who has the lock open at `fd` exclusively, as far as its file says."""
+    """Describe the exclusive holder of the lock file open at `fd`, from the content of the file."""
     pid, _, doing = printable(os.pread(fd, _HOLDER_BYTES, 0).strip(), _HOLDER_BYTES).partition(" ")
     if not pid.isdecimal():
         return "another process"

@@ -1,8 +1,9 @@
-"""Whether a place is its user's alone: nobody but the user and root can put something else there.
+"""Check that only the user and root can change a directory.
 
-Each directory on the way to it, through links too, must belong to the user or to root, and nobody else may write to it;
-or it is sticky, as /tmp is, and the next one on the way belongs to one of them. What is missing is made on the way, 0700
-whatever the umask. After that no other user can change what a path below it means, so it need not be opened piece by piece.
+Each directory on the path, also through links, must belong to the user or to root and must not be writable by others. A
+sticky directory such as /tmp is fine if the next directory belongs to the user or to root. Missing directories are
+created with mode 0700 under any umask. After this check no other user can change what a path below the directory means,
+so later code need not open it component by component.
 """
 
 from __future__ import annotations
@@ -21,7 +22,12 @@ _MODE = 0o700
 
 
 def make_private(path: Path) -> None:
-    """Make the directory `path` if it is missing, and see that it is ours alone. RootdiskError says what to type; OSError."""
+    """Create the directory `path` if it is missing, and check that no other user can change it.
+
+    Raises:
+        RootdiskError: Another user could change it; the hint says what to type.
+        OSError: It cannot be created or read.
+    """
     for place, info, is_last in _way(path):
         if stat.S_ISLNK(info.st_mode):
             if not _is_trusted(info.st_uid):
@@ -35,9 +41,12 @@ def make_private(path: Path) -> None:
 
 
 def check_cache(path: Path) -> None:
-    """Refuse the directory `path` if it belongs to somebody else but root, as with `sudo -E`, or everybody may write to it.
+    """Check that the cache directory `path` belongs to the user or root and is not world-writable.
 
-    What is in it is followed, believed and published.
+    Its content is trusted and published. A wrong owner is common with `sudo -E`.
+
+    Raises:
+        RootdiskError: The directory is not safe.
     """
     info = path.stat()
     if not _is_trusted(info.st_uid):
@@ -53,7 +62,7 @@ def check_cache(path: Path) -> None:
 
 
 def make_private_below(path: Path) -> None:
-    """As `make_private`, for a directory right in one that has been checked: one look, unless it is a link."""
+    """Do what `make_private` does for a directory whose parent has been checked. This is faster, unless it is a link."""
     with contextlib.suppress(FileExistsError):
         make_directory(path)
     info = os.lstat(path)
@@ -75,7 +84,7 @@ def _check_own(path: Path, place: str, info: os.stat_result) -> None:
 
 
 def _way(path: Path) -> Iterator[tuple[str, os.stat_result, bool]]:
-    """Each directory and link from / to `path`, with its status and whether it is the last; directories made if missing."""
+    """Yield each directory and link from / to `path`, with its status and whether it is the last. Create missing ones."""
     left = list(reversed(path.absolute().parts[1:]))
     place, links = "/", 0
     yield place, os.lstat(place), not left
@@ -84,32 +93,32 @@ def _way(path: Path) -> Iterator[tuple[str, os.stat_result, bool]]:
         if name == "..":
             place = os.path.dirname(place)
             continue
-        there = os.path.join(place, name)
+        entry = os.path.join(place, name)
         try:
-            info = os.lstat(there)
+            info = os.lstat(entry)
         except FileNotFoundError:
             with contextlib.suppress(FileExistsError):
-                make_directory(Path(there))
-            info = os.lstat(there)
+                make_directory(Path(entry))
+            info = os.lstat(entry)
         if not stat.S_ISLNK(info.st_mode):
-            place = there
+            place = entry
             yield place, info, not left
             continue
-        yield there, info, False
+        yield entry, info, False
         links += 1
         if links > _LINKS_MAX:
-            raise OSError(40, os.strerror(40), there)
-        target = os.readlink(there)
+            raise OSError(40, os.strerror(40), entry)
+        target = os.readlink(entry)
         if target.startswith("/"):
             place = "/"
         left += reversed([part for part in target.split("/") if part not in ("", ".")])
 
 
 def make_directory(path: Path) -> None:
-    """Make a directory for us alone, whatever the umask."""
+    """Create a directory with mode 0700 under any umask."""
     path.mkdir(mode=_MODE)
     if stat.S_IMODE(os.lstat(path).st_mode) != _MODE:
-        path.chmod(_MODE)  # the umask, or its parent's set-group-ID bit
+        path.chmod(_MODE)  # changed by the umask or by the set-group-ID bit of the parent
 
 
 def _is_trusted(uid: int) -> bool:
@@ -117,14 +126,17 @@ def _is_trusted(uid: int) -> bool:
 
 
 def _unmapped() -> int | None:
-    """The number that owners outside of our user namespace have, as / in a rootless container; None if there are none."""
+    """Return the user ID that stands for users outside our user namespace, or None if we are in no such namespace.
+
+    In a rootless container / has this owner.
+    """
     if Path("/proc/self/uid_map").read_text().split() == ["0", "0", "4294967295"]:
         return None
     return int(Path("/proc/sys/kernel/overflowuid").read_text())
 
 
 def _writers(place: str, info: os.stat_result) -> str:
-    """Who beside the owner may write there: "group", "others", or "" for nobody."""
+    """Return who else may write to a directory: "group", "others", or "" for nobody."""
     if info.st_mode & stat.S_IWOTH:
         return "others"
     if info.st_mode & stat.S_IWGRP and not _is_private(place, info):
@@ -133,19 +145,19 @@ def _writers(place: str, info: os.stat_result) -> str:
 
 
 def _is_private(place: str, info: os.stat_result) -> bool:
-    """Whether the group is the owner's own, as many systems give each user one, and no access list adds others."""
+    """Return whether only the owner is in the group, as on systems with user private groups, and no ACL adds others."""
     with contextlib.suppress(OSError):
         os.getxattr(place, "system.posix_acl_access")
         return False
-    # Not by pwd and grp, which may ask the network's directories.
+    # Read the files: the modules pwd and grp may ask a directory service over the network.
     users = [line.split(":") for line in _lines("/etc/passwd")]
-    own = {fields[0] for fields in users if len(fields) > 3 and fields[2] == str(info.st_uid)}
+    owners = {fields[0] for fields in users if len(fields) > 3 and fields[2] == str(info.st_uid)}
     with_group = {fields[0] for fields in users if len(fields) > 3 and fields[3] == str(info.st_gid)}
     groups = [line.split(":") for line in _lines("/etc/group")]
     members = {
         name for fields in groups if len(fields) > 3 and fields[2] == str(info.st_gid) for name in fields[3].split(",")
     }
-    return bool(own & with_group) and (with_group | members) - {""} <= own
+    return bool(owners & with_group) and (with_group | members) - {""} <= owners
 
 
 def _lines(path: str) -> list[str]:
@@ -156,7 +168,7 @@ def _lines(path: str) -> list[str]:
 
 
 def user_name(uid: int) -> str:
-    """The name of a user, or "user" and the number."""
+    """Return the name of a user, or "user" and the number if it has none in /etc/passwd."""
     names = [line.split(":")[0] for line in _lines("/etc/passwd") if line.split(":")[2:3] == [str(uid)]]
     return printable(names[0], 40) if names else f"user {uid}"
 

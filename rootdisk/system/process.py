@@ -1,7 +1,7 @@
-"""The one place that starts programs. `run` waits for a program's answer; `start` starts one that ends with this process.
+"""Start programs; no other module does. `run` waits for the result; `start` starts one that ends with this process.
 
-A program gets the descriptors that it is given and no others, whatever this process has inherited. `detach` makes a
-process of its own of a fork: it keeps nothing of its caller's.
+A program inherits only the descriptors that are passed explicitly. `detach` makes a forked process independent of its
+caller.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from typing import IO, NamedTuple
 from rootdisk.durable import open_file
 from rootdisk.errors import Busy, RootdiskError
 
-PROBE_S = 30.0  # to say a version or the like
+PROBE_S = 30.0  # for a quick question, such as --version or --help
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NO_NEW_PRIVS = 38
-_UIDS = range(61184, 65520)  # given out to services for as long as they run, by systemd too
+_UIDS = range(61184, 65520)  # the range that systemd uses for dynamic users
 
 
 class Done(NamedTuple):
-    """How a program has ended, and what it wrote."""
+    """The exit status and output of a program."""
 
     status: int  # negative: the signal that ended it
     out: bytes
@@ -35,16 +35,17 @@ class Done(NamedTuple):
 
     @property
     def text(self) -> str:
+        """Standard output, as text."""
         return self.out.decode("utf-8", "replace")
 
     @property
     def complaint(self) -> str:
-        """Its standard error."""
+        """Standard error, as text."""
         return self.err.decode("utf-8", "replace")
 
 
 class User(NamedTuple):
-    """Whom a program becomes when we are root."""
+    """The user that a program started by root becomes."""
 
     uid: int
     gid: int
@@ -52,7 +53,7 @@ class User(NamedTuple):
 
 
 def find(name: str) -> str | None:
-    """The path of a program in PATH. As shutil's which, which takes a while to load."""
+    """Return the path of a program in PATH, or None. shutil.which does the same but is slow to import."""
     for folder in os.get_exec_path():
         path = os.path.join(folder, name)
         if os.path.isfile(path) and os.access(path, os.X_OK):
@@ -61,32 +62,36 @@ def find(name: str) -> str | None:
 
 
 def forbid_core() -> None:
-    """No core file of this process and those it starts: secrets would be in it."""
+    """Disable core files for this process and its children: they would contain secrets."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 def retitle(text: str) -> None:
-    """What ps shows of this process from now on, in place of its command line, which may hold what is not for all."""
+    """Replace the command line that ps shows for this process: the original may contain secrets."""
     fields = Path("/proc/self/stat").read_text("utf-8", "replace").rpartition(")")[2].split()
     start, end = int(fields[45]), int(fields[46])  # proc_pid_stat(5): arg_start and arg_end
-    if start:  # else another user's process by now, or a kernel that does not tell
+    if start:  # 0 if the process has changed its user, or if the kernel hides the address
         ctypes.memmove(start, text.encode()[: end - start - 1].ljust(end - start, b"\0"), end - start)
 
 
 @contextlib.contextmanager
 def unprivileged(locks: Path) -> Iterator[User | None]:
-    """A user for a machine of ours when we are root: a number nobody has, and who may use KVM. None where there is no such.
+    """Yield an unused user ID for a virtual machine, with access to KVM. Yield None if we are not root.
 
-    As long as it is held, others that use the folder `locks` choose another.
+    A lock in the directory `locks` keeps other processes from choosing the same ID until the block ends. In containers with
+    few user IDs, None is yielded too.
+
+    Raises:
+        RootdiskError: All IDs are in use.
     """
     if os.geteuid() or not _has_users():
         yield None
         return
     from rootdisk.system.locks import held, remove_idle
 
-    for left in locks.glob("uid-*"):  # by those that were killed
-        remove_idle(left)
-    # Not by pwd, which may ask the network's directories.
+    for stale in locks.glob("uid-*"):  # left by killed processes
+        remove_idle(stale)
+    # Read the file: the module pwd may ask a directory service over the network.
     lines = (line.split(b":") for line in Path("/etc/passwd").read_bytes().splitlines())
     taken = {fields[2] for fields in lines if len(fields) > 3}
     start = int.from_bytes(os.urandom(4), "big")
@@ -105,14 +110,14 @@ def unprivileged(locks: Path) -> Iterator[User | None]:
 
 
 def _has_users() -> bool:
-    """Whether we may become any of them: in some containers there are few users."""
+    """Return whether this user namespace contains the range _UIDS: some containers have few IDs."""
     lines = Path("/proc/self/uid_map").read_text("utf-8", "replace").splitlines()
     spans = [tuple(map(int, line.split())) for line in lines]
     return any(first <= _UIDS.start and first + count >= _UIDS.stop for first, _, count in spans)
 
 
 def _groups() -> tuple[int, ...]:
-    """Who may use KVM."""
+    """Return the group that may use KVM."""
     try:
         gid = os.stat("/dev/kvm").st_gid
     except OSError:
@@ -123,18 +128,20 @@ def _groups() -> tuple[int, ...]:
 def run(
     argv: Sequence[str | Path],
     *,
-    given: bytes | None = None,
+    stdin: bytes | None = None,
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
     timeout_s: float | None = None,
 ) -> Done:
-    """Run `argv` to its end, with `given` as its input: its exit status and all that it writes.
+    """Run a program to its end, with `stdin` as its input, and return its exit status and output.
 
-    It is killed after `timeout_s` seconds (TimeoutError). OSError if it cannot be started.
+    Raises:
+        OSError: The program cannot be started.
+        TimeoutError: It did not end within `timeout_s` seconds, and was killed.
     """
     process = _spawn(
         argv,
-        stdin=subprocess.DEVNULL if given is None else subprocess.PIPE,
+        stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         cwd=cwd,
@@ -142,7 +149,7 @@ def run(
     )
     with process:
         try:
-            out, err = process.communicate(given, timeout_s)
+            out, err = process.communicate(stdin, timeout_s)
         except subprocess.TimeoutExpired as late:
             process.kill()
             raise TimeoutError(errno.ETIMEDOUT, f"no answer within {timeout_s:g} s", str(argv[0])) from late
@@ -160,15 +167,23 @@ def start(
     file_max_bytes: int | None = None,
     prepare: Callable[[], None] | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Run `argv` in a session of its own with `fds` inherited; what it says is to be read from its stdout, which does not block.
+    """Start a program in a new session. It is killed when this process ends, even if that is killed.
 
-    A file would have no bound: a guest can make QEMU complain without end. It is killed when the calling process ends, however that ends. `prepare` runs in it, still with all rights.
+    Read its output and errors from `stdout`, a non-blocking pipe. A file would have no size limit, and a guest can make QEMU
+    print messages without end.
+
+    Args:
+        argv: Program and arguments.
+        fds: Descriptors that it inherits.
+        user: The user that it becomes.
+        file_max_bytes: The size that a file it writes may have.
+        prepare: Called in the new process first, still with all rights.
     """
     parent = os.getpid()
     prctl = ctypes.CDLL(None, use_errno=True).prctl
 
     def become() -> None:
-        hear_all()
+        reset_signals()
         if prepare is not None:
             prepare()
         forbid_core()
@@ -189,7 +204,7 @@ def start(
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         fds=fds,
-        env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"},  # no variable of the user's
+        env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"},  # nothing else from our environment
         become=become,
     )
     assert process.stdout is not None
@@ -208,9 +223,9 @@ def _spawn(
     env: Mapping[str, str] | None = None,
     become: Callable[[], None] | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Every program that we start. With `become`, which runs in it, it has a session of its own: Ctrl-C is ours to pass on.
+    """Start a program. With `become`, which runs in it, it gets a new session, so Ctrl-C reaches only us.
 
-    Without, it stays in ours, so that what a terminal or `nohup` does to us holds for it too.
+    Without `become` it stays in our session, so signals from the terminal and `nohup` apply to it too.
     """
     return subprocess.Popen(
         argv,
@@ -227,8 +242,8 @@ def _spawn(
     )
 
 
-def hear_all() -> None:
-    """Let every signal do what it does by default, and block none."""
+def reset_signals() -> None:
+    """Set every signal to its default action and unblock all."""
     for number in signal.valid_signals():
         if signal.getsignal(number) not in (signal.SIG_DFL, None):
             signal.signal(number, signal.SIG_DFL)
@@ -236,17 +251,17 @@ def hear_all() -> None:
 
 
 def heard(*wanted: signal.Signals) -> tuple[signal.Signals, ...]:
-    """Those of `wanted` that our caller does not ignore, as nohup ignores SIGHUP and `&` in a script SIGINT."""
-    return tuple(one for one in wanted if signal.getsignal(one) is not signal.SIG_IGN)
+    """Return the signals of `wanted` that our caller does not ignore: nohup ignores SIGHUP, `&` in a script SIGINT."""
+    return tuple(number for number in wanted if signal.getsignal(number) is not signal.SIG_IGN)
 
 
 def detach(keep: Collection[int], log: Path | None) -> None:
-    """Make this process, a fork, independent of its caller: session, directory, descriptors.
+    """Make this forked process independent of its caller: new session, directory / and only its own descriptors.
 
-    Open stay 0 to 2 and `keep`. What it writes to standard error goes to the file `log`; None: to where it did.
+    Descriptors 0 to 2 and those in `keep` stay open. Standard error goes to the file `log`, or is unchanged if None.
     """
     os.setsid()
-    # What is looked for in relative places is looked for where the caller was.
+    # Relative entries of PATH refer to the working directory of the caller.
     os.environ["PATH"] = os.pathsep.join(map(_absolute, os.get_exec_path()))
     os.chdir("/")
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
@@ -255,18 +270,18 @@ def detach(keep: Collection[int], log: Path | None) -> None:
     if log is not None:
         try:
             fd = open_file(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        except OSError:  # something else has its name, or the disk is full: it runs without
+        except OSError:  # the name is taken by something else, or the disk is full: run without a log
             fd = null
         os.dup2(fd, 2)
     for name in os.listdir("/proc/self/fd"):
         fd = int(name)
         if fd > 2 and fd not in keep:
-            with contextlib.suppress(OSError):  # the listing's own
+            with contextlib.suppress(OSError):  # the descriptor of listdir itself is closed already
                 os.close(fd)
 
 
 def _absolute(folder: str) -> str:
     try:
         return os.path.abspath(folder)
-    except FileNotFoundError:  # the working directory is gone
+    except FileNotFoundError:  # the working directory was deleted
         return "/"

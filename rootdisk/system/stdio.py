@@ -1,7 +1,7 @@
-"""Standard input, output and error as a caller leaves them: open, closed, or non-blocking because a program that shares them made them so.
+"""Make inherited standard streams usable: they may be closed, or non-blocking because another program changed them.
 
-`settle` is the first thing that both tools do. After it descriptors 0 to 2 are open, so that no file of ours ever gets such a
-number; and the streams of `sys` wait for a reader or writer instead of failing with EAGAIN.
+Both tools call `settle` first. Then descriptors 0 to 2 are open, so no other file ever gets such a number, and the streams
+of `sys` wait for their reader or writer instead of failing with EAGAIN.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ _SHOWN = ("standard input", "standard output", "standard error")
 
 
 class OutputError(RootdiskError):
-    """Standard output takes no more: the disk is full, say."""
+    """A failed write to standard output or error, for example because the disk is full."""
 
 
 def speak_utf8() -> None:
-    """Start this command again if Python reads file names in another encoding than UTF-8, as by LC_ALL=C with PYTHONUTF8=0.
+    """Restart this command in UTF-8 mode if Python decodes file names differently, for example with PYTHONUTF8=0.
 
-    Names in images, artifacts and our own files are UTF-8: half of them could not be opened.
+    Names in images, artifacts and our own files are UTF-8. Many of them could not be opened otherwise.
     """
     if sys.getfilesystemencoding().lower() != "utf-8" and not sys.flags.utf8_mode and sys.executable:
         os.execv(sys.executable, [sys.executable, "-X", "utf8=1", *sys.orig_argv[1:]])
 
 
 def settle() -> None:
-    """Make what this process has inherited usable: descriptors 0 to 2, the streams of `sys`, SIGCHLD, signal mask, umask.
+    """Repair inherited state: descriptors 0 to 2, the streams of `sys`, SIGCHLD, the signal mask and the umask.
 
     A closed descriptor becomes /dev/null. Signals that the caller ignores stay ignored.
     """
@@ -49,15 +49,15 @@ def settle() -> None:
             waiting = _stream(fd, stream)
             setattr(sys, name, waiting)
             setattr(sys, f"__{name}__", waiting)
-    # A caller that ignores it would make every program we start look as if it ended with 0.
+    # If SIGCHLD is ignored, every program that we start seems to exit with status 0.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    # Else what we make, sockets too, could not be opened by ourselves.
+    # Otherwise we could not open our own files and sockets.
     os.umask(os.umask(0o077) & 0o077)
 
 
 def _is_ours(stream: Any, fd: int) -> bool:
-    """Whether Python made `stream` for the descriptor `fd`, and we have not replaced it yet."""
+    """Return whether Python created `stream` for the descriptor `fd` and we have not replaced it yet."""
     if stream is None:
         return True
     buffer = getattr(stream, "buffer", None)
@@ -66,27 +66,28 @@ def _is_ours(stream: Any, fd: int) -> bool:
 
 
 def _stream(fd: int, old: Any) -> io.TextIOWrapper:
-    """The text stream of descriptor `fd`, which waits; encoding and buffering as of `old`.
+    """Return a text stream for descriptor `fd` that waits, with the encoding and buffering of `old`.
 
-    It is `old` itself with another buffer: what holds it already (doit does) writes into the same buffer, so that lines keep their order.
+    It is `old` itself with a new buffer. Code that already holds `old`, such as doit, then writes to the same buffer, so lines
+    stay in order.
     """
     encoding = old.encoding if old is not None else "utf-8"
     lines = old is not None and (old.line_buffering or old.write_through)
     raw = _Waiting(fd, "rb" if fd == 0 else "wb", closefd=False)
-    made = old if isinstance(old, io.TextIOWrapper) else io.TextIOWrapper.__new__(io.TextIOWrapper)
+    stream = old if isinstance(old, io.TextIOWrapper) else io.TextIOWrapper.__new__(io.TextIOWrapper)
     if fd == 0:
-        made.__init__(io.BufferedReader(raw), encoding, "surrogateescape")  # type: ignore[misc]
-        return made
-    # A name that is not UTF-8 leaves standard output as it is; what another encoding lacks is written as an escape.
+        stream.__init__(io.BufferedReader(raw), encoding, "surrogateescape")  # type: ignore[misc]
+        return stream
+    # Standard output keeps names that are not UTF-8. Characters that another encoding lacks are written as escapes.
     errors = "surrogateescape" if fd == 1 and encoding.lower() == "utf-8" else "backslashreplace"
-    if made is old:
+    if stream is old:
         old.flush()
-    made.__init__(io.BufferedWriter(raw), encoding, errors, line_buffering=lines or fd == 2)  # type: ignore[misc]
-    return made
+    stream.__init__(io.BufferedWriter(raw), encoding, errors, line_buffering=lines or fd == 2)  # type: ignore[misc]
+    return stream
 
 
 class _Waiting(io.FileIO):
-    """A standard descriptor: waits where it does not block. Nobody is left to be told that standard error fails."""
+    """A standard descriptor that waits even if it is non-blocking. Errors of standard error are ignored: nobody can see them."""
 
     def readinto(self, buffer: Any) -> int:
         while (count := super().readinto(buffer)) is None:
@@ -113,11 +114,17 @@ class _Waiting(io.FileIO):
 
 
 def output_error(fd: int, err: OSError) -> OutputError:
+    """Return the error for a failed write to descriptor `fd`."""
     return OutputError(f"cannot write to {_SHOWN[fd]}: {err.strerror}")
 
 
 def write_all(fd: int, data: bytes) -> None:
-    """All of `data` to descriptor 1 or 2, waiting where it does not block. OutputError; BrokenPipeError if nobody reads it."""
+    """Write all of `data` to descriptor 1 or 2, and wait if it is non-blocking.
+
+    Raises:
+        BrokenPipeError: The reader has closed the pipe.
+        OutputError: The write failed for another reason.
+    """
     view = memoryview(data)
     while view:
         try:
@@ -137,7 +144,7 @@ def _wait(fd: int, event: int) -> None:
 
 
 def discard_output() -> None:
-    """Drop what standard output still has to write, as nobody takes it; else Python complains of it at its end."""
+    """Discard buffered standard output after an error. Otherwise Python reports the same error again when it exits."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)
     os.close(null)

@@ -1,4 +1,4 @@
-"""Threads that have ended when their block has."""
+"""A thread pool whose threads end with its block."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 @contextlib.contextmanager
 def pool_of(count: int) -> Iterator[ThreadPoolExecutor]:
-    """A pool whose threads never outlive the block, nor what it opened; not even where Ctrl-C is pressed twice."""
+    """Yield a pool of `count` threads. All have ended when the block ends, even if Ctrl-C is pressed twice."""
     pool = ThreadPoolExecutor(count)
     try:
         yield pool

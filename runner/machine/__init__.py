@@ -1,0 +1,1 @@
+"""Virtual machines: QEMU, libkrun, and the processes that serve them."""

@@ -1,0 +1,1 @@
+"""Sandboxes: their directories, their start, the keeper process, and what prune may remove."""

@@ -1,0 +1,1 @@
+"""The store: verified content by digest, and how it gets there."""

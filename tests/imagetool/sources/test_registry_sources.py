@@ -78,7 +78,7 @@ def test_who_we_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str) -
         docker_config(tmp_path / "docker", **{registry.name: USER})
         wanted = push_layout(tmp_path / "l", name, registry.options)
         saved = (tmp_path / "docker/config.json").rename(tmp_path / "saved.json")
-        with pytest.raises(RegistryError, match="wants a password"):
+        with pytest.raises(RegistryError, match="requires a login"):
             open_source(name, AMD64, registry.options).__enter__()
         if way in ("credHelpers", "credsStore"):
             (tmp_path / "bin").mkdir()

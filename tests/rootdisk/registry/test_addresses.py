@@ -75,7 +75,7 @@ def test_a_registry_leads_no_nearer_than_it_is(home: str, allowed: set[str]) -> 
             else:
                 for ask in (lambda text=text: reach.choose("x.example", 443, [text], home=False),
                             lambda text=text: reach.check_host(text, 443)):  # fmt: skip
-                    with pytest.raises(RegistryError, match="address, and is not there itself"):
+                    with pytest.raises(RegistryError, match="address in another network"):
                         ask()
     if home:
         assert reach.choose("x.example", 443, [home], home=False) == [home]
@@ -119,9 +119,9 @@ def test_who_does_not_answer_is_not_the_registry() -> None:
         threading.Thread(target=lambda: silent.accept()[0].close(), daemon=True).start()
         options = RegistryOptions(plain_http=True, give_up_s=0.01)
         repository = RegistryRepository(f"localhost:{silent.getsockname()[1]}", "a/b", options)
-        with pytest.raises(RegistryError, match="the connection broke"):
+        with pytest.raises(RegistryError, match="the connection was closed"):
             repository.resolve("v1")
-        with pytest.raises(RegistryError, match="and is not there itself"):
+        with pytest.raises(RegistryError, match="address in another network"):
             repository.client.session.watch.reach.choose("x.example", 80, ["127.0.0.1"], home=False)
         repository.close()
 
@@ -203,7 +203,7 @@ def test_redirects_in_a_network(tmp_path: Path) -> None:
             assert asked, case
         else:
             assert not asked, case
-            assert "address, and is not there itself" in words, case
+            assert "address in another network" in words, case
             assert words.isprintable()
 
 

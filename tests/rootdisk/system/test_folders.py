@@ -59,7 +59,7 @@ def test_a_user_without_an_entry(tmp_path: Path, given: dict[str, str]) -> None:
     done = subprocess.run([sys.executable, "-c", code], env=env, cwd=tmp_path, capture_output=True, text=True)
     # The modules are another user's, so that it is no command.
     assert done.stderr.splitlines()[-1] == (
-        "rootdisk.errors.BadInput: no home directory: HOME is not set, nor in /etc/passwd for 54321: "
+        "rootdisk.errors.BadInput: no home directory: HOME is not set, and /etc/passwd has none for user 54321: "
         "set HOME or ROOTDISK_STORE"
     )
     assert not list(tmp_path.iterdir())

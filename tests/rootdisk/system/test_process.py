@@ -66,9 +66,9 @@ def test_a_program_gets_no_descriptor_of_ours() -> None:
     with contextlib.ExitStack() as stack:
         stack.callback(os.close, reader)
         stack.callback(os.close, writer)
-        done = process.run(["ls", "/proc/self/fd"], given=b"")
+        done = process.run(["ls", "/proc/self/fd"], stdin=b"")
         assert done.text.split() == ["0", "1", "2", "3"]  # the last is the listing's own
-        assert process.run(["sh", "-c", "cat; echo err >&2; exit 7"], given=b"in") == (7, b"in", b"err\n")
+        assert process.run(["sh", "-c", "cat; echo err >&2; exit 7"], stdin=b"in") == (7, b"in", b"err\n")
         assert process.run(["cat"]) == (0, b"", b"")
 
 
@@ -192,7 +192,7 @@ def test_a_working_directory_that_is_gone(tool: str, status: int, tmp_path: Path
     done = shell(script, *relative, ROOTDISK_STORE="store", ROOTDISK_CACHE="cache")
     assert (done.returncode, done.stderr) == (
         status,
-        f"{tool}: the working directory is not there any more: cd to one that is\n",
+        f"{tool}: the working directory was deleted: cd to one that exists\n",
     )
     assert shell(script, "--help").returncode == 0
     if tool == "runner":
