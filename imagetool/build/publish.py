@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import stat
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -174,12 +173,7 @@ def read_through(path: Path) -> int:
     with Reader.open(path) as reader:
         for _, node in reader.walk():
             count += 1
-            reader.xattrs(node)
-            if stat.S_ISLNK(node.mode):
-                reader.target(node)
-            elif stat.S_ISREG(node.mode):
-                for _ in reader.data(node):
-                    pass
+            reader.read_through(node)
     return count
 
 

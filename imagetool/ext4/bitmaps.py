@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import itertools
-import struct
 from collections.abc import Iterable
 from typing import NamedTuple
 
 from imagetool.ext4.geometry import Geometry
-from rootdisk.ext4.checksum import crc
+from rootdisk.ext4.checksum import bitmap_checksum
 from rootdisk.ext4.format import (
     BG_BLOCK_UNINIT,
     BG_INODE_UNINIT,
     BG_INODE_ZEROED,
     BLOCK,
     BLOCKS_PER_GROUP,
-    GROUP_DESC,
     INODES_PER_BLOCK,
 )
+from rootdisk.ext4.groups import GroupDescriptor, pack_bitmap
 
 
 class Groups(NamedTuple):
-    """`descriptors` are the table's bytes, `bitmaps` (block, content) of every initialised one and, as zeros, of those
-    between them in a flex group: they are one chunk. `tables` are used blocks."""
+    """The groups of a disk.
+
+    `descriptors` are the table's bytes, `bitmaps` (block, content) of every initialised one and, as zeros, of those
+    between them in a flex group: they are one chunk. `tables` are used blocks.
+    """
 
     descriptors: bytes
     bitmaps: list[tuple[int, bytes]]
@@ -34,9 +36,10 @@ class Groups(NamedTuple):
 def groups(
     geometry: Geometry, runs: Iterable[tuple[int, int]], used_inodes: list[bool], directories: Iterable[int], seed: int
 ) -> Groups:
-    """From all runs of used blocks (first, number; fixed metadata not among them) and which inode numbers are used.
+    """Sum up which blocks and inodes are used.
 
-    `used_inodes` may end early: no higher number is used.
+    `runs` are all runs of used blocks (first, number), but for the fixed metadata. `used_inodes` says for each inode
+    number if it is used; it may end early: no higher number is. `directories` are inode numbers, `seed` is the disk's.
     """
     used = _used_blocks(geometry, runs)
     per_group = geometry.inodes_per_group
@@ -54,10 +57,9 @@ def groups(
         if group not in used and group % geometry.flex and group != geometry.groups - 1:
             flags |= BG_BLOCK_UNINIT
         else:
-            bits |= ((1 << (BLOCKS_PER_GROUP - blocks)) - 1) << blocks
-            content = bits.to_bytes(BLOCK, "little")
+            content = pack_bitmap(bits, blocks)
             bitmaps.append((geometry.block_bitmap(group), content))
-            block_checksum = crc(seed, content)
+            block_checksum = bitmap_checksum(seed, content, BLOCKS_PER_GROUP)
         present = used_inodes[group * per_group + 1 : (group + 1) * per_group + 1]
         taken = sum(present)
         unused = per_group
@@ -68,36 +70,24 @@ def groups(
             unused = per_group - top
             tables.append((group, geometry.inode_table(group), -(-top // INODES_PER_BLOCK)))
             inode_bits = int("".join("1" if there else "0" for there in reversed(present)), 2)
-            inode_bits |= ((1 << (8 * BLOCK - per_group)) - 1) << per_group
-            content = inode_bits.to_bytes(BLOCK, "little")
+            content = pack_bitmap(inode_bits, per_group)
             bitmaps.append((geometry.inode_bitmap(group), content))
-            inode_checksum = crc(seed, content[: per_group // 8])
+            inode_checksum = bitmap_checksum(seed, content, per_group)
         free_blocks_all += free_blocks
         free_inodes_all += per_group - taken
-        places = (geometry.block_bitmap(group), geometry.inode_bitmap(group), geometry.inode_table(group))
-        counts = (free_blocks, per_group - taken, directory_count[group])
-        descriptor = bytearray(
-            GROUP_DESC.pack(
-                *(place & 0xFFFF_FFFF for place in places),
-                *(count & 0xFFFF for count in counts),
-                flags,
-                0,
-                block_checksum & 0xFFFF,
-                inode_checksum & 0xFFFF,
-                unused & 0xFFFF,
-                0,
-                *(place >> 32 for place in places),
-                *(count >> 16 for count in counts),
-                unused >> 16,
-                0,
-                block_checksum >> 16,
-                inode_checksum >> 16,
-                0,
-            )
+        descriptor = GroupDescriptor(
+            geometry.block_bitmap(group),
+            geometry.inode_bitmap(group),
+            geometry.inode_table(group),
+            free_blocks,
+            per_group - taken,
+            directory_count[group],
+            flags,
+            block_checksum,
+            inode_checksum,
+            unused,
         )
-        checksum = crc(crc(seed, struct.pack("<I", group)), descriptor)
-        struct.pack_into("<H", descriptor, 0x1E, checksum & 0xFFFF)
-        out.append(bytes(descriptor))
+        out.append(descriptor.pack(seed, group))
     bitmaps.sort()
     zeros = [
         (place, bytes(BLOCK))

@@ -10,7 +10,7 @@ import stat
 from collections.abc import Sequence
 
 from imagetool.ext4.htree import half_md4
-from rootdisk.ext4.checksum import crc
+from rootdisk.ext4.checksum import directory_block_checksum, index_block_checksum
 from rootdisk.ext4.format import (
     BLOCK,
     DIRENT,
@@ -22,6 +22,7 @@ from rootdisk.ext4.format import (
     DX_NODE_LIMIT,
     DX_ROOT_INFO,
     DX_ROOT_LIMIT,
+    DX_TAIL_BYTES,
     FT_BLKDEV,
     FT_CHRDEV,
     FT_DIR,
@@ -113,7 +114,7 @@ def _leaf(entries: Sequence[Entry], seed: int) -> bytes:
     name, inode, kind = entries[-1]  # the last entry's record reaches to the tail
     parts.append(DIRENT.pack(inode, left, len(name), kind) + name.ljust(left - DIRENT.size, b"\0"))
     content = b"".join(parts)
-    return content + DIRENT_TAIL.pack(0, DIRENT_TAIL.size, 0, DIRENT_TAIL_TYPE, crc(seed, content))
+    return content + DIRENT_TAIL.pack(0, DIRENT_TAIL.size, 0, DIRENT_TAIL_TYPE, directory_block_checksum(seed, content))
 
 
 def _root(dots: list[Entry], entries: list[tuple[int, int]], levels: int, seed: int) -> bytes:
@@ -131,6 +132,6 @@ def _with_entries(head: bytes, entries: list[tuple[int, int]], limit: int, seed:
     """A dx block: its head, count and limit where the first entry's hash would be, the entries, dx_tail."""
     used = head + DX_COUNT.pack(limit, len(entries), entries[0][1])
     used += b"".join(DX_ENTRY.pack(value, block) for value, block in entries[1:])
-    tail = bytes(4)
-    checksum = crc(crc(crc(seed, used), tail), bytes(4))
-    return used.ljust(BLOCK - 8, b"\0") + tail + checksum.to_bytes(4, "little")
+    reserved = bytes(4)
+    checksum = index_block_checksum(seed, used, reserved)
+    return used.ljust(BLOCK - DX_TAIL_BYTES, b"\0") + reserved + checksum.to_bytes(4, "little")

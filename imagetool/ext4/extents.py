@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from rootdisk.ext4.checksum import crc
+from rootdisk.ext4.checksum import extent_block_checksum
 from rootdisk.ext4.format import (
     BLOCK,
     EXT4_EXT_MAGIC,
@@ -13,11 +13,11 @@ from rootdisk.ext4.format import (
     EXTENT_INDEX,
     EXTENT_MAX_BLOCKS,
     EXTENT_TAIL_OFFSET,
+    EXTENTS_INLINE,
     EXTENTS_PER_BLOCK,
+    I_BLOCK_BYTES,
     ONE_EXTENT,
 )
-
-INLINE = 4  # entries in i_block
 
 Run = tuple[int, int, int]  # first block of the file, first block of the disk, number of blocks
 
@@ -42,7 +42,7 @@ def merged(runs: Iterable[Run]) -> list[Run]:
 def tree_blocks(extents: int) -> int:
     """How many blocks of its own a tree of so many extents needs."""
     total = 0
-    while extents > INLINE:
+    while extents > EXTENTS_INLINE:
         extents = -(-extents // EXTENTS_PER_BLOCK)
         total += extents
     return total
@@ -57,27 +57,27 @@ def build(runs: Sequence[Run], blocks: Sequence[int], seed: Callable[[], int]) -
     if len(runs) == 1:  # nearly every file
         logical, physical, count = runs[0]
         return ONE_EXTENT.pack(
-            EXT4_EXT_MAGIC, 1, INLINE, 0, 0, logical, count, physical >> 32, physical & 0xFFFF_FFFF
+            EXT4_EXT_MAGIC, 1, EXTENTS_INLINE, 0, 0, logical, count, physical >> 32, physical & 0xFFFF_FFFF
         ), []
     entries = [EXTENT.pack(logical, count, physical >> 32, physical & 0xFFFF_FFFF) for logical, physical, count in runs]
     firsts = [run[0] for run in runs]
     depth = 0
     made: list[tuple[int, bytes]] = []
     waiting = iter(blocks)
-    while len(entries) > INLINE:
+    while len(entries) > EXTENTS_INLINE:
         above, above_firsts = [], []
         for start in range(0, len(entries), EXTENTS_PER_BLOCK):
             part = entries[start : start + EXTENTS_PER_BLOCK]
             place = next(waiting)
             content = bytearray(BLOCK)
             EXTENT_HEADER.pack_into(content, 0, EXT4_EXT_MAGIC, len(part), EXTENTS_PER_BLOCK, depth, 0)
-            content[EXTENT_HEADER.size : EXTENT_HEADER.size + 12 * len(part)] = b"".join(part)
-            tail = crc(seed(), content[:EXTENT_TAIL_OFFSET])
+            content[EXTENT_HEADER.size : EXTENT_HEADER.size + EXTENT.size * len(part)] = b"".join(part)
+            tail = extent_block_checksum(seed(), content[:EXTENT_TAIL_OFFSET])
             content[EXTENT_TAIL_OFFSET:] = tail.to_bytes(4, "little")
             made.append((place, bytes(content)))
             above.append(EXTENT_INDEX.pack(firsts[start], place & 0xFFFF_FFFF, place >> 32, 0))
             above_firsts.append(firsts[start])
         entries, firsts = above, above_firsts
         depth += 1
-    root = EXTENT_HEADER.pack(EXT4_EXT_MAGIC, len(entries), INLINE, depth, 0) + b"".join(entries)
-    return root.ljust(60, b"\0"), made
+    root = EXTENT_HEADER.pack(EXT4_EXT_MAGIC, len(entries), EXTENTS_INLINE, depth, 0) + b"".join(entries)
+    return root.ljust(I_BLOCK_BYTES, b"\0"), made

@@ -13,7 +13,8 @@ from functools import cached_property
 
 from rootdisk.artifact.format import DISK_MAX_BYTES
 from rootdisk.errors import BadInput
-from rootdisk.ext4.format import BLOCK, BLOCKS_PER_GROUP, DESCS_PER_BLOCK, INODES_PER_BLOCK
+from rootdisk.ext4.format import BLOCK, BLOCKS_PER_GROUP, INODES_PER_BLOCK
+from rootdisk.ext4.groups import LAST_GROUP_MIN_FREE, descriptor_blocks, group_count, superblock_groups
 
 DISK_MIN_BYTES = 16 << 20
 BYTES_PER_INODE = 16384  # mke2fs's usual ratio: room for the guest's own files
@@ -35,7 +36,7 @@ class Geometry:
         if not DISK_MIN_BYTES <= size <= DISK_MAX_BYTES:
             raise BadInput(f"size: {size} bytes", "a disk is 16 MiB to 16 TiB")
         blocks = size // BLOCK
-        groups = -(-blocks // BLOCKS_PER_GROUP)
+        groups = group_count(blocks)
         wanted = max(inodes + inodes // 8 + SPARE_INODES, min(size // BYTES_PER_INODE, 0xFFFF_0000))
         per_group = -(-wanted // groups)
         per_group = -(-per_group // INODES_PER_BLOCK) * INODES_PER_BLOCK
@@ -45,19 +46,19 @@ class Geometry:
             per_group = BLOCKS_PER_GROUP
         table = per_group // INODES_PER_BLOCK
         flex = 16
-        while flex > 1 and flex * (table + 2) + 1 + -(-groups // DESCS_PER_BLOCK) > BLOCKS_PER_GROUP // 2:
+        while flex > 1 and flex * (table + 2) + 1 + descriptor_blocks(groups) > BLOCKS_PER_GROUP // 2:
             flex //= 2
         journal = 1024 if size < 128 << 20 else 4096 if size < 1 << 30 else 8192 if size < 16 << 30 else 16384
         geometry = cls(blocks, per_group, flex, journal)
         last = blocks - (groups - 1) * BLOCKS_PER_GROUP
-        if groups > 1 and last < geometry.fixed_blocks(groups - 1) + 64:
-            # As mke2fs does: a last group that could hold little but its own metadata is left away.
+        if groups > 1 and last < geometry.fixed_blocks(groups - 1) + LAST_GROUP_MIN_FREE:
+            # As mke2fs does: a last group that could hold little but its own metadata is left out.
             return cls.of((groups - 1) * BLOCKS_PER_GROUP * BLOCK, inodes)
         return geometry
 
     @cached_property
     def groups(self) -> int:
-        return -(-self.blocks // BLOCKS_PER_GROUP)
+        return group_count(self.blocks)
 
     @cached_property
     def inodes(self) -> int:
@@ -65,7 +66,7 @@ class Geometry:
 
     @cached_property
     def descriptor_blocks(self) -> int:
-        return -(-self.groups // DESCS_PER_BLOCK)
+        return descriptor_blocks(self.groups)
 
     @cached_property
     def table_blocks(self) -> int:
@@ -75,13 +76,7 @@ class Geometry:
     @cached_property
     def backups(self) -> tuple[int, ...]:
         """Groups that start with a copy of superblock and descriptors; group 0 has the first."""
-        found = {0, 1}
-        for base in (3, 5, 7):
-            power = base
-            while power < self.groups:
-                found.add(power)
-                power *= base
-        return tuple(sorted(group for group in found if group < self.groups))
+        return superblock_groups(self.groups)
 
     def base_blocks(self, group: int) -> int:
         """Blocks of superblock and descriptors at the start of `group`."""

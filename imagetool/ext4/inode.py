@@ -6,7 +6,16 @@ import stat
 
 from imagetool.tree.model import Inode, Special
 from rootdisk.ext4.checksum import crc
-from rootdisk.ext4.format import BLOCK, CHECKSUM_HI_OFFSET, CHECKSUM_LO_OFFSET, EXTRA_ISIZE, INODE_SIZE, NUMBERED_INODE
+from rootdisk.ext4.format import (
+    BLOCK,
+    CHECKSUM_HI_OFFSET,
+    CHECKSUM_LO_OFFSET,
+    EXTRA_ISIZE,
+    I_BLOCK_BYTES,
+    INODE_SIZE,
+    NUMBERED_INODE,
+)
+from rootdisk.ext4.inodes import encode_device, encode_time
 
 _ROOM = INODE_SIZE + 8 - NUMBERED_INODE.size  # for attributes
 _NO_XATTRS = bytes(_ROOM)
@@ -25,13 +34,13 @@ def pack(
     xattrs: bytes,
     xattr_block: int,
 ) -> bytes:
-    """Inode `number` as it stands in the table. `seed` is the disk's checksum seed, `size` bytes, `blocks` all it uses,
-    4 KiB each."""
+    """Return inode `number` as it stands in the table, 256 bytes.
+
+    `seed` is the disk's checksum seed, `size` is in bytes, `blocks` counts all blocks of 4 KiB that it uses. `xattrs` is
+    what stands in the inode, `xattr_block` the block of the others or 0. fs/ext4/inode.c, ext4_do_update_inode().
+    """
     uid, gid = inode.uid, inode.gid
-    seconds, nanoseconds = divmod(inode.mtime_ns, 1_000_000_000)
-    low = seconds & 0xFFFF_FFFF
-    # EXT4_EPOCH_BITS: two bits past the signed 32, then the nanoseconds.
-    extra = nanoseconds << 2 | (seconds - (low - (1 << 32) if low >> 31 else low)) >> 32 & 3
+    low, extra = encode_time(inode.mtime_ns)
     sectors = blocks * (BLOCK // 512)
     # Its number and generation come first, as they do in the checksum.
     raw = NUMBERED_INODE.pack(
@@ -75,12 +84,7 @@ def pack(
 
 
 def device_block(inode: Special) -> bytes:
-    """i_block of a device: the old 8:8 encoding where it fits, else the new 12:20; fs/ext4/inode.c, new_encode_dev()."""
-    major, minor = inode.major, inode.minor
+    """Return i_block of a device or FIFO. ValueError: a number past what ext4 can hold."""
     if not (stat.S_ISCHR(inode.mode) or stat.S_ISBLK(inode.mode)):
-        return bytes(60)
-    if major < 256 and minor < 256:
-        return (major << 8 | minor).to_bytes(4, "little").ljust(60, b"\0")
-    if major >= 1 << 12 or minor >= 1 << 20:
-        raise ValueError(f"device {major}:{minor} is past what ext4 can hold (4095:1048575)")
-    return (bytes(4) + (minor & 0xFF | major << 8 | (minor & ~0xFF) << 12).to_bytes(4, "little")).ljust(60, b"\0")
+        return bytes(I_BLOCK_BYTES)
+    return encode_device(inode.major, inode.minor)

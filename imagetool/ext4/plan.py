@@ -38,12 +38,15 @@ from rootdisk.ext4.format import (
     EXT4_INDEX_FL,
     EXT4_JOURNAL_INO,
     EXT4_LINK_MAX,
+    EXTENTS_INLINE,
     FILE_MAX_BYTES,
+    I_BLOCK_BYTES,
     INODE_SIZE,
+    SUPERBLOCK_OFFSET,
+    XATTR_REFCOUNT_MAX,
 )
 
 SLOT_ALIGN = (64 << 10) // BLOCK
-FAST_SYMLINK_BYTES = 60
 _NO_XATTRS = (b"", 0)
 _S_IFMT = 0o170000  # stat.S_IFMT is a call a name
 
@@ -215,7 +218,7 @@ class _Planner:
             _, self.starts[number], self.counts[number] = runs[0]
         else:
             self.other_runs[number] = runs
-            if len(runs) > extents.INLINE:
+            if len(runs) > EXTENTS_INLINE:
                 self.scattered.append(number)
         for _, start, length in runs:
             self.use(start, length)
@@ -315,7 +318,7 @@ class _Planner:
 
     def symlinks(self) -> None:
         for number, node in self.special:
-            if isinstance(node, Symlink) and len(node.target) >= FAST_SYMLINK_BYTES:
+            if isinstance(node, Symlink) and len(node.target) >= I_BLOCK_BYTES:
                 if len(node.target) >= BLOCK:
                     raise BadInput(f"{path_of_inode(self.numbers, node)}: a link target longer than {BLOCK - 1} bytes")
                 runs = self.take(1)
@@ -334,8 +337,8 @@ class _Planner:
                 if block:
                     shared.setdefault(block, []).append(number)
         for block, owners in shared.items():
-            for start in range(0, len(owners), 1024):  # EXT4_XATTR_REFCOUNT_MAX
-                part = owners[start : start + 1024]
+            for start in range(0, len(owners), XATTR_REFCOUNT_MAX):
+                part = owners[start : start + XATTR_REFCOUNT_MAX]
                 place = self.space.take(1)
                 self.use(place, 1)
                 self.meta.append((place, xattr.with_checksum(block, place, self.seed, len(part))))
@@ -372,7 +375,7 @@ class _Planner:
         for group in self.geometry.backups:
             told = empty if group else groups
             raw = superblock(self.geometry, self.options.uuid, self.hash_seed, self.options.time, told, journal, group)
-            content = ((b"" if group else bytes(1024)) + raw).ljust(BLOCK, b"\0") + told.descriptors
+            content = ((b"" if group else bytes(SUPERBLOCK_OFFSET)) + raw).ljust(BLOCK, b"\0") + told.descriptors
             start = group * BLOCKS_PER_GROUP
             blocks = [(start + at // BLOCK, content[at : at + BLOCK]) for at in range(0, len(content), BLOCK)]
             if group:
@@ -441,8 +444,8 @@ class _Planner:
             flags |= EXT4_INDEX_FL if size > BLOCK else 0
         elif isinstance(node, Symlink):
             size = len(node.target)
-            if size < FAST_SYMLINK_BYTES:
-                i_block, flags = node.target.ljust(60, b"\0"), 0
+            if size < I_BLOCK_BYTES:
+                i_block, flags = node.target.ljust(I_BLOCK_BYTES, b"\0"), 0
         elif isinstance(node, Special):
             size, flags = 0, 0
             try:

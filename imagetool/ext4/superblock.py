@@ -7,23 +7,21 @@ import struct
 from imagetool.ext4.bitmaps import Groups
 from imagetool.ext4.geometry import Geometry
 from rootdisk.ext4 import format as f
-from rootdisk.ext4.checksum import crc
+from rootdisk.ext4 import superblock as fields
 
 
 def superblock(
     geometry: Geometry, uuid: bytes, hash_seed: bytes, time: int, groups: Groups, journal: bytes, group: int
 ) -> bytes:
-    """The 1024 bytes for `group` (0, or one with a backup); `journal` is the journal inode's i_block."""
+    """Return the 1024 bytes for `group` (0, or one with a backup); `journal` is the journal inode's i_block."""
     journal_size = geometry.journal_blocks * f.BLOCK
-    raw = f.pack_superblock(
+    raw = fields.pack(
         s_inodes_count=geometry.inodes,
-        s_blocks_count_lo=geometry.blocks & 0xFFFF_FFFF,
-        s_blocks_count_hi=geometry.blocks >> 32,
-        s_free_blocks_count_lo=groups.free_blocks & 0xFFFF_FFFF,
-        s_free_blocks_count_hi=groups.free_blocks >> 32,
+        s_blocks_count_lo=geometry.blocks,
+        s_free_blocks_count_lo=groups.free_blocks,
         s_free_inodes_count=groups.free_inodes,
-        s_log_block_size=2,
-        s_log_cluster_size=2,
+        s_log_block_size=f.LOG_BLOCK_SIZE,
+        s_log_cluster_size=f.LOG_BLOCK_SIZE,
         s_blocks_per_group=f.BLOCKS_PER_GROUP,
         s_clusters_per_group=f.BLOCKS_PER_GROUP,
         s_inodes_per_group=geometry.inodes_per_group,
@@ -32,7 +30,7 @@ def superblock(
         s_mkfs_time=time,
         s_max_mnt_count=0xFFFF,
         s_magic=f.EXT4_SUPER_MAGIC,
-        s_state=1,
+        s_state=f.VALID_FS,
         s_errors=1,
         s_rev_level=1,
         s_first_ino=f.EXT4_GOOD_OLD_FIRST_INO,
@@ -53,16 +51,14 @@ def superblock(
         s_want_extra_isize=f.EXTRA_ISIZE,
         s_flags=f.FLAGS_SIGNED_HASH,  # said, or the kernel takes its processor's char
         s_log_groups_per_flex=geometry.flex.bit_length() - 1,
-        s_checksum_type=1,
+        s_checksum_type=f.CRC32C_CHKSUM,
         s_overhead_clusters=geometry.overhead,
     )
-    offset, _ = f.SUPERBLOCK_FIELDS["s_checksum"]
-    struct.pack_into("<I", raw, offset, crc(0xFFFF_FFFF, raw[:offset]))
-    return bytes(raw)
+    return fields.seal(raw)
 
 
 def journal_superblock(blocks: int) -> bytes:
-    """The first block of an empty journal; its UUID stays zero, because it is an internal one."""
+    """Return the first block of an empty journal of so many blocks. Its UUID stays zero, because it is an internal one."""
     raw = f.JOURNAL_SUPERBLOCK.pack(
         f.JBD2_MAGIC, f.JBD2_SUPERBLOCK_V2, 0, f.BLOCK, blocks, 1, 1, 0, 0, 0, 0, 0, bytes(16), 1
     )

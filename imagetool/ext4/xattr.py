@@ -6,10 +6,11 @@ import struct
 from collections.abc import Mapping
 
 from rootdisk.errors import BadInput, Unsupported
-from rootdisk.ext4.checksum import crc
+from rootdisk.ext4.checksum import xattr_block_checksum
 from rootdisk.ext4.format import (
     BLOCK,
     EXTRA_ISIZE,
+    GOOD_OLD_INODE_SIZE,
     INODE_SIZE,
     XATTR_ACL_INDEX,
     XATTR_ENTRY,
@@ -19,7 +20,7 @@ from rootdisk.ext4.format import (
 )
 from rootdisk.text import printable
 
-IN_INODE = INODE_SIZE - 128 - EXTRA_ISIZE - 4  # bytes for entries and values, after the magic
+IN_INODE = INODE_SIZE - GOOD_OLD_INODE_SIZE - EXTRA_ISIZE - 4  # bytes for entries and values, after the magic
 IN_BLOCK = BLOCK - XATTR_HEADER.size
 
 _PREFIXES = {index: prefix for prefix, index in XATTR_INDEX.items()}
@@ -54,8 +55,7 @@ def with_checksum(block: bytes, place: int, seed: int, references: int) -> bytes
     """A block of encode() as it stands at disk block `place`, shared by so many inodes."""
     out = bytearray(block)
     struct.pack_into("<I", out, 4, references)
-    struct.pack_into("<I", out, 16, 0)
-    struct.pack_into("<I", out, 16, crc(crc(seed, struct.pack("<Q", place)), out))
+    struct.pack_into("<I", out, 16, xattr_block_checksum(seed, place, out))
     return bytes(out)
 
 

@@ -1,51 +1,48 @@
 """A larger file system on a disk that was never mounted, as patches over it: what resize2fs does, in milliseconds.
 
-A new group keeps its bitmaps and inode table within itself. So all but the last can be left to the kernel to begin
-(BLOCK_UNINIT, INODE_UNINIT, and INODE_ZEROED, as what was never written reads as zeros): nothing but their descriptors
-is written. Descriptors that have no room behind the superblock lie in the groups they describe (meta_bg), as when the
-kernel grows a mounted disk. fs/ext4/ext4.h, super.c descriptor_loc(), balloc.c ext4_bg_num_gdb().
+A new group keeps its bitmaps and inode table within itself. So the kernel can initialise all but the last when it needs
+them (BLOCK_UNINIT, INODE_UNINIT, and INODE_ZEROED, because what was never written reads as zeros): only their descriptors
+are written. Descriptors that have no room behind the superblock lie in the groups they describe (meta_bg), as when the
+kernel grows a mounted disk. fs/ext4/super.c descriptor_loc(), balloc.c ext4_bg_num_gdb().
 """
 
 from __future__ import annotations
 
 import os
-import struct
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from rootdisk.artifact.format import DISK_MAX_BYTES
 from rootdisk.durable import open_file
 from rootdisk.errors import BadInput, Unsupported
+from rootdisk.ext4 import format as f
+from rootdisk.ext4 import superblock
+from rootdisk.ext4.checksum import bitmap_checksum, descriptor_checksum, disk_seed, superblock_checksum
+from rootdisk.ext4.format import BLOCK, BLOCKS_PER_GROUP, DESC_SIZE, DESCS_PER_BLOCK, GROUP_BYTES
+from rootdisk.ext4.groups import (
+    LAST_GROUP_MIN_FREE,
+    GroupDescriptor,
+    descriptor_blocks,
+    group_count,
+    pack_bitmap,
+    superblock_groups,
+    superblock_place,
+)
 
-BLOCK = 4096
-GROUP_BLOCKS = 8 * BLOCK
-GROUP_BYTES = GROUP_BLOCKS * BLOCK
-INODES_PER_BLOCK = 16
-DESC = struct.Struct("<IIIHHHHIHHHHIIIHHHHIHHI")  # struct ext4_group_desc: its 23 fields, 64 bytes
-DESCS = BLOCK // DESC.size
-INODE_UNINIT, BLOCK_UNINIT, INODE_ZEROED = 1, 2, 4
-META_BG = 0x10
-LAST_GROUP_FREE_MIN = 64  # as mke2fs, roughly: a last group that could hold little but its own metadata is left away
-
-# struct ext4_super_block: what is read or changed
-_AT = {
-    "inodes": (0x0, "I"), "blocks": (0x4, "I"), "free_blocks": (0xC, "I"), "free_inodes": (0x10, "I"),
-    "first_data_block": (0x14, "I"), "log_block_size": (0x18, "I"), "blocks_per_group": (0x20, "I"),
-    "inodes_per_group": (0x28, "I"), "magic": (0x38, "H"), "state": (0x3A, "H"), "inode_size": (0x58, "H"),
-    "group": (0x5A, "H"), "compat": (0x5C, "I"), "incompat": (0x60, "I"), "ro_compat": (0x64, "I"),
-    "uuid": (0x68, "16s"), "reserved_gdt": (0xCE, "H"), "desc_size": (0xFE, "H"), "first_meta_bg": (0x104, "I"),
-    "blocks_hi": (0x150, "I"), "free_blocks_hi": (0x158, "I"), "checksum_type": (0x175, "B"),
-    "overhead": (0x248, "I"), "checksum": (0x3FC, "I"),
-}  # fmt: skip
-_SUPERBLOCK_OFFSET, _SUPERBLOCK_BYTES = 1024, 1024
 _EXPECTED = {
-    "magic": 0xEF53, "state": 1, "first_data_block": 0, "log_block_size": 2, "blocks_per_group": GROUP_BLOCKS,
-    "inode_size": 256, "desc_size": DESC.size, "checksum_type": 1, "reserved_gdt": 0,
-    "compat": 0x2C,  # has_journal, ext_attr, dir_index
-    "incompat": 0x2C2,  # filetype, extents, 64bit, flex_bg
-    "ro_compat": 0x46B,  # sparse_super, large_file, huge_file, dir_nlink, extra_isize, metadata_csum
-}  # fmt: skip
+    "s_magic": f.EXT4_SUPER_MAGIC,
+    "s_state": f.VALID_FS,
+    "s_first_data_block": 0,
+    "s_log_block_size": f.LOG_BLOCK_SIZE,
+    "s_blocks_per_group": BLOCKS_PER_GROUP,
+    "s_inode_size": f.INODE_SIZE,
+    "s_desc_size": DESC_SIZE,
+    "s_checksum_type": f.CRC32C_CHKSUM,
+    "s_reserved_gdt_blocks": 0,
+    "s_feature_compat": f.FEATURE_COMPAT,
+    "s_feature_incompat": f.FEATURE_INCOMPAT,
+    "s_feature_ro_compat": f.FEATURE_RO_COMPAT,
+}
 
 
 class _Base(NamedTuple):
@@ -56,27 +53,31 @@ class _Base(NamedTuple):
     seed: int  # of its checksums
     blocks: int
     inodes_per_group: int
-    last_bitmap: bytes  # of the last group's blocks; "" where that group is whole
+    last_bitmap: bytes  # of the last group's blocks; "" if that group is whole
 
     @property
     def groups(self) -> int:
-        return -(-self.blocks // GROUP_BLOCKS)
+        return group_count(self.blocks)
 
     @property
     def table_blocks(self) -> int:
-        return self.inodes_per_group // INODES_PER_BLOCK
+        return self.inodes_per_group // f.INODES_PER_BLOCK
 
     @property
     def old_descriptor_blocks(self) -> int:
         """How many blocks of descriptors have room behind the superblock."""
         return len(self.descriptors) // BLOCK
 
+    def descriptor(self, group: int) -> bytes:
+        return self.descriptors[group * DESC_SIZE : (group + 1) * DESC_SIZE]
+
 
 def patches(base: Path, size: int) -> dict[int, bytes]:
-    """Bytes by offset that make the file system on `base` fill a disk of `size` bytes; none where it does already.
+    """Return bytes by offset that make the file system on `base` fill a disk of `size` bytes; none if it does already.
 
-    BadInput: `size` is less than the disk's or more than the file system can have, or the disk is damaged; Unsupported:
-    a file system that imagetool does not write.
+    Raises:
+        BadInput: `size` is less than the disk's or more than the file system can have, or the disk is damaged.
+        Unsupported: a file system that imagetool does not write.
     """
     fd = open_file(base)
     try:
@@ -89,42 +90,50 @@ def patches(base: Path, size: int) -> dict[int, bytes]:
 
 
 def _read(fd: int, size: int) -> _Base:
-    raw = os.pread(fd, _SUPERBLOCK_BYTES, _SUPERBLOCK_OFFSET)
-    found = dict.fromkeys(_AT, 0)
-    if len(raw) == _SUPERBLOCK_BYTES:
-        found = {name: struct.unpack_from("<" + form, raw, at)[0] for name, (at, form) in _AT.items()}
-    for name, wanted in _EXPECTED.items():
-        if found[name] != wanted:
+    raw = os.pread(fd, f.SUPERBLOCK_SIZE, f.SUPERBLOCK_OFFSET)
+    fields = superblock.unpack(raw.ljust(f.SUPERBLOCK_SIZE, b"\0"))
+    for name, expected in _EXPECTED.items():
+        if fields[name] != expected:
             raise Unsupported(
-                f"--disk-size: the disk's {name} is {found[name]:#x}, not {wanted:#x}", "leave --disk-size away"
+                f"--disk-size: the disk's {name} is {fields[name]:#x}, not {expected:#x}", "omit --disk-size"
             )
-    if crc(0xFFFF_FFFF, raw[: _AT["checksum"][0]]) != found["checksum"]:
+    if superblock_checksum(raw) != fields["s_checksum"]:
         raise _damaged("superblock")
-    blocks, per_group = found["blocks"] | found["blocks_hi"] << 32, found["inodes_per_group"]
-    groups = -(-blocks // GROUP_BLOCKS)
+    blocks, per_group = superblock.get(fields, "s_blocks_count_lo"), fields["s_inodes_per_group"]
+    groups = group_count(blocks)
+    free_blocks = superblock.get(fields, "s_free_blocks_count_lo")
     if (
         not 0 < blocks * BLOCK <= size
-        or not 0 < per_group <= GROUP_BLOCKS
-        or per_group % INODES_PER_BLOCK
-        or found["inodes"] != groups * per_group
-        or found["free_inodes"] > found["inodes"]
-        or max(found["free_blocks"] | found["free_blocks_hi"] << 32, found["overhead"]) > blocks
+        or not 0 < per_group <= BLOCKS_PER_GROUP
+        or per_group % f.INODES_PER_BLOCK
+        or fields["s_inodes_count"] != groups * per_group
+        or fields["s_free_inodes_count"] > fields["s_inodes_count"]
+        or max(free_blocks, fields["s_overhead_clusters"]) > blocks
     ):
         raise _damaged("superblock")
-    descriptors = os.pread(fd, -(-groups // DESCS) * BLOCK, BLOCK)
-    seed = crc(0xFFFF_FFFF, raw[0x68:0x78])
-    bitmap = b""
-    if blocks % GROUP_BLOCKS:
-        last = descriptors[(groups - 1) * DESC.size : groups * DESC.size]
-        fields = DESC.unpack(last) if len(last) == DESC.size else (0,) * 23
-        free = fields[3] | fields[15] << 16
-        if fields[6] & BLOCK_UNINIT or free > GROUP_BLOCKS or fields[11] != _desc_checksum(seed, groups - 1, last):
-            raise _damaged("group descriptors")
-        place = fields[0] | fields[12] << 32
-        bitmap = os.pread(fd, BLOCK, place * BLOCK) if place < blocks else b""
-        if len(bitmap) != BLOCK or crc(seed, bitmap) != fields[8] | fields[20] << 16:
-            raise _damaged("block bitmap")
-    return _Base(raw, descriptors, seed, blocks, per_group, bitmap)
+    descriptors = os.pread(fd, descriptor_blocks(groups) * BLOCK, BLOCK)
+    base = _Base(raw, descriptors, disk_seed(fields["s_uuid"]), blocks, per_group, b"")
+    if blocks % BLOCKS_PER_GROUP:
+        return base._replace(last_bitmap=_read_last_bitmap(fd, base))
+    return base
+
+
+def _read_last_bitmap(fd: int, base: _Base) -> bytes:
+    group = base.groups - 1
+    raw = base.descriptor(group)
+    last = GroupDescriptor.unpack(raw)
+    if (
+        len(raw) != DESC_SIZE
+        or last.flags & f.BG_BLOCK_UNINIT
+        or last.free_blocks > BLOCKS_PER_GROUP
+        or f.GROUP_DESC.unpack(raw)[11] != descriptor_checksum(base.seed, group, raw)
+    ):
+        raise _damaged("group descriptors")
+    place = last.block_bitmap
+    bitmap = os.pread(fd, BLOCK, place * BLOCK) if place < base.blocks else b""
+    if len(bitmap) != BLOCK or _block_bitmap_checksum(base, bitmap) != last.block_bitmap_checksum:
+        raise _damaged("block bitmap")
+    return bitmap
 
 
 def _text(size: int) -> str:
@@ -138,12 +147,13 @@ def _damaged(what: str) -> BadInput:
 
 def _patches(base: _Base, size: int) -> dict[int, bytes]:
     blocks = size // BLOCK
-    groups = -(-blocks // GROUP_BLOCKS)
-    supers = _with_super(groups)
+    groups = group_count(blocks)
+    supers = set(superblock_groups(groups))
     fixed = _fixed(base, groups, supers)
     last = groups - 1
-    if groups > base.groups and blocks - last * GROUP_BLOCKS < fixed.get(last, 0) + base.table_blocks + 66:
-        blocks, groups = last * GROUP_BLOCKS, last
+    own = fixed.get(last, 0) + 2 + base.table_blocks
+    if groups > base.groups and blocks - last * BLOCKS_PER_GROUP < own + LAST_GROUP_MIN_FREE:
+        blocks, groups = last * BLOCKS_PER_GROUP, last
         supers.discard(last)
     if blocks <= base.blocks:
         return {}
@@ -157,23 +167,12 @@ def _patches(base: _Base, size: int) -> dict[int, bytes]:
     return found
 
 
-def _with_super(groups: int) -> set[int]:
-    """The groups with a superblock: 0, 1 and the powers of 3, 5 and 7 (sparse_super)."""
-    found = {0, 1}
-    for prime in (3, 5, 7):
-        power = prime
-        while power < groups:
-            found.add(power)
-            power *= prime
-    return {group for group in found if group < groups}
-
-
 def _fixed(base: _Base, groups: int, supers: set[int]) -> dict[int, int]:
     """Blocks of superblock and descriptors at the start of each new group that has any."""
     old = base.old_descriptor_blocks
-    found = {group: 1 + old if group < old * DESCS else 1 for group in supers}
-    for meta in range(old * DESCS, groups, DESCS):
-        for group in (meta, meta + 1, meta + DESCS - 1):
+    found = {group: 1 + old if group < old * DESCS_PER_BLOCK else 1 for group in supers}
+    for meta in range(old * DESCS_PER_BLOCK, groups, DESCS_PER_BLOCK):
+        for group in (meta, meta + 1, meta + DESCS_PER_BLOCK - 1):
             found[group] = found.get(group, 0) + 1
     return {group: count for group, count in found.items() if base.groups <= group < groups}
 
@@ -181,92 +180,85 @@ def _fixed(base: _Base, groups: int, supers: set[int]) -> dict[int, int]:
 def _descriptors(
     base: _Base, blocks: int, groups: int, fixed: dict[int, int], found: dict[int, bytes]
 ) -> tuple[int, bytes]:
-    """The changed descriptors, from the first such group on; bitmaps that go with them are put into `found`."""
+    """Return the first group whose descriptor changes, and the descriptors from it on.
+
+    Bitmaps that go with them are put into `found`.
+    """
     first, out = base.groups, []
     if base.last_bitmap:
         first -= 1
-        out.append(_longer_group(base, min(GROUP_BLOCKS, blocks - first * GROUP_BLOCKS), found))
+        out.append(_longer_group(base, min(BLOCKS_PER_GROUP, blocks - first * BLOCKS_PER_GROUP), found))
     make = _Maker(base)
     out += [make(group, fixed.get(group, 0)) for group in range(base.groups, groups)]
     if groups > base.groups:
-        # As mke2fs does, the last group has its bitmap, whether it is whole or not.
-        out[-1] = _last_group(base, groups - 1, blocks - (groups - 1) * GROUP_BLOCKS, fixed.get(groups - 1, 0), found)
+        # As mke2fs does, the last group has its bitmap, even if it is whole.
+        last = groups - 1
+        out[-1] = _last_group(base, last, blocks - last * BLOCKS_PER_GROUP, fixed.get(last, 0), found)
     return first, b"".join(out)
 
 
 def _longer_group(base: _Base, blocks: int, found: dict[int, bytes]) -> bytes:
-    """The descriptor of the base's last group, now `blocks` long."""
+    """Return the descriptor of the base's last group, now `blocks` long."""
     group = base.groups - 1
-    fields = list(DESC.unpack_from(base.descriptors, group * DESC.size))
-    before = base.blocks - group * GROUP_BLOCKS
+    old = GroupDescriptor.unpack(base.descriptor(group))
+    before = base.blocks - group * BLOCKS_PER_GROUP
     bits = int.from_bytes(base.last_bitmap, "little")
     bits &= ~(((1 << (blocks - before)) - 1) << before)
     bitmap = bits.to_bytes(BLOCK, "little")
-    found[(fields[0] | fields[12] << 32) * BLOCK] = bitmap
-    free = (fields[3] | fields[15] << 16) + blocks - before
-    checksum = crc(base.seed, bitmap)
-    fields[3], fields[15] = free & 0xFFFF, free >> 16
-    fields[8], fields[20] = checksum & 0xFFFF, checksum >> 16
-    return _sealed(base.seed, group, fields)
+    found[old.block_bitmap * BLOCK] = bitmap
+    free = old.free_blocks + blocks - before
+    checksum = _block_bitmap_checksum(base, bitmap)
+    return old._replace(free_blocks=free, block_bitmap_checksum=checksum).pack(base.seed, group)
 
 
 def _last_group(base: _Base, group: int, blocks: int, fixed: int, found: dict[int, bytes]) -> bytes:
     used = fixed + 2 + base.table_blocks
-    bits = (1 << used) - 1 | ((1 << (GROUP_BLOCKS - blocks)) - 1) << blocks
-    bitmap = bits.to_bytes(BLOCK, "little")
-    start = group * GROUP_BLOCKS + fixed
+    bitmap = pack_bitmap((1 << used) - 1, blocks)
+    start = group * BLOCKS_PER_GROUP + fixed
     found[start * BLOCK] = bitmap
-    checksum = crc(base.seed, bitmap)
-    fields = _fields(start, blocks - used, base.inodes_per_group, INODE_UNINIT | INODE_ZEROED)
-    fields[8], fields[20] = checksum & 0xFFFF, checksum >> 16
-    return _sealed(base.seed, group, fields)
+    empty = _empty_group(start, blocks - used, base.inodes_per_group, f.BG_INODE_UNINIT | f.BG_INODE_ZEROED)
+    return empty._replace(block_bitmap_checksum=_block_bitmap_checksum(base, bitmap)).pack(base.seed, group)
 
 
-def _fields(start: int, free: int, inodes: int, flags: int) -> list[int]:
-    """An empty group's descriptor, its bitmaps and table from block `start` on: below 2^32, as disks end at 16 TiB."""
-    fields = [start, start + 1, start + 2, free, inodes, 0, flags, *[0] * 16]
-    fields[10] = inodes  # none of the table was ever used
-    return fields
+def _block_bitmap_checksum(base: _Base, bitmap: bytes) -> int:
+    return bitmap_checksum(base.seed, bitmap, BLOCKS_PER_GROUP)
 
 
-def _sealed(seed: int, group: int, fields: list[int]) -> bytes:
-    fields[11] = 0
-    fields[11] = _desc_checksum(seed, group, DESC.pack(*fields))
-    return DESC.pack(*fields)
-
-
-def _desc_checksum(seed: int, group: int, descriptor: bytes) -> int:
-    """bg_checksum: over the group's number and its descriptor with a checksum of zero."""
-    return crc(seed, struct.pack("<I", group) + descriptor[:0x1E] + b"\0\0" + descriptor[0x20:]) & 0xFFFF
+def _empty_group(start: int, free: int, inodes: int, flags: int) -> GroupDescriptor:
+    """An empty group's descriptor, its bitmaps and table from block `start` on."""
+    return GroupDescriptor(
+        start, start + 1, start + 2, free_blocks=free, free_inodes=inodes, unused_inodes=inodes, flags=flags
+    )
 
 
 class _Maker:
     """Descriptors of empty groups: number in, 64 bytes out, in a microsecond.
 
-    Where a group's places are its own, each bit of its number changes the same bits of the descriptor, whatever the
-    others are: those of three block numbers, and those of the checksum, as a CRC is linear. So a descriptor is that
+    If a group's places are its own, each bit of its number changes the same bits of the descriptor, whatever the
+    others are: those of three block numbers, and those of the checksum, because a CRC is linear. So a descriptor is that
     of group 0 and the changes of its number's bits, XORed.
     """
 
     def __init__(self, base: _Base) -> None:
         self._base = base
         self._zero: dict[int, int] = {}  # by blocks at the group's start
-        changes = [self._change(bit) for bit in range(17)]  # 16 TiB are 2^17 groups
+        changes = [_change(bit) for bit in range(17)]  # 16 TiB are 2^17 groups
         self._low, self._high = _combined(changes[:8]), _combined(changes[8:])
 
     def __call__(self, group: int, fixed: int) -> bytes:
         zero = self._zero.get(fixed)
         if zero is None:
-            free = GROUP_BLOCKS - fixed - 2 - self._base.table_blocks
-            fields = _fields(fixed, free, self._base.inodes_per_group, INODE_UNINIT | BLOCK_UNINIT | INODE_ZEROED)
-            zero = self._zero[fixed] = int.from_bytes(_sealed(self._base.seed, 0, fields), "little")
-        return (zero ^ self._low[group & 0xFF] ^ self._high[group >> 8]).to_bytes(DESC.size, "little")
+            free = BLOCKS_PER_GROUP - fixed - 2 - self._base.table_blocks
+            flags = f.BG_INODE_UNINIT | f.BG_BLOCK_UNINIT | f.BG_INODE_ZEROED
+            empty = _empty_group(fixed, free, self._base.inodes_per_group, flags)
+            zero = self._zero[fixed] = int.from_bytes(empty.pack(self._base.seed, 0), "little")
+        return (zero ^ self._low[group & 0xFF] ^ self._high[group >> 8]).to_bytes(DESC_SIZE, "little")
 
-    def _change(self, bit: int) -> int:
-        place = GROUP_BLOCKS << bit
-        fields = [place, place, place, *[0] * 20]
-        fields[11] = _desc_checksum(0, 1 << bit, DESC.pack(*fields))
-        return int.from_bytes(DESC.pack(*fields), "little")
+
+def _change(bit: int) -> int:
+    """What `bit` of a group's number changes: its descriptor with a seed of 0 and nothing but the places."""
+    place = BLOCKS_PER_GROUP << bit
+    return int.from_bytes(GroupDescriptor(place, place, place).pack(0, 1 << bit), "little")
 
 
 def _combined(changes: list[int]) -> list[int]:
@@ -280,69 +272,41 @@ def _combined(changes: list[int]) -> list[int]:
 def _place_descriptors(
     base: _Base, first: int, descriptors: bytes, groups: int, supers: set[int], found: dict[int, bytes]
 ) -> None:
-    """Puts the table, changed from group `first` on, into `found`, each block wherever it stands."""
-    table = base.descriptors[: first * DESC.size] + descriptors
-    table = table.ljust(-(-groups // DESCS) * BLOCK, b"\0")
+    """Put the table, changed from group `first` on, into `found`, each block wherever it stands."""
+    table = base.descriptors[: first * DESC_SIZE] + descriptors
+    table = table.ljust(descriptor_blocks(groups) * BLOCK, b"\0")
     old = base.old_descriptor_blocks
-    if first < old * DESCS:
-        changed = first // DESCS * BLOCK
+    if first < old * DESCS_PER_BLOCK:
+        changed = first // DESCS_PER_BLOCK * BLOCK
         for group in supers:
-            if group < old * DESCS:
+            if group < old * DESCS_PER_BLOCK:
                 start = changed if group < base.groups else 0
                 found[group * GROUP_BYTES + BLOCK + start] = table[start : old * BLOCK]
-    for meta in range(old, -(-groups // DESCS)):
-        for group in (meta * DESCS, meta * DESCS + 1, meta * DESCS + DESCS - 1):
+    for meta in range(old, descriptor_blocks(groups)):
+        meta_first = meta * DESCS_PER_BLOCK
+        for group in (meta_first, meta_first + 1, meta_first + DESCS_PER_BLOCK - 1):
             if group < groups:
-                place = group * GROUP_BLOCKS + (group in supers)
+                place = group * BLOCKS_PER_GROUP + (group in supers)
                 found[place * BLOCK] = table[meta * BLOCK : (meta + 1) * BLOCK]
 
 
 def _place_superblocks(
     base: _Base, blocks: int, groups: int, fixed: dict[int, int], supers: set[int], found: dict[int, bytes]
 ) -> None:
-    """Puts the superblock and its backups into `found`."""
+    """Put the superblock and its backups into `found`."""
     raw = bytearray(base.superblock)
+    old = superblock.unpack(raw)
     new = groups - base.groups
-    starts = sum(count for group, count in fixed.items() if group < groups)
-    free = _get(raw, "free_blocks") | _get(raw, "free_blocks_hi") << 32
-    free += blocks - base.blocks - starts - new * (2 + base.table_blocks)
-    _set(raw, "inodes", groups * base.inodes_per_group)
-    _set(raw, "free_inodes", _get(raw, "free_inodes") + new * base.inodes_per_group)
-    _set(raw, "overhead", _get(raw, "overhead") + starts + new * (2 + base.table_blocks))
-    for name, value in (("blocks", blocks), ("free_blocks", free)):
-        _set(raw, name, value & 0xFFFF_FFFF)
-        _set(raw, name + "_hi", value >> 32)
-    if groups > base.old_descriptor_blocks * DESCS:
-        _set(raw, "incompat", _get(raw, "incompat") | META_BG)
-        _set(raw, "first_meta_bg", base.old_descriptor_blocks)
+    metadata = sum(count for group, count in fixed.items() if group < groups) + new * (2 + base.table_blocks)
+    free = superblock.get(old, "s_free_blocks_count_lo") + blocks - base.blocks - metadata
+    superblock.put(raw, "s_blocks_count_lo", blocks)
+    superblock.put(raw, "s_free_blocks_count_lo", free)
+    superblock.put(raw, "s_inodes_count", groups * base.inodes_per_group)
+    superblock.put(raw, "s_free_inodes_count", old["s_free_inodes_count"] + new * base.inodes_per_group)
+    superblock.put(raw, "s_overhead_clusters", old["s_overhead_clusters"] + metadata)
+    if groups > base.old_descriptor_blocks * DESCS_PER_BLOCK:
+        superblock.put(raw, "s_feature_incompat", old["s_feature_incompat"] | f.INCOMPAT_META_BG)
+        superblock.put(raw, "s_first_meta_bg", base.old_descriptor_blocks)
     for group in supers:
-        _set(raw, "group", min(group, 0xFFFF))
-        _set(raw, "checksum", crc(0xFFFF_FFFF, raw[: _AT["checksum"][0]]))
-        found[group * GROUP_BYTES or _SUPERBLOCK_OFFSET] = bytes(raw)
-
-
-def _get(raw: bytearray, name: str) -> int:
-    at, form = _AT[name]
-    return int(struct.unpack_from("<" + form, raw, at)[0])
-
-
-def _set(raw: bytearray, name: str, value: int) -> None:
-    at, form = _AT[name]
-    struct.pack_into("<" + form, raw, at, value)
-
-
-def _table() -> Iterator[int]:
-    for value in range(256):
-        for _ in range(8):
-            value = value >> 1 ^ (0x82F6_3B78 if value & 1 else 0)  # Castagnoli's polynomial, reflected
-        yield value
-
-
-_CRC32C = tuple(_table())
-
-
-def crc(state: int, data: bytes | bytearray) -> int:
-    """crc32c as ext4 carries it from part to part: raw, without the inversion at its end."""
-    for byte in data:
-        state = _CRC32C[(state ^ byte) & 0xFF] ^ state >> 8
-    return state
+        superblock.put(raw, "s_block_group_nr", min(group, 0xFFFF))
+        found[superblock_place(group)] = superblock.seal(raw)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import stat
 import struct
 import subprocess
 from functools import cache
@@ -79,12 +78,7 @@ def disk(data: bytes) -> None:
         for count, (_, node) in enumerate(reader.walk()):
             assert count < 100_000
             try:
-                reader.xattrs(node)
-                if stat.S_ISLNK(node.mode):
-                    reader.target(node)
-                elif stat.S_ISREG(node.mode):
-                    for _ in reader.data(node):
-                        pass
+                reader.read_through(node)
             except RootdiskError:
                 continue
 

@@ -13,6 +13,10 @@ from pathlib import Path
 from rootdisk import records
 from rootdisk.artifact.format import SlotExtent
 from rootdisk.errors import BadInput, RootdiskError
+from rootdisk.ext4 import superblock
+from rootdisk.ext4.checksum import crc, disk_seed
+from rootdisk.ext4.format import BLOCK, DESC_SIZE
+from rootdisk.ext4.groups import GroupDescriptor, group_count
 from runner.disk import grow, qcow2, slot
 from runner.sandbox import directory as sandbox
 from runner.sandbox.state import Spec, State, state_json
@@ -114,18 +118,17 @@ def patch(image: bytearray, data: bytes, low: int, high: int) -> None:
 def seal(image: bytearray, fd: int) -> None:
     """Right checksums of the superblock, and of the last group's descriptor and bitmap, if they are where they can be."""
     raw = image[1024:2048]
-    image[1024 + 0x3FC : 2048] = struct.pack("<I", grow.crc(0xFFFF_FFFF, raw[:0x3FC]))
-    blocks = int.from_bytes(raw[4:8], "little") | int.from_bytes(raw[0x150:0x154], "little") << 32
-    group = -(-blocks // grow.GROUP_BLOCKS) - 1
-    place = grow.BLOCK + group * grow.DESC.size
-    if not group >= 0 or place + grow.DESC.size > len(image):
+    image[1024:2048] = superblock.seal(raw)
+    fields = superblock.unpack(raw)
+    group = group_count(superblock.get(fields, "s_blocks_count_lo")) - 1
+    place = BLOCK + group * DESC_SIZE
+    if not group >= 0 or place + DESC_SIZE > len(image):
         return
-    seed = grow.crc(0xFFFF_FFFF, raw[0x68:0x78])
-    fields = list(grow.DESC.unpack_from(image, place))
-    bitmap = (fields[0] | fields[12] << 32) * grow.BLOCK
-    checksum = grow.crc(seed, os.pread(fd, grow.BLOCK, bitmap) if len(image) <= bitmap < 1 << 40 else b"")
-    fields[8], fields[20] = checksum & 0xFFFF, checksum >> 16
-    image[place : place + grow.DESC.size] = grow._sealed(seed, group, fields)
+    seed = disk_seed(fields["s_uuid"])
+    last = GroupDescriptor.unpack(bytes(image[place : place + DESC_SIZE]))
+    bitmap = last.block_bitmap * BLOCK
+    checksum = crc(seed, os.pread(fd, BLOCK, bitmap) if len(image) <= bitmap < 1 << 40 else b"")
+    image[place : place + DESC_SIZE] = last._replace(block_bitmap_checksum=checksum).pack(seed, group)
 
 
 @cache
@@ -133,7 +136,7 @@ def _disk() -> tuple[Path, bytes]:
     """A small disk of ours, and its beginning: superblock and descriptors."""
     path = disk_of(folder() / "base", directory(b"d/"))
     with path.open("rb") as file:
-        return path, file.read(2 * grow.BLOCK)
+        return path, file.read(2 * BLOCK)
 
 
 def states() -> list[bytes]:

@@ -73,7 +73,7 @@ def test_cat(disk: Path) -> None:
     [
         (("cat", "{disk}", "/d"), "a directory and no plain file"),
         (("cat", "{disk}", "/none"), "/none: no such file on the disk"),
-        (("stat", "{disk}", "/x/y"), "a part of it is no directory"),
+        (("stat", "{disk}", "/x/y"), "a part of it is not a directory"),
         (("ls", "/dev/null"), "/dev/null"),
         (("ls", __file__), "not an ext4 disk"),
         (("inspect", "oci:/none:1"), "/none"),

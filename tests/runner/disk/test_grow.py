@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from rootdisk.errors import BadInput, Unsupported
-from rootdisk.ext4.checksum import crc
+from rootdisk.ext4.checksum import crc, table_crc
 from runner.disk import grow
 from runner.disk.clone import clone
 from tests.support.disks import complaints, debugfs, disk_of, host_view, mounted, needs_e2fsck, needs_root
@@ -141,20 +144,35 @@ def test_descriptors_are_made_bit_by_bit(tmp_path: Path) -> None:
     for group in (64, 127, 128, 255, 65535, 131071):
         for fixed in (0, 1, 2):
             start, used = group * 32768 + fixed, fixed + 2 + base.table_blocks
-            fields = grow._fields(start, 32768 - used, base.inodes_per_group, 7)
-            assert make(group, fixed) == grow._sealed(base.seed, group, fields)
+            plain = grow._empty_group(start, 32768 - used, base.inodes_per_group, 7)
+            assert make(group, fixed) == plain.pack(base.seed, group)
+
+
+def test_it_needs_no_library(tmp_path: Path) -> None:
+    """The runner is installed without google-crc32c. The patches are the same."""
+    base = made(tmp_path, 64 * MIB)
+    code = (
+        "import sys, hashlib, pathlib; sys.modules['google_crc32c'] = None\n"
+        "from runner.disk import grow; from rootdisk.ext4 import checksum\n"
+        "assert checksum.crc is checksum.table_crc\n"
+        "print(hashlib.sha256(repr(grow.patches(pathlib.Path(sys.argv[1]), 1 << 40)).encode()).hexdigest())"
+    )
+    done = subprocess.run([sys.executable, "-c", code, base], capture_output=True, text=True)
+    patches = hashlib.sha256(repr(grow.patches(base, 1 << 40)).encode()).hexdigest()
+    assert (done.stderr, done.stdout) == ("", patches + "\n")
 
 
 def test_our_checksum_is_the_library_s() -> None:
     data = os.urandom(300)
-    assert grow.crc(0xFFFF_FFFF, data) == crc(0xFFFF_FFFF, data)
+    assert crc is not table_crc
+    assert table_crc(0xFFFF_FFFF, data) == crc(0xFFFF_FFFF, data)
 
 
 @pytest.mark.parametrize(
     ("place", "value", "error", "match"),
     [
         (0x38, b"\0\0", Unsupported, "magic"),
-        (0x60, b"\xd2\x02", Unsupported, "incompat is 0x2d2"),
+        (0x60, b"\xd2\x02", Unsupported, "s_feature_incompat is 0x2d2"),
         (0x3A, b"\0\0", Unsupported, "state"),
         (0x28, b"\x01\0\0\0", BadInput, "superblock is damaged"),
         (0x04, b"\xff\xff\xff\xff", BadInput, "superblock is damaged"),
@@ -195,7 +213,7 @@ def test_damage_is_seen(tmp_path: Path, place: int, what: str) -> None:
 
 def test_no_disk_at_all(tmp_path: Path) -> None:
     (tmp_path / "empty").write_bytes(b"")
-    with pytest.raises(Unsupported, match="the disk's magic is 0x0"):
+    with pytest.raises(Unsupported, match="the disk's s_magic is 0x0"):
         grow.patches(tmp_path / "empty", GIB)
 
 
