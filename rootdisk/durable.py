@@ -21,6 +21,18 @@ _JSON_MAX_BYTES = 1 << 20
 _COPY_BYTES = 1 << 30  # asked for in one copy_file_range or sendfile call
 
 
+def advice(err: OSError, size: int, where: Path) -> str:
+    """Return what to do about `err`, met while a file of `size` bytes was written in the directory `where`; or ""."""
+    if err.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "is there room? runner prune"
+    if err.errno == errno.EFBIG:
+        return (
+            f"the file system of {where}, or ulimit -f, allows no file of {size} bytes: "
+            "use another (XFS and Btrfs allow 16 TiB), or a smaller disk"
+        )
+    return ""
+
+
 def fsync_dir(directory: Path) -> None:
     """Sync `directory`, so that new and renamed files in it survive a power cut."""
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)

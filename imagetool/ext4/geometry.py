@@ -42,7 +42,8 @@ class Geometry:
         per_group = -(-per_group // INODES_PER_BLOCK) * INODES_PER_BLOCK
         if per_group > BLOCKS_PER_GROUP:
             if inodes > groups * BLOCKS_PER_GROUP - 64:
-                raise TooSmall(-(-inodes // BLOCKS_PER_GROUP) * BLOCKS_PER_GROUP * BLOCK)
+                more = -(-(inodes + 64) // BLOCKS_PER_GROUP) - 1  # full groups, and one that may be smaller
+                raise TooSmall((more * BLOCKS_PER_GROUP + 1) * BLOCK)
             per_group = BLOCKS_PER_GROUP
         table = per_group // INODES_PER_BLOCK
         flex = 16
@@ -126,7 +127,7 @@ class Geometry:
 
 
 class TooSmall(Exception):
-    """The disk cannot hold the image; `needed` is a guess of the bytes that would do."""
+    """The disk cannot hold the image; fewer than `needed` bytes will never do."""
 
     def __init__(self, needed: int) -> None:
         super().__init__(needed)

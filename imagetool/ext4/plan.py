@@ -13,6 +13,7 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 from imagetool.ext4 import bitmaps, directory, extents, inode, xattr
@@ -26,7 +27,7 @@ from imagetool.ext4.inode_numbers import Numbers, assign, path_of_inode
 from imagetool.ext4.superblock import journal_superblock, superblock
 from imagetool.tree.model import Directory, File, Inode, Slot, Source, Special, Symlink, Tree
 from rootdisk.artifact.format import LayerInodes, SlotExtent
-from rootdisk.durable import write_at
+from rootdisk.durable import advice, write_at
 from rootdisk.errors import BadInput, RootdiskError
 from rootdisk.ext4.checksum import disk_seed, inode_seed
 from rootdisk.ext4.format import (
@@ -96,15 +97,15 @@ def _plan(tree: Tree, options: DiskOptions, numbers: Numbers) -> Plan:
     return _Planner(tree, options, numbers, geometry).plan()
 
 
-def _enough(tree: Tree, options: DiskOptions, numbers: Numbers, guess: int) -> int:
-    """MiB that really do: a larger disk has more metadata of its own, so a guess is tried."""
-    mebibytes = guess >> 20
+def _enough(tree: Tree, options: DiskOptions, numbers: Numbers, needed: int) -> int:
+    """Return the least MiB that do. A larger disk has more metadata of its own, so each bound is tried."""
+    mebibytes = options.size >> 20
     while True:
-        mebibytes += 1
+        mebibytes = max(mebibytes + 1, -(-needed >> 20))
         try:
             _plan(tree, options._replace(size=mebibytes << 20), numbers)
         except TooSmall as err:
-            mebibytes = max(mebibytes, err.needed >> 20)
+            needed = err.needed
         else:
             return mebibytes
 
@@ -119,7 +120,13 @@ def write_disk(
     total, done = sum(chunk.length for chunk in plan.chunks), 0
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
     try:
-        os.ftruncate(fd, plan.size)
+        try:
+            os.ftruncate(fd, plan.size)
+        except OSError as err:
+            folder = Path(path).absolute().parent
+            raise RootdiskError(
+                f"cannot write the disk in {folder}: {err.strerror}", advice(err, plan.size, folder)
+            ) from err
         for chunk in plan.chunks:
             raw = chunk.render(sources)
             if raw != bytes(len(raw)):
@@ -179,7 +186,7 @@ class _Planner:
             chunks += layer_chunks(number, layer, self.space, self.visible, self.place, self.bucket)
         self.extent_trees()
         if self.space.next > self.geometry.blocks:
-            raise TooSmall(self.space.next * BLOCK + (4 << 20))
+            raise TooSmall(self.space.next * BLOCK)
         used_inodes = [n < 11 or i is not None for n, i in enumerate(self.numbers.by_number)]
         groups = bitmaps.groups(self.geometry, self.used, used_inodes, self.directory_blocks, self.seed)
         self.meta.append(

@@ -37,7 +37,8 @@ def merge(layers: Iterable[tuple[str, TarIndex]]) -> Tree:
     """The tree of `layers`, each its diff ID and index, base first. They are read one after the other, once.
 
     Layer.files has every regular file of the layer, empty ones too, whatever hides it, in bytewise order of the path
-    in the tar. A file that a later entry of its own layer replaces is left out, unless a hard link has kept it.
+    in the tar. A file that a later entry of its own layer replaces is left out, unless a hard link has kept it. An entry
+    of the same path that a moved link has led to another place replaces nothing.
     BadInput names the layer and the entry that cannot be applied.
     """
     tree = Tree()
@@ -56,8 +57,16 @@ def _put_on(tree: Tree, diff_id: str, index: TarIndex, spent: _Spent) -> None:
     tree.layers.append(Layer(diff_id, _Applier(tree.root, len(tree.layers), index, spent).apply()))
 
 
+RUNTIMES_REFUSE = "container runtimes refuse it too"
+TOO_MUCH = "is the image made to do harm?"
+
+
 class _Wrong(Exception):
-    """An entry cannot be applied; the text says why."""
+    """An entry cannot be applied: why, and what the user can make of it."""
+
+    def __init__(self, why: str, hint: str = RUNTIMES_REFUSE) -> None:
+        super().__init__(why)
+        self.hint = hint
 
 
 @dataclass(slots=True)
@@ -85,8 +94,9 @@ class _Applier:
         self.above: dict[Directory, Place] = {}
         # The places this layer has put something, parents too: what its own whiteouts spare. Only kept when there are any.
         self.own: set[Place] | None = set() if index.whiteouts else None
-        self.files: dict[bytes, File] = {}
-        self.kept: list[tuple[bytes, File]] = []  # replaced within the layer, but hard-linked before
+        # This layer's files by path as it stands in the tar, and the directories that they were put into.
+        self.files: dict[bytes, tuple[File, Directory]] = {}
+        self.kept: list[tuple[bytes, File]] = []  # another entry has their path, but they are still there
         self.linked: set[int] = set()  # id() of files, all alive, with a hard link of this layer
 
     def apply(self) -> list[File]:
@@ -94,10 +104,8 @@ class _Applier:
             try:
                 self.entry(entry)
             except _Wrong as err:
-                raise BadInput(
-                    f"layer {self.index.name}: entry {_text(entry[7])}: {err}", "container runtimes refuse it too"
-                ) from None
-        files = sorted([*self.files.items(), *self.kept], key=_path)
+                raise BadInput(f"layer {self.index.name}: entry {_text(entry[7])}: {err}", err.hint) from None
+        files = sorted([*((path, file) for path, (file, _) in self.files.items()), *self.kept], key=_path)
         return [file for _, file in files]
 
     def entry(self, entry: Entry) -> None:
@@ -105,7 +113,7 @@ class _Applier:
         if xattrs or segments:
             self.spent.extras += len(xattrs or ()) + len(segments or ())
             if self.spent.extras > EXTRAS_MAX_COUNT:
-                raise _Wrong(f"the image has more than {EXTRAS_MAX_COUNT} xattrs and pieces of sparse files")
+                raise _Wrong(f"the image has more than {EXTRAS_MAX_COUNT} xattrs and pieces of sparse files", TOO_MUCH)
         parent_path, _, name = path.rpartition(b"/")
         if self.own is not None and (path.startswith(b".wh.") or b"/.wh." in path):
             if name == OPAQUE:
@@ -116,7 +124,7 @@ class _Applier:
                 return self.hide(parent_path, name[4:])
         if not path:
             if kind != DIRECTORY:
-                raise _Wrong("the root is no directory")
+                raise _Wrong("the root is not a directory", "make the layer again")
             _describe(self.root, mode, uid, gid, mtime_ns, xattrs)
             return None
         directory = self.found.get(parent_path) or self.parent(parent_path)
@@ -125,11 +133,12 @@ class _Applier:
         new: Inode
         files = self.files
         if path in files:
-            before = files.pop(path)
-            if id(before) in self.linked:
+            before, place = files.pop(path)
+            # Replaced, unless a hard link has kept it, or a link on the path has moved and leads elsewhere now.
+            if id(before) in self.linked or (before is not old and self.is_there(before, place, name)):
                 self.kept.append((path, before))
         if kind == FILE:
-            new = files[path] = File(
+            new = File(
                 stat.S_IFREG | mode,
                 uid,
                 gid,
@@ -141,6 +150,7 @@ class _Applier:
                 segments=segments,
                 cut=crc32(path),
             )
+            files[path] = new, directory
         elif kind == DIRECTORY:
             if isinstance(old, Directory):
                 _describe(old, mode, uid, gid, mtime_ns, xattrs)
@@ -167,6 +177,17 @@ class _Applier:
         if self.own is not None:
             self.own_place((directory, name))
         return None
+
+    def is_there(self, file: File, directory: Directory, name: bytes) -> bool:
+        """Whether `file` is still the one that `directory` calls `name`, and the directory is still in the tree."""
+        inode: Inode = file
+        while directory.children.get(name) is inode:
+            if directory is self.root:
+                return True
+            self.spend(1)
+            inode = directory
+            directory, name = self.above[directory]
+        return False
 
     def target(self, target: bytes, own: Place) -> Inode:
         """What the hard link `own` is to; the last name of `target` is not followed when it is a symbolic link."""
@@ -219,7 +240,7 @@ class _Applier:
                     raise _Wrong(f"its parent leads to a name of {len(name)} bytes")
                 self.spent.implied += 1
                 if self.spent.implied > IMPLIED_MAX_COUNT:
-                    raise _Wrong(f"more than {IMPLIED_MAX_COUNT} directories that no entry describes")
+                    raise _Wrong(f"more than {IMPLIED_MAX_COUNT} directories that no entry describes", TOO_MUCH)
                 child = here.children[name] = Directory(layer=self.number)
             if isinstance(child, Directory):
                 self.above[child] = (here, name)
@@ -233,7 +254,7 @@ class _Applier:
                 names += child.target.split(b"/")[::-1]
                 self.spend(len(names))
             elif make:
-                raise _Wrong(f"its parent {_text(name)} is no directory")
+                raise _Wrong(f"its parent {_text(name)} is not a directory")
             else:
                 return None
         return way[-1]
@@ -241,7 +262,7 @@ class _Applier:
     def spend(self, steps: int) -> None:
         self.spent.steps += steps
         if self.spent.steps > WALK_STEPS_MAX:
-            raise _Wrong(f"the image takes more than {WALK_STEPS_MAX} steps through its directories")
+            raise _Wrong(f"the image takes more than {WALK_STEPS_MAX} steps through its directories", TOO_MUCH)
 
     def own_place(self, place: Place | None) -> None:
         assert self.own is not None
@@ -252,7 +273,7 @@ class _Applier:
     def hide(self, parent_path: bytes, name: bytes | None) -> None:
         """Remove `name`, or all, from the directory at `parent_path`, but for what is this layer's own."""
         if name in (b"", b".", b".."):
-            raise _Wrong("whiteout of no name")
+            raise _Wrong("a whiteout that names nothing", "make the layer again")
         found = self.walk(parent_path, make=False)
         if found is None:
             return

@@ -101,13 +101,15 @@ class LayoutRepository:
         """Open a regular file of the layout. No component of `name` may be a link."""
         *directories, last = name.split("/")
         parent = os.dup(self._directory)
+        part = ""
         try:
             for part in directories:
                 child = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
                 os.close(parent)
                 parent = child
             # O_NONBLOCK: opening a FIFO would block.
-            file = os.open(last, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=parent)
+            part = last
+            file = os.open(part, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=parent)
         except OSError as err:
             raise BadInput(
                 f"oci:{self._path}: {name}: {err.strerror}", "the layout is incomplete, or this is not an OCI layout"
@@ -118,6 +120,13 @@ class LayoutRepository:
             os.close(file)
             raise BadInput(f"oci:{self._path}: {name} is not a regular file")
         return file
+
+
+def _is_link(name: str, parent: int) -> bool:
+    try:
+        return stat.S_ISLNK(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode)
+    except OSError:
+        return False
 
 
 def blob_name(digest: Digest) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from rootdisk.durable import copy_sparse, opener, reflink, write_at
+from rootdisk.durable import advice, copy_sparse, opener, reflink, write_at
 from rootdisk.errors import BadInput, RootdiskError
 from runner.disk import qcow2
 
@@ -48,7 +48,8 @@ def clone(base: Path, size: int, folder: Path, method: str | None, patches: Mapp
             _patch(copy.path, size, patches)
     except OSError as err:
         copy.path.unlink(missing_ok=True)
-        raise RootdiskError(f"cannot copy the disk to {folder}: {err.strerror}", "is there room? runner prune") from err
+        hint = advice(err, size, folder)
+        raise RootdiskError(f"cannot copy the disk to {folder}: {err.strerror}", hint) from err
     return copy
 
 

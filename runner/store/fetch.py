@@ -18,7 +18,7 @@ from typing import NamedTuple
 from rootdisk.artifact.format import ArtifactConfig, ArtifactManifest, Chunk
 from rootdisk.artifact.published import read_index
 from rootdisk.cli.progress import Progress
-from rootdisk.durable import atomic_write, fsync_dir, open_file, write_at
+from rootdisk.durable import advice, atomic_write, fsync_dir, open_file, write_at
 from rootdisk.errors import RootdiskError
 from rootdisk.oci.repository import Joined, Repository
 from runner.store.store import Store
@@ -114,7 +114,8 @@ def _fetch_disk(
     except OSError as err:
         if err.errno in (errno.ENOSPC, errno.EDQUOT):
             partial.unlink(missing_ok=True)  # others need the room more than the next try needs it
-        raise RootdiskError(f"store {store.root}: {err.strerror}", "is there room? runner prune") from err
+        hint = advice(err, index.disk_size, store.root)
+        raise RootdiskError(f"store {store.root}: {err.strerror}", hint) from err
     holes = sum(chunk.length for chunk in index.chunks if chunk.zero)
     reused = sum(chunk.length for chunk in data) - sum(chunk.length for chunk in wanted)
     return Counts(fetched, reused, holes)

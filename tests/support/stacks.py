@@ -1,8 +1,8 @@
 """Random layer stacks by seed: everything a layer's tar may hold, in combinations nobody thinks of.
 
-Kept out is only what runtimes do not agree on: hard links whose header differs from their file (umoci leaves the
-file's metadata, containerd and Docker apply the link's), empty extended
-attributes (umoci drops them), and whiteouts of what their own layer holds.
+Links to directories move between two writes through them. Kept out is only what runtimes do not agree on: hard links
+whose header differs from their file (umoci leaves the file's metadata, containerd and Docker apply the link's), empty
+extended attributes (umoci drops them), and whiteouts of what their own layer holds.
 """
 
 from __future__ import annotations
@@ -23,7 +23,37 @@ class _Layer:
     kinds: dict[bytes, str]
     own: set[bytes] = field(default_factory=set)
     headers: dict[bytes, dict[str, int]] = field(default_factory=dict)
+    # What b"m" leads to, a link that moves or a directory; b"" for nothing. Then the files there by directory.
+    leads_to: bytes = b""
+    there: dict[bytes, set[bytes]] = field(default_factory=lambda: {b"m1": set(), b"m2": set(), b"m": set()})
     tar: bytes = b""
+
+    def move(self) -> None:
+        """Write through a link, and lead it elsewhere: one path in the tar, several places on the disk."""
+        chance = self.chance
+        kind = chance.choice("llllfffffffhhdw")
+        name = chance.choice([b"f", b"g"])
+        if kind == "l":
+            self.leads_to = chance.choice([b"m1", b"m2"])
+            self.there[b"m"].clear()
+            self.tar += symlink(b"m", chance.choice([b"", b"/", b"./", b"m1/../"]) + self.leads_to)
+        elif kind == "d":
+            self.leads_to = b"m"
+            self.tar += directory(b"m")
+        elif kind == "w":
+            if self.leads_to and b"m" not in self.own:
+                self.leads_to = b""
+                self.there[b"m"].clear()
+                self.tar += file(b".wh.m")
+            return
+        elif self.leads_to and kind == "f":
+            where = chance.choice([b"m", self.leads_to])
+            self.there[self.leads_to].add(name)
+            self.tar += file(where + b"/" + name, chance.randbytes(chance.choice([0, 7, 5000])))
+        elif self.leads_to and kind == "h" and name in self.there[self.leads_to]:
+            self.tar += hard_link(chance.choice([b"m1", b"m2"]) + b"/h", b"m/" + name)
+        if self.leads_to:
+            self.own.add(b"m")
 
     def put(self) -> None:
         chance = self.chance
@@ -115,12 +145,17 @@ def random_stack(seed: int, entries: int = 40) -> list[bytes]:
     """Two to four layers, as tars without their ends."""
     chance = random.Random(seed)
     kinds: dict[bytes, str] = {}
+    leads_to, there = b"", {b"m1": set[bytes](), b"m2": set[bytes](), b"m": set[bytes]()}
     layers = []
     for _ in range(chance.randrange(2, 5)):
         layer = _Layer(chance, kinds)
         layer.tar += directory(b"./", 0o755, mtime=chance.randrange(1000))
+        layer.leads_to, layer.there = leads_to, there
+        layer.tar += directory(b"m1") + directory(b"m2")
         for _ in range(chance.randrange(1, entries)):
             layer.put()
-        kinds = layer.kinds
+            if chance.random() < 0.3:
+                layer.move()
+        kinds, leads_to, there = layer.kinds, layer.leads_to, layer.there
         layers.append(layer.tar)
     return layers

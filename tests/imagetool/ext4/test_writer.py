@@ -347,14 +347,25 @@ def test_sizes_that_are_none(tmp_path: Path, size: int) -> None:
         disk_of(tmp_path / "disk", b"", size=size)
 
 
-@pytest.mark.parametrize("data", [100 << 20, 700 << 20])
+@pytest.mark.parametrize("data", [41 << 20, 100 << 20, 124 << 20, 700 << 20])
 def test_the_size_an_error_names_will_do(data: int) -> None:
     tree, _ = one_file(data)
-    with pytest.raises(BadInput, match=r"does not fit into 64 MiB: it needs (\d+) MiB") as found:
+    with pytest.raises(BadInput, match=r"does not fit into 16 MiB: it needs (\d+) MiB") as found:
+        plan(tree, DiskOptions(16 << 20, disks.UUID))
+    needed = int(str(found.value).split("it needs ")[1].split()[0])
+    assert plan(tree, DiskOptions(needed << 20, disks.UUID)).free_bytes >= 0
+    with pytest.raises(BadInput, match=f"it needs {needed} MiB"):  # the least that works
+        plan(tree, DiskOptions((needed - 1) << 20, disks.UUID))
+
+
+def test_the_size_an_error_names_will_do_for_many_inodes() -> None:
+    tree, _ = disks.tree_of(b"".join(header(b"f%d" % n, b"6") for n in range(33_000)))
+    with pytest.raises(BadInput, match=r"it needs (\d+) MiB") as found:
         plan(tree, DiskOptions(64 << 20, disks.UUID))
     needed = int(str(found.value).split("it needs ")[1].split()[0])
-    assert needed < (data >> 20) * 1.1 + 64
-    assert plan(tree, DiskOptions(needed << 20, disks.UUID)).free_bytes >= 0
+    assert needed < 140
+    with pytest.raises(BadInput, match=f"it needs {needed} MiB"):
+        plan(tree, DiskOptions((needed - 1) << 20, disks.UUID))
 
 
 def test_room_for_the_guest_s_own_files(tmp_path: Path) -> None:

@@ -119,6 +119,51 @@ def test_layer_files() -> None:
     assert tree.layers[1].files == []
 
 
+DIRECTORIES = directory(b"d1") + directory(b"d2")
+MOVED = {
+    "in one layer": (DIRECTORIES + symlink(b"a", b"d1") + file(b"a/f", b"1") + symlink(b"a", b"d2") + file(b"a/f", b"22"),),
+    "a link of a lower layer": (
+        DIRECTORIES + symlink(b"a", b"d1"),
+        file(b"a/f", b"1") + symlink(b"a", b"d2") + file(b"a/f", b"22"),
+    ),
+    "it becomes a directory": (
+        DIRECTORIES + symlink(b"a", b"d1") + file(b"a/f", b"1") + directory(b"a") + file(b"a/f", b"22"),
+    ),
+    "a whiteout between": (
+        DIRECTORIES + symlink(b"a", b"d1"),
+        file(b"a/f", b"1") + file(b".wh.a") + symlink(b"a", b"d2") + file(b"a/f", b"22"),
+    ),
+    "a link on the way": (
+        directory(b"x/d1") + directory(b"y/d1") + symlink(b"l", b"x") + symlink(b"a", b"l/d1") + file(b"a/f", b"1")
+        + symlink(b"l", b"y") + file(b"a/f", b"22"),
+    ),
+    "by a hard link": (
+        DIRECTORIES + file(b"o", b"22") + symlink(b"a", b"d1") + file(b"a/f", b"1") + symlink(b"a", b"d2")
+        + hard_link(b"a/f", b"o"),
+    ),
+    "there and back": (
+        DIRECTORIES + symlink(b"a", b"d1") + file(b"a/f", b"1") + symlink(b"a", b"d2") + file(b"a/f", b"22")
+        + symlink(b"a", b"d1") + file(b"a/f", b"333"),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", MOVED)
+def test_a_link_moves_between_two_writes(case: str) -> None:
+    """A file stays in its layer's list if its path leads to another place the second time."""
+    tree = merged(*MOVED[case])
+    seen = {id(inode): inode.size for _, inode in tree.walk() if isinstance(inode, File)}
+    listed = {id(file): file.size for layer in tree.layers for file in layer.files}
+    assert seen.items() <= listed.items()
+    assert sorted(seen.values()) == ([2, 3] if case == "there and back" else [1, 2])
+
+
+def test_what_a_replaced_directory_held_is_left_out() -> None:
+    """As ever: nothing shows the first d/f any more, and its path is written again."""
+    tree = merged(file(b"d/f", b"1") + symlink(b"d", b"e") + file(b"d/f", b"22"))
+    assert [file.size for file in tree.layers[0].files] == [2]
+
+
 def test_five_thousand_deep() -> None:
     name = b"d/" * 5000 + b"f"
     tree = merged(pax([(b"path", name)]) + file(b"x", b"1"), file(b".wh.d"))

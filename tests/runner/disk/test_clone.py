@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import resource
 import shutil
 import stat
 import subprocess
@@ -140,3 +141,17 @@ def test_no_reflink_is_one_clear_error(base: Path, tmp_path: Path) -> None:
         assert not list(shm.iterdir())
     finally:
         shutil.rmtree(shm)
+
+
+def test_a_copy_that_its_file_system_does_not_allow(base: Path, tmp_path: Path) -> None:
+    """EFBIG is not the want of room. ulimit -f gives it on every file system, ext4 from 16 TiB on."""
+    (tmp_path / "box").mkdir()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 30, limits[1]))
+    try:
+        with pytest.raises(RootdiskError, match=r"ulimit -f, allows no file of 17592186044416 bytes") as failed:
+            clone(base, 16 << 40, tmp_path / "box", "copy", {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "room" not in str(failed.value)
+    assert list((tmp_path / "box").iterdir()) == []
