@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.conftest import demo
-
-__all__ = ["demo"]
+from tests.support.commands import ROOT, Runner, run
+from tests.support.faults import FaultProxy, run_faults
+from tests.support.registry import RunningRegistry, be_nobody, run_registry
 
 # In the temporary directory. A whole run was seen to have 0.8 GB there; the nightly one has fresh machines of 4 GB too.
 ROOM_GB = {"not nightly": 3, "nightly": 12}
@@ -30,3 +31,42 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(
             f"too little room: {place} has {free_gb} GB free, the tests need {needed} GB; set TMPDIR to another directory"
         )
+
+
+@pytest.fixture(scope="session")
+def demo() -> str:
+    """The demo's artifact, as `./quickstart` makes it."""
+    done = run("doit", "build", timeout=900)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return f"oci:{ROOT}/cache/artifacts/demo:1"
+
+
+@pytest.fixture(scope="session")
+def source(demo: str) -> str:
+    """The demo's source image."""
+    return f"oci:{ROOT}/cache/demo/source:latest"
+
+
+@pytest.fixture(scope="session")
+def runner(tmp_path_factory: pytest.TempPathFactory) -> Runner:
+    """The command, with a store that a whole session shares."""
+    return Runner(tmp_path_factory.mktemp("store"))
+
+
+@pytest.fixture(scope="session")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningRegistry]:
+    with run_registry(tmp_path_factory.mktemp("registry")) as running:
+        yield running
+
+
+@pytest.fixture
+def proxy(registry: RunningRegistry) -> Iterator[FaultProxy]:
+    """The registry behind something that misbehaves on order."""
+    with run_faults(registry.name) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A user without credentials, proxies and settings."""
+    be_nobody(monkeypatch, tmp_path)

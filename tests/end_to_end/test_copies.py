@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.test_lifecycle import command, until
 from tests.support.commands import Runner
+from tests.support.sandboxes import command
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.vm
 

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.test_lifecycle import LOOP, command, machines, rows, until
-from tests.rootdisk.system.test_process import CLOSED
 from tests.support.commands import ROOT, Runner
+from tests.support.processes import CLOSED
+from tests.support.sandboxes import LOOP, command, machines, rows
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.vm
 OFTEN = [pytest.param(one, marks=[] if one in (">&-", CLOSED[-1]) else pytest.mark.nightly) for one in CLOSED]

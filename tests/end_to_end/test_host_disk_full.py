@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.test_lifecycle import LOOP, command, rows, until
 from tests.support.commands import Runner
 from tests.support.disks import needs_root
+from tests.support.sandboxes import LOOP, command, rows
+from tests.support.waiting import until
 
 pytestmark = [pytest.mark.vm, pytest.mark.root, needs_root]
 SIZE = 400 << 20

@@ -12,56 +12,16 @@ import sys
 import tarfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.support.commands import ROOT, Runner
+from tests.support.sandboxes import LOOP, command, machines, rows
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.vm
-
-LOOP = """
-trap 'echo bye; exit 3' TERM
-echo out; echo err >&2
-while :; do sleep 0.1; done
-"""
-
-
-def command(runner: Runner, *arguments: str, **options: Any) -> subprocess.Popen[bytes]:
-    """The runner's command as a process that goes on."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "runner", *arguments],
-        env={**os.environ, "ROOTDISK_STORE": str(runner.store), "PYTHONPATH": str(ROOT)},
-        **{"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options},
-    )
-
-
-def until(condition: Callable[[], object], timeout: float = 120) -> None:
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come true in time"
-        time.sleep(0.05)
-
-
-def rows(runner: Runner, *options: str) -> dict[str, dict[str, Any]]:
-    return {row["name"]: row for row in json.loads(runner("ps", "--json", *options).stdout)}
-
-
-def machines(runner: Runner, name: str) -> list[int]:
-    """Processes that QEMU's command line or directory shows to be of this sandbox."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (process / "cmdline").read_bytes()
-            if b"qemu-system" in words and any(
-                str(runner.store / "sandboxes" / name) in os.readlink(fd) for fd in (process / "fd").iterdir()
-            ):
-                found.append(int(process.name))
-        except OSError:
-            continue
-    return found
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 
 from runner.channel.session import PATIENCE_S
-from tests.end_to_end.test_lifecycle import LOOP, command, machines, rows, until
 from tests.support.commands import ROOT, Runner
+from tests.support.sandboxes import LOOP, command, machines, rows
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.vm
 

@@ -14,9 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.fuzz import corpus, harness, table
-
-SECONDS = float(os.environ.get("FUZZ_SECONDS", "120"))
-KEPT = os.environ.get("FUZZ_CORPUS", "")
+from tests.fuzz.options import KEPT, SECONDS
 
 
 def report(outcome: harness.Outcome) -> str:

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import pytest
 
 from tests.fuzz import corpus
-from tests.fuzz.test_fuzz import KEPT, SECONDS
+from tests.fuzz.options import KEPT, SECONDS
 from tests.support.commands import ROOT
 
 SOURCES = ROOT / "imagetool/guest/c"

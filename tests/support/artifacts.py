@@ -6,10 +6,11 @@ import hashlib
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 from imagetool.packing.manifest import Artifact, Blob, assemble
 from imagetool.targets.open import open_target
-from rootdisk.artifact.format import CHUNKS_TYPE, DISK_TYPE, ArtifactConfig, Chunk, ChunkIndex, Process
+from rootdisk.artifact.format import CHUNKS_TYPE, DISK_TYPE, ArtifactConfig, Chunk, ChunkIndex, Process, SlotExtent
 from rootdisk.artifact.zstd_frames import compressor, seek_table, zero_frame
 from rootdisk.oci.documents import OCI_MANIFEST, Descriptor, Platform
 from rootdisk.oci.reference import parse_reference
@@ -60,6 +61,12 @@ def sample(raw: Sequence[bytes], frames: Sequence[bytes] | None = None, blobs: i
     return Sample(artifact, index, b"".join(raw), disk[0].descriptor)
 
 
+@cache
+def small() -> Sample:
+    """An artifact of 6 MiB, with a hole in the middle; its chunks have 128 KiB."""
+    return sample([*noise(20, 128 << 10), bytes(1 << 20), *noise(20, 128 << 10, seed=1)])
+
+
 def publish(sample: Sample, reference: str, options: RegistryOptions) -> None:
     parsed = parse_reference(reference)
     target = open_target(parsed, options)
@@ -73,3 +80,38 @@ def publish(sample: Sample, reference: str, options: RegistryOptions) -> None:
 
 def _frame(data: bytes) -> bytes:
     return compressor().compress(data) if any(data) else zero_frame(len(data))
+
+
+def example_index() -> ChunkIndex:
+    ones = b"\x01" * 4096
+    zero, frame = zero_frame(4096), compressor().compress(ones)
+    return ChunkIndex(
+        12288,
+        (
+            Chunk(0, 4096, 0, len(zero), bytes(32), True),
+            Chunk(4096, 4096, len(zero), len(frame), hashlib.sha256(ones).digest(), False),
+            Chunk(8192, 4096, len(zero) + len(frame), len(zero), bytes(32), True),
+        ),
+    )
+
+
+def example_config() -> ArtifactConfig:
+    return ArtifactConfig(
+        1,
+        Platform("linux", "arm64"),
+        12288 + 65536 * 8,
+        example_index().disk_digest(),
+        "00000000-0000-4000-8000-000000000000",
+        (SlotExtent("slot", 65536, 262144),),
+        Process(("a",), ("b",), "/w", "u:g", "SIGINT"),
+        "quiet",
+        256,
+        2,
+        "0" * 64,
+        {"layout": 1},
+        "registry.test/app:1",
+        "sha256:" + "1" * 64,
+        {"rootdisk": "0.1.0"},
+        (3, 1),
+        {"team": "x"},
+    )

@@ -8,6 +8,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+# Redirections that close standard descriptors, for a shell.
+CLOSED = ["<&-", ">&-", "2>&-", "<&- >&-", "<&- 2>&-", ">&- 2>&-", "<&- >&- 2>&-"]
+
 
 def peak_bytes(process: subprocess.Popen[Any]) -> int:
     """Its largest resident set until it ends; wait4's would have the memory of who forked it."""

@@ -16,11 +16,11 @@ from rootdisk.artifact.format import Process
 from rootdisk.errors import BadInput
 from rootdisk.oci.documents import Platform
 from tests.support.commands import ROOT
+from tests.support.descriptions import KEY, WRONG
 from tests.support.steps import LINEAR, growth
 
 FILE = Path("/project/images.toml")
 CERTIFICATE = trustme.CA().cert_pem.bytes().decode()
-KEY = "-----BEGIN EC PRIVATE KEY-----\nMHc=\n-----END EC PRIVATE KEY-----\n"
 
 
 def one(body: str, rest: str = "") -> config.Image:
@@ -187,57 +187,7 @@ def test_versions_are_made_of_templates(tmp_path: Path, monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize(
     ("body", "line", "words"),
-    [
-        ("sise = '8GiB'", 3, "did you mean size?"),
-        ("\n\nsize = 8", 5, "is a number, expected a string"),
-        ("size = '8GB'", 3, "8GiB"),
-        ("size = '4097KiB'", 3, "whole MiB"),
-        ("max_blob = '500MB'", 3, "no size"),
-        ("max_blob = '0MiB'", 3, "1MiB or more"),
-        ("cpus = true", 3, "expected a number"),
-        ("cpus = 0", 3, "1 to 255"),
-        ("version = 'a b'", 3, "no tag"),
-        ("version = 'key-00'", 3, "build cache"),
-        ("publish = 'x.y/z:1'", 3, "leave it out"),
-        ("publish = 'oci:dir:latest'", 3, "leave it out"),
-        ("publish = 'tar:x'", 3, "oci:DIR"),
-        ("publish = []", 3, "is empty"),
-        ("platform = 'windows/amd64'", 3, "not Linux"),
-        ("platforms = ['amd64', 'x86_64']", 3, "one twice"),
-        ("platforms = []", 3, "no platform"),
-        ("platforms = ['amd64']\nplatform = 'amd64'", 1, "leave one out"),
-        ("plain_http = 'no'", 3, "expected true or false"),
-        ("memory = '1MiB'", 3, "32MiB"),
-        ("env = 'A=1'", 3, "expected a table"),
-        ("[image.a.env]\nA = 1", 4, 'write "1"'),
-        ("[image.a.env]\n\nTOKEN = {secret = true}", 5, "runner boot -e TOKEN"),
-        (f"[image.a.env]\nK = '''{KEY}'''", 4, "private key"),
-        ("[image.a.tls]\nca = 'no-such-file'", 4, "No such file"),
-        ("[image.a.tls]\nkey = 'x'", 4, "known are ca, client"),
-        ("[image.a.owners]\n'sandbox' = 'x'", 4, "absolute path"),
-        ("[image.a.owners]\n'/s' = {usr = 'x'}", 4, "did you mean user?"),
-        ("[image.a.owners]\n'/s' = {create = true}", 4, "neither user nor uid"),
-        ("[image.a.process]\ncmd = 'sh'", 4, "list of strings"),
-        ("env_files = ['none']", 3, "No such file"),
-        ("env_files = 'none'", 3, "list of strings"),
-        ("remove = ['a']", 3, "absolute path"),
-        ("remove = ['/']", 3, "names nothing"),
-        ("remove = ['/.rootdisk/env']", 3, "rootdisk's own place"),
-        ("[[image.a.files]]\npath = '/a'", 3, "needs from or text"),
-        ("[[image.a.files]]\ntext = 'x'", 3, "has no path"),
-        ("[[image.a.files]]\n\npath = '/a/../b'\ntext = ''", 5, "names nothing"),
-        ("[[image.a.files]]\npath = '/a'\nfrom = 'none'", 5, "No such file"),
-        ("[[image.a.files]]\npath = '/a'\nfrom = '/dev/null'", 5, "is no file, directory"),
-        (f"[[image.a.files]]\npath = '/a'\ntext = '''{KEY}'''", 5, "runner boot --tls-key"),
-        ("[[image.a.files]]\npath = '/a'\ntext = ''\nmode = '8'", 6, "in octal"),
-        ("[[image.a.files]]\npath = '/a'\ntext = ''\nowner = 'x:'", 6, "user:group"),
-        ("[[image.a.files]]\npath = '/a'\ntext = ''\n[[image.a.files]]\nptah = 1", 7, "did you mean path?"),
-        ("[image.a.process]\nworkdir = 'x'", 4, "absolute"),
-        ("[image.B]", 3, "lower-case"),
-        ("[image.b]", 3, "no source"),
-        ("[image.b]\nsource = 'tar:x'", 3, "cmd"),
-        ("[img.b]", 3, "did you mean image?"),
-    ],
+    WRONG,
 )
 def test_errors_name_the_line(body: str, line: int, words: str) -> None:
     with pytest.raises(BadInput) as caught:

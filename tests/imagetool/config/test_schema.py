@@ -13,8 +13,8 @@ import pytest
 from imagetool.config import images, schema
 from imagetool.config.values import _TEMPLATES
 from rootdisk.errors import BadInput
-from tests.imagetool.config import test_config
 from tests.support.commands import ROOT
+from tests.support.descriptions import WRONG
 
 SCHEMA = json.loads(schema.PATH.read_bytes())
 VALIDATOR = jsonschema.Draft7Validator(SCHEMA)
@@ -24,9 +24,8 @@ BEYOND += ("names nothing", "rootdisk's own place", "is no file", "no source", "
 
 
 def samples() -> list[tuple[str, str]]:
-    """The wrong ones of test_config, each with what the error says."""
-    (mark,) = test_config.test_errors_name_the_line.pytestmark  # type: ignore[attr-defined]
-    return [(body, words) for body, _, words in mark.args[1]]
+    """What is wrong in an image's table, and what the error says."""
+    return [(body, words) for body, _, words in WRONG]
 
 
 def test_it_is_a_schema() -> None:

@@ -27,10 +27,10 @@ from rootdisk.oci.documents import (
 )
 from rootdisk.oci.reference import parse_reference
 from rootdisk.oci.repository import RegistryOptions
-from tests.imagetool.sources.test_sources import AMD64, check_content, write_image
-from tests.support.registry import be_nobody, docker_config, needs_registry, run_registry
+from tests.support.images import AMD64, check_content, write_image
+from tests.support.registry import docker_config, needs_registry, run_registry
 
-pytestmark = needs_registry
+pytestmark = [needs_registry, pytest.mark.usefixtures("nobody")]
 USER = ("ann", "very-secret-7")
 HELPER = """#!/bin/sh
 # docker-credential-helpers' protocol: the registry on standard input
@@ -39,11 +39,6 @@ read -r server
 echo "credentials not found in native keychain"
 exit 1
 """
-
-
-@pytest.fixture(autouse=True)
-def nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    be_nobody(monkeypatch, tmp_path)
 
 
 def push_layout(layout: Path, name: str, options: RegistryOptions, *, docker: bool = False) -> Digest:

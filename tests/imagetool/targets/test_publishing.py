@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -34,13 +33,12 @@ from rootdisk.oci.documents import (
 from rootdisk.oci.reference import parse_reference
 from rootdisk.oci.repository import read_blob
 from rootdisk.places import open_repository
-from tests.imagetool.sources.test_sources import AMD64, ARM64, check_content, skopeo, write_image, write_index
 from tests.support.faults import Fault, run_faults
+from tests.support.images import AMD64, ARM64, check_content, needs_skopeo, skopeo, write_image, write_index
 from tests.support.processes import peak_bytes
 from tests.support.registry import RunningRegistry, needs_registry, run_registry
 
 LARGE_GIB = 2
-needs_skopeo = pytest.mark.skipif(shutil.which("skopeo") is None, reason="skopeo is not installed")
 
 
 @pytest.fixture

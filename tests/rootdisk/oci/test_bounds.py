@@ -18,9 +18,9 @@ from rootdisk.artifact.format import ArtifactConfig
 from rootdisk.errors import BadInput, RootdiskError, Unsupported
 from rootdisk.oci.documents import Digest, Index, Manifest, Platform, canonical_json
 from rootdisk.oci.fields import parse_value
-from tests.rootdisk.artifact.test_format import config
+from tests.support.artifacts import example_config
 
-GOOD = config().to_json()
+GOOD = example_config().to_json()
 DESCRIPTOR = {"mediaType": "t", "digest": str(Digest.of(b"x")), "size": 1}
 MANIFEST = {"schemaVersion": 2, "config": DESCRIPTOR, "layers": [DESCRIPTOR], "annotations": {"a": "b"}}
 INDEX = {"schemaVersion": 2, "manifests": [{**DESCRIPTOR, "platform": {"os": "linux", "architecture": "arm64"}}]}
@@ -206,8 +206,8 @@ import json, resource
 from runner.disk import slot
 from rootdisk.artifact.format import ArtifactConfig
 from rootdisk.errors import RootdiskError
-from tests.rootdisk.artifact.test_format import config
-good = config().to_json()
+from tests.support.artifacts import example_config
+good = example_config().to_json()
 raw = {BOMBS[name]}
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:

@@ -7,7 +7,6 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,32 +20,14 @@ from rootdisk.oci.reference import parse_reference
 from rootdisk.oci.repository import RegistryOptions, read_blob
 from rootdisk.places import open_repository
 from rootdisk.registry.credentials import Credentials, find_credentials
-from tests.rootdisk.registry.test_registry import BLOB, DATA, EMPTY, RAW, push
+from tests.support.blobs import BLOB, DATA, EMPTY, RAW, push
 from tests.support.commands import ROOT
-from tests.support.faults import ALWAYS, Fault, FaultProxy, run_faults
-from tests.support.registry import QuietHandler, RunningRegistry, be_nobody, needs_registry, run_registry, serve
+from tests.support.faults import ALWAYS, Fault, FaultProxy
+from tests.support.registry import QuietHandler, needs_registry, run_registry, serve
 
-pytestmark = needs_registry
+pytestmark = [needs_registry, pytest.mark.usefixtures("nobody")]
 
 QUICK = RegistryOptions(plain_http=True, read_timeout_s=2, give_up_s=8)
-
-
-@pytest.fixture(autouse=True)
-def nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    be_nobody(monkeypatch, tmp_path)
-
-
-@pytest.fixture(scope="module")
-def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningRegistry]:
-    with run_registry(tmp_path_factory.mktemp("registry")) as registry:
-        push(f"{registry.name}/a/b:v1", registry.options)
-        yield registry
-
-
-@pytest.fixture
-def proxy(registry: RunningRegistry) -> Iterator[FaultProxy]:
-    with run_faults(registry.name) as proxy:
-        yield proxy
 
 
 def test_every_row_names_its_test() -> None:

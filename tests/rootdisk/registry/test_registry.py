@@ -8,67 +8,36 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from imagetool.targets.open import open_target
 from rootdisk.errors import BadInput, DigestMismatch, RegistryError
-from rootdisk.oci.documents import OCI_CONFIG, OCI_MANIFEST, Descriptor, Digest, Manifest, canonical_json
+from rootdisk.oci.documents import Descriptor, Digest
 from rootdisk.oci.reference import parse_reference
 from rootdisk.oci.repository import RegistryOptions, Repository, read_blob
 from rootdisk.places import open_repository
 from rootdisk.registry.challenges import parse_challenges
 from rootdisk.registry.credentials import find_credentials
-from tests.support.faults import ALWAYS, Fault, FaultProxy, run_faults
+from tests.support.blobs import BLOB, DATA, RAW, push
+from tests.support.faults import ALWAYS, Fault, FaultProxy
 from tests.support.registry import (
     QuietHandler,
     RunningRegistry,
-    be_nobody,
     docker_config,
     needs_registry,
     run_registry,
     serve,
 )
 
-DATA = bytes(range(256)) * 12_000  # 3 MB
-BLOB = Descriptor("application/octet-stream", Digest.of(DATA), len(DATA))
-EMPTY = Descriptor(OCI_CONFIG, Digest.of(b"{}"), 2)
-RAW = canonical_json(Manifest(OCI_MANIFEST, "", EMPTY, (BLOB,), {}).to_json())
 SECRET = "very-secret-7"
 
-pytestmark = needs_registry
-
-
-def push(name: str, options: RegistryOptions) -> None:
-    target = open_target(parse_reference(name), options)
-    target.push_blob(BLOB, lambda: iter([DATA]))
-    target.push_blob(EMPTY, lambda: iter([b"{}"]))
-    assert target.push_manifest(RAW, OCI_MANIFEST, ("v1",)) == Digest.of(RAW)
-    target.close()
+pytestmark = [needs_registry, pytest.mark.usefixtures("nobody")]
 
 
 def opened(name: str, options: RegistryOptions) -> Repository:
     return open_repository(parse_reference(name), options)
-
-
-@pytest.fixture(autouse=True)
-def nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    be_nobody(monkeypatch, tmp_path)
-
-
-@pytest.fixture(scope="module")
-def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningRegistry]:
-    with run_registry(tmp_path_factory.mktemp("registry")) as registry:
-        push(f"{registry.name}/a/b:v1", registry.options)
-        yield registry
-
-
-@pytest.fixture
-def proxy(registry: RunningRegistry) -> Iterator[FaultProxy]:
-    with run_faults(registry.name) as proxy:
-        yield proxy
 
 
 QUICK = RegistryOptions(plain_http=True, read_timeout_s=0.5, give_up_s=8)

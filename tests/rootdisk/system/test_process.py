@@ -15,8 +15,7 @@ import pytest
 from rootdisk.system import process
 from tests.support.commands import ROOT
 from tests.support.disks import needs_root
-
-CLOSED = ["<&-", ">&-", "2>&-", "<&- >&-", "<&- 2>&-", ">&- 2>&-", "<&- >&- 2>&-"]
+from tests.support.processes import CLOSED
 
 
 def shell(script: str, *words: str, timeout: float = 60, **env: str) -> subprocess.CompletedProcess[str]:

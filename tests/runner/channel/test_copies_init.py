@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import socket
 import stat
 import subprocess
@@ -14,32 +13,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rootdisk.errors import RootdiskError
 from runner.channel.copies import command, reader
 from runner.channel.copies.stream import HELLO, Incoming, Lost
 from runner.channel.program import Program
-from tests.runner.channel.test_copies import hostile, tree
 from tests.support.commands import ROOT
-from tests.support.guests import END2, InitGuest, build_init, entry2
+from tests.support.copied_trees import described, make_tree, tree
+from tests.support.copy_streams import hostile
+from tests.support.examples import some
+from tests.support.guests import END2, InitGuest, entry2
 
-GUEST = ROOT / "imagetool/guest"
 SANITIZER = 99
-
-
-@pytest.fixture(scope="session")
-def init(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The program, where every user can run it."""
-    folder = Path(tempfile.mkdtemp())
-    folder.chmod(0o755)
-    try:
-        if not build_init(folder / "init", GUEST):
-            pytest.skip("no gcc with sanitizers")
-        yield folder / "init"
-    finally:
-        shutil.rmtree(folder)
 
 
 @pytest.fixture
@@ -223,44 +210,6 @@ def test_a_link_is_not_what_the_user_has_named(init: Path, tmp_path: Path) -> No
     assert not (tmp_path / "new").is_symlink()
     assert copy("in", init, f"{tmp_path}/l", f"{tmp_path}/new") == 0
     assert (tmp_path / "new").readlink() == Path("/etc")
-
-
-def make_tree(root: Path) -> None:
-    (root / "below/deep").mkdir(parents=True)
-    (root / "big").write_bytes(os.urandom(3_000_001))
-    (root / "empty").touch()
-    (root / "below/program").write_text("#!/bin/sh\n")
-    (root / "below/program").chmod(0o4755)
-    (root / os.fsdecode(b"name\n\xff")).write_text("odd")
-    (root / "below/link").symlink_to("../../outside/kept")
-    os.mkfifo(root / "fifo", 0o640)
-    with (root / "holes").open("wb") as file:
-        file.truncate(1 << 40)
-        for at in (0, 5 << 30, 1 << 39):
-            os.pwrite(file.fileno(), b"data" * 5000, at)
-    (root / "hole").touch()
-    os.truncate(root / "hole", 1 << 20)
-    os.utime(root / "big", ns=(5, 1_234_567_890_123_456_789))
-    os.utime(root / "below/link", ns=(5, 1_000_000_007), follow_symlinks=False)
-    os.utime(root / "below/deep", ns=(5, -7_000_000_001))
-    (root / "below/deep").chmod(0o500)
-    os.utime(root / "below", ns=(5, 99))
-
-
-def described(root: Path) -> dict[str, object]:
-    found: dict[str, object] = {}
-    for folder, directories, files in os.walk(root):
-        for name in (*directories, *files):
-            path = Path(folder, name)
-            info = path.lstat()
-            what = {
-                stat.S_IFREG: lambda path=path: path.read_bytes() if path.stat().st_size < 1 << 30 else None,
-                stat.S_IFLNK: path.readlink,
-            }.get(stat.S_IFMT(info.st_mode), lambda: None)()
-            mode = info.st_mode & ~(0o6000 if stat.S_ISREG(info.st_mode) else 0)
-            size = 0 if stat.S_ISDIR(info.st_mode) else info.st_size
-            found[str(path.relative_to(root))] = (mode, size, what, info.st_mtime_ns)
-    return found
 
 
 @pytest.mark.parametrize("direction", ["out", "in"])
@@ -457,11 +406,6 @@ entries = st.builds(
 )
 streams = st.tuples(st.lists(entries, max_size=8).map(b"".join), st.one_of(st.just(END2), st.binary(max_size=30))).map(
     lambda pair: entry2(b"d", b"") + pair[0] + pair[1]
-)
-some = settings(
-    max_examples=int(os.environ.get("ROOTDISK_EXAMPLES", "150")),
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 
 

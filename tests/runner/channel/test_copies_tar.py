@@ -25,11 +25,9 @@ from runner.channel.copies.archive import read_tar
 from runner.channel.copies.notes import Notes
 from runner.channel.copies.stream import HELLO, Outgoing
 from runner.channel.program import Program
-from tests.runner.channel.test_copies import tree
-from tests.runner.channel.test_copies_init import described, init, make_tree, some
+from tests.support.copied_trees import described, make_tree, tree
+from tests.support.examples import some
 from tests.support.guests import FakeGuest, InitGuest, entry2, sends, stream2
-
-__all__ = ["init"]  # a fixture
 
 
 def send(data: bytes, target: str, init: Path, monkeypatch: pytest.MonkeyPatch) -> int:

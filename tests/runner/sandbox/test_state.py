@@ -26,9 +26,7 @@ from runner.sandbox.state import _SPEC, MAX_BYTES, VERSION, Spec, State, parse, 
 from runner.store.names import read_name
 from runner.store.pull import StoredArtifact, pull
 from runner.store.store import Store
-from tests.runner.store.test_store import layout, spec_of, store
-
-__all__ = ["layout", "store"]
+from tests.support.sandboxes import spec_of
 
 HEX = "a" * 64
 

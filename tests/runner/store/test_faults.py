@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,14 +24,13 @@ from tests.support.faults import ALWAYS, Fault, FaultProxy, run_faults
 from tests.support.registry import (
     QuietHandler,
     RunningRegistry,
-    be_nobody,
     docker_config,
     needs_registry,
     run_registry,
     serve,
 )
 
-pytestmark = needs_registry
+pytestmark = [needs_registry, pytest.mark.usefixtures("nobody", "store")]
 
 SECRET = "very-secret-8"
 QUICK = RegistryOptions(plain_http=True, connect_timeout_s=2, read_timeout_s=0.5, give_up_s=3)
@@ -43,29 +42,16 @@ OTHER = sample(noise(2, CHUNK, seed=2))
 DISK = MADE.path
 
 
-@pytest.fixture(autouse=True)
-def nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    be_nobody(monkeypatch, tmp_path)
-    monkeypatch.setenv("ROOTDISK_STORE", str(tmp_path / "store"))
-
-
 @pytest.fixture(scope="module")
-def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningRegistry]:
-    with run_registry(tmp_path_factory.mktemp("registry")) as registry:
-        publish(MADE, f"{registry.name}/a/b:v1", registry.options)
-        publish(OTHER, f"{registry.name}/a/b:other", registry.options)
-        yield registry
-
-
-@pytest.fixture
-def proxy(registry: RunningRegistry) -> Iterator[FaultProxy]:
-    with run_faults(registry.name) as proxy:
-        yield proxy
+def registry(registry: RunningRegistry) -> RunningRegistry:
+    publish(MADE, f"{registry.name}/faults/a:v1", registry.options)
+    publish(OTHER, f"{registry.name}/faults/a:other", registry.options)
+    return registry
 
 
 def pulled(proxy: FaultProxy, name: str = "v1", options: RegistryOptions = QUICK) -> StoredArtifact:
     separator = "@" if name.startswith("sha256:") else ":"
-    return pull(Store.open(), parse_reference(f"{proxy.name}/a/b{separator}{name}"), options, Platform.host())
+    return pull(Store.open(), parse_reference(f"{proxy.name}/faults/a{separator}{name}"), options, Platform.host())
 
 
 def check(local: StoredArtifact, made: Sample = MADE) -> None:
@@ -193,7 +179,7 @@ def test_tokens_that_run_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     with run_registry(tmp_path / "registry", token_lifetime_s=-58, password=("ann", SECRET)) as registry:
         assert registry.tokens is not None
         docker_config(tmp_path / "docker", **{registry.name: ("ann", SECRET)})
-        publish(MADE, f"{registry.name}/a/b:v1", registry.options)
+        publish(MADE, f"{registry.name}/faults/a:v1", registry.options)
         registry.tokens.asked.clear()
         with run_faults(registry.name) as proxy:
             docker_config(tmp_path / "docker", **{proxy.name: ("ann", SECRET)})

@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,9 +18,9 @@ import pytest
 from rootdisk.artifact.format import Chunk
 from runner.store.chunks import CONNECTIONS, GAP_BYTES
 from tests.support.artifacts import noise, publish, sample
-from tests.support.faults import ALWAYS, PIECE_BYTES, Fault, FaultProxy, Kind, run_faults
+from tests.support.faults import ALWAYS, PIECE_BYTES, Fault, FaultProxy, Kind
 from tests.support.processes import peak_bytes
-from tests.support.registry import RunningRegistry, needs_registry, run_registry
+from tests.support.registry import RunningRegistry, needs_registry
 
 pytestmark = needs_registry
 
@@ -34,21 +33,14 @@ LOST_BYTES = CONNECTIONS * (CHUNK + 8 * PIECE_BYTES + GAP_BYTES)
 
 
 @pytest.fixture(scope="module")
-def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningRegistry]:
-    with run_registry(tmp_path_factory.mktemp("registry")) as registry:
-        publish(MADE, f"{registry.name}/a/b:v1", registry.options)
-        yield registry
-
-
-@pytest.fixture
-def proxy(registry: RunningRegistry) -> Iterator[FaultProxy]:
-    with run_faults(registry.name) as proxy:
-        yield proxy
+def registry(registry: RunningRegistry) -> RunningRegistry:
+    publish(MADE, f"{registry.name}/killed/a:v1", registry.options)
+    return registry
 
 
 def started(proxy: FaultProxy, store: Path, stderr: int = subprocess.PIPE) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "runner", "pull", "--plain-http", f"{proxy.name}/a/b:v1"],
+        [sys.executable, "-m", "runner", "pull", "--plain-http", f"{proxy.name}/killed/a:v1"],
         env={**os.environ, "ROOTDISK_STORE": str(store)},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,12 +22,10 @@ from runner.sandbox.directory import Sandbox
 from runner.sandbox.prune import prune
 from runner.store.pull import StoredArtifact, pull
 from runner.store.store import Damaged, Store
-from tests.runner.store.test_store import spec_of, store
 from tests.support.artifacts import noise, publish, sample
-from tests.support.faults import ALWAYS, PIECE_BYTES, Fault, FaultProxy, run_faults
-from tests.support.registry import RunningRegistry, needs_registry, run_registry
-
-__all__ = ["store"]
+from tests.support.faults import ALWAYS, PIECE_BYTES, Fault, FaultProxy
+from tests.support.registry import RunningRegistry, needs_registry
+from tests.support.sandboxes import spec_of
 
 CHUNK = 128 << 10
 MADE = sample([*noise(60, CHUNK), bytes(1 << 20), *noise(20, CHUNK, seed=1)])
@@ -145,20 +142,13 @@ def test_a_lock_is_no_way_to_another_file(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningRegistry]:
-    with run_registry(tmp_path_factory.mktemp("registry")) as registry:
-        publish(MADE, f"{registry.name}/a/b:v1", registry.options)
-        yield registry
-
-
-@pytest.fixture
-def proxy(registry: RunningRegistry) -> Iterator[FaultProxy]:
-    with run_faults(registry.name) as proxy:
-        yield proxy
+def registry(registry: RunningRegistry) -> RunningRegistry:
+    publish(MADE, f"{registry.name}/locks/a:v1", registry.options)
+    return registry
 
 
 def fetched(store: Store, proxy: FaultProxy) -> StoredArtifact:
-    return pull(store, parse_reference(f"{proxy.name}/a/b:v1"), HTTP, Platform.host(), ask=False)
+    return pull(store, parse_reference(f"{proxy.name}/locks/a:v1"), HTTP, Platform.host(), ask=False)
 
 
 def damage(disk: Path, chunks: int) -> bytes:
@@ -199,7 +189,7 @@ sys.stdin.read()
 @needs_registry
 def test_many_at_once_use_what_one_of_them_fetches(store: Store, proxy: FaultProxy) -> None:
     """All of them have the disk at the same time; those who made it or not."""
-    processes = [python(PULL, f"{proxy.name}/a/b:v1") for _ in range(10)]
+    processes = [python(PULL, f"{proxy.name}/locks/a:v1") for _ in range(10)]
     for process in processes:
         assert process.stdout is not None
         assert process.stdout.readline() == "held\n"
@@ -317,7 +307,7 @@ def test_a_repair_without_origin_changes_nothing(store: Store, proxy: FaultProxy
     assert "the store does not know its origin" in errors
     assert local.disk.read_bytes() == bad
     assert list((store.root / "damaged").iterdir())
-    output, _ = ended(command(store, "pull", "--plain-http", "--json", f"{proxy.name}/a/b:v1"))
+    output, _ = ended(command(store, "pull", "--plain-http", "--json", f"{proxy.name}/locks/a:v1"))
     assert json.loads(output)["fetched"] < 2 * CHUNK
     assert local.disk.read_bytes() == MADE.disk
     assert not list((store.root / "damaged").iterdir())

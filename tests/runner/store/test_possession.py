@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,8 @@ from rootdisk.oci.repository import RegistryOptions
 from runner.store.pull import StoredArtifact, pull
 from runner.store.store import Store
 from tests.support.artifacts import Sample, noise, publish, sample
-from tests.support.faults import ALWAYS, Fault, FaultProxy, run_faults
-from tests.support.registry import RunningRegistry, be_nobody, needs_registry, run_registry
+from tests.support.faults import ALWAYS, Fault, FaultProxy
+from tests.support.registry import RunningRegistry, needs_registry
 
 pytestmark = needs_registry
 
@@ -48,21 +47,17 @@ MADE = with_boot(BARE)
 
 
 @pytest.fixture(scope="module")
-def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningRegistry]:
-    with run_registry(tmp_path_factory.mktemp("registry")) as registry:
-        publish(MADE, f"{registry.name}/private/app:1", registry.options)
-        publish(with_boot(BARE, labels={"v": "2"}), f"{registry.name}/private/app:2", registry.options)
-        publish(with_boot(BARE, labels={"v": "3"}), f"{registry.name}/honest/copy:3", registry.options)
-        yield registry
+def registry(registry: RunningRegistry) -> RunningRegistry:
+    publish(MADE, f"{registry.name}/private/app:1", registry.options)
+    publish(with_boot(BARE, labels={"v": "2"}), f"{registry.name}/private/app:2", registry.options)
+    publish(with_boot(BARE, labels={"v": "3"}), f"{registry.name}/honest/copy:3", registry.options)
+    return registry
 
 
 @pytest.fixture
-def proxy(registry: RunningRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
-    be_nobody(monkeypatch, tmp_path)
-    monkeypatch.setenv("ROOTDISK_STORE", str(tmp_path / "store"))
-    with run_faults(registry.name) as proxy:
-        got(f"{registry.name}/private/app:1")
-        yield proxy
+def proxy(nobody: None, store: Store, registry: RunningRegistry, proxy: FaultProxy) -> FaultProxy:
+    got(f"{registry.name}/private/app:1")
+    return proxy
 
 
 def got(name: str) -> StoredArtifact:

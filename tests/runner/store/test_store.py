@@ -8,7 +8,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,18 +20,25 @@ from rootdisk.oci.documents import Platform
 from rootdisk.oci.reference import parse_reference
 from rootdisk.oci.repository import RegistryOptions
 from runner.disk.clone import clone
-from runner.sandbox.directory import Sandbox, Spec, read, states, sweep
+from runner.sandbox.directory import Sandbox, read, states, sweep
 from runner.sandbox.prune import prune
 from runner.store.pull import pull
 from runner.store.store import Damaged, Store
-from tests.support.artifacts import noise, publish, sample
-from tests.support.faults import FaultProxy, run_faults
+from tests.support.artifacts import noise, publish, sample, small
+from tests.support.faults import FaultProxy
 from tests.support.mounts import KINDS, mounted, needs_root
-from tests.support.registry import RunningRegistry, needs_registry, run_registry
+from tests.support.registry import RunningRegistry, needs_registry
+from tests.support.sandboxes import spec_of
 
 CHUNK = 128 << 10
-MADE = sample([*noise(20, CHUNK), bytes(1 << 20), *noise(20, CHUNK, seed=1)])
+MADE = small()
 SLOT = SlotExtent("slot", 0, 256 << 10)
+
+
+@pytest.fixture(scope="module")
+def registry(registry: RunningRegistry) -> RunningRegistry:
+    publish(MADE, f"{registry.name}/store/a:v1", registry.options)
+    return registry
 
 
 def runner(store: Path, *arguments: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
@@ -42,41 +49,6 @@ def runner(store: Path, *arguments: str, timeout: float = 60) -> subprocess.Comp
         capture_output=True,
         text=True,
         timeout=timeout,
-    )
-
-
-@pytest.fixture(scope="module")
-def layout(tmp_path_factory: pytest.TempPathFactory) -> str:
-    reference = f"oci:{tmp_path_factory.mktemp('layout')}:1"
-    publish(MADE, reference, RegistryOptions())
-    return reference
-
-
-@pytest.fixture(scope="module")
-def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningRegistry]:
-    with run_registry(tmp_path_factory.mktemp("registry")) as registry:
-        publish(MADE, f"{registry.name}/a/b:v1", registry.options)
-        yield registry
-
-
-@pytest.fixture
-def proxy(registry: RunningRegistry) -> Iterator[FaultProxy]:
-    with run_faults(registry.name) as proxy:
-        yield proxy
-
-
-@pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
-    monkeypatch.setenv("ROOTDISK_STORE", str(tmp_path / "store"))
-    return Store.open()
-
-
-def spec_of(name: str, local: object, *, keep: bool = False) -> Spec:
-    from runner.store.pull import StoredArtifact
-
-    assert isinstance(local, StoredArtifact)
-    return Spec(
-        name, "oci:x", str(local.digest), local.disk.stem, local.config_digest.hex, None, None, 1, 64, 1, keep=keep
     )
 
 
@@ -152,7 +124,7 @@ def test_killed_ones_are_swept_and_living_ones_not(store: Store, layout: str) ->
 def test_the_registry_is_not_asked_for_what_is_known(
     store: Store, registry: RunningRegistry, proxy: FaultProxy
 ) -> None:
-    reference, host = parse_reference(f"{proxy.name}/a/b:v1"), Platform.host()
+    reference, host = parse_reference(f"{proxy.name}/store/a:v1"), Platform.host()
     options = RegistryOptions(plain_http=True)
     first = pull(store, reference, options, host, ask=False)
     first.release()
@@ -172,7 +144,7 @@ def test_the_registry_is_not_asked_for_what_is_known(
 @needs_registry
 @pytest.mark.parametrize("damage", ["chunk", "hole", "length", "index", "blob", "manifest"])
 def test_damage_is_found_and_mended(store: Store, proxy: FaultProxy, damage: str) -> None:
-    local = pull(store, parse_reference(f"{proxy.name}/a/b:v1"), RegistryOptions(plain_http=True), Platform.host())
+    local = pull(store, parse_reference(f"{proxy.name}/store/a:v1"), RegistryOptions(plain_http=True), Platform.host())
     local.release()
     assert json.loads(runner(store.root, "verify", "--json").stdout) == {"checked": 3, "damaged": []}
     disk = local.disk
@@ -217,7 +189,7 @@ def test_a_damaged_config_is_noticed_when_it_is_read(
     store: Store, proxy: FaultProxy, change: Callable[[Path], object]
 ) -> None:
     """Nobody has run `verify`: nothing boots with it, and `pull` fetches it again."""
-    reference, options = parse_reference(f"{proxy.name}/a/b:v1"), RegistryOptions(plain_http=True)
+    reference, options = parse_reference(f"{proxy.name}/store/a:v1"), RegistryOptions(plain_http=True)
     local = pull(store, reference, options, Platform.host())
     local.release()
     config, manifest = store.blob_path(local.config_digest), store.blob_path(local.digest)
@@ -233,7 +205,7 @@ def test_a_damaged_config_is_noticed_when_it_is_read(
 @needs_registry
 def test_all_of_an_artifact_is_damaged(store: Store, proxy: FaultProxy) -> None:
     """The manifest leads to the config, and that to the disk: in whatever order they are found, all are repaired."""
-    local = pull(store, parse_reference(f"{proxy.name}/a/b:v1"), RegistryOptions(plain_http=True), Platform.host())
+    local = pull(store, parse_reference(f"{proxy.name}/store/a:v1"), RegistryOptions(plain_http=True), Platform.host())
     local.release()
     for path in (local.disk, store.blob_path(local.config_digest), store.blob_path(local.digest)):
         flip(path)
@@ -245,7 +217,7 @@ def test_all_of_an_artifact_is_damaged(store: Store, proxy: FaultProxy) -> None:
 
 @needs_registry
 def test_twenty_pulls_at_once_fetch_once(store: Store, proxy: FaultProxy) -> None:
-    command = [sys.executable, "-m", "runner", "pull", "--json", "--plain-http", f"{proxy.name}/a/b:v1"]
+    command = [sys.executable, "-m", "runner", "pull", "--json", "--plain-http", f"{proxy.name}/store/a:v1"]
     processes = [
         subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         for _ in range(20)
