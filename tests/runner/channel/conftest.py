@@ -9,20 +9,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.commands import ROOT
-from tests.support.guests import build_init
-
-GUEST = ROOT / "imagetool/guest"
+from tests.support.guests import build_init, can_sanitize
 
 
 @pytest.fixture(scope="session")
 def init(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The program, where every user can run it."""
+    if not can_sanitize():
+        pytest.skip("no gcc with sanitizers")
     folder = Path(tempfile.mkdtemp())
     folder.chmod(0o755)
     try:
-        if not build_init(folder / "init", GUEST):
-            pytest.skip("no gcc with sanitizers")
+        build_init(folder / "init")
         yield folder / "init"
     finally:
         shutil.rmtree(folder)
