@@ -225,7 +225,7 @@ def _process(table: Mapping[str, Where], allowed: Mapping[str, str]) -> ProcessC
         values.plain_texts(table["entrypoint"], "process.entrypoint", allowed) if "entrypoint" in table else None,
         values.plain_texts(table["cmd"], "process.cmd", allowed) if "cmd" in table else None,
         values.absolute(table["workdir"]) if "workdir" in table else None,
-        table["user"].string() if "user" in table else None,
+        values.a_user(table["user"]) if "user" in table else None,
     )
 
 

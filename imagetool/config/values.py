@@ -16,6 +16,7 @@ from imagetool.layout.additions import Owner
 from imagetool.layout.certificates import PEM_MAX_BYTES, check_certificates
 from rootdisk.artifact.format import DISK_MAX_BYTES
 from rootdisk.errors import BadInput
+from rootdisk.ids import RANGE, check_user, is_id
 from rootdisk.oci.documents import Platform
 from rootdisk.oci.reference import Reference, parse_reference
 from rootdisk.text import one_line, printable
@@ -317,9 +318,17 @@ def owner_text(where: Where, path: str) -> Owner:
 
 def _id(where: Where) -> int:
     number = where.integer()
-    if not 0 <= number < 0xFFFF_FFFF:
-        raise where.error(f"{number} is no user or group number", "0 to 4294967294")
+    if not is_id(number):
+        raise where.error(f"{number} is not a user or group number", RANGE)
     return number
+
+
+def a_user(where: Where) -> str:
+    """Return USER[:GROUP], by name or number."""
+    try:
+        return check_user(where.string(), "user")
+    except BadInput as err:
+        raise where.error(err.message, err.hint) from err
 
 
 def a_mode(where: Where) -> int:

@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from rootdisk.errors import BadInput
+from rootdisk.ids import ID_MAX, RANGE, id_or_none
 from rootdisk.text import printable
 
 FILES = ("passwd", "group", "shadow", "gshadow")
 FIRST_ID = 10001  # clear of distributions' system and user ranges, below the 16-bit limit
 LAST_ID = 60000
-_DIGITS_MAX = 20  # more are no number of anybody
 
 
 class Accounts:
@@ -26,24 +26,44 @@ class Accounts:
         self._groups: dict[str, int] = {}
         self._uids: dict[int, str] = {}
         self._gids: set[int] = set()
+        self._bad: set[str] = set()  # users and groups without a valid number
         for fields in _records(files.get("passwd"), 7):
-            uid, gid = number(fields[2]), number(fields[3])
+            uid, gid = id_or_none(fields[2]), id_or_none(fields[3])
             if uid is not None:
                 self._uids[uid] = fields[0]
-                if gid is not None:
-                    self._users.setdefault(fields[0], (uid, gid))
+            if uid is not None and gid is not None:
+                self._users.setdefault(fields[0], (uid, gid))
+            else:
+                self._bad.add(f"user {fields[0]}")
         for fields in _records(files.get("group"), 4):
-            gid = number(fields[2])
+            gid = id_or_none(fields[2])
             if gid is not None:
                 self._groups.setdefault(fields[0], gid)
                 self._gids.add(gid)
+            else:
+                self._bad.add(f"group {fields[0]}")
 
     def user(self, name: str) -> tuple[int, int] | None:
-        """uid and primary gid of user `name`, or None."""
-        return self._users.get(name)
+        """Return uid and primary gid of the user `name`, or None if there is none.
+
+        Raises:
+            BadInput: Its line has a number that is out of range.
+        """
+        found = self._users.get(name)
+        if found is None and f"user {name}" in self._bad:
+            raise BadInput(f"owners: user {printable(name)} has no valid number in the image's /etc/passwd", RANGE)
+        return found
 
     def group_id(self, name: str) -> int | None:
-        return self._groups.get(name)
+        """Return the gid of the group `name`, or None if there is none.
+
+        Raises:
+            BadInput: Its line has a number that is out of range.
+        """
+        found = self._groups.get(name)
+        if found is None and f"group {name}" in self._bad:
+            raise BadInput(f"owners: group {printable(name)} has no valid number in the image's /etc/group", RANGE)
+        return found
 
     def add_user(self, name: str, uid: int | None, gid: int | None, home: str, shell: str) -> tuple[int, int]:
         """Add user `name` and a group for it; its uid and gid.
@@ -62,7 +82,7 @@ class Accounts:
         if gid is None:
             gid = self.group_id(name)
         if gid is None:
-            free = (n for n in range(FIRST_ID, 1 << 31) if n not in self._gids and n not in self._uids)
+            free = (n for n in range(FIRST_ID, ID_MAX) if n not in self._gids and n not in self._uids)
             gid = uid if uid not in self._gids else next(free)
         if gid not in self._gids:
             self._add("group", f"{name}:x:{gid}:")
@@ -90,11 +110,6 @@ class Accounts:
 
     def _add(self, name: str, line: str) -> None:
         self._added.setdefault(name, []).append(line)
-
-
-def number(text: str) -> int | None:
-    """A user's or group's number in decimal, or None."""
-    return int(text) if text.isascii() and text.isdigit() and len(text) <= _DIGITS_MAX else None
 
 
 def _records(data: bytes | None, count: int) -> Iterator[list[str]]:

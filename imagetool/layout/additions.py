@@ -14,10 +14,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from imagetool.layout.accounts import FILES, Accounts, number
+from imagetool.layout.accounts import FILES, Accounts
 from imagetool.tree.model import Directory, File, Inode, Layer, Slot, Symlink, Tree
 from rootdisk.artifact.format import LAYOUT_VERSION, Process
 from rootdisk.errors import BadInput
+from rootdisk.ids import RANGE, check_user, is_id, is_number, parse_id
 from rootdisk.text import printable
 
 ROOM = b".rootdisk"
@@ -82,7 +83,7 @@ def process_record(process: Process) -> bytes:
     records += [("cmd", value) for value in process.cmd]
     records += [("workdir", process.workdir), ("stopsignal", process.stop_signal)]
     if process.user:
-        records.append(("user", process.user))
+        records.append(("user", check_user(process.user, "USER")))
     return b"".join(_record(f"{key}={value}", "process") for key, value in records)
 
 
@@ -209,12 +210,12 @@ def _named(tree: Tree, path: str) -> Inode | None:
 
 
 def _numbers_only(owner: Owner) -> bool:
-    return owner.user.isdecimal() and (not owner.group or owner.group.isdecimal())
+    return is_number(owner.user) and (not owner.group or is_number(owner.group))
 
 
 def _ids(tree: Tree, accounts: Accounts, owner: Owner) -> tuple[int, int]:
     """uid and gid of `owner`, who is added to the accounts if asked for."""
-    if owner.user.isdecimal():
+    if is_number(owner.user):
         uid = gid = _id(owner.user, owner)
     elif (found := accounts.user(owner.user)) is not None:
         uid, gid = found
@@ -226,7 +227,7 @@ def _ids(tree: Tree, accounts: Accounts, owner: Owner) -> tuple[int, int]:
     else:
         user = printable(owner.user)
         raise BadInput(f"owners: the image has no user {user}", "give a uid, or add create = true to make it")
-    if owner.group.isdecimal():
+    if is_number(owner.group):
         gid = _id(owner.group, owner)
     elif owner.group:
         found_gid = accounts.group_id(owner.group)
@@ -235,18 +236,16 @@ def _ids(tree: Tree, accounts: Accounts, owner: Owner) -> tuple[int, int]:
         gid = found_gid
     elif owner.gid is not None:
         gid = owner.gid
-    if max(uid, gid) >= 0xFFFF_FFFF:
-        raise BadInput(f"owners: {uid}:{gid} for {printable(owner.path)} is past 4294967294")
+    if not (is_id(uid) and is_id(gid)):
+        raise BadInput(f"owners: {uid}:{gid} for {printable(owner.path)} is out of range", RANGE)
     return uid, gid
 
 
 def _id(text: str, owner: Owner) -> int:
-    found = number(text)
-    if found is None:
-        raise BadInput(
-            f"owners: {text[:40]} for {printable(owner.path)} is no number of a user or group", "0 to 4294967294"
-        )
-    return found
+    try:
+        return parse_id(text)
+    except BadInput as err:
+        raise BadInput(f"owners: {printable(owner.path)}: {err.message}", err.hint) from None
 
 
 def _account_files(tree: Tree, read: ReadFile) -> dict[str, bytes]:

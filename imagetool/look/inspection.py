@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import re
 import stat
 from bisect import bisect_right
 from collections.abc import Iterator
@@ -27,13 +26,13 @@ from imagetool.sources.open import open_source
 from rootdisk.artifact.format import ArtifactConfig, NotAnArtifact
 from rootdisk.artifact.published import PublishedArtifact, open_artifact
 from rootdisk.errors import BadInput
+from rootdisk.ids import id_or_none
 from rootdisk.oci.documents import INDEX_TYPES, Index, Platform
 from rootdisk.oci.reference import Reference, parse_reference
 from rootdisk.oci.repository import RegistryOptions
 from rootdisk.places import open_repository
 from rootdisk.text import printable
 
-_DIGITS = re.compile(rb"[0-9]{1,10}")
 _NAME_MAX = 1 << 20  # characters: more than ten for each byte of the longest path
 
 TYPES = {
@@ -246,7 +245,8 @@ def _names(reader: Reader, path: bytes) -> dict[int, str]:
     except BadInput:
         return {}
     fields = (line.split(b":") for line in lines)
-    return {int(part[2]): shown(part[0]) for part in fields if len(part) > 2 and _DIGITS.fullmatch(part[2])}
+    numbers = ((id_or_none(part[2].decode("ascii", "replace")), part[0]) for part in fields if len(part) > 2)
+    return {id_: shown(name) for id_, name in numbers if id_ is not None}
 
 
 def when(node: Node) -> str:

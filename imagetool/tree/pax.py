@@ -13,6 +13,8 @@ from functools import lru_cache
 from urllib.parse import unquote_to_bytes
 
 from imagetool.tree.index import Segments, Xattrs
+from rootdisk.errors import BadInput
+from rootdisk.ids import parse_id
 
 XATTR_NAME_MAX_BYTES = 255  # XATTR_NAME_MAX, include/uapi/linux/limits.h
 XATTR_MAX_BYTES = 64 << 10  # XATTR_SIZE_MAX
@@ -52,6 +54,14 @@ def decimal(value: bytes, what: str) -> int:
     if not _DECIMAL.match(value) or int(value) > NUMBER_MAX:
         raise Malformed(f"{what} is {value[:40]!r}, not a number")
     return int(value)
+
+
+def id_number(value: bytes) -> int:
+    """Return a PAX record's user or group number."""
+    try:
+        return parse_id(value.decode("ascii", "replace"))
+    except BadInput as err:
+        raise Malformed(err.message) from None
 
 
 def time_ns(value: bytes) -> int:

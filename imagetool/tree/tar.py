@@ -33,6 +33,7 @@ from imagetool.tree.index import (
 )
 from imagetool.tree.pax import Malformed, number
 from rootdisk.errors import BadInput, Unsupported
+from rootdisk.ids import is_id
 from rootdisk.text import printable
 
 WINDOW_BYTES = 128 << 10
@@ -45,7 +46,6 @@ GLOBAL_MAX_COUNT = 64
 PATH_MAX_BYTES = 64 << 10
 NAME_MAX_BYTES = 255  # NAME_MAX
 TARGET_MAX_BYTES = 4095  # PATH_MAX without its NUL
-ID_MAX = 0xFFFF_FFFE  # (uid_t)-1 means "leave it" to chown(2)
 TIME_MAX_S = 1 << 62
 
 _ZERO = bytes(512)
@@ -195,11 +195,11 @@ class _Scanner:
             path = path if extended.path is None else extended.path
             target = target if extended.target is None else extended.target
             if values:
-                uid = pax.decimal(values[b"uid"], "uid") if values.get(b"uid") else uid
-                gid = pax.decimal(values[b"gid"], "gid") if values.get(b"gid") else gid
+                uid = pax.id_number(values[b"uid"]) if values.get(b"uid") else uid
+                gid = pax.id_number(values[b"gid"]) if values.get(b"gid") else gid
                 size = pax.decimal(values[b"size"], "size") if values.get(b"size") else size
                 mtime_ns = pax.time_ns(values[b"mtime"]) if values.get(b"mtime") else mtime_ns
-        if not (0 <= uid <= ID_MAX and 0 <= gid <= ID_MAX):
+        if not (is_id(uid) and is_id(gid)):
             raise Malformed(f"owner {uid}:{gid} is out of range")
         if not -TIME_MAX_S * 1_000_000_000 < mtime_ns < TIME_MAX_S * 1_000_000_000:
             raise Malformed("time is out of range")

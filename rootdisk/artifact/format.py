@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from rootdisk.errors import BadInput, Unsupported
+from rootdisk.ids import check_user
 from rootdisk.oci.documents import Descriptor, Digest, Manifest, Platform, parse_json
 from rootdisk.oci.fields import Fields
 from rootdisk.text import printable
@@ -174,7 +175,7 @@ class Process(NamedTuple):
             value.texts("entrypoint", WORDS_MAX_COUNT, limit=WORD_MAX),
             value.texts("cmd", WORDS_MAX_COUNT, limit=WORD_MAX),
             value.text("workdir", "/"),
-            value.text("user", "", limit=256),
+            check_user(value.text("user", "", limit=256), f"{value.what}: user"),
             value.text("stop_signal", "SIGTERM", limit=32),
         )
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rootdisk.errors import BadInput
+from rootdisk.ids import check_user
 from rootdisk.oci.documents import Platform
 from rootdisk.oci.reference import parse_reference
 from rootdisk.oci.repository import RegistryOptions
@@ -70,6 +71,8 @@ def program_records(options: argparse.Namespace) -> list[Record]:
                 records += _variable(line)
     for text in options.env:
         records += _variable(os.fsencode(text))
+    if options.user:
+        check_user(options.user, "-u")
     for key, value in (("workdir", options.workdir), ("user", options.user)):
         if value:
             records.append((key, os.fsencode(value)))

@@ -16,6 +16,7 @@ from typing import NamedTuple
 from rootdisk.artifact.format import SlotExtent
 from rootdisk.durable import open_file, read_json, write_json
 from rootdisk.errors import BadInput, RootdiskError
+from rootdisk.ids import check_user
 from rootdisk.records import Record
 from rootdisk.records import pack as pack_records
 from runner.disk import qcow2
@@ -32,7 +33,12 @@ class Slot(NamedTuple):
 
 
 def pack(records: Iterable[Record], length: int) -> Slot:
-    """The slot of `length` bytes that holds `records`; BadInput where one has a NUL byte or all do not fit."""
+    """The slot of `length` bytes that holds `records`; BadInput where one has a NUL byte, a user is out of
+    range or all do not fit."""
+    records = list(records)
+    for key, value in records:
+        if key == "user":
+            check_user(os.fsdecode(value), "user")
     payload = pack_records(records)
     used = _HEADER.size + len(payload)
     if used > length:

@@ -115,7 +115,7 @@ def test_a_known_user_and_numbers() -> None:
         (Owner("/etc", "ghost"), "no user ghost"),
         (Owner("/etc", "app", "ghosts"), "no group ghosts"),
         (Owner("/etc", "new", uid=1, create=True), "uid 1 for new user new belongs to daemon"),
-        (Owner("/etc", "4294967295"), "past 4294967294"),
+        (Owner("/etc", "4294967295"), "'4294967295' is not a user or group number"),
     ],
 )
 def test_owners_that_cannot_be_set(owner: Owner, message: str) -> None:
@@ -178,7 +178,7 @@ def test_accounts_are_not_looked_for_behind_a_link(target: bytes) -> None:
     "line", [b"app:x:" + b"9" * 5000 + b":1::/:/bin/sh", b"app:x:\xb2:1::/:/bin/sh", b"app:x:-1:1::/:/"]
 )
 def test_numbers_in_account_files_that_are_none(line: bytes) -> None:
-    with pytest.raises(BadInput, match="no user app"):
+    with pytest.raises(BadInput, match="owners: user app has no valid number"):
         Image(passwd=line).add(owners=(Owner("/etc", "app"),))
 
 
