@@ -38,13 +38,13 @@ def test_numbers_that_are_none(text: str) -> None:
 @pytest.mark.parametrize("text", OUT_OF_RANGE)
 def test_users_out_of_range_wherever_they_come_from(text: str, form: str) -> None:
     user = form.replace("{}", text)
-    with pytest.raises(BadInput, match="^-u .*is not a user or group number"):
+    with pytest.raises(BadInput, match=r"^-u .*is not a user or group number"):
         check_user(user, "-u")
-    with pytest.raises(BadInput, match="^USER "):  # what an image says
+    with pytest.raises(BadInput, match=r"^USER "):  # what an image says
         process_record(Process(user=user))
     with pytest.raises(BadInput, match="user"):  # of images.toml
         of_command_line("x", {"source": "x", "process": {"user": user}})
-    with pytest.raises(BadInput, match="^user "):  # of the slot
+    with pytest.raises(BadInput, match=r"^user "):  # of the slot
         slot.pack([("user", user.encode())], 65536)
     if len(user) <= 256:
         with pytest.raises(BadInput, match="config: user"):  # of an artifact
