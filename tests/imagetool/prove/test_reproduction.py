@@ -50,48 +50,60 @@ def test_what_is_not_changed_is_not_said_to_be(copied: Path) -> None:
         assert f"not tried: another {name}: it is the same in both" in said
 
 
+def test_what_is_planted_is_found(copied: Path) -> None:
+    """Two faults at once; each is found, and what each depends on."""
+    plant(
+        copied,
+        "imagetool/layout/additions.py",
+        "read_only = Inode(stat.S_IFREG | 0o444)",
+        "import os; read_only = Inode(stat.S_IFREG | 0o444, os.getuid())",
+    )
+    plant(
+        copied,
+        "imagetool/build/disk_cache.py",
+        '"uuid": disk.uuid,',
+        '"uuid": disk.uuid[:-2] + str(10 + abs(__import__("time").timezone) // 3600),',
+    )
+    said = found(copied, "time zone", "uid")
+    assert "file /.rootdisk/env: changed: owner " in said
+    assert "config: disk.uuid: " in said
+
+
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("module", "old", "new", "words", "dimension"),
     [
         (
-            "imagetool/layout/additions.py",
-            "read_only = Inode(stat.S_IFREG | 0o444)",
-            "import os; read_only = Inode(stat.S_IFREG | 0o444, os.getuid())",
-            "file /.rootdisk/env: changed: owner ",
-            "uid",
-        ),
-        (
-            "imagetool/build/disk_cache.py",
-            '"uuid": disk.uuid,',
-            '"uuid": disk.uuid[:-2] + str(10 + abs(__import__("time").timezone) // 3600),',
-            "config: disk.uuid: ",
-            "time zone",
-        ),
-        pytest.param(
             "imagetool/packing/pack.py",
             "local.compressor = compressor()",
             "local.compressor = __import__('zstandard').ZstdCompressor(level=workers)",
             "equal, but compressed otherwise",
             "number of threads",
-            marks=pytest.mark.nightly,
         ),
-        pytest.param(
+        (
             "imagetool/ext4/superblock.py",
             "s_mkfs_time=time,",
             "s_mkfs_time=int(open('/proc/self/status').read().split('Umask:')[1].split()[0]),",
             "the first is block 0 at byte 1288: file-system metadata",
             "umask",
-            marks=pytest.mark.nightly,
         ),
     ],
-    ids=["file", "config", "frames", "block"],
+    ids=["frames", "block"],
 )
-def test_what_is_planted_is_found(copied: Path, module: str, old: str, new: str, words: str, dimension: str) -> None:
+def test_what_is_planted_deeper_is_found(
+    copied: Path, module: str, old: str, new: str, words: str, dimension: str
+) -> None:
     plant(copied, module, old, new)
+    assert words in found(copied, dimension)
+
+
+def found(copied: Path, *dimensions: str) -> str:
+    """What `doit reproduce` says when it finds a difference that depends on `dimensions`."""
     status, said = reproduce(copied)
     assert status != 0
-    assert words in said
-    assert [line for line in said.splitlines() if "it depends on" in line] == [f"app: it depends on: {dimension}"]
+    depends = [line for line in said.splitlines() if "it depends on" in line]
+    assert depends == [f"app: it depends on: {dimension}" for dimension in dimensions], said
     assert "the same inputs gave sha256:" in said
     assert "not to be seen" not in said
     assert (copied / "cache/app/reproduce/other/layout/index.json").exists()
+    return said

@@ -7,6 +7,7 @@ import hashlib
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -42,7 +43,8 @@ LARGE_GIB = 2
 
 
 @pytest.fixture
-def registry(tmp_path: Path):  # type: ignore[no-untyped-def]
+def registry(tmp_path: Path) -> Iterator[RunningRegistry]:
+    """Of the test's own: pruning looks at everything."""
     with run_registry(tmp_path / "registry") as running:
         yield running
 
@@ -231,8 +233,9 @@ def test_a_registry_that_knows_referrers_gets_no_tag(tmp_path: Path, registry: R
     with run_faults(registry.name) as proxy:
         copy(f"oci:{tmp_path}/l:v1", f"{proxy.name}/some/image:v1", registry.options)
         proxy.add(Fault("status", "/manifests/", method="PUT", status=201, headers={"OCI-Subject": str(digest)}))
+        options = registry.options._replace(give_up_s=1)
         with pytest.raises(RegistryError, match="404"):  # as the answer was ours, nothing is there to be read back
-            attach(f"{proxy.name}/some/image:v1", tmp_path / "sbom.json", "application/x-sbom", registry.options)
+            attach(f"{proxy.name}/some/image:v1", tmp_path / "sbom.json", "application/x-sbom", options)
         assert not [path for method, path, _ in proxy.seen if method == "PUT" and "/manifests/sha256-" in path]
     with pytest.raises(BadInput, match="no media type"):
         attach(f"{registry.name}/some/image:v1", tmp_path / "sbom.json", "sbom", registry.options)

@@ -138,7 +138,7 @@ HEADERS: list[dict[str, str]] = [
 @pytest.mark.parametrize("status", [200, 206, 429])
 def test_odd_headers_are_one_line(proxy: FaultProxy, headers: dict[str, str], status: int) -> None:
     proxy.add(Fault("status", "/", ALWAYS, status=status, headers=headers, body=b"{}"))
-    repository = open_repository(parse_reference(f"{proxy.name}/a/b"), QUICK._replace(give_up_s=1))
+    repository = open_repository(parse_reference(f"{proxy.name}/a/b"), QUICK._replace(give_up_s=0.3))
     with contextlib.suppress(RootdiskError):
         repository.resolve("v1")  # {} is a document
     for ask in (lambda: repository.manifest(BLOB.digest), lambda: read_blob(repository, BLOB, 1 << 30)):

@@ -169,7 +169,7 @@ def test_a_broken_upload_starts_over(proxy: FaultProxy, refused: str) -> None:
 
 
 def test_an_upload_that_always_breaks_is_given_up(proxy: FaultProxy) -> None:
-    target = open_target(parse_reference(f"{proxy.name}/c/d"), QUICK)
+    target = open_target(parse_reference(f"{proxy.name}/c/d"), QUICK._replace(give_up_s=2))
     data = os.urandom(3_000_000)
     blob = Descriptor("application/octet-stream", Digest.of(data), len(data))
     proxy.add(Fault("cut", "/uploads/", ALWAYS, method="PUT", after=10))
@@ -201,6 +201,7 @@ def test_redirects_carry_no_credentials(proxy: FaultProxy, tmp_path: Path) -> No
         assert len(seen) == 2
         assert not any("Authorization" in headers for headers in seen)
         proxy.add(Fault("redirect", "/blobs/", 20, target=f"{url}/gone?X-Signature={SECRET}"))
+        repository = opened(f"{proxy.name}/a/b", QUICK._replace(give_up_s=1))
         with pytest.raises(RegistryError) as gone:
             read_blob(repository, BLOB, 1 << 30)
         assert SECRET not in str(gone.value)
