@@ -62,47 +62,37 @@ def _pairs(texts: Sequence[str], option: str, form: str) -> dict[str, str]:
 
 
 def build_command(options: argparse.Namespace) -> int:
-    from imagetool.build import derivation, publish
-    from imagetool.build import disk as build
-    from imagetool.build.disk_cache import keep_only, kept_disk, read_disk, remove_damaged
-    from imagetool.guest.boot_files import cached_init, cached_kernel, guest_of
-    from imagetool.receipts import Damaged
-    from rootdisk.artifact import zstd_frames
+    from imagetool.build import disk_cache
+    from imagetool.build.artifact import publish_artifact
+    from imagetool.build.disk import opened
+    from imagetool.guest.boot_files import boot_files
 
     target = parse_reference(options.artifact)
     image = _image(options)
     started = time.monotonic()
     cache = _cache()
-    init = cached_init(image.platform, cache)
-    boot, kernel = cached_kernel(image, init, cache)
-    with reported(quiet=options.quiet) as report, build.opened(image) as source:
-        inputs = derivation.inputs(image, source.manifest_digest, guest_of(init, kernel), zstd_frames.versions())
-        folder, made = kept_disk(image, inputs, init, cache, source, report)
-        artifact = publish.assembled(image, folder, boot)
-        try:
-            publish.publish(artifact, image, (target,), target.tag or "latest", force=options.force, report=report)
-        except Damaged:
-            remove_damaged(cache)
-            folder, made = kept_disk(image, inputs, init, cache, source, report)
-            artifact = publish.assembled(image, folder, boot)
-            publish.publish(artifact, image, (target,), target.tag or "latest", force=options.force, report=report)
-    keep_only(cache, KEPT_DISKS)
-    receipt = read_disk(folder)
-    chunks = receipt["chunks"]
+    boot = boot_files(image, cache)
+    with reported(quiet=options.quiet) as report, opened(image) as source:
+        tag = target.tag or "latest"
+        made = publish_artifact(image, source, boot, cache, (target,), tag, force=options.force, report=report)
+    disk_cache.keep_only(cache, KEPT_DISKS)
+    chunks_new, chunks_reused = made.chunks
     summary = {
-        "digest": str(artifact.descriptor.digest),
-        "disk_size": receipt["size"],
-        "compressed": sum(blob["size"] for blob in receipt["blobs"]),
-        "chunks_new": chunks["new"] if made else 0,
-        "chunks_reused": chunks["reused"] if made else sum(chunks.values()),
+        "digest": str(made.digest),
+        "found": str(made.found.place.place) if made.found else "",
+        "disk_size": made.disk_size,
+        "compressed": made.compressed,
+        "chunks_new": chunks_new,
+        "chunks_reused": chunks_reused,
         "seconds": round(time.monotonic() - started, 2),
     }
     if options.json:
         print(json.dumps(summary))
     else:
+        how = "found in the target" if made.found else f"{chunks_new} chunks new, {chunks_reused} reused"
         print(
-            f"{summary['digest']} {receipt['size'] >> 20} MiB disk, {summary['compressed'] / 1e6:.1f} MB compressed, "
-            f"{summary['chunks_new']} chunks new, {summary['chunks_reused']} reused, {summary['seconds']} s"
+            f"{made.digest} {made.disk_size >> 20} MiB disk, {made.compressed / 1e6:.1f} MB compressed, {how}, "
+            f"{summary['seconds']} s"
         )
     return 0
 

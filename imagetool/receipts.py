@@ -1,7 +1,9 @@
 """Receipts: small JSON files that say what was made of what, and with which digests.
 
-Each has its own digest in it, so what a receipt says is what was written; and what it says of files is checked before they
-are used again: what does not agree is made again, with one line.
+A receipt is a frozen value with `parse` and `to_json`, of one kind and version; imagetool/build/receipts.py lists them all.
+Its file holds its own digest, so what a receipt says is what was written. What it says of files is checked before they are
+used again. Whatever is wrong with one (damaged, cut off, of an older or newer version, a field missing or of another type)
+has one meaning, Damaged: what it is about is made again, with one line.
 """
 
 from __future__ import annotations
@@ -11,21 +13,65 @@ import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol, Self, TypeVar
 
 from rootdisk.durable import write_json
 from rootdisk.errors import BadInput, RootdiskError
 from rootdisk.oci.documents import Digest, canonical_json
-from rootdisk.oci.fields import parse_value
+from rootdisk.oci.fields import Fields, parse_value
 from rootdisk.text import one_line
 
 CHECK = "receipt"  # the key of a receipt's own digest
+FORMAT = "format"  # the key of its version; none means 0, from before they were counted
 MAX_BYTES = 16 << 20
 PIECE_BYTES = 1 << 20
+HINT = "remove it and start doit build again"
 
 
 class Damaged(RootdiskError):
     """Something kept is not what was recorded when it was made."""
+
+
+class Receipt(Protocol):
+    """What a receipt says, checked."""
+
+    FORMAT: ClassVar[int]  # to raise when a field comes, goes or gets another meaning
+
+    @classmethod
+    def parse(cls, value: Fields) -> Self:
+        """Check each field of `value`; BadInput names the one that is wrong."""
+
+    def to_json(self) -> dict[str, Any]:
+        """What `parse` reads."""
+
+
+R = TypeVar("R", bound=Receipt)
+
+
+def load(path: Path, kind: type[R]) -> R:
+    """Read the receipt of `kind` at `path`.
+
+    Raises:
+        RootdiskError: it is missing.
+        Damaged: it is not what was written, or is of another version or form.
+    """
+    value = read_receipt(path)
+    version = value.pop(FORMAT, 0)
+    if type(version) is not int or version != kind.FORMAT:
+        age = "a newer" if type(version) is int and version > kind.FORMAT else "an older"
+        raise Damaged(f"{path} is {age} rootdisk's", HINT)
+    try:
+        receipt = kind.parse(Fields(value, path.name))
+    except BadInput as err:
+        raise Damaged(f"{path} is damaged", HINT) from err
+    if receipt.to_json() != value:  # a field that is missing and has a default, or one more
+        raise Damaged(f"{path} is damaged", HINT)
+    return receipt
+
+
+def save(path: Path, receipt: Receipt, *, durable: bool = False) -> None:
+    """Write `receipt` to `path`, whole or not at all; `durable` as in `write_receipt`."""
+    write_receipt(path, {FORMAT: receipt.FORMAT, **receipt.to_json()}, durable=durable)
 
 
 def read_receipt(path: Path) -> dict[str, Any]:
@@ -35,11 +81,11 @@ def read_receipt(path: Path) -> dict[str, Any]:
     except FileNotFoundError as err:
         raise RootdiskError(f"{path.name} of {path.parent.name} is missing", "doit build makes it") from err
     except OSError as err:
-        raise Damaged(f"{path}: {err.strerror}", "remove it and start doit build again") from err
+        raise Damaged(f"{path}: {err.strerror}", HINT) from err
     except BadInput:
         value = None
     if not isinstance(value, dict) or value.pop(CHECK, None) != _check(value):
-        raise Damaged(f"{path} is damaged, or an older rootdisk's", "remove it and start doit build again")
+        raise Damaged(f"{path} is damaged, or an older rootdisk's", HINT)
     return value
 
 

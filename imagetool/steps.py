@@ -1,11 +1,71 @@
-"""The old name of imagetool.tasks.actions, for copies of dodo.py from before 0.2. It goes with the release after that."""
+"""The old name of imagetool.tasks, for copies of dodo.py from before 0.2. It goes with the release after that."""
 
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 
-from imagetool.tasks.actions import *  # noqa: F403
+from imagetool.build import receipts
+from imagetool.receipts import Receipt
+from imagetool.tasks import uptodate
+from imagetool.tasks.actions import (
+    check,
+    demo,
+    disk,
+    explain,
+    graph,
+    index,
+    init,
+    kernel,
+    pack,
+    prune,
+    publish,
+    report,
+    reproduce,
+    resolve,
+)
+from imagetool.tasks.places import Places, lock, make_cache
+from imagetool.tasks.uptodate import disk_is_there, init_is_whole, kernel_is_whole
+
+__all__ = [
+    "SOURCE_RECEIPT",
+    "Places",
+    "check",
+    "demo",
+    "disk",
+    "disk_is_there",
+    "explain",
+    "graph",
+    "index",
+    "init",
+    "init_is_whole",
+    "kernel",
+    "kernel_is_whole",
+    "lock",
+    "make_cache",
+    "pack",
+    "prune",
+    "publish",
+    "receipt_is_whole",
+    "report",
+    "reproduce",
+    "resolve",
+]
 
 warnings.warn(
-    "imagetool.steps is imagetool.tasks.actions now: take this release's dodo.py", DeprecationWarning, stacklevel=2
+    "this dodo.py is of an older rootdisk: put `from imagetool.tasks.dodo import *` in its place",
+    DeprecationWarning,
+    stacklevel=2,
 )
+
+SOURCE_RECEIPT = 2
+_KINDS: dict[str, type[Receipt]] = {
+    "source": receipts.SourceReceipt,
+    "artifact": receipts.ArtifactReceipt,
+    "published": receipts.PublishedReceipt,
+}
+
+
+def receipt_is_whole(task: object, values: object, path: str) -> bool:
+    """Whether a receipt is as it was written, and of this version."""
+    return uptodate.receipt_is_whole(task, values, path, _KINDS[Path(path).stem])

@@ -27,6 +27,10 @@ class BadInput(RootdiskError):
     exit_status = 2
 
 
+class NotThere(BadInput):
+    """A layout has no such tag or manifest; a registry says so by RegistryError and status 404."""
+
+
 class Unsupported(BadInput):
     """Valid input that needs a feature which is not implemented; the message names the feature."""
 

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from imagetool.build import derivation
 from imagetool.build.disk import registry
-from imagetool.build.publish import refuse_to_move, resolved_tag
+from imagetool.build.publish import resolved_tag
 from imagetool.config.images import Image
-from imagetool.progress import Report, silent
-from imagetool.targets.copy import copy_manifest
 from imagetool.targets.open import open_target
 from imagetool.targets.prune import is_referrers, outdated
 from rootdisk.artifact.format import key_tag
@@ -29,55 +27,39 @@ from rootdisk.places import open_repository
 from rootdisk.text import one_line
 
 
-def find_built(image: Image, inputs: Mapping[str, Any]) -> tuple[Reference, Descriptor] | None:
-    """The first of the image's targets that has the artifact of `inputs`, and its manifest's descriptor.
+class FoundArtifact(NamedTuple):
+    """An artifact of the wanted inputs in a target. Sizes are bytes."""
 
-    A target that has it not, or has another thing under its name, counts as a miss; the latter with a warning. RegistryError
-    where a target cannot be asked at all: then it could not be published to either.
+    place: Reference
+    descriptor: Descriptor
+    disk_size: int
+    compressed: int
+    chunks: int  # those with data
+
+
+def find_built(image: Image, inputs: Mapping[str, Any], targets: Sequence[Reference]) -> FoundArtifact | None:
+    """Find the first of `targets` that has the artifact of `inputs`.
+
+    A target that does not have it, or has something else under its name, counts as a miss; the latter with a warning.
+
+    Raises:
+        RegistryError: a target cannot be asked at all, so it could not be published to either.
     """
     tag = key_tag(derivation.derivation_key(inputs))
-    for place in image.publish:
+    for place in targets:
         if place.path is not None and not (place.path / "oci-layout").exists():
             continue
-        repository = open_repository(place, registry(image))
-        try:
-            found = _resolved(repository, tag)
-            if found is not None:
-                _check(repository, found, inputs, image)
-                return place, found
-        except RegistryError:
-            raise
-        except RootdiskError as err:
-            print(
-                f"{image.name}: {place.place}:{tag} is not believed, so it is built: {one_line(str(err))}",
-                file=sys.stderr,
-            )
-        finally:
-            repository.close()
-    return None
-
-
-def publish_built(
-    image: Image, place: Reference, digest: Digest, key: str, *, force: bool = False, report: Report = silent
-) -> None:
-    """The artifact `digest`, which lies at `place`, under the tags of imagetool.build.publish.publish in every target."""
-    tags = (key_tag(key),) if image.group else (image.version, key_tag(key))
-    repository = open_repository(place, registry(image))
-    try:
-        found = repository.resolve(digest)
-        for reference in image.publish:
-            if not force and not image.group:
-                refuse_to_move(reference, image.version, digest, registry(image))
-            target = open_target(reference, registry(image))
+        with contextlib.closing(open_repository(place, registry(image))) as repository:
             try:
-                if reference.place == place.place:
-                    target.push_manifest(repository.manifest(found), found.media_type, tags)
-                else:
-                    copy_manifest(repository, target, found, tags, report=report)
-            finally:
-                target.close()
-    finally:
-        repository.close()
+                descriptor = resolved_tag(repository, tag)
+                if descriptor is not None:
+                    return _checked(repository, place, descriptor, inputs, image)
+            except RegistryError:
+                raise
+            except RootdiskError as err:
+                what = f"{image.name}: {place.place}:{tag} is not believed, so it is built: {one_line(str(err))}"
+                print(what, file=sys.stderr)
+    return None
 
 
 def prune(place: Reference, options: RegistryOptions, keep: int | None, *, delete: bool) -> list[tuple[str, Digest]]:
@@ -105,19 +87,15 @@ def prune(place: Reference, options: RegistryOptions, keep: int | None, *, delet
         return old
 
 
-def _resolved(repository: Repository, tag: str) -> Descriptor | None:
-    try:
-        return resolved_tag(repository, tag)
-    except BadInput:  # a layout's way to say that there is none
-        return None
-
-
-def _check(repository: Repository, found: Descriptor, inputs: Mapping[str, Any], image: Image) -> None:
-    """RootdiskError where the manifest is not the artifact of `inputs`."""
-    artifact = PublishedArtifact(repository, found, repository.manifest(found))
+def _checked(
+    repository: Repository, place: Reference, descriptor: Descriptor, inputs: Mapping[str, Any], image: Image
+) -> FoundArtifact:
+    """Compare the artifact with what is wanted; RootdiskError if it is not the artifact of `inputs`."""
+    artifact = PublishedArtifact(repository, descriptor, repository.manifest(descriptor))
     config = artifact.config
     if config.derivation_key != derivation.derivation_key(inputs) or dict(config.inputs) != dict(inputs):
         raise BadInput("it was made of other inputs")
     if config.platform != image.platform:
         raise BadInput(f"it is for {config.platform}")
-    assert artifact.index  # fetched and compared with the config's disk
+    chunks = sum(not chunk.zero for chunk in artifact.index.chunks)
+    return FoundArtifact(place, descriptor, config.disk_size, artifact.roles.disk_bytes, chunks)

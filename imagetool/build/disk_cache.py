@@ -8,77 +8,50 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-from imagetool.build import derivation
-from imagetool.build import disk as build
-from imagetool.config.images import Image
+from imagetool.build.receipts import DiskReceipt
 from imagetool.packing.reuse import INDEX, KEYS, PARTS, blob_name
-from imagetool.progress import Report, silent
-from imagetool.receipts import Damaged, check_file, made_again, read_receipt, write_receipt
-from imagetool.sources.open import SourceImage
-from rootdisk import __version__
-from rootdisk.artifact import zstd_frames
+from imagetool.receipts import Damaged, check_file, load, made_again, save
 from rootdisk.durable import fsync_dir
 from rootdisk.errors import RootdiskError
 from rootdisk.oci.documents import Digest
 
 RECEIPT = "disk.json"
 CHECKED = (INDEX, KEYS, PARTS)  # whose digests are in the receipt beside those of the blobs
+_PARTIAL = ".partial-"
 
 
-def kept_disk(
-    image: Image,
-    inputs: Mapping[str, Any],
-    init: Path,
-    cache: Path,
-    source: SourceImage | None = None,
-    report: Report = silent,
-    threads: int | None = None,
-) -> tuple[Path, bool]:
-    """The directory of the disk that `inputs` decide, and whether it was made now; `init` is the guest's.
+class KeptDisk(NamedTuple):
+    """A packed disk in the cache."""
 
-    `source` is opened where it is not given and needed. Two processes may do the same: both get one disk.
-    """
-    key = derivation.derivation_key(inputs)
-    disks = cache / "disks"
-    found = disks / key
-    if (found / RECEIPT).exists():
-        try:
-            check_disk(found)
-            os.utime(found)
-            return found, False
-        except Damaged as err:
-            made_again(err)
-            _remove(found)
-    disks.mkdir(parents=True, exist_ok=True)
-    with _partial(disks) as work:
-        with contextlib.nullcontext(source) if source is not None else build.opened(image) as opened:
-            if str(opened.manifest_digest) != inputs["source"]:
-                raise RootdiskError(f"{image.source}: changed while it was built", "start the build again")
-            data = init.read_bytes()
-            if str(Digest.of(data)) != inputs["guest"]["init"]:
-                raise Damaged(f"{init} is damaged, or changed while it was built", "start the build again")
-            disk = build.make_disk(image, opened, data, work, cache, report, threads)
-        files = {name: str(Digest.of((work / name).read_bytes())) for name in CHECKED}
-        receipt = {**_receipt(disk), "key": key, "inputs": dict(inputs), "files": files}
-        write_receipt(work / RECEIPT, receipt, durable=True)
-        try:
-            work.rename(found)
-        except OSError:
-            if not (found / RECEIPT).exists():  # not another process's, but the rest of a removal that was killed
-                shutil.rmtree(found)
-                work.rename(found)
-        fsync_dir(disks)
-    return found, True
+    folder: Path
+    receipt: DiskReceipt
+
+
+def find_disk(cache: Path, key: str) -> KeptDisk | None:
+    """Find the disk of that key; None if there is none. A damaged one is removed, with one line."""
+    folder = cache / "disks" / key
+    if not (folder / RECEIPT).exists():
+        return None
+    try:
+        disk = check_disk(folder)
+        os.utime(folder)  # when it was last used
+        return disk
+    except Damaged as err:
+        made_again(err)
+        _remove(folder)
+        return None
 
 
 @contextlib.contextmanager
-def _partial(disks: Path) -> Iterator[Path]:
-    """A new directory, gone at the end unless it has been renamed; tempfile takes longer to load than this."""
-    work = disks / f".partial-{os.urandom(8).hex()}"
+def new_disk(cache: Path) -> Iterator[Path]:
+    """An empty directory for a disk to be packed into. At the end it is gone, unless `keep_disk` has taken it."""
+    disks = cache / "disks"
+    disks.mkdir(parents=True, exist_ok=True)
+    work = disks / f"{_PARTIAL}{os.urandom(8).hex()}"  # tempfile takes longer to load than this
     work.mkdir(mode=0o755)
     try:
         yield work
@@ -87,26 +60,45 @@ def _partial(disks: Path) -> Iterator[Path]:
             shutil.rmtree(work)
 
 
-def is_kept(cache: Path, key: str) -> bool:
-    """Whether there is a disk of that key, damaged or not."""
-    return (cache / "disks" / key / RECEIPT).exists()
+def keep_disk(work: Path, receipt: DiskReceipt) -> KeptDisk:
+    """Give the packed disk in `work` its receipt and its name. If another process was quicker, its disk is the one."""
+    save(work / RECEIPT, receipt, durable=True)
+    folder = work.with_name(receipt.key)
+    try:
+        work.rename(folder)
+    except OSError:
+        if (folder / RECEIPT).exists():
+            return check_disk(folder)
+        shutil.rmtree(folder)  # the rest of a removal that was killed
+        work.rename(folder)
+    fsync_dir(folder.parent)
+    return KeptDisk(folder, receipt)
 
 
-def check_disk(folder: Path, *, blobs: bool = False) -> dict[str, Any]:
-    """The receipt of a kept disk. Damaged if its files are not what it says; what is in `blobs` is read only if asked for.
+def files_of(work: Path) -> dict[str, str]:
+    """The digests of a packed disk's files that are no blobs, for its receipt."""
+    return {name: str(Digest.of((work / name).read_bytes())) for name in CHECKED}
 
-    Else only their sizes: whoever publishes them reads them anyway.
+
+def check_disk(folder: Path, *, blobs: bool = False) -> KeptDisk:
+    """Check a kept disk against its receipt. Of its blobs only the sizes, unless `blobs`: publishing reads them anyway.
+
+    Raises:
+        Damaged: a file is not what the receipt says, or the receipt is another disk's.
+        RootdiskError: there is no receipt.
     """
-    receipt = read_receipt(folder / RECEIPT)
+    receipt = load(folder / RECEIPT, DiskReceipt)
+    if folder.resolve().name != receipt.key:
+        raise Damaged(f"{folder} holds another disk", "remove it and start doit build again")
     for name in CHECKED:
-        check_file(folder / name, receipt.get("files", {}).get(name))
-    for number, blob in enumerate(receipt["blobs"]):
+        check_file(folder / name, receipt.files.get(name))
+    for number, (digest, size) in enumerate(receipt.blobs):
         path = folder / blob_name(number)
         if blobs:
-            check_file(path, blob["digest"])
-        elif not path.exists() or path.stat().st_size != blob["size"]:
+            check_file(path, digest)
+        elif not path.exists() or path.stat().st_size != size:
             raise Damaged(f"{path} is damaged")
-    return receipt
+    return KeptDisk(folder, receipt)
 
 
 def remove_damaged(cache: Path) -> None:
@@ -119,19 +111,6 @@ def remove_damaged(cache: Path) -> None:
             _remove(folder)
 
 
-def _remove(folder: Path) -> None:
-    """At once, as far as others see."""
-    gone = folder.with_name(f".partial-{os.urandom(8).hex()}")
-    with contextlib.suppress(FileNotFoundError):
-        folder.rename(gone)
-        shutil.rmtree(gone, ignore_errors=True)
-
-
-def read_disk(folder: Path) -> dict[str, Any]:
-    """The receipt of a kept disk."""
-    return read_receipt(folder / RECEIPT)
-
-
 def keep_only(cache: Path, count: int) -> None:
     """Remove all but the `count` disks used last."""
     disks = sorted((cache / "disks").glob("[0-9a-f]*"), key=lambda path: path.stat().st_mtime, reverse=True)
@@ -139,17 +118,9 @@ def keep_only(cache: Path, count: int) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _receipt(disk: build.Disk) -> dict[str, Any]:
-    return {
-        "size": disk.packed.index.disk_size,
-        "digest": str(disk.packed.index.disk_digest()),
-        "blobs": [{"digest": str(part.digest), "size": part.size} for part in disk.packed.parts],
-        "slots": [{"name": slot.name, "offset": slot.offset, "length": slot.length} for slot in disk.slots],
-        "layers": [{"diff_id": layer.diff_id, "first_inode": layer.first} for layer in disk.layers],
-        "uuid": disk.uuid,
-        "process": disk.process.to_json(),
-        "labels": dict(disk.labels),
-        "source_digest": disk.source_digest,
-        "chunks": {"new": disk.packed.new_chunks, "reused": disk.packed.reused_chunks},
-        "writer": {"rootdisk": __version__, **zstd_frames.versions()},
-    }
+def _remove(folder: Path) -> None:
+    """At once, as far as others see."""
+    gone = folder.with_name(f"{_PARTIAL}{os.urandom(8).hex()}")
+    with contextlib.suppress(FileNotFoundError):
+        folder.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)

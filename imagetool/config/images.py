@@ -9,6 +9,7 @@ is built. Which keys there are is in images.schema.json; imagetool/config/values
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -86,6 +87,11 @@ class Image:
     files: tuple[OwnFile, ...] = ()  # put over the image's, by path
     remove: tuple[str, ...] = ()  # absolute paths
     group: str = ""  # the name in images.toml where this is one of several platforms: an index of all has the version
+
+
+def file_named() -> Path:
+    """The file that describes the images: images.toml here, or what ROOTDISK_IMAGES names."""
+    return Path(os.environ.get("ROOTDISK_IMAGES") or "images.toml")
 
 
 def load(path: Path) -> tuple[Image, ...]:

@@ -3,32 +3,30 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from imagetool.config.images import Image
 from imagetool.guest import init as guest
 from imagetool.guest import prebuilt
-from imagetool.guest.programs import Guest
-from imagetool.receipts import Damaged, check_file, made_again, read_receipt, write_receipt
+from imagetool.guest.programs import BootFiles, InitReceipt, KernelReceipt
+from imagetool.receipts import Damaged, check_file, load, made_again, save
 from rootdisk.durable import atomic_write
 from rootdisk.oci.documents import Digest, Platform
 
 DAY_S = 86400
 
 
-def make_init(platform: Platform, out: Path) -> dict[str, Any]:
-    """The guest's static init at `out`: the one that came with rootdisk, else made of its sources."""
+def make_init(platform: Platform, out: Path) -> InitReceipt:
+    """Write the guest's static init to `out`: the one that came with rootdisk, else made of its sources."""
     data = prebuilt.read_init(platform)
     if data is None:
-        return {"digest": str(guest.build_init(out, platform))}
+        return InitReceipt(guest.build_init(out, platform))
     atomic_write(out, data, 0o755, durable=False)
-    return {"digest": str(Digest.of(data))}
+    return InitReceipt(Digest.of(data))
 
 
 def cached_init(platform: Platform, cache: Path) -> Path:
-    """The guest's init: the one that came with rootdisk, else built when its sources are newer than it."""
+    """Find or make the guest's init: the one that came with rootdisk, else built if its sources are newer than it."""
     path = cache / "guest" / platform.architecture / "init"
     path.parent.mkdir(parents=True, exist_ok=True)
     sources = [prebuilt.SOURCE_DIR / name for name in (*guest.SOURCES, *guest.HEADERS)]
@@ -40,26 +38,26 @@ def cached_init(platform: Platform, cache: Path) -> Path:
             return path
         except Damaged as err:
             made_again(err)
-    write_receipt(receipt, make_init(platform, path))
+    save(receipt, make_init(platform, path))
     return path
 
 
 def check_init(directory: Path) -> None:
-    """Damaged if the init in `directory` is not what its receipt, init.json, says."""
-    check_file(directory / "init", read_receipt(directory / "init.json").get("digest"))
+    """Compare the init in `directory` with its receipt, init.json; Damaged if they do not agree."""
+    check_file(directory / "init", load(directory / "init.json", InitReceipt).digest)
 
 
-def check_kernel(directory: Path, receipt: Mapping[str, Any]) -> None:
-    """Damaged if kernel and initramfs in `directory` are not what `make_kernel` has said."""
-    for name, file in (("kernel", "vmlinuz"), ("initramfs", "initramfs")):
-        if receipt.get(name) is not None:
-            check_file(directory / file, receipt[name])
+def check_kernel(directory: Path, receipt: KernelReceipt) -> None:
+    """Compare kernel and initramfs in `directory` with what `make_kernel` has said; Damaged if they do not agree."""
+    for digest, file in ((receipt.kernel, "vmlinuz"), (receipt.initramfs, "initramfs")):
+        if digest is not None:
+            check_file(directory / file, digest)
 
 
-def make_kernel(image: Image, init: Path, directory: Path, packages: Path) -> dict[str, Any]:
-    """Kernel and initramfs in `directory`, and their digests; None for both where the image wants none."""
+def make_kernel(image: Image, init: Path, directory: Path, packages: Path) -> KernelReceipt:
+    """Write kernel and initramfs to `directory`, if the image wants them; kernel packages are kept in `packages`."""
     if image.kernel == "none":
-        return {"kernel": None, "initramfs": None}
+        return KernelReceipt()
     from imagetool.guest.initramfs import Module
     from imagetool.guest.initramfs import build as build_initramfs
     from imagetool.guest.kernel import find
@@ -70,28 +68,28 @@ def make_kernel(image: Image, init: Path, directory: Path, packages: Path) -> di
     vmlinuz = kernel.vmlinuz.read_bytes()
     for name, data in (("vmlinuz", vmlinuz), ("initramfs", initramfs)):
         atomic_write(directory / name, data)
-    return {"kernel": str(Digest.of(vmlinuz)), "initramfs": str(Digest.of(initramfs)), "version": kernel.version}
+    return KernelReceipt(Digest.of(vmlinuz), Digest.of(initramfs), kernel.version)
 
 
-def cached_kernel(image: Image, init: Path, cache: Path) -> tuple[Path, dict[str, Any]]:
-    """As `make_kernel`, in a directory of the cache; apt is asked for a newer package once a day."""
+def cached_kernel(image: Image, init: Path, cache: Path) -> tuple[Path, KernelReceipt]:
+    """As `make_kernel`, in a directory of the cache, which is returned too; apt is asked for a newer package once a day."""
     what = f"{image.kernel}\0{image.platform}\0{Digest.of(init.read_bytes())}"
     directory = cache / "kernels" / f"boot-{Digest.of(what.encode()).short}"
     receipt = directory / "kernel.json"
     if image.kernel == "debian" and receipt.exists() and time.time() - receipt.stat().st_mtime < DAY_S:
         try:
-            found = read_receipt(receipt)
+            found = load(receipt, KernelReceipt)
             check_kernel(directory, found)
             return directory, found
         except Damaged as err:
             made_again(err)
     directory.mkdir(parents=True, exist_ok=True)
     made = make_kernel(image, init, directory, cache / "kernels")
-    write_receipt(receipt, made)
+    save(receipt, made)
     return directory, made
 
 
-def guest_of(init: Path, kernel: Mapping[str, Any]) -> Guest:
-    """The digests of what boots a disk: `init`, and what `make_kernel` says."""
-    files = (Digest.parse(kernel[name]) if kernel.get(name) else None for name in ("kernel", "initramfs"))
-    return Guest(Digest.of(init.read_bytes()), *files)
+def boot_files(image: Image, cache: Path) -> BootFiles:
+    """Find or make the files that boot `image`, in the user's cache."""
+    init = cached_init(image.platform, cache)
+    return BootFiles.of(init, *cached_kernel(image, init, cache))

@@ -1,19 +1,83 @@
-"""The programs that boot a disk, by their digests."""
+"""The programs that boot a disk, by their digests, and the receipts of the files they are."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
 
 from rootdisk.oci.documents import Digest
+from rootdisk.oci.fields import Fields
 
 
 class Guest(NamedTuple):
-    """What boots the disk: the init on it and, where the artifact carries them, kernel and initramfs."""
+    """What boots the disk: the init on it and, if the artifact carries them, kernel and initramfs."""
 
     init: Digest
     kernel: Digest | None = None
     initramfs: Digest | None = None
 
     def to_json(self) -> dict[str, Any]:
+        """The digests of what there is."""
         found = {"init": self.init, "kernel": self.kernel, "initramfs": self.initramfs}
         return {name: str(digest) for name, digest in found.items() if digest is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class InitReceipt:
+    """init.json: the guest's init beside it."""
+
+    digest: Digest
+
+    FORMAT: ClassVar[int] = 1
+
+    @classmethod
+    def parse(cls, value: Fields) -> InitReceipt:
+        """Check the fields of `value`; BadInput names the one that is wrong."""
+        return cls(Digest.parse(value.value.get("digest")))
+
+    def to_json(self) -> dict[str, Any]:
+        """What `parse` reads."""
+        return {"digest": str(self.digest)}
+
+
+@dataclass(frozen=True, slots=True)
+class KernelReceipt:
+    """kernel.json: kernel and initramfs beside it; None for both if the artifact carries none."""
+
+    kernel: Digest | None = None
+    initramfs: Digest | None = None
+    release: str = ""
+
+    FORMAT: ClassVar[int] = 1
+
+    @classmethod
+    def parse(cls, value: Fields) -> KernelReceipt:
+        """Check the fields of `value`; BadInput names the one that is wrong."""
+        texts = (value.value.get(name) for name in ("kernel", "initramfs"))
+        kernel, initramfs = (None if text is None else Digest.parse(text) for text in texts)
+        found = cls(kernel, initramfs, value.text("release", ""))
+        if (found.kernel is None) != (found.initramfs is None):
+            raise value.wrong("initramfs", "one without the other")
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        """What `parse` reads."""
+        digests = {"kernel": self.kernel, "initramfs": self.initramfs}
+        return {name: str(digest) if digest else None for name, digest in digests.items()} | {"release": self.release}
+
+
+class BootFiles(NamedTuple):
+    """The files that boot a disk, and their digests."""
+
+    guest: Guest
+    init: Path
+    kernel: Path | None
+    initramfs: Path | None
+
+    @classmethod
+    def of(cls, init: Path, directory: Path, receipt: KernelReceipt) -> BootFiles:
+        """The init at `init`, and kernel and initramfs in `directory`, as far as `receipt` has them."""
+        guest = Guest(Digest.of(init.read_bytes()), receipt.kernel, receipt.initramfs)
+        kernel, initramfs = directory / "vmlinuz", directory / "initramfs"
+        return cls(guest, init, kernel if receipt.kernel else None, initramfs if receipt.initramfs else None)

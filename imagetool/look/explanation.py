@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from imagetool.build import derivation
 from imagetool.look import inspection
@@ -42,7 +42,6 @@ EFFECTS = (
     ("recipe.files", "the layer of files"),
     ("recipe.remove", "the layer of files"),
 )
-STEPS = ("init", "kernel", "resolve", "disk", "pack", "publish")
 
 
 def lines(changes: Sequence[derivation.Change], layers: str) -> Iterator[str]:
@@ -67,47 +66,6 @@ def compared_layers(old: Sequence[str], new: Sequence[str]) -> str:
     kept = {0: "no layer is the same", 1: "layer 1 is the same"}.get(same, f"layers 1 to {same} are the same")
     others = f"layer {same + 1} is" if same + 1 == len(new) else f"layers {same + 1} to {len(new)} are"
     return f"{kept}, {others} not"
-
-
-def tasks(dodo: dict[str, Any], image: str, architecture: str) -> Iterator[str]:
-    """Of each task that leads to the published image whether it runs now, and why; `dodo` is dodo.py's namespace."""
-    from doit.globals import Globals
-    from doit.loader import load_tasks
-
-    found = {task.name: task for task in load_tasks(dodo)}
-    before = ""
-    for step in STEPS:
-        task = found[f"{step}:{architecture if step == 'init' else image}"]
-        status = Globals.dep_manager.get_status(task, found, get_log=True)
-        why = list(_reasons(step, status.reasons))
-        if why:
-            yield f"{step}: runs, as {', '.join(why)}"
-            before = before or (step if step != "resolve" else "")  # which has run just now
-        elif before:
-            yield f"{step}: runs if {before} makes something else"
-        else:
-            yield f"{step}: does not run: nothing it needs has changed"
-
-
-def _reasons(step: str, reasons: Mapping[str, Any]) -> Iterator[str]:
-    from doit.tools import config_changed
-
-    plain = {
-        "resolve": "a tag may mean something else today",
-        "kernel": "the directory may have changed",
-    }.get(step, "what it made is not there")
-    for check, *_ in reasons.get("uptodate_false", ()):
-        yield "its settings have changed" if isinstance(check, config_changed) else plain
-    for kind, words in (
-        ("missing_target", "is missing"),
-        ("changed_file_dep", "has changed"),
-        ("missing_file_dep", "is not there yet"),
-        ("added_file_dep", "is new to it"),
-    ):
-        if names := sorted(Path(name).name for name in reasons.get(kind, ())):
-            yield f"{', '.join(names)} {words}"
-    if reasons.get("has_no_dependencies"):
-        yield "it always does"
 
 
 class Between(NamedTuple):

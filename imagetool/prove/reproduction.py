@@ -233,25 +233,22 @@ def seen(task: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def build_again(task: Mapping[str, Any]) -> Digest:
-    """What the process does: everything is made again, init and initramfs too."""
-    from imagetool.build import derivation, disk, publish
-    from imagetool.build.disk_cache import kept_disk
+    """Build from nothing, init and initramfs too; this is what the process does."""
+    from imagetool.build import disk
+    from imagetool.build.artifact import publish_artifact
     from imagetool.config import images
-    from imagetool.guest.boot_files import guest_of, make_init, make_kernel
-    from rootdisk.artifact import zstd_frames
+    from imagetool.guest.boot_files import make_init, make_kernel
+    from imagetool.guest.programs import BootFiles
 
     out = Path(task["out"])
     (found,) = [image for image in images.load(Path(task["described"])) if image.name == task["image"]]
     image = replace(found, group="")  # alone, whatever other platforms it is built for
     make_init(image.platform, out / "init")
-    kernel = make_kernel(image, out / "init", out, Path(task["kernels"]))
+    boot = BootFiles.of(out / "init", out, make_kernel(image, out / "init", out, Path(task["kernels"])))
+    targets = (Reference("oci", path=out / "layout"),)
+    threads = task.get("threads")
     with disk.opened(image) as source:
-        guest = guest_of(out / "init", kernel)
-        inputs = derivation.inputs(image, source.manifest_digest, guest, zstd_frames.versions())
-        folder, _ = kept_disk(image, inputs, out / "init", out / "cache", source, threads=task.get("threads"))
-    artifact = publish.assembled(image, folder, out)
-    publish.publish(artifact, image, (Reference("oci", path=out / "layout"),), TAG)
-    return artifact.descriptor.digest
+        return publish_artifact(image, source, boot, out / "cache", targets, TAG, threads=threads).digest
 
 
 def _reverse_directories() -> None:

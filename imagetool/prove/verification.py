@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from imagetool.build import derivation, publish
-from imagetool.build.disk_cache import kept_disk
+from imagetool.build import derivation
+from imagetool.build.artifact import publish_artifact
 from imagetool.config.images import Image, ProcessChange
 from imagetool.guest.boot_files import make_init
-from imagetool.guest.programs import Guest
+from imagetool.guest.programs import BootFiles, Guest
 from imagetool.layout.additions import Owner
 from imagetool.layout.own_files import OwnFile
 from imagetool.look import inspection
@@ -67,22 +67,20 @@ def verify(
                     f"made of {inputs['source'][:19]}",
                     "give the image it was made of: --source",
                 )
-            guest = _guest(published, inputs, work)
-            ours = derivation.inputs(image, opened_source.manifest_digest, guest, zstd_frames.versions())
+            boot = _boot_files(published, inputs, work)
+            ours = derivation.inputs(image, opened_source.manifest_digest, boot.guest, zstd_frames.versions())
             if changes := derivation.explain(inputs, ours):
                 raise BadInput(
                     f"{what}: this rootdisk is not the one that made it: {'; '.join(map(str, changes))}",
                     f"install rootdisk {published.config.writer.get('rootdisk', '')} and verify with it",
                 )
-            folder, _ = kept_disk(image, inputs, work / "init", work / "cache", opened_source, report)
-        artifact = publish.assembled(image, folder, work)
-        again = Reference("oci", path=work / "layout", tag=TAG)
-        publish.publish(artifact, image, (again._replace(tag=""),), TAG)
+            again = Reference("oci", path=work / "layout", tag=TAG)
+            made = publish_artifact(
+                image, opened_source, boot, work / "cache", (again._replace(tag=""),), TAG, report=report
+            )
         with open_artifact(again, platform, options) as rebuilt:
             found = tuple(differences(published, rebuilt))
-        return Verified(
-            published.descriptor.digest, artifact.descriptor.digest, found, _beside_ours(image, guest, work)
-        )
+        return Verified(published.descriptor.digest, made.digest, found, _beside_ours(image, boot.guest, work))
 
 
 def _source(published: PublishedArtifact) -> str:
@@ -163,26 +161,25 @@ def _taken(found: inspection.Found, path: str, digest: str, out: Path) -> Path:
     return out
 
 
-def _guest(published: PublishedArtifact, inputs: Mapping[str, Any], work: Path) -> Guest:
-    """Init, kernel and initramfs, as files in `work`."""
+def _boot_files(published: PublishedArtifact, inputs: Mapping[str, Any], work: Path) -> BootFiles:
+    """Init, kernel and initramfs of the artifact, as files in `work`."""
     recorded = inputs["guest"]
     _taken(inspection.Found.of(published), "/.rootdisk/init", recorded["init"], work / "init")
 
-    def blob(descriptor: Descriptor | None, file: str) -> Digest | None:
+    def blob(descriptor: Descriptor | None, file: str) -> Path | None:
         if descriptor is None:
             return None
         (work / file).write_bytes(read_blob(published.repository, descriptor, KERNEL_MAX_BYTES))
-        return descriptor.digest
+        return work / file
 
-    roles = published.roles
-    return Guest(Digest.parse(recorded["init"]), blob(roles.kernel, "vmlinuz"), blob(roles.initramfs, "initramfs"))
+    kernel, initramfs = published.roles.kernel, published.roles.initramfs
+    guest = Guest(Digest.parse(recorded["init"]), *(role.digest if role else None for role in (kernel, initramfs)))
+    return BootFiles(guest, work / "init", blob(kernel, "vmlinuz"), blob(initramfs, "initramfs"))
 
 
 def _beside_ours(image: Image, guest: Guest, work: Path) -> str:
     try:
-        ours = make_init(image.platform, work / "own-init")["digest"]
+        ours = make_init(image.platform, work / "own-init").digest
     except RootdiskError as err:
         return f"taken from the artifact; none can be built here: {err.message}"
-    return (
-        "as it is built here" if ours == str(guest.init) else "taken from the artifact; the one built here is another"
-    )
+    return "as it is built here" if ours == guest.init else "taken from the artifact; the one built here is another"

@@ -22,7 +22,7 @@ import zstandard
 from imagetool.sources.image_config import ImageConfig
 from imagetool.tree.index import FILE, LINK, SYMLINK
 from imagetool.tree.tar import scan
-from rootdisk.errors import BadInput, DigestMismatch, Unsupported
+from rootdisk.errors import BadInput, DigestMismatch, NotThere, Unsupported
 from rootdisk.oci.documents import (
     MANIFEST_MAX_BYTES,
     OCI_CONFIG,
@@ -126,6 +126,12 @@ class ArchiveRepository:
         where = self._archive.where
         index = read_index(self._archive.read("index.json", links=False), where)
         return find(index, name, where, lambda digest: describe_manifest(self.manifest(digest), digest, where))
+
+    def current(self, name: str | Digest) -> Digest | None:
+        try:
+            return self.resolve(name).digest
+        except NotThere:
+            return None
 
     def manifest(self, wanted: Descriptor | Digest) -> bytes:
         digest = wanted.digest if isinstance(wanted, Descriptor) else wanted

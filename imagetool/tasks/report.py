@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from imagetool.build.receipts import BuiltReceipt, PublishedReceipt, SourceReceipt
+from imagetool.config.images import Image
+from imagetool.receipts import load
+from imagetool.tasks.places import Places
+from rootdisk.errors import RootdiskError
 
 
 class Built(NamedTuple):
@@ -22,27 +28,29 @@ class Built(NamedTuple):
     chunks_new: int = 0
     chunks_reused: int = 0
 
-
-def of_receipts(name: str, platform: str, receipts: Mapping[str, Mapping[str, Any]]) -> Built:
-    """From the receipts that there are: source, disk, published."""
-    source, disk, published = (receipts.get(one) for one in ("source", "disk", "published"))
-    if source is None or disk is None or published is None:
-        return Built(name, platform)
-    chunks = disk.get("chunks", {})
-    return Built(
-        name,
-        platform,
-        published["digest"],
-        disk["key"],
-        tuple(published["targets"]),
-        source["reference"],
-        source["digest"],
-        "published" in disk,
-        disk.get("size", 0),
-        sum(blob["size"] for blob in disk.get("blobs", ())),
-        chunks.get("new", 0),
-        chunks.get("reused", 0),
-    )
+    @classmethod
+    def of(cls, places: Places, image: Image) -> Built:
+        """Read the image's receipts; what cannot be read counts as not built."""
+        try:
+            source = load(places.receipt(image, "source"), SourceReceipt)
+            disk = load(places.receipt(image, "disk"), BuiltReceipt)
+            published = load(places.receipt(image, "published"), PublishedReceipt)
+        except RootdiskError:
+            return cls(image.name, str(image.platform))
+        return cls(
+            image.name,
+            str(image.platform),
+            str(published.digest),
+            disk.key,
+            published.targets,
+            source.reference,
+            str(source.digest),
+            bool(disk.published),
+            disk.size,
+            disk.compressed,
+            disk.chunks_new,
+            disk.chunks_reused,
+        )
 
 
 def markdown(images: Iterable[Built]) -> str:

@@ -180,7 +180,8 @@ class Process(NamedTuple):
         )
 
 
-def _slots(disk: Fields, disk_size: int) -> tuple[SlotExtent, ...]:
+def slots_of(disk: Fields, disk_size: int) -> tuple[SlotExtent, ...]:
+    """Read `slots` of a disk of so many bytes; BadInput names the slot that does not lie on it."""
     slots: list[SlotExtent] = []
     for item in disk.objects("slots", SLOTS_MAX_COUNT):
         slot = SlotExtent(
@@ -237,7 +238,7 @@ class ArtifactConfig(NamedTuple):
             size,
             Digest.parse(disk.value.get("digest")),
             disk.text("uuid", "", limit=36, pattern="[0-9a-f-]*"),
-            _slots(disk, size),
+            slots_of(disk, size),
             Process.of(value.inner("process")),
             boot.text("cmdline", "", limit=CMDLINE_MAX, pattern="[ -~]*"),
             boot.integer("memory_mib", 1, MEMORY_MAX_MIB),

@@ -11,7 +11,7 @@ import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from rootdisk.errors import BadInput, DigestMismatch, Unsupported
+from rootdisk.errors import BadInput, DigestMismatch, NotThere, Unsupported
 from rootdisk.oci.documents import MANIFEST_MAX_BYTES, Descriptor, Digest, Index, parse_json
 from rootdisk.oci.repository import check_manifest, check_range, describe_manifest
 
@@ -63,6 +63,15 @@ class LayoutRepository:
         """Describe a manifest that index.json does not list, for example one in a nested index."""
         return describe_manifest(self.manifest(digest), digest, f"oci:{self._path}")
 
+    def current(self, name: str | Digest) -> Digest | None:
+        """Find which manifest `name` is now; None if it is not there, or its bytes are others."""
+        try:
+            digest = self.resolve(name).digest
+            self.manifest(digest)
+            return digest
+        except (NotThere, DigestMismatch):
+            return None
+
     def manifest(self, wanted: Descriptor | Digest) -> bytes:
         """Read a manifest or index and check its digest."""
         digest = wanted.digest if isinstance(wanted, Descriptor) else wanted
@@ -111,7 +120,8 @@ class LayoutRepository:
             part = last
             file = os.open(part, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=parent)
         except OSError as err:
-            raise BadInput(
+            kind = NotThere if isinstance(err, FileNotFoundError) else BadInput
+            raise kind(
                 f"oci:{self._path}: {name}: {err.strerror}", "the layout is incomplete, or this is not an OCI layout"
             ) from err
         finally:
@@ -156,7 +166,7 @@ def find(index: Index, name: str | Digest, where: str, describe: Callable[[Diges
     offered = f"it has {', '.join(tags[:20])}{' …' if len(tags) > 20 else ''}" if tags else "it has no tags"
     candidates = [item for item in index.manifests if not name or item.annotations.get(REF_NAME) == name]
     if not candidates:
-        raise BadInput(f"{where}: no tag {name!r}" if name else f"{where}: holds no image", offered)
+        raise NotThere(f"{where}: no tag {name!r}" if name else f"{where}: holds no image", offered)
     if len({item.digest for item in candidates}) > 1:
         raise BadInput(f"{where}: {f'tag {name!r} is' if name else 'there are'} several images", offered)
     return candidates[0]

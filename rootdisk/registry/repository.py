@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterator
 
@@ -55,6 +56,28 @@ class RegistryRepository:
             )
         self._manifests[digest] = raw
         return describe_manifest(raw, digest, where, headers.get("Content-Type", "").partition(";")[0].strip())
+
+    def current(self, name: str | Digest) -> Digest | None:
+        """A HEAD, which no registry counts as a pull; a GET if the registry knows no HEAD or does not say the digest."""
+
+        def once() -> tuple[int, str]:
+            with self.client.request(
+                "HEAD", f"manifests/{name}", expect=(200, 404, 405, 501), headers=ACCEPT
+            ) as response:
+                return int(response.status_code), str(response.headers.get("Docker-Content-Digest", ""))
+
+        status, said = self.client.retry().run(once)
+        if status == 404:
+            return None
+        try:
+            with contextlib.suppress(BadInput):
+                if status == 200:
+                    return Digest.parse(said)
+            return self.resolve(name).digest
+        except RegistryError as err:
+            if err.status == 404:
+                return None
+            raise
 
     def manifest(self, wanted: Descriptor | Digest) -> bytes:
         """Return a manifest or index, digest checked."""

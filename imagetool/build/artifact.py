@@ -1,0 +1,222 @@
+"""The pipeline: `make_artifact()` is the one way from a source image to an artifact.
+
+`imagetool build`, doit's tasks, `doit reproduce` and `imagetool verify` call it. What leads to it: imagetool/guest/ makes
+init, kernel and initramfs. What leads away from it: imagetool/build/publish.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from imagetool.build import derivation, disk, disk_cache
+from imagetool.build.cached_artifact import FoundArtifact, find_built
+from imagetool.build.disk_cache import KeptDisk
+from imagetool.build.publish import publish, publish_found
+from imagetool.build.receipts import DiskReceipt
+from imagetool.config.images import Image
+from imagetool.guest.programs import BootFiles
+from imagetool.packing.manifest import Artifact, Blob, assemble
+from imagetool.packing.reuse import INDEX, blob_name
+from imagetool.progress import Report, silent
+from imagetool.receipts import Damaged, check_file
+from imagetool.sources.open import SourceImage
+from rootdisk import __version__
+from rootdisk.artifact import zstd_frames
+from rootdisk.artifact.format import CHUNKS_TYPE, INITRAMFS_TYPE, KERNEL_TYPE, LAYOUT_VERSION, ArtifactConfig
+from rootdisk.errors import RootdiskError
+from rootdisk.oci.documents import Digest
+from rootdisk.oci.reference import Reference
+
+CMDLINE = "console=ttyS0 reboot=t panic=-1 quiet rdinit=/init"
+
+
+class MadeArtifact(NamedTuple):
+    """An artifact, and where it is: put together of a kept disk, or found published. One of the two is None."""
+
+    key: str
+    inputs: dict[str, object]
+    digest: Digest
+    kept: tuple[KeptDisk, Artifact] | None = None
+    found: FoundArtifact | None = None
+    made_now: bool = False  # else it was here, or there, before
+
+    @property
+    def disk_size(self) -> int:
+        """The size of the disk, bytes."""
+        return self.kept[0].receipt.size if self.kept else self._found.disk_size
+
+    @property
+    def compressed(self) -> int:
+        """The size of the disk's blobs, bytes."""
+        return self.kept[0].receipt.compressed if self.kept else self._found.compressed
+
+    @property
+    def chunks(self) -> tuple[int, int]:
+        """How many chunks are new, and how many were there before."""
+        if self.kept is None:
+            return 0, self._found.chunks
+        receipt = self.kept[0].receipt
+        if self.made_now:
+            return receipt.chunks_new, receipt.chunks_reused
+        return 0, receipt.chunks_new + receipt.chunks_reused
+
+    @property
+    def _found(self) -> FoundArtifact:
+        assert self.found is not None
+        return self.found
+
+
+def make_artifact(
+    image: Image,
+    source: SourceImage | Digest,
+    boot: BootFiles,
+    cache: Path,
+    targets: Sequence[Reference] = (),
+    *,
+    report: Report = silent,
+    threads: int | None = None,
+) -> MadeArtifact:
+    """Turn a source image into an artifact, or find the one that these inputs have made before.
+
+    source, settings, guest, compressor ─▶ inputs ─▶ derivation key
+      the key is in `cache`/disks?    ─▶ that disk
+      the key's tag is in a target?   ─▶ that artifact, if it is exactly of these inputs
+      else layers ─▶ tree ─▶ plan ─▶ chunks ─▶ blobs (disk.make_disk), kept under the key
+    disk, kernel, initramfs ─▶ config ─▶ manifest
+
+    `source` is the open source, or the digest of its manifest; then it is opened if a disk has to be made. `targets` are
+    the places where the artifact is going to be published. Two processes may do the same: both get one artifact.
+
+    Raises:
+        Damaged: the guest's files are not what `boot` says.
+        RegistryError: a target cannot be asked.
+        RootdiskError: the source cannot be read, or is another one than `source` says by now.
+    """
+    digest = source if isinstance(source, Digest) else source.manifest_digest
+    inputs = derivation.inputs(image, digest, boot.guest, zstd_frames.versions())
+    key = derivation.derivation_key(inputs)
+
+    kept = disk_cache.find_disk(cache, key)
+    made_now = kept is None
+    if kept is None:
+        found = find_built(image, inputs, targets)
+        if found is not None:
+            return MadeArtifact(key, inputs, found.descriptor.digest, found=found)
+        with _opened(image, source) as opened, disk_cache.new_disk(cache) as folder:
+            if opened.manifest_digest != digest:
+                raise RootdiskError(f"{image.source} changed while it was built", "start the build again")
+            made = disk.make_disk(image, opened, _init(boot), folder, cache, report, threads)
+            kept = disk_cache.keep_disk(folder, _receipt(made, key, inputs, folder))
+
+    artifact = assemble_artifact(image, kept, boot)
+    return MadeArtifact(key, inputs, artifact.descriptor.digest, (kept, artifact), made_now=made_now)
+
+
+def publish_artifact(
+    image: Image,
+    source: SourceImage | Digest,
+    boot: BootFiles,
+    cache: Path,
+    targets: tuple[Reference, ...],
+    tag: str,
+    *,
+    force: bool = False,
+    report: Report = silent,
+    threads: int | None = None,
+) -> MadeArtifact:
+    """Make the artifact as `make_artifact`, and publish it in every target. A kept file that is damaged is made again."""
+    made = make_artifact(image, source, boot, cache, targets, report=report, threads=threads)
+    try:
+        _publish(made, image, targets, tag, force, report)
+    except Damaged:
+        disk_cache.remove_damaged(cache)
+        made = make_artifact(image, source, boot, cache, targets, report=report, threads=threads)
+        _publish(made, image, targets, tag, force, report)
+    return made
+
+
+def _publish(
+    made: MadeArtifact, image: Image, targets: tuple[Reference, ...], tag: str, force: bool, report: Report
+) -> None:
+    if made.kept is not None:
+        publish(made.kept[1], image, targets, tag, force=force, report=report)
+    elif made.found is not None:
+        publish_found(made.found, made.key, image, targets, tag, force=force, report=report)
+
+
+def assemble_artifact(image: Image, disk: KeptDisk, boot: BootFiles) -> Artifact:
+    """Put the artifact together: the kept `disk`, and kernel and initramfs, if there are any.
+
+    Raises:
+        Damaged: kernel or initramfs is not what `boot` says.
+    """
+    receipt = disk.receipt
+    for path, digest in ((boot.kernel, boot.guest.kernel), (boot.initramfs, boot.guest.initramfs)):
+        if path is not None:
+            check_file(path, digest)
+    local = image.source.kind != "registry"
+    config = ArtifactConfig(
+        layout_version=LAYOUT_VERSION,
+        platform=image.platform,
+        disk_size=receipt.size,
+        disk_digest=receipt.digest,
+        disk_uuid=receipt.uuid,
+        slots=receipt.slots,
+        process=receipt.process,
+        cmdline=CMDLINE if image.platform.architecture == "amd64" else CMDLINE.replace("ttyS0", "ttyAMA0"),
+        memory_mib=image.memory >> 20,
+        cpus=image.cpus,
+        derivation_key=receipt.key,
+        inputs=receipt.inputs,
+        source="" if local else str(image.source),
+        source_digest=receipt.source_digest,
+        writer=receipt.writer,
+        labels={**receipt.labels, **image.labels},
+        layers=receipt.layers,
+    )
+    blobs = [
+        Blob.of_disk(disk.folder / blob_name(n), digest, size, n if len(receipt.blobs) > 1 else None)
+        for n, (digest, size) in enumerate(receipt.blobs)
+    ]
+    return assemble(
+        config,
+        blobs,
+        Blob.of_bytes(CHUNKS_TYPE, (disk.folder / INDEX).read_bytes()),
+        Blob.of_bytes(KERNEL_TYPE, boot.kernel.read_bytes()) if boot.kernel else None,
+        Blob.of_bytes(INITRAMFS_TYPE, boot.initramfs.read_bytes()) if boot.initramfs else None,
+    )
+
+
+def _opened(image: Image, source: SourceImage | Digest) -> contextlib.AbstractContextManager[SourceImage]:
+    return disk.opened(image) if isinstance(source, Digest) else contextlib.nullcontext(source)
+
+
+def _init(boot: BootFiles) -> bytes:
+    data = boot.init.read_bytes()
+    if Digest.of(data) != boot.guest.init:
+        raise Damaged(f"{boot.init} is damaged, or changed while it was built", "start the build again")
+    return data
+
+
+def _receipt(made: disk.Disk, key: str, inputs: dict[str, object], folder: Path) -> DiskReceipt:
+    packed = made.packed
+    return DiskReceipt(
+        key=key,
+        inputs=inputs,
+        size=packed.index.disk_size,
+        digest=packed.index.disk_digest(),
+        blobs=tuple((part.digest, part.size) for part in packed.parts),
+        slots=made.slots,
+        layers=made.layers,
+        uuid=made.uuid,
+        process=made.process,
+        labels=made.labels,
+        source_digest=made.source_digest,
+        chunks_new=packed.new_chunks,
+        chunks_reused=packed.reused_chunks,
+        writer={"rootdisk": __version__, **zstd_frames.versions()},
+        files=disk_cache.files_of(folder),
+    )

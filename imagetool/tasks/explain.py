@@ -1,0 +1,86 @@
+"""`doit explain`: what has changed since the last build, and which tasks run for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from imagetool.build import derivation
+from imagetool.build.receipts import BuiltReceipt, KernelReceipt, SourceReceipt
+from imagetool.config.images import Image
+from imagetool.guest.programs import BootFiles
+from imagetool.look import explanation
+from imagetool.receipts import Damaged, load
+from imagetool.tasks.places import Places
+from rootdisk.artifact import zstd_frames
+
+STEPS = ("init", "kernel", "resolve", "disk", "pack", "publish")
+
+
+def lines(places: Places, image: Image, dodo: dict[str, Any]) -> Iterator[str]:
+    """Say which input has changed since the last build, what that changes, and which tasks run; `dodo` as in `tasks`."""
+    receipt = places.receipt(image, "disk")
+    try:
+        built = load(receipt, BuiltReceipt) if receipt.exists() else None
+        how = f"{image.name}: not built yet"
+    except Damaged as err:
+        built, how = None, f"{image.name}: built again: {err.message}"
+    if built is None:
+        yield how
+    else:
+        source = load(places.receipt(image, "source"), SourceReceipt)
+        layers = explanation.compared_layers(built.source_layers, source.layers)
+        changes = list(explanation.lines(derivation.explain(built.inputs, _inputs(places, image, source)), layers))
+        how = "changed since the last build" if changes else f"{built.key[:12]} is current"
+        yield f"{image.name}: {how}"
+        yield from (f"  {line}" for line in changes)
+    yield from (f"  {line}" for line in tasks(dodo, image.name, image.platform.architecture))
+
+
+def _inputs(places: Places, image: Image, source: SourceReceipt) -> dict[str, Any]:
+    """The derivation key's inputs as the receipts and images.toml have them now."""
+    kernel = load(places.receipt(image, "kernel"), KernelReceipt)
+    boot = BootFiles.of(places.init(image.platform) / "init", places.of(image), kernel)
+    return derivation.inputs(image, source.digest, boot.guest, zstd_frames.versions())
+
+
+def tasks(dodo: dict[str, Any], image: str, architecture: str) -> Iterator[str]:
+    """Of each task that leads to the published image whether it runs now, and why; `dodo` is dodo.py's namespace."""
+    from doit.globals import Globals
+    from doit.loader import load_tasks
+
+    found = {task.name: task for task in load_tasks(dodo)}
+    before = ""
+    for step in STEPS:
+        task = found[f"{step}:{architecture if step == 'init' else image}"]
+        status = Globals.dep_manager.get_status(task, found, get_log=True)
+        why = list(_reasons(step, status.reasons))
+        if why:
+            yield f"{step}: runs, as {', '.join(why)}"
+            before = before or (step if step != "resolve" else "")  # which has run just now
+        elif before:
+            yield f"{step}: runs if {before} makes something else"
+        else:
+            yield f"{step}: does not run: nothing it needs has changed"
+
+
+def _reasons(step: str, reasons: Mapping[str, Any]) -> Iterator[str]:
+    from doit.tools import config_changed
+
+    plain = {
+        "resolve": "a tag may mean something else today",
+        "kernel": "the directory may have changed",
+    }.get(step, "what it made is not there")
+    for check, *_ in reasons.get("uptodate_false", ()):
+        yield "its settings have changed" if isinstance(check, config_changed) else plain
+    for kind, words in (
+        ("missing_target", "is missing"),
+        ("changed_file_dep", "has changed"),
+        ("missing_file_dep", "is not there yet"),
+        ("added_file_dep", "is new to it"),
+    ):
+        if names := sorted(Path(name).name for name in reasons.get(kind, ())):
+            yield f"{', '.join(names)} {words}"
+    if reasons.get("has_no_dependencies"):
+        yield "it always does"

@@ -1,0 +1,83 @@
+"""Where everything made lies, and the lock that keeps two runs apart.
+
+A receipt is a small JSON file under cache/NAME/: source.json, kernel.json, disk.json, artifact.json, published.json. It says
+what was made of what, and it is the edge between two tasks. Disks lie in cache/disks/KEY/, by derivation key, so going back
+to earlier inputs builds nothing; cache/NAME/disk is a link to the current one.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from imagetool.config.images import Image
+from rootdisk.durable import keep_others_out
+from rootdisk.errors import RootdiskError
+from rootdisk.oci.documents import Platform
+from rootdisk.system import locks
+
+DISK = "disk"  # in cache/NAME: a link to the directory in cache/disks
+LOCK_WAIT_S = 3600.0  # a build takes minutes; whoever waits for longer wants to know
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where everything made lies."""
+
+    cache: Path
+
+    def of(self, image: Image) -> Path:
+        """The image's own directory."""
+        return self.cache / image.name
+
+    def receipt(self, image: Image, name: str) -> Path:
+        """The image's receipt of that name."""
+        return self.of(image) / f"{name}.json"
+
+    def index(self, image: Image) -> Path:
+        """The receipt of the index over the platforms of the image's group."""
+        return self.cache / image.group / "published.json"
+
+    def init(self, platform: Platform) -> Path:
+        """The directory of the guest's init: `init` and `init.json`."""
+        return self.cache / "guest" / platform.architecture
+
+    def disk(self, image: Image) -> Path:
+        """The image's packed disk: a link to cache/disks/KEY."""
+        return self.of(image) / DISK
+
+
+def make_cache(cache: Path) -> None:
+    """Make the directory of everything made, to which other users cannot write.
+
+    Raises:
+        RootdiskError: it cannot be made.
+    """
+    keep_others_out()
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+    except OSError as err:
+        raise RootdiskError(f"cannot write to {cache}: {err.strerror}", "fix its owner and permissions") from err
+
+
+def lock(cache: Path) -> int:
+    """Be the only run in `cache` until this process ends; return the descriptor that holds the lock.
+
+    doit itself does not lock, and two runs would lose each other's records. Another run is waited for, for an hour at most;
+    who it is is said.
+
+    Raises:
+        Busy: another run has the cache for longer.
+        RootdiskError: the cache cannot be written.
+    """
+    return locks.take(cache / ".lock", timeout_s=LOCK_WAIT_S, what=f"the cache {cache}", doing="doit")
+
+
+def link(target: Path, name: Path) -> None:
+    """Make `name` a relative link to `target`, in one step; relative, so that the project's directory may move."""
+    name.parent.mkdir(parents=True, exist_ok=True)
+    partial = name.with_name(f".{name.name}.{os.getpid()}")
+    partial.unlink(missing_ok=True)
+    partial.symlink_to(os.path.relpath(target, name.parent))
+    partial.replace(name)
