@@ -12,6 +12,7 @@ import pytest
 from imagetool.guest import kernel as kernels
 from imagetool.guest import prebuilt
 from imagetool.guest.boot_files import cached_init, check_init, check_kernel
+from imagetool.guest.programs import KernelReceipt
 from imagetool.receipts import Damaged, read_receipt, write_receipt
 from rootdisk.oci.documents import Digest, Platform
 from rootdisk.oci.reference import parse_reference
@@ -89,6 +90,67 @@ def test_every_kept_file(project: Path, tmp_path: Path, monkeypatch: pytest.Monk
         shutil.rmtree(project / target)
 
 
+def damaged_receipts(project: Path, how: str) -> int:
+    """Change every receipt of the cache in one way; how many there are."""
+    count = 0
+    for path in sorted((project / "cache").rglob("*.json")):
+        if path.is_symlink() or "app/disk/" in str(path) or path.name == "report.json":
+            continue
+        value = read_receipt(path)
+        if how in ("empty", "cut"):
+            path.write_bytes(path.read_bytes()[: 0 if how == "empty" else 20])
+        elif how == "partial":
+            value.pop(
+                {"disk.json": "slots" if "slots" in value else "inputs", "source.json": "layers"}.get(
+                    path.name, "digest"
+                ),
+                None,
+            )
+            write_receipt(path, value)
+        else:
+            write_receipt(path, {**value, "format": value["format"] + (1 if how == "newer" else -1)})
+        count += 1
+    return count
+
+
+@pytest.mark.parametrize(
+    "how", ["partial", "newer", *(pytest.param(how, marks=pytest.mark.nightly) for how in ("empty", "cut", "older"))]
+)
+def test_every_receipt_at_once(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    """Of every kind: what it is about is made again; and commands that only read them end with a line at most."""
+    (project / "images.toml").write_text(described(f"receipts-{how}"))
+    assert run("doit", "build", cwd=project).returncode == 0
+    right = pulled(project, f"receipts-{how}", tmp_path / "1", monkeypatch)
+    assert damaged_receipts(project, how) == 7
+    for command in ("explain", "report"):
+        done = run("doit", command, cwd=project)
+        assert "Traceback" not in done.stdout + done.stderr, done.stdout + done.stderr
+    done = run("doit", "build", cwd=project)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    assert pulled(project, f"receipts-{how}", tmp_path / "2", monkeypatch) == right
+    shutil.rmtree(project / f"receipts-{how}")
+
+
+@pytest.mark.nightly
+def test_every_file_missing(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache that was restored in part."""
+    (project / "images.toml").write_text(described("first"))
+    assert run("doit", "build", cwd=project).returncode == 0
+    for number, name in enumerate(kept(project)):
+        if not (project / "cache" / name).exists():
+            continue
+        (project / "cache" / name).unlink()
+        target = f"missing-{number}"
+        (project / "images.toml").write_text(described(target))
+        done = run("doit", "build", cwd=project)
+        assert done.returncode == 0, (name, done.stdout + done.stderr)
+        assert (project / target / "index.json").exists()
+        shutil.rmtree(project / target)
+    assert run("doit", "build", cwd=project).returncode == 0
+    pulled(project, target, tmp_path, monkeypatch)
+
+
 def test_the_next_version_takes_nothing_damaged(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunks and blobs of an earlier disk are used for another one: of a damaged one too, if nobody looked."""
     run("doit", "build", cwd=project)
@@ -126,7 +188,7 @@ def test_what_imagetool_build_keeps(tmp_path: Path, capsys: pytest.CaptureFixtur
         check_init(init.parent)
     said = capsys.readouterr().err
     assert prebuilt.are_built() or said.count("it is made again") == 2
-    made = {"kernel": str(Digest.of(b"kernel")), "initramfs": str(Digest.of(b"initramfs"))}
+    made = KernelReceipt(Digest.of(b"kernel"), Digest.of(b"initramfs"))
     for name, data in (("vmlinuz", b"kernel"), ("initramfs", b"initramfs")):
         (tmp_path / name).write_bytes(data)
     check_kernel(tmp_path, made)
@@ -135,7 +197,7 @@ def test_what_imagetool_build_keeps(tmp_path: Path, capsys: pytest.CaptureFixtur
         with pytest.raises(Damaged, match=name):
             check_kernel(tmp_path, made)
         flip(tmp_path / name)
-    check_kernel(tmp_path, {"kernel": None, "initramfs": None})
+    check_kernel(tmp_path, KernelReceipt())
 
 
 def test_a_kept_kernel_package(tmp_path: Path) -> None:

@@ -60,9 +60,9 @@ def test_what_is_planted_is_found(copied: Path) -> None:
     )
     plant(
         copied,
-        "imagetool/build/disk_cache.py",
-        '"uuid": disk.uuid,',
-        '"uuid": disk.uuid[:-2] + str(10 + abs(__import__("time").timezone) // 3600),',
+        "imagetool/build/artifact.py",
+        "uuid=made.uuid,",
+        'uuid=made.uuid[:-2] + str(10 + abs(__import__("time").timezone) // 3600),',
     )
     said = found(copied, "time zone", "uid")
     assert "file /.rootdisk/env: changed: owner " in said

@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -87,8 +86,8 @@ def test_two_runs_wait_for_each_other(project: Path) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)
         waiting = start(project, "build")
         assert waiting.stderr is not None
-        assert waiting.stderr.readline() == "doit: waiting for process 4242, which builds here\n"
-        time.sleep(0.2)
+        cache = project / "cache"
+        assert waiting.stderr.readline() == f"waiting for process 4242, for the cache {cache}\n"
         assert waiting.poll() is None
         assert doit(project, "list")[0] == 0  # who only looks does not wait
         waiting.terminate()
@@ -103,7 +102,7 @@ def test_a_lock_that_is_a_link_is_not_followed(project: Path) -> None:
         (project / "cache" / ".lock").symlink_to(target)
         status, _, errors = doit(project, "build")
         assert status != 0
-        assert errors == f"doit: cannot write to {project / 'cache'}: is a symbolic link: mend its owner and mode\n"
+        assert errors == f"doit: lock {project / 'cache/.lock'}: is a symbolic link: remove it, or fix its owner\n"
         (project / "cache" / ".lock").unlink()
     assert (project / "precious").read_text() == "precious"
     assert not (project / "new").exists()
@@ -153,3 +152,21 @@ def task_slow():
     running.communicate()
     status, out, _ = doit(project, "first")
     assert (status, out) == (0, "-- first\n")
+
+
+def test_a_lock_that_is_never_let_go_is_an_error(project: Path) -> None:
+    (project / "cache").mkdir()
+    code = "from imagetool.tasks import places; places.LOCK_WAIT_S = 0.2; import sys; sys.argv = ['doit', 'build']; import dodo"
+    with (project / "cache" / ".lock").open("w") as lock:
+        lock.write("4242 doit\n")
+        lock.flush()
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=project,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+        )
+    expected = f"doit: the cache {project / 'cache'} is in use by process 4242 (doit): try again later\n"
+    assert (done.returncode, done.stderr) == (1, expected)
