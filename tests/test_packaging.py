@@ -15,6 +15,7 @@ import pytest
 
 from imagetool.guest import prebuilt
 from imagetool.guest.boot_files import make_init
+from imagetool.guest.programs import InitReceipt
 from rootdisk.errors import RootdiskError
 from rootdisk.oci.documents import Digest, Platform
 from tests.support.commands import ROOT
@@ -43,7 +44,7 @@ def test_the_init_that_came_along_is_used(built: Path, tmp_path: Path) -> None:
     for architecture in ("amd64", "arm64"):
         made = make_init(Platform("linux", architecture), tmp_path / "init")
         assert (tmp_path / "init").read_bytes() == architecture.encode()
-        assert made == {"digest": str(Digest.of(architecture.encode()))}
+        assert made == InitReceipt(Digest.of(architecture.encode()))
 
 
 def test_one_of_other_sources_is_not(built: Path, tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ REVIEWED = {
     "imagetool/build/cached_artifact.py::find_built": "names of images.toml, which were checked",
     "imagetool/tasks/actions.py::check": "names of images.toml, which were checked",
     "imagetool/tasks/actions.py::prune": "names of images.toml, which were checked",
-    "imagetool/tasks/actions.py::explain": "names of images.toml, and lines that imagetool/look/explanation.py escapes",
+    "imagetool/tasks/actions.py::explain": "lines that imagetool/look/explanation.py escapes",
     "imagetool/tasks/actions.py::graph": "a path in the cache",
     "imagetool/tasks/actions.py::report": "a path in the cache",
     "imagetool/tasks/actions.py::_say": "names of images.toml, which were checked",

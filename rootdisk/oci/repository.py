@@ -48,7 +48,7 @@ class Repository(Protocol):
         """Return the manifest or index that a tag or digest names; "" means the only one, if there is only one."""
 
     def current(self, name: str | Digest) -> Digest | None:
-        """Which manifest or index a tag or digest names now; None if it is not there. Nothing of it is read or verified."""
+        """Find which manifest or index a tag or digest names now; None if there is none. It is not verified."""
 
     def manifest(self, wanted: Descriptor | Digest) -> bytes:
         """Return a manifest or index as raw bytes: at most MANIFEST_MAX_BYTES, digest checked."""
