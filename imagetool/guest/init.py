@@ -14,8 +14,13 @@ from rootdisk.errors import BadInput, RootdiskError
 from rootdisk.oci.documents import Digest, Platform
 from rootdisk.system import process
 
-SOURCES = ("init.c", "sha256.c", "setup.c", "process.c", "channel.c", "pack.c", "unpack.c")
-HEADERS = ("init.h", "copy.h")
+# In the order of a boot.
+SOURCES = (
+    *("init.c", "disk.c", "sha256.c", "mounts.c", "copy_up.c", "configure.c", "network.c", "port.c"),
+    *("log.c", "files.c", "records.c", "users.c", "signals.c", "program.c", "spawn.c"),
+    *("frames.c", "sessions.c", "serve.c", "pack.c", "unpack.c"),
+)
+HEADERS = ("guest.h", "channel.h", "copy.h", "files.h", "log.h", "program.h", "records.h", "users.h")
 FLAGS = (
     *(
         "-std=gnu11",

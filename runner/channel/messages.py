@@ -13,15 +13,24 @@ from rootdisk.errors import RootdiskError
 
 INVALID = 0  # never sent: what Decoder.take makes of a frame that breaks the rules
 # From the guest.
-READY, STDOUT, STDERR, EXIT, ERROR, LOG = 1, 2, 3, 4, 5, 6
+READY, STDOUT, STDERR, EXIT, ERROR, LOG, POWER = 1, 2, 3, 4, 5, 6, 7
 # To the guest; CREDIT goes both ways.
 STDIN, RESIZE, SIGNAL, EXEC, ACK, STOP, CREDIT, HOLD = 16, 17, 18, 19, 20, 21, 22, 23
 # To the keeper only: end the machine now; say how it ends. From the keeper only: something its user should know.
 KILL, WAIT, NOTICE = 32, 33, 34
 
-FROM_GUEST = frozenset({READY, STDOUT, STDERR, EXIT, ERROR, LOG, CREDIT})
+FROM_GUEST = frozenset({READY, STDOUT, STDERR, EXIT, ERROR, LOG, POWER, CREDIT})
+TO_GUEST = frozenset({STDIN, RESIZE, SIGNAL, EXEC, ACK, STOP, CREDIT, HOLD})
 FROM_KEEPER = FROM_GUEST | {NOTICE}
 FROM_CLIENT = frozenset({STDIN, RESIZE, SIGNAL, EXEC, STOP, CREDIT, KILL, WAIT})
+
+CHANNEL_VERSION = 3  # the newest that is known here; 1 has no HOLD, 2 no POWER
+# What POWER says: a program has ended the machine.
+POWER_WORDS = {
+    1: "the sandbox was powered off from inside",
+    2: "the sandbox was halted from inside",
+    3: "the sandbox was to be rebooted from inside, which ends it; start it again with: runner start",
+}
 
 HEADER = struct.Struct("<IBBH")
 WINDOW = 256 << 10  # bytes of one session's data under way in each direction

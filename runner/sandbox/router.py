@@ -37,6 +37,7 @@ from runner.sandbox.clients import Client, Session
 CLIENTS_MAX = 128  # that have a session or wait for the end
 LOGS_MAX = 10_000  # lines of a guest that are shown with --debug
 HOLD_VERSION = 2  # of the channel: older guests do not know HOLD
+OPTIONS_VERSION = 3  # older inits do not know --tmpfs and others
 READ_BYTES = 64 << 10  # from the guest at once
 VISITORS_MAX = 128  # that have only given an order, or not even that; the oldest goes for a new one
 SESSIONS_MAX = 512  # also those whose client has gone and whose program has not ended yet
@@ -50,8 +51,11 @@ TOO_MUCH = "the guest sends more than it was allowed"
 class Router:
     """One guest and its clients. Whoever drives it looks at `is_over` and `take_stop` in between."""
 
-    def __init__(self, write_output: Callable[[int, bytes], None] | None) -> None:
-        """`write_output` takes what the main program of a detached sandbox writes; else the main client gets it."""
+    def __init__(self, write_output: Callable[[int, bytes], None] | None, needs: str = "") -> None:
+        """`write_output` takes what the main program of a detached sandbox writes; else the main client gets it.
+
+        `needs` names options that only inits of channel version 3 know.
+        """
         self.status: int | None = None  # of the program, when it has ended
         self.error: GuestError | None = None  # why the sandbox failed
         self.is_killed = False
@@ -63,6 +67,7 @@ class Router:
         self._out = bytearray()
         self._owed_stop: int | None = None
         self._hold: bool | None = None  # owed to the guest
+        self._needs = needs
         self._version = 0  # of the channel, as the guest has it; 0 until it is ready
         self._logs_left = LOGS_MAX
         self.clients: dict[Client, None] = {}
@@ -70,7 +75,7 @@ class Router:
         self.clients[self.main] = None
         self._main_session = Session(0, None if write_output else self.main)
         self._sessions = {0: self._main_session}
-        self._is_ready = False
+        self._is_ready = self._is_powered = False
         if not write_output:
             self.main.session = self._main_session
         self._last_number = 0
@@ -301,6 +306,8 @@ class Router:
             self._ended(session, messages.number(payload) & 0xFF)
         elif kind == messages.ERROR:
             self._failed(session, GuestError(printable(payload)))
+        elif kind == messages.POWER and session is self._main_session and is_number(payload):
+            self._powered(messages.number(payload))
         elif kind == messages.READY and session is self._main_session:
             self._started(payload[:4])
         else:
@@ -323,10 +330,34 @@ class Router:
             return
         self._is_ready = True
         self._version = messages.number(payload) if is_number(payload) else 1
+        if (error := self._misfit()) is not None:
+            self.error = error
+            return
         if self.main in self.clients:
             self.main.put(messages.READY, payload)
             if self._write_output is not None:
                 self.main.leave()
+
+    def _powered(self, how: int) -> None:
+        """Tell the main client, once, that a program has ended the machine; its EXIT follows."""
+        text = messages.POWER_WORDS.get(how)
+        if text is not None and not self._is_powered and self.main in self.clients and not self.main.leaves:
+            self._is_powered = True
+            self.main.put(messages.NOTICE, text.encode())
+
+    def _misfit(self) -> GuestError | None:
+        """Why this runner and the guest's init do not work together, if they do not."""
+        if not 1 <= self._version <= messages.CHANNEL_VERSION:
+            return GuestError(
+                f"the disk's init speaks version {self._version} of the channel, this runner 1 to {messages.CHANNEL_VERSION}",
+                "use a newer rootdisk, or build the artifact with this one",
+            )
+        if self._needs and self._version < OPTIONS_VERSION:
+            return GuestError(
+                f"the disk's init is of an older rootdisk, which does not know {self._needs}",
+                "build the artifact again, or omit the option",
+            )
+        return None
 
     def _ended(self, session: Session, status: int) -> None:
         if session is self._main_session:

@@ -37,7 +37,10 @@ class Harness(NamedTuple):
 HARNESSES = {
     "records": Harness(),
     "unpack": Harness(),
-    "channel": Harness(("process.c",), ("-Dfork=fuzz_fork", "-Dpipe2=fuzz_pipe2")),
+    "channel": Harness(
+        ("log.c", "files.c", "records.c", "users.c", "signals.c", "program.c", "spawn.c", "mounts.c", "copy_up.c"),
+        ("-Dfork=fuzz_fork", "-Dpipe2=fuzz_pipe2"),
+    ),
 }
 
 

@@ -184,57 +184,78 @@ static void pack_file(int fd, const struct stat *info) {
 
 static int compare(const void *left, const void *right) { return strcmp(*(char *const *)left, *(char *const *)right); }
 
-/* The names in a directory, sorted. What cannot be read of it is said. */
-static char **list(int fd, size_t *count) {
-    size_t room = 0;
-    char **names = NULL;
+struct names { char *text, **items; size_t used, room, count; };
+
+static int add_name(struct names *names, const char *child) {
+    size_t length = strlen(child) + 1;
+    if (names->room - names->used < length) {
+        char *more = realloc(names->text, names->room * 2 + 4096);
+        if (!more)
+            return -1;
+        names->text = more;
+        names->room = names->room * 2 + 4096;
+    }
+    memcpy(names->text + names->used, child, length);
+    names->used += length;
+    names->count++;
+    return 0;
+}
+
+static int sort_names(struct names *names) {
+    if (!names->count)
+        return 0;
+    names->items = calloc(names->count, sizeof *names->items);
+    if (!names->items)
+        return -1;
+    char *at = names->text;
+    for (size_t i = 0; i < names->count; at += strlen(at) + 1)
+        names->items[i++] = at;
+    qsort(names->items, names->count, sizeof *names->items, compare);
+    return 0;
+}
+
+/* Collects the names in a directory, sorted. What cannot be read of it is said. */
+static void list(int fd, struct names *names) {
     int copy = fcntl(fd, F_DUPFD_CLOEXEC, 0);
     DIR *directory = copy < 0 ? NULL : fdopendir(copy);
-    *count = 0;
     errno = directory ? 0 : errno;
-    for (struct dirent *child; directory && (child = readdir(directory)); errno = 0) {
-        if (!strcmp(child->d_name, ".") || !strcmp(child->d_name, ".."))
-            continue;
-        if (*count == room) {
-            char **more = realloc(names, (room = room * 2 + 64) * sizeof *names);
-            if (!more)
-                break;
-            names = more;
-        }
-        if (!(names[*count] = strdup(child->d_name)))
+    for (struct dirent *child; directory && (child = readdir(directory)); errno = 0)
+        if (strcmp(child->d_name, ".") && strcmp(child->d_name, "..") && add_name(names, child->d_name))
             break;
-        ++*count;
+    int error = errno;
+    if (sort_names(names)) {
+        error = errno;
+        names->count = 0;
     }
-    if (errno)
-        fail(strerror(errno));
+    if (error)
+        fail(strerror(error));
     if (directory)
         closedir(directory);
     else if (copy >= 0)
         close(copy);
-    if (*count)
-        qsort(names, *count, sizeof *names, compare);
-    return names;
 }
 
 static void pack_at(int at, const char *own, int follow);
 
 static void pack_directory(int fd, const struct stat *info) {
-    size_t count, length = strlen(name);
+    struct names names = {0};
+    size_t length = strlen(name);
     put_head('d', "", info, 0);
-    char **names = list(fd, &count);
-    for (size_t i = 0; i < count; i++) {
-        size_t more = strlen(names[i]);
+    list(fd, &names);
+    for (size_t i = 0; i < names.count; i++) {
+        const char *child = names.items[i];
+        size_t more = strlen(child);
         if (length + 1 + more > NAME_MOST || more > PART_MOST) {
             say("has a name in it that is too long to be copied");
             failed = 1;
         } else {
-            sprintf(name + length, "%s%s", length ? "/" : "", names[i]);
-            pack_at(fd, names[i], 0);
+            sprintf(name + length, "%s%s", length ? "/" : "", child);
+            pack_at(fd, child, 0);
             name[length] = 0;
         }
-        free(names[i]);
     }
-    free(names);
+    free(names.items);
+    free(names.text);
 }
 
 /* `at`/`own` as the entry `name`, and everything below it. */

@@ -1,5 +1,5 @@
 /* SHA-256, FIPS 180-4. */
-#include "init.h"
+#include "guest.h"
 #include <string.h>
 
 static const uint32_t K[64] = {

@@ -2,10 +2,10 @@
 
    Programs are not started: their ends of the pipes are kept here, and what they write, read and how they end is the input's
    too. An input is steps: a byte that says what happens, and for bytes of the channel their number. Whatever comes, the init
-   goes on (die() is a fault), keeps to its credit and to the frames of docs/layout-1.md, and leaks nothing. */
+   goes on, keeps to its credit and to the frames of docs/layout-1.md, and leaks nothing. */
 #include <errno.h>
+#include <fcntl.h>
 #include <signal.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -20,7 +20,9 @@ static pid_t fuzz_waitpid(pid_t pid, int *status, int options);
 #define write fuzz_write
 #define kill fuzz_kill
 #define waitpid fuzz_waitpid
-#include "channel.c"
+#include "frames.c"
+#include "sessions.c"
+#include "serve.c"
 #undef read
 #undef write
 #undef kill
@@ -28,8 +30,9 @@ static pid_t fuzz_waitpid(pid_t pid, int *status, int options);
 
 enum { CHANNEL = 100000, PIPES = 3 * SESSIONS + 3 };
 
-int debug = 1, channel = CHANNEL;
-struct records process, slot;
+static struct channel the_channel = {.fd = CHANNEL};
+static struct channel *const channel = &the_channel;
+static const struct log the_log = {.debug = 1, .channel = &the_channel};
 
 static const uint8_t *coming; /* of the channel */
 static size_t coming_length;
@@ -40,28 +43,11 @@ static int dead_count;
 
 #define CHECK(condition) do { if (!(condition)) { fprintf(stderr, "%d: %s\n", __LINE__, #condition); abort(); } } while (0)
 
-void die(const char *format, ...) {
-    va_list arguments;
-    va_start(arguments, format);
-    vfprintf(stderr, format, arguments);
-    abort();
-}
-
-void note(const char *format, ...) {
-    char text[512];
-    va_list arguments;
-    va_start(arguments, format);
-    vsnprintf(text, sizeof text, format, arguments);
-    va_end(arguments);
-    send_frame(LOG, 0, text, strlen(text));
-}
-
 double now(void) { return 1e6; }
-void hold_disk(int held) { (void)held; }
-void power_off(void) { abort(); }
+void hold_disk(int held, const struct log *log) { (void)held, (void)log; }
 
 static ssize_t fuzz_read(int fd, void *data, size_t length) {
-    if (fd != channel)
+    if (fd != CHANNEL)
         return read(fd, data, length);
     if (!coming_length) {
         errno = EAGAIN;
@@ -79,7 +65,7 @@ static ssize_t fuzz_read(int fd, void *data, size_t length) {
 static ssize_t fuzz_write(int fd, const void *data, size_t length) {
     uint32_t size;
     uint16_t id;
-    if (fd != channel)
+    if (fd != CHANNEL)
         return write(fd, data, length);
     const uint8_t *bytes = data;
     CHECK(length >= 8);
@@ -87,7 +73,7 @@ static ssize_t fuzz_write(int fd, const void *data, size_t length) {
     memcpy(&id, bytes + 6, 2);
     CHECK(length == 8 + (size_t)size && size <= 64 << 10 && !bytes[5]);
     switch (bytes[4]) {
-    case OUT: case ERR:
+    case STDOUT: case STDERR:
         CHECK(host[id].known && size);
         host[id].credit -= size;
         CHECK(host[id].credit >= 0);
@@ -156,7 +142,7 @@ static void remember(const uint8_t *data, size_t length) {
             uint16_t id;
             memcpy(&size, whole, 4);
             memcpy(&id, whole + 6, 2);
-            if (whole[4] == EXEC && size <= FRAME_MAX && !host[id].known && !find(id))
+            if (whole[4] == EXEC && size <= FRAME_MAX && !host[id].known && !find_session(channel, id))
                 host[id].known = 1, host[id].credit = WINDOW;
             granted = 0;
             rest = size;
@@ -170,31 +156,32 @@ static void remember(const uint8_t *data, size_t length) {
 
 static void turn(const struct program *base) {
     for (int i = 0; i < SESSIONS; i++)
-        for (int which = 0; sessions[i].used && which < 3; which++) {
-            if (sessions[i].fds[which] < 0 || (which ? !sessions[i].credit : !sessions[i].waiting))
+        for (int which = 0; channel->sessions[i].used && which < 3; which++) {
+            struct session *session = &channel->sessions[i];
+            if (session->fds[which] < 0 || (which ? !session->credit : !session->waiting))
                 continue;
-            which ? (void)carry(&sessions[i], which) : feed(&sessions[i]);
+            which ? (void)carry(channel, session, which) : feed(channel, session);
         }
-    reap();
+    reap(channel);
     while (coming_length)
-        receive(base);
-    finish();
+        receive(channel, base);
+    finish(channel);
 }
 
 static void reset(void) {
     for (int i = 0; i < SESSIONS; i++)
-        if (sessions[i].used) {
+        if (channel->sessions[i].used) {
             for (int which = 0; which < 3; which++)
-                drop(&sessions[i], which);
-            free(sessions[i].input);
+                drop(&channel->sessions[i], which);
+            free(channel->sessions[i].input);
         }
-    memset(sessions, 0, sizeof sessions);
+    memset(channel, 0, sizeof *channel);
+    channel->fd = CHANNEL;
+    channel->log = &the_log;
     memset(host, 0, sizeof host);
     for (int i = 0; i < ends_count; i++)
         close(ends[i][0]), close(ends[i][1]);
-    ends_count = dead_count = acknowledged = 0;
-    received = skipped = 0;
-    kill_at = 0;
+    ends_count = dead_count = 0;
     last_pid = 1000;
     remember(NULL, 0);
 }
@@ -202,11 +189,13 @@ static void reset(void) {
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t length) {
     static char *argv[] = {"main", NULL}, *env[] = {"PATH=/bin", "A=1", NULL};
     static char bytes[64 << 10];
-    struct program base = {.argv = argv, .env = env, .user = "", .workdir = "/", .input = 1};
+    struct program base = {
+        .argv = {argv, 1, 2}, .env = {env, 2, 3}, .user = "", .workdir = "/", .term = "xterm", .input = 1, .stop_signal = SIGTERM};
+    struct why why;
     reset();
     signal(SIGPIPE, SIG_IGN);
     host[0].known = 1, host[0].credit = WINDOW;
-    CHECK(!start(0, &base));
+    CHECK(!start_session(channel, 0, &base, &why));
     while (length) {
         uint8_t step = *data++;
         length--;

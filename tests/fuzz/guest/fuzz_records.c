@@ -1,12 +1,10 @@
-/* Records, users and programs of the guest's init (process.c) on the host: for libFuzzer, or with files as arguments.
+/* Records, users and programs of the guest's init on the host: for libFuzzer, or with files as arguments.
 
    An input is five parts, each ended by a byte 0x1e: the image's process records, the slot's, an EXEC's, /etc/passwd and
-   /etc/group. Both files are the image's, so anything may be in them. What is allocated is freed between inputs: main_program()
-   runs once in a guest and frees nothing. */
+   /etc/group. Both files are the image's, so anything may be in them. What main_program() reads stays in a guest; here it is
+   freed between inputs. */
 #include <errno.h>
 #include <fcntl.h>
-#include <malloc.h>
-#include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -14,77 +12,43 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-/* malloc and others in process.c, remembered until the input's end. */
-static void *blocks[1 << 16];
+/* What read_file() has given, remembered until the input's end: a program's texts point into it. */
+static void *blocks[1 << 10];
 static size_t blocks_count;
 
-static void *kept(void *block) {
-    if (blocks_count == sizeof blocks / sizeof *blocks)
-        abort();
-    return blocks[blocks_count++] = block;
-}
-
-static void *fuzz_malloc(size_t size) { return kept(malloc(size)); }
-static void *fuzz_calloc(size_t count, size_t size) { return kept(calloc(count, size)); }
-static char *fuzz_strdup(const char *text) { return kept(strdup(text)); }
-
-static void fuzz_free(void *block) {
-    for (size_t i = blocks_count; block && i--;)
-        if (blocks[i] == block) {
-            blocks[i] = blocks[--blocks_count];
-            break;
-        }
-    free(block);
-}
-
-static void *fuzz_realloc(void *block, size_t size) {
-    void *larger = fuzz_malloc(size);
-    if (block) {
-        size_t before = malloc_usable_size(block);
-        memcpy(larger, block, before < size ? before : size);
-        fuzz_free(block);
-    }
-    return larger;
-}
-
 static int fuzz_open(const char *path, int flags, ...);
-static int fuzz_mkdir(const char *path, mode_t mode) { return (void)path, (void)mode, 0; }
-
-#define malloc fuzz_malloc
-#define calloc fuzz_calloc
-#define strdup fuzz_strdup
-#define realloc fuzz_realloc
-#define free fuzz_free
 #define open fuzz_open
-#define mkdir fuzz_mkdir
-#include "process.c"
-#undef malloc
-#undef calloc
-#undef strdup
-#undef realloc
-#undef free
+#include "files.c"
 #undef open
-#undef mkdir
+static char *fuzz_read_file(const char *path, size_t most, size_t *length);
+#include "users.h"
+#include "records.c"
+#include "users.c"
+#include "signals.c"
+#define read_file fuzz_read_file
+#include "program.c"
+#undef read_file
 
 #define CHECK(condition) do { if (!(condition)) { fprintf(stderr, "%d: %s\n", __LINE__, #condition); abort(); } } while (0)
 enum { PROCESS, SLOT, REQUEST, PASSWD, GROUP, PARTS };
 
-int debug, channel = -1;
-struct records process, slot;
 static struct records parts[PARTS];
-static jmp_buf died;
 
-/* What the init says before it ends the machine: of an image that it cannot start, which is no fault. */
-void die(const char *format, ...) {
-    char text[512];
+int explain(struct why *why, const char *format, ...) {
+    char text[sizeof why->text];
     va_list arguments;
     va_start(arguments, format);
     vsnprintf(text, sizeof text, format, arguments);
     va_end(arguments);
-    longjmp(died, 1);
+    memcpy(why->text, text, sizeof text);
+    return -1;
 }
 
-void note(const char *format, ...) { (void)format; }
+static char *fuzz_read_file(const char *path, size_t most, size_t *length) {
+    char *data = read_file(path, most, length);
+    CHECK(blocks_count < sizeof blocks / sizeof *blocks);
+    return blocks[blocks_count++] = data;
+}
 
 static int fuzz_open(const char *path, int flags, ...) {
     (void)flags;
@@ -102,35 +66,50 @@ static void look_at(char **list) {
 
 static void try_user(const char *text) {
     struct user user;
-    if (find_user(text, &user))
+    struct why why = {""};
+    if (find_user(text, &user, &why)) {
+        CHECK(*why.text && !user.groups);
         return;
-    CHECK(user.count >= 0 && user.count <= GROUPS && strlen(user.home) < sizeof user.home);
+    }
+    CHECK(user.uid <= ID_MOST && user.gid <= ID_MOST && user.count <= GROUPS_MOST && strlen(user.home) < sizeof user.home);
+    for (size_t i = 0; i < user.count; i++)
+        CHECK(user.groups[i] <= ID_MOST);
+    forget_user(&user);
 }
 
 static void try_all(void) {
-    struct program program = {.user = "", .workdir = "/"}, other;
+    struct program program = {0}, other = {0};
+    struct why why = {""};
+    struct limit limit;
     const char *key, *value;
     for (size_t at = 0; (value = next_record(&parts[REQUEST], &at, &key));) {
         CHECK(strlen(key) < 64 && at <= parts[REQUEST].length);
+        int number = parse_signal(value);
+        CHECK(number >= 0 && number <= SIGNAL_MOST);
+        parse_limit(value, &limit, &why);
+        wants_to_be_first(value);
         if (!strcmp(key, "user"))
             try_user(value);
-        if (!strcmp(key, "workdir"))
-            make_directories(value);
     }
     try_user("app:staff");
-    process = parts[PROCESS];
-    slot = parts[SLOT];
-    main_program(&program);
-    CHECK(program.argv && *program.argv && program.env);
-    look_at(program.argv);
-    look_at(program.env);
-    for (char **item = program.env; *item; item++) /* of every name one */
-        for (char **next = item + 1; *next; next++)
-            CHECK(strcspn(*item, "=") != strcspn(*next, "=") || strncmp(*item, *next, strcspn(*item, "=")));
-    other = program;
-    exec_program(&other, &parts[REQUEST]);
-    look_at(other.argv);
-    look_at(other.env);
+    if (!main_program(&program, &parts[PROCESS], &parts[SLOT], &why)) {
+        CHECK(program.argv.count && program.argv.items[0] && program.stop_signal > 0 && program.limit_count <= LIMITS_MOST);
+        look_at(program.argv.items);
+        look_at(program.env.items);
+        for (size_t i = 0; i < program.env.count; i++) /* of every name one */
+            for (size_t j = i + 1; j < program.env.count; j++) {
+                const char *one = program.env.items[i], *another = program.env.items[j];
+                CHECK(strcspn(one, "=") != strcspn(another, "=") || strncmp(one, another, strcspn(one, "=")));
+            }
+        if (!exec_program(&other, &program, &parts[REQUEST], &why))
+            CHECK(other.argv.count && other.argv.items[0]);
+        look_at(other.argv.items);
+        look_at(other.env.items);
+        forget_program(&other);
+    } else {
+        CHECK(*why.text);
+    }
+    forget_program(&program);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t length) {
@@ -142,8 +121,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t length) {
         if (length)
             data++, length--;
     }
-    if (!setjmp(died))
-        try_all();
+    try_all();
     while (blocks_count)
         free(blocks[--blocks_count]);
     for (int i = 0; i < PARTS; i++)

@@ -126,8 +126,8 @@ def any_frame(kinds: st.SearchStrategy[int]) -> st.SearchStrategy[bytes]:
     return st.one_of(whole, lying, whole.flatmap(lambda data: st.integers(0, len(data)).map(lambda n: data[:n])))
 
 
-# What ends a sandbox is its guest's right, and a client's: EXIT and ERROR of session 0, KILL.
-GUEST_KINDS = KINDS.filter(lambda kind: kind not in (messages.EXIT, messages.ERROR))
+# What ends a sandbox is its guest's right, and a client's: EXIT and ERROR of session 0, READY of an unknown version, KILL.
+GUEST_KINDS = KINDS.filter(lambda kind: kind not in (messages.EXIT, messages.ERROR, messages.READY))
 CLIENT_KINDS = KINDS.filter(lambda kind: kind != messages.KILL)
 
 
@@ -517,3 +517,35 @@ def test_a_detached_program_is_logged_and_granted(router: Router) -> None:
 def test_the_client_of_the_foreground_goes(router: Router) -> None:
     router.leave(router.main)
     assert router.left
+
+
+def test_an_init_of_another_age() -> None:
+    """The channel's version is read: a newer init ends the sandbox with a line that says what to do; an older one works."""
+    for version in range(1, messages.CHANNEL_VERSION + 1):
+        router = Router(None)
+        Guest(router).say(frame_number(messages.READY, version))
+        assert not router.is_over
+    for version in (0, messages.CHANNEL_VERSION + 1, 0xFFFF_FFFF):
+        router = Router(None)
+        Guest(router).say(frame_number(messages.READY, version))
+        assert router.error is not None
+        assert f"version {version} of the channel" in str(router.error)
+        assert "newer rootdisk" in router.error.hint
+    router = Router(None, needs="--tmpfs")
+    Guest(router).say(frame_number(messages.READY, 2))
+    assert "does not know --tmpfs: build the artifact again" in str(router.error)
+    router = Router(None, needs="--tmpfs")
+    Guest(router).say(frame_number(messages.READY, 3))
+    assert not router.is_over
+
+
+def test_a_guest_that_is_powered_off_says_so_once() -> None:
+    router = Router(None)
+    guest = Guest(router)
+    guest.say(frame_number(messages.READY, 3))
+    guest.say(frame_number(messages.POWER, 9) + frame_number(messages.POWER, 1) * 1000)
+    assert not router.is_over
+    guest.say(frame_number(messages.EXIT, 0))
+    assert router.status == 0
+    notices = [payload for kind, payload in said(router, router.main) if kind == messages.NOTICE]
+    assert notices == [messages.POWER_WORDS[1].encode()]

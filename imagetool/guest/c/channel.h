@@ -1,0 +1,70 @@
+/* The channel to the runner: frames and sessions; docs/layout-1.md, "The channel". */
+#ifndef ROOTDISK_CHANNEL_H
+#define ROOTDISK_CHANNEL_H
+
+#include "log.h"
+#include "program.h"
+#include <stddef.h>
+#include <stdint.h>
+
+/* Types of frames. runner/channel/messages.py has the same list; a test compares them. */
+#define MESSAGES(X) \
+    X(READY, 1) X(STDOUT, 2) X(STDERR, 3) X(EXIT, 4) X(ERROR, 5) X(LOG, 6) X(POWER, 7) \
+    X(STDIN, 16) X(RESIZE, 17) X(SIGNAL, 18) X(EXEC, 19) X(ACK, 20) X(STOP, 21) X(CREDIT, 22) X(HOLD, 23)
+#define AS_ENUMERATOR(name, number) name = number,
+enum message { MESSAGES(AS_ENUMERATOR) };
+#undef AS_ENUMERATOR
+
+enum { VERSION = 3, HEADER = 8, WINDOW = 256 << 10, FRAME_MAX = 256 << 10, SESSIONS = 256 };
+
+/* What POWER says: how a program ended the machine. Reboot is not done, so it is no success. */
+enum power { POWERED_OFF = 1, HALTED = 2, REBOOTED = 3, REBOOTED_STATUS = 129 };
+
+struct frame { int type, session; char *data; uint32_t length; };
+
+struct session {
+    int used, id, pid, fds[3], exited, status, tty, is_first;
+    enum power power;
+    int silent;                /* the runner has been told that it failed: nothing more of it */
+    uint32_t credit;           /* bytes of output the runner still takes */
+    char *input;               /* WINDOW bytes, waiting to be written to the program */
+    size_t waiting;
+    int input_ended;
+};
+
+struct channel {
+    int fd;                    /* -1 without */
+    char incoming[FRAME_MAX + HEADER];
+    size_t received, skipped;  /* skipped: bytes of a frame that is too long, still to come */
+    struct session sessions[SESSIONS];
+    const struct log *log;
+    double kill_at;
+    int acknowledged;
+};
+
+/* frames.c */
+void send_frame(struct channel *, int type, int session, const void *data, size_t length);
+void send_number(struct channel *, int type, int session, uint32_t number);
+int read_frames(struct channel *); /* -1 if the runner has gone */
+int next_frame(struct channel *, size_t *at, struct frame *);
+void drop_frames(struct channel *, size_t length);
+
+/* sessions.c */
+struct session *find_session(struct channel *, int id);
+int start_session(struct channel *, int id, const struct program *, struct why *);
+void take_input(struct channel *, struct session *, const char *data, uint32_t length);
+void feed(struct channel *, struct session *);
+int carry(struct channel *, struct session *, int which);
+void signal_session(struct session *, uint32_t number);
+void resize(struct session *, const char *data, uint32_t length);
+void reap(struct channel *);
+int finish(struct channel *);
+void finish_by_power(struct channel *, enum power);
+
+/* serve.c: carries everything until the sandbox ends. -1 and why if the main program cannot be started. */
+int serve(struct channel *, const struct program *, struct why *);
+
+/* port.c */
+int find_port(double timeout);
+void hold_disk(int held, const struct log *);
+#endif

@@ -1,0 +1,85 @@
+/* Frames: le32 length, u8 type, u8 zero, le16 session, payload. */
+#include "channel.h"
+#include <errno.h>
+#include <poll.h>
+#include <string.h>
+#include <unistd.h>
+
+static void write_all(struct channel *channel, const void *data, size_t length) {
+    for (const char *at = data; length;) {
+        ssize_t count = write(channel->fd, at, length);
+        if (count < 0 && errno == EINTR)
+            continue;
+        if (count < 0 && errno == EAGAIN) {
+            poll(&(struct pollfd){channel->fd, POLLOUT, 0}, 1, 100);
+            continue;
+        }
+        if (count <= 0) {
+            channel->fd = -1; /* the runner has gone: its sandbox ends */
+            return;
+        }
+        at += count;
+        length -= count;
+    }
+}
+
+void send_frame(struct channel *channel, int type, int session, const void *data, size_t length) {
+    static char out[(64 << 10) + HEADER];
+    uint32_t size = length;
+    uint16_t id = session;
+    if (channel->fd < 0 || length > sizeof out - HEADER)
+        return;
+    memcpy(out, &size, 4);
+    out[4] = type;
+    out[5] = 0;
+    memcpy(out + 6, &id, 2);
+    memcpy(out + HEADER, data, length);
+    write_all(channel, out, length + HEADER);
+}
+
+void send_number(struct channel *channel, int type, int session, uint32_t number) {
+    send_frame(channel, type, session, &number, sizeof number);
+}
+
+int read_frames(struct channel *channel) {
+    ssize_t count = read(channel->fd, channel->incoming + channel->received, sizeof channel->incoming - channel->received);
+    if (count < 0 && (errno == EAGAIN || errno == EINTR))
+        return 0;
+    if (count <= 0) {
+        channel->fd = -1;
+        return -1;
+    }
+    size_t passed = channel->skipped < (size_t)count ? channel->skipped : (size_t)count;
+    channel->skipped -= passed;
+    channel->received += count - passed;
+    memmove(channel->incoming, channel->incoming + passed, channel->received);
+    return 0;
+}
+
+/* The next whole frame from *at on, which is moved behind it. Frames that are too long are skipped. */
+int next_frame(struct channel *channel, size_t *at, struct frame *frame) {
+    uint32_t length;
+    uint16_t id;
+    size_t left = channel->received - *at;
+    char *head = channel->incoming + *at;
+    if (left < HEADER)
+        return 0;
+    memcpy(&length, head, 4);
+    memcpy(&id, head + 6, 2);
+    if (length > FRAME_MAX) {
+        note(channel->log, "a frame of %u bytes", length);
+        channel->skipped = HEADER + (size_t)length - left; /* fewer than it has: as many as fit */
+        *at = channel->received;
+        return 0;
+    }
+    if (left < HEADER + length)
+        return 0;
+    *frame = (struct frame){(uint8_t)head[4], id, head + HEADER, length};
+    *at += HEADER + length;
+    return 1;
+}
+
+/* Forgets the first `length` bytes, which have been handled. */
+void drop_frames(struct channel *channel, size_t length) {
+    memmove(channel->incoming, channel->incoming + length, channel->received -= length);
+}

@@ -1,0 +1,38 @@
+/* The guest's init: shared declarations. The contract is docs/layout-1.md. */
+#ifndef ROOTDISK_GUEST_H
+#define ROOTDISK_GUEST_H
+
+#include "channel.h"
+#include "files.h"
+#include "log.h"
+#include "program.h"
+#include "records.h"
+#include "users.h"
+
+/* The state of one guest. `main` owns it, and every function gets what it needs of it. */
+struct guest {
+    struct log log;               /* where messages go: console and channel */
+    struct records process, slot; /* of the disk; the slot's is empty if there is none */
+    struct program program;       /* the main program */
+    struct channel channel;
+    const char *root_device, *root_flags;
+    char slot_digest[65];
+};
+
+/* Set-up steps, in the order of a boot. Each returns 0, or -1 and why. */
+int load_modules(const struct records *slot, int first, struct why *);
+int enter_disk(struct guest *, struct why *);
+int mount_all(const struct records *slot, struct why *);
+int configure(struct guest *, struct why *);
+int configure_network(const struct records *slot, struct why *);
+int make_volumes(const struct records *process, struct why *);
+int mount_volumes(const struct records *slot, struct why *);
+void renew_host_keys(struct guest *);
+int copy_up(int from, int to, struct why *);
+
+int mount_at(int place, const char *source, const char *type, unsigned long flags, const char *data);
+int is_mount_point(int place);
+
+void sha256_hex(const void *data, size_t length, char out[65]);
+double now(void);
+#endif

@@ -1,0 +1,239 @@
+/* What is mounted around a program. Mount points of an image may be links, or missing: all are found inside the root. */
+#include "guest.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mount.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+static const unsigned long SAFE = MS_NOSUID | MS_NODEV | MS_NOEXEC;
+
+/* mount(2) on a place that is open. It needs no /proc for a directory, and leaves the caller in "/". */
+int mount_at(int place, const char *source, const char *type, unsigned long flags, const char *data) {
+    struct stat info;
+    char path[32] = ".";
+    if (fstat(place, &info) || (S_ISDIR(info.st_mode) && fchdir(place)))
+        return -1;
+    if (!S_ISDIR(info.st_mode))
+        snprintf(path, sizeof path, "/proc/self/fd/%d", place);
+    int failed = mount(source, path, type, flags, data), error = errno;
+    if (chdir("/"))
+        failed = -1;
+    errno = error;
+    return failed ? -1 : 0;
+}
+
+int is_mount_point(int place) {
+    struct stat own, above;
+    return !fstat(place, &own) && !fstatat(place, "..", &above, 0) && own.st_dev != above.st_dev;
+}
+
+int mount_own_proc(void) {
+    int failed = umount2("/proc", MNT_DETACH), place = failed ? -1 : open_place("/proc", MAKE_DIRECTORY);
+    failed = place < 0 || mount_at(place, "proc", "proc", SAFE, NULL);
+    close(place);
+    return failed ? -1 : 0;
+}
+
+/* Mounts a file system of the kernel, unless something is mounted there. */
+static int mount_kernel(const char *type, const char *path, unsigned long flags, const char *data, int may_lack, struct why *why) {
+    int place = open_place(path, MAKE_DIRECTORY);
+    if (place < 0)
+        return explain(why, "cannot make the mount point %s: %s", path, strerror(errno));
+    int failed = !is_mount_point(place) && mount_at(place, type, type, flags, data) && errno != EBUSY && !(may_lack && errno == ENODEV);
+    if (failed)
+        explain(why, "cannot mount %s: %s", path, strerror(errno));
+    close(place);
+    return failed ? -1 : 0;
+}
+
+/* docker's options: flags of mount(2), the others are the file system's own. */
+static unsigned long parse_options(const char *text, char *data, size_t room) {
+    static const struct { const char *name; unsigned long set, clear; } names[] = {
+        {"ro", MS_RDONLY, 0}, {"rw", 0, MS_RDONLY}, {"exec", 0, MS_NOEXEC}, {"noexec", MS_NOEXEC, 0}, {"suid", 0, MS_NOSUID},
+        {"nosuid", MS_NOSUID, 0}, {"dev", 0, MS_NODEV}, {"nodev", MS_NODEV, 0}, {"noatime", MS_NOATIME, 0},
+        {"relatime", MS_RELATIME, 0}, {"nodiratime", MS_NODIRATIME, 0}, {"strictatime", MS_STRICTATIME, 0}};
+    unsigned long flags = SAFE;
+    *data = 0;
+    for (size_t width; *text; text += width + (text[width] == ',')) {
+        size_t i = 0, count = sizeof names / sizeof *names;
+        width = strcspn(text, ",");
+        while (i < count && (strncmp(text, names[i].name, width) || names[i].name[width]))
+            i++;
+        if (i < count)
+            flags = (flags & ~names[i].clear) | names[i].set;
+        else if (strlen(data) + width + 2 < room)
+            sprintf(data + strlen(data), "%s%.*s", *data ? "," : "", (int)width, text);
+    }
+    return flags;
+}
+
+/* A tmpfs at `place`, with the mode of the directory that is there if the options give none. */
+static int mount_tmpfs(int place, const char *options) {
+    char data[1024];
+    struct stat info;
+    unsigned long flags = parse_options(options, data, sizeof data - 32);
+    if (!strstr(data, "mode=") && !fstat(place, &info))
+        sprintf(data + strlen(data), "%smode=%o", *data ? "," : "", info.st_mode & 07777);
+    return mount_at(place, "tmpfs", "tmpfs", flags, data);
+}
+
+/* The options that the runner has for a tmpfs at `path`, or NULL. */
+static const char *tmpfs_options(const struct records *slot, const char *path) {
+    const char *key, *value;
+    size_t length = strlen(path);
+    for (size_t at = 0; (value = next_record(slot, &at, &key));)
+        if (!strcmp(key, "tmpfs") && !strncmp(value, path, length) && value[length] == '\t')
+            return value + length + 1;
+    return NULL;
+}
+
+/* A tmpfs on /run, with everything in it that the image has there. */
+static int mount_run(const struct records *slot, struct why *why) {
+    const char *options = tmpfs_options(slot, "/run");
+    struct stat info;
+    int place = open_place("/run", MAKE_DIRECTORY), failed = place < 0, over = -1;
+    if (!failed && !is_mount_point(place)) {
+        failed = mount_tmpfs(place, options ? options : "nosuid,nodev,exec") || (over = open_place("/run", MAKE_DIRECTORY)) < 0 ||
+                 fstat(place, &info) || fchownat(over, "", info.st_uid, info.st_gid, AT_EMPTY_PATH);
+        if (!failed && copy_up(place, over, why)) {
+            close(over), close(place);
+            return -1;
+        }
+    }
+    if (failed)
+        explain(why, "cannot mount /run: %s", strerror(errno));
+    if (over >= 0)
+        close(over);
+    if (place >= 0)
+        close(place);
+    return failed ? -1 : 0;
+}
+
+static int link_in_dev(const char *target, const char *path, struct why *why) {
+    char now[64];
+    ssize_t length = readlink(path, now, sizeof now);
+    if (length == (ssize_t)strlen(target) && !memcmp(now, target, length))
+        return 0;
+    unlink(path);
+    return symlink(target, path) ? explain(why, "cannot make %s: %s", path, strerror(errno)) : 0;
+}
+
+static int make_links(struct why *why) {
+    struct stat info;
+    int failed = link_in_dev("/proc/self/fd", "/dev/fd", why) || link_in_dev("/proc/self/fd/0", "/dev/stdin", why) ||
+                 link_in_dev("/proc/self/fd/1", "/dev/stdout", why) || link_in_dev("/proc/self/fd/2", "/dev/stderr", why) ||
+                 link_in_dev("pts/ptmx", "/dev/ptmx", why) || link_in_dev("/proc/kcore", "/dev/core", why);
+    if (!failed && lstat("/etc/mtab", &info) && symlink("/proc/mounts", "/etc/mtab"))
+        failed = explain(why, "cannot make /etc/mtab: %s", strerror(errno));
+    return failed ? -1 : 0;
+}
+
+/* Makes a directory of the image if it is missing; 01777 as /tmp has it. */
+static int make_place(const char *path, mode_t mode, struct why *why) {
+    struct stat info;
+    int missing = stat(path, &info), place = open_place(path, MAKE_DIRECTORY);
+    int failed = place < 0 || (missing && mode != 0755 && chmod(path, mode));
+    if (failed)
+        explain(why, "cannot make the directory %s: %s", path, strerror(errno));
+    if (place >= 0)
+        close(place);
+    return failed ? -1 : 0;
+}
+
+int mount_all(const struct records *slot, struct why *why) {
+    char shm[64] = "mode=1777";
+    const char *size = find_record(slot, "shm-size");
+    if (size)
+        snprintf(shm, sizeof shm, "mode=1777,size=%.20s", size);
+    if (make_place("/etc", 0755, why) || mount_kernel("proc", "/proc", SAFE, NULL, 0, why) ||
+        mount_kernel("sysfs", "/sys", SAFE, NULL, 0, why) ||
+        mount_kernel("devpts", "/dev/pts", MS_NOSUID | MS_NOEXEC, "mode=0620,ptmxmode=0666,gid=5", 0, why) ||
+        mount_kernel("tmpfs", "/dev/shm", SAFE & ~MS_NOEXEC, shm, 0, why) ||
+        mount_kernel("mqueue", "/dev/mqueue", SAFE, NULL, 1, why) ||
+        mount_kernel("cgroup2", "/sys/fs/cgroup", SAFE, NULL, 1, why) || mount_run(slot, why) || make_place("/tmp", 01777, why))
+        return -1;
+    if (mkdir("/run/rootdisk", 0755) && errno != EEXIST)
+        return explain(why, "cannot make /run/rootdisk: %s", strerror(errno));
+    return make_links(why);
+}
+
+int make_volumes(const struct records *process, struct why *why) {
+    const char *key, *value;
+    for (size_t at = 0; (value = next_record(process, &at, &key));)
+        if (!strcmp(key, "volume") && make_place(value, 0755, why))
+            return -1;
+    return 0;
+}
+
+/* Opens the place of a volume; -1 and why if it leads to what is the kernel's or ours. */
+static int open_volume(const char *path, const char *what, struct why *why) {
+    static const char *const kept[] = {"/dev", "/proc", "/sys", "/.rootdisk", "/run/rootdisk"};
+    char link[32], real[PATH_MAX];
+    int place = open_place(path, MAKE_DIRECTORY), bad = 0;
+    if (place < 0)
+        return explain(why, "cannot make the directory %s for %s: %s", path, what, strerror(errno));
+    snprintf(link, sizeof link, "/proc/self/fd/%d", place);
+    ssize_t length = readlink(link, real, sizeof real - 1);
+    real[length < 0 ? 0 : length] = 0;
+    for (size_t i = 0; i < sizeof kept / sizeof *kept; i++) {
+        size_t width = strlen(kept[i]);
+        bad |= !strncmp(real, kept[i], width) && (!real[width] || real[width] == '/');
+    }
+    if (length > 0 && !bad && strcmp(real, "/"))
+        return place;
+    close(place);
+    return explain(why, "%s at %s leads to %s in this image, where none can be", what, path, length < 0 ? "nowhere" : real);
+}
+
+/* By virtiofs, or 9p if the kernel has only that. */
+static int mount_volume(const char *value, struct why *why) {
+    char tag[32], path[PATH_MAX], mode[4];
+    if (sscanf(value, "%31[^\t]\t%4095[^\t]\t%3s", tag, path, mode) != 3)
+        return explain(why, "the runner sent a volume without tag, path or mode");
+    int place = open_volume(path, "the volume", why);
+    if (place < 0)
+        return -1;
+    unsigned long flags = MS_NOSUID | MS_NODEV | (strcmp(mode, "ro") ? 0 : MS_RDONLY);
+    int failed = mount_at(place, tag, "virtiofs", flags, NULL) &&
+                 (errno != ENODEV || mount_at(place, tag, "9p", flags, "trans=virtio,version=9p2000.L,msize=262144"));
+    if (failed)
+        explain(why, "cannot mount the volume %s: %s%s", path, strerror(errno), errno == ENODEV ? " (the kernel has no virtiofs)" : "");
+    close(place);
+    return failed ? -1 : 0;
+}
+
+static int mount_memory(const char *value, struct why *why) {
+    char path[PATH_MAX];
+    struct stat info;
+    size_t width = strcspn(value, "\t");
+    if (!value[width] || width >= sizeof path)
+        return explain(why, "the runner sent a tmpfs without options");
+    memcpy(path, value, width);
+    path[width] = 0;
+    if (!strcmp(path, "/run")) /* that is mounted already */
+        return 0;
+    int missing = stat(path, &info), place = open_volume(path, "the tmpfs", why);
+    if (place < 0)
+        return -1;
+    /* As docker has it: the mode of what is there, else 1777. */
+    char options[1024];
+    snprintf(options, sizeof options, "%s%s", missing ? "mode=1777," : "", value + width + 1);
+    int failed = mount_tmpfs(place, options);
+    if (failed)
+        explain(why, "cannot mount a tmpfs at %s with %.200s: %s", path, value + width + 1, strerror(errno));
+    close(place);
+    return failed ? -1 : 0;
+}
+
+int mount_volumes(const struct records *slot, struct why *why) {
+    const char *key, *value;
+    for (size_t at = 0; (value = next_record(slot, &at, &key));)
+        if ((!strcmp(key, "mount") && mount_volume(value, why)) || (!strcmp(key, "tmpfs") && mount_memory(value, why)))
+            return -1;
+    return 0;
+}

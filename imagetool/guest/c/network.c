@@ -1,0 +1,100 @@
+/* The guest's network. QEMU's user network has fixed addresses, and passt gets the same, so no DHCP is needed. */
+#include "guest.h"
+#include <arpa/inet.h>
+#include <dirent.h>
+#include <errno.h>
+#include <net/if.h>
+#include <net/route.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+#include <fcntl.h>
+#include <unistd.h>
+
+struct in6_request { struct in6_addr address; uint32_t prefix; int index; }; /* struct in6_ifreq, linux/ipv6.h */
+
+static int up(int fd, const char *name) {
+    struct ifreq request = {0};
+    snprintf(request.ifr_name, IFNAMSIZ, "%s", name);
+    if (ioctl(fd, SIOCGIFFLAGS, &request))
+        return -1;
+    request.ifr_flags |= IFF_UP | IFF_RUNNING;
+    return ioctl(fd, SIOCSIFFLAGS, &request);
+}
+
+static struct sockaddr internet(const char *text) {
+    struct sockaddr_in address = {.sin_family = AF_INET};
+    struct sockaddr out;
+    inet_pton(AF_INET, text, &address.sin_addr);
+    memcpy(&out, &address, sizeof out);
+    return out;
+}
+
+/* The first interface with a device behind it, unlike lo. */
+static int find_interface(char name[IFNAMSIZ]) {
+    DIR *directory = opendir("/sys/class/net");
+    int found = 0;
+    for (struct dirent *entry; !found && directory && (entry = readdir(directory));) {
+        char device[300];
+        snprintf(device, sizeof device, "/sys/class/net/%s/device", entry->d_name);
+        found = entry->d_name[0] != '.' && !access(device, F_OK);
+        if (found)
+            snprintf(name, IFNAMSIZ, "%.15s", entry->d_name);
+    }
+    if (directory)
+        closedir(directory);
+    return found;
+}
+
+static int configure_interface(int fd, const char *name) {
+    struct ifreq request = {0};
+    struct rtentry route = {.rt_flags = RTF_UP | RTF_GATEWAY};
+    snprintf(request.ifr_name, IFNAMSIZ, "%s", name);
+    request.ifr_addr = internet("10.0.2.15");
+    if (ioctl(fd, SIOCSIFADDR, &request))
+        return -1;
+    request.ifr_netmask = internet("255.255.255.0");
+    route.rt_dst = internet("0.0.0.0");
+    route.rt_genmask = internet("0.0.0.0");
+    route.rt_gateway = internet("10.0.2.2");
+    return ioctl(fd, SIOCSIFNETMASK, &request) || up(fd, name) || ioctl(fd, SIOCADDRT, &route) ? -1 : 0;
+}
+
+/* An IPv6 address for a name server of that kind. It is used at once: on this network nobody else can have it. */
+static int add_ipv6(const char *name, const char *text) {
+    char path[96];
+    struct ifreq request = {0};
+    struct in6_request address = {.prefix = 64};
+    int fd = socket(AF_INET6, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    snprintf(path, sizeof path, "/proc/sys/net/ipv6/conf/%s/accept_dad", name);
+    int setting = open(path, O_WRONLY | O_CLOEXEC);
+    int failed = fd < 0 || setting < 0 || write(setting, "0", 1) != 1 || inet_pton(AF_INET6, text, &address.address) != 1;
+    snprintf(request.ifr_name, IFNAMSIZ, "%s", name);
+    failed = failed || ioctl(fd, SIOCGIFINDEX, &request);
+    address.index = request.ifr_ifindex;
+    failed = failed || (ioctl(fd, SIOCSIFADDR, &address) && errno != EEXIST);
+    int error = errno;
+    if (setting >= 0)
+        close(setting);
+    if (fd >= 0)
+        close(fd);
+    errno = error;
+    return failed ? -1 : 0;
+}
+
+int configure_network(const struct records *slot, struct why *why) {
+    const char *mode = find_record(slot, "network"), *ipv6 = find_record(slot, "ipv6");
+    char name[IFNAMSIZ];
+    int wanted = !mode || !strcmp(mode, "user"), failed = 0;
+    int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    if (fd < 0 || up(fd, "lo"))
+        failed = explain(why, "network lo: %s", strerror(errno));
+    else if (wanted && !find_interface(name))
+        failed = explain(why, "the guest has no network device: is virtio_net in the kernel? --network none needs none");
+    else if (wanted && (configure_interface(fd, name) || (ipv6 && add_ipv6(name, ipv6))))
+        failed = explain(why, "network %s: %s", name, strerror(errno));
+    if (fd >= 0)
+        close(fd);
+    return failed;
+}

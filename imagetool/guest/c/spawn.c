@@ -1,0 +1,189 @@
+/* How a program is started. */
+#include "program.h"
+#include "files.h"
+#include "users.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <grp.h>
+#include <sched.h>
+#include <signal.h>
+#include <limits.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mount.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <termios.h>
+#include <unistd.h>
+
+#ifndef SYS_close_range
+#define SYS_close_range 436
+#endif
+enum { FAILED = 125, NOT_RUN = 126, NOT_FOUND = 127 };
+
+static void close_all(int *fds, int count) {
+    for (int i = 0; i < count; i++)
+        if (fds[i] >= 0)
+            close(fds[i]);
+}
+
+static int open_terminal(int ends[3][2]) {
+    int unlock = 0, number, terminal = open("/dev/ptmx", O_RDWR | O_NOCTTY | O_CLOEXEC);
+    char name[32];
+    ends[0][0] = terminal;
+    if (terminal < 0 || ioctl(terminal, TIOCSPTLCK, &unlock) || ioctl(terminal, TIOCGPTN, &number))
+        return -1;
+    snprintf(name, sizeof name, "/dev/pts/%d", number);
+    ends[0][1] = open(name, O_RDWR | O_NOCTTY | O_CLOEXEC);
+    ends[1][0] = fcntl(terminal, F_DUPFD_CLOEXEC, 0);
+    return ends[0][1] < 0 || ends[1][0] < 0 ? -1 : 0;
+}
+
+/* Both ends of a program's input, output and errors: [i][0] is ours, [i][1] the program's; -1 for none. The program's belong to
+   its user, so that it can open /dev/stdout. */
+static int connect_program(const struct program *program, int has_channel, uid_t uid, int ends[3][2]) {
+    if (program->tty && has_channel)
+        return open_terminal(ends) || fchown(ends[0][1], uid, -1);
+    for (int i = 0; has_channel && i < 3; i++) {
+        int both[2];
+        if (!i && !program->input)
+            continue;
+        if (pipe2(both, O_CLOEXEC))
+            return -1;
+        ends[i][0] = both[i == 0];
+        ends[i][1] = both[i != 0];
+        if (uid && fchown(ends[i][1], uid, -1))
+            return -1;
+    }
+    return 0;
+}
+
+/* Everything that a program gets in its environment: defaults, then what has been said. */
+struct environment { struct list list; char home[PATH_MAX + 8], host[300], term[300]; };
+
+static int make_environment(const struct program *program, const struct user *user, struct environment *out) {
+    char host[257] = "";
+    out->list = (struct list){0};
+    gethostname(host, sizeof host - 1);
+    snprintf(out->home, sizeof out->home, "HOME=%s", user->home);
+    snprintf(out->host, sizeof out->host, "HOSTNAME=%s", host);
+    snprintf(out->term, sizeof out->term, "TERM=%.256s", program->term);
+    int failed = append(&out->list, "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin") ||
+                 append(&out->list, out->host) || append(&out->list, out->home) ||
+                 (program->tty && append(&out->list, out->term)) || (program->is_first && append(&out->list, "container=rootdisk"));
+    for (size_t i = 0; !failed && i < program->env.count; i++)
+        failed = append(&out->list, program->env.items[i]);
+    return failed || keep_last(&out->list) ? -1 : 0;
+}
+
+/* In the child from here on. What fails is said on its standard error. */
+static void __attribute__((noreturn, format(printf, 2, 3))) give_up(int status, const char *format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    dprintf(2, "rootdisk: ");
+    vdprintf(2, format, arguments);
+    dprintf(2, "\n");
+    va_end(arguments);
+    _exit(status);
+}
+
+static void reset_signals(void) {
+    sigset_t none;
+    for (int number = 1; number <= SIGNAL_MOST; number++)
+        signal(number, SIG_DFL);
+    sigemptyset(&none);
+    sigprocmask(SIG_SETMASK, &none, NULL);
+}
+
+static void take_streams(const struct program *program, int ends[3][2]) {
+    int terminal = ends[0][1] >= 0 && ends[1][1] < 0 && program->tty;
+    if (terminal)
+        ioctl(ends[0][1], TIOCSCTTY, 0);
+    for (int i = 0; i < 3; i++) {
+        int fd = terminal ? ends[0][1] : ends[i][1];
+        if (fd < 0 && !i)
+            fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
+        if (fd >= 0)
+            dup2(fd, i);
+    }
+    if (syscall(SYS_close_range, 3, ~0U, 0)) /* Linux before 5.9 */
+        for (int fd = 3; fd < 1024; fd++)
+            close(fd);
+}
+
+static void set_limits(const struct program *program) {
+    for (int i = 0; i < program->limit_count; i++)
+        if (setrlimit(program->limits[i].resource, &program->limits[i].range))
+            give_up(FAILED, "limit %d: %s", program->limits[i].resource, strerror(errno));
+}
+
+/* Makes the working directory and enters it, as root: a program may stay in a directory that its user could not enter. If root
+   cannot enter it, as on some file systems of a host, its user tries. */
+static int enter_workdir(const char *path) {
+    int fd = open_place(path, MAKE_DIRECTORY);
+    if (fd < 0)
+        return errno == EACCES ? 0 : give_up(NOT_RUN, "working directory %s: %s", path, strerror(errno)), 0;
+    int entered = !fchdir(fd);
+    close(fd);
+    return entered;
+}
+
+static void __attribute__((noreturn)) become(const struct program *program, const struct user *user, char **env) {
+    const char *path = program->argv.items[0];
+    extern char **environ;
+    umask(022);
+    set_limits(program);
+    int entered = enter_workdir(program->workdir);
+    if (setgroups(user->count, user->groups) || setgid(user->gid) || setuid(user->uid))
+        give_up(FAILED, "cannot become user %s: %s", program->user, strerror(errno));
+    if (!entered && chdir(program->workdir))
+        give_up(NOT_RUN, "working directory %s: %s", program->workdir, strerror(errno));
+    environ = env;
+    execvp(path, program->argv.items);
+    give_up(errno == ENOENT || errno == ENOTDIR ? NOT_FOUND : NOT_RUN, "cannot run %s: %s", path, strerror(errno));
+}
+
+/* A process for the program; process 1 of a new PID namespace if it has to be. Later ones, of exec, get into that namespace. */
+static pid_t fork_program(const struct program *program, int ready[2]) {
+    if (program->is_first && (unshare(CLONE_NEWPID) || pipe2(ready, O_CLOEXEC)))
+        return -1;
+    return fork();
+}
+
+pid_t spawn(const struct program *program, int has_channel, int fds[3], struct why *why) {
+    int ends[3][2] = {{-1, -1}, {-1, -1}, {-1, -1}}, ready[2] = {-1, -1};
+    struct user user;
+    struct environment env = {.list = {0}};
+    if (find_user(program->user, &user, why))
+        return -1;
+    pid_t pid = -1;
+    if (!make_environment(program, &user, &env) && !connect_program(program, has_channel, user.uid, ends))
+        pid = fork_program(program, ready);
+    if (!pid) {
+        setsid();
+        if (program->is_first && mount_own_proc())
+            give_up(FAILED, "cannot mount /proc: %s", strerror(errno));
+        reset_signals();
+        take_streams(program, ends); /* which closes `ready`: the init goes on */
+        become(program, &user, env.list.items);
+    }
+    if (pid < 0)
+        explain(why, "%s", strerror(errno));
+    close_all(&ready[1], 1);
+    char byte;
+    if (pid > 0 && ready[0] >= 0 && read(ready[0], &byte, 1) < 0) /* until it has its /proc */
+        errno = 0;
+    close_all(ready, 1);
+    for (int i = 0; i < 3; i++) {
+        fds[i] = pid < 0 ? -1 : ends[i][0];
+        close_all(pid < 0 ? ends[i] : &ends[i][1], pid < 0 ? 2 : 1);
+        if (fds[i] >= 0)
+            fcntl(fds[i], F_SETFL, O_NONBLOCK);
+    }
+    free(env.list.items);
+    forget_user(&user);
+    return pid;
+}
