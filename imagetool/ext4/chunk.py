@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from array import array
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import NamedTuple
 
 from imagetool.tree.model import Source
 from rootdisk.ext4.format import BLOCK
 
 Piece = tuple[int, int, int]  # offset in the chunk, offset in the layer, length
-MetaBlock = tuple[int, bytes | memoryview]  # block number, content
 GRID_BLOCKS = 64  # metadata chunks: 256 KiB
 _PIECE = struct.Struct("<IQI")
 
@@ -20,7 +22,7 @@ class DiskChunk:
     """A run of the disk, `offset` and `length` in bytes, both multiples of 4096. Safe to render on any thread.
 
     `key` names the bytes: equal keys are equal bytes, now and in earlier disks. A data chunk's is the sha256 of the
-    layer's diff ID and the pieces; most metadata has None.
+    layer's diff ID and the pieces; metadata that more than the layers decides has None.
     """
 
     __slots__ = ("key", "layer", "length", "offset")
@@ -32,7 +34,7 @@ class DiskChunk:
         self.key = key
 
     def render(self, sources: Sequence[Source]) -> bytes | bytearray:
-        """All bytes of the chunk."""
+        """Return all bytes of the chunk."""
         raise NotImplementedError
 
 
@@ -48,6 +50,7 @@ class DataChunk(DiskChunk):
         super().__init__(offset, length, layer, name.digest())
 
     def render(self, sources: Sequence[Source]) -> bytearray:
+        """Return all bytes of the chunk. Errors of reading the sources pass through."""
         out = bytearray(self.length)
         view = memoryview(out)
         source = sources[self.layer]
@@ -66,21 +69,108 @@ class MetadataChunk(DiskChunk):
         self._make = make
 
     def render(self, sources: Sequence[Source]) -> bytes:
+        """Return all bytes of the chunk."""
         made = self._make()
         assert len(made) == self.length
         return made
 
 
-def metadata_chunks(meta: Sequence[MetaBlock]) -> Iterator[DiskChunk]:
-    """Chunks of blocks, which ascend: each a run of them without a gap."""
-    start = 0
-    while start < len(meta):
-        end, place = start + 1, meta[start][0]
-        while end < len(meta) and end - start < GRID_BLOCKS and meta[end][0] == place + end - start:
-            end += 1
-        yield MetadataChunk(place * BLOCK, (end - start) * BLOCK, partial(_joined, meta, start, end))
-        start = end
+class BlockRun(NamedTuple):
+    """`blocks` blocks from disk block `place` on.
+
+    make(first, count) gives the bytes of some of them, from disk block `first` on; name(first, count) names those bytes
+    as a chunk's key does, or is None.
+    """
+
+    place: int
+    blocks: int
+    make: Callable[[int, int], bytes]
+    name: Callable[[int, int], bytes | None] | None = None
 
 
-def _joined(meta: Sequence[MetaBlock], start: int, end: int) -> bytes:
-    return b"".join([content for _, content in meta[start:end]])
+def fixed_run(place: int, content: bytes) -> BlockRun:
+    """Return a run of blocks that are made already."""
+
+    def make(first: int, count: int) -> bytes:
+        return content[(first - place) * BLOCK : (first - place + count) * BLOCK]
+
+    return BlockRun(place, len(content) // BLOCK, make)
+
+
+class OwnedBlocks:
+    """Blocks that are made from inodes, as runs that ascend: each belongs to an inode and has one number more to it.
+
+    What the number means is the maker's business: make(inode number, extra + place in the run, count) -> bytes.
+    """
+
+    __slots__ = ("extras", "owners", "starts", "stretches")
+
+    def __init__(self) -> None:
+        self.starts = array("Q")
+        self.owners = array("I")
+        self.extras = array("I")
+        self.stretches: list[tuple[int, int]] = []  # first block, number of blocks without a gap
+
+    def add(self, place: int, count: int, owner: int, extra: int = 0) -> None:
+        """`count` blocks from `place` on are inode `owner`'s."""
+        self.starts.append(place)
+        self.owners.append(owner)
+        self.extras.append(extra)
+        if self.stretches and sum(self.stretches[-1]) == place:
+            first, length = self.stretches[-1]
+            self.stretches[-1] = (first, length + count)
+        else:
+            self.stretches.append((place, count))
+
+    def runs(
+        self, make: Callable[[int, int, int], bytes], name: Callable[[int, int], bytes | None] | None = None
+    ) -> Iterator[BlockRun]:
+        """Yield the stretches as runs to be rendered by `make`."""
+
+        def made(first: int, count: int) -> bytes:
+            return b"".join([make(*part) for part in self.parts(first, count)])
+
+        for place, count in self.stretches:
+            yield BlockRun(place, count, made, name)
+
+    def parts(self, first: int, count: int) -> Iterator[tuple[int, int, int]]:
+        """Yield owner, extra and number of blocks of what lies in `count` blocks from `first` on, within a stretch."""
+        end = first + count
+        at = bisect_right(self.starts, first) - 1
+        while first < end:
+            after = self.starts[at + 1] if at + 1 < len(self.starts) else end
+            length = min(end, after) - first
+            yield self.owners[at], self.extras[at] + first - self.starts[at], length
+            first += length
+            at += 1
+
+
+def metadata_chunks(runs: Sequence[BlockRun]) -> Iterator[DiskChunk]:
+    """Yield the chunks of `runs`, which ascend: each up to GRID_BLOCKS blocks without a gap."""
+    parts: list[tuple[BlockRun, int, int]] = []  # run, first block, number of blocks
+    start = size = 0
+    for run in runs:
+        place, end = run.place, run.place + run.blocks
+        while place < end:
+            if parts and (size == GRID_BLOCKS or place != start + size):
+                yield _chunk(start, size, parts)
+                parts, size = [], 0
+            if not parts:
+                start = place
+            length = min(end - place, GRID_BLOCKS - size)
+            parts.append((run, place, length))
+            place += length
+            size += length
+    if parts:
+        yield _chunk(start, size, parts)
+
+
+def _chunk(start: int, size: int, parts: list[tuple[BlockRun, int, int]]) -> DiskChunk:
+    names = [run.name(first, count) if run.name else None for run, first, count in parts]
+    named = [name for name in names if name is not None]
+    key = None if len(named) < len(names) else named[0] if len(named) == 1 else hashlib.sha256(b"".join(named)).digest()
+    return MetadataChunk(start * BLOCK, size * BLOCK, partial(_joined, tuple(parts)), key)
+
+
+def _joined(parts: Sequence[tuple[BlockRun, int, int]]) -> bytes:
+    return b"".join([run.make(first, count) for run, first, count in parts])

@@ -1,62 +1,93 @@
-"""The content of all directories, which is the same wherever they lie: made once, and kept for the next disk."""
+"""The order of names in all large directories, which is the same wherever they lie: made once, and kept for the next disk.
+
+Hashing a name takes some 15 µs, so for a directory of many blocks this is most of the work of planning it.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import struct
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import zstandard
 
+from imagetool.ext4.directory import Index
+from imagetool.tree.model import Directory, Inode
 from rootdisk.errors import BadInput
-from rootdisk.ext4.format import BLOCK
 
-_HEAD = struct.Struct("<8s32sQ")
-_MAGIC = b"RDNAMES1"
+_HEAD = struct.Struct("<8s32sQQQ")
+_MAGIC = b"RDNAMES2"  # the number is the format's version
 _MAX_BYTES = 4 << 30
 
 
 class Directories(NamedTuple):
-    """In the order of their inode numbers: how many blocks each has, and all blocks.
+    """For each directory of many blocks, by ascending inode number: how many names and leaves, then these.
 
-    None of a directory that holds what is no layer's own: its content may be another one next time.
+    A name is its place in the bytewise order of the directory's names. There is none of a directory that holds what is no
+    layer's own: its content may be another one next time.
     """
 
-    counts: array[int]
-    content: Sequence[bytes | memoryview]  # block by block, as the plan has them: many directories are never joined
+    numbers: array[int]
+    names: array[int]
+    leaves: array[int]
+    order: array[int]
+    ends: array[int]
+    hashes: array[int]
 
-    def blocks(self) -> Iterator[Sequence[bytes | memoryview]]:
-        """Each directory's blocks."""
-        at = 0
-        for count in self.counts:
-            yield self.content[at : at + count]
-            at += count
+    @classmethod
+    def of(cls, indexes: Mapping[int, Index], numbers: Sequence[int]) -> Directories:
+        """Return those of the inodes `numbers`."""
+        made = cls(array("I", numbers), *(array("I") for _ in range(5)))
+        for number in numbers:
+            index = indexes[number]
+            places = {name: place for place, name in enumerate(sorted(index.names))}
+            made.names.append(len(index.names))
+            made.leaves.append(len(index.ends))
+            made.order.extend(map(places.__getitem__, index.names))
+            made.ends.extend(index.ends)
+            made.hashes.extend(index.hashes)
+        return made
+
+    def indexes(self, by_number: Sequence[Inode | None]) -> Iterator[tuple[int, Index]]:
+        """Yield each directory's inode number and index; `by_number` are the inodes of a tree of the same layers."""
+        name = leaf = 0
+        for number, names, leaves in zip(self.numbers, self.names, self.leaves, strict=True):
+            order = self.order[name : name + names]
+            ends, hashes = (column[leaf : leaf + leaves] for column in (self.ends, self.hashes))
+            name, leaf = name + names, leaf + leaves
+            node = by_number[number] if number < len(by_number) else None
+            if isinstance(node, Directory) and len(node.children) == names == ends[-1] and max(order) < names:
+                ordered = sorted(node.children)
+                yield number, Index([ordered[place] for place in order], ends, hashes)
 
     def pack(self) -> bytes:
-        """For a file in the cache; of this machine's byte order, as the cache is."""
-        stream = zstandard.ZstdCompressor(level=1).compressobj(
-            size=self.counts.itemsize * len(self.counts) + BLOCK * len(self.content)
-        )
-        parts = [stream.compress(self.counts.tobytes()), *map(stream.compress, self.content), stream.flush()]
-        body = b"".join(parts)
-        return _HEAD.pack(_MAGIC, hashlib.sha256(body).digest(), len(self.counts)) + body
+        """Return the bytes for a file in the cache; of this machine's byte order, as the cache is."""
+        body = zstandard.ZstdCompressor(level=1).compress(b"".join(column.tobytes() for column in self))
+        sizes = (len(self.numbers), len(self.order), len(self.ends))
+        return _HEAD.pack(_MAGIC, hashlib.sha256(body).digest(), *sizes) + body
 
     @classmethod
     def unpack(cls, raw: bytes) -> Directories:
-        """What pack() wrote; BadInput where it is damaged: make it again."""
+        """Return what pack() wrote. BadInput: it is damaged or of another version; make it again."""
         try:
-            magic, digest, count = _HEAD.unpack_from(raw)
+            magic, digest, directories, names, leaves = _HEAD.unpack_from(raw)
             body = memoryview(raw)[_HEAD.size :]
             if magic != _MAGIC or hashlib.sha256(body).digest() != digest:
                 raise BadInput("the directories are damaged")
-            both = zstandard.ZstdDecompressor().decompress(body, max_output_size=_MAX_BYTES)
+            whole = zstandard.ZstdDecompressor().decompress(body, max_output_size=_MAX_BYTES)
         except (struct.error, zstandard.ZstdError) as err:
             raise BadInput("the directories are damaged") from err
-        whole = memoryview(both)
-        counts = array("I", whole[: count * array("I").itemsize].tobytes())
-        content = whole[count * counts.itemsize :]
-        if len(counts) != count or sum(counts) * BLOCK != len(content):
+        sizes = (directories, directories, directories, names, leaves, leaves)
+        item = array("I").itemsize
+        if sum(sizes) * item != len(whole):
             raise BadInput("the directories are damaged")
-        return cls(counts, [content[start : start + BLOCK] for start in range(0, len(content), BLOCK)])
+        columns, at = [], 0
+        for size in sizes:
+            columns.append(array("I", whole[at * item : (at + size) * item]))
+            at += size
+        made = cls(*columns)
+        if sum(made.names) != names or sum(made.leaves) != leaves or 0 in made.leaves or 0 in made.names:
+            raise BadInput("the directories are damaged")
+        return made

@@ -7,7 +7,9 @@ Blocks are numbered within the directory, so their content does not depend on wh
 from __future__ import annotations
 
 import stat
-from collections.abc import Sequence
+from array import array
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 from imagetool.ext4.htree import half_md4
 from rootdisk.ext4.checksum import directory_block_checksum, index_block_checksum
@@ -47,60 +49,87 @@ _PADDING = (b"", b"\0", b"\0\0", b"\0\0\0")
 Entry = tuple[bytes, int, int]  # name, inode number, file type
 
 
+class Index(NamedTuple):
+    """The order of names in a directory of many blocks.
+
+    `names` are by hash; a leaf has those up to its entry in `ends`, and `hashes` has the first hash of each. Bit 0 says
+    that the leaf continues the hash of the one before.
+    """
+
+    names: list[bytes]
+    ends: array[int]
+    hashes: array[int]
+
+    @property
+    def nodes(self) -> int:
+        """How many blocks there are between the root block and the leaves."""
+        leaves = len(self.ends)
+        return 0 if leaves <= DX_ROOT_LIMIT else -(-leaves // DX_NODE_LIMIT)
+
+    @property
+    def blocks(self) -> int:
+        """How many blocks the directory has: the root, inner nodes, leaves."""
+        return 1 + self.nodes + len(self.ends)
+
+
 def record(name: bytes) -> int:
-    """Bytes an entry takes."""
+    """Return how many bytes an entry takes."""
     return (DIRENT.size + len(name) + 3) & ~3
 
 
-def blocks(
-    number: int, parent: int, entries: Sequence[Entry], seed: int, hash_seed: tuple[int, int, int, int]
-) -> list[bytes]:
-    """A directory's content: inode `number` in `parent`, its checksum `seed`. More than one block means an htree.
+def is_linear(names: Iterable[bytes]) -> bool:
+    """Return if one block holds a directory with these names, `.` and `..`."""
+    return sum([(len(name) + 11) & ~3 for name in names]) + 24 <= ROOM  # record(), without a call a name
 
-    `entries` in bytewise order of names. ValueError where two levels of index would not do (more than 10^7 names).
-    """
-    dots: list[Entry] = [(b".", number, FT_DIR), (b"..", parent, FT_DIR)]
-    if sum([(len(name) + 11) & ~3 for name, _, _ in entries]) + 24 <= ROOM:  # record(), without a call a name
-        return [_leaf([*dots, *entries], seed)]
-    hashed = sorted((half_md4(name, hash_seed), name, inode, kind) for name, inode, kind in entries)
-    leaves: list[tuple[int, list[Entry]]] = []  # first hash, entries
+
+def index(names: Iterable[bytes], hash_seed: tuple[int, int, int, int]) -> Index:
+    """Order the names of a directory of many blocks. ValueError: more than two levels of index hold (10^7 names)."""
+    hashed = sorted([(half_md4(name, hash_seed), name) for name in names])
+    ends, hashes = array("I"), array("I")
     used, last = ROOM, -1
-    for value, name, inode, kind in hashed:
+    for place, (value, name) in enumerate(hashed):
         size = record(name)
         same = value == last
-        # Names of one hash stay together where they can; else the next leaf says that it continues them (bit 0).
+        # Names of one hash stay together if they can; else the next leaf says that it continues them (bit 0).
         if used + size > (ROOM if same else LEAF_FILL):
-            leaves.append((value | 1 if same else value, []))
+            if hashes:
+                ends.append(place)
+            hashes.append(value | 1 if same else value)
             used = 0
-        leaves[-1][1].append((name, inode, kind))
         used += size
         last = value
-    return _index(dots, leaves, seed)
+    ends.append(len(hashed))
+    made = Index([name for _, name in hashed], ends, hashes)
+    if made.nodes > DX_ROOT_LIMIT:  # EXT4_HTREE_LEVEL_COMPAT; a third level is for file systems with large_dir
+        raise ValueError(f"{len(hashed)} names are more than an index holds")
+    return made
 
 
-def _index(dots: list[Entry], leaves: list[tuple[int, list[Entry]]], seed: int) -> list[bytes]:
-    """Root block, inner nodes, leaves. Levels are filled evenly from the left."""
-    levels = 0
-    widths = [len(leaves)]
-    while widths[0] > DX_ROOT_LIMIT:
-        widths.insert(0, -(-widths[0] // DX_NODE_LIMIT))
-        levels += 1
-    if levels > 1:  # EXT4_HTREE_LEVEL_COMPAT; a third level is for file systems with large_dir
-        raise ValueError(f"{sum(len(entries) for _, entries in leaves)} names are more than an index holds")
-    nodes = sum(widths[:-1])
-    firsts = [first for first, _ in leaves]
-    below = [(first, 1 + nodes + place) for place, first in enumerate(firsts)]
-    inner: list[bytes] = []
-    for width in reversed(widths[:-1]):
-        start = 1 + nodes - len(inner) - width
-        made, above = [], []
-        for place in range(width):
-            part = below[place * DX_NODE_LIMIT : (place + 1) * DX_NODE_LIMIT]
-            made.append(_node(part, seed))
-            above.append((part[0][0], start + place))
-        inner = made + inner
-        below = above
-    return [_root(dots, below, levels, seed), *inner, *(_leaf(entries, seed) for _, entries in leaves)]
+def linear_block(number: int, parent: int, entries: Iterable[Entry], seed: int) -> bytes:
+    """Return the only block of a directory: inode `number` in `parent`, its checksum `seed`; entries in bytewise order."""
+    return _leaf([(b".", number, FT_DIR), (b"..", parent, FT_DIR), *entries], seed)
+
+
+def index_block(block: int, made: Index, number: int, parent: int, entry: Callable[[bytes], Entry], seed: int) -> bytes:
+    """Return one block of a directory of many: inode `number` in `parent`, its checksum `seed`.
+
+    The root is block 0, then come inner nodes, then leaves; levels are filled evenly from the left.
+    """
+    nodes = made.nodes
+    if block > nodes:
+        leaf = block - nodes - 1
+        start = made.ends[leaf - 1] if leaf else 0
+        return _leaf([entry(name) for name in made.names[start : made.ends[leaf]]], seed)
+    firsts = made.hashes
+    if block:
+        start = (block - 1) * DX_NODE_LIMIT
+        part = firsts[start : start + DX_NODE_LIMIT]
+        return _node([(value, 1 + nodes + start + place) for place, value in enumerate(part)], seed)
+    if nodes:
+        below = [(firsts[node * DX_NODE_LIMIT], 1 + node) for node in range(nodes)]
+    else:
+        below = [(value, 1 + place) for place, value in enumerate(firsts)]
+    return _root(number, parent, below, levels=1 if nodes else 0, seed=seed)
 
 
 def _leaf(entries: Sequence[Entry], seed: int) -> bytes:
@@ -117,9 +146,9 @@ def _leaf(entries: Sequence[Entry], seed: int) -> bytes:
     return content + DIRENT_TAIL.pack(0, DIRENT_TAIL.size, 0, DIRENT_TAIL_TYPE, directory_block_checksum(seed, content))
 
 
-def _root(dots: list[Entry], entries: list[tuple[int, int]], levels: int, seed: int) -> bytes:
-    head = DIRENT.pack(dots[0][1], 12, 1, FT_DIR) + b".\0\0\0"
-    head += DIRENT.pack(dots[1][1], BLOCK - 12, 2, FT_DIR) + b"..\0\0"
+def _root(number: int, parent: int, entries: list[tuple[int, int]], levels: int, seed: int) -> bytes:
+    head = DIRENT.pack(number, 12, 1, FT_DIR) + b".\0\0\0"
+    head += DIRENT.pack(parent, BLOCK - 12, 2, FT_DIR) + b"..\0\0"
     head += DX_ROOT_INFO.pack(0, DX_HASH_HALF_MD4, DX_ROOT_INFO.size, levels, 0)
     return _with_entries(head, entries, DX_ROOT_LIMIT, seed)
 

@@ -6,6 +6,7 @@ theirs unused. So a new top layer leaves every number, and nearly every table bl
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass, field
 
 from imagetool.tree.model import Directory, File, Inode, Special, Symlink, Tree
@@ -19,93 +20,137 @@ _FIRST_NS, _AFTER_NS = TIME_MIN * 1_000_000_000, (TIME_MAX + 1) * 1_000_000_000
 
 @dataclass(slots=True)
 class Numbers:
-    """`by_number[n]` is inode n or None; `links` counts names of what is no directory, `parents` gives a directory's,
-    `firsts` each layer's first number."""
+    """The numbering of a tree; each inode has its own number and number of names (`number`, `links`).
 
-    number: dict[Inode, int] = field(default_factory=dict)
+    `by_number[n]` is inode n or None, `firsts` has each layer's first number. `directories` are as they were met, the
+    root first, and `above` is for each the place of its parent in that list.
+    """
+
     by_number: list[Inode | None] = field(default_factory=list)
-    links: dict[Inode, int] = field(default_factory=dict)
-    parents: dict[Directory, Directory] = field(default_factory=dict)
     firsts: list[int] = field(default_factory=list)
+    directories: list[Directory] = field(default_factory=list)
+    above: array[int] = field(default_factory=lambda: array("I"))
 
-    def subdirectories(self, directory: Directory) -> int:
-        return sum(isinstance(child, Directory) for child in directory.children.values())
+    def parents(self) -> array[int]:
+        """Return for each inode number that of its parent; 0 if it is not a directory's."""
+        parents = array("I", bytes(4 * len(self.by_number)))
+        for directory, place in zip(self.directories, self.above, strict=True):
+            parents[directory.number] = self.directories[place].number
+        return parents
+
+    def path(self, place: int) -> bytes:
+        """Return the path of directory `place`, with a slash at its end: for messages, and slow."""
+        names: list[bytes] = []
+        while place:
+            directory, place = self.directories[place], self.above[place]
+            children = self.directories[place].children
+            names.append(next(name for name, inode in children.items() if inode is directory))
+        return b"/" + b"".join(name + b"/" for name in reversed(names))
+
+    def path_of(self, wanted: Inode) -> str:
+        """Return a path of any inode, as text: for messages, and slow."""
+        for place, directory in enumerate(self.directories):
+            if directory is wanted:
+                return printable(self.path(place))
+            for name, inode in directory.children.items():
+                if inode is wanted and not isinstance(inode, Directory):
+                    return printable(self.path(place) + name)
+        return "?"
+
+
+def subdirectories(directory: Directory) -> int:
+    """Count the directories in a directory."""
+    return sum(isinstance(child, Directory) for child in directory.children.values())
 
 
 def assign(tree: Tree) -> Numbers:
-    """Numbers for all inodes of `tree`. BadInput names the file that has too many names or a time ext4 cannot hold."""
-    found = Numbers()
+    """Number all inodes of `tree`.
+
+    BadInput names the file that has too many names, too long a path, or a time that ext4 cannot hold.
+    """
+    _forget_links(tree)
+    numbers = Numbers()
     others: list[list[Inode]] = [[] for _ in tree.layers] or [[]]
-    found.parents[tree.root] = tree.root
-    _check_time(found, tree.root)
-    waiting = [(tree.root, 1)]
+    files = _count_links(tree, numbers, others)
+    by_number = numbers.by_number
+    by_number += [None] * EXT4_GOOD_OLD_FIRST_INO
+    by_number[EXT4_ROOT_INO] = tree.root
+    tree.root.number = EXT4_ROOT_INO
+    for lower, rest in zip(tree.layers, others, strict=False):
+        numbers.firsts.append(len(by_number))
+        for file in lower.files:
+            file.number = len(by_number)
+            by_number.append(file if file.links else None)
+            if file.links:
+                files -= 1
+                if not _FIRST_NS <= file.mtime_ns < _AFTER_NS:
+                    _check_time(numbers, file)
+        for inode in rest:
+            inode.number = len(by_number)
+            by_number.append(inode)
+            if not _FIRST_NS <= inode.mtime_ns < _AFTER_NS:
+                _check_time(numbers, inode)
+    assert not files, "a file that is in no layer's list"
+    return numbers
+
+
+def _forget_links(tree: Tree) -> None:
+    """All link counts as before the first name is met: a tree may be planned more than once."""
+    for layer in tree.layers:
+        for file in layer.files:
+            file.links = 0
+    waiting = [tree.root]
     while waiting:
-        directory, length = waiting.pop()
+        for child in waiting.pop().children.values():
+            if isinstance(child, Directory):
+                waiting.append(child)
+            else:
+                child.links = 0
+
+
+def _count_links(tree: Tree, numbers: Numbers, others: list[list[Inode]]) -> int:
+    """Find all directories and count all names; `others` are the inodes of each layer that are not files.
+
+    Returns how many files there are.
+    """
+    files = 0
+    numbers.directories.append(tree.root)
+    numbers.above.append(0)
+    _check_time(numbers, tree.root)
+    waiting = [(0, 1)]  # place of a directory, length of its path
+    while waiting:
+        place, length = waiting.pop()
+        children = numbers.directories[place].children
         below = []
-        for name in sorted(directory.children):
-            inode = directory.children[name]
+        for name in sorted(children):
+            inode = children[name]
             if isinstance(inode, Directory):
-                found.parents[inode] = directory
                 others[inode.layer].append(inode)
-                below.append((inode, length + len(name) + 1))
+                below.append((len(numbers.directories), length + len(name) + 1))
+                numbers.directories.append(inode)
+                numbers.above.append(place)
                 continue
-            count = found.links[inode] = found.links.get(inode, 0) + 1
-            if count > EXT4_LINK_MAX:
-                path = path_of(found, directory) + name
-                raise BadInput(f"{_text(path)}: more than {EXT4_LINK_MAX} hard links", "ext4 can hold no more")
-            if count == 1 and not isinstance(inode, File):
+            inode.links += 1
+            if inode.links > EXT4_LINK_MAX:
+                path = printable(numbers.path(place) + name)
+                raise BadInput(f"{path}: more than {EXT4_LINK_MAX} hard links", "ext4 can hold no more")
+            if inode.links > 1:
+                continue
+            if isinstance(inode, File):
+                files += 1
+            else:
                 layer = inode.layer if isinstance(inode, Symlink | Special) else len(others) - 1
                 others[layer].append(inode)
         for child, size in below:
-            _check_time(found, child)
+            _check_time(numbers, numbers.directories[child])
             if size > PATH_MAX_BYTES:
-                path = path_of(found, child)
-                raise BadInput(
-                    f"{_text(path)}: a path of {size} bytes", f"at most {PATH_MAX_BYTES}: it goes through links"
-                )
+                path = printable(numbers.path(child))
+                raise BadInput(f"{path}: a path of {size} bytes", f"at most {PATH_MAX_BYTES}: it goes through links")
         waiting.extend(reversed(below))
-    found.by_number = [None] * EXT4_GOOD_OLD_FIRST_INO
-    found.by_number[EXT4_ROOT_INO] = tree.root
-    found.number[tree.root] = EXT4_ROOT_INO
-    number, by_number, links = found.number, found.by_number, found.links
-    for lower, rest in zip(tree.layers, others, strict=False):
-        found.firsts.append(len(found.by_number))
-        for inode in (*lower.files, *rest):
-            number[inode] = len(by_number)
-            seen = inode in links or not isinstance(inode, File)
-            by_number.append(inode if seen else None)
-            if seen and not _FIRST_NS <= inode.mtime_ns < _AFTER_NS:
-                _check_time(found, inode)
-    missing = [inode for inode in found.links if inode not in found.number]
-    assert not missing, "a file that is in no layer's list"
-    return found
+    return files
 
 
 def _check_time(numbers: Numbers, inode: Inode) -> None:
     if not _FIRST_NS <= inode.mtime_ns < _AFTER_NS:
         seconds = inode.mtime_ns // 1_000_000_000
-        raise BadInput(f"{path_of_inode(numbers, inode)}: the time {seconds} s, which ext4 cannot hold")
-
-
-def path_of(numbers: Numbers, directory: Directory) -> bytes:
-    """The directory's path with a slash at its end: for messages, and slow."""
-    names: list[bytes] = []
-    while (parent := numbers.parents[directory]) is not directory:
-        names.append(next(name for name, inode in parent.children.items() if inode is directory))
-        directory = parent
-    return b"/" + b"".join(name + b"/" for name in reversed(names))
-
-
-def path_of_inode(numbers: Numbers, wanted: Inode) -> str:
-    """A path of any inode, as text: for messages, and slow."""
-    for directory in numbers.parents:
-        if directory is wanted:
-            return _text(path_of(numbers, directory))
-        for name, inode in directory.children.items():
-            if inode is wanted and not isinstance(inode, Directory):
-                return _text(path_of(numbers, directory) + name)
-    return "?"
-
-
-def _text(path: bytes) -> str:
-    return printable(path)
+        raise BadInput(f"{numbers.path_of(inode)}: the time {seconds} s, which ext4 cannot hold")

@@ -29,11 +29,14 @@ _ACL_NAMES = {index: name for name, index in XATTR_ACL_INDEX.items()}
 Entry = tuple[int, bytes, bytes]  # name index, name without its prefix, value as ext4 stores it
 
 
-def encode(xattrs: Mapping[bytes, bytes]) -> tuple[bytes, bytes]:
-    """What goes into the inode (after i_extra, "" for nothing) and into a block ("" for none; its checksum still zero).
+def split(xattrs: Mapping[bytes, bytes]) -> tuple[list[Entry], list[Entry]]:
+    """Return what goes into the inode and what goes into a block of its own.
 
-    All in the inode where they fit, else the largest go to the block. ValueError with the reason where neither holds
-    them: an EA block is 4 KiB.
+    All go into the inode if they fit, else the largest go to the block.
+
+    Raises:
+        ValueError: neither holds them (a block is 4 KiB), or a name is too long.
+        BadInput, Unsupported: an ACL or a name that Linux does not have.
     """
     entries = sorted((_entry(name, value) for name, value in xattrs.items()), key=_order)
     inside: list[Entry] = entries
@@ -48,21 +51,36 @@ def encode(xattrs: Mapping[bytes, bytes]) -> tuple[bytes, bytes]:
     if _size(outside) > IN_BLOCK:
         raise ValueError(f"{_size(outside)} bytes of extended attributes are more than the {IN_BLOCK} ext4 can hold")
     outside.sort(key=_order)
-    return _in_inode(inside), _in_block(outside)
+    return inside, outside
 
 
-def with_checksum(block: bytes, place: int, seed: int, references: int) -> bytes:
-    """A block of encode() as it stands at disk block `place`, shared by so many inodes."""
-    out = bytearray(block)
-    struct.pack_into("<I", out, 4, references)
-    struct.pack_into("<I", out, 16, xattr_block_checksum(seed, place, out))
-    return bytes(out)
+def in_inode(entries: list[Entry]) -> bytes:
+    """Return what stands in the inode after i_extra; b"" for nothing."""
+    if not entries:
+        return b""
+    # Values' offsets count from the first entry; a hash of 0 means none, as the kernel writes it here.
+    return struct.pack("<I", XATTR_MAGIC) + _lay_out(entries, IN_INODE, 0, [0] * len(entries))
+
+
+def in_block(entries: list[Entry], place: int, seed: int, references: int) -> bytes:
+    """Return the block of `entries` as it stands at disk block `place`, shared by so many inodes; `seed` is the disk's."""
+    hashes = [_hash(name, value) for _, name, value in entries]
+    total = 0
+    for entry_hash in hashes:
+        if not entry_hash:
+            total = 0
+            break
+        total = ((total << 16) ^ (total >> 16) ^ entry_hash) & 0xFFFF_FFFF
+    content = _lay_out(entries, IN_BLOCK, XATTR_HEADER.size, hashes)
+    bare = XATTR_HEADER.pack(XATTR_MAGIC, references, 1, total, 0, 0, 0, 0) + content
+    checksum = xattr_block_checksum(seed, place, bare)
+    return XATTR_HEADER.pack(XATTR_MAGIC, references, 1, total, checksum, 0, 0, 0) + content
 
 
 def decode(raw: bytes, first: int) -> dict[bytes, bytes]:
-    """Names and values of entries that begin at `first` in `raw`, from whose start the values' offsets count.
+    """Return names and values of entries that begin at `first` in `raw`, from whose start the values' offsets count.
 
-    ValueError says what is wrong with them; values in inodes of their own (ea_inode) are not read.
+    ValueError: what is wrong with them. Values in inodes of their own (ea_inode) are not read.
     """
     found: dict[bytes, bytes] = {}
     at = first
@@ -133,27 +151,6 @@ def _size(entries: list[Entry]) -> int:
 
 def _up(length: int) -> int:
     return (length + 3) & ~3
-
-
-def _in_inode(entries: list[Entry]) -> bytes:
-    if not entries:
-        return b""
-    # Values' offsets count from the first entry; a hash of 0 means none, as the kernel writes it here.
-    return struct.pack("<I", XATTR_MAGIC) + _lay_out(entries, IN_INODE, 0, [0] * len(entries))
-
-
-def _in_block(entries: list[Entry]) -> bytes:
-    if not entries:
-        return b""
-    hashes = [_hash(name, value) for _, name, value in entries]
-    total = 0
-    for entry_hash in hashes:
-        if not entry_hash:
-            total = 0
-            break
-        total = ((total << 16) ^ (total >> 16) ^ entry_hash) & 0xFFFF_FFFF
-    header = XATTR_HEADER.pack(XATTR_MAGIC, 1, 1, total, 0, 0, 0, 0)
-    return header + _lay_out(entries, IN_BLOCK, XATTR_HEADER.size, hashes)
 
 
 def _lay_out(entries: list[Entry], room: int, base: int, hashes: list[int]) -> bytes:

@@ -24,9 +24,16 @@ class Source(Protocol):
 
 
 class Inode:
-    """What ext4 keeps in an inode. `mode` is the whole st_mode, type bits included; xattr names are full names."""
+    """What ext4 keeps in an inode. `mode` is the whole st_mode, type bits included; xattr names are full names.
 
-    __slots__ = ("gid", "mode", "mtime_ns", "uid", "xattrs")
+    `number` and `links` are the writer's: imagetool/ext4/inode_numbers.py sets them when it plans a disk of the tree. In
+    dicts beside the tree they would take five times the memory.
+    """
+
+    __slots__ = ("gid", "links", "mode", "mtime_ns", "number", "uid", "xattrs")
+
+    links: int
+    number: int
 
     def __init__(
         self, mode: int, uid: int = 0, gid: int = 0, mtime_ns: int = 0, xattrs: dict[bytes, bytes] | None = None

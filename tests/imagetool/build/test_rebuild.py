@@ -130,10 +130,12 @@ def test_what_a_change_of_the_environment_makes_again(tmp_path: Path) -> None:
 
 
 def test_a_damaged_memory_is_made_again(tmp_path: Path) -> None:
-    write_layout(tmp_path / "l", "t", [PASSWD + SANDBOX + END])
+    """Also one of an older version."""
+    write_layout(tmp_path / "l", "t", [PASSWD + SANDBOX + MANY + END])
     clean = made(image(tmp_path / "l"), tmp_path / "clean", tmp_path / "cache")
     (kept,) = (tmp_path / "cache/indexes").glob("directories-*")
     data = kept.read_bytes()
-    for number, damaged in enumerate((data[:-1], data[:20], b"", data[:100] + bytes([data[100] ^ 1]) + data[101:])):
+    flipped = data[:100] + bytes([data[100] ^ 1]) + data[101:]
+    for number, damaged in enumerate((data[:-1], data[:20], b"", flipped, b"RDNAMES1" + data[8:])):
         kept.write_bytes(damaged)
         assert made(image(tmp_path / "l"), tmp_path / str(number), tmp_path / "cache")[:2] == clean[:2]

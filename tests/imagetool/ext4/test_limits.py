@@ -132,8 +132,14 @@ def test_names_that_collide_in_the_index(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(directories, "half_md4", lambda name, seed: 8)
 
     def work(count: int) -> Callable[[], object]:
-        entries = [(b"name-%06d" % n, n + 11, 1) for n in range(count)]
-        return lambda: directories.blocks(2, 2, entries, 1, seed_words(bytes(range(16))))
+        names = [b"name-%06d" % n for n in range(count)]
+
+        def render() -> None:
+            index = directories.index(names, seed_words(bytes(range(16))))
+            for block in range(index.blocks):
+                directories.index_block(block, index, 2, 2, lambda name: (name, 11, 1), 1)
+
+        return render
 
     assert growth(work, 2000) < LINEAR
 
