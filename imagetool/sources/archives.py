@@ -21,6 +21,7 @@ import zstandard
 
 from imagetool.sources.image_config import ImageConfig
 from imagetool.tree.index import FILE, LINK, SYMLINK
+from imagetool.tree.remarks import Remark
 from imagetool.tree.tar import scan
 from rootdisk.errors import BadInput, DigestMismatch, NotThere, Unsupported
 from rootdisk.oci.documents import (
@@ -37,6 +38,7 @@ from rootdisk.oci.fields import parse_value
 from rootdisk.oci.layout import blob_name, find, read_index
 from rootdisk.oci.reference import parse_reference
 from rootdisk.oci.repository import check_manifest, check_range, describe_manifest
+from rootdisk.text import printable
 
 ARCHIVE_MAX_BYTES = 256 << 30  # of a compressed archive once inflated
 MEMBERS_MAX_COUNT = 100_000
@@ -162,9 +164,10 @@ class DockerArchive:
         entry = _choose(archive, tag)
         name = str(entry.get("Config"))
         config_raw = archive.read(name)
-        named = re.search(r"(?:\A|/)([0-9a-f]{64})(?:\.json)?\Z", name)  # every docker names it by its digest
-        if named and Digest.of(config_raw).hex != named[1]:
-            raise DigestMismatch(f"{archive.where}: the config is not what its name says", "the archive is damaged")
+        named = re.search(r"(?:\A|/)([0-9a-f]{64})(?:\.json)?\Z", name)  # docker names it by its digest, and loads any
+        changed = named is not None and Digest.of(config_raw).hex != named[1]
+        text = f"{archive.where}: the config {printable(name, 100)} has another digest than its name says"
+        self.remarks = (Remark(text),) if changed else ()
         names = entry.get("Layers")
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise BadInput(f"{archive.where}: manifest.json lists no layers", "the archive is damaged")

@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from imagetool.tree.remarks import Remark
 from rootdisk.artifact.format import Process
 from rootdisk.errors import BadInput, Unsupported
-from rootdisk.oci.documents import DOCKER_CONFIG, MANIFEST_MAX_BYTES, OCI_CONFIG, Digest, Manifest, Platform, parse_json
+from rootdisk.ids import parse_signal
+from rootdisk.oci.documents import (
+    DOCKER_CONFIG,
+    MANIFEST_MAX_BYTES,
+    OCI_CONFIG,
+    Descriptor,
+    Digest,
+    Manifest,
+    Platform,
+    no_variant,
+    parse_json,
+)
 from rootdisk.text import printable
 
-CONFIG_TYPES = (OCI_CONFIG, DOCKER_CONFIG)
+# What Docker takes for an image (moby, distribution/registry.go): the last four are what old registries and clients wrote.
+CONFIG_TYPES = (OCI_CONFIG, DOCKER_CONFIG, "application/octet-stream", "application/json", "text/html", "")
+ENCRYPTED = "org.opencontainers.image.enc."  # annotations of ocicrypt
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +45,7 @@ class ImageConfig:
     ports: tuple[str, ...] = ()  # as 80/tcp
     volumes: tuple[str, ...] = ()
     variant_said: bool = True  # by the config itself; else the platform's is the usual one of its architecture
+    remarks: tuple[Remark, ...] = ()  # what of the config is not used as it stands
 
     @classmethod
     def parse(cls, raw: bytes) -> ImageConfig:
@@ -43,26 +59,35 @@ class ImageConfig:
         process = value.get("config") or {}
         if not isinstance(process, dict):
             raise BadInput("image config: config is not an object")
+        remarks: list[Remark] = []
         env = _strings(process, "Env")
         for item in env:
-            if "=" not in item[1:]:
-                raise BadInput(f"image config: Env entry {item.partition('=')[0]!r:.80} has no name or no value")
+            if "=" not in item[1:]:  # runtimes leave these out too
+                name = printable(item.partition("=")[0], 80)
+                remarks.append(Remark(f"image config: Env entry {name!r} has no name or no value: left out"))
+        stop_signal = _text(process, "StopSignal") or "SIGTERM"
+        try:
+            parse_signal(stop_signal)
+        except BadInput as err:
+            remarks.append(Remark(f"image config: StopSignal: {err.message}: SIGTERM is used"))
+            stop_signal = "SIGTERM"
         labels = process.get("Labels") or {}
         if not isinstance(labels, dict):
             raise BadInput("image config: Labels is not an object")
         return cls(
             Platform.of(value),
             tuple(Digest.parse(item) for item in rootfs["diff_ids"]),
-            env,
-            _strings(process, "Entrypoint"),
-            _strings(process, "Cmd"),
+            tuple(item for item in env if "=" in item[1:]),
+            _words(process, "Entrypoint"),
+            _words(process, "Cmd"),
             _text(process, "WorkingDir") or "/",
             _text(process, "User"),
-            _text(process, "StopSignal") or "SIGTERM",
+            stop_signal,
             {str(key): str(item) for key, item in sorted(labels.items())},
             _keys(process, "ExposedPorts"),
             _keys(process, "Volumes"),
             bool(value.get("variant")),
+            tuple(remarks),
         )
 
     @property
@@ -72,28 +97,55 @@ class ImageConfig:
 
 def check_image(
     manifest: Manifest, config: ImageConfig, platform: Platform, where: str, listed: Platform | None = None
-) -> None:
-    """Refuse what is no image for `platform` or whose layers do not fit its config.
+) -> tuple[Remark, ...]:
+    """Refuse what is no image for `platform`, or has layers that are not tars or do not fit its config.
 
-    `listed` is what an index says of it, which knows the variant where an older config does not.
+    `listed` is the platform by an index, which is believed if the config says another, as by container runtimes.
+    Returns a remark then.
+
+    Raises:
+        BadInput: The image is for another platform, or its config and layers do not belong together.
+        Unsupported: A layer is encrypted, or is not a tar, or is not in the registry.
     """
     for number, layer in enumerate(manifest.layers, 1):
-        if "nondistributable" in layer.media_type or ".foreign." in layer.media_type:
-            raise Unsupported(
-                f"{where}: layer {number} is of type {printable(layer.media_type, 120)}",
-                "its bytes are not in the registry",
-            )
+        _check_layer(layer, f"{where}: layer {number}")
     if len(config.diff_ids) != len(manifest.layers):
         raise BadInput(f"{where}: {len(manifest.layers)} layers, and {len(config.diff_ids)} diff_ids in the config")
     own = config.platform
-    if (
-        listed == platform
-        and not config.variant_said
-        and (own.os, own.architecture) == (platform.os, platform.architecture)
+    if own == platform:
+        return config.remarks
+    if listed == platform:
+        said = (own.os, own.architecture) != (platform.os, platform.architecture) or config.variant_said
+        text = f"{where}: its index says {platform}, its config {own or 'no platform'}: the index is believed"
+        return (*config.remarks, *([Remark(text)] if said else []))
+    if own in (Platform("", ""), Platform("linux", "")):
+        return (*config.remarks, Remark(f"{where}: its config names no platform: {platform} is believed"))
+    err = no_variant(platform, [(own, ())])
+    raise BadInput(f"{where}: {err.message}", err.hint)
+
+
+def _check_layer(layer: Descriptor, what: str) -> None:
+    """Refuse by its type, before a byte is read, what cannot be a tar."""
+    shown = printable(layer.media_type, 120)
+    if "+encrypted" in layer.media_type or any(key.startswith(ENCRYPTED) for key in layer.annotations):
+        raise Unsupported(
+            f"{what} is encrypted ({shown})",
+            "decrypt the image first: skopeo copy --decryption-key KEY.pem docker://IMAGE oci:DIR:TAG",
+        )
+    if "nondistributable" in layer.media_type or ".foreign." in layer.media_type:
+        raise Unsupported(f"{what} is of type {shown}", "its bytes are not in the registry")
+    # Runtimes read the bytes whatever the type says, if it could be a tar.
+    if "tar" not in layer.media_type and not re.fullmatch(
+        r"application/(octet-stream|(x-)?(gzip|zstd))", layer.media_type
     ):
-        own = platform
-    if own != platform:
-        raise BadInput(f"{where}: an image for {own or 'no platform'}, not {platform}", "ask for its platform")
+        raise Unsupported(
+            f"{what} is of type {shown}, which is not a tar", "only images of tar layers can be converted"
+        )
+
+
+def _words(value: Mapping[str, Any], key: str) -> tuple[str, ...]:
+    """A list of strings, or one string, which Docker takes too (strslice)."""
+    return _strings({key: [value[key]]} if isinstance(value.get(key), str) and value[key] else value, key)
 
 
 def _strings(value: Mapping[str, Any], key: str) -> tuple[str, ...]:

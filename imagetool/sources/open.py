@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from imagetool.content import PIECE_BYTES, pieces
 from imagetool.sources.image_config import CONFIG_TYPES, ImageConfig, check_image
+from imagetool.tree.remarks import Remark
 from rootdisk.errors import BadInput
 from rootdisk.oci.documents import (
     MANIFEST_MAX_BYTES,
@@ -51,6 +52,7 @@ class SourceImage(NamedTuple):
     manifest: Manifest
     config: ImageConfig
     layers: tuple[LayerBlob, ...]
+    remarks: tuple[Remark, ...] = ()
 
 
 @contextlib.contextmanager
@@ -89,21 +91,37 @@ def open_source(text: str, platform: Platform, options: RegistryOptions | None =
 
 
 def _from_repository(repository: Repository, reference: Reference, platform: Platform) -> SourceImage:
-    found, raw = resolve_manifest(repository, reference, platform)
+    def ask(_: Descriptor, raw: bytes) -> Platform | None:
+        """The platform of a manifest by its config."""
+        manifest = Manifest.parse(raw)
+        if not _is_image(manifest):
+            return None
+        try:
+            return ImageConfig.parse(read_blob(repository, manifest.config, MANIFEST_MAX_BYTES)).platform
+        except BadInput:  # by its type it could be an image, by its content it is none
+            return None
+
+    found, raw = resolve_manifest(repository, reference, platform, ask)
     manifest = Manifest.parse(raw)
-    if manifest.config.media_type not in CONFIG_TYPES:
+    if not _is_image(manifest):
         kind = manifest.artifact_type or manifest.config.media_type
         raise BadInput(
             f"{reference}: not an image but {printable(kind, 120)}", "name an image that a container could run"
         )
     config = ImageConfig.parse(read_blob(repository, manifest.config, MANIFEST_MAX_BYTES))
-    check_image(manifest, config, platform, str(reference), found.platform)
+    remarks = check_image(manifest, config, platform, str(reference), found.platform)
 
     def layer(descriptor: Descriptor, diff_id: Digest | None) -> LayerBlob:
         return LayerBlob(descriptor, diff_id, lambda: repository.blob(descriptor))
 
     layers = tuple(layer(d, i) for d, i in zip(manifest.layers, config.diff_ids, strict=True))
-    return SourceImage(found.digest, manifest, config, layers)
+    return SourceImage(found.digest, manifest, config, layers, remarks)
+
+
+def _is_image(manifest: Manifest) -> bool:
+    """By its types, of which some say little: then the config's content counts."""
+    config = manifest.config.media_type
+    return config in CONFIG_TYPES[:2] or (config in CONFIG_TYPES and not manifest.artifact_type)
 
 
 def _docker(archive: TarArchive, tag: str, platform: Platform) -> SourceImage:
@@ -111,13 +129,13 @@ def _docker(archive: TarArchive, tag: str, platform: Platform) -> SourceImage:
 
     image = DockerArchive(archive, tag)
     config = image.config
-    check_image(image.manifest, config, platform, archive.where)
+    remarks = image.remarks + check_image(image.manifest, config, platform, archive.where)
 
     def layer(descriptor: Descriptor, diff_id: Digest | None) -> LayerBlob:
         return LayerBlob(descriptor, diff_id, lambda: image.layer(descriptor))
 
     layers = tuple(layer(d, i) for d, i in zip(image.manifest.layers, config.diff_ids, strict=True))
-    return SourceImage(image.digest, image.manifest, config, layers)
+    return SourceImage(image.digest, image.manifest, config, layers, remarks)
 
 
 def _bare_tar(reference: Reference, platform: Platform) -> SourceImage:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -32,6 +32,8 @@ INDEX_TYPES = (OCI_INDEX, DOCKER_LIST)
 
 DESCRIPTORS_MAX_COUNT = 50_000
 ANNOTATIONS_MAX_COUNT = 10_000
+FEATURES_MAX_COUNT, FEATURE_MAX = 64, 64
+UNLISTED_MAX_COUNT = 100  # entries of an index without a platform, for each of which two documents are read
 ANNOTATION_MAX = 1 << 20  # characters; signatures have about 10,000
 
 _HEX_LENGTH = {"sha256": 64, "sha512": 128}
@@ -138,23 +140,28 @@ class Descriptor(NamedTuple):
     annotations: Mapping[str, str] = MappingProxyType({})
     platform: Platform | None = None
     artifact_type: str = ""
+    os_features: tuple[str, ...] = ()  # of the platform: what the system must have, and no guest of ours has
+    cpu_features: tuple[str, ...] = ()  # the same of the processor, in Docker's lists
 
     @classmethod
-    def parse(cls, value: object, what: str = "descriptor") -> Descriptor:
-        """Read a descriptor from its JSON value; errors name it `what`.
+    def parse(cls, value: object, what: str = "descriptor", *, untyped: bool = False) -> Descriptor:
+        """Read a descriptor from its JSON value; errors name it `what`. If `untyped`, it may have no media type.
 
         Raises:
             BadInput: `value` is not a descriptor.
         """
         item = Fields.of(value, what)
-        platform = item.value.get("platform")
+        platform = item.inner("platform") if item.value.get("platform") is not None else Fields({}, what)
+        listed = Platform.of(platform.value)
         return cls(
-            _media_type(item, "mediaType"),
+            _media_type(item, "mediaType", "" if untyped else None),
             Digest.parse(item.value.get("digest")),
             item.integer("size", 0, INTEGER_MAX),
             _annotations(item),
-            Platform.of(item.inner("platform").value) if platform is not None else None,
+            listed if platform.value else None,
             _media_type(item, "artifactType", ""),
+            platform.texts("os.features", FEATURES_MAX_COUNT, limit=FEATURE_MAX),
+            platform.texts("features", FEATURES_MAX_COUNT, limit=FEATURE_MAX),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -200,7 +207,7 @@ class Manifest(NamedTuple):
         return cls(
             _media_type(value, "mediaType", OCI_MANIFEST),
             _media_type(value, "artifactType", ""),
-            Descriptor.parse(value.value.get("config"), "manifest: config"),
+            Descriptor.parse(value.value.get("config"), "manifest: config", untyped=True),
             _descriptors(value, "layers", "manifest: layer"),
             _annotations(value),
             Descriptor.parse(subject, "manifest: subject") if subject is not None else None,
@@ -254,19 +261,48 @@ class Index(NamedTuple):
             value["annotations"] = dict(sorted(self.annotations.items()))
         return value
 
-    def choose(self, platform: Platform) -> Descriptor:
+    def choose(self, platform: Platform, ask: Callable[[Descriptor], Platform | None] | None = None) -> Descriptor:
         """Return the manifest for exactly `platform`, never a similar one.
 
+        `ask` tells the platform of an entry that lists none; None if it is no image.
+
         Raises:
-            BadInput: There is none; the hint lists the platforms of the index.
+            BadInput: There is none. The message lists the platforms of the index, the hint says what to type.
         """
         # BuildKit lists attestations, which are not images, as unknown/unknown.
-        offered = [item for item in self.manifests if item.platform is not None and item.platform.os != "unknown"]
-        for item in offered:
-            if item.platform == platform:
+        listed = [item for item in self.manifests if item.platform is not None and item.platform.os != "unknown"]
+        unlisted = [item for item in self.manifests if not _is_platform(item.platform)] if ask is not None else []
+        fitting = [item for item in listed if item.platform == platform and not item.os_features]
+        if fitting:
+            return min(fitting, key=lambda item: bool(item.cpu_features))
+        others = [(item.platform, item.os_features) for item in listed if item.platform and item not in unlisted]
+        if len(unlisted) > UNLISTED_MAX_COUNT:
+            raise BadInput(
+                f"an index of more than {UNLISTED_MAX_COUNT} entries without a platform", "name one by its digest"
+            )
+        for item in unlisted:
+            found = ask(item) if ask is not None else None
+            if found == platform and not item.os_features:
                 return item
-        names = ", ".join(sorted({str(item.platform) for item in offered})) or "no platform"
-        raise BadInput(f"no image for {platform}", f"the index offers {names}")
+            if found is not None:
+                others.append((found, item.os_features))
+        raise no_variant(platform, others)
+
+
+def no_variant(platform: Platform, others: Sequence[tuple[Platform, Sequence[str]]]) -> BadInput:
+    """Return the error for a platform that an image does not have; `others` are those it has, with their OS features."""
+    names = sorted({f"{one}{' with ' + ', '.join(needs) if needs else ''}" for one, needs in others})
+    usable = sorted({one for one, needs in others if one.os == "linux" and one.architecture and not needs}, key=str)
+    if not names:
+        return BadInput(f"no {platform} variant: the index lists no image", "is it an image?")
+    nearest = [one for one in usable if one.architecture == platform.architecture] or usable
+    hint = f"use --platform {nearest[0]}" if nearest else "guests are Linux, without special features"
+    return BadInput(f"no {platform} variant (only {printable(', '.join(names), 400)})", hint)
+
+
+def _is_platform(platform: Platform | None) -> bool:
+    """Return whether the two fields are there that image-index.md requires."""
+    return platform is not None and bool(platform.os and platform.architecture)
 
 
 def canonical_json(value: object) -> bytes:

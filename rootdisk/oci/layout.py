@@ -120,6 +120,11 @@ class LayoutRepository:
             part = last
             file = os.open(part, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=parent)
         except OSError as err:
+            if _is_link(part, parent):
+                raise BadInput(
+                    f"oci:{self._path}: {part} is a symbolic link, and links in a layout are not followed",
+                    f"copy what they lead to: cp -rL {self._path} NEW",
+                ) from err
             kind = NotThere if isinstance(err, FileNotFoundError) else BadInput
             raise kind(
                 f"oci:{self._path}: {name}: {err.strerror}", "the layout is incomplete, or this is not an OCI layout"

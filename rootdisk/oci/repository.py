@@ -6,8 +6,9 @@ Code that reads ranges must check them itself. This module does not import reque
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -167,15 +168,34 @@ def describe_manifest(raw: bytes, digest: Digest, where: str, content_type: str 
     return Descriptor(str(media_type or content_type), digest, len(raw), artifact_type=str(artifact_type or ""))
 
 
-def resolve_manifest(repository: Repository, reference: Reference, platform: Platform) -> tuple[Descriptor, bytes]:
+def resolve_manifest(
+    repository: Repository,
+    reference: Reference,
+    platform: Platform,
+    ask: Callable[[Descriptor, bytes], Platform | None] | None = None,
+) -> tuple[Descriptor, bytes]:
     """Return descriptor and raw bytes of the image manifest that `reference` names for exactly `platform`.
+
+    `ask` tells the platform of a manifest, given its raw bytes, for indexes that do not list platforms; None if it is no
+    image.
 
     Raises:
         BadInput: The index has no manifest for this platform.
         Unsupported: The document is neither an image manifest nor an index.
     """
+
+    def platform_of(entry: Descriptor, depth: int) -> Platform | None:
+        """Of an entry that lists none. An index is for `platform` if it has a manifest for it."""
+        if ask is not None and entry.media_type in MANIFEST_TYPES:
+            return ask(entry, repository.manifest(entry))
+        if entry.media_type in INDEX_TYPES and depth + 2 <= INDEX_MAX_DEPTH:
+            with contextlib.suppress(BadInput):
+                Index.parse(repository.manifest(entry)).choose(platform, lambda inner: platform_of(inner, depth + 1))
+                return platform
+        return None
+
     descriptor = repository.resolve(reference.name)
-    for _ in range(INDEX_MAX_DEPTH):
+    for depth in range(1, INDEX_MAX_DEPTH + 1):
         raw = repository.manifest(descriptor)
         if descriptor.media_type in MANIFEST_TYPES:
             return descriptor, raw
@@ -186,7 +206,7 @@ def resolve_manifest(repository: Repository, reference: Reference, platform: Pla
                 f"{reference}: {what}", "only OCI and Docker schema 2 are supported; push it with a newer tool"
             )
         try:
-            descriptor = Index.parse(raw).choose(platform)
+            descriptor = Index.parse(raw).choose(platform, lambda entry, at=depth: platform_of(entry, at))  # type: ignore[misc]
         except BadInput as err:
             raise BadInput(f"{reference}: {err.message}", err.hint) from err
     raise BadInput(f"{reference}: indexes are nested more than {INDEX_MAX_DEPTH} deep")

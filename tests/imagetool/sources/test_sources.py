@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
 import json
@@ -60,10 +61,12 @@ def test_platform_is_exact(tmp_path: Path) -> None:
     write_index(tmp_path / "l", "multi")
     with open_source(f"oci:{tmp_path}/l:multi", ARM64) as image:
         assert image.config.platform == ARM64
-    with pytest.raises(BadInput, match=r"linux/s390x.*offers linux/amd64, linux/arm64"):
+    with pytest.raises(
+        BadInput, match=r"no linux/s390x variant \(only linux/amd64, linux/arm64\): use --platform linux/amd64"
+    ):
         open_source(f"oci:{tmp_path}/l:multi", Platform("linux", "s390x")).__enter__()
     write_image(tmp_path / "l", "single")
-    with pytest.raises(BadInput, match="for linux/amd64, not linux/arm64"):
+    with pytest.raises(BadInput, match=r"no linux/arm64 variant \(only linux/amd64\): use --platform linux/amd64"):
         open_source(f"oci:{tmp_path}/l:single", ARM64).__enter__()
 
 
@@ -163,7 +166,7 @@ def test_a_layout_by_umoci(tmp_path: Path) -> None:
     with open_source(f"oci:{tmp_path}/l:made", Platform.parse("linux/arm/v7")) as image_:
         assert (image_.config.entrypoint, image_.config.env[-1]) == (("/d/file",), "A=b")
         assert len(image_.layers) == 1
-    with pytest.raises(BadInput, match="linux/arm/v7, not linux/arm/v6"):
+    with pytest.raises(BadInput, match="use --platform linux/arm/v7"):
         open_source(f"oci:{tmp_path}/l:made", Platform.parse("linux/arm/v6")).__enter__()
 
 
@@ -257,6 +260,13 @@ def test_a_changed_byte_anywhere_in_an_archive(tmp_path: Path, kind: str) -> Non
         damaged = bytearray(whole)
         damaged[member.offset_data + member.size // 2] ^= 1
         path.write_bytes(damaged)
+        if kind == "docker-archive" and member.name.endswith(
+            ".json"
+        ):  # docker loads it whatever it is called, with us it is said
+            with contextlib.suppress(BadInput), open_source(f"{kind}:{path}", AMD64) as image:
+                assert "has another digest than its name says" in image.remarks[0].text
+            checked += 1
+            continue
         with pytest.raises(DigestMismatch), open_source(f"{kind}:{path}", AMD64) as image:  # noqa: PT012
             for number, layer in enumerate(image.layers):
                 with (tmp_path / "out").open("wb") as out:

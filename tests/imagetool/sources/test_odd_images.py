@@ -1,0 +1,189 @@
+"""Images as registries and tools really have them: what container runtimes take is taken, the rest is named."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from imagetool.sources.open import SourceImage, open_source
+from rootdisk.errors import BadInput, RootdiskError, Unsupported
+from rootdisk.oci.documents import Digest, Platform
+from tests.support.odd_images import AMD64, ARM64, Layout
+from tests.support.tars import END, file
+
+X86, ARM = Platform("linux", "amd64"), Platform("linux", "arm64")
+HERE = Path(__file__)
+
+
+def opened(name: str, platform: Platform = X86) -> SourceImage:
+    with open_source(name, platform) as image:
+        return image
+
+
+@pytest.mark.parametrize("kind", ["application/octet-stream", "application/json", "text/html", ""])
+def test_types_of_configs_that_docker_lists(tmp_path: Path, kind: str) -> None:
+    layout = Layout(tmp_path / "l")
+    assert len(opened(layout.named(layout.image(file(b"f"), config_type=kind))).layers) == 1
+
+
+@pytest.mark.parametrize(
+    "kind", ["application/vnd.docker.plugin.v1+json", "application/vnd.cncf.helm.config.v1+json", "text/plain"]
+)
+def test_types_of_configs_that_are_no_image_s(tmp_path: Path, kind: str) -> None:
+    layout = Layout(tmp_path / "l")
+    with pytest.raises(BadInput, match="not an image but"):
+        opened(layout.named(layout.image(file(b"f"), config_type=kind)))
+
+
+def test_a_config_by_an_untrue_type_that_is_none(tmp_path: Path) -> None:
+    layout = Layout(tmp_path / "l")
+    with pytest.raises(BadInput, match=r"no rootfs\.diff_ids: is this an image"):
+        opened(layout.named(layout.image(file(b"f"), config_type="application/json", top={"rootfs": None})))
+
+
+def test_an_index_without_platforms(tmp_path: Path) -> None:
+    """The configs say it; documents that are no images are passed over, and indexes looked into."""
+    layout = Layout(tmp_path / "l")
+    arm, intel = layout.image(file(b"arm"), top=ARM64), layout.image(file(b"intel"))
+    helm = layout.image(file(b"x"), config_type="application/vnd.cncf.helm.config.v1+json")
+    broken = layout.image(file(b"y"), top={"rootfs": 5})
+    blob = layout.blob(b"{}", "application/x-anything")
+    attested = layout.image(file(b"z"), platform={"os": "unknown", "architecture": "unknown"})
+    for entries in (
+        (arm, intel),
+        (helm, broken, blob, attested, arm, intel),
+        ({**arm, "platform": {}}, {**intel, "platform": {}}),
+        ({**arm, "platform": {"os": "linux"}}, {**intel, "platform": {"architecture": ""}}),
+        (layout.index(arm), layout.index(intel)),
+        (layout.image(file(b"s390x"), platform={"os": "linux", "architecture": "s390x"}), intel, arm),
+    ):
+        name = layout.named(layout.index(*entries))
+        assert str(opened(name).manifest_digest) == intel["digest"]
+        assert str(opened(name, ARM).manifest_digest) == arm["digest"]
+        with pytest.raises(BadInput, match="no linux/riscv64 variant"):
+            opened(name, Platform("linux", "riscv64"))
+    with pytest.raises(BadInput, match=r"no linux/arm64 variant \(only linux/amd64\): use --platform linux/amd64"):
+        opened(layout.named(layout.index(intel)), ARM)
+
+
+def test_an_index_without_platforms_has_its_bounds(tmp_path: Path) -> None:
+    layout = Layout(tmp_path / "l")
+    entries = [layout.image(file(b"%d" % n), top=ARM64) for n in range(101)]
+    with pytest.raises(BadInput, match="more than 100 entries without a platform"):
+        opened(layout.named(layout.index(*entries)))
+    nest = layout.image(file(b"f"))
+    for _ in range(8):
+        nest = layout.index(nest)
+    with pytest.raises(BadInput, match="no linux/amd64 variant"):
+        opened(layout.named(nest))
+
+
+def test_mandatory_features_of_an_index(tmp_path: Path) -> None:
+    """os.features are never ours; a processor's are taken if nothing else is there."""
+    layout = Layout(tmp_path / "l")
+    plain = layout.image(file(b"plain"), platform=AMD64)
+    special = layout.image(file(b"special"), platform={**AMD64, "os.features": ["erofs"]})
+    fast = layout.image(file(b"fast"), platform={**AMD64, "features": ["sse4"]})
+    assert str(opened(layout.named(layout.index(special, fast, plain))).manifest_digest) == plain["digest"]
+    assert str(opened(layout.named(layout.index(special, fast))).manifest_digest) == fast["digest"]
+    with pytest.raises(BadInput, match="no linux/amd64 variant \\(only linux/amd64 with erofs\\): guests are Linux"):
+        opened(layout.named(layout.index(special)))
+
+
+@pytest.mark.parametrize("platform", [{**AMD64, "variant": "v2"}, {"os": "windows", "architecture": "amd64"}])
+def test_what_to_type_for_another_platform(tmp_path: Path, platform: dict[str, str]) -> None:
+    layout = Layout(tmp_path / "l")
+    name = layout.named(layout.index(layout.image(file(b"f"), top=platform, platform=platform)))
+    hint = "guests are Linux" if platform["os"] == "windows" else "use --platform linux/amd64/v2"
+    with pytest.raises(BadInput, match=hint):
+        opened(name)
+    if "variant" in platform:
+        assert opened(name, Platform("linux", "amd64", "v2")).remarks == ()
+
+
+def test_a_config_that_contradicts_its_index(tmp_path: Path) -> None:
+    layout = Layout(tmp_path / "l")
+    wrong = layout.image(file(b"f"), top={"architecture": "386"}, platform=AMD64)
+    image = opened(layout.named(layout.index(wrong)))
+    assert [remark.text.partition(": ")[2] for remark in image.remarks] == [
+        "its index says linux/amd64, its config linux/386: the index is believed"
+    ]
+    with pytest.raises(BadInput, match=r"no linux/amd64 variant \(only linux/386\): use --platform linux/386"):
+        opened(f"oci:{layout.path}@{wrong['digest']}")
+    nameless = opened(layout.named(layout.image(file(b"f"), top={"os": "", "architecture": ""})))
+    assert "names no platform: linux/amd64 is believed" in nameless.remarks[0].text
+
+
+@pytest.mark.parametrize(
+    ("layer", "words"),
+    [
+        ({"mediaType": "application/vnd.oci.image.layer.v1.tar+gzip+encrypted"}, "layer 1 is encrypted"),
+        ({"mediaType": "application/vnd.oci.image.layer.v1.tar+encrypted"}, "layer 1 is encrypted"),
+        ({"mediaType": "application/vnd.docker.image.rootfs.diff.tar.gzip+encrypted"}, "skopeo copy --decryption-key"),
+        ({"annotations": {"org.opencontainers.image.enc.keys.jwe": "x"}}, "layer 1 is encrypted"),
+        (
+            {"mediaType": "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip"},
+            "its bytes are not in the registry",
+        ),
+        ({"mediaType": "application/vnd.erofs.layer.v1"}, "which is not a tar"),
+        ({"mediaType": "application/vnd.in-toto+json"}, "which is not a tar"),
+        ({"mediaType": "application/wasm"}, "which is not a tar"),
+    ],
+)
+def test_layers_that_are_refused_by_name(tmp_path: Path, layer: dict[str, object], words: str) -> None:
+    """Before a byte of them is read: here there is none."""
+    layout = Layout(tmp_path / "l")
+    top = layout.image(file(b"f"), layer={**layer, "digest": "sha256:" + "0" * 64})
+    with pytest.raises(Unsupported, match=words):
+        opened(layout.named(top))
+
+
+@pytest.mark.parametrize(
+    "kind", ["application/octet-stream", "application/x-gzip", "application/vnd.docker.image.rootfs.diff.tar"]
+)
+def test_layers_of_vague_types(tmp_path: Path, kind: str) -> None:
+    layout = Layout(tmp_path / "l")
+    assert len(opened(layout.named(layout.image(file(b"f"), layer={"mediaType": kind}))).layers) == 1
+
+
+@pytest.mark.parametrize("name", ["config.json", "0" * 64 + ".json", "x/" + "1" * 64, "blobs/sha256/" + "2" * 64])
+def test_a_docker_archive_whose_config_has_another_name(tmp_path: Path, name: str) -> None:
+    tar = file(b"f", b"1") + END
+    config = json.dumps({**AMD64, "rootfs": {"type": "layers", "diff_ids": [str(Digest.of(tar))]}}).encode()
+    listed = json.dumps([{"Config": name, "RepoTags": ["x:1"], "Layers": ["l.tar"]}]).encode()
+    with tarfile.open(tmp_path / "d.tar", "w") as archive:
+        for member_name, data in ((name, config), ("l.tar", tar), ("manifest.json", listed)):
+            member = tarfile.TarInfo(member_name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    image = opened(f"docker-archive:{tmp_path}/d.tar")
+    assert len(image.layers) == 1
+    assert bool(image.remarks) == (name != "config.json")
+
+
+def test_configs_as_docker_takes_them(tmp_path: Path) -> None:
+    layout = Layout(tmp_path / "l")
+    config: dict[str, object] = {
+        "Cmd": "sh", "Entrypoint": "", "Env": ["A=1", "B", "=c"], "StopSignal": "4294967305", "Labels": None, "Volumes": None,
+    }  # fmt: skip
+    image = opened(layout.named(layout.image(file(b"f"), config=config)))
+    assert (image.config.cmd, image.config.entrypoint, image.config.env) == (("sh",), (), ("A=1",))
+    assert image.config.stop_signal == "SIGTERM"
+    assert [remark.text.partition(": ")[2][:20] for remark in image.remarks] == [
+        "Env entry 'B' has no", "Env entry '' has no ", "StopSignal: '4294967",
+    ]  # fmt: skip
+
+
+def test_blobs_that_are_links_are_called_so(tmp_path: Path) -> None:
+    layout = Layout(tmp_path / "l")
+    name = layout.named(layout.image(file(b"f")))
+    room = layout.path / "blobs/sha256"
+    for number, path in enumerate(sorted(room.iterdir())):
+        path.rename(layout.path / f"part-{number}")
+        path.symlink_to(f"../../part-{number}")
+    with pytest.raises(RootdiskError, match=r"is a symbolic link, and links in a layout are not followed: .*cp -rL"):
+        opened(name)
