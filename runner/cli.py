@@ -138,7 +138,7 @@ def _add_machine_options(parser: argparse.ArgumentParser) -> None:
     add("--keep", action="store_true", help="keep the sandbox when it has ended; --detach does")
     add("--rm", action="store_true", help="do not keep it, --detach or not")
     add("--timeout", type=decimal_number, metavar="SECONDS", help="end it then, with status 124")
-    add("-m", "--memory", metavar="SIZE", help="as 512m or 2g; default: the artifact's")
+    add("-m", "--memory", metavar="SIZE", help="as 512m or 1.5g; default: the artifact's")
     add("--cpus", type=whole_number, metavar="N")
     add("--disk-size", metavar="SIZE", help="as 20g, to have more room; default: the artifact's")
     add(

@@ -11,10 +11,12 @@ from collections.abc import Container, Iterator
 
 from imagetool.config import schema
 from imagetool.config.toml_lines import Where
+from imagetool.ext4.geometry import DISK_MIN_BYTES
 from imagetool.layout import secrets
 from imagetool.layout.additions import Owner
 from imagetool.layout.certificates import PEM_MAX_BYTES, check_certificates
-from rootdisk.artifact.format import DISK_MAX_BYTES
+from rootdisk.artifact.format import CPUS_MAX, DISK_MAX_BYTES, MEMORY_MAX_MIB, MEMORY_MIN_MIB
+from rootdisk.cli.sizes import SIZE_MAX_BYTES, parse_size, size_text
 from rootdisk.errors import BadInput
 from rootdisk.ids import RANGE, check_user, is_id
 from rootdisk.oci.documents import Platform
@@ -24,8 +26,7 @@ from rootdisk.text import one_line, printable
 MIB = 1 << 20
 
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}\Z")  # distribution-spec, "Pulling manifests"
-_SIZE = re.compile(r"([0-9]{1,15})([KMGT]iB)\Z")
-_UNITS = {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
+_UNITS = (("MiB", 1 << 20), ("GiB", 1 << 30))
 _TEMPLATES = ("git", "date", "source_tag")
 _ENV_FILE_MAX_BYTES = 1 << 20
 
@@ -120,53 +121,45 @@ def a_platform(where: Where) -> Platform:
     return platform
 
 
-def parse_size(text: str) -> int:
-    """The bytes of a disk's size as "8GiB". BadInput where it is none."""
-    size = _bytes(text)
-    if size % MIB or not MIB <= size <= DISK_MAX_BYTES:
-        raise BadInput(f"{text!r:.80} is no size of a disk", "whole MiB, at most 16TiB")
-    return size
-
-
-def _bytes(text: str) -> int:
-    found = _SIZE.match(text)
-    if not found:
-        raise BadInput(f"{text!r:.80} is no size", 'write a number and KiB, MiB, GiB or TiB, as "8GiB"')
-    return int(found[1]) * _UNITS[found[2]]
-
-
 def disk_size(where: Where) -> int:
-    try:
-        return parse_size(where.string())
-    except BadInput as err:
-        raise where.error(err.message, err.hint) from err
+    """Return a disk's bytes."""
+    return _size(where, "disk", DISK_MIN_BYTES, DISK_MAX_BYTES)
 
 
 def memory(where: Where) -> int:
-    try:
-        size = _bytes(where.string())
-    except BadInput as err:
-        raise where.error(err.message, err.hint) from err
-    if size % MIB or not 32 * MIB <= size <= 16 << 40:
-        raise where.error(f"{where.value!r:.80} is no size of a memory", "whole MiB, 32MiB to 16TiB")
-    return size
+    """Return the bytes of a virtual machine's memory."""
+    return _size(where, "memory", MEMORY_MIN_MIB * MIB, MEMORY_MAX_MIB * MIB)
 
 
 def blob_size(where: Where) -> int | None:
-    """None where no blob is ever so large (imagetool/packing/parts.py): then it decides nothing."""
+    """Return the most bytes of a blob; None if no blob is ever so large (imagetool/packing/parts.py): it decides nothing."""
+    size = _size(where, "blob", MIB, SIZE_MAX_BYTES)
+    return size if size < 2 << 30 else None
+
+
+def _size(where: Where, what: str, least: int, most: int) -> int:
+    """Return whole MiB from `least` to `most`, in bytes. BadInput advises only what is accepted."""
+    limits = (
+        f"whole MiB, {size_text(least)} to {size_text(most)}" if most < SIZE_MAX_BYTES else "whole MiB, 1MiB or more"
+    )
+    if type(where.value) is int:
+        sizes = [f'"{where.value}{unit}"' for unit, factor in _UNITS if least <= where.value * factor <= most]
+        raise where.error("is a number, expected a size", f"write {' or '.join(sizes)}" if sizes else limits)
     try:
-        size = _bytes(where.string())
+        size = parse_size(where.string())
     except BadInput as err:
         raise where.error(err.message, err.hint) from err
-    if size % MIB or size < MIB:
-        raise where.error(f"{where.value!r:.80} is no size of a blob", "whole MiB, 1MiB or more")
-    return size if size < 2 << 30 else None
+    if least <= size <= most and not size % MIB:
+        return size
+    near = -(-size // MIB) * MIB
+    hint = f'write "{size_text(near)}" (whole MiB)' if least <= near <= most else limits
+    raise where.error(f"{where.value!r:.80} is not a valid {what} size", hint)
 
 
 def cpus(where: Where) -> int:
     count = where.integer()
-    if not 1 <= count <= 255:
-        raise where.error(f"{count} processors", "1 to 255")
+    if not 1 <= count <= CPUS_MAX:
+        raise where.error(f"{count} processors", f"1 to {CPUS_MAX}")
     return count
 
 

@@ -7,6 +7,8 @@ import contextlib
 import os
 import re
 
+from rootdisk.artifact.format import CPUS_MAX, MEMORY_MAX_MIB, MEMORY_MIN_MIB
+from rootdisk.cli.sizes import size_text
 from rootdisk.errors import BadInput
 from rootdisk.oci.reference import parse_reference
 from rootdisk.system import process
@@ -18,9 +20,8 @@ from runner.sandbox.directory import Spec
 from runner.store.pull import StoredArtifact
 from runner.store.store import Store
 
+DISK_UNIT = 4096
 NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}\Z")
-CPUS_MAX = 256
-MEMORY_MIN_BYTES, MEMORY_MAX_BYTES = 64 << 20, 4 << 40
 
 
 def boot_command(options: argparse.Namespace) -> int:
@@ -64,13 +65,16 @@ def _spec(options: argparse.Namespace, name: str) -> Spec:
     if options.cpus is not None and not 1 <= options.cpus <= CPUS_MAX:
         raise BadInput(f"--cpus {options.cpus}", f"1 to {CPUS_MAX}")
     memory = given.size_bytes(options.memory, "--memory") if options.memory is not None else 0
-    if options.memory is not None and not MEMORY_MIN_BYTES <= memory <= MEMORY_MAX_BYTES:
-        raise BadInput(f"--memory {options.memory!r:.40}", "write 512m or 2g; at least 64m")
+    if options.memory is not None and not MEMORY_MIN_MIB <= memory >> 20 <= MEMORY_MAX_MIB:
+        limits = f"{size_text(MEMORY_MIN_MIB << 20)} to {size_text(MEMORY_MAX_MIB << 20)}"
+        raise BadInput(f"--memory {options.memory!r:.40}", f"write {limits}, as 512m or 1.5g")
     forwards = given.forwards(options.publish)
     if forwards and options.network == "none":
         raise BadInput("--publish and --network none", "without a network no port can be reached")
     if options.timeout is not None and options.timeout <= 0:
         raise BadInput(f"--timeout {options.timeout:g}", "more than 0 seconds; no limit: leave it away")
+    disk_size = given.size_bytes(options.disk_size, "--disk-size") if options.disk_size is not None else 0
+    disk_size = -(-disk_size // DISK_UNIT) * DISK_UNIT  # 1.3g is no whole number of blocks
     shares = given.volumes(options.volume)
     return Spec(
         name=name,
@@ -80,7 +84,7 @@ def _spec(options: argparse.Namespace, name: str) -> Spec:
         config="",
         kernel=None,
         initramfs=None,
-        disk_size=given.size_bytes(options.disk_size, "--disk-size") if options.disk_size is not None else 0,
+        disk_size=disk_size,
         memory_mib=memory >> 20,
         cpus=options.cpus or 0,
         network=options.network,

@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from rootdisk.cli.sizes import HINT, parse_size
 from rootdisk.errors import BadInput
 from rootdisk.ids import check_user
 from rootdisk.oci.documents import Platform
@@ -21,11 +22,9 @@ from runner.store.pull import StoredArtifact, pull
 from runner.store.store import Store
 
 _FILE_MAX_BYTES = 1 << 20
-SIZE_MAX_BYTES = (1 << 63) - 1  # of a file
 LABELS_MAX_CHARACTERS = 64 << 10
 _HOST_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")  # sethostname(2): 64 bytes
 _FORWARD = re.compile(r"(?:([0-9]{1,3}(?:\.[0-9]{1,3}){3}):)?([0-9]{1,5}):([0-9]{1,5})(?:/(tcp|udp))?")
-_UNITS = {"": 0, "k": 10, "m": 20, "g": 30, "t": 40}
 
 
 def write_json(value: object, indent: int | None = None) -> None:
@@ -51,11 +50,13 @@ def local(store: Store, options: argparse.Namespace, *, ask: bool, repair: bool 
 
 
 def size_bytes(text: str, option: str, least: int = 1) -> int:
-    """A size as 512m, 2g or 20GiB, at least `least` bytes; BadInput names the option."""
-    found = re.fullmatch(r"([0-9]{1,15}) ?([kmgt]?)(?:i?b)?(?<! )", text.lower())
-    size = int(found[1]) << _UNITS[found[2]] if found else -1
-    if not least <= size <= SIZE_MAX_BYTES:
-        raise BadInput(f"{option} {text!r:.40}", "write 512m, 2g or the like")
+    """Return the bytes of a size as 512m, 1.5g or 20GiB, at least `least`. BadInput names the option."""
+    try:
+        size = parse_size(text)
+    except BadInput as err:
+        raise BadInput(f"{option}: {err.message}", err.hint) from None
+    if size < least:
+        raise BadInput(f"{option} {text!r:.40}: too small", HINT)
     return size
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rootdisk.artifact.format import DISK_MAX_BYTES
+from rootdisk.cli.sizes import size_text
 from rootdisk.durable import open_file
 from rootdisk.errors import BadInput, Unsupported
 from rootdisk.ext4 import format as f
@@ -83,7 +84,10 @@ def patches(base: Path, size: int) -> dict[int, bytes]:
     try:
         present = os.fstat(fd).st_size
         if not present <= size <= DISK_MAX_BYTES:
-            raise BadInput(f"--disk-size: {_text(size)}", f"the artifact's disk has {_text(present)}; at most 16 TiB")
+            raise BadInput(
+                f"--disk-size: {size_text(size)}",
+                f"the artifact's disk has {size_text(present)}; at most {size_text(DISK_MAX_BYTES)}",
+            )
         return _patches(_read(fd, present), size)
     finally:
         os.close(fd)
@@ -136,10 +140,6 @@ def _read_last_bitmap(fd: int, base: _Base) -> bytes:
     return bitmap
 
 
-def _text(size: int) -> str:
-    return f"{size} bytes" if size % (1 << 20) else f"{size >> 20} MiB"
-
-
 def _damaged(what: str) -> BadInput:
     verb = "are" if what.endswith("s") else "is"
     return BadInput(f"--disk-size: the disk's {what} {verb} damaged", "pull the artifact again, or build it again")
@@ -159,7 +159,7 @@ def _patches(base: _Base, size: int) -> dict[int, bytes]:
         return {}
     if groups * base.inodes_per_group >= 1 << 32:
         most = ((1 << 32) - 1) // base.inodes_per_group * GROUP_BYTES
-        raise BadInput(f"--disk-size: {_text(size)}: too many inodes", f"give {_text(most)} at most")
+        raise BadInput(f"--disk-size: {size_text(size)}: too many inodes", f"give {size_text(most)} at most")
     found: dict[int, bytes] = {}
     first, descriptors = _descriptors(base, blocks, groups, fixed, found)
     _place_descriptors(base, first, descriptors, groups, supers, found)

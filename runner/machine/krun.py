@@ -24,7 +24,7 @@ from runner.machine import passt
 from runner.machine.model import Machine, Share, Vm
 
 LIBRARY = "libkrun.so.1"
-CPUS_MAX = 255
+CPUS_MAX = 255  # a byte of krun_set_vm_config()
 
 
 def library() -> str:

@@ -7,10 +7,14 @@ KEY = "-----BEGIN EC PRIVATE KEY-----\nMHc=\n-----END EC PRIVATE KEY-----\n"
 # What stands in an image's table, the line of the error, and words of it.
 WRONG: list[tuple[str, int, str]] = [
     ("sise = '8GiB'", 3, "did you mean size?"),
-    ("\n\nsize = 8", 5, "is a number, expected a string"),
-    ("size = '8GB'", 3, "8GiB"),
-    ("size = '4097KiB'", 3, "whole MiB"),
-    ("max_blob = '500MB'", 3, "no size"),
+    ("\n\nsize = 8", 5, 'is a number, expected a size: write "8GiB"'),
+    ("size = 16", 3, 'write "16MiB" or "16GiB"'),
+    ("size = 99999999", 3, "whole MiB, 16MiB to 16TiB"),
+    ("size = '8 gigabytes'", 3, "512m, 1.5g or 8GiB"),
+    ("size = '20001KiB'", 3, 'is not a valid disk size: write "20MiB" (whole MiB)'),
+    ("size = '8'", 3, "whole MiB, 16MiB to 16TiB"),
+    ("memory = 512", 3, 'write "512MiB" or "512GiB"'),
+    ("max_blob = '500MX'", 3, "not a size"),
     ("max_blob = '0MiB'", 3, "1MiB or more"),
     ("cpus = true", 3, "expected a number"),
     ("cpus = 0", 3, "1 to 255"),

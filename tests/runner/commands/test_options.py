@@ -69,8 +69,3 @@ def test_labels() -> None:
         options.labels(["=x"])
     with pytest.raises(BadInput, match="65536 characters"):
         options.labels([f"{n}=" + "x" * 10_000 for n in range(7)])
-
-
-@pytest.mark.parametrize(("text", "size"), [("512m", 512 << 20), ("2 GiB", 2 << 30), ("1T", 1 << 40), ("5", 5)])
-def test_sizes(text: str, size: int) -> None:
-    assert options.size_bytes(text, "--x") == size
