@@ -12,6 +12,7 @@ import pytest
 
 from tests.support.commands import ROOT, Runner, run
 from tests.support.faults import FaultProxy, run_faults
+from tests.support.processes import start_with_default_signals
 from tests.support.registry import RunningRegistry, be_nobody, run_registry
 
 # In the temporary directory. A whole run was seen to have 0.8 GB there; the nightly one has fresh machines of 4 GB too.
@@ -21,6 +22,7 @@ ROOM_GB = {"not nightly": 3, "nightly": 12}
 def pytest_configure(config: pytest.Config) -> None:
     """Make the environment that of a fresh machine; refuse a whole run that would fill the disk."""
     os.environ.pop("PYTHONUNBUFFERED", None)  # it hides what is not flushed, and in which order
+    start_with_default_signals()
     whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS and not config.option.keyword
     if not whole or config.option.collectonly or hasattr(config, "workerinput"):
         return

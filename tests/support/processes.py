@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -26,3 +27,13 @@ def peak_bytes(process: subprocess.Popen[Any]) -> int:
 def resident_bytes(pid: int) -> int:
     """The resident set of a running process."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def start_with_default_signals() -> None:
+    """Let programs that the tests start hear signals that this process ignores, as it does behind `nohup` or `&`.
+
+    A signal that is ignored stays so in a new program; one that is handled is at its default there.
+    """
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)

@@ -232,3 +232,12 @@ def test_a_detached_process_whose_log_cannot_be_one(make: str, tmp_path: Path) -
     done = shell('exec $0 -c "$1" "$2"', script, str(tmp_path / "log"))
     assert (done.returncode, done.stderr) == (0, "")
     assert [path.name for path in tmp_path.iterdir()] == ["log"]
+
+
+def test_tests_in_the_background_start_programs_with_default_signals() -> None:
+    """A shell ignores SIGINT for what it starts by `&`, and nohup SIGHUP: our own tests would wait for ever."""
+    code = "import subprocess; from tests.support.processes import start_with_default_signals as start; {}"
+    code += "subprocess.run(['grep', 'SigIgn', '/proc/self/status'])"
+    for before, mask in (("", 0b111), ("start();", 0)):
+        done = shell('trap "" HUP INT QUIT; exec $0 -c "$1"', code.format(before))
+        assert int(done.stdout.split()[1], 16) & 0b111 == mask, done.stderr
