@@ -136,7 +136,7 @@ def _pull(reference: str, store: Path) -> dict[str, Any]:
     environment = {**os.environ, "ROOTDISK_STORE": str(store)}
     start = os.times().elapsed
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment)
-    return {**json.loads(done.stdout), "seconds": os.times().elapsed - start}
+    return {**json.loads(done.stdout)[0], "seconds": os.times().elapsed - start}
 
 
 def _artifact(layout: Path) -> tuple[ChunkIndex, ArtifactManifest]:

@@ -1,4 +1,4 @@
-"""How far a command is: a bar for each thing that takes longer than a second, on a terminal and nowhere else.
+"""How far a command is: a bar for each thing that takes longer than a second; not on a terminal, lines for what takes long.
 
 with reported() as report:
     step = report("packing")      step(done, total), bytes, from any thread
@@ -30,10 +30,16 @@ def silent(_: str) -> Progress:
 
 @contextlib.contextmanager
 def reported(*, quiet: bool = False) -> Iterator[Report]:
-    """A report on standard error; silent with `quiet`, where that is no terminal, and in one of several processes."""
+    """A report on standard error; silent with `quiet`, and in one of several processes."""
     terminal = sys.__stderr__
-    if quiet or terminal is None or not terminal.isatty() or _is_one_of_several():
+    if quiet or terminal is None or _is_one_of_several():
         yield silent
+        return
+    if not terminal.isatty():
+        from rootdisk.cli.progress import Lines
+
+        with Lines() as lines:
+            yield lines.step
         return
     bars = _Bars()
     try:

@@ -54,6 +54,8 @@ PLAIN = {
     "name": "nobody",
     "program": "true",
     "type": "text/plain",
+    "new": "somebody",
+    "registry": "127.0.0.1:9",
 }
 TOOLS = {"runner": (runner.cli, 125), "imagetool": (imagetool.cli, 2)}
 
@@ -61,6 +63,8 @@ TOOLS = {"runner": (runner.cli, 125), "imagetool": (imagetool.cli, 2)}
 def cases() -> Iterator[tuple[str, str, argparse.Action]]:
     for tool, (module, _) in TOOLS.items():
         for command, parser in subparsers(module.parser()).items():  # type: ignore[attr-defined]
+            if command == "run":  # another name of boot
+                continue
             for action in parser._actions:
                 if action.nargs != 0 and not action.choices and action.dest != "registry":
                     yield tool, command, action

@@ -20,14 +20,16 @@ SAFE_CALLS = {"printable", "one_line", "error_text", "len", "sum", "dumps", "rep
 SAFE_NAMES = {"digest", "short", "strerror"}  # hex digits of rootdisk.oci.documents.Digest, and the C library's words
 # Function, and why its text is ours or the user's own.
 REVIEWED = {
-    "rootdisk/cli/progress.py::terminal_progress": "words of ours and numbers",
-    "runner/commands/boot.py::boot_command": "a sandbox's name, which was checked",
-    "runner/commands/boot.py::start_command": "a sandbox's name, as the user wrote it",
-    "runner/commands/sandboxes.py::ps_command": "states in words of ours",
-    "runner/commands/sandboxes.py::stop_command": "a sandbox's name, which was checked",
-    "runner/commands/sandboxes.py::kill_command": "a sandbox's name, which was checked",
-    "runner/commands/sandboxes.py::rm_command": "a sandbox's name, as the user wrote it",
+    "rootdisk/cli/progress.py::_bar": "words of ours and numbers, and a reference that went through printable()",
+    "runner/commands/boot.py::_print_names": "a sandbox's name, which was checked",
+    "runner/commands/sandboxes.py::rename_command": "a sandbox's name, which was checked",
     "runner/commands/sandboxes.py::wait_command": "a number",
+    "runner/commands/listing.py::_print": "lines of rootdisk/cli/table.py, which escapes",
+    "runner/commands/login.py::login_command": "a path that went through printable()",
+    "runner/commands/login.py::logout_command": "a path and a registry that went through printable()",
+    "runner/commands/login.py::_asked": "words of ours and a registry's name, which was checked",
+    "runner/commands/store.py::inspect_command": "lines of rootdisk/cli/table.py, which escapes",
+    "runner/commands/store.py::rmi_command": "references that went through printable(), and digests",
     "runner/commands/doctor.py::doctor_command": "words about this machine",
     "runner/commands/store.py::pull_command": "numbers and words of ours",
     "runner/commands/store.py::prune_command": "numbers and words of ours",

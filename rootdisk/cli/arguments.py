@@ -6,7 +6,7 @@ import argparse
 import functools
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from rootdisk.errors import BadInput
@@ -58,24 +58,58 @@ def decimal_number(text: str) -> float:
     return float(text)
 
 
+def command_first(words: Sequence[str], valued: Collection[str] = ()) -> list[str]:
+    """Move options that stand before the command behind it: `--debug ls X` becomes `ls --debug X`.
+
+    `valued` are the options that take the next word as their value.
+    """
+    at = 0
+    while at < len(words) and words[at].startswith("-") and words[at] not in _OF_THE_TOOL:
+        at += 2 if words[at] in valued else 1
+    return [*words[at : at + 1], *words[:at], *words[at + 1 :]]
+
+
+_OF_THE_TOOL = ("-", "--", "-h", "--help", "-v", "--version")
+
+
 class Parser(argparse.ArgumentParser):
-    """Raises BadInput, with the nearest command, option or choice."""
+    """Raises BadInput, with the nearest command, option or choice.
+
+    `elsewhere` may know a wrong command or option: it returns what to type in its place, or "".
+    """
+
+    elsewhere: Callable[[str, str], str] | None = None  # (command, word): "" and a command, or a command and its option
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **{"formatter_class": Help, **options})
 
+    def add_argument(self, *names: Any, **options: Any) -> argparse.Action:
+        """Add an argument. One that may be left out is never called missing."""
+        action = super().add_argument(*names, **options)
+        if action.nargs in (argparse.ZERO_OR_MORE, argparse.REMAINDER):
+            action.required = False
+        return action
+
     def error(self, message: str) -> NoReturn:
         wrong = re.search(r"invalid choice: '([^']+)'.*\(choose from (.*)\)", message)
         see = f"see {self.prog} --help"
+        if wrong and message.startswith("argument COMMAND"):
+            known = self.elsewhere("", wrong[1]) if self.elsewhere else ""
+            raise BadInput(f"{wrong[1]!r:.80} is not a command", known or did_you_mean(wrong[1], subparsers(self), see))
         hint = did_you_mean(wrong[1], re.findall(r"[^\s',]+", wrong[2]), see) if wrong else see
-        raise BadInput(message.split(" (choose")[0], hint)
+        message = message.split(" (choose")[0]
+        raise BadInput(re.sub("^the following arguments are required: ", "missing: ", message), hint)
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        """Parse a whole command line; BadInput says which word is wrong and what to type."""
         options, unknown = self.parse_known_args(args, namespace)
         if unknown:
-            parser = subparsers(self).get(getattr(options, "command", None) or "", self)
+            command = getattr(options, "command", None) or ""
+            parser = subparsers(self).get(command, self)
             known = [flag for action in parser._actions for flag in action.option_strings]
-            hint = did_you_mean(unknown[0].partition("=")[0], known, f"see {parser.prog} --help")
+            word = next((word for word in unknown if word.startswith("-")), unknown[0]).partition("=")[0]
+            hint = self.elsewhere(command, word) if self.elsewhere else ""
+            hint = hint or did_you_mean(word, known, f"see {parser.prog} --help")
             raise BadInput(f"unrecognized arguments: {' '.join(unknown)}", hint)
         return options
 

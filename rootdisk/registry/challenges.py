@@ -80,7 +80,7 @@ class Auth:
     def _answer(self, header: str) -> tuple[str, float]:
         """Return an Authorization value and its lifetime in seconds."""
         challenges = parse_challenges(header)
-        credentials = find_credentials(self._registry, self._repository)
+        credentials = self._credentials()
         if "bearer" in challenges:
             if credentials is not None and credentials.registry_token:
                 return f"Bearer {credentials.registry_token}", float("inf")
@@ -91,9 +91,12 @@ class Auth:
             return credentials.basic, float("inf")
         raise RegistryError(f"{self._registry}: its kind of authentication is not supported", status=401)
 
+    def _credentials(self) -> Credentials | None:
+        return find_credentials(self._registry, self._repository)
+
     @property
     def _hint(self) -> str:
-        return "log in: docker login, podman login or skopeo login " + self._registry
+        return f"log in: runner login {self._registry} (or docker, podman or skopeo login)"
 
     def _bearer(self, challenge: Mapping[str, str], credentials: Credentials | None) -> tuple[str, float]:
         try:

@@ -87,16 +87,10 @@ def _files() -> Iterator[tuple[Path, bool]]:
 
 
 def _in_config(config: Mapping[str, Any], registry: str, repository: str, path: Path) -> Credentials | None:
-    server = _HUB_KEY if registry == DOCKER_HUB else registry
-    store = _string(config, "credsStore", path)
-    helpers = _mapping(config, "credHelpers", path)
-    for key in _exact_first(helpers, registry):
-        if _place(key)[0] == registry:
-            # An empty name means: the credentials of this registry are in this file, not in the store.
-            store = _string(helpers, key, path)
-            if store:
-                return _ask_helper(store, server, path)
-            break
+    server = server_of(registry)
+    store = helper_of(config, registry, path)
+    if store and any(_place(key)[0] == registry for key in _mapping(config, "credHelpers", path)):
+        return _ask_helper(store, server, path)
     auths = _mapping(config, "auths", path)
     # containers-auth.json: the most specific of host/namespace/repository, host/namespace, host.
     parts = repository.split("/")
@@ -109,6 +103,26 @@ def _in_config(config: Mapping[str, Any], registry: str, repository: str, path: 
             if credentials := _inline(value, key, path):
                 return credentials
     return _ask_helper(store, server, path) if store else None
+
+
+def server_of(registry: str) -> str:
+    """Return the name of a registry in docker's config.json and for its helpers."""
+    return _HUB_KEY if registry == DOCKER_HUB else registry
+
+
+def helper_of(config: Mapping[str, Any], registry: str, path: Path) -> str:
+    """The helper that has a registry's secret, "" if the file itself has it."""
+    helpers = _mapping(config, "credHelpers", path)
+    for key in _exact_first(helpers, registry):
+        if _place(key)[0] == registry:
+            # An empty name means: the credentials of this registry are in this file, not in the store.
+            return _string(helpers, key, path)
+    return _string(config, "credsStore", path)
+
+
+def keys_of(auths: Mapping[str, Any], registry: str) -> list[str]:
+    """The keys of `auths` that are for all of a registry."""
+    return [key for key in auths if _place(key) == (registry, "")]
 
 
 def _exact_first(keys: Iterable[str], registry: str) -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import re
 
 from rootdisk.artifact.format import CPUS_MAX, MEMORY_MAX_MIB, MEMORY_MIN_MIB
 from rootdisk.cli.sizes import size_text
@@ -13,51 +12,103 @@ from rootdisk.errors import BadInput
 from rootdisk.oci.reference import parse_reference
 from rootdisk.system import process
 from runner.commands import options as given
-from runner.machine import backend
+from runner.machine import backend, ports
 from runner.machine.tsc import Counter
 from runner.sandbox import directory, launch
-from runner.sandbox.directory import Spec
+from runner.sandbox.directory import Spec, State
 from runner.store.pull import StoredArtifact
 from runner.store.store import Store
 
 DISK_UNIT = 4096
-NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}\Z")
 
 
 def boot_command(options: argparse.Namespace) -> int:
-    counter = Counter()  # which measures while the rest is done
+    """Boot a sandbox. In the foreground, return its program's exit status."""
+    counter = Counter()  # it measures while the rest is done
     process.forbid_core()
-    name = options.name or f"sandbox-{os.urandom(4).hex()}"
-    if not NAME.match(name):
-        raise BadInput(f"--name {name!r:.80}", "lower-case letters, digits, - _ and . only")
+    name = given.sandbox_name(options.name or f"sandbox-{os.urandom(4).hex()}", "--name")
     if options.keep and options.rm:
-        raise BadInput("--keep and --rm", "one of them only")
+        raise BadInput("--keep and --rm", "use one of them")
     if options.detach and options.interactive:
-        raise BadInput("--detach and --interactive", "nobody is there to write: runner exec -i")
+        raise BadInput("--detach and --interactive", "boot it with -d, then: runner exec -it NAME sh")
+    options.program = given.program(options.program, _flags(options), "ARTIFACT")
     records = given.boot_records(options, name)
     spec = _spec(options, name)
     store = Store.open()
-    local = given.local(store, options, ask=options.pull == "always")
+    ports.check(spec.forwards)
+    local = given.local(store, options)
     status = launch.launch(launch.create(store, local, _filled(spec, local), records), store, counter)
     if options.detach:
-        given.write_json({"name": name}) if options.json else print(name)
+        _print_names(options, [name])
     with contextlib.suppress(OSError):
         directory.sweep(store)
     return status
 
 
 def start_command(options: argparse.Namespace) -> int:
+    """Start kept sandboxes again."""
+    if options.interactive and not options.attach:
+        raise BadInput("--interactive", "write it with --attach: runner start -ai NAME")
     counter = Counter()
     process.forbid_core()
     store = Store.open()
-    state = directory.find(store, options.name)
-    if state.running:
-        raise BadInput(f"sandbox {options.name} runs already", f"runner exec {options.name} -- COMMAND")
-    state = state._replace(spec=state.spec._replace(detached=not options.attach))
-    status = launch.launch(launch.reopen(store, state), store, counter)
+    found = [directory.find(store, name) for name in dict.fromkeys(options.name)]
+    if options.attach and len(found) > 1:
+        raise BadInput("--attach with several sandboxes", "start them one by one")
+    for state in found:
+        if state.running:
+            raise BadInput(f"sandbox {state.name} runs already", f"runner exec {state.name} COMMAND")
+    return _start(options, store, found, counter)
+
+
+def restart_command(options: argparse.Namespace) -> int:
+    """Stop kept sandboxes, all at once, and start them again."""
+    from runner.commands.sandboxes import stop
+
+    counter = Counter()
+    process.forbid_core()
+    store = Store.open()
+    found = [directory.find(store, name) for name in dict.fromkeys(options.name)]
+    for state in found:
+        if not state.spec.keep:
+            raise BadInput(f"sandbox {state.name} is removed when it stops", "boot it with --keep or -d to restart it")
+    for err in stop(found, options.time).values():
+        raise err
+    options.attach = options.interactive = False
+    return _start(options, store, [directory.find(store, state.name) for state in found], counter)
+
+
+def _start(options: argparse.Namespace, store: Store, found: list[State], counter: Counter) -> int:
+    status, started = 0, []
+    for state in found:
+        spec = state.spec._replace(detached=not options.attach)
+        if options.interactive:
+            spec = spec._replace(interactive=True)
+        ports.check(spec.forwards)
+        one = launch.launch(launch.reopen(store, state._replace(spec=spec)), store, counter)
+        status = status or one
+        started.append(state.name)
     if not options.attach:
-        given.write_json({"name": options.name}) if options.json else print(options.name)
+        _print_names(options, started)
     return status
+
+
+def _print_names(options: argparse.Namespace, names: list[str]) -> None:
+    if options.json:
+        given.write_json([{"name": name} for name in names])
+    else:
+        for name in names:
+            print(name)
+
+
+def _flags(options: argparse.Namespace) -> set[str]:
+    """The options of boot, as they are written."""
+    from rootdisk.cli.arguments import subparsers
+    from runner.parser import parser
+
+    if "--" not in options.program:
+        return set()
+    return set(subparsers(parser("boot"))["boot"]._option_string_actions)
 
 
 def _spec(options: argparse.Namespace, name: str) -> Spec:
@@ -72,9 +123,9 @@ def _spec(options: argparse.Namespace, name: str) -> Spec:
     if forwards and options.network == "none":
         raise BadInput("--publish and --network none", "without a network no port can be reached")
     if options.timeout is not None and options.timeout <= 0:
-        raise BadInput(f"--timeout {options.timeout:g}", "more than 0 seconds; no limit: leave it away")
+        raise BadInput(f"--timeout {options.timeout:g}", "more than 0 seconds; for no limit leave it out")
     disk_size = given.size_bytes(options.disk_size, "--disk-size") if options.disk_size is not None else 0
-    disk_size = -(-disk_size // DISK_UNIT) * DISK_UNIT  # 1.3g is no whole number of blocks
+    disk_size = -(-disk_size // DISK_UNIT) * DISK_UNIT  # 1.3g is not a whole number of blocks
     shares = given.volumes(options.volume)
     return Spec(
         name=name,

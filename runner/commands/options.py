@@ -6,9 +6,10 @@ import argparse
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
+from rootdisk import env_file
 from rootdisk.cli.sizes import HINT, parse_size
 from rootdisk.errors import BadInput
 from rootdisk.ids import check_user
@@ -22,31 +23,67 @@ from runner.store.pull import StoredArtifact, pull
 from runner.store.store import Store
 
 _FILE_MAX_BYTES = 1 << 20
+_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}\Z")
 LABELS_MAX_CHARACTERS = 64 << 10
 _HOST_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")  # sethostname(2): 64 bytes
 _FORWARD = re.compile(r"(?:([0-9]{1,3}(?:\.[0-9]{1,3}){3}):)?([0-9]{1,5}):([0-9]{1,5})(?:/(tcp|udp))?")
 
 
-def write_json(value: object, indent: int | None = None) -> None:
-    """A result for programs, on standard output."""
-    print(json.dumps(value, indent=indent))
+def write_json(rows: Sequence[object], indent: int | None = None) -> None:
+    """Print results for programs: always an array, also of one."""
+    print(json.dumps(rows, indent=indent))
+
+
+def write_value(value: object) -> None:
+    """Print one result as indented JSON."""
+    print(json.dumps(value, indent=1))
+
+
+def sandbox_name(text: str, option: str) -> str:
+    """A sandbox's name; BadInput if it cannot be one."""
+    if not _NAME.match(text):
+        raise BadInput(f"{option} {text!r:.80}", "lower-case letters, digits, - _ and . only, 63 at most")
+    return text
+
+
+def program(words: Sequence[str], parser_options: Collection[str], usage: str) -> list[str]:
+    """The words behind ARTIFACT or NAME: all of them are the command; one -- before it is left out.
+
+    BadInput for options of ours that stand there with a -- after them, as older runners took them.
+    """
+    if words[:1] == ["--"]:
+        return list(words[1:])
+    if "--" in words and words[0].partition("=")[0] in parser_options:
+        raise BadInput(f"{words[0]!r:.60} stands after {usage}", f"put options before {usage}, the command after it")
+    return list(words)
 
 
 def platform(options: argparse.Namespace) -> Platform:
+    """The platform of --platform, else this machine's."""
     return Platform.parse(options.platform) if options.platform else Platform.host()
 
 
 def registry(options: argparse.Namespace) -> RegistryOptions:
+    """How the command line wants registries to be spoken to."""
     return RegistryOptions(plain_http=options.plain_http, ca_file=options.ca_file)
 
 
-def local(store: Store, options: argparse.Namespace, *, ask: bool, repair: bool = False) -> StoredArtifact:
-    """The artifact of the command line, fetched if it is not here, or if it is damaged and `repair` is true."""
-    from rootdisk.cli.progress import terminal_progress
+def local(store: Store, options: argparse.Namespace, *, repair: bool = False) -> StoredArtifact:
+    """The artifact of the command line, fetched as --pull says, and if it is damaged and `repair` is true."""
+    from rootdisk.cli.progress import shown_progress
 
-    with terminal_progress("fetching") as progress:
-        reference = parse_reference(options.artifact)
-        return pull(store, reference, registry(options), platform(options), progress, ask=ask, repair=repair)
+    reference = parse_reference(options.artifact)
+    with shown_progress(f"fetching {printable(reference)}", quiet=options.quiet) as progress:
+        return pull(
+            store,
+            reference,
+            registry(options),
+            platform(options),
+            progress,
+            ask=options.pull == "always",
+            repair=repair,
+            fetch=options.pull != "never",
+        )
 
 
 def size_bytes(text: str, option: str, least: int = 1) -> int:
@@ -66,10 +103,8 @@ def program_records(options: argparse.Namespace) -> list[Record]:
     if options.tty and "TERM" in os.environ:
         records.append(("env", b"TERM=" + os.fsencode(os.environ["TERM"])))
     for path in options.env_file:
-        for line in read(path, "--env-file").split(b"\n"):
-            line = line.removesuffix(b"\r")
-            if line.strip() and not line.lstrip().startswith(b"#"):
-                records += _variable(line)
+        for variable in env_file.parse(read(path, "--env-file"), f"--env-file {printable(path)}"):
+            records += _variable(variable)
     for text in options.env:
         records += _variable(os.fsencode(text))
     if options.user:
@@ -120,6 +155,7 @@ def read(path: Path, option: str) -> bytes:
 
 
 def labels(texts: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    """NAME=VALUE each, or NAME; the last of a name counts."""
     found = {}
     for text in texts:
         name, _, value = text.partition("=")
@@ -165,6 +201,7 @@ def _is_address(text: str) -> bool:
 
 
 def volumes(texts: Sequence[str]) -> tuple[Share, ...]:
+    """HOST:GUEST[:MODE] each; BadInput."""
     if not texts:
         return ()
     from runner.machine.virtiofsd import parse

@@ -1,4 +1,4 @@
-"""Commands on sandboxes from outside: ps, logs, stop, kill, wait, rm."""
+"""Commands on sandboxes from outside: stop, kill, wait, rename, rm. Several sandboxes are acted on at once."""
 
 from __future__ import annotations
 
@@ -7,97 +7,155 @@ import contextlib
 import os
 import re
 import signal
+import socket
 import sys
-import time
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
-from rootdisk.errors import BadInput, Busy
-from rootdisk.text import one_line, printable
+from rootdisk.errors import BadInput, Busy, RootdiskError
+from rootdisk.text import error_text, printable
 from runner.channel import messages
-from runner.commands.options import write_json
+from runner.commands.options import sandbox_name, write_json
 from runner.sandbox import directory, orders
-from runner.sandbox.directory import State, Unreadable
+from runner.sandbox.directory import Sandbox, State, Unreadable
 from runner.store.store import Store
 
-if TYPE_CHECKING:
-    from runner.sandbox.logs import Reader
-
-FOLLOW_S = 0.1
 STOPPED_S = 60.0  # beyond what the program has: for its guest to write everything back, and its keeper to end
-
-
-def ps_command(options: argparse.Namespace) -> int:
-    rows = [
-        found
-        for found in directory.all_of(Store.open())
-        if (found.running or options.all) and (isinstance(found, Unreadable) or not found.name.startswith("."))
-    ]
-    if options.json:
-        write_json([row.to_json() for row in rows])
-        return 0
-    print(f"{'NAME':24} {'ARTIFACT':40} {'AGE':>6}  {'STATE':12} PORTS")
-    for row in rows:
-        name = printable(row.name)
-        if isinstance(row, Unreadable):
-            print(f"{name:24} {'':40} {'':>6}  {'unreadable':12} {one_line(row.reason)}")
-            continue
-        ports = ", ".join(f"{address}:{host}->{guest}/{kind}" for kind, address, host, guest in row.spec.forwards)
-        age = _age(time.time() - row.created)
-        print(f"{name:24} {printable(row.spec.reference):40} {age:>6}  {row.text:12} {printable(ports)}".rstrip())
-    return 0
-
-
-def _age(seconds: float) -> str:
-    for name, length in (("d", 86400), ("h", 3600), ("m", 60)):
-        if seconds >= length:
-            return f"{int(seconds / length)} {name}"
-    return f"{int(seconds)} s"
-
-
-def logs_command(options: argparse.Namespace) -> int:
-    from runner.sandbox.logs import Reader
-
-    state = directory.find(Store.open(), options.name)
-    path = state.folder / ("console.log" if options.console else "output.log")
-    if not path.exists():
-        raise BadInput(
-            f"sandbox {options.name} keeps no output: it runs in the foreground",
-            "--console shows its console; boot it with --detach",
-        )
-    reader = Reader(path)
-    while True:
-        running = options.follow and directory.is_running(state)
-        _show(reader, framed=not options.console)
-        if not running:
-            return 0
-        time.sleep(FOLLOW_S)
-
-
-def _show(reader: Reader, *, framed: bool) -> None:
-    pieces = reader.frames() if framed else ((messages.STDOUT, data) for data in reader.data())
-    for kind, data in pieces:
-        stream = sys.stderr if kind == messages.STDERR else sys.stdout
-        stream.buffer.write(data)
-        stream.buffer.flush()
+Found = TypeVar("Found", State, State | Unreadable)
 
 
 def stop_command(options: argparse.Namespace) -> int:
-    if options.time < 0:
-        raise BadInput(f"--time {options.time}", "0 or more seconds")
-    seconds = min(options.time, 0xFFFF_FFFF)  # more is for ever too
-    for state in _found(options.name):
+    """Ask the programs of sandboxes to end, all at once, and wait until the sandboxes have ended."""
+    found = _found(options.name)
+    failed = stop(found, options.time)
+    return _done(options, found, failed)
+
+
+def stop(found: Sequence[State], seconds: int) -> dict[str, RootdiskError]:
+    """Stop all of `found` at once; what went wrong, by name."""
+    if seconds < 0:
+        raise BadInput(f"--time {seconds}", "0 or more seconds")
+    seconds = min(seconds, 0xFFFF_FFFF)  # more is for ever too
+
+    def order(state: State) -> None:
         if state.running:
-            with _may_have_ended(state):
-                orders.give(state, messages.frame_number(messages.STOP, seconds))
-            directory.wait_end(state, seconds + STOPPED_S)
-        print(state.spec.name)
+            orders.give(state, messages.frame_number(messages.STOP, seconds))
+
+    return _on_all(found, order, lambda state: directory.wait_end(state, seconds + STOPPED_S))
+
+
+def kill_command(options: argparse.Namespace) -> int:
+    """End sandboxes at once, or send their programs a signal."""
+    number = _signal(options.signal) if options.signal else None
+    found = _found(options.name)
+    for state in found:
+        if not state.running:
+            raise directory.not_running(state)
+    if number is None or number == signal.SIGKILL:
+        failed = _end(found)
+    else:
+        order = messages.frame_number(messages.SIGNAL, number)
+        failed = _on_all(found, lambda state: orders.give(state, order), lambda state: None, forgive=False)
+    return _done(options, found, failed)
+
+
+def wait_command(options: argparse.Namespace) -> int:
+    """Wait until sandboxes end; print the exit status of each."""
+    found = _found(options.name)
+    with contextlib.ExitStack() as stack:
+        # All at once: one that is removed when it ends would not be found after the one before it.
+        sockets = [_waiting(state, stack) for state in found]
+        rows = []
+        for state, sock in zip(found, sockets, strict=True):
+            rows.append({"name": state.name, "status": _status(state, sock)})
+            if not options.json:
+                print(rows[-1]["status"], flush=True)
+    if options.json:
+        write_json(rows)
     return 0
+
+
+def rename_command(options: argparse.Namespace) -> int:
+    """Give a sandbox another name."""
+    new = sandbox_name(options.new, "NEW")
+    Sandbox.rename(directory.find(Store.open(), options.name), new)
+    write_json([{"name": new}]) if options.json else print(new)
+    return 0
+
+
+def rm_command(options: argparse.Namespace) -> int:
+    """Remove sandboxes that have ended; with --force, end running ones first."""
+    store = Store.open()
+    found = [directory.find_any(store, name) for name in dict.fromkeys(options.name)]
+    if not options.force:
+        for one in found:
+            if one.running:
+                name = printable(one.name)
+                other = "" if isinstance(one, Unreadable) else f"runner stop {name}, or "
+                raise BadInput(f"sandbox {name} runs", f"{other}runner rm --force {name}")
+    failed = _end([one for one in found if one.running])
+    for one in found:
+        if one.name not in failed and os.path.lexists(one.folder):
+            try:
+                directory.remove(one)
+            except RootdiskError as err:
+                failed[one.name] = err
+    return _done(options, found, failed)
+
+
+def _found(names: list[str]) -> list[State]:
+    """All of them, before anything is done to one."""
+    store = Store.open()
+    return [directory.find(store, name) for name in dict.fromkeys(names)]
+
+
+def _done(options: argparse.Namespace, found: Sequence[State | Unreadable], failed: dict[str, RootdiskError]) -> int:
+    """Print the names of those that it was done to. The first error is raised, the others are printed before it."""
+    names = [one.name for one in found if one.name not in failed]
+    if options.json:
+        write_json([{"name": name} for name in names])
+    else:
+        for name in names:
+            print(printable(name))
+    *others, last = failed.values() if failed else (None,)
+    for err in others:
+        print(f"runner: {error_text(str(err))}", file=sys.stderr)
+    if last is not None:
+        raise last
+    return 0
+
+
+def _on_all(
+    found: Sequence[Found], order: Callable[[Found], None], wait: Callable[[Found], None], *, forgive: bool = True
+) -> dict[str, RootdiskError]:
+    """Give all an order, then wait for each; what went wrong, by name. One that ends before its order is none with `forgive`."""
+    failed: dict[str, RootdiskError] = {}
+    for step in (order, wait):
+        for one in found:
+            if one.name in failed:
+                continue
+            try:
+                with _may_have_ended(one) if forgive else contextlib.nullcontext():
+                    step(one)
+            except RootdiskError as err:
+                failed[one.name] = err
+    return failed
+
+
+def _end(found: Sequence[Found]) -> dict[str, RootdiskError]:
+    """End all of `found` at once: by an order, or with their keepers if those do not carry it out."""
+    running = [one for one in found if one.running]
+
+    def order(one: Found) -> None:
+        with contextlib.suppress(Busy):
+            orders.give(one, messages.frame(messages.KILL))
+
+    return _on_all(running, order, orders.end)
 
 
 @contextlib.contextmanager
 def _may_have_ended(found: State | Unreadable) -> Iterator[None]:
-    """An order that comes too late, as the sandbox ends by itself just now, is none that fails."""
+    """An order that comes too late, because the sandbox ends by itself just now, is no failure."""
     try:
         yield
     except BadInput:
@@ -105,64 +163,35 @@ def _may_have_ended(found: State | Unreadable) -> Iterator[None]:
             raise
 
 
-def kill_command(options: argparse.Namespace) -> int:
-    number = _signal(options.signal) if options.signal else None
-    for state in _found(options.name):
-        if not state.running:
-            raise directory.not_running(state)
-        if number is None or number == signal.SIGKILL:
-            orders.end(state)
-        else:
-            orders.give(state, messages.frame_number(messages.SIGNAL, number))
-        print(state.spec.name)
-    return 0
-
-
-def wait_command(options: argparse.Namespace) -> int:
-    for state in _found(options.name):
-        print(_wait(state))
-    return 0
-
-
-def _wait(state: State) -> int:
-    """The exit status of a sandbox, when it has ended."""
-    if state.running:
-        decoder = messages.Decoder()
-        with _may_have_ended(state), orders.connect(state) as sock, contextlib.suppress(ConnectionError):
+def _waiting(state: State, stack: contextlib.ExitStack) -> socket.socket | None:
+    """A connection that says how the sandbox ends; None if it has ended."""
+    if not state.running:
+        return None
+    with _may_have_ended(state):
+        sock = stack.enter_context(orders.connect(state))
+        with contextlib.suppress(ConnectionError):
             sock.sendall(messages.frame(messages.WAIT))
+        return sock
+    return None
+
+
+def _status(state: State, sock: socket.socket | None) -> int:
+    """The exit status of a sandbox, when it has ended."""
+    if sock is not None:
+        decoder = messages.Decoder()
+        with contextlib.suppress(ConnectionError):
             while data := sock.recv(4096):
                 for kind, _, payload in decoder.feed(data):
                     if kind == messages.EXIT:
                         return messages.number(payload)
                     if kind == messages.ERROR:
                         raise Busy(payload.decode(errors="replace"))
+    if state.running:
         directory.wait_end(state)
         state = directory.find(Store.open(), state.spec.name)  # it ended in between
     if state.status is None:
         raise BadInput(f"sandbox {state.spec.name} was cut off", "its keeper was killed: it has no exit status")
     return state.status
-
-
-def rm_command(options: argparse.Namespace) -> int:
-    store = Store.open()
-    for found in [directory.find_any(store, name) for name in options.name]:
-        name = printable(found.name)
-        if found.running:
-            if not options.force:
-                other = "" if isinstance(found, Unreadable) else f"runner stop {name}, or "
-                raise BadInput(f"sandbox {name} runs", f"{other}runner rm --force {name}")
-            with _may_have_ended(found):
-                orders.end(found)
-        if os.path.lexists(found.folder):
-            directory.remove(found)
-        print(name)
-    return 0
-
-
-def _found(names: list[str]) -> list[State]:
-    """All of them, before anything is done to one."""
-    store = Store.open()
-    return [directory.find(store, name) for name in names]
 
 
 def _signal(text: str) -> int:

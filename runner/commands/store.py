@@ -16,23 +16,53 @@ if TYPE_CHECKING:
 
 
 def pull_command(options: argparse.Namespace) -> int:
-    local = given.local(Store.open(), options, ask=True, repair=True)
+    """Fetch an artifact into the store."""
+    local = given.local(Store.open(), options, repair=True)
     counts = {"fetched": local.fetched, "reused": local.reused, "holes": local.holes}
     if options.json:
-        given.write_json({"digest": str(local.digest), "disk": str(local.disk), **counts})
-    else:
-        print(local.digest)
-        print(", ".join(f"{value / 1e6:.1f} MB {name}" for name, value in counts.items()), file=sys.stderr)
+        given.write_json([{"digest": str(local.digest), "disk": str(local.disk), **counts}])
+        return 0
+    print(local.digest)
+    if not options.quiet:
+        words = ", ".join(f"{value / 1e6:.1f} MB {name}" for name, value in counts.items())
+        print(words if any(counts.values()) else "already in the store", file=sys.stderr)
     return 0
 
 
 def inspect_command(options: argparse.Namespace) -> int:
+    """Show what an artifact is, or a sandbox by its name."""
     from runner.sandbox import directory
 
     if not set(options.artifact) & set("/:@"):  # no reference of an artifact is so short
-        given.write_json(directory.find_any(Store.open(), options.artifact).to_json(), indent=1)
-        return 0
-    given.write_json(_artifact(options), indent=1)
+        found = directory.find_any(Store.open(), options.artifact).to_json()
+    else:
+        found = _artifact(options)
+    if options.format:
+        from rootdisk.cli.table import formatted
+
+        for line in formatted(options.format, [found]):
+            print(line)
+    elif options.json:
+        given.write_json([found], indent=1)
+    else:
+        given.write_value(found)
+    return 0
+
+
+def rmi_command(options: argparse.Namespace) -> int:
+    """Remove artifacts from the store by name or digest."""
+    from runner.sandbox import removal
+
+    platform = str(given.platform(options)) if options.platform else None
+    store = Store.open()
+    chosen = [image for text in options.artifact for image in removal.find(store, text, platform)]
+    done, freed = removal.remove(store, list(dict.fromkeys(chosen)), force=options.force)
+    if options.json:
+        given.write_json([{"done": line} for line in done])
+    else:
+        for line in done:
+            print(line)
+        print(f"freed {freed / 1e6:.1f} MB", file=sys.stderr)
     return 0
 
 
@@ -46,6 +76,7 @@ def _artifact(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def prune_command(options: argparse.Namespace) -> int:
+    """Remove what no sandbox uses from the store."""
     from runner.sandbox import directory
     from runner.sandbox.prune import prune
 
@@ -68,6 +99,7 @@ def prune_command(options: argparse.Namespace) -> int:
 
 
 def verify_command(options: argparse.Namespace) -> int:
+    """Read everything in the store and compare it with its digests."""
     from runner.store.verify import verify
 
     store = Store.open()
@@ -77,7 +109,7 @@ def verify_command(options: argparse.Namespace) -> int:
     left = _repaired(store, damages) if options.repair else damages
     if options.json:
         rows = [{"path": str(d.path), "what": d.what, "repaired": d not in left} for d in damages]
-        given.write_json({"checked": checked, "damaged": rows})
+        given.write_json([{"checked": checked, "damaged": rows}])
     else:
         repaired = f", {len(damages) - len(left)} repaired" if options.repair else ""
         print(f"{checked} files, {len(damages)} damaged{repaired}")

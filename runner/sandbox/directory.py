@@ -70,6 +70,7 @@ class Sandbox:
         self.folder = folder
         self.spec = spec
         self.lock = lock  # its descriptor
+        self.in_use: Mapping[str, str] = {}  # what its run has: accelerator, way of copying the disk
         self._created = created
         self._raw = raw
 
@@ -98,6 +99,17 @@ class Sandbox:
     def open(cls, state: State) -> Sandbox:
         """A kept one, to start it again or to remove it; Busy if it runs."""
         return cls(state.folder, _take_lock(state), state.spec, state.created, state.raw)
+
+    @classmethod
+    def rename(cls, state: State, name: str) -> None:
+        """Give a sandbox that has ended another name. Busy if it runs; BadInput if another has that name."""
+        opened = cls.open(state)
+        opened.spec = state.spec._replace(name=name)
+        try:
+            if name != state.name:
+                opened.take_name()
+        finally:
+            opened.release()
 
     def take_name(self) -> None:
         """Be seen under its own name from now on; BadInput if another has it."""
@@ -129,6 +141,7 @@ class Sandbox:
             ended=None if pid or not started else time.time(),
             status=status,
             error=error[:_ERROR_MAX_CHARS],
+            in_use=self.in_use,
         )
         data = json.dumps(state, indent=1, sort_keys=True).encode() + b"\n"
         # A sandbox that is not kept need not outlive a power cut.

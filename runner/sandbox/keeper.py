@@ -81,6 +81,7 @@ class Keeper:
         self._monitor = Monitor()
         self._listens_to_monitor = vm.monitor is not None
         self.lost = ""  # what the sandbox had to be stopped for
+        self.has_timed_out = False
         self._router = Router(output.write_frame if output else None)
         self._watched = Watched()
         self._clients = {client: self._router.main}
@@ -215,6 +216,7 @@ class Keeper:
         if self._silent_at is not None and now >= self._silent_at:
             raise Silent
         if self._deadline is not None and now >= self._deadline:
+            self.has_timed_out = True
             return TIMED_OUT
         return KILLED if self._kill_at is not None and now >= self._kill_at else None
 
@@ -289,12 +291,12 @@ class Keeper:
             return
         said = console.tail(self._logs[source].path)[-1:] if how.startswith("exit status") else []
         text = ": ".join((f"{helper.what} is lost", "its server ended", *filter(None, [how, *said])))
-        self._say(text, to_main=not helper.is_waited_for)  # which is told at the end
+        self.say(text, to_main=not helper.is_waited_for)  # which is told at the end
         if helper.is_waited_for:
             self.lost = text
             self._router.stop(STOP_S)
 
-    def _say(self, text: str, *, to_main: bool = True) -> None:
+    def say(self, text: str, *, to_main: bool = True) -> None:
         """To everybody who waits for this sandbox, and to the keeper's log."""
         self._router.notice(text, to_main=to_main)
         with contextlib.suppress(OSError):  # the disk of the log may be full
@@ -322,7 +324,7 @@ class Keeper:
             self._router.hold(self._room.is_held)
         self._router.standing = self._room.text
         if (text := self._room.to_say(now)) is not None:
-            self._say(text)
+            self.say(text)
 
     def _accept(self) -> None:
         for _ in range(_ACCEPTED_MAX):

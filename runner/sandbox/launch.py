@@ -51,6 +51,7 @@ class PreparedSandbox(NamedTuple):
     local: StoredArtifact
     disk: Clone
     slot_digest: str
+    spec: Spec  # of this run
 
 
 def create(store: Store, local: StoredArtifact, spec: Spec, given: Sequence[Record]) -> PreparedSandbox:
@@ -69,18 +70,21 @@ def create(store: Store, local: StoredArtifact, spec: Spec, given: Sequence[Reco
         disk = clone(local.disk, spec.disk_size, made.folder, spec.clone, patches)
         slot.write(disk.path, extent, filled, made.folder / "slot.json", overlay=disk.overlay, durable=spec.keep)
         made.take_name()
-        return PreparedSandbox(made, local, disk._replace(path=made.folder / disk.path.name), filled.digest)
+        return PreparedSandbox(made, local, disk._replace(path=made.folder / disk.path.name), filled.digest, spec)
     except BaseException:
         made.remove()
         raise
 
 
-def reopen(store: Store, state: State) -> PreparedSandbox:
+def reopen(
+    store: Store, state: State, run: Spec | None = None, instead: Sequence[Record] | None = None
+) -> PreparedSandbox:
     """A kept sandbox that does not run, with its slot written again.
 
+    With `run` and `instead`, this run alone has that specification, and these records in place of the sandbox's own.
     Busy where it runs; RootdiskError where its base is not in the store any more, or its slot is not as it was left.
     """
-    for place, _, _ in state.spec.volumes:
+    for place, _, _ in (run or state.spec).volumes:
         from runner.machine import virtiofsd
 
         virtiofsd.check(Path(place))
@@ -91,10 +95,11 @@ def reopen(store: Store, state: State) -> PreparedSandbox:
         own = [record for record in _records(path, state) if record[0] != "first"]
         atomic_write(path, records.pack(own), 0o600)
         extent = local.config.slot()
-        filled = slot.pack((*own, *_of_this_start(state.spec)), extent.length)
+        told = own if instead is None else instead
+        filled = slot.pack((*told, *_of_this_start(run or state.spec)), extent.length)
         disk = found(opened.folder)
         slot.rewrite(disk.path, extent, filled, opened.folder / "slot.json", overlay=disk.overlay)
-        return PreparedSandbox(opened, local, disk, filled.digest)
+        return PreparedSandbox(opened, local, disk, filled.digest, run or state.spec)
     except BaseException:
         opened.release()
         raise
@@ -136,7 +141,7 @@ def launch(prepared: PreparedSandbox, store: Store, counter: tsc.Counter) -> int
 
     RootdiskError with the guest's or the console's reason where the sandbox fails.
     """
-    spec = prepared.sandbox.spec
+    spec = prepared.spec
     sys.stdout.flush()
     sys.stderr.flush()
     ours, theirs = socket.socketpair()
@@ -152,6 +157,7 @@ def launch(prepared: PreparedSandbox, store: Store, counter: tsc.Counter) -> int
     from runner.channel.session import Lost, Session, raw_terminal  # loaded while the guest starts
 
     session = Session(ours)
+    stopped: list[int] = []  # signals that came before the program had started
     try:
         with ours:
             if spec.detached:
@@ -159,14 +165,15 @@ def launch(prepared: PreparedSandbox, store: Store, counter: tsc.Counter) -> int
             stdin = 0 if spec.interactive else None
             with contextlib.ExitStack() as terminal:
                 # Until there is a program to get it, Ctrl-C is a signal to us: the guest may never start.
-                return session.run(
+                status = session.run(
                     stdin=stdin,
                     terminal=spec.terminal,
                     on_ready=lambda: terminal.enter_context(raw_terminal(spec.terminal and spec.interactive)),
-                    on_signal=lambda number: _hand_on(session, number),
+                    on_signal=lambda number: _hand_on(session, number, stopped),
                     patience_s=STOPPED_S,
                     is_main=True,
                 )
+            return 128 + stopped[0] if stopped and not session.is_ready else status
     except Lost as err:
         os.waitpid(pid, 0)
         with contextlib.suppress(OSError):
@@ -198,7 +205,7 @@ def _started(session: Session) -> int:
         return 0
 
 
-def _hand_on(session: Session, number: int) -> None:
+def _hand_on(session: Session, number: int, stopped: list[int]) -> None:
     """A signal to the client is one to the program; SIGTERM is the one that its image wants, and SIGKILL after a while.
 
     So is what should end a program that has not started yet.
@@ -206,6 +213,8 @@ def _hand_on(session: Session, number: int) -> None:
     from runner.channel import messages
     from runner.sandbox.keeper import STOP_S
 
+    if number in (signal.SIGTERM, signal.SIGINT) and not session.is_ready:
+        stopped.append(number)
     if number == signal.SIGTERM or (number == signal.SIGINT and not session.is_ready):
         session.send(messages.STOP, STOP_S.to_bytes(4, "little"))
     else:
@@ -243,17 +252,18 @@ def _run(
     from runner.sandbox.room import Room
 
     kept = prepared.sandbox
-    spec, folder = kept.spec, kept.folder
+    spec, folder = prepared.spec, kept.folder
     started = time.time()
     status, error = FAILED, ""
     keeper = vm = None
     reserved = contextlib.ExitStack()
     try:
+        platform = prepared.local.config.platform
+        chosen = accel.choose(spec.accelerator, platform, store.root / "kvm.json", prepared.local.kernel)
+        kept.in_use = _in_use(prepared, chosen)
         kept.write_state(pid=os.getpid(), started=started)
         atomic_write(folder / _SPARE, bytes(_SPARE_BYTES), 0o600, durable=False)
         user = reserved.enter_context(process.unprivileged(store.root / "locks"))
-        platform = prepared.local.config.platform
-        chosen = accel.choose(spec.accelerator, platform, store.root / "kvm.json", prepared.local.kernel)
         while True:
             debug(f"accelerator {chosen.name}: {chosen.reason}")
             vm = _start(prepared, store, chosen.name, counter, user)
@@ -274,6 +284,8 @@ def _run(
             except Silent:
                 vm.kill()
                 chosen = accel.Accelerator("tcg", "KVM is there, and runs no guest", True)
+                kept.in_use = _in_use(prepared, chosen)
+                kept.write_state(pid=os.getpid(), started=started)
                 accel.remember(store.root / "kvm.json", prepared.local.kernel, False)
         if not chosen.known:
             accel.remember(store.root / "kvm.json", prepared.local.kernel, True)
@@ -283,6 +295,8 @@ def _run(
             vm.wait(5)
         if keeper.lost:
             status, error = FAILED, keeper.lost
+        if status == TIMED_OUT and keeper.has_timed_out:
+            keeper.say(f"--timeout: stopped after {spec.timeout_s:g} s")
     except Gone:
         status = KILLED
     except RootdiskError as err:
@@ -313,11 +327,17 @@ def _run(
         client.sendall(messages.frame(messages.ERROR, error.encode()))
 
 
+def _in_use(prepared: PreparedSandbox, chosen: accel.Accelerator) -> dict[str, str]:
+    """What this run really has, for `inspect`."""
+    copied = "overlay" if prepared.disk.overlay else prepared.spec.clone or "copy"
+    return {"accelerator": chosen.name, "accelerator_reason": chosen.reason, "clone": copied}
+
+
 def _start(
     prepared: PreparedSandbox, store: Store, accelerator: str, counter: tsc.Counter, user: process.User | None
 ) -> Vm:
     """The machine, by the back end that was asked for."""
-    spec, local, folder = prepared.sandbox.spec, prepared.local, prepared.sandbox.folder
+    spec, local, folder = prepared.spec, prepared.local, prepared.sandbox.folder
     words = [local.config.cmdline, f"rootdisk.slot={prepared.slot_digest}"]
     if accelerator == "tcg" and local.config.platform.architecture == "amd64" and (khz := counter.khz()):
         words.append(f"tsc_early_khz={khz}")

@@ -1,13 +1,15 @@
 """What a detached sandbox's program has written, and its console: logs of bounded size.
 
 A log is two files: when the newer one is full it takes the older one's place. Program output is kept as frames of the
-channel (kind and bytes), so that standard output and errors come apart again.
+channel (kind and bytes), so that standard output and errors come apart again. Before each stands its time, as two frames
+without bytes, which older runners show as nothing: milliseconds since 1970, 24 bits in the header of each.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -15,10 +17,17 @@ from typing import BinaryIO
 from rootdisk.durable import opener
 from rootdisk.errors import RootdiskError
 from rootdisk.text import printable
-from runner.channel.messages import HEADER, PAYLOAD_MAX, STDERR, frame
+from runner.channel.messages import HEADER, PAYLOAD_MAX, STDERR, STDOUT, frame
 
 FILE_MAX_BYTES = 8 << 20
 LOST = "runner: {} bytes of output are missing here: the host's disk was full\n"
+
+
+def time_frames(seconds: float) -> bytes:
+    """The two frames that hold a time."""
+    value = int(seconds * 1000)
+    parts = (value >> 24 & 0xFFFFFF, value & 0xFFFFFF)
+    return b"".join(HEADER.pack(0, STDOUT, part >> 16, part & 0xFFFF) for part in parts)
 
 
 class Log:
@@ -42,19 +51,20 @@ class Log:
         self._size = os.fstat(self._file.fileno()).st_size
         return self._file
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes, *, stamp: bytes = b"") -> None:
         if self._lost:
             note = LOST.format(self._lost).encode()
             if not self._append(frame(STDERR, note) if self._framed else note):
                 self._lost += len(data)
                 return
             self._lost = 0
-        if not self._append(data):
+        if not self._append(stamp + data):
             self._lost += len(data)
 
     def write_frame(self, kind: int, data: bytes) -> None:
+        """Append output of a program, with the time."""
         self._framed = True
-        self.write(frame(kind, data))
+        self.write(frame(kind, data), stamp=time_frames(time.time()))
 
     def _append(self, data: bytes) -> bool:
         """Whether all of `data` is in the log; else nothing of it is."""
@@ -82,6 +92,8 @@ class Reader:
         self._files = [file for file in (path.with_name(f"{path.name}.old"), path) if file.exists()]
         self._file: BinaryIO | None = None
         self._rest = b""
+        self._time: float | None = None
+        self._half: int | None = None  # the first part of a time
 
     def data(self) -> Iterator[bytes]:
         """What has been written since the last call, in pieces."""
@@ -106,16 +118,29 @@ class Reader:
 
     def frames(self) -> Iterator[tuple[int, bytes]]:
         """As `data`, kind and bytes of whole frames."""
+        return ((kind, data) for _, kind, data in self.timed_frames())
+
+    def timed_frames(self) -> Iterator[tuple[float | None, int, bytes]]:
+        """As `frames`, with the time of each; None in a log of an older runner."""
         for data in self.data():
             self._rest += data
             at = 0
             while len(self._rest) - at >= HEADER.size:
-                length, kind, _, _ = HEADER.unpack_from(self._rest, at)
+                length, kind, high, low = HEADER.unpack_from(self._rest, at)
                 if length > PAYLOAD_MAX:  # nothing that we have written: what follows would be held in memory
                     raise RootdiskError(f"{printable(self.path)} is damaged", "its console: runner logs --console")
                 end = at + HEADER.size + length
                 if end > len(self._rest):
                     break
-                yield kind, self._rest[at + HEADER.size : end]
+                if length:
+                    yield self._time, kind, self._rest[at + HEADER.size : end]
+                elif high or low or self._half is not None:
+                    self._take_time(high << 16 | low)
                 at = end
             self._rest = self._rest[at:]
+
+    def _take_time(self, part: int) -> None:
+        if self._half is None:
+            self._half = part
+        else:
+            self._time, self._half = (self._half << 24 | part) / 1000, None

@@ -42,6 +42,7 @@ READ_BYTES = 64 << 10  # from the guest at once
 VISITORS_MAX = 128  # that have only given an order, or not even that; the oldest goes for a new one
 SESSIONS_MAX = 512  # also those whose client has gone and whose program has not ended yet
 ROOM = 128 << 10  # bytes under way to the guest, from where on clients are not read
+REASON_BYTES = 4 << 10  # of what a program that cannot be started says
 _SIGHUP = 1
 FULL = f"{CLIENTS_MAX} clients are connected to this sandbox, which is all it takes"
 TOO_MANY = f"{SESSIONS_MAX} commands run in this sandbox, which is all it takes"
@@ -76,6 +77,7 @@ class Router:
         self._main_session = Session(0, None if write_output else self.main)
         self._sessions = {0: self._main_session}
         self._is_ready = self._is_powered = False
+        self._told = 0  # bytes of output that a detached sandbox's client got, before the program had started
         if not write_output:
             self.main.session = self._main_session
         self._last_number = 0
@@ -166,6 +168,8 @@ class Router:
             self._out += frame(kind, payload, session.number)
         elif kind == messages.CREDIT and session is not None and is_number(payload):
             session.grant(messages.number(payload))
+        elif kind == messages.CREDIT and client is self.main:
+            pass  # for what a program that cannot be started has said
         elif kind == messages.RESIZE and session is not None and is_number(payload):
             session.size = payload
         else:
@@ -324,6 +328,9 @@ class Router:
             session.credit = min(WINDOW, session.credit + len(payload))
             if session is self._main_session and self._write_output is not None:
                 self._write_output(kind, payload)
+                if not self._is_ready and self.main in self.clients and self._told < REASON_BYTES:
+                    self._told += len(payload)
+                    self.main.put(kind, payload[:REASON_BYTES])  # it cannot be started, and this is why
 
     def _started(self, payload: bytes) -> None:
         if self._is_ready:

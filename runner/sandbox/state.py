@@ -18,6 +18,7 @@ from rootdisk.durable import parse_json
 
 VERSION = 1  # files without a version are of version 1
 MAX_BYTES = 1 << 20
+_WORD_MAX = 1000
 _REQUIRED = object()
 _HEX = re.compile(r"[0-9a-f]{64}(?:[0-9a-f]{64})?\Z")  # sha256 or sha512
 _DIGEST = re.compile(r"(?:sha256:)?[0-9a-f]{64}\Z|(?:sha512:)?[0-9a-f]{128}\Z")
@@ -74,6 +75,7 @@ class State(NamedTuple):
     ended: float | None
     status: int | None  # exit status of the last run; None when it runs or was cut off
     error: str  # why the last run failed
+    in_use: Mapping[str, str] = {}  # what this run has, or the last one had: accelerator, way of copying the disk
     raw: Mapping[str, Any] = {}  # all that the file says, with what we do not know
 
     @property
@@ -107,7 +109,8 @@ class State(NamedTuple):
         ]
         fields = ("pid", "created", "started", "ended", "status", "error", "running")
         word = self.text.partition(" (")[0]
-        return {**spec, **{name: getattr(self, name) for name in fields}, "state": word}
+        more = {name: getattr(self, name) for name in fields}
+        return {**spec, **more, "state": word, "in_use": dict(self.in_use)}
 
 
 class Unreadable(NamedTuple):
@@ -148,6 +151,7 @@ def parse(raw: bytes, folder: Path, running: bool) -> State:
         _take(value, "ended", _or_none(_time), None),
         _take(value, "status", _or_none(_whole(0, 255)), None),
         _take(value, "error", _text(MAX_BYTES), ""),
+        _take(value, "in_use", _texts, {}),
         value,
     )
 
@@ -181,6 +185,11 @@ def _object(value: object) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError("is not an object")
     return value
+
+
+def _texts(value: object) -> dict[str, str]:
+    short = _text(_WORD_MAX)
+    return {short(key): short(item) for key, item in _object(value).items()}
 
 
 def _text(max_chars: int) -> Check:

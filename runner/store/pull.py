@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from rootdisk.artifact.format import CONFIG_MAX_BYTES, ArtifactConfig, ArtifactManifest
 from rootdisk.artifact.published import open_artifact
-from rootdisk.errors import DigestMismatch, RootdiskError
+from rootdisk.errors import BadInput, DigestMismatch, RootdiskError
 from rootdisk.oci.documents import Descriptor, Digest, Platform
 from rootdisk.oci.reference import Reference
 from rootdisk.oci.repository import RegistryOptions, Repository
@@ -79,17 +79,21 @@ def pull(
     *,
     ask: bool = True,
     repair: bool = False,
+    fetch: bool = True,
 ) -> StoredArtifact:
     """The artifact that `reference` names, in `store` and held there.
 
     With `ask` false a registry is asked only if the store does not know what it said the last time. What is marked as
-    damaged is fetched again with `repair`, else a RootdiskError.
+    damaged is fetched again with `repair`, else a RootdiskError. With `fetch` false nothing is asked for or fetched: BadInput
+    if it is not there.
     """
-    if reference.kind == "registry" and (reference.digest or not ask):
+    if not fetch or (reference.kind == "registry" and (reference.digest or not ask)):
         raw = known(store, reference, platform)
         local = _present(store, raw, platform, reference, repair) if raw is not None else None
         if local is not None:
             return local
+        if not fetch:
+            raise BadInput(f"{reference} is not in the store", f"runner pull {reference}")
     with open_artifact(reference, platform, options) as artifact:
         descriptor, raw, roles = artifact.descriptor, artifact.raw, artifact.roles
         if repair and store.damage(descriptor.digest.hex):
@@ -107,9 +111,9 @@ def pull(
             if config is None:
                 continue
             _check_platform(config, platform, reference)
-            from runner.store.fetch import fetch
+            from runner.store.fetch import fetch as fetch_disk
 
-            counts = fetch(store, artifact.repository, roles, config, progress, had)
+            counts = fetch_disk(store, artifact.repository, roles, config, progress, had)
             new = False
     raise RootdiskError(f"{reference}: something removes it again and again", "is runner prune running?")
 
@@ -184,7 +188,9 @@ def _check_size(path: Path, size: int) -> None:
 
 def _check_platform(config: ArtifactConfig, platform: Platform, reference: Reference) -> None:
     if config.platform != platform:
-        raise RootdiskError(f"{reference} is for {config.platform}", f"this machine runs {platform}: --platform")
+        raise RootdiskError(
+            f"{reference}: no {platform} variant (only {config.platform})", f"use --platform {config.platform}"
+        )
 
 
 def _close(lease: Iterable[int]) -> None:

@@ -69,7 +69,7 @@ client = "client.pem"
     artifact = f"{registry.name}/team/app:7"
     done = runner("pull", "--json", "--plain-http", artifact)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["fetched"] > 1 << 20
+    assert json.loads(done.stdout)[0]["fetched"] > 1 << 20
     script = (
         'printf "%s|" "$AWKWARD"; stat -c "%u:%g %U:%G" /sandbox /sandbox/*; cat "$ROOTDISK_TLS_CA" "$ROOTDISK_TLS_CERT";'
         'echo "key=$ROOTDISK_TLS_KEY ssl=$SSL_CERT_FILE"'

@@ -25,6 +25,7 @@ struct frame { int type, session; char *data; uint32_t length; };
 struct session {
     int used, id, pid, fds[3], exited, status, tty, is_first;
     enum power power;
+    int starts;                /* it has become the program; known of session 0 only */
     int silent;                /* the runner has been told that it failed: nothing more of it */
     uint32_t credit;           /* bytes of output the runner still takes */
     char *input;               /* WINDOW bytes, waiting to be written to the program */

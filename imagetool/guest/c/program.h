@@ -29,8 +29,9 @@ int main_program(struct program *, const struct records *process, const struct r
 int exec_program(struct program *, const struct program *base, const struct records *, struct why *);
 void forget_program(struct program *);
 
-/* Starts a program. fds become its input, output and errors as the init sees them (-1: none). -1 and why on failure. */
-pid_t spawn(const struct program *, int has_channel, int fds[3], struct why *);
+/* Starts a program. fds become its input, output and errors as the init sees them (-1: none). With
+   `starts` it waits until the process has become the program, or cannot: which of the two. -1 and why on failure. */
+pid_t spawn(const struct program *, int has_channel, int fds[3], int *starts, struct why *);
 
 /* A signal as images name it: SIGTERM, TERM, SIGRTMIN+3 or a number; 0 if it is none. */
 int parse_signal(const char *text);

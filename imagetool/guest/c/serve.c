@@ -129,7 +129,8 @@ int serve(struct channel *channel, const struct program *program, struct why *wh
         fcntl(channel->fd, F_SETFL, O_NONBLOCK);
     if (start_session(channel, 0, program, why))
         return explain(why, "cannot start %.200s: %s", program->argv.items[0], strdupa(why->text));
-    send_number(channel, READY, 0, VERSION);
+    if (find_session(channel, 0)->starts) /* else its message and exit status say why not */
+        send_number(channel, READY, 0, VERSION);
     for (;;) {
         collect(channel, signals, &waits);
         double until = leave_at ? leave_at : channel->kill_at, rest = until - now();

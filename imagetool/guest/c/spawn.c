@@ -79,7 +79,10 @@ static int make_environment(const struct program *program, const struct user *us
     return failed || keep_last(&out->list) ? -1 : 0;
 }
 
-/* In the child from here on. What fails is said on its standard error. */
+/* In the child from here on. What fails is said on its standard error; of the main program the init is told by a byte. */
+enum { MARK = 3 };
+static int mark_fd = -1;
+
 static void __attribute__((noreturn, format(printf, 2, 3))) give_up(int status, const char *format, ...) {
     va_list arguments;
     va_start(arguments, format);
@@ -87,6 +90,8 @@ static void __attribute__((noreturn, format(printf, 2, 3))) give_up(int status, 
     vdprintf(2, format, arguments);
     dprintf(2, "\n");
     va_end(arguments);
+    if (mark_fd >= 0 && write(mark_fd, "", 1) < 0)
+        status = FAILED;
     _exit(status);
 }
 
@@ -98,7 +103,7 @@ static void reset_signals(void) {
     sigprocmask(SIG_SETMASK, &none, NULL);
 }
 
-static void take_streams(const struct program *program, int ends[3][2]) {
+static void take_streams(const struct program *program, int ends[3][2], int mark) {
     int terminal = ends[0][1] >= 0 && ends[1][1] < 0 && program->tty;
     if (terminal)
         ioctl(ends[0][1], TIOCSCTTY, 0);
@@ -109,8 +114,10 @@ static void take_streams(const struct program *program, int ends[3][2]) {
         if (fd >= 0)
             dup2(fd, i);
     }
-    if (syscall(SYS_close_range, 3, ~0U, 0)) /* Linux before 5.9 */
-        for (int fd = 3; fd < 1024; fd++)
+    int first = mark == MARK || (mark >= 0 && dup3(mark, MARK, O_CLOEXEC) == MARK) ? MARK + 1 : MARK;
+    mark_fd = first > MARK ? MARK : -1;
+    if (syscall(SYS_close_range, first, ~0U, 0)) /* Linux before 5.9 */
+        for (int fd = first; fd < 1024; fd++)
             close(fd);
 }
 
@@ -147,13 +154,13 @@ static void __attribute__((noreturn)) become(const struct program *program, cons
 }
 
 /* A process for the program; process 1 of a new PID namespace if it has to be. Later ones, of exec, get into that namespace. */
-static pid_t fork_program(const struct program *program, int ready[2]) {
-    if (program->is_first && (unshare(CLONE_NEWPID) || pipe2(ready, O_CLOEXEC)))
+static pid_t fork_program(const struct program *program, int ready[2], int waits) {
+    if ((program->is_first && unshare(CLONE_NEWPID)) || (waits && pipe2(ready, O_CLOEXEC)))
         return -1;
     return fork();
 }
 
-pid_t spawn(const struct program *program, int has_channel, int fds[3], struct why *why) {
+pid_t spawn(const struct program *program, int has_channel, int fds[3], int *starts, struct why *why) {
     int ends[3][2] = {{-1, -1}, {-1, -1}, {-1, -1}}, ready[2] = {-1, -1};
     struct user user;
     struct environment env = {.list = {0}};
@@ -161,21 +168,24 @@ pid_t spawn(const struct program *program, int has_channel, int fds[3], struct w
         return -1;
     pid_t pid = -1;
     if (!make_environment(program, &user, &env) && !connect_program(program, has_channel, user.uid, ends))
-        pid = fork_program(program, ready);
+        pid = fork_program(program, ready, starts != NULL);
     if (!pid) {
         setsid();
         if (program->is_first && mount_own_proc())
             give_up(FAILED, "cannot mount /proc: %s", strerror(errno));
         reset_signals();
-        take_streams(program, ends); /* which closes `ready`: the init goes on */
+        take_streams(program, ends, ready[1]);
         become(program, &user, env.list.items);
     }
     if (pid < 0)
         explain(why, "%s", strerror(errno));
     close_all(&ready[1], 1);
     char byte;
-    if (pid > 0 && ready[0] >= 0 && read(ready[0], &byte, 1) < 0) /* until it has its /proc */
-        errno = 0;
+    ssize_t count = 0;
+    while (pid > 0 && ready[0] >= 0 && (count = read(ready[0], &byte, 1)) < 0 && errno == EINTR)
+        ; /* until it has become the program, or cannot */
+    if (starts)
+        *starts = count <= 0;
     close_all(ready, 1);
     for (int i = 0; i < 3; i++) {
         fds[i] = pid < 0 ? -1 : ends[i][0];

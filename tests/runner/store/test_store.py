@@ -146,7 +146,7 @@ def test_the_registry_is_not_asked_for_what_is_known(
 def test_damage_is_found_and_mended(store: Store, proxy: FaultProxy, damage: str) -> None:
     local = pull(store, parse_reference(f"{proxy.name}/store/a:v1"), RegistryOptions(plain_http=True), Platform.host())
     local.release()
-    assert json.loads(runner(store.root, "verify", "--json").stdout) == {"checked": 3, "damaged": []}
+    assert json.loads(runner(store.root, "verify", "--json").stdout) == [{"checked": 3, "damaged": []}]
     disk = local.disk
     target, offset = {
         "chunk": (disk, 7 * CHUNK + 5),
@@ -226,7 +226,7 @@ def test_twenty_pulls_at_once_fetch_once(store: Store, proxy: FaultProxy) -> Non
     for process in processes:
         out, err = process.communicate(timeout=120)
         assert process.returncode == 0, err
-        fetched.append(json.loads(out)["fetched"])
+        fetched.append(json.loads(out)[0]["fetched"])
     assert sum(1 for count in fetched if count) == 1
     # Who waited meanwhile has the registry show that it has the disk: one chunk.
     assert proxy.bytes_of(MADE.path) <= MADE.blob.size + 19 * (CHUNK + 1024)

@@ -1,0 +1,221 @@
+"""ps and images: what there is, as tables, lines or JSON."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from rootdisk.cli.table import formatted, shortened, table
+from rootdisk.errors import BadInput
+from rootdisk.text import printable
+from runner.commands.options import write_json
+from runner.sandbox import directory
+from runner.sandbox.directory import State, Unreadable
+from runner.store.images import Image, images
+from runner.store.store import Store
+
+REFERENCE_WIDTH = 48
+_STATES = ("running", "exited", "cut off", "unreadable")
+Row = State | Unreadable
+
+
+def ps_command(options: argparse.Namespace) -> int:
+    """List sandboxes."""
+    last = 1 if options.latest else options.last
+    if last is not None and last < 1:
+        raise BadInput(f"--last {last}", "list 1 or more")
+    is_wanted = _filter(options.filter, _PS_FILTERS)
+    every = options.all or last is not None or any(text.startswith(("status=", "exited=")) for text in options.filter)
+    rows: list[Row] = [
+        found
+        for found in directory.all_of(Store.open())
+        if (found.running or every)
+        and (isinstance(found, Unreadable) or not found.name.startswith("."))
+        and is_wanted(found)
+    ]
+    if last is not None:
+        rows = sorted(rows, key=lambda row: -row.created if isinstance(row, State) else 0)[:last]
+    if options.json:
+        write_json([row.to_json() for row in rows])
+    elif options.quiet:
+        _print(printable(row.name) for row in rows)
+    elif options.format and options.format != "table":
+        _print(formatted(options.format, [_ps_fields(row) for row in rows]))
+    else:
+        limit = 10_000 if options.no_trunc else REFERENCE_WIDTH
+        lines = [_ps_line(row, limit) for row in rows]
+        _print(table(("NAME", "ARTIFACT", "AGE", "STATE", "PORTS"), lines, right=("AGE",)))
+    return 0
+
+
+def images_command(options: argparse.Namespace) -> int:
+    """List the artifacts in the store."""
+    rows = list(filter(_filter(options.filter, _IMAGE_FILTERS), images(Store.open())))
+    if options.json:
+        write_json([row.to_json() for row in rows])
+    elif options.quiet:
+        whole = options.no_trunc or options.digests
+        _print(dict.fromkeys(f"sha256:{row.digest}" if whole else row.digest[:12] for row in rows))
+    elif options.format and options.format != "table":
+        _print(formatted(options.format, [_image_fields(row) for row in rows]))
+    else:
+        limit = 10_000 if options.no_trunc else REFERENCE_WIDTH
+        whole = options.no_trunc or options.digests
+        lines = [
+            (
+                shortened(printable(row.reference) if row.reference else "<none>", limit),
+                f"sha256:{row.digest}" if whole else row.digest[:12],
+                row.platform,
+                f"{row.disk_size / (1 << 20):.0f} MiB",
+                f"{row.stored_bytes / 1e6:.1f} MB",
+                age(time.time() - row.used),
+            )
+            for row in rows
+        ]
+        headers = ("ARTIFACT", "DIGEST", "PLATFORM", "DISK", "STORED", "USED")
+        _print(table(headers, lines, right=("DISK", "STORED", "USED")))
+    return 0
+
+
+def age(seconds: float) -> str:
+    """A time span in its largest unit."""
+    for name, length in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= length:
+            return f"{int(seconds / length)} {name}"
+    return f"{max(int(seconds), 0)} s"
+
+
+def _print(lines: object) -> None:
+    for line in lines:  # type: ignore[attr-defined]
+        print(line)
+
+
+def _ps_line(row: Row, limit: int) -> Sequence[str]:
+    name = printable(row.name)
+    if isinstance(row, Unreadable):
+        return name, "", "", "unreadable", row.reason
+    reference = shortened(printable(row.spec.reference), limit)
+    return name, reference, age(time.time() - row.created), row.text, _ports(row)
+
+
+def _ports(row: State) -> str:
+    return ", ".join(f"{address}:{host}->{guest}/{kind}" for kind, address, host, guest in row.spec.forwards)
+
+
+def _ps_fields(row: Row) -> dict[str, Any]:
+    """What --format can name: docker's fields, and ours as in --json."""
+    if isinstance(row, Unreadable):
+        empty = dict.fromkeys(("ID", "Image", "RunningFor", "Ports", "CreatedAt", "Mounts", "Networks", "Command"), "")
+        more = {"Names": row.name, "Status": "unreadable", "State": "unreadable", "Labels": {}, "Label": {}}
+        return {**row.to_json(), **empty, **more}
+    labels = dict(row.spec.labels)
+    return {
+        **row.to_json(),
+        "ID": row.name,
+        "Names": row.name,
+        "Image": row.spec.reference,
+        "Command": "",
+        "CreatedAt": _stamp(row.created),
+        "RunningFor": f"{age(time.time() - row.created)} ago",
+        "Ports": _ports(row),
+        "State": row.text.partition(" (")[0],
+        "Status": row.text,
+        "Labels": labels,
+        "Label": labels,
+        "Mounts": [host for host, _, _ in row.spec.volumes],
+        "Networks": row.spec.network,
+    }
+
+
+def _image_fields(row: Image) -> dict[str, Any]:
+    repository, _, tag = row.reference.partition("@")[0].rpartition(":")
+    return {
+        **row.to_json(),
+        "ID": row.digest[:12],
+        "Repository": repository or "<none>",
+        "Tag": tag or "<none>",
+        "Digest": f"sha256:{row.digest}",
+        "Size": f"{row.disk_size / (1 << 20):.0f} MiB",
+        "CreatedSince": f"{age(time.time() - row.used)} ago",
+        "CreatedAt": _stamp(row.used),
+    }
+
+
+def _stamp(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S %z", time.localtime(min(seconds, 253402300799)))
+
+
+def _label(wanted: str) -> Callable[[Row], bool]:
+    name, equals, value = wanted.partition("=")
+
+    def has(row: Row) -> bool:
+        labels = dict(row.spec.labels) if isinstance(row, State) else {}
+        return name in labels and (not equals or labels[name] == value)
+
+    return has
+
+
+def _status(wanted: str) -> Callable[[Row], bool]:
+    if wanted not in _STATES:
+        raise BadInput(f"--filter status={printable(wanted, 40)}", f"write one of {', '.join(_STATES)}")
+    return lambda row: wanted == ("unreadable" if isinstance(row, Unreadable) else row.text.partition(" (")[0])
+
+
+def _exited(wanted: str) -> Callable[[Row], bool]:
+    if not re.fullmatch("[0-9]{1,3}", wanted):
+        raise BadInput(f"--filter exited={printable(wanted, 40)}", "write an exit status")
+    return lambda row: isinstance(row, State) and not row.running and row.status == int(wanted)
+
+
+_PS_FILTERS: dict[str, Callable[[str], Callable[[Row], bool]]] = {
+    "name": lambda text: lambda row: text in row.name,
+    "id": lambda text: lambda row: text in row.name,
+    "status": _status,
+    "label": _label,
+    "exited": _exited,
+    "ancestor": lambda text: lambda row: isinstance(row, State) and _is_of(row.spec.reference, row.spec.artifact, text),
+}
+_IMAGE_FILTERS: dict[str, Callable[[str], Callable[[Image], bool]]] = {
+    "reference": lambda text: (
+        lambda row: _is_of(row.reference, f"sha256:{row.digest}", text) or _matches(row.reference, text)
+    ),
+    "digest": lambda text: lambda row: row.digest.startswith(text.removeprefix("sha256:")),
+    "platform": lambda text: lambda row: row.platform == text,
+    "dangling": lambda text: lambda row: (not row.reference) == (text.lower() in ("true", "1")),
+}
+
+
+def _is_of(reference: str, digest: str, text: str) -> bool:
+    """Whether `text` names an artifact: its reference with or without tag, or the start of its digest."""
+    if not text:
+        return False
+    place = reference.partition("@")[0]
+    known = (reference, place, place.rpartition(":")[0])
+    return (
+        text in known
+        or any(f"/{text}" == name[-len(text) - 1 :] for name in known)
+        or (
+            len(text.removeprefix("sha256:")) >= 8
+            and digest.removeprefix("sha256:").startswith(text.removeprefix("sha256:"))
+        )
+    )
+
+
+def _matches(reference: str, pattern: str) -> bool:
+    import fnmatch  # docker's reference filter takes patterns
+
+    return fnmatch.fnmatchcase(reference, pattern) or fnmatch.fnmatchcase(reference, f"*/{pattern}")
+
+
+def _filter(texts: Sequence[str], known: Mapping[str, Callable[[str], Callable[[Any], bool]]]) -> Callable[[Any], bool]:
+    """Whether a row is wanted by KEY=VALUE each: one value of every key, as docker has it, but all labels. BadInput."""
+    wanted: dict[str, list[Callable[[Any], bool]]] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or key not in known:
+            raise BadInput(f"--filter {printable(text, 80)!r}", f"write KEY=VALUE; KEY is one of {', '.join(known)}")
+        wanted.setdefault(text if key == "label" else key, []).append(known[key](value))
+    return lambda row: all(any(one(row) for one in some) for some in wanted.values())

@@ -1,0 +1,54 @@
+"""The host's ports that a sandbox publishes: whether they are free, before anything else is done."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Iterable
+
+from rootdisk.errors import BadInput
+from runner.machine.model import Forward
+
+_KINDS = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
+_UNPRIVILEGED = "/proc/sys/net/ipv4/ip_unprivileged_port_start"
+
+
+def check(forwards: Iterable[tuple[str, str, int, int]]) -> None:
+    """Bind each port for a moment; BadInput says which is in use, or what it needs."""
+    for protocol, address, port, guest in forwards:
+        with socket.socket(socket.AF_INET, _KINDS[protocol]) as sock:
+            if protocol == "tcp":
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that are ending do not count
+            try:
+                sock.bind((address, port))
+                if protocol == "tcp":
+                    sock.listen(1)
+            except OSError as err:
+                raise _explained(err, Forward(protocol, address, port, guest)) from err
+
+
+def are_low(forwards: Iterable[Forward]) -> bool:
+    """Whether one of the ports is open to root alone."""
+    try:
+        with open(_UNPRIVILEGED, encoding="ascii") as file:
+            first = int(file.read(16))
+    except (OSError, ValueError):
+        first = 1024
+    return any(forward.host < first for forward in forwards)
+
+
+def _explained(err: OSError, forward: Forward) -> BadInput:
+    what = f"--publish {forward.address}:{forward.host}:{forward.guest}"
+    kind = "" if forward.protocol == "tcp" else f"/{forward.protocol}"
+    if err.errno == errno.EADDRINUSE:
+        return BadInput(
+            f"{what}: port {forward.host}{kind} is in use", "choose another, or stop what uses it: ss -lntup"
+        )
+    if err.errno in (errno.EACCES, errno.EPERM):
+        other = forward.host + 8000 if forward.host < 1024 else 0
+        hint = f"choose one from 1024 on, for example {other}:{forward.guest}" if other else os.strerror(err.errno)
+        return BadInput(f"{what}: port {forward.host} needs root", hint)
+    if err.errno == errno.EADDRNOTAVAIL:
+        return BadInput(f"{what}: {forward.address} is not an address of this host", "see: ip address")
+    return BadInput(f"{what}: {err.strerror}")

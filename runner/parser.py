@@ -1,0 +1,314 @@
+"""The runner's command line: a table of its commands, and for each a function that adds its arguments and options.
+
+A command line is parsed with the options of one command only, because building all of them takes three times as long.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+from rootdisk import __version__
+from rootdisk.cli.arguments import Parser, decimal_number, whole_number
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+class Command(NamedTuple):
+    """A command: its module in runner/commands/, its line in --help, and the function that adds its options."""
+
+    room: str
+    help: str
+    fill: Callable[[argparse.ArgumentParser], None]
+    epilog: str | None = None
+    alias: str = ""
+
+
+def parser(only: str | None = None) -> Parser:
+    """Build the parser. With `only`, add options for that command alone (three times faster)."""
+    top = Parser("runner", description="Boots rootdisk artifacts in microVMs.", epilog=_EPILOG)
+    top.elsewhere = _elsewhere
+    top.add_argument("-v", "--version", action="version", version=f"runner {__version__}", help="print the version")
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
+    for name, command in COMMANDS.items():
+        aliases = [command.alias] if command.alias else []
+        below = commands.add_parser(name, help=command.help, epilog=command.epilog, aliases=aliases)
+        if only in (None, name, *aliases):
+            below.set_defaults(command=name)
+            below.add_argument("--json", action="store_true", help="print results as a JSON array")
+            below.add_argument("--debug", action="store_true", help="show what is done, and tracebacks")
+            command.fill(below)
+    return top
+
+
+def _elsewhere(command: str, word: str) -> str:
+    """Name our command or option for docker's `word`; "" if docker does not know it either."""
+    from runner import docker_words  # only needed for an error
+
+    return docker_words.answer(command, word)
+
+
+def _path(text: str) -> Path:
+    from pathlib import Path  # most commands need it, and --help does not
+
+    return Path(text)
+
+
+def _artifact(parser: argparse.ArgumentParser, dest: str = "artifact", **more: object) -> None:
+    add = parser.add_argument
+    add(dest, metavar="ARTIFACT", help="registry/repository:tag, …@sha256:… or oci:DIR:TAG", **more)  # type: ignore[arg-type]
+    _registry(parser)
+    add("--platform", metavar="OS/ARCH", help="default: this machine's")
+
+
+def _registry(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--plain-http", action="store_true", help="use HTTP instead of HTTPS")
+    parser.add_argument("--ca-file", type=_path, metavar="FILE", help="trust these certificates too (PEM)")
+
+
+def _fetching(parser: argparse.ArgumentParser, default: str) -> None:
+    parser.add_argument(
+        "--pull",
+        choices=("missing", "always", "never"),
+        default=default,
+        help=f"when to ask the registry: if the store does not know the tag, every time, or never (default: {default})",
+    )
+    parser.add_argument("-q", "--quiet", action="store_true", help="show no progress")
+
+
+def _boot(parser: argparse.ArgumentParser) -> None:
+    _artifact(parser)
+    _add_machine_options(parser)
+    _add_program_options(parser)
+    parser.add_argument(
+        "program", nargs=argparse.REMAINDER, metavar="COMMAND", help="run this instead of the image's command"
+    )
+
+
+def _exec(parser: argparse.ArgumentParser) -> None:
+    _add_program_options(parser)
+    parser.add_argument("name", metavar="NAME", help="a running sandbox")
+    parser.add_argument("program", nargs=argparse.REMAINDER, metavar="COMMAND", help="a program and its arguments")
+
+
+def _start(parser: argparse.ArgumentParser) -> None:
+    _names(parser)
+    parser.add_argument("-a", "--attach", action="store_true", help="stay attached; exit with the program's status")
+    parser.add_argument("-i", "--interactive", action="store_true", help="pass standard input to it (with --attach)")
+
+
+def _cp(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-L", "--follow-link", action="store_true", help="if SOURCE is a link, copy what it leads to")
+    parser.add_argument("-q", "--quiet", action="store_true", help="show no progress")
+    parser.add_argument("source", metavar="SOURCE", help="PATH or NAME:PATH; - is a tar archive on standard input")
+    parser.add_argument("target", metavar="TARGET", help="PATH or NAME:PATH; - is a tar archive on standard output")
+
+
+def _names(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", nargs="+", metavar="NAME", help="a sandbox, as ps shows it")
+
+
+def _stopping(parser: argparse.ArgumentParser) -> None:
+    _names(parser)
+    parser.add_argument(
+        "-t",
+        "--time",
+        "--timeout",
+        type=whole_number,
+        default=10,
+        metavar="SECONDS",
+        help="how long to wait before the sandbox is killed (default: 10)",
+    )
+
+
+def _kill(parser: argparse.ArgumentParser) -> None:
+    _names(parser)
+    parser.add_argument(
+        "-s", "--signal", metavar="SIGNAL", help="send SIGNAL (HUP, 1, …) instead of ending the sandbox"
+    )
+
+
+def _rm(parser: argparse.ArgumentParser) -> None:
+    _names(parser)
+    parser.add_argument("-f", "--force", action="store_true", help="remove running sandboxes too")
+
+
+def _rename(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="NAME", help="a sandbox, as ps -a shows it")
+    parser.add_argument("new", metavar="NEW", help="its new name")
+
+
+def _listing(parser: argparse.ArgumentParser, keys: str, columns: str) -> None:
+    add = parser.add_argument
+    add("-q", "--quiet", action="store_true", help="print names only")
+    add("-f", "--filter", action="append", default=[], metavar="KEY=VALUE", help=f"list only these; KEY: {keys}")
+    add("--format", metavar="FORMAT", help=f"json, table, or a line such as '{columns}' (Go templates as in docker)")
+    add("--no-trunc", action="store_true", help="do not shorten anything")
+
+
+def _ps(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-a", "--all", action="store_true", help="list sandboxes that have ended too")
+    parser.add_argument(
+        "-n", "--last", type=whole_number, metavar="N", help="list the N newest, also if they have ended"
+    )
+    parser.add_argument("-l", "--latest", action="store_true", help="list the newest, also if it has ended")
+    _listing(parser, "name, status, label, ancestor, exited", "{{.Names}} {{.Status}}")
+
+
+def _images(parser: argparse.ArgumentParser) -> None:
+    _listing(parser, "reference, digest, platform, dangling", "{{.Repository}}:{{.Tag}} {{.Size}}")
+    parser.add_argument("--digests", action="store_true", help="show whole digests")
+
+
+def _rmi(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("artifact", nargs="+", metavar="ARTIFACT", help="a name or digest, as images shows it")
+    parser.add_argument("-f", "--force", action="store_true", help="remove names of what a sandbox still needs")
+    parser.add_argument("--platform", metavar="OS/ARCH", help="remove this platform only")
+
+
+def _logs(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("name", metavar="NAME", help="a detached sandbox, or any with --console")
+    add("-f", "--follow", action="store_true", help="keep printing until the sandbox ends")
+    add("-n", "--tail", metavar="N", default="all", help="print only the last N lines (default: all)")
+    add("--since", metavar="TIME", help="print lines since then: 10m, 2025-06-01T12:00:00Z or Unix seconds")
+    add("--until", metavar="TIME", help="print lines until then")
+    add("-t", "--timestamps", action="store_true", help="print each line's time before it")
+    add("--console", action="store_true", help="print the guest kernel's console instead")
+
+
+def _prune(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--older-than", type=decimal_number, default=0, metavar="DAYS", help="keep what was used in the last DAYS days")
+    add("--max-size", metavar="SIZE", help="remove only until the store is no larger, the longest unused first")
+    add("--dry-run", action="store_true", help="list what would be removed, and remove nothing")
+
+
+def _inspect(parser: argparse.ArgumentParser) -> None:
+    _artifact(parser)
+    parser.add_argument("-f", "--format", metavar="FORMAT", help="print a line such as '{{.State}}'")
+
+
+def _pull(parser: argparse.ArgumentParser) -> None:
+    _artifact(parser)
+    _fetching(parser, "always")
+
+
+def _login(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("registry", nargs="?", metavar="REGISTRY", default="docker.io", help="HOST or HOST:PORT (default: docker.io)")
+    add("-u", "--username", metavar="NAME", help="default: ask")
+    add("--password-stdin", action="store_true", help="read the password from standard input (default: ask)")
+    _registry(parser)
+
+
+def _logout(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "registry", nargs="?", metavar="REGISTRY", default="docker.io", help="HOST or HOST:PORT (default: docker.io)"
+    )
+
+
+def _verify(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--repair", action="store_true", help="fetch what is damaged again")
+
+
+def _doctor(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("registry", nargs="*", metavar="REGISTRY", help="check that HOST or HOST:PORT can be reached")
+    _registry(parser)
+
+
+def _completion(own: argparse.ArgumentParser) -> None:
+    own.set_defaults(whole_parser=parser)
+    own.add_argument("shell", choices=("bash", "zsh", "fish"))
+
+
+def _add_machine_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("-d", "--detach", action="store_true", help="print the name and return when the program has started")
+    add("--name", metavar="NAME", help="name the sandbox (default: a random name)")
+    add("-l", "--label", action="append", default=[], metavar="NAME=VALUE", help="set a label; ps can filter by it")
+    add("--keep", action="store_true", help="keep the sandbox after it exits (default with --detach)")
+    add("--rm", action="store_true", help="remove the sandbox when it exits (default without --detach)")
+    add("--timeout", type=decimal_number, metavar="SECONDS", help="stop the sandbox after SECONDS; exit 124")
+    add("-m", "--memory", metavar="SIZE", help="memory, for example 512m or 1.5g (default: the artifact's)")
+    add("--cpus", type=whole_number, metavar="N", help="number of processors (default: the artifact's)")
+    add("--disk-size", metavar="SIZE", help="a larger disk, for example 20g (default: the artifact's)")
+    add(
+        "-p",
+        "--publish",
+        action="append",
+        default=[],
+        metavar="[ADDRESS:]HOST:GUEST[/udp]",
+        help="publish a port of the guest on this host (default ADDRESS: 127.0.0.1)",
+    )
+    add(
+        "-v",
+        "--volume",
+        action="append",
+        default=[],
+        metavar="HOST:GUEST[:MODE]",
+        help="share a directory of this host; MODE: ro, dev, suid",
+    )
+    add("--network", choices=("user", "none"), default="user", help="user: outgoing network and -p; none: no network")
+    add("--read-only", action="store_true", help="keep all changes to the root in memory")
+    add("--hostname", metavar="NAME", help="the guest's host name (default: the sandbox's name)")
+    add("--tls-cert", type=_path, metavar="FILE", help="give the guest a client certificate (ROOTDISK_TLS_CERT)")
+    add("--tls-key", type=_path, metavar="FILE", help="give the guest its private key (ROOTDISK_TLS_KEY)")
+    add("--tls-ca", type=_path, metavar="FILE", help="give the guest a CA bundle (ROOTDISK_TLS_CA)")
+    add("--entrypoint", metavar="PROGRAM", help="run PROGRAM instead of the image's entrypoint; '' for none")
+    add("--backend", choices=("qemu", "krun"), help="default: QEMU, or libkrun if only that is installed")
+    add("--accel", choices=("kvm", "tcg"), help="default: KVM if it works here, else TCG")
+    add("--clone", choices=("overlay", "reflink", "copy"), help="how to copy the disk (default: overlay)")
+    _fetching(parser, "missing")
+
+
+def _add_program_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("-e", "--env", action="append", default=[], metavar="NAME[=VALUE]", help="set a variable, or pass on yours")
+    add("--env-file", action="append", default=[], type=_path, metavar="FILE", help="read variables from a file")
+    add("-w", "--workdir", metavar="DIR", help="working directory in the guest")
+    add("-u", "--user", metavar="USER[:GROUP]", help="run as this user")
+    add("-i", "--interactive", action="store_true", help="pass standard input to the program")
+    add("-t", "--tty", action="store_true", help="give the program a terminal")
+
+
+_EPILOG = "See runner COMMAND --help. Options may also stand before the command: runner --debug boot …"
+
+COMMANDS = {
+    "boot": Command(
+        "boot",
+        "boot a sandbox; exit with its program's status",
+        _boot,
+        "Options go before ARTIFACT; everything after it is the command. "
+        "Example: runner boot -e NAME=value oci:cache/artifacts/demo:1 python3 -c 'print(1)'",
+        alias="run",
+    ),
+    "start": Command("boot", "start kept sandboxes again", _start),
+    "restart": Command("boot", "stop kept sandboxes and start them again", _stopping),
+    "exec": Command("exec_cp", "run a command in a running sandbox", _exec, "Example: runner exec -it NAME sh"),
+    "cp": Command(
+        "exec_cp",
+        "copy files into or out of a sandbox",
+        _cp,
+        "A sandbox that does not run is booted for the copy. Example: runner cp NAME:/sandbox/result .",
+    ),
+    "stop": Command("sandboxes", "ask programs to end; their sandboxes end with them", _stopping),
+    "kill": Command("sandboxes", "end sandboxes at once, or send their programs a signal", _kill),
+    "wait": Command("sandboxes", "wait until sandboxes end; print their exit statuses", _names),
+    "ps": Command("listing", "list sandboxes", _ps),
+    "logs": Command("logs", "print the output of a detached sandbox's program", _logs),
+    "inspect": Command("store", "show what an artifact is, or a sandbox by its name", _inspect),
+    "rename": Command("sandboxes", "give a sandbox another name", _rename),
+    "rm": Command("sandboxes", "remove sandboxes that have ended", _rm),
+    "images": Command("listing", "list the artifacts in the store", _images),
+    "pull": Command("store", "fetch an artifact into the store", _pull),
+    "rmi": Command("store", "remove artifacts from the store", _rmi),
+    "prune": Command("store", "remove what no sandbox uses from the store", _prune),
+    "verify": Command("store", "read everything in the store and compare it with its digests", _verify),
+    "login": Command("login", "save your name and password for a registry", _login),
+    "logout": Command("login", "remove your name and password for a registry", _logout),
+    "doctor": Command("doctor", "show what this machine can do, and how to fix what is missing", _doctor),
+    "completion": Command("completion", "print a shell's completion script for the runner", _completion),
+}

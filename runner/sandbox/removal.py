@@ -1,0 +1,89 @@
+"""Removing artifacts from the store by name: `runner rmi`."""
+
+from __future__ import annotations
+
+import contextlib
+
+from rootdisk.errors import BadInput, Busy
+from rootdisk.oci.reference import parse_reference
+from rootdisk.text import printable
+from runner.sandbox import directory
+from runner.sandbox.directory import Unreadable
+from runner.store.images import Image, images
+from runner.store.names import absolute
+from runner.store.store import Store
+
+_DIGEST_MIN = 8  # characters of a digest that name an artifact
+
+
+def find(store: Store, text: str, platform: str | None) -> list[Image]:
+    """The artifacts that `text` means: a name, all platforms of it; or a digest, all names of it. BadInput if none."""
+    known = [image for image in images(store) if platform is None or image.platform == platform]
+    digest = text.removeprefix("sha256:").lower()
+    if len(digest) >= _DIGEST_MIN and not set(digest) - set("0123456789abcdef"):
+        found = [image for image in known if image.digest.startswith(digest)]
+        if len({image.digest for image in found}) > 1:
+            raise BadInput(f"{printable(text, 80)} names several artifacts", "write more of the digest: runner images")
+        if found:
+            return found
+    reference = str(absolute(parse_reference(text)))
+    found = [image for image in known if image.reference == reference]
+    if not found:
+        raise BadInput(f"{printable(reference)} is not in the store", "see runner images")
+    return found
+
+
+def remove(store: Store, chosen: list[Image], *, force: bool) -> tuple[list[str], int]:
+    """Remove names, and what no other name and no sandbox needs: what was done, in lines, and the bytes freed.
+
+    BadInput if a sandbox needs one of them and not `force`.
+    """
+    digests = {image.digest for image in chosen}
+    names = {image.name for image in chosen}
+    others = [image for image in images(store) if image.name not in names or image.name is None]
+    kept = {file for image in others if image.digest not in digests or image.name is not None for file in image.files}
+    named = {image.digest for image in others if image.name is not None}
+    if not force:
+        _refuse_used(store, [image for image in chosen if image.digest not in named])
+    done = []
+    for image in chosen:
+        if image.name is not None:
+            image.name.unlink(missing_ok=True)
+            done.append(f"untagged {printable(image.reference)}")
+    freed = 0
+    for image in {image.digest: image for image in chosen}.values():
+        removed = 0
+        for digest in image.files:
+            if digest not in kept:
+                removed += _remove(store, digest)
+        if removed:
+            done.append(f"removed sha256:{image.digest}")
+            freed += removed
+    return done, freed
+
+
+def _refuse_used(store: Store, chosen: list[Image]) -> None:
+    for image in chosen:
+        for found in directory.all_of(store):
+            name = printable(found.name)
+            if isinstance(found, Unreadable):
+                raise Busy(f"sandbox {name} cannot be read, and may need it: {found.reason}", f"runner rm {name}")
+            if set(image.files) & found.uses:
+                what = printable(image.reference) or image.digest[:12]
+                raise Busy(f"sandbox {name} needs {what}", f"runner rm {'--force ' if found.running else ''}{name}")
+
+
+def _remove(store: Store, digest: str) -> int:
+    """Remove what the hex digest names, unless a sandbox needs it or somebody uses it just now: the bytes that it took."""
+    paths = [store.root / "disks" / f"{digest}.raw", store.root / "disks" / f"{digest}.chunks"]
+    freed = 0
+    with contextlib.suppress(Busy), store.removing(digest):
+        needed = directory.needed(store)  # now that nobody can begin to use it
+        if needed is None or digest in needed:
+            return 0
+        for path in (*paths, store.root / "blobs" / digest):  # a disk before its index
+            with contextlib.suppress(FileNotFoundError):
+                freed += path.lstat().st_blocks * 512
+                path.unlink()
+        store.unmark(digest)
+    return freed

@@ -1,0 +1,90 @@
+"""The artifacts that a store has whole, by the names that they were fetched under, or by none."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rootdisk.artifact.format import ArtifactManifest
+from rootdisk.errors import RootdiskError
+from rootdisk.oci.documents import MANIFEST_MAX_BYTES
+from runner.store.names import read_name
+from runner.store.store import Store
+
+_UNNAMED_MAX_BYTES = 1 << 20  # a manifest without a name is looked for among the blobs that are no larger
+
+
+class Image(NamedTuple):
+    """An artifact in the store. Without a name its reference is ""."""
+
+    reference: str
+    platform: str
+    digest: str  # hex, of the manifest
+    disk: str  # hex, of the disk
+    disk_size: int
+    stored_bytes: int  # that its disk, kernel and initramfs take on this host
+    used: float  # when it was last used, Unix time
+    files: tuple[str, ...]  # hex digests of everything that belongs to it
+    name: Path | None  # its file in names/
+
+    def to_json(self) -> dict[str, Any]:
+        """For programs: of `images --json`."""
+        return {
+            "reference": self.reference,
+            "platform": self.platform,
+            "digest": f"sha256:{self.digest}",
+            "disk": f"sha256:{self.disk}",
+            "disk_size": self.disk_size,
+            "stored_bytes": self.stored_bytes,
+            "used": self.used,
+        }
+
+
+def images(store: Store) -> list[Image]:
+    """Every artifact whose disk is in the store, by name; those without a name last."""
+    named: list[Image] = []
+    for path in sorted((store.root / "names").iterdir()):
+        name = read_name(path)
+        found = _artifact(store, name.manifest) if name is not None else None
+        if name is not None and found is not None:
+            named.append(found._replace(reference=name.reference, platform=name.platform, name=path))
+    known = {image.digest for image in named}
+    unnamed = [found for digest in _small_blobs(store) if digest not in known and (found := _artifact(store, digest))]
+    return sorted(named, key=lambda image: (image.reference, image.platform)) + unnamed
+
+
+def _small_blobs(store: Store) -> Iterator[str]:
+    for path in sorted((store.root / "blobs").iterdir()):
+        with contextlib.suppress(OSError):
+            if len(path.name) == 64 and path.lstat().st_size <= _UNNAMED_MAX_BYTES:
+                yield path.name
+
+
+def _artifact(store: Store, digest: str) -> Image | None:
+    """The artifact whose manifest is the blob `digest`; None if it is none, or its disk is not here."""
+    try:
+        roles = ArtifactManifest.parse(store.read_blob(digest, MANIFEST_MAX_BYTES))
+        config = store.read_config(roles.config.digest.hex)
+        disk = store.disk(config.disk_digest)
+        info = disk.lstat()
+    except (OSError, RootdiskError, ValueError):
+        return None
+    boot = [role.digest for role in (roles.kernel, roles.initramfs) if role is not None]
+    stored = info.st_blocks * 512
+    for blob in boot:
+        with contextlib.suppress(OSError):
+            stored += os.lstat(store.blob_path(blob)).st_blocks * 512
+    return Image(
+        "",
+        str(config.platform),
+        digest,
+        config.disk_digest.hex,
+        config.disk_size,
+        stored,
+        info.st_mtime,
+        (config.disk_digest.hex, roles.config.digest.hex, digest, *(blob.hex for blob in boot)),
+        None,
+    )
