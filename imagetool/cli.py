@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,15 @@ from rootdisk.errors import RootdiskError
 from rootdisk.system.stdio import OutputError, discard_output, settle, speak_utf8
 from rootdisk.text import describe_error, error_text
 
+# In which module of imagetool/commands/ each command is.
+ROOMS = {
+    **dict.fromkeys(("build", "disk"), "build"),
+    **dict.fromkeys(("inspect", "ls", "stat", "cat", "diff", "explain", "map"), "look"),
+    **dict.fromkeys(("copy", "index", "attach", "prune"), "publish"),
+    **dict.fromkeys(("schema", "completion"), "completion"),
+    "verify": "verify",
+    "init": "project",
+}
 SOURCES = "registry/repository:tag, oci:DIR:TAG, docker-archive:FILE, …"
 
 
@@ -186,11 +196,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         try:
             options = parser().parse_args(arguments)
-            from imagetool import commands  # --help needs none of it
             from rootdisk.durable import keep_others_out
 
             keep_others_out()
-            return int(getattr(commands, f"{options.command}_command")(options))
+            room = importlib.import_module(f"imagetool.commands.{ROOMS[options.command]}")  # --help needs none of them
+            return int(getattr(room, f"{options.command}_command")(options))
         finally:
             sys.stdout.flush()
     except KeyboardInterrupt:

@@ -37,7 +37,7 @@ TO_DO: tuple[str, ...] = (
     "imagetool/__init__.py",
     "imagetool/__main__.py",
     "imagetool/cli.py",
-    "imagetool/commands.py",
+    "imagetool/commands/",
     "imagetool/content.py",
     "imagetool/progress.py",
     "imagetool/receipts.py",

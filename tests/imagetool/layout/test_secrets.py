@@ -394,14 +394,15 @@ def test_certificates_with_a_key_in_any_form(tmp_path: Path, case: str) -> None:
 
 
 def test_the_command_line(tmp_path: Path) -> None:
-    from imagetool import cli, commands
+    from imagetool import cli
+    from imagetool.commands.options import image_of
 
     age = KEYS["age"].decode().splitlines()[-1]
     arguments = ["build", "-e", f"K={age}", "oci:x:t", "oci:y:t"]
     with pytest.raises(BadInput, match="K: holds an age identity"):
-        commands._image(cli.parser().parse_args(arguments))
+        image_of(cli.parser().parse_args(arguments))
     for wrong in ("K=", "K"):
         with pytest.raises(BadInput, match=r"gives no reason|--allow-secret NAME=REASON"):
-            commands._image(cli.parser().parse_args(["build", "--allow-secret", wrong, *arguments[1:]]))
-    made = commands._image(cli.parser().parse_args(["build", "--allow-secret", "K=of the tests", *arguments[1:]]))
+            image_of(cli.parser().parse_args(["build", "--allow-secret", wrong, *arguments[1:]]))
+    made = image_of(cli.parser().parse_args(["build", "--allow-secret", "K=of the tests", *arguments[1:]]))
     assert made.env == (f"K={age}",)

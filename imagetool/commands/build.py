@@ -1,0 +1,74 @@
+"""Commands that make something of a source image: `build`, `disk`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+from imagetool.commands import options as given
+from imagetool.progress import reported
+from rootdisk.errors import BadInput
+from rootdisk.oci.reference import parse_reference
+
+KEPT_DISKS = 16  # in the cache, for their chunks
+
+
+def build_command(options: argparse.Namespace) -> int:
+    """Build the artifact of an image and publish it."""
+    from imagetool.build import disk_cache
+    from imagetool.build.artifact import publish_artifact
+    from imagetool.build.disk import opened
+    from imagetool.guest.boot_files import boot_files
+
+    target = parse_reference(options.artifact)
+    image = given.image_of(options)
+    started = time.monotonic()
+    cache = given.user_cache()
+    boot = boot_files(image, cache)
+    with reported(quiet=options.quiet) as report, opened(image) as source:
+        tag = target.tag or "latest"
+        made = publish_artifact(image, source, boot, cache, (target,), tag, force=options.force, report=report)
+    disk_cache.keep_only(cache, KEPT_DISKS)
+    chunks_new, chunks_reused = made.chunks
+    summary = {
+        "digest": str(made.digest),
+        "found": str(made.found.place.place) if made.found else "",
+        "disk_size": made.disk_size,
+        "compressed": made.compressed,
+        "chunks_new": chunks_new,
+        "chunks_reused": chunks_reused,
+        "seconds": round(time.monotonic() - started, 2),
+    }
+    if options.json:
+        print(json.dumps(summary))
+    else:
+        how = "found in the target" if made.found else f"{chunks_new} chunks new, {chunks_reused} reused"
+        print(
+            f"{made.digest} {made.disk_size >> 20} MiB disk, {made.compressed / 1e6:.1f} MB compressed, {how}, "
+            f"{summary['seconds']} s"
+        )
+    return 0
+
+
+def disk_command(options: argparse.Namespace) -> int:
+    """Write the raw disk of an image to a file."""
+    import tempfile
+
+    from imagetool.build import disk as build
+    from imagetool.guest.boot_files import cached_init
+
+    out = Path(options.file)
+    image = given.image_of(options)
+    cache = given.user_cache()
+    folder = out.absolute().parent
+    if not folder.is_dir():
+        raise BadInput(f"{folder} is no directory", "make it first")
+    with tempfile.TemporaryDirectory(prefix=".disk-", dir=folder) as name:
+        init = None if options.plain else cached_init(image.platform, cache).read_bytes()
+        with reported(quiet=options.quiet) as report, build.opened(image) as source:
+            build.make_raw(image, source, init, Path(name, "disk"), cache, report)
+        Path(name, "disk").replace(out)
+    print(json.dumps({"file": str(out), "size": out.stat().st_size}) if options.json else out)
+    return 0

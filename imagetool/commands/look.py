@@ -1,0 +1,136 @@
+"""Commands that look into images, artifacts and disks: `inspect`, `ls`, `stat`, `cat`, `diff`, `explain`, `map`."""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import json
+import os
+import stat
+import sys
+
+from imagetool.commands import options as given
+from rootdisk.errors import BadInput
+from rootdisk.oci.reference import parse_reference
+from rootdisk.text import one_line, printable
+
+
+def inspect_command(options: argparse.Namespace) -> int:
+    """Describe an image, artifact or raw disk as JSON."""
+    from imagetool.look.inspection import described
+
+    print(json.dumps(described(options.what, *given.looked_at(options)), indent=None if options.json else 1))
+    return 0
+
+
+def ls_command(options: argparse.Namespace) -> int:
+    """List a directory on a disk."""
+    from imagetool.look import inspection
+
+    with inspection.opened(options.what, *given.looked_at(options)) as found:
+        for name, node in inspection.listing(found, os.fsencode(options.path), recursive=options.recursive):
+            if options.json:
+                value = {"name": inspection.shown(name), "inode": node.number, "mode": node.mode, "uid": node.uid}
+                print(json.dumps({**value, "gid": node.gid, "size": node.size, "layer": found.layer(node)}))
+            else:
+                print(inspection.row(found, name, node))
+    return 0
+
+
+def stat_command(options: argparse.Namespace) -> int:
+    """Describe a file on a disk."""
+    from imagetool.look import inspection
+
+    with inspection.opened(options.what, *given.looked_at(options)) as found:
+        value = inspection.details(found, os.fsencode(options.path))
+    if options.json:
+        print(json.dumps(value))
+        return 0
+    for name, item in value.items():
+        if isinstance(item, dict):
+            item = ", ".join(f"{key}={data}" for key, data in item.items())
+        elif isinstance(item, list):
+            item = ", ".join(f"{e['length']} bytes from {e['offset']} at {e['disk']}" for e in item)
+        if item != "":
+            print(one_line(f"{name + ':':11} {item}"))
+    return 0
+
+
+def cat_command(options: argparse.Namespace) -> int:
+    """Write a file on a disk to standard output."""
+    from imagetool.look import inspection
+
+    with inspection.opened(options.what, *given.looked_at(options)) as found:
+        node = found.reader.lookup(os.fsencode(options.path), follow=True)
+        if node.type != stat.S_IFREG:
+            raise BadInput(f"{printable(options.path)}: a {inspection.TYPES.get(node.type, 'thing')} and no plain file")
+        content = inspection.content(found.reader, node)
+        if options.json:
+            data = b"".join(content)
+            print(json.dumps({"path": options.path, "size": len(data), "base64": base64.b64encode(data).decode()}))
+            return 0
+        for piece in content:
+            sys.stdout.buffer.write(piece)
+    sys.stdout.buffer.flush()
+    return 0
+
+
+def diff_command(options: argparse.Namespace) -> int:
+    """Compare two disks by file; 1 if they differ."""
+    from imagetool.look import inspection
+
+    signs = {"added": "+", "removed": "-", "changed": "~"}
+    differ = False
+    platform, registry = given.looked_at(options)
+    with inspection.opened(options.a, platform, registry) as a, inspection.opened(options.b, platform, registry) as b:
+        for change in inspection.compared(a, b):
+            differ = True
+            if options.json:
+                what = {name: list(pair) for name, pair in change.what.items()}
+                print(json.dumps({"path": change.path, "kind": change.kind, "what": what}))
+                continue
+            words = "; ".join(
+                f"{name} {old or '(none)'} -> {new or '(none)'}" for name, (old, new) in change.what.items()
+            )
+            print(f"{signs[change.kind]} {change.path}{': ' if words else ''}{words}")
+    return int(differ)
+
+
+def explain_command(options: argparse.Namespace) -> int:
+    """Compare the inputs of two artifacts."""
+    from imagetool.look import explanation
+
+    found = explanation.between(options.a, options.b, *given.looked_at(options))
+    if options.json:
+        print(json.dumps(found._asdict() | {"inputs": [change._asdict() for change in found.inputs]}))
+        return 0
+    for line in explanation.words(found):
+        print(line)
+    return 0
+
+
+def map_command(options: argparse.Namespace) -> int:
+    """Draw a disk as an HTML page."""
+    from imagetool.look.inspection import shown
+    from imagetool.look.map import survey
+    from imagetool.look.map.page import Against, page
+    from rootdisk.artifact.published import open_artifact
+    from rootdisk.durable import atomic_write
+
+    looked_at = given.looked_at(options)
+    against = None
+    with survey.opened(options.what, *looked_at) as disk:
+        if options.against:
+            if disk.index is None:
+                raise BadInput(f"{options.what} is a raw disk, which has no chunks", "compare artifacts")
+            with open_artifact(parse_reference(options.against), *looked_at) as other:
+                against = Against(shown(os.fsencode(options.against)), other.index)
+        found = survey.survey(disk)
+        reads = survey.read_trace(options.trace, found.size) if options.trace else survey.boot_reads(disk)
+        text = page(shown(os.fsencode(options.what)), disk, found, against, reads).encode()
+    if options.output is None:
+        sys.stdout.buffer.write(text)
+    else:
+        atomic_write(options.output, text)
+        print(json.dumps({"file": str(options.output), "size": len(text)}) if options.json else options.output)
+    return 0

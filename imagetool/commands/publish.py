@@ -1,0 +1,53 @@
+"""Commands on what is published: `copy`, `index`, `attach`, `prune`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from imagetool.commands import options as given
+from imagetool.progress import reported
+from rootdisk.errors import BadInput
+from rootdisk.oci.reference import parse_reference
+from rootdisk.text import one_line
+
+
+def copy_command(options: argparse.Namespace) -> int:
+    """Copy an image or artifact."""
+    from imagetool.targets.copy import copy
+
+    with reported(quiet=options.quiet) as report:
+        digest = copy(options.source, options.target, given.registry(options), report)
+    print(json.dumps({"digest": str(digest)}) if options.json else digest)
+    return 0
+
+
+def index_command(options: argparse.Namespace) -> int:
+    """Publish an index over several artifacts."""
+    from imagetool.targets.index import make_index
+
+    digest = make_index(options.target, options.sources, given.registry(options))
+    print(json.dumps({"digest": str(digest)}) if options.json else digest)
+    return 0
+
+
+def attach_command(options: argparse.Namespace) -> int:
+    """Attach a file to an artifact."""
+    from imagetool.targets.attach import attach
+
+    digest = attach(options.what, options.file, options.type, given.registry(options))
+    print(json.dumps({"digest": str(digest)}) if options.json else digest)
+    return 0
+
+
+def prune_command(options: argparse.Namespace) -> int:
+    """List tags that are not needed, or remove them."""
+    from imagetool.build.cached_artifact import prune
+
+    if options.keep is not None and options.keep < 1:
+        raise BadInput(f"--keep {options.keep}", "how many versions stay: 1 or more")
+    for tag, digest in prune(
+        parse_reference(options.place), given.registry(options), options.keep, delete=options.delete
+    ):
+        print(json.dumps({"tag": tag, "digest": str(digest)}) if options.json else one_line(f"{tag} {digest}"))
+    return 0

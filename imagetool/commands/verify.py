@@ -1,0 +1,37 @@
+"""The command `verify`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from imagetool.commands import options as given
+from imagetool.progress import reported
+from rootdisk.oci.reference import parse_reference
+from rootdisk.text import one_line
+
+
+def verify_command(options: argparse.Namespace) -> int:
+    """Build an artifact again and compare; 1 if they differ."""
+    import tempfile
+
+    from imagetool.prove.verification import verify
+
+    with (
+        tempfile.TemporaryDirectory(prefix="verify-", dir=given.user_cache()) as work,
+        reported(quiet=options.quiet) as report,
+    ):
+        done = verify(parse_reference(options.what), options.source, *given.looked_at(options), Path(work), report)
+    identical = done.digest == done.rebuilt
+    if options.json:
+        value = {"identical": identical, "digest": str(done.digest), "rebuilt": str(done.rebuilt), "init": done.init}
+        print(json.dumps({**value, "differences": done.differences}))
+    else:
+        for line in done.differences:
+            print(one_line(line))
+        print(f"identical: {done.digest}" if identical else f"not identical: {done.digest}, built again {done.rebuilt}")
+        if not options.quiet:
+            print(f"init: {done.init}", file=sys.stderr)
+    return 0 if identical else 1
