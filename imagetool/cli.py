@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import sys
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ ROOMS = {
     **dict.fromkeys(("copy", "index", "attach", "prune"), "publish"),
     **dict.fromkeys(("schema", "completion"), "completion"),
     "verify": "verify",
-    "init": "project",
+    **dict.fromkeys(("init", "doit"), "project"),
 }
 SOURCES = "registry/repository:tag, oci:DIR:TAG, docker-archive:FILE, …"
 
@@ -61,13 +62,33 @@ def parser() -> Parser:
 
     init = command(
         "init",
-        "write a commented images.toml for a source image",
-        "debian:13 images.toml",
-        "docker-archive:web.tar",
+        "begin a project: write images.toml, dodo.py and .gitignore for a source image",
+        "debian:13",
+        "docker-archive:web.tar other.toml",
         parents=(looking,),
     )
     init.add_argument("source", metavar="SOURCE", help=SOURCES)
-    init.add_argument("file", metavar="FILE", nargs="?", type=Path, help="default: standard output")
+    init.add_argument(
+        "file",
+        metavar="FILE",
+        nargs="?",
+        type=Path,
+        help="write the description alone, to FILE or - for standard output",
+    )
+    doit = command(
+        "doit",
+        "run the tasks of a project: build, check, explain, prune, and more",
+        "build:web",
+        "-f production.toml --set TAG=1.4 build",
+        "list",
+    )
+    doit.add_argument("-f", "--file", metavar="FILE", type=Path, help="what to build; default: images.toml")
+    doit.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="the value of ${NAME} in the file"
+    )
+    doit.add_argument(
+        "arguments", metavar="ARGUMENT", nargs=argparse.REMAINDER, help="tasks and options of doit; default: build all"
+    )
     command("schema", "write the JSON Schema of images.toml, for editors", "> images.schema.json")
     build = command(
         "build",

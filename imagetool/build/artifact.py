@@ -99,10 +99,12 @@ def make_artifact(
     inputs = derivation.inputs(image, digest, boot.guest, zstd_frames.versions())
     key = derivation.derivation_key(inputs)
 
+    was_kept = disk_cache.is_kept(cache, key)
     kept = disk_cache.find_disk(cache, key)
     made_now = kept is None
     if kept is None:
-        found = find_built(image, inputs, targets)
+        # What was damaged here may be damaged in a layout, too, whose blobs are links to ours.
+        found = None if was_kept else find_built(image, inputs, targets)
         if found is not None:
             return MadeArtifact(key, inputs, found.descriptor.digest, found=found)
         with _opened(image, source) as opened, disk_cache.new_disk(cache) as folder:

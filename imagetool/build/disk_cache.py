@@ -31,11 +31,16 @@ class KeptDisk(NamedTuple):
     receipt: DiskReceipt
 
 
+def is_kept(cache: Path, key: str) -> bool:
+    """Whether there is a disk of that key, damaged or not."""
+    return (cache / "disks" / key / RECEIPT).exists()
+
+
 def find_disk(cache: Path, key: str) -> KeptDisk | None:
     """Find the disk of that key; None if there is none. A damaged one is removed, with one line."""
-    folder = cache / "disks" / key
-    if not (folder / RECEIPT).exists():
+    if not is_kept(cache, key):
         return None
+    folder = cache / "disks" / key
     try:
         disk = check_disk(folder)
         os.utime(folder)  # when it was last used

@@ -40,7 +40,8 @@ def image_of(options: argparse.Namespace) -> Image:
 
 def name_of(source: Reference) -> str:
     """Derive the name that images.toml could use for a source."""
-    name = re.sub(r"[^a-z0-9._-]", "-", source.place.rpartition("/")[2].lower())
+    last = source.place.rpartition("/")[2] if source.path is None else source.path.absolute().name
+    name = re.sub(r"[^a-z0-9._-]", "-", re.sub(r"\.(tar|tgz|tar\.\w+)$", "", last.lower()))
     return name.strip("._-")[:63] or "image"
 
 

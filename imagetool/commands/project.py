@@ -1,25 +1,73 @@
-"""Commands of a project, a directory with an images.toml: `init`."""
+"""Commands of a project, a directory with an images.toml: `init`, `doit`."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import sys
 from pathlib import Path
 
 from imagetool.commands import options as given
+from rootdisk.errors import BadInput
 from rootdisk.oci.reference import parse_reference
+
+IMAGES = Path("images.toml")
+STANDARD_OUTPUT = Path("-")
 
 
 def init_command(options: argparse.Namespace) -> int:
-    """Write an images.toml to begin with."""
-    from imagetool.config.template import described, write_new
+    """Write what a project needs: images.toml, dodo.py and .gitignore; or only the file named."""
+    from imagetool.config import template
     from imagetool.sources.open import open_source
 
+    alone: Path | None = options.file
+    if alone is None:
+        template.refuse_existing(IMAGES)  # before anything is asked
     platform, registry = given.looked_at(options)
     reference = parse_reference(options.source)
     with open_source(options.source, platform, registry) as source:
-        text = described(reference, given.name_of(reference), source, options.file.parent if options.file else Path())
-    if options.file:
-        write_new(options.file, text)
-    print(json.dumps({"file": str(options.file or ""), "text": text}) if options.json else options.file or text)
+        folder = alone.parent if alone is not None else Path()
+        text = template.described(reference, given.name_of(reference), source, folder)
+    if alone == STANDARD_OUTPUT:
+        print(json.dumps({"file": "", "files": [], "text": text}) if options.json else text, end="\n")
+        return 0
+    written = [alone or IMAGES]
+    template.write_new(written[0], text)
+    if alone is None:
+        for path, words, line in template.COMPANIONS:
+            is_new, has_line = template.write_companion(path, words, line)
+            if is_new:
+                written.append(path)
+            if not has_line:
+                print(f"imagetool: {path} is there already: add this line to it: {line}", file=sys.stderr)
+    if options.json:
+        print(json.dumps({"file": str(written[0]), "files": list(map(str, written)), "text": text}))
+    else:
+        print("\n".join(map(str, written)))
     return 0
+
+
+def doit_command(options: argparse.Namespace) -> int:
+    """Run doit on the project's graph: by its dodo.py, or without one."""
+    from doit.cmd_base import DodoTaskLoader, ModuleTaskLoader
+    from doit.doit_cmd import DoitMain
+
+    from imagetool.config.images import file_named
+
+    os.environ.update(given.pairs(options.set, "--set", "NAME=VALUE"))
+    if options.file is not None:
+        os.environ["ROOTDISK_IMAGES"] = str(options.file.absolute())
+    described = file_named().absolute()
+    try:
+        os.chdir(described.parent)
+    except OSError as err:
+        raise BadInput(f"{described.parent}: {err.strerror}", "name an images.toml: -f FILE") from err
+    dodo = Path("dodo.py")
+    if dodo.is_file() and "imagetool" in dodo.read_text("utf-8", "replace"):
+        loader = DodoTaskLoader()
+    else:
+        from imagetool.tasks import dodo as graph
+
+        loader = ModuleTaskLoader(graph)
+    return int(DoitMain(loader).run(options.arguments) or 0)

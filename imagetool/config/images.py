@@ -105,9 +105,12 @@ def load(path: Path) -> tuple[Image, ...]:
     return parse(text, path)
 
 
-def parse(text: str, path: Path) -> tuple[Image, ...]:
-    """As `load`, of the file's text; `path` is for errors and for relative paths."""
-    top = Where.parse(text, path)
+def parse(text: str, path: Path, variables: Mapping[str, str] | None = None) -> tuple[Image, ...]:
+    """As `load`, of the file's text; `path` is for errors and for relative paths.
+
+    `variables` are what ${NAME} in a string is; default: the environment.
+    """
+    top = Where.parse(text, path, os.environ if variables is None else variables)
     top.known(("defaults", "image"))
     defaults = top / "defaults" if "defaults" in top.table() else None
     if defaults is not None:

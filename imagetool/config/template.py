@@ -24,15 +24,52 @@ def described(reference: Reference, name: str, source: SourceImage, folder: Path
     return "".join(f"{line}\n" for line in _lines(reference, name, source, folder))
 
 
+DODO = "from imagetool.tasks.dodo import *"
+# What lies beside images.toml in a project, and the line that it must have.
+COMPANIONS = (
+    (
+        Path("dodo.py"),
+        f'"""Tasks of this project: `doit list` shows them, images.toml says what to build."""\n\n{DODO}  # noqa: F403\n',
+        DODO,
+    ),
+    (Path(".gitignore"), "# What `doit` makes and finds again.\n/cache/\n", "cache/"),
+)
+
+
+def refuse_existing(path: Path) -> None:
+    """Raise BadInput if there is something at `path`."""
+    if os.path.lexists(path):
+        raise BadInput(f"{path} is there already", "write to another file, or remove it")
+
+
 def write_new(path: Path, text: str) -> None:
-    """`text` as the new file `path`; BadInput where there is one."""
+    """Write `text` to the new file `path`, whole or not at all.
+
+    Raises:
+        BadInput: there is something at `path`.
+        RootdiskError: it cannot be written.
+    """
+    partial = path.with_name(f".{path.name}.{os.urandom(8).hex()}")
     try:
-        with path.open("x", encoding="utf-8") as file:
-            file.write(text)
+        partial.write_text(text, encoding="utf-8")
+        os.link(partial, path)  # unlike a rename, it replaces nothing
     except FileExistsError as err:
         raise BadInput(f"{path} is there already", "write to another file, or remove it") from err
     except OSError as err:
         raise RootdiskError(f"cannot write {path}: {err.strerror}") from err
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_companion(path: Path, text: str, line: str) -> tuple[bool, bool]:
+    """Write `text` to `path`, unless there is something; whether it was written, and whether `line` is in what is there."""
+    if not os.path.lexists(path):
+        write_new(path, text)
+        return True, True
+    try:
+        return False, line in path.read_text("utf-8", "replace")
+    except OSError:
+        return False, False
 
 
 def _lines(reference: Reference, name: str, source: SourceImage, folder: Path) -> Iterator[str]:
@@ -41,7 +78,7 @@ def _lines(reference: Reference, name: str, source: SourceImage, folder: Path) -
     if reference.path is not None:
         reference = reference._replace(path=Path(os.path.relpath(reference.path, folder)))
     yield "#:schema images.schema.json"
-    yield "# What to build: `doit build` makes every image here. `imagetool schema > images.schema.json` makes editors know the keys."
+    yield "# What to build: `imagetool doit` makes every image here. `imagetool schema > images.schema.json` makes editors know the keys."
     yield ""
     yield f"[image.{name}]"
     yield f"# {printable(config.platform)}, {len(source.layers)} layers, {size / 1e6:.1f} MB, {source.manifest_digest}"
@@ -86,8 +123,8 @@ def _lines(reference: Reference, name: str, source: SourceImage, folder: Path) -
 
 
 def _text(value: object) -> str:
-    """A TOML value, which is JSON's; what is not printable is escaped, as people look at the file in a terminal."""
-    return "".join(map(_escaped, json.dumps(value, ensure_ascii=False)))
+    """A TOML value, which is JSON's; what is not printable is escaped, as people look at the file in a terminal, and ${ stays text."""
+    return "".join(map(_escaped, json.dumps(value, ensure_ascii=False))).replace("${", "$${")
 
 
 def _escaped(char: str) -> str:

@@ -18,6 +18,14 @@ Position = tuple[int, int]  # line and column, both from 1
 _KINDS = {bool: "true or false", str: "a string", int: "a number", float: "a number", list: "a list", dict: "a table"}
 
 
+# As Docker Compose has it: ${NAME}, ${NAME:-default}, and $${ for a plain ${.
+_VARIABLE = re.compile(r"\$\$\{|\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^}]*))?\}|\$\{[^}]*\}?")
+
+
+class Substituted(str):
+    """A string in which variables had their values put; where a number or true or false is expected, it may be one."""
+
+
 class Where(NamedTuple):
     """A value of the file and the keys that lead to it."""
 
@@ -25,21 +33,42 @@ class Where(NamedTuple):
     file: Path
     text: str
     keys: Keys = ()
+    variables: Mapping[str, str] | None = None  # what ${NAME} in strings is; None: strings stay as they are
 
     @classmethod
-    def parse(cls, text: str, file: Path) -> Where:
-        """The whole file; BadInput with the line where it is not TOML."""
+    def parse(cls, text: str, file: Path, variables: Mapping[str, str] | None = None) -> Where:
+        """Parse the whole file; BadInput with the line where it is not TOML."""
         import tomllib  # the command line has no TOML
 
         try:
-            return cls(tomllib.loads(text), file, text)
+            return cls(tomllib.loads(text), file, text, (), variables)
         except (tomllib.TOMLDecodeError, RecursionError) as err:
             found = re.search(r"(.*) \(at line (\d+), column (\d+)\)\Z", str(err))
             what, place = (found[1], f":{found[2]}:{found[3]}") if found else (str(err), "")
             raise BadInput(f"{file.name}{place}: not TOML: {what}") from err
 
     def __truediv__(self, key: str | int) -> Where:
-        return self._replace(value=self.value[key], keys=(*self.keys, key))
+        inner = self._replace(value=self.value[key], keys=(*self.keys, key))
+        if self.variables is None or type(inner.value) is not str or "${" not in inner.value:
+            return inner
+        return inner._replace(value=inner._substituted(inner.value, self.variables))
+
+    def _substituted(self, text: str, variables: Mapping[str, str]) -> Substituted:
+        def value(found: re.Match[str]) -> str:
+            if found[0].startswith("$$"):
+                return found[0][1:]
+            name, default = found["name"], found["default"]
+            if name is None:
+                raise self.error(
+                    f"{printable(found[0], 80)} is not a variable", "write ${NAME}, or $${ for the text ${"
+                )
+            if default is not None:
+                return variables.get(name) or str(default)
+            if name not in variables:
+                raise self.error(f"${{{name}}} is not set", f"export it, or write ${{{name}:-DEFAULT}}")
+            return variables[name]
+
+        return Substituted(_VARIABLE.sub(value, text))
 
     @property
     def key(self) -> str:
@@ -63,9 +92,17 @@ class Where(NamedTuple):
                 raise (self / key).unknown(names)
 
     def kind(self) -> str:
-        return _KINDS.get(type(self.value), "a date")
+        return _KINDS.get(str if isinstance(self.value, Substituted) else type(self.value), "a date")
 
     def _typed(self, type_: type) -> Any:
+        if isinstance(self.value, Substituted):
+            text = str(self.value)
+            if type_ is int and re.fullmatch(r"[+-]?[0-9]{1,18}", text):
+                return int(text)
+            if type_ is bool and text in ("true", "false"):
+                return text == "true"
+            if type_ is str:
+                return text
         if type(self.value) is not type_:  # a bool is an int to isinstance
             hint = f'write "{self.value}"' if type_ is str and isinstance(self.value, int | float) else ""
             raise self.error(f"is {self.kind()}, expected {_KINDS[type_]}", hint)

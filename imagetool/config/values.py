@@ -43,7 +43,7 @@ def a_reference(where: Where) -> Reference:
 def targets(where: Where) -> tuple[Reference, ...]:
     """Places without tags: the version is the tag."""
     found = []
-    for text in [where.value] if isinstance(where.value, str) else strings(where):
+    for text in (str(where.value),) if isinstance(where.value, str) else strings(where):
         try:
             reference = parse_reference(text)
         except BadInput as err:
@@ -335,9 +335,10 @@ def a_mode(where: Where) -> int:
 def strings(where: Where) -> tuple[str, ...]:
     if not isinstance(where.value, list) or not all(isinstance(item, str) and "\0" not in item for item in where.value):
         raise where.error(f"is {where.kind()}", 'expected a list of strings, as ["python3", "app.py"]')
-    for item in where.value:
+    items = tuple(str(item.value) for item in where.items())
+    for item in items:
         where.check_text(item)
-    return tuple(where.value)
+    return items
 
 
 def absolute(where: Where) -> str:

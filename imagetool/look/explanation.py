@@ -8,7 +8,6 @@ from __future__ import annotations
 import difflib
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 from imagetool.build import derivation
@@ -138,11 +137,11 @@ def words(found: Between) -> Iterator[str]:
 
 def _reference(text: str, platform: Platform) -> tuple[Reference, Platform]:
     """`text`, or where the image of that name in ./images.toml is published first; and for which platform."""
-    described = Path("images.toml")
-    if ":" in text or "/" in text or not described.exists():
-        return parse_reference(text), platform
     from imagetool.config import images as config
 
+    described = config.file_named()
+    if ":" in text or "/" in text or not described.exists():
+        return parse_reference(text), platform
     images = config.load(described)
     known = {image.group: (image, platform) for image in images if image.group}
     known |= {image.name: (image, image.platform) for image in images}
@@ -151,5 +150,5 @@ def _reference(text: str, platform: Platform) -> tuple[Reference, Platform]:
         return parse_reference(f"{image.publish[0].place}:{image.version}"), wanted
     near = difflib.get_close_matches(text, known, n=1)
     if near:
-        raise BadInput(f"images.toml has no image {text}", f"did you mean {near[0]}?")
+        raise BadInput(f"{described.name} has no image {text}", f"did you mean {near[0]}?")
     return parse_reference(text), platform

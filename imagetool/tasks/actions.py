@@ -101,6 +101,8 @@ def disk(places: Places, image: Image) -> None:
         made = make_artifact(image, source.digest, boot, places.cache, image.publish, report=report)
     if made.kept is not None:
         link(made.kept[0].folder, places.disk(image))
+    else:
+        places.disk(image).unlink(missing_ok=True)  # it would be another one
     save(
         places.receipt(image, "disk"),
         BuiltReceipt(

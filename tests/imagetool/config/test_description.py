@@ -48,7 +48,7 @@ def test_it_builds_the_source_as_it_is(tmp_path: Path, source: str) -> None:
 
 
 def test_its_comments_are_right(tmp_path: Path, source: str) -> None:
-    text = run("imagetool", "init", "--platform", "linux/amd64", source, cwd=tmp_path).stdout
+    text = run("imagetool", "init", "--platform", "linux/amd64", source, "-", cwd=tmp_path).stdout
     on = re.sub(r'^# (?=\w+ = |\[|"/)', "", text, flags=re.MULTILINE)
     (image,) = images.parse(on, tmp_path / "images.toml")
     assert image.version == "2.0"

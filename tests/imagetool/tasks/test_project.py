@@ -1,0 +1,173 @@
+"""A project of one's own: begun by `imagetool init`, built by `imagetool doit`, with variables; and old copies of dodo.py."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from imagetool.config import images
+from rootdisk.errors import BadInput
+from tests.support.commands import ROOT, run
+from tests.support.layouts import write_layout
+from tests.support.tars import END, directory, file
+
+DESCRIBED = '[image.app]\nsource = "oci:layout:${TAG:-t}"\nkernel = "none"\nsize = "64MiB"\nversion = "${VERSION}"\n'
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    write_layout(tmp_path / "layout", "t", [directory(b"etc") + file(b"etc/f", b"1" * 9000) + END])
+    return tmp_path
+
+
+def test_init_begins_a_project_that_builds(place: Path) -> None:
+    done = run("imagetool", "init", "--json", "oci:layout:t", cwd=place)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["files"] == ["images.toml", "dodo.py", ".gitignore"]
+    assert (place / "dodo.py").read_text().splitlines()[-1].startswith("from imagetool.tasks.dodo import *")
+    text = (place / "images.toml").read_text()
+    (place / "images.toml").write_text(
+        text.replace("# kernel =", 'kernel = "none" #').replace("# size =", 'size = "64MiB" #')
+    )
+    for command in (("doit",), ("imagetool", "doit")):
+        done = run(*command, "build", cwd=place)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert (place / "cache/artifacts/layout/index.json").exists()
+    subprocess.run(["git", "init", "-q", str(place)], check=True)
+    said = subprocess.run(
+        ["git", "status", "--porcelain"], cwd=place, check=True, capture_output=True, text=True
+    ).stdout
+    assert "cache" not in said
+    assert "dodo.py" in said
+
+
+@pytest.mark.parametrize("name", ["images.toml", "dodo.py", ".gitignore"])
+@pytest.mark.parametrize("kind", ["file", "link"])
+def test_init_overwrites_nothing(place: Path, name: str, kind: str) -> None:
+    if kind == "file":
+        (place / name).write_text("precious\n")
+    else:
+        (place / name).symlink_to("nowhere")
+    done = run("imagetool", "init", "oci:layout:t", cwd=place)
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert name in done.stderr
+    if kind == "file":
+        assert (place / name).read_text() == "precious\n"
+    else:
+        assert not (place / "nowhere").exists()
+        assert (place / name).is_symlink()
+    written = {"images.toml", "dodo.py", ".gitignore"} & set(os.listdir(place))
+    assert (done.returncode, written) == (
+        (2, {name}) if name == "images.toml" else (0, {"images.toml", "dodo.py", ".gitignore"})
+    )
+
+
+def test_init_writes_one_file_if_it_is_named(place: Path) -> None:
+    done = run("imagetool", "init", "oci:layout:t", "other.toml", cwd=place)
+    assert (done.returncode, done.stdout) == (0, "other.toml\n")
+    assert sorted(os.listdir(place)) == ["layout", "other.toml"]
+    done = run("imagetool", "init", "oci:layout:t", "-", cwd=place)
+    assert done.stdout.startswith("#:schema")
+
+
+def test_imagetool_doit_needs_no_dodo(place: Path) -> None:
+    """Nor one of ours: another file of that name is not run. Variables come from the environment or --set; -f names a file."""
+    (place / "dodo.py").write_text("def task_stranger():\n    return {'actions': ['touch ran']}\n")
+    (place / "deep").mkdir()
+    (place / "deep/other.toml").write_text(DESCRIBED.replace("oci:layout", "oci:../layout"))
+    done = run("imagetool", "doit", "-f", "deep/other.toml", "--set", "VERSION=7", cwd=place)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"published oci:{place}/deep/cache/artifacts/app:7" in done.stdout
+    assert not (place / "ran").exists()
+    done = run("imagetool", "doit", "-f", "deep/other.toml", "list", "--all", cwd=place, VERSION="8")
+    assert "build:app" in done.stdout
+    done = run("imagetool", "doit", "-f", "deep/other.toml", "build:app", cwd=place)
+    assert (done.returncode, done.stderr) == (
+        1,
+        "doit: other.toml:5:1: image.app.version: ${VERSION} is not set: export it, or write ${VERSION:-DEFAULT}\n",
+    )
+    for wrong in (("-f", "nowhere/x.toml"), ("--set", "VERSION")):
+        done = run("imagetool", "doit", *wrong, "build", cwd=place)
+        assert done.returncode in (1, 2)
+        assert done.stderr.count("\n") == 1
+
+
+def test_variables_in_values(tmp_path: Path) -> None:
+    text = (
+        '[image.a]\nsource = "${REGISTRY}/team/a:${TAG:-1}"\npublish = ["${REGISTRY}/out", "oci:${DIR}"]\ncpus = "${CPUS}"\n'
+        'plain_http = "${PLAIN:-true}"\n[image.a.env]\nA = "$${HOME} $HOME ${EMPTY:-x}${REGISTRY}"\n'
+        '[image.a.process]\ncmd = ["${TAG:-a b}", "c"]\n[image.a.owners]\n"/x" = "${USER_NAME:-app}"\n'
+    )
+    variables = {"REGISTRY": "registry.example", "DIR": "out", "CPUS": "3", "EMPTY": ""}
+    (image,) = images.parse(text, tmp_path / "images.toml", variables)
+    assert str(image.source) == "registry.example/team/a:1"
+    assert [str(place.place) for place in image.publish] == ["registry.example/out", f"oci:{tmp_path}/out"]
+    assert (image.cpus, image.plain_http) == (3, True)
+    assert image.env == ("A=${HOME} $HOME xregistry.example",)
+    assert image.process.cmd == ("a b", "c")
+    assert type(image.env[0]) is str
+    assert image.owners[0].user == "app"
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ('source = "${NO_SUCH}/a:1"', r"images.toml:2:1: image.a.source: \$\{NO_SUCH\} is not set"),
+        ('source = "${}"', "is not a variable"),
+        ('source = "${1A}"', "is not a variable"),
+        ('source = "${A"', "is not a variable"),
+        ('source = "oci:x:t"\ncpus = "${TEXT}"', "image.a.cpus: is a string, expected a number"),
+        ('source = "oci:x:t"\ncpus = "4"', "image.a.cpus: is a string, expected a number"),
+        ('source = "oci:x:t"\nplain_http = "${TEXT}"', "expected true or false"),
+    ],
+)
+def test_wrong_variables(tmp_path: Path, value: str, words: str) -> None:
+    with pytest.raises(BadInput, match=words):
+        images.parse(f"[image.a]\n{value}\n", tmp_path / "images.toml", {"TEXT": "many"})
+
+
+def test_the_command_line_has_no_variables(place: Path) -> None:
+    assert images.of_command_line("a", {"source": "oci:x:t", "env": {"A": "${NO_SUCH}"}}).env == ("A=${NO_SUCH}",)
+
+
+def test_an_old_copy_of_dodo_works_and_warns(place: Path) -> None:
+    """For one release: the file as it was in 0.1, which users have copied."""
+    (place / "dodo.py").write_text((Path(__file__).parent / "dodo-0.1.py.txt").read_text())
+    (place / "images.toml").write_text(DESCRIBED)
+    for command in ("list", "build", "report", "explain", "graph", "prune"):
+        done = run("doit", command, cwd=place, PYTHONWARNINGS="default", VERSION="1")
+        assert done.returncode == 0, (command, done.stdout + done.stderr)
+        assert "DeprecationWarning" in done.stderr
+        assert "from imagetool.tasks.dodo import *" in done.stderr
+    done = run("doit", "build", cwd=place, VERSION="1")
+    assert done.returncode == 0
+    assert ".  " not in done.stdout  # nothing again
+    # And the line that takes its place finds all that it has made.
+    (place / "dodo.py").write_text("from imagetool.tasks.dodo import *\n")
+    done = run("doit", "build", cwd=place, VERSION="1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "unchanged" in done.stdout or ".  disk" not in done.stdout
+
+
+def test_the_graph_of_a_project_with_tasks_of_its_own(place: Path) -> None:
+    own = "\n\ndef task_mine():\n    return {'actions': ['true'], 'task_dep': ['publish:app']}\n"
+    (place / "dodo.py").write_text(f"from imagetool.tasks.dodo import *{own}")
+    (place / "images.toml").write_text(DESCRIBED)
+    assert run("doit", "graph", cwd=place, VERSION="1").returncode == 0
+    assert "mine" in (place / "cache/graph.svg").read_text()
+    names = run("doit", "list", cwd=ROOT).stdout.split()
+    assert {"demo", "bench"} <= set(names)
+    assert not {"demo", "bench"} & set(run("doit", "list", cwd=place, VERSION="1").stdout.split())
+
+
+def test_init_keeps_a_dollar_of_the_image_as_text(tmp_path: Path) -> None:
+    config = {"Entrypoint": ["sh", "-c", "echo ${HOME} ${"]}
+    write_layout(tmp_path / "layout", "t", [file(b"f") + END], config)
+    text = run("imagetool", "init", "oci:layout:t", "-", cwd=tmp_path).stdout
+    (image,) = images.parse(text.replace("# entrypoint", "entrypoint"), tmp_path / "images.toml", {})
+    assert image.process.entrypoint == ("sh", "-c", "echo ${HOME} ${")
