@@ -17,6 +17,7 @@ from rootdisk.text import describe_error, error_text
 ROOMS = {
     **dict.fromkeys(("build", "disk"), "build"),
     **dict.fromkeys(("inspect", "ls", "stat", "cat", "diff", "explain", "map"), "look"),
+    **dict.fromkeys(("sign", "signatures"), "sign"),
     **dict.fromkeys(("copy", "index", "attach", "prune"), "publish"),
     **dict.fromkeys(("schema", "completion"), "completion"),
     "verify": "verify",
@@ -174,6 +175,40 @@ def parser() -> Parser:
     )
     copy.add_argument("source", metavar="FROM")
     copy.add_argument("target", metavar="TO")
+    copy.add_argument(
+        "--no-referrers", action="store_true", help="leave signatures, SBOMs and other attachments behind"
+    )
+    sign = command(
+        "sign",
+        "sign an artifact or image with a key, every byte of it verified first",
+        "--key cosign.key registry.example/web-disk:2",
+        "--key-command 'openssl dgst -sha256 -sign key.pem' --public-key key.pub oci:disks:13",
+    )
+    sign.add_argument("what", metavar="ARTIFACT", help="registry/repository:tag, oci:DIR:TAG or oci-archive:FILE:TAG")
+    sign.add_argument("--key", metavar="KEY", default="", help="private key: a PEM file, cosign's, or env://NAME")
+    sign.add_argument(
+        "--key-command", metavar="COMMAND", default="", help="writes a signature of its standard input, as for a KMS"
+    )
+    sign.add_argument("--public-key", metavar="FILE", type=Path, help="public key of the command's key")
+    sign.add_argument(
+        "--passphrase-file", metavar="FILE", type=Path, help="default: the variable ROOTDISK_SIGN_PASSPHRASE"
+    )
+    sign.add_argument(
+        "--format",
+        choices=("bundle", "simple", "both"),
+        default="bundle",
+        help="simple: as podman, skopeo and cosign 1 and 2 read; default: bundle",
+    )
+    sign.add_argument(
+        "--identity", metavar="NAME", default="", help="repository[:tag] to sign it as; default: ARTIFACT's"
+    )
+    signatures = command(
+        "signatures",
+        "list an artifact's signatures; exits with 1 if --key is given and none is of it",
+        "--key cosign.pub registry.example/web-disk:2",
+    )
+    signatures.add_argument("what", metavar="ARTIFACT")
+    signatures.add_argument("--key", metavar="FILE", type=Path, help="a public key to check them with")
     index = command(
         "index", "give artifacts for several platforms one name", "oci:disks:13 oci:disks:13-amd64 oci:disks:13-arm64"
     )

@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is None:
         speak_utf8()
     settle()
-    words = command_first(list(sys.argv[1:] if argv is None else argv), ("--ca-file", "--platform"))
+    words = command_first(list(sys.argv[1:] if argv is None else argv), ("--ca-file", "--platform", "--policy"))
     if words[:1] == ["help"]:
         words = [*words[1:2], "--help"]
     debug = False

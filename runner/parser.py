@@ -61,6 +61,7 @@ def _artifact(parser: argparse.ArgumentParser, dest: str = "artifact", **more: o
     add(dest, metavar="ARTIFACT", help="registry/repository:tag, …@sha256:… or oci:DIR:TAG", **more)  # type: ignore[arg-type]
     _registry(parser)
     add("--platform", metavar="OS/ARCH", help="default: this machine's")
+    add("--policy", type=_path, metavar="FILE", help="policy.json: who must have signed it (default: this host's)")
 
 
 def _registry(parser: argparse.ArgumentParser) -> None:

@@ -16,12 +16,13 @@ from imagetool.build.disk import registry
 from imagetool.build.publish import resolved_tag
 from imagetool.config.images import Image
 from imagetool.targets.open import open_target
-from imagetool.targets.prune import is_referrers, outdated
+from imagetool.targets.prune import outdated
 from rootdisk.artifact.format import key_tag
 from rootdisk.artifact.published import PublishedArtifact
 from rootdisk.errors import BadInput, RegistryError, RootdiskError
 from rootdisk.oci.documents import INDEX_TYPES, Descriptor, Digest, Index
 from rootdisk.oci.reference import Reference
+from rootdisk.oci.referrers import belongs_to_digest
 from rootdisk.oci.repository import RegistryOptions, Repository
 from rootdisk.places import open_repository
 from rootdisk.text import one_line
@@ -80,8 +81,10 @@ def prune(place: Reference, options: RegistryOptions, keep: int | None, *, delet
         if delete:
             gone = dict.fromkeys(digest for _, digest in old)
             for tag, digest in old:
-                if is_referrers(tag):
+                if belongs_to_digest(tag):
                     gone |= dict.fromkeys(children(digest))
+                else:
+                    gone |= dict.fromkeys(item.digest for item in repository.referrers(digest))
             for digest in gone:
                 target.remove(digest)
         return old

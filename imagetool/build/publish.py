@@ -15,7 +15,7 @@ from imagetool.content import Content
 from imagetool.packing.manifest import Artifact, Blob
 from imagetool.progress import Report, silent
 from imagetool.receipts import check_file
-from imagetool.targets.copy import copy_manifest
+from imagetool.targets.copy import copy_manifest, copy_referrers
 from imagetool.targets.open import open_target
 from imagetool.targets.target import Target, push_blobs
 from rootdisk.artifact.format import key_tag
@@ -72,6 +72,7 @@ def publish_found(
                 if reference.place == found.place.place:
                     target.push_manifest(repository.manifest(found.descriptor), found.descriptor.media_type, tags)
                 else:
+                    copy_referrers(repository, reference, target, found.descriptor, registry(image), report=report)
                     copy_manifest(repository, target, found.descriptor, tags, report=report)
 
 

@@ -17,7 +17,9 @@ def copy_command(options: argparse.Namespace) -> int:
     from imagetool.targets.copy import copy
 
     with reported(quiet=options.quiet) as report:
-        digest = copy(options.source, options.target, given.registry(options), report)
+        digest = copy(
+            options.source, options.target, given.registry(options), report, referrers=not options.no_referrers
+        )
     print(json.dumps({"digest": str(digest)}) if options.json else digest)
     return 0
 

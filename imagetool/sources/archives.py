@@ -30,13 +30,15 @@ from rootdisk.oci.documents import (
     OCI_MANIFEST,
     Descriptor,
     Digest,
+    Index,
     Manifest,
     canonical_json,
     parse_json,
 )
 from rootdisk.oci.fields import parse_value
-from rootdisk.oci.layout import blob_name, find, read_index
+from rootdisk.oci.layout import REF_NAME, blob_name, find, read_index
 from rootdisk.oci.reference import parse_reference
+from rootdisk.oci.referrers import in_layout
 from rootdisk.oci.repository import check_manifest, check_range, describe_manifest
 from rootdisk.text import printable
 
@@ -124,10 +126,13 @@ class ArchiveRepository:
     def close(self) -> None:
         self._archive.close()
 
+    def index(self) -> Index:
+        """Read and parse index.json."""
+        return read_index(self._archive.read("index.json", links=False), self._archive.where)
+
     def resolve(self, name: str | Digest) -> Descriptor:
         where = self._archive.where
-        index = read_index(self._archive.read("index.json", links=False), where)
-        return find(index, name, where, lambda digest: describe_manifest(self.manifest(digest), digest, where))
+        return find(self.index(), name, where, lambda digest: describe_manifest(self.manifest(digest), digest, where))
 
     def current(self, name: str | Digest) -> Digest | None:
         try:
@@ -138,6 +143,10 @@ class ArchiveRepository:
     def manifest(self, wanted: Descriptor | Digest) -> bytes:
         digest = wanted.digest if isinstance(wanted, Descriptor) else wanted
         return check_manifest(self._archive.read(blob_name(digest), links=False), digest, self._archive.where)
+
+    def referrers(self, subject: Digest, artifact_type: str = "") -> tuple[Descriptor, ...]:
+        """List the manifests that are attached to `subject`."""
+        return in_layout(self.index(), REF_NAME, subject, artifact_type, self.manifest)
 
     def blob(self, descriptor: Descriptor, start: int = 0, end: int | None = None) -> Iterator[bytes]:
         stop = check_range(descriptor, start, end)

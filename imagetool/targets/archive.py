@@ -15,15 +15,16 @@ from imagetool.content import Content
 from imagetool.targets.layout import LayoutTarget
 from rootdisk.durable import fsync_dir
 from rootdisk.errors import BadInput, Unsupported
-from rootdisk.oci.documents import Descriptor, Digest
+from rootdisk.oci.documents import OCI_MANIFEST, Descriptor, Digest, Manifest
+from rootdisk.oci.referrers import belongs_to_digest
 
 
 class ArchiveTarget:
     """A new archive file, which appears whole when the manifest with a tag is written."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, replace: bool = False) -> None:
         self._path = path.absolute()
-        if path.exists():
+        if path.exists() and not replace:
             raise BadInput(f"oci-archive:{path}: is there already", "remove it, or name another file")
         try:
             self._work = tempfile.TemporaryDirectory(prefix=".archive-", dir=self._path.parent)
@@ -49,12 +50,19 @@ class ArchiveTarget:
 
     def push_manifest(self, raw: bytes, media_type: str, tags: Sequence[str]) -> Digest:
         digest = self._layout.push_manifest(raw, media_type, tags)
-        if tags:
-            self._finish()
+        attached = media_type == OCI_MANIFEST and Manifest.parse(raw).subject is not None
+        if tags and not attached and not any(map(belongs_to_digest, tags)):
+            self.finish()
         return digest
 
-    def _finish(self) -> None:
-        layout, partial = Path(self._work.name) / "layout", Path(self._work.name) / "tar"
+    @property
+    def layout(self) -> Path:
+        """The layout that becomes the archive."""
+        return Path(self._work.name) / "layout"
+
+    def finish(self) -> None:
+        """Write the archive of all that has been pushed."""
+        layout, partial = self.layout, Path(self._work.name) / "tar"
         with partial.open("wb") as file:
             with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
                 for path in sorted(layout.rglob("*")):

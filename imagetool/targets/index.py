@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Sequence
 
 from imagetool.sources.image_config import ImageConfig
-from imagetool.targets.copy import copy_manifest
+from imagetool.targets.copy import copy_manifest, copy_referrers
 from imagetool.targets.open import open_target
 from rootdisk.artifact.format import CONFIG_MAX_BYTES, CONFIG_TYPE, ArtifactConfig
 from rootdisk.errors import BadInput, Unsupported
@@ -51,6 +51,8 @@ def make_index(
                         raise BadInput(f"{source}: a second one for {described.platform}", "name each platform once")
                     entries[described.platform] = described
                     mount = source.repository if (source.kind, source.registry) == ("registry", to.registry) else ""
+                    if source.place != to.place:
+                        copy_referrers(repository, to, place, found, options, mount)
                     copy_manifest(repository, place, found, (), mount)
         listed = tuple(entries[platform] for platform in sorted(entries, key=str))
         raw = canonical_json(Index(OCI_INDEX, listed, {}).to_json())

@@ -10,18 +10,9 @@ import re
 from collections.abc import Callable, Collection, Mapping
 
 from rootdisk.oci.documents import Digest
+from rootdisk.oci.referrers import belongs_to_digest, referrers_tag, signatures_tag
 
 _KEY = re.compile(r"key-[0-9a-f]{32}\Z")
-_REFERRERS = re.compile(r"sha256-[0-9a-f]{64}\Z")
-
-
-def referrers_tag(subject: Digest) -> str:
-    """distribution-spec 1.1, "Referrers Tag Schema": the tag of the index of all that is attached to `subject`."""
-    return f"{subject.algorithm}-{subject.hex[:64]}"
-
-
-def is_referrers(tag: str) -> bool:
-    return bool(_REFERRERS.match(tag))
 
 
 def outdated(
@@ -31,7 +22,7 @@ def outdated(
 
     `children` gives what an index lists. No tag is named whose manifest a version that stays needs.
     """
-    attached = {tag for tag in tags if is_referrers(tag)}
+    attached = {tag for tag in tags if belongs_to_digest(tag)}
     versions = sorted((tag for tag in tags.keys() - attached if not _KEY.match(tag) and tag != "latest"), key=_natural)
     dropped = set(versions[: max(len(versions) - keep, 0)]) if keep is not None else set()
     needed: set[Digest] = set()
@@ -39,7 +30,7 @@ def outdated(
         if not _KEY.match(tag):
             needed |= {tags[tag], *children(tags[tag])}
     gone = {tag for tag in tags if (tag in dropped or _KEY.match(tag)) and tags[tag] not in needed}
-    return sorted(gone | (attached & {referrers_tag(tags[tag]) for tag in gone}))
+    return sorted(gone | (attached & {name(tags[tag]) for tag in gone for name in (referrers_tag, signatures_tag)}))
 
 
 def _natural(tag: str) -> list[tuple[int, int, str]]:

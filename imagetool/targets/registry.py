@@ -8,7 +8,6 @@ from urllib.parse import urlencode
 
 from imagetool.content import Content
 from imagetool.targets.oras_client import OrasClient
-from imagetool.targets.prune import referrers_tag
 from imagetool.targets.upload import Upload
 from rootdisk.errors import BadInput, DigestMismatch, RegistryError, Unsupported
 from rootdisk.oci.documents import (
@@ -26,6 +25,7 @@ from rootdisk.oci.documents import (
 )
 from rootdisk.oci.fields import Fields
 from rootdisk.oci.reference import is_tag
+from rootdisk.oci.referrers import referrers_tag
 from rootdisk.oci.repository import RegistryOptions, check_manifest, describe_manifest
 from rootdisk.registry.repository import ACCEPT, RegistryRepository
 from rootdisk.text import printable

@@ -21,9 +21,9 @@ from rootdisk.artifact.format import (
     ChunkIndex,
 )
 from rootdisk.errors import DigestMismatch
-from rootdisk.oci.documents import Descriptor, Platform, parse_json
+from rootdisk.oci.documents import Descriptor, Digest, Platform, parse_json
 from rootdisk.oci.reference import Reference
-from rootdisk.oci.repository import Joined, RegistryOptions, Repository, read_blob, resolve_manifest
+from rootdisk.oci.repository import Joined, RegistryOptions, Repository, read_blob, resolve_chain
 from rootdisk.places import open_repository
 
 if TYPE_CHECKING:
@@ -33,9 +33,12 @@ if TYPE_CHECKING:
 class PublishedArtifact:
     """An artifact in a repository. Its config and chunk index are fetched when they are first looked at."""
 
-    def __init__(self, repository: Repository, descriptor: Descriptor, raw: bytes) -> None:
+    def __init__(
+        self, repository: Repository, descriptor: Descriptor, raw: bytes, indexes: tuple[Digest, ...] = ()
+    ) -> None:
         """Parse the manifest `raw`, which `descriptor` names and whose digest is checked; BadInput if it is not an artifact's."""
         self.repository, self.descriptor, self.raw = repository, descriptor, raw
+        self.indexes = indexes  # that led to it, the outermost first
         self.roles = ArtifactManifest.parse(raw)
 
     @property
@@ -90,7 +93,8 @@ def open_artifact(
 
 def read_artifact(repository: Repository, reference: Reference, platform: Platform) -> PublishedArtifact:
     """As `open_artifact`, in an open repository that holds `reference`."""
-    return PublishedArtifact(repository, *resolve_manifest(repository, reference, platform))
+    *indexes, found = resolve_chain(repository, reference, platform)
+    return PublishedArtifact(repository, *found, tuple(index.digest for index, _ in indexes))
 
 
 def read_index(repository: Repository, roles: ArtifactManifest, config: ArtifactConfig) -> tuple[bytes, ChunkIndex]:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from rootdisk.errors import BadInput, DigestMismatch, NotThere, Unsupported
 from rootdisk.oci.documents import MANIFEST_MAX_BYTES, Descriptor, Digest, Index, parse_json
+from rootdisk.oci.referrers import belongs_to_digest, in_layout
 from rootdisk.oci.repository import check_manifest, check_range, describe_manifest
 
 REF_NAME = "org.opencontainers.image.ref.name"
@@ -77,6 +78,10 @@ class LayoutRepository:
         digest = wanted.digest if isinstance(wanted, Descriptor) else wanted
         raw = self._read(blob_name(digest), MANIFEST_MAX_BYTES)
         return check_manifest(raw, digest, f"oci:{self._path}")
+
+    def referrers(self, subject: Digest, artifact_type: str = "") -> tuple[Descriptor, ...]:
+        """List the manifests that are attached to `subject`."""
+        return in_layout(self.index(), REF_NAME, subject, artifact_type, self.manifest)
 
     def blob(self, descriptor: Descriptor, start: int = 0, end: int | None = None) -> Iterator[bytes]:
         """Yield the bytes [start, end) of a blob in pieces, not verified. The size of the blob is checked."""
@@ -169,9 +174,22 @@ def find(index: Index, name: str | Digest, where: str, describe: Callable[[Diges
         return next((item for item in index.manifests if item.digest == name), None) or describe(name)
     tags = sorted({tag for item in index.manifests if (tag := item.annotations.get(REF_NAME))})
     offered = f"it has {', '.join(tags[:20])}{' …' if len(tags) > 20 else ''}" if tags else "it has no tags"
-    candidates = [item for item in index.manifests if not name or item.annotations.get(REF_NAME) == name]
+    candidates = (
+        [item for item in index.manifests if item.annotations.get(REF_NAME) == name] if name else _images(index)
+    )
     if not candidates:
         raise NotThere(f"{where}: no tag {name!r}" if name else f"{where}: holds no image", offered)
     if len({item.digest for item in candidates}) > 1:
         raise BadInput(f"{where}: {f'tag {name!r} is' if name else 'there are'} several images", offered)
     return candidates[0]
+
+
+def _images(index: Index) -> list[Descriptor]:
+    """List the entries that a user may mean without a tag: what is attached to an image is none of them."""
+    images = [
+        item
+        for item in index.manifests
+        if not (item.artifact_type and REF_NAME not in item.annotations)
+        and not belongs_to_digest(item.annotations.get(REF_NAME, ""))
+    ]
+    return images or list(index.manifests)

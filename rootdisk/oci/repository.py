@@ -57,6 +57,13 @@ class Repository(Protocol):
     def blob(self, descriptor: Descriptor, start: int = 0, end: int | None = None) -> Iterator[bytes]:
         """Yield exactly the bytes [start, end) of a blob, in pieces, NOT verified. `end` None means the end of the blob."""
 
+    def referrers(self, subject: Digest, artifact_type: str = "") -> tuple[Descriptor, ...]:
+        """List the manifests that are attached to `subject`, of one type if `artifact_type` is given.
+
+        Raises:
+            BadInput: The list is malformed or longer than REFERRERS_MAX.
+        """
+
     def interrupt(self) -> None:
         """Abort reads in other threads; they raise errors. Nothing can be read afterwards."""
 
@@ -183,6 +190,16 @@ def resolve_manifest(
         BadInput: The index has no manifest for this platform.
         Unsupported: The document is neither an image manifest nor an index.
     """
+    return resolve_chain(repository, reference, platform, ask)[-1]
+
+
+def resolve_chain(
+    repository: Repository,
+    reference: Reference,
+    platform: Platform,
+    ask: Callable[[Descriptor, bytes], Platform | None] | None = None,
+) -> tuple[tuple[Descriptor, bytes], ...]:
+    """Return what `resolve_manifest` does, and before it the indexes that led to it, the outermost first."""
 
     def platform_of(entry: Descriptor, depth: int) -> Platform | None:
         """Of an entry that lists none. An index is for `platform` if it has a manifest for it."""
@@ -195,10 +212,12 @@ def resolve_manifest(
         return None
 
     descriptor = repository.resolve(reference.name)
+    chain: list[tuple[Descriptor, bytes]] = []
     for depth in range(1, INDEX_MAX_DEPTH + 1):
         raw = repository.manifest(descriptor)
+        chain.append((descriptor, raw))
         if descriptor.media_type in MANIFEST_TYPES:
-            return descriptor, raw
+            return tuple(chain)
         if descriptor.media_type not in INDEX_TYPES:
             schema_1 = descriptor.media_type.startswith("application/vnd.docker.distribution.manifest.v1")
             what = "a Docker schema 1 manifest" if schema_1 else f"a manifest of type {descriptor.media_type!r:.120}"

@@ -5,9 +5,19 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterator
+from urllib.parse import quote
 
 from rootdisk.errors import BadInput, DigestMismatch, RegistryError
-from rootdisk.oci.documents import INDEX_TYPES, MANIFEST_MAX_BYTES, MANIFEST_TYPES, Descriptor, Digest
+from rootdisk.oci.documents import (
+    INDEX_TYPES,
+    MANIFEST_MAX_BYTES,
+    MANIFEST_TYPES,
+    OCI_INDEX,
+    Descriptor,
+    Digest,
+    Index,
+)
+from rootdisk.oci.referrers import check_count, of_type, referrers_tag
 from rootdisk.oci.repository import RegistryOptions, check_manifest, check_range, describe_manifest
 from rootdisk.registry.answers import Pace
 from rootdisk.registry.client import RegistryClient
@@ -16,6 +26,9 @@ from rootdisk.text import printable
 ACCEPT = {"Accept": ", ".join((*MANIFEST_TYPES, *INDEX_TYPES))}
 _PIECE_BYTES = 256 << 10
 _PROGRESS_BYTES = 1 << 20  # after this many bytes a transfer may fail again
+_REFERRERS_PAGES_MAX = 20
+_NO_REFERRERS_API = (400, 404, 405, 501)  # what registries say that do not know it
+NEXT_PAGE = re.compile(r"\s*<([^>]*)>\s*;\s*rel=\"?next")  # of a Link header
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)\Z")
 
 
@@ -87,6 +100,39 @@ class RegistryRepository:
             raw, _ = self.client.get(f"manifests/{digest}", MANIFEST_MAX_BYTES, ACCEPT)
             self._manifests[digest] = check_manifest(raw, digest, self.client.name)
         return raw
+
+    def referrers(self, subject: Digest, artifact_type: str = "") -> tuple[Descriptor, ...]:
+        """List what is attached to `subject`: by the referrers API, without it by the tag that replaces it."""
+        found: list[Descriptor] = []
+        path = f"referrers/{subject}" + (f"?artifactType={quote(artifact_type, safe='')}" if artifact_type else "")
+        asked: set[str] = set()
+        while path:
+            url = self.client.url(path)
+            if url.origin != self.client.base.origin or str(url) in asked or len(asked) == _REFERRERS_PAGES_MAX:
+                raise BadInput(f"{self.client.name}: the list of referrers of {subject.short} does not end")
+            asked.add(str(url))
+            try:
+                raw, headers = self.client.get(str(url), MANIFEST_MAX_BYTES, {"Accept": OCI_INDEX})
+            except RegistryError as err:
+                if err.status not in _NO_REFERRERS_API or len(asked) > 1:
+                    raise
+                return of_type(self._tagged_referrers(subject), artifact_type)
+            found += Index.parse(raw).manifests
+            check_count(len(found), subject)
+            link = NEXT_PAGE.match(headers.get("Link", ""))
+            path = str(url.join(link[1])) if link else ""
+        return of_type(found, artifact_type)
+
+    def _tagged_referrers(self, subject: Digest) -> tuple[Descriptor, ...]:
+        try:
+            listed = self.resolve(referrers_tag(subject))
+        except RegistryError as err:
+            if err.status != 404:
+                raise
+            return ()
+        found = Index.parse(self.manifest(listed)).manifests if listed.media_type in INDEX_TYPES else ()
+        check_count(len(found), subject)
+        return found
 
     def blob(self, descriptor: Descriptor, start: int = 0, end: int | None = None) -> Iterator[bytes]:
         """Yield the bytes [start, end) of a blob in pieces, not verified. Continue after temporary failures."""

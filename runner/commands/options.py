@@ -83,6 +83,7 @@ def local(store: Store, options: argparse.Namespace, *, repair: bool = False) ->
             ask=options.pull == "always",
             repair=repair,
             fetch=options.pull != "never",
+            policy=options.policy,
         )
 
 

@@ -12,6 +12,8 @@ from runner.commands import options as given
 from runner.store.store import Store
 
 if TYPE_CHECKING:
+    from rootdisk.artifact.published import PublishedArtifact
+    from rootdisk.oci.reference import Reference
     from runner.store.verify import Damage
 
 
@@ -69,10 +71,34 @@ def rmi_command(options: argparse.Namespace) -> int:
 def _artifact(options: argparse.Namespace) -> dict[str, Any]:
     from rootdisk.artifact.published import open_artifact
     from rootdisk.oci.reference import parse_reference
+    from runner.store.names import absolute
 
-    with open_artifact(parse_reference(options.artifact), given.platform(options), given.registry(options)) as artifact:
+    reference = parse_reference(options.artifact)
+    with open_artifact(reference, given.platform(options), given.registry(options)) as artifact:
         config = artifact.config.to_json()
-    return {"digest": str(artifact.descriptor.digest), "compressed": artifact.roles.disk_bytes, **config}
+        signed = _signed(artifact, absolute(reference), options)
+    return {"digest": str(artifact.descriptor.digest), "compressed": artifact.roles.disk_bytes, **signed, **config}
+
+
+def _signed(artifact: PublishedArtifact, reference: Reference, options: argparse.Namespace) -> dict[str, Any]:
+    """Say what signatures an artifact has, whose they are by the keys of the policy, and what the policy says of them."""
+    from rootdisk.artifact.policies import load, rule_for
+    from rootdisk.artifact.signatures import signatures_of
+    from rootdisk.trust.judgement import Refused, who_signed
+
+    digests = (artifact.descriptor.digest, *artifact.indexes)
+    found = [signature for digest in digests for signature in signatures_of(artifact.repository, digest)]
+    rule = rule_for(reference, options.policy)
+    keys = [key for condition in rule.conditions for key in condition.keys] if rule is not None else []
+    said: dict[str, Any] = {"signatures": list(who_signed(found, keys))}
+    if load(options.policy) is not None:
+        said["policy"] = "accepted"
+        try:
+            if rule is not None:
+                rule.judge(found, digests)
+        except Refused as err:
+            said["policy"] = f"refused: {err}"
+    return said
 
 
 def prune_command(options: argparse.Namespace) -> int:

@@ -23,6 +23,7 @@ _FORMS = {
     "disks": re.compile(r"([0-9a-f]{64})\.(?:raw|chunks|partial)\Z|\.([0-9a-f]{64})\.chunks\.[0-9a-f]{16}\Z"),
     "blobs": re.compile(r"([0-9a-f]{64}|[0-9a-f]{128})\Z|\.([0-9a-f]{64}|[0-9a-f]{128})\.[0-9a-f]{16}\Z"),
 }
+_VERDICT = re.compile(r"([0-9a-f]{64}|[0-9a-f]{128})\.json\Z")
 _NAME = re.compile(r"[0-9a-f]{64}\Z")
 _TEMPORARY = re.compile(r"\.[0-9a-f]{64}\.[0-9a-f]{16}\Z")
 _LOCK = re.compile(r"[0-9a-f]{64}(?:[0-9a-f]{64})?(?:\.make)?\Z")
@@ -137,6 +138,7 @@ def _things(store: Store) -> list[_Thing]:
 
 def _forget(store: Store) -> None:
     """Names whose manifest has gone. One that cannot be read stays, until its reference is asked for again."""
+    _forget_verdicts(store)
     for path in (store.root / "names").iterdir():
         with contextlib.suppress(FileNotFoundError):
             if _TEMPORARY.match(path.name):
@@ -146,3 +148,12 @@ def _forget(store: Store) -> None:
                 gone = name is not None and not (store.root / "blobs" / name.manifest).exists()
             if gone:
                 path.unlink()
+
+
+def _forget_verdicts(store: Store) -> None:
+    """Remove what policies said of manifests that are not there any more."""
+    with contextlib.suppress(FileNotFoundError):
+        for path in (store.root / "trust").iterdir():
+            found = _VERDICT.match(path.name)
+            if found and not (store.root / "blobs" / found[1]).exists():
+                path.unlink(missing_ok=True)

@@ -13,11 +13,12 @@ from rootdisk.artifact.format import CONFIG_MAX_BYTES, ArtifactConfig, ArtifactM
 from rootdisk.artifact.published import open_artifact
 from rootdisk.errors import BadInput, DigestMismatch, RootdiskError
 from rootdisk.oci.documents import Descriptor, Digest, Platform
-from rootdisk.oci.reference import Reference
+from rootdisk.oci.reference import Reference, parse_reference
 from rootdisk.oci.repository import RegistryOptions, Repository
-from runner.store.names import known, remember
+from runner.store.names import absolute, known, remember
 from runner.store.possession import served
 from runner.store.store import Damaged, Store
+from runner.store.trust import Gate, refuse_unless_kept
 
 if TYPE_CHECKING:
     from rootdisk.cli.progress import Progress
@@ -49,6 +50,7 @@ class StoredArtifact(NamedTuple):
             store.root / "blobs" / name if name is not None else None for name in (spec.kernel, spec.initramfs)
         )
         try:
+            refuse_unless_kept(store, parse_reference(spec.reference), Digest.parse(spec.artifact))
             _refuse_damaged(store, sorted(spec.uses), f"sandbox {spec.name}")
             config = store.read_config(spec.config)
             disk = store.disk(config.disk_digest)
@@ -80,22 +82,33 @@ def pull(
     ask: bool = True,
     repair: bool = False,
     fetch: bool = True,
+    policy: Path | None = None,
 ) -> StoredArtifact:
     """The artifact that `reference` names, in `store` and held there.
 
     With `ask` false a registry is asked only if the store does not know what it said the last time. What is marked as
     damaged is fetched again with `repair`, else a RootdiskError. With `fetch` false nothing is asked for or fetched: BadInput
     if it is not there.
+
+    The policy is asked before anything but manifests is fetched, and before what is in the store is used: the file `policy`,
+    else that of this host.
     """
+    gate = Gate.of(absolute(reference), policy)
     if not fetch or (reference.kind == "registry" and (reference.digest or not ask)):
         raw = known(store, reference, platform)
         local = _present(store, raw, platform, reference, repair) if raw is not None else None
         if local is not None:
+            try:
+                gate.check_stored(store, local.digest, platform, options, fetch=fetch)
+            except BaseException:
+                local.release()
+                raise
             return local
         if not fetch:
             raise BadInput(f"{reference} is not in the store", f"runner pull {reference}")
     with open_artifact(reference, platform, options) as artifact:
         descriptor, raw, roles = artifact.descriptor, artifact.raw, artifact.roles
+        gate.check(store, artifact.repository, (*artifact.indexes, descriptor.digest))
         if repair and store.damage(descriptor.digest.hex):
             store.write_blob(descriptor.digest, raw)
         counts: Counts | None = None

@@ -5,6 +5,7 @@
     ROOT/names/HEX         which manifest a reference named when it was last asked for
     ROOT/disks/HEX.raw     a sparse root disk, HEX its disk digest; HEX.chunks its chunk index
     ROOT/damaged/HEX       why the disk or blob HEX is not to be used before it is whole again: `verify --repair`
+    ROOT/trust/HEX.json    what a policy said of the manifest HEX: runner/store/trust.py
     ROOT/locks/HEX         one lock a digest: shared while it is in use, exclusive while it is removed
     ROOT/locks/HEX.make    exclusive while it is made or repaired, whoever uses it meanwhile
     ROOT/sandboxes/NAME/   one sandbox each: runner/sandbox/directory.py

@@ -1,0 +1,1 @@
+"""Signing of what is published: keys, signatures, and how they are attached."""

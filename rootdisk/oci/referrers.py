@@ -1,0 +1,73 @@
+"""Referrers: manifests whose `subject` is another one, such as signatures and SBOMs; distribution-spec 1.1.
+
+A registry lists them by its referrers API, or without that in the index that a tag of the subject's digest names. In a layout they are
+entries of index.json.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+
+from rootdisk.errors import BadInput
+from rootdisk.oci.documents import INDEX_TYPES, MANIFEST_TYPES, Descriptor, Digest, Index, Manifest
+
+REFERRERS_MAX = 1000  # of one manifest
+_TAG = re.compile(r"sha256-[0-9a-f]{64}(\.sig)?\Z")
+
+
+def referrers_tag(subject: Digest) -> str:
+    """Return the tag of the index of everything attached to `subject`; distribution-spec 1.1, "Referrers Tag Schema"."""
+    return f"{subject.algorithm}-{subject.hex[:64]}"
+
+
+def signatures_tag(subject: Digest) -> str:
+    """Return the tag of the simple signatures of `subject`, as skopeo and cosign write it."""
+    return f"{subject.algorithm}-{subject.hex}.sig"
+
+
+def belongs_to_digest(tag: str) -> bool:
+    """Tell whether `tag` is one of the two above: not a version of something."""
+    return bool(_TAG.match(tag))
+
+
+def check_count(count: int, subject: Digest) -> None:
+    """Refuse a list that is too long.
+
+    Raises:
+        BadInput: More than REFERRERS_MAX are listed.
+    """
+    if count > REFERRERS_MAX:
+        raise BadInput(f"{subject}: more than {REFERRERS_MAX} referrers are listed", "remove those that are not needed")
+
+
+def of_type(found: Iterable[Descriptor], artifact_type: str) -> tuple[Descriptor, ...]:
+    """Keep those of `artifact_type` ("": all), each digest once."""
+    different = {item.digest: item for item in found if artifact_type in ("", item.artifact_type)}
+    return tuple(different.values())
+
+
+def in_layout(
+    index: Index, ref_name: str, subject: Digest, artifact_type: str, read: Callable[[Digest], bytes]
+) -> tuple[Descriptor, ...]:
+    """List the referrers of `subject` in a layout: entries of index.json without a tag, or of the index with its tag.
+
+    `ref_name` is the annotation that holds an entry's tag; `read` gives a manifest by its digest.
+    """
+    tag = referrers_tag(subject)
+    found: list[Descriptor] = []
+    loose = [item for item in index.manifests if not item.annotations.get(ref_name)]
+    check_count(len(loose), subject)
+    for item in index.manifests:
+        if item.media_type in INDEX_TYPES and item.annotations.get(ref_name) == tag:
+            listed = Index.parse(read(item.digest)).manifests
+            check_count(len(listed), subject)
+            found += listed
+    for item in loose:
+        if item.media_type not in MANIFEST_TYPES:
+            continue
+        manifest = Manifest.parse(read(item.digest))
+        if manifest.subject is not None and manifest.subject.digest == subject:
+            kind = manifest.artifact_type or manifest.config.media_type
+            found.append(Descriptor(item.media_type, item.digest, item.size, artifact_type=kind))
+    return of_type(found, artifact_type)

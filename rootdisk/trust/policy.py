@@ -1,0 +1,168 @@
+"""policy.json: who must have signed what is used; containers-policy.json(5).
+
+    policy = Policy.parse(raw, "/etc/containers/policy.json")
+    policy.requirements(reference)      all of these have to be met
+
+What is not exactly understood is an error, never left out: a field that is not known could be the one that refuses.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from rootdisk.oci.fields import Fields, parse_value
+from rootdisk.oci.reference import Reference
+from rootdisk.text import printable
+from rootdisk.trust.identity import Identity
+
+POLICY_MAX_BYTES = 1 << 20
+_SCOPES_MAX = 10_000
+_KEYS_MAX = 64
+_TRANSPORTS = (
+    "atomic", "containers-storage", "dir", "docker", "docker-archive", "docker-daemon", "oci", "oci-archive", "ostree",
+    "sif", "tarball",
+)  # fmt: skip
+_OF_KIND = {"registry": "docker"}
+_SIGNED_BY = {"keyType", "keyPath", "keyPaths", "keyData", "signedIdentity"}
+_KEYS = ("keyPath", "keyPaths", "keyData", "keyDatas")
+_NOT_HERE = ("fulcio", "pki", "rekorPublicKeyPath", "rekorPublicKeyPaths", "rekorPublicKeyData", "rekorPublicKeyDatas")
+
+
+class Requirement(NamedTuple):
+    """Requirement of a policy. Keys are PEM, or files that hold it; a signature of any of them is enough."""
+
+    type: str
+    key_paths: tuple[Path, ...] = ()
+    key_data: tuple[bytes, ...] = ()
+    identity: Identity = Identity()
+
+
+class Policy(NamedTuple):
+    """A whole file: requirements by transport and scope."""
+
+    default: tuple[Requirement, ...]
+    transports: dict[str, dict[str, tuple[Requirement, ...]]]
+    where: str
+
+    @classmethod
+    def parse(cls, raw: bytes, where: str, folder: Path = Path("/")) -> Policy:
+        """Parse a policy; relative paths of keys are below `folder`. BadInput names what is not understood."""
+        value = Fields.of(parse_value(raw, where, POLICY_MAX_BYTES), where)
+        for key in value.value:
+            if key not in ("default", "transports"):
+                raise value.wrong(printable(key, 80), "not a field of a policy")
+        default = tuple(_requirements(value, "default", folder))
+        transports: dict[str, dict[str, tuple[Requirement, ...]]] = {}
+        outer = Fields.of(value.value.get("transports", {}), f"{where}: transports")
+        for name in outer.value:
+            if name not in _TRANSPORTS:
+                raise outer.wrong(printable(name, 80), f"not a transport that is known: {', '.join(_TRANSPORTS)}")
+            scopes = outer.inner(name)
+            if len(scopes.value) > _SCOPES_MAX:
+                raise outer.wrong(name, f"more than {_SCOPES_MAX} scopes")
+            transports[name] = {
+                _scope(scopes, name, scope): tuple(_requirements(scopes, scope, folder)) for scope in scopes.value
+            }
+        return cls(default, transports, where)
+
+    def requirements(self, reference: Reference) -> tuple[str, tuple[Requirement, ...]]:
+        """Return the most specific scope that covers `reference`, and its requirements."""
+        transport = _OF_KIND.get(reference.kind, reference.kind)
+        scopes = self.transports.get(transport, {})
+        for scope in _candidates(reference):
+            if scope in scopes:
+                return f"{transport} {printable(scope, 200) or 'default'}", scopes[scope]
+        return "default", self.default
+
+
+def _candidates(reference: Reference) -> Iterator[str]:
+    """Scopes that cover `reference`, the most specific first, "" last."""
+    if reference.path is not None:
+        path = reference.path.absolute().resolve()
+        if reference.tag:
+            yield f"{path}:{reference.tag}"
+        for folder in (path, *path.parents):
+            if str(folder) != "/":
+                yield str(folder)
+        yield ""
+        return
+    place = reference.place.removeprefix("docker-daemon:")
+    yield f"{place}@{reference.digest}" if reference.digest else f"{place}:{reference.tag}"
+    parts = place.split("/")
+    for count in range(len(parts), 0, -1):
+        yield "/".join(parts[:count])
+    host = parts[0].split(".")  # *.example.com covers its subdomains, not itself
+    for count in range(1, len(host)):
+        yield ".".join(("*", *host[count:]))
+    yield ""
+
+
+def _scope(value: Fields, transport: str, scope: str) -> str:
+    """`scope`, if it may be one. One that can never match would be a requirement that nobody sees is left out."""
+    if transport == "docker" and scope:
+        wild = scope.startswith("*.")
+        if "*" in scope.removeprefix("*") or ("*" in scope and not wild) or "//" in scope or scope.endswith("/"):
+            raise value.wrong(printable(scope, 120), "not a scope: registry[/repository[:tag]] or *.domain")
+    if transport in ("oci", "dir", "oci-archive") and scope:
+        path = scope.partition(":")[0]
+        if not path.startswith("/") or path == "/" or str(Path(path)) != path or ".." in Path(path).parts:
+            raise value.wrong(printable(scope, 120), "not a scope: an absolute path without . and .., not / itself")
+    return scope
+
+
+def _requirements(outer: Fields, key: str, folder: Path) -> Iterator[Requirement]:
+    shown = Fields(outer.value, outer.what)
+    if key not in shown.value:
+        raise outer.wrong(key, "missing")
+    items = list(shown.objects(key, 100))
+    if not items:
+        raise outer.wrong(
+            printable(key, 120) or '""', "no requirement in it: insecureAcceptAnything, reject or sigstoreSigned"
+        )
+    for item in items:
+        kind = item.text("type", limit=80)
+        if kind in ("insecureAcceptAnything", "reject"):
+            _known(item, {"type"}, kind)
+            yield Requirement(kind)
+        elif kind == "signedBy":
+            _known(item, {"type", *_SIGNED_BY}, kind)
+            yield Requirement(kind)
+        elif kind == "sigstoreSigned":
+            yield _sigstore_signed(item, folder)
+        else:
+            raise item.wrong("type", f"{printable(kind, 80)!r} is not known")
+
+
+def _sigstore_signed(item: Fields, folder: Path) -> Requirement:
+    for key in item.value:
+        if key in _NOT_HERE:
+            raise item.wrong(key, "certificates and transparency logs are not checked: name a key")
+    _known(item, {"type", "signedIdentity", *_KEYS}, "sigstoreSigned")
+    given = [key for key in _KEYS if key in item.value]
+    if len(given) != 1:
+        raise item.wrong("sigstoreSigned", f"exactly one of {', '.join(_KEYS)}, not {' and '.join(given) or 'none'}")
+    key = given[0]
+    texts = item.texts(key, _KEYS_MAX, limit=1 << 16) if key.endswith("s") else (item.text(key, limit=1 << 16),)
+    if not texts or not all(texts):
+        raise item.wrong(key, "empty")
+    identity = Identity.parse(item.inner("signedIdentity")) if "signedIdentity" in item.value else Identity()
+    if key.startswith("keyPath"):
+        return Requirement("sigstoreSigned", tuple(folder / text for text in texts), (), identity)
+    try:
+        data = tuple(base64.b64decode(text, validate=True) for text in texts)
+    except (binascii.Error, ValueError):
+        raise item.wrong(key, "not base64") from None
+    return Requirement("sigstoreSigned", (), data, identity)
+
+
+def _known(item: Fields, known: set[str], kind: str) -> None:
+    for key in item.value:
+        if key not in known:
+            raise item.wrong(printable(key, 80), f"not a field of {kind} that is known")
+
+
+ReadKey = Callable[[Path], bytes]

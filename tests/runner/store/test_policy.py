@@ -1,0 +1,338 @@
+"""What a policy refuses, with the registry's log as witness: not a byte of disk, kernel or initramfs is asked for."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from imagetool.signing.sign import bundle_of, push_bundle, sign, signed_statement
+from imagetool.targets.copy import copy
+from imagetool.targets.index import make_index
+from imagetool.targets.open import open_target
+from rootdisk.oci.documents import OCI_EMPTY, OCI_INDEX, OCI_MANIFEST, Descriptor, Digest, Manifest, canonical_json
+from rootdisk.oci.reference import parse_reference
+from rootdisk.places import open_repository
+from rootdisk.trust.bundle import BUNDLE_TYPE, IN_TOTO_TYPE, SIGN_PREDICATE, Bundle, Statement, pre_authentication
+from rootdisk.trust.signatures import Claim
+from runner.cli import main
+from runner.store.store import Store
+from tests.runner.store.test_possession import BARE, with_boot
+from tests.support.artifacts import Sample, noise, publish, sample
+from tests.support.faults import ALWAYS, Fault, FaultProxy
+from tests.support.registry import RunningRegistry, needs_registry
+from tests.support.signing import Keys, make_keys, signed_by, write_policy
+
+pytestmark = [needs_registry, pytest.mark.usefixtures("nobody")]
+OTHER = sample(noise(3, 64 << 10, seed=9))
+
+
+class Place:
+    """An artifact of its own for each test, behind the proxy; signed as the proxy's users name it."""
+
+    def __init__(self, registry: RunningRegistry, proxy: FaultProxy, name: str, made: Sample, folder: Path) -> None:
+        self.registry, self.proxy = registry, proxy
+        self.repository = f"trust/{name}"
+        self.direct = f"{registry.name}/{self.repository}:1"
+        self.name = f"{proxy.name}/{self.repository}:1"
+        self.made = made
+        self.digest = made.artifact.descriptor.digest
+        self.keys = make_keys(folder / "keys")
+        self.policy = write_policy(folder / "policy.json", signed_by(self.keys))
+        publish(made, self.direct, registry.options)
+
+    def sign(self, keys: Keys | None = None, **options: Any) -> tuple[Digest, ...]:
+        signer = (keys or self.keys).signer
+        identity = options.pop("identity", self.name)
+        return sign(parse_reference(self.direct), signer, self.registry.options, identity=identity, **options)
+
+    def push(self, bundle: Bundle, subject: Digest | None = None) -> Digest:
+        """Attach a bundle of one's own making."""
+        target = open_target(parse_reference(self.direct), self.registry.options)
+        named = Descriptor(OCI_MANIFEST, subject or self.digest, len(self.made.artifact.manifest))
+        try:
+            return push_bundle(target, named, bundle, SIGN_PREDICATE)
+        finally:
+            target.close()
+
+    def claim(self, **changes: Any) -> Bundle:
+        return bundle_of(Claim(changes.get("digest", self.digest), changes.get("name", self.name)), self.keys.signer)
+
+    def run(self, *arguments: str, command: str = "pull") -> int:
+        return main([command, "--plain-http", "--policy", str(self.policy), *(arguments or (self.name,))])
+
+    def asked(self) -> list[str]:
+        """Blobs of the artifact that were asked for."""
+        blobs = {str(blob.descriptor.digest) for blob in self.made.artifact.blobs}
+        blobs |= {str(blob.descriptor.digest) for blob in BARE.artifact.blobs + OTHER.artifact.blobs}
+        return [path for _, path, _ in self.proxy.seen if path.rpartition("/")[2] in blobs and "/blobs/" in path]
+
+    def refused(self, capsys: pytest.CaptureFixture[str], *words: str, command: str = "pull") -> str:
+        """It is refused in one line, and nothing of it was asked for."""
+        capsys.readouterr()
+        assert self.run(command=command) == 125
+        said = capsys.readouterr()
+        assert said.out == ""
+        assert said.err.startswith("runner: ")
+        assert said.err.count("\n") == 1
+        assert "Traceback" not in said.err
+        for word in words:
+            assert word in said.err, said.err
+        assert self.asked() == []
+        return said.err
+
+
+@pytest.fixture
+def place(
+    request: pytest.FixtureRequest, store: Store, registry: RunningRegistry, proxy: FaultProxy, tmp_path: Path
+) -> Place:
+    name = request.node.name.partition("[")[0].replace("_", "-")
+    return Place(registry, proxy, name, with_boot(BARE, labels={"test": request.node.name}), tmp_path)
+
+
+Said = pytest.CaptureFixture[str]
+
+
+@pytest.mark.parametrize("kind", ["ecdsa", "ed25519"])
+@pytest.mark.parametrize("formats", ["bundle", "simple", "both"])
+def test_signed(place: Place, formats: Any, kind: str, tmp_path: Path, capsys: Said) -> None:
+    place.keys = make_keys(tmp_path / "other", kind=kind)
+    write_policy(place.policy, signed_by(place.keys))
+    place.refused(capsys, "has no signature")
+    place.sign(formats=formats)
+    assert place.run() == 0
+    before = len(place.proxy.seen)
+    assert place.run() == 0  # what was said is kept: nothing but the tag is asked for
+    assert [path for _, path, _ in place.proxy.seen[before:]] == [f"/v2/{place.repository}/manifests/1"]
+
+
+def test_unsigned(place: Place, capsys: Said) -> None:
+    place.refused(capsys, "is not signed as", "it has no signature", str(place.policy))
+    place.refused(capsys, "it has no signature", command="boot")
+
+
+def test_another_key(place: Place, tmp_path: Path, capsys: Said) -> None:
+    place.sign(make_keys(tmp_path / "other"), formats="both")
+    place.refused(capsys, "a signature of another key")
+
+
+def test_a_bundle_of_another_digest(place: Place, capsys: Said) -> None:
+    place.push(place.claim(digest=Digest.of(b"something else")))
+    place.refused(capsys, "a signature of another digest")
+
+
+def test_a_changed_payload(place: Place, capsys: Said) -> None:
+    good = place.claim(digest=Digest.of(b"something else"))
+    changed = place.claim()
+    place.push(good._replace(payload=changed.payload))
+    place.refused(capsys, "another key, or of something changed since")
+
+
+@pytest.mark.parametrize("how", ["subjects", "algorithms"])
+def test_a_subject_of_two_digests(place: Place, how: str, capsys: Said) -> None:
+    value = json.loads(Statement(place.digest, place.name, SIGN_PREDICATE, {}).to_json())
+    if how == "subjects":
+        value["subject"] *= 2
+        value["subject"][1] = {"name": place.name, "digest": {"sha256": "0" * 64}}
+    else:
+        value["subject"][0]["digest"]["sha512"] = "0" * 128
+    payload = canonical_json(value)
+    signature = place.keys.signer.sign(pre_authentication(IN_TOTO_TYPE, payload))
+    place.push(Bundle(IN_TOTO_TYPE, payload, signature))
+    place.refused(capsys, "2 ", "a signature is about one digest")
+
+
+def test_an_attestation_is_not_a_signature(place: Place, capsys: Said) -> None:
+    statement = Statement(place.digest, place.name, "https://slsa.dev/provenance/v1", {})
+    place.push(signed_statement(statement, place.keys.signer))
+    place.refused(capsys, "https://slsa.dev/provenance/v1", "which is not a signature")
+
+
+def test_an_index_for_a_manifest_that_is_not_in_it(place: Place, capsys: Said) -> None:
+    """The index is signed well, and the registry gives something else for the tag."""
+    repository = place.direct.rpartition(":")[0]
+    publish(OTHER, f"{repository}:other", place.registry.options)
+    make_index(f"{repository}:both", [f"{repository}:other"], place.registry.options)
+    (index, *_) = sign(
+        parse_reference(f"{repository}:both"), place.keys.signer, place.registry.options, identity=place.name
+    )
+    place.push(bundle_of(Claim(index, place.name), place.keys.signer))
+    place.refused(capsys, "a signature of another digest")
+
+
+def test_a_signed_index(place: Place, capsys: Said) -> None:
+    """Its signature is enough for what it lists."""
+    repository = place.direct.rpartition(":")[0]
+    index = make_index(f"{repository}:1", [f"{repository}:1"], place.registry.options)
+    target = open_target(parse_reference(place.direct), place.registry.options)
+    push_bundle(target, Descriptor(OCI_INDEX, index, 1), bundle_of(Claim(index, place.name), place.keys.signer), "")
+    target.close()
+    assert place.run() == 0
+    place.proxy.seen.clear()
+    assert boots_up_to_the_machine(place, capsys)  # what was said is kept
+    assert place.proxy.seen == []
+
+
+def test_another_repository(place: Place, capsys: Said) -> None:
+    """Signed for one, published as another: the copy takes its signatures along."""
+    place.sign(formats="both")
+    elsewhere = f"{place.registry.name}/trust/elsewhere:1"
+    copy(place.direct, elsewhere, place.registry.options)
+    place.name = f"{place.proxy.name}/trust/elsewhere:1"
+    place.refused(capsys, "signed as", "trust/test-another-repository:1, and not as", "trust/elsewhere:1")
+    write_policy(
+        place.policy,
+        signed_by(
+            place.keys,
+            type="remapIdentity",
+            prefix=f"{place.proxy.name}/trust/elsewhere",
+            signedPrefix=f"{place.proxy.name}/trust/test-another-repository",
+        ),
+    )
+    assert place.run() == 0
+
+
+def test_another_tag(place: Place, capsys: Said) -> None:
+    place.sign(identity=place.name.replace(":1", ":2"))
+    place.refused(capsys, "signed as", "and not as")
+    write_policy(place.policy, signed_by(place.keys, type="matchRepository"))
+    assert place.run() == 0
+
+
+def listing(*items: Descriptor) -> bytes:
+    value = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [item.to_json() for item in items]}
+    return json.dumps(value).encode()
+
+
+def referrer(number: int) -> Descriptor:
+    return Descriptor(OCI_MANIFEST, Digest.of(b"%d" % number), 700, artifact_type=BUNDLE_TYPE)
+
+
+@pytest.mark.parametrize("api", [True, False])
+def test_thousands_of_referrers(place: Place, api: bool, capsys: Said) -> None:
+    body = listing(*map(referrer, range(3000)))
+    if api:
+        place.proxy.add(Fault("status", path="/referrers/", status=200, body=body, times=ALWAYS))
+    else:
+        path = f"/manifests/sha256-{place.digest.hex}"
+        place.proxy.add(Fault("status", path=path, status=200, body=body, times=ALWAYS))
+    place.refused(capsys, "more than 1000 referrers")
+    assert len(place.proxy.seen) < 10
+
+
+def test_too_many_signatures(place: Place, capsys: Said) -> None:
+    body = listing(*map(referrer, range(500)))
+    place.proxy.add(Fault("status", path="/referrers/", status=200, body=body, times=ALWAYS))
+    place.refused(capsys, "more than 64 signatures")
+    assert len(place.proxy.seen) < 100
+
+
+def test_a_bundle_of_100_mb(place: Place, capsys: Said) -> None:
+    target = open_target(parse_reference(place.direct), place.registry.options)
+    big = Descriptor(BUNDLE_TYPE, Digest.of(b"big"), 100_000_000)
+    subject = Descriptor(OCI_MANIFEST, place.digest, len(place.made.artifact.manifest))
+    manifest = Manifest(OCI_MANIFEST, BUNDLE_TYPE, Descriptor(OCI_EMPTY, Digest.of(b"{}"), 2), (big,), {}, subject)
+    raw = canonical_json(manifest.to_json())
+    target.close()
+    made = Descriptor(OCI_MANIFEST, Digest.of(raw), len(raw), artifact_type=BUNDLE_TYPE)
+    place.proxy.add(
+        Fault("status", path="/referrers/", status=200, body=listing(made), times=ALWAYS),
+        Fault("status", path=f"/manifests/{made.digest}", status=200, body=raw, times=ALWAYS),
+    )
+    place.refused(capsys, "100000000 bytes are more than the 1048576 allowed")
+    assert not any(str(big.digest) in path for _, path, _ in place.proxy.seen)
+
+
+@pytest.mark.parametrize("link", ["", "?n=1", "elsewhere", "growing"])
+def test_referrers_that_loop(place: Place, link: str, capsys: Said) -> None:
+    path = f"/v2/{place.repository}/referrers/{place.digest}"
+    if link == "growing":
+        for number in range(40):
+            headers = {"Link": f'<{path}?page={number}>; rel="next"'}
+            place.proxy.add(Fault("status", path="/referrers/", status=200, body=listing(), headers=headers))
+    else:
+        where = f"http://127.0.0.1:1{path}" if link == "elsewhere" else f"{path}{link}"
+        headers = {"Link": f'<{where}>; rel="next"'}
+        place.proxy.add(Fault("status", path="/referrers/", status=200, body=listing(), headers=headers, times=ALWAYS))
+    place.refused(capsys, "does not end")
+    assert len(place.proxy.seen) < 30
+
+
+def test_a_referrer_of_something_else(place: Place, capsys: Said) -> None:
+    """The list says that it is ours, and its subject is another one."""
+    other = place.push(place.claim(), Digest.of(b"other"))
+    made = Descriptor(OCI_MANIFEST, other, 700, artifact_type=BUNDLE_TYPE)
+    place.proxy.add(Fault("status", path="/referrers/", status=200, body=listing(made), times=ALWAYS))
+    place.refused(capsys, "is attached to something else")
+
+
+def test_what_is_in_the_store_is_asked_again(place: Place, tmp_path: Path, capsys: Said) -> None:
+    """A policy that came later, a key that was exchanged, a file of the same name with another key in it."""
+    assert main(["pull", "--plain-http", place.name]) == 0
+    place.proxy.seen.clear()
+    write_policy(tmp_path / "reject.json", {"type": "reject"})
+    old, place.policy = place.policy, tmp_path / "reject.json"
+    place.refused(capsys, "the policy says reject", command="boot")
+    place.policy = old
+    place.refused(capsys, "has no signature", command="boot")
+    place.sign()
+    assert place.run() == 0
+    new = make_keys(tmp_path / "new")
+    write_policy(place.policy, signed_by(new))
+    place.proxy.seen.clear()
+    place.refused(capsys, "a signature of another key", command="boot")
+    write_policy(place.policy, signed_by(new, place.keys))  # rotation: either will do
+    place.proxy.add(Fault("status", status=500, times=ALWAYS))  # and the registry is not needed for that
+    assert boots_up_to_the_machine(place, capsys)
+    place.keys.public.write_bytes(new.public.read_bytes())
+    place.proxy.faults.clear()
+    place.proxy.seen.clear()
+    place.refused(capsys, "a signature of another key", command="boot")
+
+
+def boots_up_to_the_machine(place: Place, capsys: Said) -> bool:
+    """The policy lets it through; this artifact's disk has no file system, so it goes no further."""
+    capsys.readouterr()
+    assert place.run("--timeout", "1", "--memory", "1k", place.name, command="boot") != 0
+    said = capsys.readouterr().err
+    return "signed" not in said and "policy" not in said
+
+
+def test_the_users_own_policy(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Said) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    own = tmp_path / "config/rootdisk/policy.json"
+    own.parent.mkdir(parents=True)
+    write_policy(own, signed_by(place.keys))
+    assert main(["pull", "--plain-http", place.name]) == 125
+    assert str(own) in capsys.readouterr().err
+    own.unlink()
+    own.symlink_to("nowhere")  # it is there and cannot be read: nothing is accepted
+    assert main(["pull", "--plain-http", place.name]) == 125
+    assert "No such file" in capsys.readouterr().err
+    assert place.asked() == []
+
+
+def test_simple_signatures_that_are_not(place: Place, capsys: Said) -> None:
+    """The annotation is not base64; the payload is another's."""
+    place.sign(formats="simple")
+    target = open_target(parse_reference(place.direct), place.registry.options)
+    found = json.loads(_raw(place, f"sha256-{place.digest.hex}.sig"))
+    found["layers"][0]["annotations"]["dev.cosignproject.cosign/signature"] = "?"
+    target.push_manifest(canonical_json(found), OCI_MANIFEST, (f"sha256-{place.digest.hex}.sig",))
+    place.refused(capsys, "not base64")
+    signature = base64.b64encode(place.keys.signer.sign(b"{}")).decode()
+    found["layers"][0]["annotations"]["dev.cosignproject.cosign/signature"] = signature
+    target.push_manifest(canonical_json(found), OCI_MANIFEST, (f"sha256-{place.digest.hex}.sig",))
+    place.refused(capsys, "a signature of another key")
+    target.close()
+
+
+def _raw(place: Place, tag: str) -> bytes:
+    repository = open_repository(parse_reference(place.direct), place.registry.options)
+    try:
+        return repository.manifest(repository.resolve(tag))
+    finally:
+        repository.close()
