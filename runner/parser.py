@@ -254,6 +254,27 @@ def _add_machine_options(parser: argparse.ArgumentParser) -> None:
     )
     add("--network", choices=("user", "none"), default="user", help="user: outgoing network and -p; none: no network")
     add("--read-only", action="store_true", help="keep all changes to the root in memory")
+    add(
+        "--tmpfs",
+        action="append",
+        default=[],
+        metavar="PATH[:OPTIONS]",
+        help="mount a file system in memory; OPTIONS as in docker: size=64m, mode=1777, exec, …",
+    )
+    add("--shm-size", metavar="SIZE", help="size of /dev/shm (default: half of the memory)")
+    add(
+        "--ulimit",
+        action="append",
+        default=[],
+        metavar="NAME=SOFT[:HARD]",
+        help="limit every program, for example nofile=1024",
+    )
+    add("--add-host", action="append", default=[], metavar="NAME:ADDRESS", help="add a line to /etc/hosts")
+    add("--dns", action="append", default=[], metavar="ADDRESS", help="use a name server (default: the host's)")
+    add("--dns-search", action="append", default=[], metavar="DOMAIN", help="search a domain; . for none")
+    add("--dns-option", action="append", default=[], metavar="OPTION", help="set an option of resolv.conf, as ndots:2")
+    add("--pid1", action="store_true", help="run the program as process 1 (default for systemd, tini and others)")
+    add("--init", action="store_true", help="keep the sandbox's init as process 1, whatever the program is")
     add("--hostname", metavar="NAME", help="the guest's host name (default: the sandbox's name)")
     add("--tls-cert", type=_path, metavar="FILE", help="give the guest a client certificate (ROOTDISK_TLS_CERT)")
     add("--tls-key", type=_path, metavar="FILE", help="give the guest its private key (ROOTDISK_TLS_KEY)")

@@ -42,6 +42,7 @@ class ProcessChange(NamedTuple):
     cmd: tuple[str, ...] | None = None
     workdir: str | None = None
     user: str | None = None
+    pid1: bool | None = None
 
     def apply(self, process: Process) -> Process:
         """The image's `process` with these changes."""
@@ -52,6 +53,8 @@ class ProcessChange(NamedTuple):
             process.workdir if self.workdir is None else self.workdir,
             process.user if self.user is None else self.user,
             process.stop_signal,
+            process.volumes,
+            process.pid1 if self.pid1 is None else self.pid1,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -59,7 +62,8 @@ class ProcessChange(NamedTuple):
         lists = {"entrypoint": self.entrypoint, "cmd": self.cmd}
         changed: dict[str, Any] = {key: list(value) for key, value in lists.items() if value is not None}
         texts = {"workdir": self.workdir, "user": self.user}
-        return changed | {key: value for key, value in texts.items() if value is not None}
+        changed |= {key: value for key, value in texts.items() if value is not None}
+        return changed | ({"pid1": self.pid1} if self.pid1 is not None else {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,6 +239,7 @@ def _process(table: Mapping[str, Where], allowed: Mapping[str, str]) -> ProcessC
         values.plain_texts(table["cmd"], "process.cmd", allowed) if "cmd" in table else None,
         values.absolute(table["workdir"]) if "workdir" in table else None,
         values.a_user(table["user"]) if "user" in table else None,
+        table["pid1"].boolean() if "pid1" in table else None,
     )
 
 

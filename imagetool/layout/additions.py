@@ -84,6 +84,9 @@ def process_record(process: Process) -> bytes:
     records += [("workdir", process.workdir), ("stopsignal", process.stop_signal)]
     if process.user:
         records.append(("user", check_user(process.user, "USER")))
+    records += [("volume", path) for path in process.volumes]
+    if process.pid1 is not None:
+        records.append(("pid1", str(int(process.pid1))))
     return b"".join(_record(f"{key}={value}", "process") for key, value in records)
 
 

@@ -116,7 +116,7 @@ def _image(published: PublishedArtifact, inputs: Mapping[str, Any], options: Reg
             tls_ca=_certificate(found, made["tls"], "ca", place),
             tls_client=_certificate(found, made["tls"], "client", place),
             owners=tuple(Owner(**owner) for owner in made["owners"]),
-            process=ProcessChange(entrypoint, cmd, process.get("workdir"), process.get("user")),
+            process=ProcessChange(entrypoint, cmd, process.get("workdir"), process.get("user"), process.get("pid1")),
             labels=made["labels"],
             files=tuple(_own_file(found, n, file, place) for n, file in enumerate(made.get("files", ()))),
             remove=tuple(made.get("remove", ())),

@@ -31,7 +31,7 @@ ENCRYPTED = "org.opencontainers.image.enc."  # annotations of ocicrypt
 
 @dataclass(frozen=True, slots=True)
 class ImageConfig:
-    """What of an image's config decides a disk; and ports and volumes, which do not: they are shown to people."""
+    """What of an image's config decides a disk; and ports, which do not: they are shown to people."""
 
     platform: Platform
     diff_ids: tuple[Digest | None, ...]  # None only for a bare tar, whose config we make up
@@ -92,7 +92,7 @@ class ImageConfig:
 
     @property
     def process(self) -> Process:
-        return Process(self.entrypoint, self.cmd, self.workdir, self.user, self.stop_signal)
+        return Process(self.entrypoint, self.cmd, self.workdir, self.user, self.stop_signal, self.volumes)
 
 
 def check_image(

@@ -159,15 +159,19 @@ class Process(NamedTuple):
     workdir: str = "/"
     user: str = ""
     stop_signal: str = "SIGTERM"
+    volumes: tuple[str, ...] = ()  # directories that are there when it starts
+    pid1: bool | None = None  # whether it is process 1; None: by its name
 
     def to_json(self) -> dict[str, Any]:
-        return {
+        value: dict[str, Any] = {
             "entrypoint": list(self.entrypoint),
             "cmd": list(self.cmd),
             "workdir": self.workdir,
             "user": self.user,
             "stop_signal": self.stop_signal,
         }
+        value |= {"volumes": list(self.volumes)} if self.volumes else {}
+        return value | ({"pid1": self.pid1} if self.pid1 is not None else {})
 
     @classmethod
     def of(cls, value: Fields) -> Process:
@@ -177,6 +181,8 @@ class Process(NamedTuple):
             value.text("workdir", "/"),
             check_user(value.text("user", "", limit=256), f"{value.what}: user"),
             value.text("stop_signal", "SIGTERM", limit=32),
+            value.texts("volumes", WORDS_MAX_COUNT),
+            value.boolean("pid1"),
         )
 
 

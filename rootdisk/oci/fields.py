@@ -155,6 +155,13 @@ class Fields(NamedTuple):
         """Return the list of strings at `key`; () if it is missing."""
         return tuple(self._text(key, item, limit, _NO_NUL) for item in self.items(key, count_max, []))
 
+    def boolean(self, key: str) -> bool | None:
+        """Return the boolean at `key`; None if it is missing."""
+        value = self.value.get(key)
+        if value is not None and not isinstance(value, bool):
+            raise self.wrong(key, "not true or false")
+        return value
+
     def strings(self, key: str, count_max: int, *, limit: int = TEXT_MAX) -> dict[str, str]:
         """Return the object of strings at `key`; {} if it is missing. A null value becomes "", as in Go."""
         value = self.value.get(key)

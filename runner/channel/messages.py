@@ -25,11 +25,13 @@ FROM_KEEPER = FROM_GUEST | {NOTICE}
 FROM_CLIENT = frozenset({STDIN, RESIZE, SIGNAL, EXEC, STOP, CREDIT, KILL, WAIT})
 
 CHANNEL_VERSION = 3  # the newest that is known here; 1 has no HOLD, 2 no POWER
-# What POWER says: a program has ended the machine.
+# What POWER says: a program has ended the machine. A reboot is not done, so it is no success.
+POWERED_OFF, HALTED, REBOOTED = 1, 2, 3
+REBOOTED_STATUS = 129
 POWER_WORDS = {
-    1: "the sandbox was powered off from inside",
-    2: "the sandbox was halted from inside",
-    3: "the sandbox was to be rebooted from inside, which ends it; start it again with: runner start",
+    POWERED_OFF: "the sandbox was powered off from inside",
+    HALTED: "the sandbox was halted from inside",
+    REBOOTED: "the sandbox was to be rebooted from inside, which ends it; start it again with: runner start",
 }
 
 HEADER = struct.Struct("<IBBH")

@@ -12,6 +12,7 @@ from rootdisk.errors import BadInput
 from rootdisk.oci.reference import parse_reference
 from rootdisk.system import process
 from runner.commands import options as given
+from runner.commands import surroundings
 from runner.machine import backend, ports
 from runner.machine.tsc import Counter
 from runner.sandbox import directory, launch
@@ -32,7 +33,7 @@ def boot_command(options: argparse.Namespace) -> int:
     if options.detach and options.interactive:
         raise BadInput("--detach and --interactive", "boot it with -d, then: runner exec -it NAME sh")
     options.program = given.program(options.program, _flags(options), "ARTIFACT")
-    records = given.boot_records(options, name)
+    records = given.boot_records(options, name) + surroundings.records(options)
     spec = _spec(options, name)
     store = Store.open()
     ports.check(spec.forwards)

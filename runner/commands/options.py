@@ -102,7 +102,7 @@ def program_records(options: argparse.Namespace) -> list[Record]:
     """Variables, working directory and user: of a sandbox's main program, and of exec's."""
     records: list[Record] = []
     if options.tty and "TERM" in os.environ:
-        records.append(("env", b"TERM=" + os.fsencode(os.environ["TERM"])))
+        records.append(("term", os.fsencode(os.environ["TERM"])))
     for path in options.env_file:
         for variable in env_file.parse(read(path, "--env-file"), f"--env-file {printable(path)}"):
             records += _variable(variable)

@@ -22,6 +22,18 @@ _MEANINGS = (
     ("Initramfs unpacking failed", "the initramfs does not fit into memory or is damaged: give more with --memory"),
     ("Kernel panic", "the guest's kernel panicked"),
 )
+# What the kernel says last when a program calls reboot(2), and what POWER has for it.
+POWER_MARKS = {b"reboot: Power down": 1, b"reboot: System halted": 2, b"reboot: Restarting system": 3}
+LINE_MAX = 256
+
+
+def power_of(text: bytes) -> int | None:
+    """Return how a program has ended the machine, as POWER has it, if the console says so; None if not."""
+    for line in text.splitlines():
+        said = line.partition(b"] ")[2] if line.startswith(b"[") else line
+        if said in POWER_MARKS:
+            return POWER_MARKS[said]
+    return None
 
 
 def tail(path: Path) -> list[str]:

@@ -46,20 +46,20 @@ def _parse(text: str) -> Share:
     modes = parts[2].split(",") if len(parts) > 2 else []
     if not set(modes) <= _MODES or {"ro", "rw"} <= set(modes):
         raise BadInput(shown, "MODE is ro or rw, and with commas between: dev, suid")
-    share = Share("", Path(host).absolute(), _guest_path(guest, shown), "ro" in modes, frozenset(modes) & _RIGHTS)
+    share = Share("", Path(host).absolute(), guest_path(guest, shown), "ro" in modes, frozenset(modes) & _RIGHTS)
     check(share.path)
     return share
 
 
-def _guest_path(text: str, shown: str) -> str:
-    """Where a volume is mounted, as the kernel will see it; BadInput if that cannot be."""
+def guest_path(text: str, shown: str, what: str = "a volume") -> str:
+    """Where a volume or the like is mounted, as the kernel will see it; BadInput if that cannot be."""
     if not text.startswith("/"):
         raise BadInput(shown, "the place in the guest is an absolute path")
     names = [name for name in text.split("/") if name not in ("", ".")]
     if ".." in names or not text.isprintable() or any(len(os.fsencode(name)) > 255 for name in names):
         raise BadInput(shown, "the place in the guest is a plain path: no '..', printable characters")
     if not names or names[0] in _SYSTEM or names[:2] == ["run", "rootdisk"]:
-        raise BadInput(shown, "a volume cannot be / or in /dev, /proc, /sys, /.rootdisk and /run/rootdisk")
+        raise BadInput(shown, f"{what} cannot be / or in /dev, /proc, /sys, /.rootdisk and /run/rootdisk")
     path = "/" + "/".join(names)
     if len(os.fsencode(path)) > _GUEST_PATH_MAX_BYTES:
         raise BadInput(shown, f"the place in the guest has more than {_GUEST_PATH_MAX_BYTES} bytes")

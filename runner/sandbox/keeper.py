@@ -66,11 +66,12 @@ class Keeper:
         silent_s: float | None,
         logs: Mapping[IO[bytes], Log] | None = None,
         room: Room | None = None,
+        needs: str = "",
     ) -> None:
         """`client` has session 0, or with an `output` log is only told when the program has started.
 
         `timeout_s` is how long the program may run, `silent_s` how long nothing may be heard at first; `logs` are those of
-        what the machine's processes write; `room` watches the host's disk.
+        what the machine's processes write; `room` watches the host's disk; `needs` names options that need a newer init.
         """
         self._vm = vm
         self._listener = listener
@@ -80,9 +81,12 @@ class Keeper:
         self._room = room
         self._monitor = Monitor()
         self._listens_to_monitor = vm.monitor is not None
+        self.is_off = False  # its kernel has ended: there is nobody to answer any more
+        self._console_end = b""  # its last, perhaps unfinished, line
+        self._power: int | None = None  # how a program has ended the machine, as its console says
         self.lost = ""  # what the sandbox had to be stopped for
         self.has_timed_out = False
-        self._router = Router(output.write_frame if output else None)
+        self._router = Router(output.write_frame if output else None, needs)
         self._watched = Watched()
         self._clients = {client: self._router.main}
         self._joined: dict[Client, float] = {}  # since when each has been here
@@ -116,6 +120,7 @@ class Keeper:
                 for source in self._logs.keys() & found.keys():
                     self._read_log(source)
                 self._carry(found)
+                self._see_power()
                 self._see_room(found)
                 if self._listener in found:
                     self._accept()
@@ -235,6 +240,10 @@ class Keeper:
     def _read_guest(self, size: int) -> None:
         data = receive(self._vm.channel, size)
         if data == b"":
+            self._read_log(self._vm.console)
+            self._see_power()
+            if self._router.is_over:
+                return
             raise GuestError("")
         if data:
             self._silent_at = None
@@ -278,7 +287,20 @@ class Keeper:
         elif data:
             if source is self._vm.console:
                 self._silent_at = None
+                self._read_console(data)
             self._logs[source].write(data)
+
+    def _read_console(self, data: bytes) -> None:
+        text = self._console_end + data
+        self._power = console.power_of(text) or self._power
+        self._console_end = text.rpartition(b"\n")[2][-console.LINE_MAX :]
+
+    def _see_power(self) -> None:
+        """End a sandbox whose kernel says that it is off: a halted one would stand still for ever."""
+        how, self._power = self._power, None
+        if how is not None and not self._router.is_over:
+            self._router.power(how)
+            self.is_off = self._router.is_over
 
     def _lose(self, source: Source, helper: Helper) -> None:
         """Tell of a helper that has ended, and stop a sandbox whose programs would wait for it for ever.

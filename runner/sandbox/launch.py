@@ -25,9 +25,10 @@ from rootdisk.system.debug import debug, is_shown
 from runner.disk import slot
 from runner.disk.clone import Clone, clone, found
 from runner.machine import accelerator as accel
-from runner.machine import tsc
+from runner.machine import resolver, tsc
 from runner.machine.model import Forward, Machine, Share, Vm
 from runner.sandbox import directory as sandbox
+from runner.sandbox import guest_records
 from runner.sandbox.directory import Sandbox, Spec, State
 from runner.store.pull import StoredArtifact
 from runner.store.store import Store
@@ -52,6 +53,7 @@ class PreparedSandbox(NamedTuple):
     disk: Clone
     slot_digest: str
     spec: Spec  # of this run
+    needs: str = ""  # options that an older init does not know
 
 
 def create(store: Store, local: StoredArtifact, spec: Spec, given: Sequence[Record]) -> PreparedSandbox:
@@ -61,7 +63,7 @@ def create(store: Store, local: StoredArtifact, spec: Spec, given: Sequence[Reco
         own = (*given, ("machine-id", os.urandom(16).hex().encode()), ("first", b"1"))
         atomic_write(made.folder / "records", records.pack(own), 0o600, durable=spec.keep)
         extent = local.config.slot()
-        filled = slot.pack((*own, *_of_this_start(spec)), extent.length)
+        filled = slot.pack(_all_records(own, spec), extent.length)
         patches = slot.clusters(extent, filled)
         if spec.disk_size != local.config.disk_size:
             from runner.disk import grow  # seldom needed
@@ -70,7 +72,8 @@ def create(store: Store, local: StoredArtifact, spec: Spec, given: Sequence[Reco
         disk = clone(local.disk, spec.disk_size, made.folder, spec.clone, patches)
         slot.write(disk.path, extent, filled, made.folder / "slot.json", overlay=disk.overlay, durable=spec.keep)
         made.take_name()
-        return PreparedSandbox(made, local, disk._replace(path=made.folder / disk.path.name), filled.digest, spec)
+        disk = disk._replace(path=made.folder / disk.path.name)
+        return PreparedSandbox(made, local, disk, filled.digest, spec, guest_records.needed(own))
     except BaseException:
         made.remove()
         raise
@@ -96,10 +99,10 @@ def reopen(
         atomic_write(path, records.pack(own), 0o600)
         extent = local.config.slot()
         told = own if instead is None else instead
-        filled = slot.pack((*told, *_of_this_start(run or state.spec)), extent.length)
+        filled = slot.pack(_all_records(told, run or state.spec), extent.length)
         disk = found(opened.folder)
         slot.rewrite(disk.path, extent, filled, opened.folder / "slot.json", overlay=disk.overlay)
-        return PreparedSandbox(opened, local, disk, filled.digest, run or state.spec)
+        return PreparedSandbox(opened, local, disk, filled.digest, run or state.spec, guest_records.needed(told))
     except BaseException:
         opened.release()
         raise
@@ -113,6 +116,12 @@ def _records(path: Path, state: State) -> list[Record]:
         why = err.strerror if isinstance(err, OSError) else err
         hint = "its disk can still be read with imagetool"
         raise RootdiskError(f"sandbox {state.name} cannot start: its file `records`: {why}", hint) from err
+
+
+def _all_records(own: Sequence[Record], spec: Spec) -> list[Record]:
+    """Return what a guest is told: what is kept, and what is new at every start."""
+    names = resolver.records(spec.network, own, resolver.Resolver.of_host())
+    return guest_records.in_order([*own, *_of_this_start(spec), *names])
 
 
 def _of_this_start(spec: Spec) -> list[Record]:
@@ -277,6 +286,7 @@ def _run(
                 silent_s=None if chosen.known else SILENT_S,
                 logs={out: Log(folder / name, MACHINE_LOG_BYTES) for name, out in vm.talk.items()},
                 room=Room(folder, spec.memory_mib << 20),
+                needs=prepared.needs,
             )
             try:
                 status = keeper.run()
@@ -290,7 +300,11 @@ def _run(
         if not chosen.known:
             accel.remember(store.root / "kvm.json", prepared.local.kernel, True)
         # Without anything to keep, the machine ends at once: its disk is thrown away.
-        if (spec.keep or (spec.volumes and not keeper.lost)) and status not in (TIMED_OUT, KILLED):
+        if (
+            (spec.keep or (spec.volumes and not keeper.lost))
+            and status not in (TIMED_OUT, KILLED)
+            and not keeper.is_off
+        ):
             keeper.acknowledge()
             vm.wait(5)
         if keeper.lost:

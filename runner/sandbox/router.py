@@ -345,6 +345,12 @@ class Router:
             if self._write_output is not None:
                 self.main.leave()
 
+    def power(self, how: int) -> None:
+        """End the sandbox: its kernel says that a program has powered it off, halted or rebooted it."""
+        if self._is_ready and not self.is_over:
+            self._powered(how)
+            self.status = messages.REBOOTED_STATUS if how == messages.REBOOTED else 0
+
     def _powered(self, how: int) -> None:
         """Tell the main client, once, that a program has ended the machine; its EXIT follows."""
         text = messages.POWER_WORDS.get(how)

@@ -170,24 +170,43 @@ int make_volumes(const struct records *process, struct why *why) {
     return 0;
 }
 
+static int is_same(const struct stat *one, const struct stat *other) { return one->st_dev == other->st_dev && one->st_ino == other->st_ino; }
+
+/* Whether the directory `place` is `path` or lies below it, whatever names lead there. 1 also if that cannot be told. */
+static int is_inside(int place, const char *path) {
+    struct stat wanted, own, above;
+    int at = openat(place, ".", O_PATH | O_DIRECTORY | O_CLOEXEC), found = -1;
+    int failed = at < 0 || stat(path, &wanted) || fstat(at, &own);
+    while (!failed && found < 0) {
+        int parent = openat(at, "..", O_PATH | O_DIRECTORY | O_CLOEXEC);
+        close(at);
+        at = parent;
+        failed = at < 0 || fstat(at, &above);
+        if (!failed)
+            found = is_same(&own, &wanted) ? 1 : is_same(&own, &above) ? 0 : -1;
+        own = above;
+    }
+    if (at >= 0)
+        close(at);
+    return failed ? errno != ENOENT : found;
+}
+
 /* Opens the place of a volume; -1 and why if it leads to what is the kernel's or ours. */
 static int open_volume(const char *path, const char *what, struct why *why) {
     static const char *const kept[] = {"/dev", "/proc", "/sys", "/.rootdisk", "/run/rootdisk"};
-    char link[32], real[PATH_MAX];
-    int place = open_place(path, MAKE_DIRECTORY), bad = 0;
+    struct stat own, above;
+    const char *bad = NULL;
+    int place = open_place(path, MAKE_DIRECTORY);
     if (place < 0)
         return explain(why, "cannot make the directory %s for %s: %s", path, what, strerror(errno));
-    snprintf(link, sizeof link, "/proc/self/fd/%d", place);
-    ssize_t length = readlink(link, real, sizeof real - 1);
-    real[length < 0 ? 0 : length] = 0;
-    for (size_t i = 0; i < sizeof kept / sizeof *kept; i++) {
-        size_t width = strlen(kept[i]);
-        bad |= !strncmp(real, kept[i], width) && (!real[width] || real[width] == '/');
-    }
-    if (length > 0 && !bad && strcmp(real, "/"))
+    for (size_t i = 0; i < sizeof kept / sizeof *kept && !bad; i++)
+        bad = is_inside(place, kept[i]) ? kept[i] : NULL;
+    if (!bad && (fstat(place, &own) || fstatat(place, "..", &above, 0) || is_same(&own, &above)))
+        bad = "/";
+    if (!bad)
         return place;
     close(place);
-    return explain(why, "%s at %s leads to %s in this image, where none can be", what, path, length < 0 ? "nowhere" : real);
+    return explain(why, "%s at %s leads to %s in this image, where none can be", what, path, bad);
 }
 
 /* By virtiofs, or 9p if the kernel has only that. */

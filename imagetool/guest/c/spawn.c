@@ -171,10 +171,10 @@ pid_t spawn(const struct program *program, int has_channel, int fds[3], int *sta
         pid = fork_program(program, ready, starts != NULL);
     if (!pid) {
         setsid();
-        if (program->is_first && mount_own_proc())
-            give_up(FAILED, "cannot mount /proc: %s", strerror(errno));
         reset_signals();
         take_streams(program, ends, ready[1]);
+        if (program->is_first && mount_own_proc())
+            give_up(FAILED, "cannot mount /proc: %s", strerror(errno));
         become(program, &user, env.list.items);
     }
     if (pid < 0)

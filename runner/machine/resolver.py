@@ -1,0 +1,117 @@
+"""The guest's /etc/resolv.conf: the host's name servers as the guest reaches them, its search list and options.
+
+QEMU's own network and passt answer at one address of the guest's network with a name server of the host, of the same IP version,
+even if that listens on the host's loopback only. Name servers after it are reached as any other address.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from rootdisk.errors import BadInput
+from rootdisk.records import Record
+
+FORWARDER, FORWARDER6 = "10.0.2.3", "fec0::3"
+GUEST6 = "fec0::15"
+HOST_FILE = Path("/etc/resolv.conf")
+_FILE_MAX_BYTES = 64 << 10
+_SERVERS_MAX = 3  # MAXNS of resolv.h
+
+
+class Resolver(NamedTuple):
+    """What a resolv.conf says."""
+
+    servers: tuple[str, ...] = ()
+    search: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+
+    @classmethod
+    def parse(cls, text: str) -> Resolver:
+        """Read resolv.conf(5). What is not understood is passed over, as the C library does."""
+        servers: list[str] = []
+        search: tuple[str, ...] = ()
+        options: list[str] = []
+        for line in text.splitlines():
+            key, *values = line.split() or [""]
+            if key == "nameserver" and values and _is_address(values[0]):
+                servers.append(values[0])
+            elif key in ("search", "domain") and values:
+                search = tuple(values if key == "search" else values[:1])
+            elif key == "options":
+                options += values
+        return cls(tuple(servers), search, tuple(options))
+
+    @classmethod
+    def of_host(cls, path: Path = HOST_FILE) -> Resolver:
+        """Read the host's file; empty if there is none."""
+        try:
+            with path.open("rb") as file:
+                data = file.read(_FILE_MAX_BYTES + 1)
+        except OSError:
+            return cls()
+        if len(data) > _FILE_MAX_BYTES:
+            raise BadInput(f"{path} is larger than 64 KiB", "give --dns and --dns-search, or fix the file")
+        return cls.parse(data.decode("ascii", "replace").replace("\ufffd", ""))
+
+    def is_ipv6_only(self) -> bool:
+        """Return whether there are name servers, and all of them have IPv6 addresses."""
+        return bool(self.servers) and all(":" in server for server in self.servers)
+
+    def as_guest_sees(self) -> Resolver:
+        """Return what a guest on the user network gets."""
+        own = [server for server in self.servers if (":" in server) == self.is_ipv6_only()]
+        others = [server for server in own[1:] if _is_reachable(server)]
+        servers = (FORWARDER6 if self.is_ipv6_only() else FORWARDER, *dict.fromkeys(others))
+        return self._replace(servers=servers[:_SERVERS_MAX])
+
+    def changed(self, given: Sequence[Record]) -> Resolver:
+        """Return it with what --dns, --dns-search and --dns-option say."""
+        said = {
+            key: tuple(value.decode() for own, value in given if own == key)
+            for key in ("dns", "dns-search", "dns-option")
+        }
+        search = said["dns-search"] or self.search
+        return Resolver(
+            said["dns"] or self.servers, () if search == (".",) else search, said["dns-option"] or self.options
+        )
+
+    def text(self) -> str:
+        """Return the file."""
+        lines = [f"nameserver {server}" for server in self.servers]
+        lines += [f"search {' '.join(self.search)}"] if self.search else []
+        lines += [f"options {' '.join(self.options)}"] if self.options else []
+        return "".join(f"{line}\n" for line in lines)
+
+
+def records(network: str, given: Sequence[Record], host: Resolver) -> list[Record]:
+    """Return what the slot says of name servers."""
+    if network != "user":
+        return [("resolv", Resolver().changed(given).text().encode())]
+    seen = host.as_guest_sees()
+    found: list[Record] = [("resolv", seen.changed(given).text().encode())]
+    if FORWARDER6 in seen.servers or any(key == "dns" and b":" in value for key, value in given):
+        found.append(("ipv6", GUEST6.encode()))
+    return found
+
+
+def _is_address(text: str) -> bool:
+    return bool(_packed(text))
+
+
+def _packed(text: str) -> bytes:
+    """An address's bytes, without its interface; b"" if it is none."""
+    try:
+        return socket.inet_pton(socket.AF_INET6 if ":" in text else socket.AF_INET, text.partition("%")[0])
+    except (OSError, ValueError):
+        return b""
+
+
+def _is_reachable(text: str) -> bool:
+    """Whether an address means the same to a guest as to its host."""
+    data = _packed(text)
+    if len(data) == 4:
+        return data[0] not in (0, 127)
+    return "%" not in text and any(data[:15]) and data[:2] != b"\xfe\x80"
