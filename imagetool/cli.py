@@ -8,7 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rootdisk.cli.arguments import Parser, whole_number
+from rootdisk import __version__
+from rootdisk.cli.arguments import Parser, command_first, whole_number
 from rootdisk.errors import RootdiskError
 from rootdisk.system.stdio import OutputError, discard_output, settle, speak_utf8
 from rootdisk.text import describe_error, error_text
@@ -19,40 +20,49 @@ ROOMS = {
     **dict.fromkeys(("inspect", "ls", "stat", "cat", "diff", "explain", "map"), "look"),
     **dict.fromkeys(("sign", "signatures"), "sign"),
     **dict.fromkeys(("copy", "index", "attach", "prune"), "publish"),
+    **dict.fromkeys(("push", "pull", "tags", "rm", "discover"), "registry"),
     **dict.fromkeys(("schema", "completion"), "completion"),
     "verify": "verify",
     **dict.fromkeys(("init", "doit"), "project"),
 }
+EPILOG = "See imagetool COMMAND --help. Options may also stand before the command: imagetool --debug ls …"
 SOURCES = "registry/repository:tag, oci:DIR:TAG, docker-archive:FILE, …"
 
 
 def parser() -> Parser:
-    """The whole command line."""
+    """Build the parser of the whole command line."""
     common = Parser(add_help=False)
-    common.add_argument("--json", action="store_true", help="write results as JSON")
+    common.add_argument("--json", action="store_true", help="print results as a JSON array")
     common.add_argument("-q", "--quiet", action="store_true", help="show no progress and no remarks")
     common.add_argument("--debug", action="store_true", help="show tracebacks")
-    common.add_argument("--plain-http", action="store_true", help="speak HTTP to registries")
-    common.add_argument("--ca-file", type=Path, metavar="FILE", help="certificates to trust beside the system's")
+    common.add_argument("--plain-http", action="store_true", help="use HTTP instead of HTTPS for registries")
+    common.add_argument("--ca-file", type=Path, metavar="FILE", help="trust these certificates too (PEM)")
     looking = Parser(add_help=False)
     looking.add_argument("--platform", metavar="OS/ARCH", help="default: this machine's")
     making = Parser(add_help=False, parents=[looking])
     making.add_argument("source", metavar="SOURCE", help=SOURCES)
-    making.add_argument("--size", metavar="SIZE", help="of the disk, as 8GiB (the default)")
+    making.add_argument("--size", metavar="SIZE", help="size of the disk, for example 20GiB (default: 8GiB)")
     making.add_argument(
-        "-e", "--env", action="append", default=[], metavar="NAME=VALUE", help="for the guest's programs"
+        "-e", "--env", action="append", default=[], metavar="NAME=VALUE", help="set a variable for the guest's programs"
     )
-    making.add_argument("--owner", action="append", default=[], metavar="PATH=USER[:GROUP]", help="of all below PATH")
+    making.add_argument(
+        "--owner",
+        action="append",
+        default=[],
+        metavar="PATH=USER[:GROUP]",
+        help="set the owner of PATH and everything below it",
+    )
     making.add_argument(
         "--allow-secret",
         action="append",
         default=[],
         metavar="NAME=REASON",
-        help="publish the private key that NAME, a variable or path, holds; say why",
+        help="publish the private key in NAME, a variable or path, for this reason",
     )
-    making.add_argument("--tls-ca", metavar="FILE", help="CA certificates for the guest")
+    making.add_argument("--tls-ca", metavar="FILE", help="give the guest these CA certificates (PEM)")
 
-    top = Parser("imagetool", description="OCI images in, bootable ext4 root disks out.")
+    top = Parser("imagetool", description="OCI images in, bootable ext4 root disks out.", epilog=EPILOG)
+    top.add_argument("--version", action="version", version=f"imagetool {__version__}", help="print the version")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
 
     def command(name: str, words: str, *examples: str, parents: tuple[Parser, ...] = ()) -> Parser:
@@ -90,7 +100,7 @@ def parser() -> Parser:
     doit.add_argument(
         "arguments", metavar="ARGUMENT", nargs=argparse.REMAINDER, help="tasks and options of doit; default: build all"
     )
-    command("schema", "write the JSON Schema of images.toml, for editors", "> images.schema.json")
+    command("schema", "print the JSON Schema of images.toml, for editors", "> images.schema.json")
     build = command(
         "build",
         "build an image's artifact and publish it",
@@ -98,34 +108,34 @@ def parser() -> Parser:
         "-e MODE=production --owner /srv=www-data registry.example/web:2 registry.example/web-disk:2",
         parents=(making,),
     )
-    build.add_argument("artifact", metavar="ARTIFACT", help="where to: registry/repository:tag or oci:DIR:TAG")
-    build.add_argument("--force", action="store_true", help="move the tag where it names something else in a registry")
+    build.add_argument("artifact", metavar="ARTIFACT", help="where to publish: registry/repository:tag or oci:DIR:TAG")
+    build.add_argument("--force", action="store_true", help="move the tag if it names something else")
     disk = command("disk", "write an image's raw disk to a file", "--plain debian:13 debian.ext4", parents=(making,))
     disk.add_argument("file", metavar="FILE")
-    disk.add_argument("--plain", action="store_true", help="the image's own files and nothing added")
+    disk.add_argument("--plain", action="store_true", help="write the image's own files and add nothing")
     inspect = command(
-        "inspect", "say what a source image, an artifact or a raw disk is", "oci:disks:13", parents=(looking,)
+        "inspect", "show what a source image, an artifact or a raw disk is", "oci:disks:13", parents=(looking,)
     )
     inspect.add_argument("what", metavar="IMAGE|ARTIFACT|FILE")
     for name, words, example in (
-        ("ls", "list a directory of an artifact's or a raw disk", "-R oci:disks:13 /etc"),
+        ("ls", "list a directory on an artifact's disk or a raw disk", "-R oci:disks:13 /etc"),
         (
             "stat",
-            "say everything about a file on a disk: owner, layer, extents, attributes",
+            "show everything about a file on a disk: owner, layer, extents, attributes",
             "oci:disks:13 /etc/passwd",
         ),
-        ("cat", "write a file on a disk to standard output", "oci:disks:13 /etc/os-release"),
+        ("cat", "print a file on a disk", "oci:disks:13 /etc/os-release"),
     ):
         looked = command(name, words, example, parents=(looking,))
         looked.add_argument("what", metavar="ARTIFACT|FILE")
         if name == "ls":
             looked.add_argument("path", metavar="PATH", nargs="?", default="/")
-            looked.add_argument("-R", "--recursive", action="store_true", help="with all below")
+            looked.add_argument("-R", "--recursive", action="store_true", help="list subdirectories recursively")
         else:
             looked.add_argument("path", metavar="PATH")
     diff = command(
         "diff",
-        "compare two disks by file; exits with 1 on any difference",
+        "compare two disks file by file; exit 1 if they differ",
         "oci:disks:12 oci:disks:13",
         parents=(looking,),
     )
@@ -133,24 +143,24 @@ def parser() -> Parser:
     diff.add_argument("b", metavar="ARTIFACT|FILE")
     explain = command(
         "explain",
-        "say which inputs of two artifacts differ, and what that costs to pull",
+        "show which inputs of two artifacts differ, and how much a pull fetches",
         "oci:disks:12 oci:disks:13",
         "web registry.example/web-disk:1",
         parents=(looking,),
     )
-    explain.add_argument(
-        "a", metavar="ARTIFACT|NAME", help="an artifact, or what an image of images.toml is published as"
-    )
+    explain.add_argument("a", metavar="ARTIFACT|NAME", help="an artifact, or the name of an image in images.toml")
     explain.add_argument("b", metavar="ARTIFACT|NAME")
     verify = command(
         "verify",
-        "build an artifact again from its recorded inputs; exits with 1 where it is another",
+        "build an artifact again from its recorded inputs; exit 1 if the result differs",
         "registry.example/web-disk:2",
         "--source oci:web:2 oci:disks:2",
         parents=(looking,),
     )
     verify.add_argument("what", metavar="ARTIFACT")
-    verify.add_argument("--source", metavar="SOURCE", help="the image it was made of; default: where the artifact says")
+    verify.add_argument(
+        "--source", metavar="SOURCE", help="the image that it was built from (default: where the artifact says)"
+    )
     map_ = command(
         "map",
         "draw a disk as an HTML page: blocks by layer, files by size, chunks, boot reads",
@@ -159,12 +169,12 @@ def parser() -> Parser:
         parents=(looking,),
     )
     map_.add_argument("what", metavar="ARTIFACT|FILE")
-    map_.add_argument("--against", metavar="ARTIFACT", help="another version: which chunks a pull takes from it")
+    map_.add_argument("--against", metavar="ARTIFACT", help="another version: show which chunks a pull takes from it")
     map_.add_argument(
         "--trace",
         metavar="FILE",
         type=Path,
-        help="what a boot read, lines of offset,length; default: as the artifact says",
+        help="what a boot reads, as lines of offset,length (default: as the artifact says)",
     )
     map_.add_argument("-o", "--output", metavar="FILE.html", type=Path, help="default: standard output")
     copy = command(
@@ -175,9 +185,7 @@ def parser() -> Parser:
     )
     copy.add_argument("source", metavar="FROM")
     copy.add_argument("target", metavar="TO")
-    copy.add_argument(
-        "--no-referrers", action="store_true", help="leave signatures, SBOMs and other attachments behind"
-    )
+    copy.add_argument("--no-referrers", action="store_true", help="leave out signatures, SBOMs and other attachments")
     sign = command(
         "sign",
         "sign an artifact or image with a key, every byte of it verified first",
@@ -204,11 +212,35 @@ def parser() -> Parser:
     )
     signatures = command(
         "signatures",
-        "list an artifact's signatures; exits with 1 if --key is given and none is of it",
+        "list an artifact's signatures; with --key exit 1 if none is by that key",
         "--key cosign.pub registry.example/web-disk:2",
     )
     signatures.add_argument("what", metavar="ARTIFACT")
     signatures.add_argument("--key", metavar="FILE", type=Path, help="a public key to check them with")
+    push = command(
+        "push",
+        "copy an artifact or image from this machine to a registry",
+        "oci:disks:13 registry.example/debian-disk:13",
+    )
+    push.add_argument("source", metavar="FROM", help="oci:DIR:TAG or oci-archive:FILE:TAG")
+    push.add_argument("target", metavar="TO", help="registry/repository:tag")
+    pull = command(
+        "pull",
+        "copy an artifact or image from a registry to this machine",
+        "registry.example/debian-disk:13",
+        "registry.example/debian-disk:13 oci-archive:disk.tar:13",
+    )
+    pull.add_argument("source", metavar="FROM", help="registry/repository:tag or registry/repository@sha256:…")
+    for one in (push, pull):
+        one.add_argument("--no-referrers", action="store_true", help="leave out signatures and other attachments")
+    pull.add_argument("target", metavar="TO", nargs="?", help="default: oci:REPOSITORY:TAG in this directory")
+    tags = command("tags", "list the tags of a repository", "registry.example/debian-disk", "oci:disks")
+    tags.add_argument("place", metavar="REPOSITORY", help="registry/repository or oci:DIR")
+    rm = command("rm", "delete artifacts, with the tags that name them", "oci:disks:12")
+    rm.add_argument("artifact", metavar="ARTIFACT", nargs="+", help="registry/repository:tag or oci:DIR:TAG")
+    rm.add_argument("-f", "--force", action="store_true", help="delete other tags of the same artifact too")
+    discover = command("discover", "list what is attached to an artifact or image", "registry.example/web-disk:2")
+    discover.add_argument("what", metavar="ARTIFACT", help="registry/repository:tag or oci:DIR:TAG")
     index = command(
         "index", "give artifacts for several platforms one name", "oci:disks:13 oci:disks:13-amd64 oci:disks:13-arm64"
     )
@@ -216,24 +248,24 @@ def parser() -> Parser:
     index.add_argument("sources", metavar="ARTIFACT", nargs="+")
     attach = command(
         "attach",
-        "attach a file, as an SBOM, to an artifact or image",
+        "attach a file, for example an SBOM, to an artifact or image",
         "--type application/spdx+json registry.example/web-disk:2 web.spdx.json",
     )
     attach.add_argument("what", metavar="ARTIFACT", help="registry/repository:tag or oci:DIR:TAG")
     attach.add_argument("file", metavar="FILE", type=Path)
-    attach.add_argument("--type", metavar="MEDIA_TYPE", required=True, help="what the file is")
+    attach.add_argument("--type", metavar="MEDIA_TYPE", required=True, help="the media type of FILE")
     prune = command(
         "prune",
-        "say which tags of a repository may go: unused keys, old versions",
+        "list the tags of a repository that can go: unused keys, old versions",
         "--keep 5 registry.example/web-disk",
         "--keep 5 --delete oci:disks",
     )
     prune.add_argument("place", metavar="REPOSITORY", help="registry/repository or oci:DIR")
-    prune.add_argument("--keep", type=whole_number, metavar="N", help="versions to keep; all when left out")
-    prune.add_argument("--delete", action="store_true", help="and remove them")
+    prune.add_argument("--keep", type=whole_number, metavar="N", help="keep the N newest versions (default: all)")
+    prune.add_argument("--delete", action="store_true", help="delete the listed tags (default: list only)")
     completion = command(
         "completion",
-        "write what a shell needs to complete imagetool's commands",
+        "print a shell's completion script for imagetool",
         "bash > ~/.local/share/bash-completion/completions/imagetool",
         "zsh > ~/.zfunc/_imagetool",
         "fish > ~/.config/fish/completions/imagetool.fish",
@@ -244,14 +276,18 @@ def parser() -> Parser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; its exit status: 0, 1 failed (diff, verify: there are differences), 2 wrong input, 130 interrupted."""
+    """Run one command and return its exit status: 0, 1 (failed, or a difference was found), 2 (wrong input), 130."""
     if argv is None:
         speak_utf8()
     settle()
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    words = command_first(list(sys.argv[1:] if argv is None else argv), ("--ca-file", "--platform"))
+    if words[:1] == ["help"]:
+        words = [*words[1:2], "--help"]
+    debug = False
     try:
         try:
-            options = parser().parse_args(arguments)
+            options = parser().parse_args(words)
+            debug = options.debug
             from rootdisk.durable import keep_others_out
 
             keep_others_out()
@@ -264,13 +300,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         discard_output()
         return 1
-    except ModuleNotFoundError as err:  # the runner's install has not all that building needs
+    except ModuleNotFoundError as err:  # an installation for the runner alone lacks what building needs
         print(f"imagetool: {err.name} is not installed: pip install 'rootdisk[build]'", file=sys.stderr)
         return 1
     except (RootdiskError, OSError) as err:
         if isinstance(err, OutputError):
             discard_output()
-        if "--debug" in arguments:
-            raise
+        if debug:
+            import traceback
+
+            traceback.print_exc()
         print(f"imagetool: {error_text(describe_error(err))}", file=sys.stderr)
         return err.exit_status if isinstance(err, RootdiskError) else 1

@@ -50,7 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(err, OutputError):
             discard_output()
         if debug:
-            raise
+            import traceback
+
+            traceback.print_exc()
         print(f"runner: {error_text(describe_error(err))}", file=sys.stderr)
         return FAILED
 

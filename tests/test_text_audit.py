@@ -36,6 +36,8 @@ REVIEWED = {
     "runner/commands/store.py::verify_command": "numbers and words of ours",
     "runner/commands/completion.py::completion_command": "a script of ours",
     "imagetool/cli.py::main": "a module's name",
+    "imagetool/commands/registry.py::discover_command": "lines of rootdisk/cli/table.py, which escapes",
+    "imagetool/commands/look.py::inspect_command": "imagetool/look/readable.py::readable escapes",
     "imagetool/commands/build.py::build_command": "numbers and digests",
     "imagetool/commands/build.py::disk_command": "a path that the user wrote",
     "imagetool/commands/project.py::init_command": "a file of TOML, whose strings are escaped",

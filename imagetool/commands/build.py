@@ -9,6 +9,7 @@ from pathlib import Path
 
 from imagetool.commands import options as given
 from imagetool.progress import reported
+from rootdisk.cli.rows import write_rows
 from rootdisk.errors import BadInput
 from rootdisk.oci.reference import parse_reference
 
@@ -42,7 +43,7 @@ def build_command(options: argparse.Namespace) -> int:
         "seconds": round(time.monotonic() - started, 2),
     }
     if options.json:
-        print(json.dumps(summary))
+        write_rows([summary])
     else:
         how = "found in the target" if made.found else f"{chunks_new} chunks new, {chunks_reused} reused"
         print(
@@ -70,5 +71,5 @@ def disk_command(options: argparse.Namespace) -> int:
         with reported(quiet=options.quiet) as report, build.opened(image) as source:
             build.make_raw(image, source, init, Path(name, "disk"), cache, report)
         Path(name, "disk").replace(out)
-    print(json.dumps({"file": str(out), "size": out.stat().st_size}) if options.json else out)
+    print(json.dumps([{"file": str(out), "size": out.stat().st_size}]) if options.json else out)
     return 0

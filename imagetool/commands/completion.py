@@ -19,5 +19,5 @@ def completion_command(options: argparse.Namespace) -> int:
     from rootdisk.cli.completion import script
 
     text = script(options.whole_parser(), options.shell)
-    print(json.dumps({"shell": options.shell, "script": text}) if options.json else text, end="")
+    print(json.dumps([{"shell": options.shell, "script": text}]) if options.json else text, end="")
     return 0

@@ -10,16 +10,26 @@ import stat
 import sys
 
 from imagetool.commands import options as given
+from rootdisk.cli.rows import write_rows
 from rootdisk.errors import BadInput
 from rootdisk.oci.reference import parse_reference
 from rootdisk.text import one_line, printable
 
 
 def inspect_command(options: argparse.Namespace) -> int:
-    """Describe an image, artifact or raw disk as JSON."""
+    """Describe an image, artifact or raw disk: as lines on a terminal, else as JSON."""
     from imagetool.look.inspection import described
 
-    print(json.dumps(described(options.what, *given.looked_at(options)), indent=None if options.json else 1))
+    found = described(options.what, *given.looked_at(options))
+    if options.json:
+        write_rows([found])
+    elif sys.stdout.isatty():
+        from imagetool.look.readable import readable
+
+        for line in readable(found):
+            print(line)
+    else:
+        print(json.dumps(found, indent=1))
     return 0
 
 
@@ -28,11 +38,22 @@ def ls_command(options: argparse.Namespace) -> int:
     from imagetool.look import inspection
 
     with inspection.opened(options.what, *given.looked_at(options)) as found:
-        for name, node in inspection.listing(found, os.fsencode(options.path), recursive=options.recursive):
-            if options.json:
-                value = {"name": inspection.shown(name), "inode": node.number, "mode": node.mode, "uid": node.uid}
-                print(json.dumps({**value, "gid": node.gid, "size": node.size, "layer": found.layer(node)}))
-            else:
+        listed = inspection.listing(found, os.fsencode(options.path), recursive=options.recursive)
+        if options.json:
+            write_rows(
+                {
+                    "name": inspection.shown(name),
+                    "inode": node.number,
+                    "mode": node.mode,
+                    "uid": node.uid,
+                    "gid": node.gid,
+                    "size": node.size,
+                    "layer": found.layer(node),
+                }
+                for name, node in listed
+            )
+        else:
+            for name, node in listed:
                 print(inspection.row(found, name, node))
     return 0
 
@@ -44,7 +65,7 @@ def stat_command(options: argparse.Namespace) -> int:
     with inspection.opened(options.what, *given.looked_at(options)) as found:
         value = inspection.details(found, os.fsencode(options.path))
     if options.json:
-        print(json.dumps(value))
+        write_rows([value])
         return 0
     for name, item in value.items():
         if isinstance(item, dict):
@@ -67,7 +88,7 @@ def cat_command(options: argparse.Namespace) -> int:
         content = inspection.content(found.reader, node)
         if options.json:
             data = b"".join(content)
-            print(json.dumps({"path": options.path, "size": len(data), "base64": base64.b64encode(data).decode()}))
+            write_rows([{"path": options.path, "size": len(data), "base64": base64.b64encode(data).decode()}])
             return 0
         for piece in content:
             sys.stdout.buffer.write(piece)
@@ -80,15 +101,18 @@ def diff_command(options: argparse.Namespace) -> int:
     from imagetool.look import inspection
 
     signs = {"added": "+", "removed": "-", "changed": "~"}
-    differ = False
     platform, registry = given.looked_at(options)
     with inspection.opened(options.a, platform, registry) as a, inspection.opened(options.b, platform, registry) as b:
-        for change in inspection.compared(a, b):
+        changes = inspection.compared(a, b)
+        if options.json:
+            rows = (
+                {"path": one.path, "kind": one.kind, "what": {name: list(pair) for name, pair in one.what.items()}}
+                for one in changes
+            )
+            return int(write_rows(rows) > 0)
+        differ = False
+        for change in changes:
             differ = True
-            if options.json:
-                what = {name: list(pair) for name, pair in change.what.items()}
-                print(json.dumps({"path": change.path, "kind": change.kind, "what": what}))
-                continue
             words = "; ".join(
                 f"{name} {old or '(none)'} -> {new or '(none)'}" for name, (old, new) in change.what.items()
             )
@@ -102,7 +126,7 @@ def explain_command(options: argparse.Namespace) -> int:
 
     found = explanation.between(options.a, options.b, *given.looked_at(options))
     if options.json:
-        print(json.dumps(found._asdict() | {"inputs": [change._asdict() for change in found.inputs]}))
+        write_rows([found._asdict() | {"inputs": [change._asdict() for change in found.inputs]}])
         return 0
     for line in explanation.words(found):
         print(line)
@@ -132,5 +156,5 @@ def map_command(options: argparse.Namespace) -> int:
         sys.stdout.buffer.write(text)
     else:
         atomic_write(options.output, text)
-        print(json.dumps({"file": str(options.output), "size": len(text)}) if options.json else options.output)
+        print(json.dumps([{"file": str(options.output), "size": len(text)}]) if options.json else options.output)
     return 0

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from imagetool.commands import options as given
+from rootdisk.cli.rows import write_rows
 from rootdisk.errors import BadInput
 from rootdisk.oci.reference import parse_reference
 
@@ -30,7 +31,7 @@ def init_command(options: argparse.Namespace) -> int:
         folder = alone.parent if alone is not None else Path()
         text = template.described(reference, given.name_of(reference), source, folder)
     if alone == STANDARD_OUTPUT:
-        print(json.dumps({"file": "", "files": [], "text": text}) if options.json else text, end="\n")
+        print(json.dumps([{"file": "", "files": [], "text": text}]) if options.json else text, end="\n")
         return 0
     written = [alone or IMAGES]
     template.write_new(written[0], text)
@@ -42,7 +43,7 @@ def init_command(options: argparse.Namespace) -> int:
             if not has_line:
                 print(f"imagetool: {path} is there already: add this line to it: {line}", file=sys.stderr)
     if options.json:
-        print(json.dumps({"file": str(written[0]), "files": list(map(str, written)), "text": text}))
+        write_rows([{"file": str(written[0]), "files": list(map(str, written)), "text": text}])
     else:
         print("\n".join(map(str, written)))
     return 0

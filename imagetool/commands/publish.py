@@ -7,6 +7,7 @@ import json
 
 from imagetool.commands import options as given
 from imagetool.progress import reported
+from rootdisk.cli.rows import write_rows
 from rootdisk.errors import BadInput
 from rootdisk.oci.reference import parse_reference
 from rootdisk.text import one_line
@@ -20,7 +21,7 @@ def copy_command(options: argparse.Namespace) -> int:
         digest = copy(
             options.source, options.target, given.registry(options), report, referrers=not options.no_referrers
         )
-    print(json.dumps({"digest": str(digest)}) if options.json else digest)
+    print(json.dumps([{"digest": str(digest)}]) if options.json else digest)
     return 0
 
 
@@ -29,7 +30,7 @@ def index_command(options: argparse.Namespace) -> int:
     from imagetool.targets.index import make_index
 
     digest = make_index(options.target, options.sources, given.registry(options))
-    print(json.dumps({"digest": str(digest)}) if options.json else digest)
+    print(json.dumps([{"digest": str(digest)}]) if options.json else digest)
     return 0
 
 
@@ -38,7 +39,7 @@ def attach_command(options: argparse.Namespace) -> int:
     from imagetool.targets.attach import attach
 
     digest = attach(options.what, options.file, options.type, given.registry(options))
-    print(json.dumps({"digest": str(digest)}) if options.json else digest)
+    print(json.dumps([{"digest": str(digest)}]) if options.json else digest)
     return 0
 
 
@@ -48,8 +49,10 @@ def prune_command(options: argparse.Namespace) -> int:
 
     if options.keep is not None and options.keep < 1:
         raise BadInput(f"--keep {options.keep}", "how many versions stay: 1 or more")
-    for tag, digest in prune(
-        parse_reference(options.place), given.registry(options), options.keep, delete=options.delete
-    ):
-        print(json.dumps({"tag": tag, "digest": str(digest)}) if options.json else one_line(f"{tag} {digest}"))
+    gone = prune(parse_reference(options.place), given.registry(options), options.keep, delete=options.delete)
+    if options.json:
+        write_rows({"tag": tag, "digest": str(digest)} for tag, digest in gone)
+    else:
+        for tag, digest in gone:
+            print(one_line(f"{tag} {digest}"))
     return 0

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import json
 
 from imagetool.commands import options as given
+from rootdisk.cli.rows import write_rows
 from rootdisk.oci.reference import parse_reference
 from rootdisk.text import one_line
 
@@ -19,7 +19,7 @@ def sign_command(options: argparse.Namespace) -> int:
     reference = parse_reference(options.what)
     signed = sign(reference, key, given.registry(options), formats=options.format, identity=options.identity)
     if options.json:
-        print(json.dumps({"digests": [str(digest) for digest in signed], "key": key.public.fingerprint}))
+        write_rows([{"digests": [str(digest) for digest in signed], "key": key.public.fingerprint}])
     else:
         for digest in signed:
             print(digest)
@@ -31,10 +31,10 @@ def signatures_command(options: argparse.Namespace) -> int:
     from imagetool.signing.listing import listed
 
     found = listed(parse_reference(options.what), options.key, given.registry(options))
-    for item in found:
-        if options.json:
-            print(json.dumps(item))
-        else:
+    if options.json:
+        write_rows(found)
+    else:
+        for item in found:
             said = f"as {item['identity'] or 'no repository'}" if item.get("identity") is not None else "not checked"
             why = f" ({item['why']})" if "why" in item else ""
             print(one_line(f"{item['format'] or 'none':7} {item['key'] or '-'} {said}{why}"))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
 from imagetool.commands import options as given
 from imagetool.progress import reported
+from rootdisk.cli.rows import write_rows
 from rootdisk.oci.reference import parse_reference
 from rootdisk.text import one_line
 
@@ -27,7 +27,7 @@ def verify_command(options: argparse.Namespace) -> int:
     identical = done.digest == done.rebuilt
     if options.json:
         value = {"identical": identical, "digest": str(done.digest), "rebuilt": str(done.rebuilt), "init": done.init}
-        print(json.dumps({**value, "differences": done.differences}))
+        write_rows([{**value, "differences": done.differences}])
     else:
         for line in done.differences:
             print(one_line(line))

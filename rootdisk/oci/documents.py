@@ -264,7 +264,7 @@ class Index(NamedTuple):
     def choose(self, platform: Platform, ask: Callable[[Descriptor], Platform | None] | None = None) -> Descriptor:
         """Return the manifest for exactly `platform`, never a similar one.
 
-        `ask` tells the platform of an entry that lists none; None if it is no image.
+        `ask` tells the platform of an entry that lists none; None if it is not an image.
 
         Raises:
             BadInput: There is none. The message lists the platforms of the index, the hint says what to type.

@@ -202,7 +202,7 @@ def resolve_chain(
     """Return what `resolve_manifest` does, and before it the indexes that led to it, the outermost first."""
 
     def platform_of(entry: Descriptor, depth: int) -> Platform | None:
-        """Of an entry that lists none. An index is for `platform` if it has a manifest for it."""
+        """Find the platform of an entry that lists none. An index is for `platform` if it has a manifest for it."""
         if ask is not None and entry.media_type in MANIFEST_TYPES:
             return ask(entry, repository.manifest(entry))
         if entry.media_type in INDEX_TYPES and depth + 2 <= INDEX_MAX_DEPTH:

@@ -6,10 +6,11 @@ import argparse
 import json
 import os
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from rootdisk import env_file
+from rootdisk.cli.rows import write_rows
 from rootdisk.cli.sizes import HINT, parse_size
 from rootdisk.errors import BadInput
 from rootdisk.ids import check_user
@@ -29,9 +30,9 @@ _HOST_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")  # sethostname(2): 6
 _FORWARD = re.compile(r"(?:([0-9]{1,3}(?:\.[0-9]{1,3}){3}):)?([0-9]{1,5}):([0-9]{1,5})(?:/(tcp|udp))?")
 
 
-def write_json(rows: Sequence[object], indent: int | None = None) -> None:
+def write_json(rows: Iterable[object]) -> None:
     """Print results for programs: always an array, also of one."""
-    print(json.dumps(rows, indent=indent))
+    write_rows(rows)
 
 
 def write_value(value: object) -> None:

@@ -45,7 +45,7 @@ def inspect_command(options: argparse.Namespace) -> int:
         for line in formatted(options.format, [found]):
             print(line)
     elif options.json:
-        given.write_json([found], indent=1)
+        given.write_json([found])
     else:
         given.write_value(found)
     return 0

@@ -81,7 +81,7 @@ def test_bars_on_a_terminal_and_one_line_at_the_end(build: list[str], tmp_path: 
 def test_nothing_but_results_where_there_is_no_terminal(build: list[str], tmp_path: Path) -> None:
     done = run("imagetool", *build, "--json", ROOTDISK_CACHE=str(tmp_path / "cache"))
     assert (done.returncode, done.stderr) == (0, "")
-    value = json.loads(done.stdout)
+    value = json.loads(done.stdout)[0]
     keys = {"digest", "disk_size", "compressed", "chunks_new", "chunks_reused", "seconds"}
     assert keys <= value.keys()
 

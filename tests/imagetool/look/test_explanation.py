@@ -80,7 +80,7 @@ def test_between_two_artifacts(project: Path, tmp_path_factory: pytest.TempPathF
         "recipe.env.B: (none) -> (a value) (/.rootdisk/env)",
     ]
     assert lines[3:5] == ["  layer 1 is the same, layer 2 is not", "files: 1 added, 0 removed, 2 changed"]
-    value = json.loads(run("imagetool", "explain", "--json", f"oci:{old}:1", "app", cwd=project).stdout)
+    value = json.loads(run("imagetool", "explain", "--json", f"oci:{old}:1", "app", cwd=project).stdout)[0]
     assert min(value["chunks"].values()) > 2
     assert value["files"] == {"added": 1, "removed": 0, "changed": 2}
     assert "never shown" not in done.stdout + json.dumps(value)

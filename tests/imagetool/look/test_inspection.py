@@ -50,16 +50,16 @@ def test_ls(disk: Path) -> None:
     assert r"bad\x1b[31m\xff" in lines
     assert imagetool("ls", disk, "/l").stdout == imagetool("ls", disk, "/d").stdout
     assert len(imagetool("ls", "-R", disk).stdout.splitlines()) == 12
-    row = json.loads(imagetool("ls", "--json", disk, "/d").stdout.splitlines()[0])
+    row = json.loads(imagetool("ls", "--json", disk, "/d").stdout)[0]
     assert (row["name"], row["uid"], row["size"]) == ("f", 70000, 6)
 
 
 def test_stat(disk: Path) -> None:
-    value = json.loads(imagetool("stat", "--json", disk, "/d/f").stdout)
+    value = json.loads(imagetool("stat", "--json", disk, "/d/f").stdout)[0]
     assert (value["user"], value["group"], value["mode"], value["links"]) == ("app", "staff", "0640", 2)
     assert value["sha256"] == hashlib.sha256(b"hello\n").hexdigest()
-    assert json.loads(imagetool("stat", "--json", disk, "/x").stdout)["xattrs"] == {"user.k": r"v\n"}
-    assert json.loads(imagetool("stat", "--json", disk, "/l").stdout)["target"] == "/d"
+    assert json.loads(imagetool("stat", "--json", disk, "/x").stdout)[0]["xattrs"] == {"user.k": r"v\n"}
+    assert json.loads(imagetool("stat", "--json", disk, "/l").stdout)[0]["target"] == "/d"
     assert "device:     1:3" in imagetool("stat", disk, "null").stdout
 
 
@@ -101,7 +101,7 @@ def test_diff(disk: Path, tmp_path: Path) -> None:
         "+ /new",
         r"~ /x: owner 0:0 -> 3:0; xattrs user.k=v\n -> (none)",
     ]
-    rows = [json.loads(line) for line in imagetool("diff", "--json", disk, other).stdout.splitlines()]
+    rows = json.loads(imagetool("diff", "--json", disk, other).stdout)
     assert rows[1] == {"path": "/d/g", "kind": "changed", "what": {"links": ["2", "1"]}}
 
 
@@ -118,12 +118,12 @@ def test_an_artifact_and_where_its_files_came_from(demo: str, tmp_path: Path) ->
             value = json.loads(imagetool("inspect", *option, artifact).stdout)
             assert (value["kind"], value["disk"]["size"]) == ("artifact", 8 << 30)
             for path, layer in (("/etc/os-release", base), ("/usr/bin/python3.11", python), ("/app/main.py", app)):
-                found = json.loads(imagetool("stat", "--json", *option, artifact, path).stdout or "{}")
+                found = json.loads(imagetool("stat", "--json", *option, artifact, path).stdout or "[{}]")[0]
                 if found:
                     assert found["layer"] == layer
-            owner = json.loads(imagetool("stat", "--json", *option, artifact, "/sandbox").stdout)
+            owner = json.loads(imagetool("stat", "--json", *option, artifact, "/sandbox").stdout)[0]
             assert (owner["user"], owner["uid"], owner["layer"]) == ("sandbox", 10001, app)
-            added = json.loads(imagetool("stat", "--json", *option, artifact, "/.rootdisk/init").stdout)
+            added = json.loads(imagetool("stat", "--json", *option, artifact, "/.rootdisk/init").stdout)[0]
             assert added["layer"].startswith("rootdisk:")
     raw = tmp_path / "disk"
     blobs = b"".join(path.read_bytes() for path in sorted((ROOT / "cache/demo/disk").glob("*.zst.*")))

@@ -62,7 +62,7 @@ def test_everything_an_image_may_have(copied: Path) -> None:
     assert (status, said[:18]) == (0, "identical: sha256:"), said + talk
     assert talk == "init: as it is built here\n"
     status, said, _ = verify(copied, artifact, "--json", *from_layout(copied))
-    value = json.loads(said)
+    value = json.loads(said)[0]
     assert (value["identical"], value["differences"], value["digest"]) == (True, [], value["rebuilt"])
     assert list((copied / "own-cache").glob("verify-*")) == []
 

@@ -27,7 +27,7 @@ def place(tmp_path: Path) -> Path:
 def test_init_begins_a_project_that_builds(place: Path) -> None:
     done = run("imagetool", "init", "--json", "oci:layout:t", cwd=place)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["files"] == ["images.toml", "dodo.py", ".gitignore"]
+    assert json.loads(done.stdout)[0]["files"] == ["images.toml", "dodo.py", ".gitignore"]
     assert (place / "dodo.py").read_text().splitlines()[-1].startswith("from imagetool.tasks.dodo import *")
     text = (place / "images.toml").read_text()
     (place / "images.toml").write_text(

@@ -1,0 +1,16 @@
+"""Results for programs: --json always prints one array, a row on a line, also of one result."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+
+
+def write_rows(rows: Iterable[object]) -> int:
+    """Print `rows` as a JSON array as they come, and return how many there were."""
+    count = 0
+    for row in rows:
+        print(f"{',' if count else '['}\n {json.dumps(row)}", end="")
+        count += 1
+    print("\n]" if count else "[]")
+    return count
