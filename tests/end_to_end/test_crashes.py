@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.commands import ROOT, Runner
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.vm
 
@@ -77,10 +78,7 @@ def test_killed_at_random_moments(demo: str, tmp_path: Path, kills: int) -> None
         process.wait(60)
         if other is not None:
             other.wait(60)
-        deadline = time.monotonic() + 30
-        while of_store(store):
-            assert time.monotonic() < deadline, "a process stays"
-            time.sleep(0.05)
+        until(lambda: not of_store(store), 30)
         done = runner("verify", "--json")
         assert done.returncode == 0, (number, done.stdout, done.stderr)
         if keep:

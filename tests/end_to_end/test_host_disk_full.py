@@ -111,7 +111,9 @@ def test_a_guest_that_writes_on_stands_still_and_goes_on(demo: str, small: Small
     assert runner("rm", "still").returncode == 0
 
 
-@pytest.mark.parametrize("order", [("stop", "-t", "1"), ("kill",), ("rm", "-f")])
+@pytest.mark.parametrize(
+    "order", [("stop", "-t", "1"), pytest.param(("kill",), marks=pytest.mark.nightly), ("rm", "-f")]
+)
 def test_it_ends_while_there_is_no_room(demo: str, small: Small, order: tuple[str, ...]) -> None:
     runner = small.runner
     assert runner.boot(demo, LOOP, "-d", "--name", "full").returncode == 0

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.commands import ROOT, Runner
+from tests.support.processes import until_it_waits
 from tests.support.sandboxes import LOOP, command, machines, rows
 from tests.support.waiting import until
 
@@ -79,9 +80,10 @@ def test_a_command_with_a_terminal(loop: str, runner: Runner) -> None:
     script = "stty size; tty; read -r line; echo got $line"
     process = command(runner, "exec", "-it", "loop", "sh", "-c", script, stdin=theirs, stdout=theirs, stderr=theirs)
     os.close(theirs)
-    time.sleep(1)
-    os.write(ours, b"word\r")
     seen = b""
+    while b"/dev/pts/" not in seen:
+        seen += os.read(ours, 4096)
+    os.write(ours, b"word\r")
     try:
         while data := os.read(ours, 4096):
             seen += data
@@ -98,7 +100,7 @@ def test_a_blocked_reader_holds_up_nobody(loop: str, runner: Runner) -> None:
     try:
         assert blocked.stdout is not None
         blocked.stdout.read(1000)
-        time.sleep(1)
+        until_it_waits(blocked)
         assert runner("exec", "loop", "echo", "quick", timeout=120).stdout == "quick\n"
     finally:
         blocked.kill()
@@ -298,8 +300,11 @@ def test_a_kept_one_that_was_cut_off_starts_again(demo: str, runner: Runner) -> 
     """The guest wrote all the time when its power went: the slot is where it was, and the journal mends the rest."""
     script = "echo $RUN; i=0; while :; do i=$((i+1)); head -c 50000 /dev/urandom > /sandbox/f$((i%40)); sync; done"
     assert runner.boot(demo, script, "-d", "--name", "cut", "-e", "RUN=of-the-first").returncode == 0
-    for _ in range(3):
-        time.sleep(1.5)
+    written = (
+        "cd /sandbox; test -e mark || touch mark; test $(ls | wc -l) -gt 4 && find . -newer mark | grep -q f && rm mark"
+    )
+    for _ in range(2):
+        until(lambda: runner("exec", "-u", "0", "cut", "sh", "-c", written).returncode == 0)
         os.kill(rows(runner)["cut"]["pid"], signal.SIGKILL)
         until(lambda: not machines(runner, "cut"))
         assert rows(runner, "-a")["cut"]["status"] is None

@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tests.support.waiting import until
+
 # Redirections that close standard descriptors, for a shell.
 CLOSED = ["<&-", ">&-", "2>&-", "<&- >&-", "<&- 2>&-", ">&- 2>&-", "<&- >&- 2>&-"]
 
@@ -27,6 +29,22 @@ def peak_bytes(process: subprocess.Popen[Any]) -> int:
 def resident_bytes(pid: int) -> int:
     """The resident set of a running process."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def until_it_waits(process: subprocess.Popen[Any], quiet_s: float = 0.4) -> None:
+    """Wait until the running process sleeps and has used no processor time for `quiet_s`: it waits for something."""
+    until(lambda: _is_asleep(process.pid, quiet_s))
+    assert process.poll() is None
+
+
+def _is_asleep(pid: int, quiet_s: float) -> bool:
+    def look() -> list[str]:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return [fields[0], *fields[11:13]]  # state, utime, stime
+
+    before = look()
+    time.sleep(quiet_s)
+    return before[0] in "SZ" and before == look()
 
 
 def start_with_default_signals() -> None:

@@ -28,6 +28,7 @@ import pytest
 import trustme
 
 from rootdisk.oci.repository import RegistryOptions
+from tests.support.waiting import until
 
 PROGRAM = "docker-registry"
 needs_registry = pytest.mark.skipif(shutil.which(PROGRAM) is None, reason=f"{PROGRAM} is not installed")
@@ -119,12 +120,13 @@ def free_port() -> int:
 
 
 def _wait_for(host: str, port: int, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline and process.poll() is None:
+    def answers() -> bool:
         with contextlib.suppress(OSError), socket.create_connection((host, port), 1):
-            return
-        time.sleep(0.02)
-    raise RuntimeError(f"{PROGRAM} did not start: {log.read_text()[-2000:]}")
+            return True
+        assert process.poll() is None, f"{PROGRAM} did not start: {log.read_text()[-2000:]}"
+        return False
+
+    until(answers, 30)
 
 
 def docker_config(folder: Path, **auths: tuple[str, str]) -> Path:

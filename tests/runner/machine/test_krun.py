@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import time
 from pathlib import Path
 
 import pytest
@@ -18,6 +17,7 @@ from runner.machine.krun_process import Library
 from runner.machine.model import Machine, Share, Vm
 from tests.support.disks import needs_root
 from tests.support.krun import FakeKrun, needs_compiler
+from tests.support.processes import until_it_waits
 
 SLOT = "5" * 64
 USER = process.User(70000, 70001, ())
@@ -233,6 +233,6 @@ def test_the_real_library(machine: Machine, tmp_path: Path) -> None:
     context = Library(krun.LIBRARY).call("krun_create_ctx")
     assert Library(krun.LIBRARY).call("krun_set_vm_config", context, 1, 256) == 0
     vm = krun.start(machine)
-    time.sleep(1)
+    until_it_waits(vm.process)
     vm.kill()
     assert "krun_set" not in written(vm)

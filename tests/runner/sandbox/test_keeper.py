@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from runner.sandbox.logs import Log, Reader
 from runner.sandbox.room import Monitor
 from runner.sandbox.router import CLIENTS_MAX, FULL, VISITORS_MAX
 from tests.support.processes import resident_bytes
+from tests.support.waiting import until
 
 LIMIT_S = 60  # nothing here takes as long
 
@@ -102,10 +102,7 @@ class Running:
 
     def ended(self) -> int:
         """How it ends, within reasonable time."""
-        deadline = time.monotonic() + LIMIT_S
-        while self.lives():
-            assert time.monotonic() < deadline, "the keeper does not end"
-            time.sleep(0.02)
+        until(lambda: not self.lives(), LIMIT_S)
         assert self._status is not None
         return self._status
 
@@ -239,10 +236,7 @@ def test_logs_of_the_machine_are_bounded(start: Callable[..., Running], tmp_path
     """QEMU says whatever its guest makes it say."""
     running = start(talk="yes 'virtio-serial-bus: Unexpected port id' | head -c 50000000; echo last; exec sleep 600")
     log = tmp_path / "machine.log"
-    deadline = time.monotonic() + LIMIT_S
-    while not log.exists() or not log.read_bytes().endswith(b"last\n"):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    until(lambda: log.exists() and log.read_bytes().endswith(b"last\n"), LIMIT_S)
     sizes = {path.name: path.stat().st_size for path in tmp_path.iterdir() if "machine" in path.name}
     assert sizes.keys() == {"machine.log", "machine.log.old"}
     assert max(sizes.values()) <= MACHINE_LOG_BYTES + (64 << 10)

@@ -19,8 +19,9 @@ from rootdisk.artifact.format import Chunk
 from runner.store.chunks import CONNECTIONS, GAP_BYTES
 from tests.support.artifacts import noise, publish, sample
 from tests.support.faults import ALWAYS, PIECE_BYTES, Fault, FaultProxy, Kind
-from tests.support.processes import peak_bytes
+from tests.support.processes import peak_bytes, until_it_waits
 from tests.support.registry import RunningRegistry, needs_registry
+from tests.support.waiting import until
 
 pytestmark = needs_registry
 
@@ -50,8 +51,7 @@ def started(proxy: FaultProxy, store: Path, stderr: int = subprocess.PIPE) -> su
 
 
 def wait_for_disk_request(proxy: FaultProxy, process: subprocess.Popen[str], before: int) -> None:
-    while process.poll() is None and asked(proxy) == before:
-        time.sleep(0.005)
+    until(lambda: process.poll() is not None or asked(proxy) != before, every_s=0.005)
 
 
 def asked(proxy: FaultProxy) -> int:
@@ -125,8 +125,7 @@ def test_killed_at_random_moments(proxy: FaultProxy, tmp_path: Path, kills: int)
 
 def settle(proxy: FaultProxy) -> None:
     """Until the proxy has noticed that nobody listens."""
-    while proxy.giving:
-        time.sleep(0.01)
+    until(lambda: not proxy.giving)
 
 
 @pytest.mark.parametrize("kind", ["stall", "drip-head"])
@@ -135,7 +134,7 @@ def test_interrupted_while_the_server_is_slow(proxy: FaultProxy, tmp_path: Path,
     proxy.add(Fault(kind, MADE.path, ALWAYS, skip=1, after=1_000_000, seconds=20 if kind == "stall" else 0.1))
     process = started(proxy, tmp_path / "store")
     wait_for_disk_request(proxy, process, 0)
-    time.sleep(0.5)
+    until_it_waits(process, 0.2)
     begun = time.monotonic()
     process.send_signal(signal.SIGINT)
     output, errors = process.communicate(timeout=300)

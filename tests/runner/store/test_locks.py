@@ -26,6 +26,7 @@ from tests.support.artifacts import noise, publish, sample
 from tests.support.faults import ALWAYS, PIECE_BYTES, Fault, FaultProxy
 from tests.support.registry import RunningRegistry, needs_registry
 from tests.support.sandboxes import spec_of
+from tests.support.waiting import until
 
 CHUNK = 128 << 10
 MADE = sample([*noise(60, CHUNK), bytes(1 << 20), *noise(20, CHUNK, seed=1)])
@@ -167,10 +168,10 @@ def command(store: Store, *arguments: str) -> subprocess.Popen[str]:
 
 
 def wait_for_disk_request(proxy: FaultProxy, process: subprocess.Popen[str], before: int = 0) -> None:
-    deadline = time.monotonic() + MAX_S
-    while process.poll() is None and sum(path.endswith(MADE.path) for _, path, _ in list(proxy.seen)) == before:
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+    def asked() -> int:
+        return sum(path.endswith(MADE.path) for _, path, _ in list(proxy.seen))
+
+    until(lambda: process.poll() is not None or asked() != before, MAX_S, every_s=0.005)
 
 
 PULL = """
