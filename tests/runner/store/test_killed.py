@@ -167,6 +167,6 @@ def test_progress_is_for_terminals(proxy: FaultProxy, tmp_path: Path) -> None:
     os.close(terminal)
     process.communicate()
     assert process.returncode == 0
-    assert re.search(rb"\rfetching \d+ of 39 MB, \d+ MB/s, \d+ s left", shown)
+    assert re.search(rb"\rfetching \S+ \d+ of 39 MB, \d+ MB/s, \d+ s left", shown)
     again = started(proxy, tmp_path / "other")
     assert again.communicate()[1].count("MB") == 3  # what was fetched, reused and left out
