@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import sys
 
 from rootdisk.artifact.format import CPUS_MAX, MEMORY_MAX_MIB, MEMORY_MIN_MIB
 from rootdisk.cli.sizes import size_text
@@ -37,6 +38,7 @@ def boot_command(options: argparse.Namespace) -> int:
     spec = _spec(options, name)
     store = Store.open()
     ports.check(spec.forwards)
+    _tell_of_network(store, spec)
     local = given.local(store, options)
     status = launch.launch(launch.create(store, local, _filled(spec, local), records), store, counter)
     if options.detach:
@@ -92,6 +94,22 @@ def _start(options: argparse.Namespace, store: Store, found: list[State], counte
     if not options.attach:
         _print_names(options, started)
     return status
+
+
+def _tell_of_network(store: Store, spec: Spec) -> None:
+    """Tell a person at the first boot how far QEMU's own network reaches."""
+    told = store.root / "told-network"
+    if spec.network == "none" or spec.backend == "krun" or not sys.stderr.isatty() or told.exists():
+        return
+    from runner.machine import passt
+
+    if not passt.is_usable():
+        print(
+            "runner: without passt, a guest reaches services on this host's 127.0.0.1 at 10.0.2.2: see runner doctor",
+            file=sys.stderr,
+        )
+        with contextlib.suppress(OSError):
+            told.touch(mode=0o600)
 
 
 def _print_names(options: argparse.Namespace, names: list[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from rootdisk.system import process
 from rootdisk.text import one_line
 from runner.commands.options import write_json
 from runner.machine import accelerator, backend, krun, passt, qemu, virtiofsd
+from runner.machine.packages import how_to_install
 from runner.store.store import Store
 
 FREE_MIN_BYTES = 2 << 30
@@ -26,21 +28,30 @@ NETWORK_TYPES = ("nfs", "nfs4", "cifs", "smb3", "9p", "fuse.sshfs")
 
 
 class Line(NamedTuple):
+    """One thing that was looked at."""
+
     what: str
     good: bool
     text: str
-    needed: bool = False  # nothing boots without it
+    needed: bool = False  # nothing boots without it, or it was asked for
+
+    @property
+    def mark(self) -> str:
+        """Return ok, warn or FAIL."""
+        return "ok" if self.good else "FAIL" if self.needed else "warn"
 
 
 def doctor_command(options: argparse.Namespace) -> int:
+    """Show what this machine can do for the user who asks, and how to fix what is missing; 1 if something needed fails."""
     registries = [_named(text) for text in options.registry]
-    lines = [*_machine(), *_store(), *map(_registry, registries)]
+    given = RegistryOptions(plain_http=options.plain_http, ca_file=options.ca_file, read_timeout_s=10)
+    lines = [*_machine(), *_store(), *(_registry(name, given) for name in registries)]
     if options.json:
-        write_json([line._asdict() for line in lines])
+        write_json([{**line._asdict(), "mark": line.mark} for line in lines])
     else:
+        width = max(len(line.what) for line in lines)
         for line in lines:
-            mark = "ok" if line.good else "NO" if line.needed else "no"
-            print(f"{mark}  {line.what:12} {line.text}")
+            print(f"{line.mark:4}  {one_line(line.what):{width}}  {one_line(line.text)}")
     return 0 if all(line.good for line in lines if line.needed) else 1
 
 
@@ -58,14 +69,36 @@ def _machine() -> Iterator[Line]:
     except RootdiskError:
         verdicts = None
     chosen = accelerator.choose(None, host, verdicts)
-    slow = "; guests run some ten times slower" if chosen.name == "tcg" else ""
+    slow = "; guests run about ten times slower" if chosen.name == "tcg" else ""
     yield Line("accelerator", chosen.name == "kvm", f"{chosen.name}: {chosen.reason}{slow}")
+    yield _volumes()
+    yield _network()
+
+
+def _volumes() -> Line:
+    """Whether the user who asks can share directories, read-only ones too."""
     try:
-        yield Line("volumes", True, virtiofsd.program())
+        path = virtiofsd.program()
     except RootdiskError as err:
-        yield Line("volumes", False, str(err))
-    faster = "passt" if passt.is_usable() else "QEMU's own; passt of 2024 or newer is faster"
-    yield Line("network", True, faster)
+        return Line("volumes", False, f"{err.message}: {how_to_install('virtiofsd')}")
+    if os.geteuid() == 0:
+        return Line("volumes", True, path)
+    try:
+        virtiofsd.check_user(path)
+    except RootdiskError as err:
+        return Line("volumes", False, str(err))
+    if not virtiofsd.has_user_namespaces():
+        text = f"{path}; :ro does not work for you: user namespaces are off: sysctl user.max_user_namespaces"
+        return Line("volumes", False, text)
+    return Line("volumes", True, path)
+
+
+def _network() -> Line:
+    if passt.is_usable():
+        return Line("network", True, "passt")
+    remedy = how_to_install("passt")
+    text = "QEMU's own: a guest reaches services on this host's 127.0.0.1 at 10.0.2.2. passt of 2024 or newer prevents that"
+    return Line("network", False, f"{text}, and is faster: {remedy}; or boot with --network none")
 
 
 def _version(path: str) -> str:
@@ -79,13 +112,25 @@ def _store() -> Iterator[Line]:
     except RootdiskError as err:
         yield Line("store", False, str(err), needed=True)
         return
+    for folder in (store.root, *(store.root / name for name in store.FOLDERS)):
+        try:
+            with os.scandir(folder):
+                pass
+            probe = folder / f".doctor-{os.getpid()}"
+            os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+            probe.unlink()
+        except OSError as err:
+            fix = f"sudo chown -R {os.geteuid()} {store.root} && chmod -R u+rwX {store.root}"
+            full = "make room: runner prune" if err.errno in (errno.ENOSPC, errno.EDQUOT) else fix
+            yield Line("store", False, f"{folder}: {err.strerror}: {full}", needed=True)
+            return
     free = shutil.disk_usage(store.root).free
     enough = free > FREE_MIN_BYTES
     remedy = "" if enough else "; make room: runner prune"
     yield Line("store", enough, f"{store.root}, {free / 1e9:.1f} GB free{remedy}", needed=True)
     kind = _file_system(store.root)
     if kind in NETWORK_TYPES:
-        text = f"{kind}: between hosts neither locks nor holes can be relied on: set ROOTDISK_STORE to a local place"
+        text = f"{kind}: locks and holes are not reliable between hosts: set ROOTDISK_STORE to a local directory"
         yield Line("file system", False, text)
     else:
         yield Line("file system", True, f"{kind}; disks are shared by {_sharing(store.root)}")
@@ -123,31 +168,35 @@ def _named(text: str) -> str:
     with contextlib.suppress(BadInput):
         found = parse_reference(f"{text}/name").registry
     if found is None or found.lower() != text.lower():
-        raise BadInput(f"{text!r:.80} is no registry", "write HOST or HOST:PORT, as registry.example:5000")
+        raise BadInput(f"{text!r:.80} is not a registry", "write HOST or HOST:PORT, as registry.example:5000")
     return found
 
 
-def _registry(name: str) -> Line:
-    """Whether a registry answers at all; that it wants a password is an answer. It gets no credentials."""
+def _registry(name: str, given: RegistryOptions) -> Line:
+    """Whether a registry answers at all, by HTTPS or HTTP; that it wants a password is an answer. It gets no credentials."""
     import requests
     import urllib3
 
     from rootdisk.registry.answers import network_error
     from rootdisk.registry.client import RegistryClient
 
-    for plain_http in (False, True):
-        client = RegistryClient(name, "name", RegistryOptions(plain_http=plain_http, read_timeout_s=10))
+    for plain_http in (True,) if given.plain_http else (False, True):
+        client = RegistryClient(name, "name", given._replace(plain_http=plain_http))
         url = client.url("/v2/")
         try:
             with client.session.once("GET", url, headers={}) as answer:
-                note = " over HTTP: --plain-http" if plain_http else ""
-                return Line(name, answer.status_code in (200, 401), f"answers {answer.status_code}{note}")
+                note = (
+                    "" if not plain_http else " over HTTP" if given.plain_http else " over HTTP only: use --plain-http"
+                )
+                good = answer.status_code in (200, 401)
+                return Line(name, good, f"answers {answer.status_code}{note}", needed=True)
         except RootdiskError as err:
-            return Line(name, False, one_line(str(err)))
+            return Line(name, False, str(err), needed=True)
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as err:
             found = network_error("GET", str(url), err)
             if "certificate" in found.message:
-                return Line(name, False, one_line(str(found)))
+                hint = found.hint or "give the registry's CA with --ca-file FILE"
+                return Line(name, False, f"{found.message}: {hint}", needed=True)
         finally:
             client.close()
-    return Line(name, False, "does not answer: is the name right, the network up, a proxy needed?")
+    return Line(name, False, "does not answer: check the name, the network and the proxy", needed=True)

@@ -14,6 +14,7 @@ from rootdisk.errors import BadInput, RootdiskError
 from rootdisk.system import process
 from rootdisk.text import printable
 from runner.machine.model import Helper, Share
+from runner.machine.packages import how_to_install
 
 _CAPABILITIES = {"mknod": "dev", "fsetid": "suid"}  # and the right of a volume that they are for
 _RIGHTS = {"dev", "suid"}
@@ -29,7 +30,7 @@ _SYS_MOUNT_SETATTR, _MOUNT_ATTR_RDONLY, _AT_FDCWD, _AT_RECURSIVE, _MNT_DETACH = 
 
 def parse(texts: Sequence[str]) -> tuple[Share, ...]:
     """The volumes of a command line, HOST:GUEST[:MODE] each, those above others first; BadInput."""
-    found = sorted(map(_parse, texts), key=lambda share: share.guest.count("/"))
+    found = sorted(map(_parse, texts), key=lambda share: share.guest.split("/"))
     guests = [share.guest for share in found]
     for guest in guests:
         if guests.count(guest) > 1:
@@ -82,7 +83,22 @@ def program() -> str:
     for path in (process.find("virtiofsd"), *PLACES):
         if path and os.access(path, os.X_OK):
             return path
-    raise RootdiskError("--volume needs virtiofsd, which is not installed", "apt-get install virtiofsd")
+    raise RootdiskError("--volume needs virtiofsd, which is not installed", how_to_install("virtiofsd"))
+
+
+def check_user(path: str) -> None:
+    """Check that a user who is not root can run this virtiofsd; RootdiskError says what to do."""
+    if "--shared-dir" not in process.run([path, "--help"], timeout_s=process.PROBE_S).text and os.geteuid():
+        raise RootdiskError("--volume: this virtiofsd runs only as root", "install virtiofsd 1.0 or newer")
+
+
+def has_user_namespaces() -> bool:
+    """Tell whether this user can make namespaces, which read-only volumes need."""
+    pid = os.fork()
+    if not pid:
+        flags = _CLONE_NEWNS | _CLONE_NEWUSER
+        os._exit(1 if ctypes.CDLL(None).unshare(flags) else 0)
+    return os.waitpid(pid, 0)[1] == 0
 
 
 def serve(share: Share, folder: Path) -> tuple[Helper, socket.socket]:

@@ -50,6 +50,8 @@ class Damaged(RootdiskError):
 class Store:
     """One store; `root` is its directory."""
 
+    FOLDERS = ("blobs", "damaged", "disks", "locks", "names", "sandboxes")
+
     def __init__(self, root: Path) -> None:
         self.root = root
 
@@ -64,7 +66,7 @@ class Store:
                 root.mkdir(parents=True, exist_ok=True, mode=0o700)
             else:
                 make_private(root)
-            for folder in ("blobs", "damaged", "disks", "locks", "names", "sandboxes"):
+            for folder in cls.FOLDERS:
                 if alone:
                     (root / folder).mkdir(exist_ok=True, mode=0o700)
                 else:

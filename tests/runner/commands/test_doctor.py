@@ -1,0 +1,80 @@
+"""doctor tells the truth: marks, statuses, and remedies that exist on that distribution."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from runner.cli import main
+from runner.machine.packages import how_to_install
+from tests.support.registry import QuietHandler, serve
+
+
+@pytest.fixture(autouse=True)
+def _own_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ROOTDISK_STORE", str(tmp_path / "store"))
+
+
+@pytest.mark.parametrize(
+    ("release", "package", "said"),
+    [
+        ("ID=debian\nVERSION_ID=\"12\"\nPRETTY_NAME=\"Debian GNU/Linux 12\"\n", "virtiofsd", "apt-get install qemu-system-common"),
+        ("ID=debian\nVERSION_ID=\"13\"\n", "virtiofsd", "apt-get install virtiofsd"),
+        ("ID=debian\nVERSION_ID=\"12\"\nPRETTY_NAME=\"Debian GNU/Linux 12\"\n", "passt", "Debian GNU/Linux 12 has none"),
+        ("ID=ubuntu\nID_LIKE=debian\nVERSION_ID=\"24.04\"\n", "passt", "apt-get install passt"),
+        ("ID=ubuntu\nID_LIKE=debian\nVERSION_ID=\"22.04\"\n", "virtiofsd", "apt-get install qemu-system-common"),
+        ("ID=fedora\nVERSION_ID=42\n", "passt", "dnf install passt"),
+        ("ID=opensuse-leap\nID_LIKE=\"suse opensuse\"\n", "passt", "zypper install passt"),
+        ("", "passt", "debian: apt-get install passt; fedora: dnf"),
+    ],
+)  # fmt: skip
+def test_remedies(release: str, package: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "os-release").write_text(release)
+    assert how_to_install(package, tmp_path / "os-release").startswith(said)
+
+
+def test_a_registry_that_was_asked_for(capfd: pytest.CaptureFixture[str]) -> None:
+    """It counts: status 1 if it does not answer."""
+
+    class Registry(QuietHandler):
+        def do_GET(self) -> None:  # noqa: N802
+            self.send(200, b"{}")
+
+    with serve(Registry) as url:
+        name = url.removeprefix("http://")
+        for words in (["doctor", name], ["doctor", "--plain-http", name]):
+            main(words)
+            line = capfd.readouterr().out.splitlines()[-1]
+            assert line.split()[:2] == ["ok", name]
+            assert "answers 200 over HTTP" in line
+            assert ("use --plain-http" in line) == (len(words) == 2)
+    assert main(["doctor", "127.0.0.1:9"]) == 1
+    assert capfd.readouterr().out.splitlines()[-1].startswith("FAIL")
+
+
+def test_marks_and_json(capfd: pytest.CaptureFixture[str]) -> None:
+    main(["doctor", "--json"])
+    rows = json.loads(capfd.readouterr().out)
+    assert {row["mark"] for row in rows} <= {"ok", "warn", "FAIL"}
+    assert {"qemu", "accelerator", "volumes", "network", "store"} <= {row["what"] for row in rows}
+    (network,) = (row for row in rows if row["what"] == "network")
+    assert network["text"] == "passt" or "10.0.2.2" in network["text"]
+
+
+def test_a_store_whose_inside_cannot_be_used(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    main(["ps"])
+    folder = tmp_path / "store/disks"
+    folder.rmdir()
+    folder.write_text("in the way")
+    capfd.readouterr()
+    assert main(["doctor"]) == 1
+    (line,) = (line for line in capfd.readouterr().out.splitlines() if line.startswith("FAIL"))
+    assert line.split()[1] == "store"
+    if os.geteuid():
+        folder.unlink()
+        folder.mkdir(mode=0o000)
+        assert main(["doctor"]) == 1
+        assert "Permission denied" in capfd.readouterr().out
