@@ -13,13 +13,12 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+from rootdisk.cli.progress import QUIET_S, Progress
+
 if TYPE_CHECKING:  # it takes longer to load than most commands to run
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
 
-QUIET_S = 1.0  # what is done by then needs no bar
-
-Progress = Callable[[int, int], None]  # bytes done, bytes in all
 Report = Callable[[str], Progress]
 
 

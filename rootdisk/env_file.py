@@ -15,7 +15,12 @@ _MARK = b"\xef\xbb\xbf"
 
 
 def parse(data: bytes, what: str) -> list[bytes]:
-    """The variables of a file, NAME=VALUE or NAME each. BadInput names `what` and the line."""
+    """Return the variables of a file, NAME=VALUE or NAME each. BadInput names `what` and the line."""
+    return [variable for _, variable in numbered(data, what)]
+
+
+def numbered(data: bytes, what: str) -> list[tuple[int, bytes]]:
+    """Return the same with the number of each line."""
     found = []
     for number, line in enumerate(data.removeprefix(_MARK).split(b"\n"), 1):
         line = line.removesuffix(b"\r").lstrip(_BLANK)
@@ -36,5 +41,5 @@ def parse(data: bytes, what: str) -> list[bytes]:
             if name.startswith(b"export "):
                 raise BadInput(f"{where}: {shown!r} is shell syntax", "write NAME=VALUE, without export")
             raise BadInput(f"{where}: the name {shown!r} contains blanks", "write NAME=VALUE, without blanks around =")
-        found.append(line)
+        found.append((number, line))
     return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from rootdisk.errors import BadInput
+from rootdisk.text import printable
 
 Record = tuple[str, bytes]
 
@@ -19,9 +20,12 @@ def pack(records: Iterable[Record]) -> bytes:
 
 
 def _record(key: str, value: bytes) -> bytes:
-    if b"\0" in value:
-        raise BadInput(f"{key} {value.partition(b'=')[0]!r:.60} holds a NUL byte", "no program could receive it")
-    return key.encode() + b"=" + value + b"\0"
+    record = key.encode("utf-8", "surrogateescape") + b"=" + value
+    if b"\0" in record:
+        # Of a variable the name alone: values may be secret.
+        what = f"{key} {printable(value.partition(b'=')[0], 60)}" if key == "env" else printable(key, 60)
+        raise BadInput(f"{what} holds a NUL byte", "no program could receive it")
+    return record + b"\0"
 
 
 def unpack(data: bytes) -> list[Record]:

@@ -19,6 +19,7 @@ from imagetool.guest.programs import InitReceipt, KernelReceipt
 from imagetool.receipts import Receipt
 from rootdisk.artifact.format import (
     DISK_MAX_BYTES,
+    KEY_TAG_PREFIX,
     LABEL_MAX,
     LABELS_MAX_COUNT,
     LAYERS_MAX_COUNT,
@@ -214,7 +215,7 @@ class ArtifactReceipt:
         """Check the fields of `value`; BadInput names the one that is wrong."""
         return cls(
             _digest(value, "digest"),
-            value.text("key", limit=64, pattern="key-[0-9a-f]+"),
+            value.text("key", limit=64, pattern=f"{KEY_TAG_PREFIX}[0-9a-f]+"),
             value.integer("size", 0, INTEGER_MAX),
         )
 

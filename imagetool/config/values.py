@@ -15,20 +15,20 @@ from imagetool.ext4.geometry import DISK_MIN_BYTES
 from imagetool.layout import secrets
 from imagetool.layout.additions import Owner
 from imagetool.layout.certificates import PEM_MAX_BYTES, check_certificates
-from rootdisk.artifact.format import CPUS_MAX, DISK_MAX_BYTES, MEMORY_MAX_MIB, MEMORY_MIN_MIB
+from rootdisk import env_file
+from rootdisk.artifact.format import CPUS_MAX, DISK_MAX_BYTES, KEY_TAG_PREFIX, MEMORY_MAX_MIB, MEMORY_MIN_MIB
 from rootdisk.cli.sizes import SIZE_MAX_BYTES, parse_size, size_text
 from rootdisk.errors import BadInput
 from rootdisk.ids import RANGE, check_user, is_id
+from rootdisk.limits import SMALL_FILE_MAX_BYTES
 from rootdisk.oci.documents import Platform
-from rootdisk.oci.reference import Reference, parse_reference
+from rootdisk.oci.reference import Reference, is_tag, parse_reference
 from rootdisk.text import one_line, printable
 
 MIB = 1 << 20
 
-_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}\Z")  # distribution-spec, "Pulling manifests"
 _UNITS = (("MiB", 1 << 20), ("GiB", 1 << 30))
 _TEMPLATES = ("git", "date", "source_tag")
-_ENV_FILE_MAX_BYTES = 1 << 20
 
 
 def a_reference(where: Where) -> Reference:
@@ -79,10 +79,10 @@ def version(where: Where, source: Reference) -> str:
         raise where.error(f"{found[0]}: unknown", "known are {git}, {date}, {source_tag}")
 
     made = re.sub(r"\{([^{}]*)\}", value, text)
-    if not _TAG.match(made):
-        raise where.error(f"{made!r:.80} is no tag", "use letters, digits, '_', '.' and '-', at most 128")
-    if made.startswith("key-"):
-        raise where.error(f"{made!r:.80} is taken", "tags that begin with key- are the build cache's")
+    if not is_tag(made):
+        raise where.error(f"{made!r:.80} is not a valid tag", "use letters, digits, '_', '.' and '-', at most 128")
+    if made.startswith(KEY_TAG_PREFIX):
+        raise where.error(f"{made!r:.80} is taken", f"tags that begin with {KEY_TAG_PREFIX} are the build cache's")
     return made
 
 
@@ -233,7 +233,10 @@ def variable(where: Where, allowed: Container[str] = ()) -> str:
 
 
 def variables(where: Where, allowed: Container[str] = ()) -> tuple[str, ...]:
-    """NAME=value of every line in the files that a list names; blank lines and those that begin with # are skipped."""
+    """Return NAME=value of every line in the files that a list names, as rootdisk/env_file.py reads them.
+
+    A name alone is an error here: a build does not depend on the environment.
+    """
     return tuple(_variables(where, allowed))
 
 
@@ -243,15 +246,15 @@ def _variables(where: Where, allowed: Container[str]) -> Iterator[str]:
     for number, name in enumerate(strings(where)):
         if out := leads_out((where / number).path(), where.file.parent):
             raise where.error(f"{name} is a link to {printable(out)}, out of its directory", "name the file itself")
-        text = _read(where / number, _ENV_FILE_MAX_BYTES)
-        for line_number, line in enumerate(text.split(b"\n"), 1):
-            line = line.removesuffix(b"\r")
-            if not line.strip() or line.lstrip().startswith(b"#"):
-                continue
-            try:
-                key, equals, value = line.decode().partition("=")
-            except UnicodeDecodeError:
-                raise where.error(f"{name}, line {line_number}: not UTF-8 text") from None
+        text = _read(where / number, SMALL_FILE_MAX_BYTES + 1)
+        if len(text) > SMALL_FILE_MAX_BYTES:
+            raise where.error(f"{name} is larger than {size_text(SMALL_FILE_MAX_BYTES)}", "is it the right file?")
+        try:
+            lines = env_file.numbered(text, name)
+        except BadInput as err:
+            raise where.error(err.message, err.hint) from err
+        for line_number, line in lines:
+            key, equals, value = line.decode().partition("=")
             if not equals:
                 raise where.error(f"{name}, line {line_number}: {key!r:.80} has no value", "write NAME=VALUE")
             yield _variable(where, key, value, allowed, f"{name}, line {line_number}: ")

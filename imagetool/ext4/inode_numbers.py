@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from imagetool.tree.model import Directory, File, Inode, Special, Symlink, Tree
 from rootdisk.errors import BadInput
 from rootdisk.ext4.format import EXT4_GOOD_OLD_FIRST_INO, EXT4_LINK_MAX, EXT4_ROOT_INO, TIME_MAX, TIME_MIN
+from rootdisk.limits import LONG_PATH_MAX
 from rootdisk.text import printable
 
-PATH_MAX_BYTES = 64 << 10  # sixteen times what the kernel takes at once
 _FIRST_NS, _AFTER_NS = TIME_MIN * 1_000_000_000, (TIME_MAX + 1) * 1_000_000_000
 
 
@@ -143,9 +143,9 @@ def _count_links(tree: Tree, numbers: Numbers, others: list[list[Inode]]) -> int
                 others[layer].append(inode)
         for child, size in below:
             _check_time(numbers, numbers.directories[child])
-            if size > PATH_MAX_BYTES:
+            if size > LONG_PATH_MAX:
                 path = printable(numbers.path(child))
-                raise BadInput(f"{path}: a path of {size} bytes", f"at most {PATH_MAX_BYTES}: it goes through links")
+                raise BadInput(f"{path}: a path of {size} bytes", f"at most {LONG_PATH_MAX}: it goes through links")
         waiting.extend(reversed(below))
     return files
 

@@ -14,16 +14,15 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-from imagetool.ext4.inode_numbers import PATH_MAX_BYTES
 from imagetool.ext4.reading import data as contents
 from imagetool.ext4.reading import names
 from imagetool.ext4.reading.data import Extent
 from imagetool.ext4.reading.volume import Node, Volume, damaged
 from rootdisk.artifact.disk import RawDisk
 from rootdisk.errors import BadInput
+from rootdisk.limits import LINKS_MAX, LONG_PATH_MAX
 from rootdisk.text import printable
 
-LINK_STEPS_MAX = 40  # as the kernel's
 NAMES_MAX_COUNT = 1 << 24  # in one walk, and looked at to find one path
 
 __all__ = ["Extent", "Node", "Reader"]
@@ -106,8 +105,8 @@ class Reader(Volume):
             node = self.node(number)
             if node.type == stat.S_IFLNK and (follow or waiting):
                 steps += 1
-                if steps > LINK_STEPS_MAX:
-                    raise BadInput(f"{printable(path)}: more than {LINK_STEPS_MAX} symbolic links")
+                if steps > LINKS_MAX:
+                    raise BadInput(f"{printable(path)}: more than {LINKS_MAX} symbolic links")
                 target = self.target(node)
                 if target.startswith(b"/"):
                     trail = [self.root]
@@ -137,7 +136,7 @@ class Reader(Volume):
             yield place, node
             count += 1
             if node.type == stat.S_IFDIR:
-                if number in seen or len(place) > PATH_MAX_BYTES:
+                if number in seen or len(place) > LONG_PATH_MAX:
                     raise damaged(f"directory {number}", "place: it is in two, or too deep")
                 seen.add(number)
                 place += b"/"

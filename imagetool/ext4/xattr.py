@@ -18,6 +18,7 @@ from rootdisk.ext4.format import (
     XATTR_INDEX,
     XATTR_MAGIC,
 )
+from rootdisk.limits import NAME_MAX
 from rootdisk.text import printable
 
 IN_INODE = INODE_SIZE - GOOD_OLD_INODE_SIZE - EXTRA_ISIZE - 4  # bytes for entries and values, after the magic
@@ -112,8 +113,8 @@ def _entry(name: bytes, value: bytes) -> Entry:
     for prefix, index in XATTR_INDEX.items():
         if name.startswith(prefix) and len(name) > len(prefix):
             short = name[len(prefix) :]
-            if len(short) > 255:
-                raise ValueError(f"the extended attribute name {name[:40]!r}… is longer than 255 bytes")
+            if len(short) > NAME_MAX:
+                raise ValueError(f"the extended attribute name {name[:40]!r}… is longer than {NAME_MAX} bytes")
             return index, short, value
     raise Unsupported(f"extended attribute {printable(name, 80)}: Linux has no such namespace")
 

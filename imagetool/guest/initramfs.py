@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import zstandard
 
+from rootdisk.compression import HEAD_BYTES, compression
+
 MODULE_MAX_BYTES = 64 << 20
 
 
@@ -45,9 +47,10 @@ def _padded(data: bytes) -> bytes:
 
 
 def _plain(content: bytes) -> bytes:
-    if content.startswith(b"\xfd7zXZ\0"):
+    how = compression(content[:HEAD_BYTES])
+    if how == "xz":
         return lzma.decompress(content)
-    if content.startswith(b"\x28\xb5\x2f\xfd"):
+    if how == "zstd":
         with zstandard.ZstdDecompressor().stream_reader(content) as reader:
             return bytes(reader.read(MODULE_MAX_BYTES))
-    return gzip.decompress(content) if content.startswith(b"\x1f\x8b") else content
+    return gzip.decompress(content) if how == "gzip" else content

@@ -10,12 +10,13 @@ from __future__ import annotations
 import hashlib
 import stat
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from imagetool.layout.accounts import FILES, Accounts
 from imagetool.tree.model import Directory, File, Inode, Layer, Slot, Symlink, Tree
+from rootdisk import records
 from rootdisk.artifact.format import LAYOUT_VERSION, Process
 from rootdisk.errors import BadInput
 from rootdisk.ids import RANGE, check_user, is_id, is_number, parse_id
@@ -79,15 +80,15 @@ def add(tree: Tree, read: ReadFile, additions: Additions) -> bytes:
 
 def process_record(process: Process) -> bytes:
     """The content of /.rootdisk/process."""
-    records = [("entrypoint", value) for value in process.entrypoint]
-    records += [("cmd", value) for value in process.cmd]
-    records += [("workdir", process.workdir), ("stopsignal", process.stop_signal)]
+    texts = [("entrypoint", value) for value in process.entrypoint]
+    texts += [("cmd", value) for value in process.cmd]
+    texts += [("workdir", process.workdir), ("stopsignal", process.stop_signal)]
     if process.user:
-        records.append(("user", check_user(process.user, "USER")))
-    records += [("volume", path) for path in process.volumes]
+        texts.append(("user", check_user(process.user, "USER")))
+    texts += [("volume", path) for path in process.volumes]
     if process.pid1 is not None:
-        records.append(("pid1", str(int(process.pid1))))
-    return b"".join(_record(f"{key}={value}", "process") for key, value in records)
+        texts.append(("pid1", str(int(process.pid1))))
+    return _packed("process", texts)
 
 
 def environment(env: tuple[str, ...]) -> bytes:
@@ -98,14 +99,14 @@ def environment(env: tuple[str, ...]) -> bytes:
         if not name or not equals:
             raise BadInput(f"environment: {printable(name, 80)!r} is not NAME=value")
         values[name] = value
-    return b"".join(_record(f"{name}={value}", f"environment: {printable(name, 80)}") for name, value in values.items())
+    return _packed("environment", values.items())
 
 
-def _record(text: str, what: str) -> bytes:
-    data = text.encode("utf-8", "surrogateescape")
-    if b"\0" in data:
-        raise BadInput(f"{what}: a value holds a NUL byte", "no program could be given it")
-    return data + b"\0"
+def _packed(what: str, texts: Iterable[tuple[str, str]]) -> bytes:
+    try:
+        return records.pack((name, value.encode("utf-8", "surrogateescape")) for name, value in texts)
+    except BadInput as err:
+        raise BadInput(f"{what}: {err.message}", err.hint) from err
 
 
 class _Room:

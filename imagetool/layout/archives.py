@@ -8,16 +8,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import BinaryIO, Protocol, cast
 
+from rootdisk.compression import ZSTD_WINDOW_MAX_BYTES, compression
 from rootdisk.text import printable
 
 INFLATED_MAX_BYTES = 256 << 20  # of one file that a build adds, at each depth
 MEMBERS_MAX_COUNT = 50_000
-WINDOW_MAX_BYTES = 128 << 20
 DAMAGED = "not all of it can be read"
 ENCRYPTED = "files in it are encrypted"
+_COMPRESSED = ("gzip", "bzip2", "xz", "lzma", "zstd")
 _PIECE_BYTES = 1 << 20
 _ZIP = b"PK\x03\x04"
-_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd")
 
 
 class _Decompressor(Protocol):
@@ -44,7 +44,7 @@ def search(file: BinaryIO, head: bytes, look: Callable[[BinaryIO], str], unread:
 
 def is_archive(head: bytes) -> bool:
     """Return whether a file that begins with `head` is one that search() looks into."""
-    return head.startswith((_ZIP, *_COMPRESSED)) or _is_tar(head)
+    return head.startswith(_ZIP) or compression(head) in _COMPRESSED or _is_tar(head)
 
 
 def _members(file: BinaryIO, head: bytes, unread: list[str]) -> Iterator[tuple[str, BinaryIO]]:
@@ -52,7 +52,7 @@ def _members(file: BinaryIO, head: bytes, unread: list[str]) -> Iterator[tuple[s
     try:
         if head.startswith(_ZIP):
             yield from _of_zip(file, unread)
-        elif head.startswith(_COMPRESSED):
+        elif compression(head) in _COMPRESSED:
             yield "", _bounded(_inflated(file, head), unread)
         elif _is_tar(head):
             yield from _of_tar(file, unread)
@@ -63,15 +63,16 @@ def _members(file: BinaryIO, head: bytes, unread: list[str]) -> Iterator[tuple[s
 
 
 def _inflated(file: BinaryIO, head: bytes) -> Iterator[bytes]:
-    if head.startswith(b"\x28\xb5"):
+    how = compression(head)
+    if how == "zstd":
         import zstandard
 
-        reader = zstandard.ZstdDecompressor(max_window_size=WINDOW_MAX_BYTES).stream_reader(
+        reader = zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW_MAX_BYTES).stream_reader(
             file, read_across_frames=True
         )
         while piece := reader.read(_PIECE_BYTES):
             yield piece
-    elif head.startswith(b"\x1f\x8b"):
+    elif how == "gzip":
         import gzip
 
         with gzip.GzipFile(fileobj=file, mode="rb") as unpacked:
@@ -84,9 +85,7 @@ def _inflated(file: BinaryIO, head: bytes) -> Iterator[bytes]:
         data = b""
         while data := data or file.read(_PIECE_BYTES):
             made: object = (
-                bz2.BZ2Decompressor()
-                if head.startswith(b"BZ")
-                else lzma.LZMADecompressor(memlimit=2 * WINDOW_MAX_BYTES)
+                bz2.BZ2Decompressor() if how == "bzip2" else lzma.LZMADecompressor(memlimit=2 * ZSTD_WINDOW_MAX_BYTES)
             )
             member = cast(_Decompressor, made)
             while not member.eof:

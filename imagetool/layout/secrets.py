@@ -16,6 +16,8 @@ import io
 import re
 from typing import BinaryIO, NamedTuple
 
+from rootdisk.compression import GZIP, ZSTD
+
 PIECE_BYTES = 1 << 20
 OVERLAP_BYTES = 32 << 10  # of two pieces: no key is longer, but for RSA of more than 100,000 bits
 TEXT_MAX_BYTES = 4 << 20  # longer text is not looked through for base64 of anything but text
@@ -163,7 +165,7 @@ def _may_be_der(data: bytes) -> bool:
 
 
 _STANDARD = bytes.maketrans(b"-_", b"+/")
-_MAGICS = (b"\x1f\x8b", b"PK", b"BZ", b"\xfd7", b"\x28\xb5")
+_MAGICS = (b"PK", b"BZ", b"\xfd7", GZIP, ZSTD[:2])  # the first two bytes
 
 
 def _is_jwk(data: bytes) -> bool:

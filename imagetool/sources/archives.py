@@ -23,6 +23,7 @@ from imagetool.sources.image_config import ImageConfig
 from imagetool.tree.index import FILE, LINK, SYMLINK
 from imagetool.tree.remarks import Remark
 from imagetool.tree.tar import scan
+from rootdisk.compression import HEAD_BYTES, compression
 from rootdisk.errors import BadInput, DigestMismatch, NotThere, Unsupported
 from rootdisk.oci.documents import (
     MANIFEST_MAX_BYTES,
@@ -192,9 +193,9 @@ class DockerArchive:
 
     def _layer(self, name: str, diff_id: Digest | None) -> Descriptor:
         size = self._archive.locate(name)[1]
-        head = b"".join(self._archive.pieces(name, 0, min(4, size)))
+        head = b"".join(self._archive.pieces(name, 0, min(HEAD_BYTES, size)))
         digest = diff_id
-        if digest is None or head[:2] == b"\x1f\x8b" or head == b"\x28\xb5\x2f\xfd":
+        if digest is None or compression(head):
             hashed = hashlib.sha256()
             for piece in self._archive.pieces(name):
                 hashed.update(piece)
@@ -235,14 +236,14 @@ def open_regular(path: Path, where: str) -> IO[bytes]:
 
 def _plain(file: IO[bytes], where: str) -> IO[bytes]:
     """`file` itself, or its inflated content in an unnamed temporary file."""
-    head = os.pread(file.fileno(), 6, 0)
+    how = compression(os.pread(file.fileno(), HEAD_BYTES, 0))
     stream: IO[bytes]
-    if head[:2] == b"\x1f\x8b":
+    if how == "gzip":
         stream = cast(IO[bytes], gzip.GzipFile(fileobj=file, mode="rb"))
-    elif head[:4] == b"\x28\xb5\x2f\xfd":
+    elif how == "zstd":
         stream = cast(IO[bytes], zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True))
-    elif head[:3] == b"BZh" or head == b"\xfd7zXZ\0":
-        raise Unsupported(f"{where}: compressed with {'bzip2' if head[:1] == b'B' else 'xz'}", "unpack it first")
+    elif how:
+        raise Unsupported(f"{where}: compressed with {how}", "unpack it first")
     else:
         return file
     plain = tempfile.TemporaryFile()  # noqa: SIM115  the caller's to close

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from imagetool.content import PIECE_BYTES, pieces
 from imagetool.sources.image_config import CONFIG_TYPES, ImageConfig, check_image
 from imagetool.tree.remarks import Remark
+from rootdisk.compression import HEAD_BYTES, compression
 from rootdisk.errors import BadInput
 from rootdisk.oci.documents import (
     MANIFEST_MAX_BYTES,
@@ -147,12 +148,11 @@ def _bare_tar(reference: Reference, platform: Platform) -> SourceImage:
     digest, size, head = hashlib.sha256(), 0, b""
     with open_regular(path, str(reference)) as file:
         while piece := file.read(PIECE_BYTES):
-            head = head or piece[:4]
+            head = head or piece[:HEAD_BYTES]
             digest.update(piece)
             size += len(piece)
-    compressed = head[:2] == b"\x1f\x8b" or head == b"\x28\xb5\x2f\xfd"
     layer = Descriptor(PLAIN_LAYER, Digest("sha256", digest.hexdigest()), size)
-    diff_id = None if compressed else layer.digest
+    diff_id = None if compression(head) else layer.digest
     config = ImageConfig(platform, (diff_id,))
     raw = canonical_json({"architecture": platform.architecture, "os": platform.os, "variant": platform.variant})
     manifest = Manifest(OCI_MANIFEST, "", Descriptor(OCI_CONFIG, Digest.of(raw), len(raw)), (layer,), {})

@@ -9,10 +9,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Mapping
 
+from rootdisk.artifact.format import KEY_TAG_DIGITS, KEY_TAG_PREFIX
 from rootdisk.oci.documents import Digest
 from rootdisk.oci.referrers import belongs_to_digest, referrers_tag, signatures_tag
 
-_KEY = re.compile(r"key-[0-9a-f]{32}\Z")
+_KEY = re.compile(rf"{KEY_TAG_PREFIX}[0-9a-f]{{{KEY_TAG_DIGITS}}}\Z")
 
 
 def outdated(

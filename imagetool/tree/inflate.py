@@ -20,19 +20,15 @@ from typing import BinaryIO, NamedTuple
 import zstandard
 from isal import igzip_lib
 
+from rootdisk.compression import GZIP, HEAD_BYTES, ZSTD_WINDOW_MAX_BYTES, compression
 from rootdisk.errors import BadInput, DigestMismatch, Unsupported
 from rootdisk.oci.documents import Descriptor, Digest
 
 PIECE_BYTES = 1 << 20
 TAR_MAX_BYTES = 64 << 30
-ZSTD_WINDOW_MAX_BYTES = 128 << 20  # what zstd -d takes without being asked to; --ultra's windows
 # Four bytes can stand for a block of 128 KiB, so this much input gives at most 32 MiB at once.
 ZSTD_FEED_BYTES = 1 << 10
 _AHEAD = 4  # pieces that wait for the second thread
-
-_GZIP = b"\x1f\x8b"
-_ZSTD = b"\x28\xb5\x2f\xfd"
-_OTHERS = {b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x5d\0\0": "lzma", b"\x04\x22\x4d\x18": "lz4"}
 
 
 class Inflated(NamedTuple):
@@ -144,15 +140,15 @@ def _inflated(pieces: Iterator[bytes], name: str) -> Iterator[bytes]:
     head = b""
     for piece in pieces:
         head += piece
-        if len(head) >= 8:
+        if len(head) >= HEAD_BYTES:
             break
-    for magic, what in _OTHERS.items():
-        if head.startswith(magic):
-            raise Unsupported(f"layer {name}: compressed with {what}", "OCI layers are gzip, zstd or plain tars")
-    if head.startswith(_GZIP):
+    how = compression(head)
+    if how == "gzip":
         yield from _gunzip(head, pieces)
-    elif head.startswith(_ZSTD) or (head[1:4] == b"\x2a\x4d\x18" and head[0] >> 4 == 5):  # or a skippable frame
+    elif how == "zstd":
         yield from _unzstd(head, pieces)
+    elif how:
+        raise Unsupported(f"layer {name}: compressed with {how}", "OCI layers are gzip, zstd or plain tars")
     else:
         if head:
             yield head
@@ -179,7 +175,7 @@ def _gunzip(piece: bytes, pieces: Iterator[bytes]) -> Iterator[bytes]:
                 piece += more
             if not piece:
                 return
-            if not piece.startswith(_GZIP):
+            if not piece.startswith(GZIP):
                 raise _Damaged("something that is not gzip follows the gzip stream")
             member = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP)
         elif member.needs_input:

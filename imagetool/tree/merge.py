@@ -22,6 +22,7 @@ from zlib import crc32
 from imagetool.tree.index import BLOCK, CHARACTER, DIRECTORY, FIFO, FILE, LINK, SYMLINK, Entry, TarIndex
 from imagetool.tree.model import LINK_STEPS_MAX, Directory, File, Inode, Layer, Special, Symlink, Tree
 from rootdisk.errors import BadInput
+from rootdisk.limits import NAME_MAX
 from rootdisk.text import printable
 
 # Over all layers. A few kilobytes of tar can name both by the million, through deep paths and chains of links.
@@ -236,7 +237,7 @@ class _Applier:
             if child is None:
                 if not make:
                     return None
-                if len(name) > 255:
+                if len(name) > NAME_MAX:
                     raise _Wrong(f"its parent leads to a name of {len(name)} bytes")
                 self.spent.implied += 1
                 if self.spent.implied > IMPLIED_MAX_COUNT:

@@ -16,7 +16,7 @@ from imagetool.tree.index import Segments, Xattrs
 from rootdisk.errors import BadInput
 from rootdisk.ids import parse_id
 
-XATTR_NAME_MAX_BYTES = 255  # XATTR_NAME_MAX, include/uapi/linux/limits.h
+XATTR_NAME_MAX_BYTES = 255  # XATTR_NAME_MAX, include/uapi/linux/limits.h; not NAME_MAX, though the same number
 XATTR_MAX_BYTES = 64 << 10  # XATTR_SIZE_MAX
 XATTRS_MAX_COUNT = 256  # of an entry: an inode and a block of attributes have room for 253 and a few
 SEGMENTS_MAX_COUNT = 1 << 16

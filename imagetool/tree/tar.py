@@ -34,6 +34,7 @@ from imagetool.tree.index import (
 from imagetool.tree.pax import Malformed, number
 from rootdisk.errors import BadInput, Unsupported
 from rootdisk.ids import is_id
+from rootdisk.limits import LONG_PATH_MAX, NAME_MAX, PATH_MAX
 from rootdisk.text import printable
 
 WINDOW_BYTES = 128 << 10
@@ -43,9 +44,7 @@ EXTENDED_MAX_BYTES = 1 << 20  # one extended header
 # What global headers set is looked at again for each entry that has records of its own.
 GLOBAL_MAX_BYTES = 64 << 10
 GLOBAL_MAX_COUNT = 64
-PATH_MAX_BYTES = 64 << 10
-NAME_MAX_BYTES = 255  # NAME_MAX
-TARGET_MAX_BYTES = 4095  # PATH_MAX without its NUL
+TARGET_MAX_BYTES = PATH_MAX - 1  # without its NUL
 TIME_MAX_S = 1 << 62
 
 _ZERO = bytes(512)
@@ -232,7 +231,7 @@ class _Scanner:
             at += size + 511 & ~511
             target = b""
         elif kind in (LINK, SYMLINK):
-            if not target or len(target) > (PATH_MAX_BYTES if kind == LINK else TARGET_MAX_BYTES) or _NUL in target:
+            if not target or len(target) > (LONG_PATH_MAX if kind == LINK else TARGET_MAX_BYTES) or _NUL in target:
                 raise Malformed(f"link target of {len(target)} bytes")
             if kind == LINK:
                 target = normal(target)
@@ -320,12 +319,12 @@ def normal(path: bytes) -> bytes:
     path = path.strip(b"/")
     if path.startswith(b"./"):
         path = path[2:]
-    if len(path) <= NAME_MAX_BYTES and not (path.startswith((b".", b"/")) or b"//" in path or b"/." in path):
+    if len(path) <= NAME_MAX and not (path.startswith((b".", b"/")) or b"//" in path or b"/." in path):
         if not path or _NUL in path:
             return _empty(path)
         return path
-    if len(path) > PATH_MAX_BYTES:
-        raise Malformed(f"path of {len(path)} bytes, more than {PATH_MAX_BYTES}")
+    if len(path) > LONG_PATH_MAX:
+        raise Malformed(f"path of {len(path)} bytes, more than {LONG_PATH_MAX}")
     return _joined(path)
 
 
@@ -337,8 +336,8 @@ def _joined(path: bytes) -> bytes:
             if names:
                 names.pop()
         elif name not in (b"", b"."):
-            if len(name) > NAME_MAX_BYTES:
-                raise Malformed(f"name of {len(name)} bytes, more than {NAME_MAX_BYTES}")
+            if len(name) > NAME_MAX:
+                raise Malformed(f"name of {len(name)} bytes, more than {NAME_MAX}")
             names.append(name)
     path = b"/".join(names)
     return _empty(path) if _NUL in path else path

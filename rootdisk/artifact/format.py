@@ -41,6 +41,8 @@ WORDS_MAX_COUNT, WORD_MAX = 10_000, 128 << 10  # execve(2): MAX_ARG_STRLEN
 LAYERS_MAX_COUNT = 10_000
 LABELS_MAX_COUNT, LABEL_MAX = 10_000, 1 << 20
 
+KEY_TAG_PREFIX, KEY_TAG_DIGITS = "key-", 32  # tags of the build cache
+
 INDEX_MAGIC = b"RDCHUNK1"
 INDEX_HEADER = struct.Struct("<8sQII")
 INDEX_ENTRY = struct.Struct("<QQIIII32s")
@@ -343,4 +345,4 @@ class ArtifactManifest(NamedTuple):
 
 def key_tag(derivation_key: str) -> str:
     """The tag under which a registry serves as the build cache."""
-    return f"key-{derivation_key[:32]}"
+    return KEY_TAG_PREFIX + derivation_key[:KEY_TAG_DIGITS]

@@ -13,11 +13,11 @@ from collections.abc import Iterable
 import zstandard
 
 from rootdisk.artifact.format import Chunk
+from rootdisk.compression import ZSTD
 from rootdisk.errors import DigestMismatch
 
 LEVEL = 3
 
-_MAGIC = b"\x28\xb5\x2f\xfd"
 _BLOCK_BYTES = 128 << 10  # Block_Maximum_Size
 _SKIPPABLE = 0x184D2A5E
 _SEEKABLE = 0x8F92EAB1
@@ -43,7 +43,7 @@ def zero_frame(length: int) -> bytes:
     Written by hand, because compressing a gigabyte of zeros needs the gigabyte.
     """
     # Frame header: 4-byte content size, a window of 128 KiB (exponent 7, mantissa 0).
-    parts = [_MAGIC, struct.pack("<BBI", 0b10_0_0_0_0_00, 7 << 3, length)]
+    parts = [ZSTD, struct.pack("<BBI", 0b10_0_0_0_0_00, 7 << 3, length)]
     full, rest = divmod(length, _BLOCK_BYTES)
     sizes = [_BLOCK_BYTES] * full + [rest] * bool(rest)
     block = struct.pack("<I", _BLOCK_BYTES << 3 | 1 << 1)[:3] + b"\0"

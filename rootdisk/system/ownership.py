@@ -15,9 +15,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rootdisk.errors import RootdiskError
+from rootdisk.limits import LINKS_MAX
 from rootdisk.text import printable
 
-_LINKS_MAX = 40
 _MODE = 0o700
 
 
@@ -106,7 +106,7 @@ def _way(path: Path) -> Iterator[tuple[str, os.stat_result, bool]]:
             continue
         yield entry, info, False
         links += 1
-        if links > _LINKS_MAX:
+        if links > LINKS_MAX:
             raise OSError(40, os.strerror(40), entry)
         target = os.readlink(entry)
         if target.startswith("/"):

@@ -14,6 +14,7 @@ from rootdisk.cli.rows import write_rows
 from rootdisk.cli.sizes import HINT, parse_size
 from rootdisk.errors import BadInput
 from rootdisk.ids import check_user
+from rootdisk.limits import SMALL_FILE_MAX_BYTES
 from rootdisk.oci.documents import Platform
 from rootdisk.oci.reference import parse_reference
 from rootdisk.oci.repository import RegistryOptions
@@ -23,7 +24,6 @@ from runner.machine.model import Forward, Share
 from runner.store.pull import StoredArtifact, pull
 from runner.store.store import Store
 
-_FILE_MAX_BYTES = 1 << 20
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}\Z")
 LABELS_MAX_CHARACTERS = 64 << 10
 _HOST_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")  # sethostname(2): 64 bytes
@@ -148,10 +148,10 @@ def read(path: Path, option: str) -> bytes:
     """A small file that an option names."""
     try:
         with path.open("rb") as file:
-            data = file.read(_FILE_MAX_BYTES + 1)
+            data = file.read(SMALL_FILE_MAX_BYTES + 1)
     except OSError as err:
         raise BadInput(f"{option}: cannot read {printable(path)}: {err.strerror}") from err
-    if len(data) > _FILE_MAX_BYTES:
+    if len(data) > SMALL_FILE_MAX_BYTES:
         raise BadInput(f"{option}: {printable(path)} is larger than 1 MiB", "is it the right file?")
     return data
 

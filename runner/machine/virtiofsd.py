@@ -11,6 +11,7 @@ from pathlib import Path
 
 from rootdisk.durable import socket_address
 from rootdisk.errors import BadInput, RootdiskError
+from rootdisk.limits import NAME_MAX
 from rootdisk.system import process
 from rootdisk.text import printable
 from runner.machine.model import Helper, Share
@@ -57,7 +58,7 @@ def guest_path(text: str, shown: str, what: str = "a volume") -> str:
     if not text.startswith("/"):
         raise BadInput(shown, "the place in the guest is an absolute path")
     names = [name for name in text.split("/") if name not in ("", ".")]
-    if ".." in names or not text.isprintable() or any(len(os.fsencode(name)) > 255 for name in names):
+    if ".." in names or not text.isprintable() or any(len(os.fsencode(name)) > NAME_MAX for name in names):
         raise BadInput(shown, "the place in the guest is a plain path: no '..', printable characters")
     if not names or names[0] in _SYSTEM or names[:2] == ["run", "rootdisk"]:
         raise BadInput(shown, f"{what} cannot be / or in /dev, /proc, /sys, /.rootdisk and /run/rootdisk")

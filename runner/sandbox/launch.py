@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from rootdisk import records
+from rootdisk.artifact.format import SLOT_MAX_BYTES
 from rootdisk.durable import atomic_write, read_file, socket_address
 from rootdisk.errors import RootdiskError
 from rootdisk.records import Record
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
 
 SILENT_S = 15.0  # how long a KVM nobody has tried yet may say nothing
 FAILED = 125
-_RECORDS_MAX_BYTES = 16 << 20  # no slot is so large
 MACHINE_LOG_BYTES = 1 << 20
 STOPPED_S = 40.0  # after a signal: what the program, the guest and the keeper may take to end, and some more
 _SPARE, _SPARE_BYTES = "spare", 16 << 10  # room for the last state on a disk that is full by then
@@ -111,7 +111,7 @@ def reopen(
 def _records(path: Path, state: State) -> list[Record]:
     """What a kept sandbox is told at each start."""
     try:
-        return records.unpack(read_file(path, _RECORDS_MAX_BYTES))
+        return records.unpack(read_file(path, SLOT_MAX_BYTES))
     except (OSError, ValueError) as err:
         why = err.strerror if isinstance(err, OSError) else err
         hint = "its disk can still be read with imagetool"

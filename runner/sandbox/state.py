@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rootdisk.durable import parse_json
+from rootdisk.limits import PATH_MAX
 
 VERSION = 1  # files without a version are of version 1
 MAX_BYTES = 1 << 20
@@ -264,10 +265,9 @@ def _rows(*checks: Check) -> Check:
     return check
 
 
-_PATH_MAX = 4096
 _SPEC: dict[str, Check] = {
     "name": _text(255),
-    "reference": _text(_PATH_MAX),
+    "reference": _text(PATH_MAX),
     "artifact": _named_digest,
     "disk": _hex,
     "config": _hex,
@@ -278,8 +278,8 @@ _SPEC: dict[str, Check] = {
     "cpus": _whole(1, 1 << 16),
     "network": _one_of("user", "none"),
     "forwards": _rows(_one_of("tcp", "udp"), _text(255), _whole(1, 65535), _whole(1, 65535)),
-    "volumes": _rows(_text(_PATH_MAX), _text(_PATH_MAX), _truth),
-    "volume_rights": _rows(_text(_PATH_MAX), _one_of("dev", "suid")),
+    "volumes": _rows(_text(PATH_MAX), _text(PATH_MAX), _truth),
+    "volume_rights": _rows(_text(PATH_MAX), _one_of("dev", "suid")),
     "labels": _rows(_text(MAX_BYTES), _text(MAX_BYTES)),
     "keep": _truth,
     "detached": _truth,

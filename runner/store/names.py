@@ -6,17 +6,15 @@ import contextlib
 import hashlib
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
+from rootdisk.artifact.format import ArtifactManifest
 from rootdisk.durable import read_json, write_json
 from rootdisk.errors import RootdiskError
 from rootdisk.oci.documents import MANIFEST_MAX_BYTES, Digest, Platform
 from rootdisk.oci.reference import Reference
 from rootdisk.oci.repository import RegistryOptions
 from runner.store.store import Damaged, Store
-
-if TYPE_CHECKING:
-    pass
 
 _TRIES = 10  # of finding it all there after fetching it: a prune may run at the same time
 
@@ -63,6 +61,16 @@ def read_name(path: Path) -> Name | None:
         return None
     sound = isinstance(name.reference, str) and isinstance(name.plain_http, bool)
     return name if sound and isinstance(name.ca_file, str | None) else None
+
+
+def files_of(store: Store, name: Name) -> set[str]:
+    """Return the hex digests of the manifest, blobs and disk that `name` leads to, as far as the store knows them."""
+    found = {name.manifest}
+    with contextlib.suppress(OSError, ValueError, RootdiskError):
+        roles = ArtifactManifest.parse(store.read_blob(name.manifest, MANIFEST_MAX_BYTES))
+        found |= {role.digest.hex for role in (roles.config, roles.kernel, roles.initramfs) if role is not None}
+        found.add(store.read_config(roles.config.digest.hex).disk_digest.hex)
+    return found
 
 
 def known(store: Store, reference: Reference, platform: Platform) -> bytes | None:

@@ -11,12 +11,10 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from rootdisk.artifact.format import ArtifactManifest
 from rootdisk.errors import RootdiskError
-from rootdisk.oci.documents import MANIFEST_MAX_BYTES
 from rootdisk.oci.reference import Reference, parse_reference
 from rootdisk.oci.repository import RegistryOptions
-from runner.store.names import Name, absolute, read_name
+from runner.store.names import Name, absolute, files_of, read_name
 from runner.store.store import Store
 
 
@@ -25,7 +23,7 @@ def served(store: Store, reference: Reference, options: RegistryOptions) -> froz
     found: set[str] = set()
     for name in _names(store, reference, options):
         with contextlib.suppress(OSError, RootdiskError):
-            found |= _of(store, name)
+            found |= files_of(store, name)
     return frozenset(found)
 
 
@@ -38,10 +36,3 @@ def _names(store: Store, reference: Reference, options: RegistryOptions) -> Iter
             with contextlib.suppress(RootdiskError):
                 if parse_reference(name.reference).place == place:
                     yield name
-
-
-def _of(store: Store, name: Name) -> set[str]:
-    roles = ArtifactManifest.parse(store.read_blob(name.manifest, MANIFEST_MAX_BYTES))
-    config = store.read_config(roles.config.digest.hex)
-    boot = [role.digest.hex for role in (roles.kernel, roles.initramfs) if role is not None]
-    return {name.manifest, roles.config.digest.hex, config.disk_digest.hex, *boot}

@@ -10,14 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from rootdisk.artifact.format import ArtifactManifest, Chunk, ChunkIndex
+from rootdisk.artifact.format import Chunk, ChunkIndex
 from rootdisk.durable import data_runs, open_file
 from rootdisk.errors import Busy, RootdiskError
-from rootdisk.oci.documents import MANIFEST_MAX_BYTES, Digest, Platform
+from rootdisk.oci.documents import Digest, Platform
 from rootdisk.oci.reference import parse_reference
 from rootdisk.oci.repository import RegistryOptions
 from rootdisk.system.debug import debug
-from runner.store.names import Name, read_name
+from runner.store.names import Name, files_of, read_name
 from runner.store.pull import pull
 from runner.store.store import Store, read_index
 
@@ -159,15 +159,6 @@ def _origin(store: Store, digest: str) -> Name | None:
     for path in sorted((store.root / "names").iterdir()):
         name = read_name(path)
         with contextlib.suppress(OSError, ValueError, RootdiskError):
-            if name is not None and (digest == name.manifest or digest in _parts(store, name)):
+            if name is not None and digest in files_of(store, name):
                 return name
     return None
-
-
-def _parts(store: Store, name: Name) -> set[str]:
-    roles = ArtifactManifest.parse(store.read_blob(name.manifest, MANIFEST_MAX_BYTES))
-    found = {name.manifest, *(role.digest.hex for role in (roles.config, roles.kernel, roles.initramfs) if role)}
-    with contextlib.suppress(OSError, RootdiskError):
-        config = store.read_config(roles.config.digest.hex)
-        found.add(config.disk_digest.hex)
-    return found

@@ -10,6 +10,7 @@ from typing import BinaryIO, cast
 
 import zstandard
 
+from rootdisk.compression import HEAD_BYTES, compression
 from rootdisk.errors import BadInput
 from rootdisk.text import printable
 from runner.channel.copies.notes import Notes
@@ -187,20 +188,20 @@ def read_tar(source: BinaryIO, outgoing: Outgoing, notes: Notes) -> None:
 
 def _decompressed(source: BinaryIO) -> BinaryIO:
     peek = getattr(source, "peek", None)
-    magic = peek(6) if peek else b""
-    if magic.startswith(b"\x1f\x8b"):
+    how = compression(peek(HEAD_BYTES)) if peek else ""
+    if how == "gzip":
         import gzip
 
         return cast("BinaryIO", gzip.GzipFile(fileobj=source))
-    if magic.startswith(b"BZh"):
+    if how == "bzip2":
         import bz2
 
         return cast("BinaryIO", bz2.BZ2File(source))
-    if magic.startswith(b"\xfd7zXZ"):
+    if how in ("xz", "lzma"):
         import lzma
 
         return cast("BinaryIO", lzma.LZMAFile(source))
-    if magic.startswith(b"\x28\xb5\x2f\xfd"):
+    if how == "zstd":
         return cast("BinaryIO", zstandard.ZstdDecompressor().stream_reader(source, read_across_frames=True))
     return source
 

@@ -10,9 +10,9 @@ import stat
 from typing import NamedTuple
 
 from rootdisk.errors import BadInput
+from rootdisk.limits import LINKS_MAX
 from rootdisk.text import printable
 
-_LINKS_MAX = 40  # as the kernel has it
 CONTENTS = b"."  # in place of a source's name: what is in the directory, not the directory
 
 
@@ -89,7 +89,7 @@ def _new_place(target: bytes) -> Place:
 
 def _last_link(path: bytes) -> bytes:
     """What `path`, which leads to nothing, names in the end: of a link what it leads to."""
-    for _ in range(_LINKS_MAX):
+    for _ in range(LINKS_MAX):
         try:
             path = os.path.join(os.path.dirname(path), os.readlink(path))
         except OSError:

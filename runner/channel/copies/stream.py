@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from rootdisk.errors import RootdiskError
+from rootdisk.limits import NAME_MAX, PATH_MAX
 from rootdisk.text import printable
 from runner.channel.program import Program
 
@@ -25,8 +26,8 @@ NAMES = {
     BLOCK: "a device",
 }
 
-NAME_MAX_BYTES = 4096
-PART_MAX_BYTES = 255
+NAME_MAX_BYTES = PATH_MAX
+PART_MAX_BYTES = NAME_MAX
 FILE_MAX_BYTES = 16 << 40
 EXTENTS_MAX = 1 << 16
 CHILDREN_MAX = 1_000_000  # names that are remembered at once of a stream of version 1

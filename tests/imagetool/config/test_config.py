@@ -61,7 +61,7 @@ def test_several_platforms() -> None:
 
 def test_every_key(tmp_path: Path) -> None:
     (tmp_path / "ca.pem").write_text(CERTIFICATE)
-    (tmp_path / "a.env").write_text("# why\nA=of the file\n\n B = c = d\r\n")
+    (tmp_path / "a.env").write_text("# why\nA=of the file\n\n B=c = d\r\n")
     (tmp_path / "tree").mkdir()
     (tmp_path / "tree/run").write_text("#!/bin/sh\n")
     (tmp_path / "tree/run").chmod(0o700)
@@ -107,7 +107,7 @@ user = "u"
     assert image.kernel == str(tmp_path / "boot/vmlinuz")
     assert image.max_blob == 500 << 20
     assert (image.size, image.memory, image.cpus, image.plain_http) == (64 << 20, 1 << 30, 2, True)
-    assert image.env == ("A=of the file", " B = c = d", "A=1")
+    assert image.env == ("A=of the file", "B=c = d", "A=1")
     assert image.remove == ("/etc/motd", "/usr/share/doc")
     assert [(f.path, oct(f.mode), f.owner, f.size, f.target) for f in image.files] == [
         ("/etc/app.conf", "0o100600", "user:7", 6, ""),
@@ -234,3 +234,19 @@ def test_where_an_error_stands_costs_what_the_file_is_long() -> None:
         return lambda: position_of(text, ("image", "a", "wrong"))
 
     assert growth(work, 100) < LINEAR
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("A=1\nB", "e.env, line 2: 'B' has no value: write NAME=VALUE"),
+        ("export A=1", "shell syntax"),
+        ("A = 1", "without blanks around ="),
+        ("A=" + "x" * (1 << 20), "e.env is larger than 1MiB: is it the right file?"),
+    ],
+)
+def test_files_of_variables_are_read_as_the_runner_reads_them(tmp_path: Path, content: str, words: str) -> None:
+    (tmp_path / "e.env").write_text(content)
+    with pytest.raises(BadInput) as caught:
+        config.parse('[image.a]\nsource = "x.y/a"\nenv_files = ["e.env"]', tmp_path / "images.toml")
+    assert words in str(caught.value)
