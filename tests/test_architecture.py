@@ -77,3 +77,13 @@ def test_one_way_to_open_an_artifact() -> None:
         if re.search(r"\b(ArtifactConfig|ChunkIndex)\.parse\(", path.read_text("utf-8"))
     }
     assert found == READERS
+
+
+def test_no_test_is_imported() -> None:
+    """What tests share is in tests/support and in fixtures, so that each can be moved and read alone."""
+    wrong = re.compile(
+        r"^\s*(from|import) tests\.([a-z0-9_.]*\.)?(test_\w+|conftest)\b|^\s*from tests[a-z_.]* import test_", re.M
+    )
+    assert wrong.search("    from tests.runner.test_a import b")
+    assert wrong.search("from tests.conftest import b")
+    assert not [path for path in (ROOT / "tests").rglob("*.py") if wrong.search(path.read_text("utf-8"))]

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.support.commands import ROOT
+
 PACKAGES = ("rootdisk", "runner", "imagetool")
 
 # Rooms that are still to be rewritten. Take a room out when it is done; the list ends empty.

@@ -7,10 +7,21 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 from imagetool.packing.manifest import Artifact, Blob, assemble
 from imagetool.targets.open import open_target
-from rootdisk.artifact.format import CHUNKS_TYPE, DISK_TYPE, ArtifactConfig, Chunk, ChunkIndex, Process, SlotExtent
+from rootdisk.artifact.format import (
+    CHUNKS_TYPE,
+    DISK_TYPE,
+    INITRAMFS_TYPE,
+    KERNEL_TYPE,
+    ArtifactConfig,
+    Chunk,
+    ChunkIndex,
+    Process,
+    SlotExtent,
+)
 from rootdisk.artifact.zstd_frames import compressor, seek_table, zero_frame
 from rootdisk.oci.documents import OCI_MANIFEST, Descriptor, Platform
 from rootdisk.oci.reference import parse_reference
@@ -115,3 +126,21 @@ def example_config() -> ArtifactConfig:
         (3, 1),
         {"team": "x"},
     )
+
+
+def with_boot(made: Sample, **changes: Any) -> Sample:
+    """The same disk as another artifact, with kernel and initramfs, and a changed config."""
+    config = ArtifactConfig.parse(
+        next(b.data for b in made.artifact.blobs if b.descriptor.media_type.endswith("json"))  # type: ignore[arg-type]
+    )
+    disk = [blob for blob in made.artifact.blobs if blob.descriptor.media_type == DISK_TYPE]
+    index = next(blob for blob in made.artifact.blobs if blob.descriptor.media_type == CHUNKS_TYPE)
+    artifact = assemble(
+        config._replace(**changes), disk, index, Blob.of_bytes(KERNEL_TYPE, KERNEL), Blob.of_bytes(INITRAMFS_TYPE, INITRAMFS)
+    )  # fmt: skip
+    return Sample(artifact, made.index, made.disk, made.blob)
+
+
+# A small disk without kernel and initramfs, and those that with_boot() adds.
+BARE = sample([*noise(8, 64 << 10), bytes(64 << 10)])
+KERNEL, INITRAMFS = noise(2, 200_000, seed=6)

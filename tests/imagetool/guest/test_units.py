@@ -17,8 +17,9 @@ from imagetool.guest.init import SOURCES
 from rootdisk import records
 from runner.channel import messages
 from runner.channel.copies import stream
+from tests.support.commands import ROOT
 
-ROOM = Path(__file__).parents[3] / "imagetool/guest/c"
+ROOM = ROOT / "imagetool/guest/c"
 FLAGS = ("-std=gnu11", "-D_GNU_SOURCE", "-g", "-O1", "-Wall", "-Wextra", f"-I{ROOM}")
 UNITS = ("log.c", "files.c", "records.c", "signals.c", "frames.c", "users.c", "program.c")
 REDIRECTED = ("users.c", "program.c")

@@ -169,4 +169,5 @@ def test_progress_is_for_terminals(proxy: FaultProxy, tmp_path: Path) -> None:
     assert process.returncode == 0
     assert re.search(rb"\rfetching \S+ \d+ of 39 MB, \d+ MB/s, \d+ s left", shown)
     again = started(proxy, tmp_path / "other")
-    assert again.communicate()[1].count("MB") == 3  # what was fetched, reused and left out
+    said = again.communicate()[1]
+    assert said.splitlines()[-1].count("MB") == 3, said  # what was fetched, reused and left out

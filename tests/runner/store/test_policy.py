@@ -20,8 +20,7 @@ from rootdisk.trust.bundle import BUNDLE_TYPE, IN_TOTO_TYPE, SIGN_PREDICATE, Bun
 from rootdisk.trust.signatures import Claim
 from runner.cli import main
 from runner.store.store import Store
-from tests.runner.store.test_possession import BARE, with_boot
-from tests.support.artifacts import Sample, noise, publish, sample
+from tests.support.artifacts import BARE, Sample, noise, publish, sample, with_boot
 from tests.support.faults import ALWAYS, Fault, FaultProxy
 from tests.support.registry import RunningRegistry, needs_registry
 from tests.support.signing import Keys, make_keys, signed_by, write_policy

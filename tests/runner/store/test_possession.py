@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from imagetool.packing.manifest import Blob, assemble
 from imagetool.targets.open import open_target
-from rootdisk.artifact.format import CHUNKS_TYPE, DISK_TYPE, INITRAMFS_TYPE, KERNEL_TYPE, ArtifactConfig
+from rootdisk.artifact.format import CHUNKS_TYPE, DISK_TYPE, KERNEL_TYPE, ArtifactConfig
 from rootdisk.errors import RootdiskError
 from rootdisk.oci.documents import OCI_MANIFEST, Digest, Platform, canonical_json
 from rootdisk.oci.reference import parse_reference
 from rootdisk.oci.repository import RegistryOptions
 from runner.store.pull import StoredArtifact, pull
 from runner.store.store import Store
-from tests.support.artifacts import Sample, noise, publish, sample
+from tests.support.artifacts import BARE, INITRAMFS, KERNEL, Sample, noise, publish, sample, with_boot
 from tests.support.faults import ALWAYS, Fault, FaultProxy
 from tests.support.registry import RunningRegistry, needs_registry
 
@@ -25,22 +24,7 @@ pytestmark = needs_registry
 
 PLAIN = RegistryOptions(plain_http=True, read_timeout_s=5, give_up_s=3)
 CHUNK = 64 << 10
-BARE = sample([*noise(8, CHUNK), bytes(CHUNK)])
 OTHER = sample(noise(3, CHUNK, seed=5))
-KERNEL, INITRAMFS = noise(2, 200_000, seed=6)
-
-
-def with_boot(made: Sample, **changes: Any) -> Sample:
-    """The same disk as another artifact, with kernel and initramfs, and a changed config."""
-    config = ArtifactConfig.parse(
-        next(b.data for b in made.artifact.blobs if b.descriptor.media_type.endswith("json"))  # type: ignore[arg-type]
-    )
-    disk = [blob for blob in made.artifact.blobs if blob.descriptor.media_type == DISK_TYPE]
-    index = next(blob for blob in made.artifact.blobs if blob.descriptor.media_type == CHUNKS_TYPE)
-    artifact = assemble(
-        config._replace(**changes), disk, index, Blob.of_bytes(KERNEL_TYPE, KERNEL), Blob.of_bytes(INITRAMFS_TYPE, INITRAMFS)
-    )  # fmt: skip
-    return Sample(artifact, made.index, made.disk, made.blob)
 
 
 MADE = with_boot(BARE)
