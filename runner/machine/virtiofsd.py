@@ -31,7 +31,7 @@ _SYS_MOUNT_SETATTR, _MOUNT_ATTR_RDONLY, _AT_FDCWD, _AT_RECURSIVE, _MNT_DETACH = 
 
 def parse(texts: Sequence[str]) -> tuple[Share, ...]:
     """The volumes of a command line, HOST:GUEST[:MODE] each, those above others first; BadInput."""
-    found = sorted(map(_parse, texts), key=lambda share: share.guest.split("/"))
+    found = sorted(map(_parse, texts), key=lambda share: share.guest.count("/"))
     guests = [share.guest for share in found]
     for guest in guests:
         if guests.count(guest) > 1:

@@ -398,5 +398,5 @@ def _explained(err: RootdiskError, vm: Vm | None, keeper: Keeper | None, folder:
     complaint = console.tail(folder / "machine.log")
     reason = console.meaning(lines) or (complaint[-1] if complaint else how) or ("" if lines else console.NOTHING)
     shown = "".join(f"\n  {line}" for line in console.telling(lines))
-    what = f"the sandbox ended without a word{': ' + reason if reason else ''}"
+    what = f"the sandbox exited before its program reported a status{': ' + reason if reason else ''}"
     return RootdiskError(what, f"its console:{shown}" if shown else "")

@@ -60,7 +60,7 @@ def test_a_failure_is_one_line(demo: str, runner: Runner, tmp_path: Path) -> Non
     done = runner("boot", *OPTIONS, demo, ROOTDISK_LIBKRUN=str(fake.path))
     assert done.returncode == 125
     assert done.stderr.startswith(
-        "runner: the sandbox ended without a word: libkrun: krun_start_enter: Invalid argument"
+        "runner: the sandbox exited before its program reported a status: libkrun: krun_start_enter: Invalid argument"
     )
     done = runner("boot", *OPTIONS, demo, ROOTDISK_LIBKRUN="libnone.so.1")
     assert done.stderr.startswith("runner: libnone.so.1 is not installed: install libkrun 1.17 or newer")

@@ -17,6 +17,7 @@ from imagetool.config import schema
 from rootdisk.artifact import zstd_frames
 from rootdisk.artifact.format import Chunk, ChunkIndex, key_tag
 from runner import cli as runner_cli
+from runner import docker_words
 from runner.disk import slot
 from tests.support.commands import ROOT
 
@@ -79,6 +80,39 @@ def _names(action: argparse.Action) -> str:
 
 def _cell(text: str) -> str:
     return text.replace("%(default)s", "").replace("%%", "%").replace("|", "\\|")
+
+
+def docker() -> str:
+    """The how-to page for people who know docker: each of its commands and options, and ours."""
+    commands, options = docker_words.COMMANDS, docker_words.OPTIONS
+    words = [*commands.values(), *(word for some in options.values() for word in some.values())]
+    same = sum(word == docker_words.SAME for word in words)
+    none = sum(word.startswith(docker_words.NOT) for word in words)
+    lines = [
+        HEAD,
+        "# From docker to the runner\n",
+        "`runner` takes docker's commands and options as far as they make sense for virtual machines: `docker run -d -p 8080:80 IMG`",
+        "is `runner run -d -p 8080:80 ARTIFACT`. If you type a word of docker that has another name here, the error says ours.\n",
+        f"Of docker's {len(words)} commands and options below, {same} are the same, {len(words) - same - none} have another name,",
+        f"and {none} are not there. Ports are published on 127.0.0.1 by default, and a sandbox in the foreground is removed",
+        "when it exits, as with `docker run --rm`; `--keep` keeps it.\n",
+        "## Commands\n",
+        "| docker | here |\n|---|---|",
+        *(f"| `{name}` | {_here(word, f'runner {name}')} |" for name, word in commands.items()),
+        "",
+    ]
+    for command, some in options.items():
+        if some:
+            lines += [f"## Options of docker {command}\n", "| docker | here |\n|---|---|"]
+            lines += [f"| `{name}` | {_here(word, name)} |" for name, word in some.items()]
+            lines.append("")
+    return "\n".join(lines)
+
+
+def _here(word: str, name: str) -> str:
+    if word == docker_words.SAME:
+        return f"same: `{name}`"
+    return _cell(word)
 
 
 def images_toml() -> str:
@@ -190,6 +224,7 @@ def pages() -> dict[str, str]:
     """Every generated file by its name."""
     return {
         "commands.md": commands(),
+        "../howto/docker.md": docker(),
         "images-toml.md": images_toml(),
         "vectors.json": json.dumps(vectors(), indent=1, sort_keys=True, ensure_ascii=False) + "\n",
     }
