@@ -1,4 +1,4 @@
-"""How compressed data begins: the one list of magic numbers."""
+"""The magic numbers with which compressed data begins."""
 
 from __future__ import annotations
 

@@ -17,6 +17,15 @@ def definitions() -> dict[str, Any]:
     return found
 
 
+def effects() -> dict[str, str]:
+    """Return what each input of the derivation changes, by the input's name, as far as an image's keys decide it.
+
+    A key of the schema says by `x-input` which input it decides, or null if it decides no bytes.
+    """
+    described = definitions()["image"]["properties"].values()
+    return {key["x-input"]: key["x-effect"] for key in described if key["x-input"] is not None}
+
+
 def keys(kind: str) -> tuple[str, ...]:
     """Every key of an image, file, owner, tls or process, in the schema's order."""
     return tuple(definitions()[kind]["properties"])

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from imagetool.build import derivation
+from imagetool.config import schema
 from imagetool.look import inspection
 from rootdisk.artifact.published import PublishedArtifact, open_artifact
 from rootdisk.errors import BadInput
@@ -18,35 +19,22 @@ from rootdisk.oci.documents import Digest, Platform
 from rootdisk.oci.reference import Reference, parse_reference
 from rootdisk.oci.repository import RegistryOptions
 
-# What hangs on an input, by the beginning of its name.
-EFFECTS = (
-    ("source", "the image's tree"),
-    ("platform", "everything"),
-    ("layout", "everything"),
-    ("writer", "everything"),
-    ("compressor", "every compressed chunk"),
-    ("guest.init", "/.rootdisk/init and the initramfs"),
-    ("guest.kernel", "the kernel's blob"),
-    ("guest.initramfs", "the initramfs's blob"),
-    ("recipe.size", "the file system's metadata"),
-    ("recipe.max_blob", "where the disk's blobs are cut"),
-    ("recipe.memory", "the artifact's config alone"),
-    ("recipe.cpus", "the artifact's config alone"),
-    ("recipe.labels", "the artifact's config alone"),
-    ("recipe.env", "/.rootdisk/env"),
-    ("recipe.tls", "/.rootdisk/tls"),
-    ("recipe.process", "/.rootdisk/process"),
-    ("recipe.spared", "owners of /.rootdisk, which stays root's"),
-    ("recipe.owners", "inodes, and the account files where a user is made"),
-    ("recipe.files", "the layer of files"),
-    ("recipe.remove", "the layer of files"),
-)
+# What inputs change that no key of images.toml decides; the schema says the same of those that keys decide.
+OTHER_EFFECTS = {
+    "layout": "everything",
+    "writer": "everything",
+    "compressor": "every compressed chunk",
+    "guest.init": "/.rootdisk/init and the initramfs",
+    "guest.initramfs": "the initramfs's blob",
+    "recipe.spared": "owners of /.rootdisk, which stays root's",
+}
 
 
 def lines(changes: Sequence[derivation.Change], layers: str) -> Iterator[str]:
-    """Each change, and what hangs on it; `layers` is what `compared_layers` says of the source."""
+    """Yield each change and its effect; `layers` is what `compared_layers` says of the source."""
+    effects = {**schema.effects(), **OTHER_EFFECTS}
     for change in changes:
-        effect = next((words for name, words in EFFECTS if change.name.startswith(name)), "")
+        effect = next((words for name, words in effects.items() if f"{change.name}.".startswith(f"{name}.")), "")
         yield f"{change} ({effect})" if effect else str(change)
         if change.name == "source" and layers:
             yield f"  {layers}"
