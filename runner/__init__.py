@@ -1,1 +1,1 @@
-"""Fetches, verifies, copies and boots rootdisk artifacts. Imports nothing that only building needs."""
+"""Fetch, verify, clone and boot rootdisk artifacts. This package needs nothing that only builds need."""

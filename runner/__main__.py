@@ -1,4 +1,4 @@
-"""`python -m runner`, and the script `runner`."""
+"""Entry point of `python -m runner` and of the script `runner`."""
 
 from runner.cli import main
 

@@ -20,6 +20,7 @@ PACKAGES = ("rootdisk", "runner", "imagetool")
 
 # Rooms that are still to be rewritten. Take a room out when it is done; the list ends empty.
 TO_DO: tuple[str, ...] = (
+    "runner/disk/grow.py",
     "bench/",
     "docs/",
     "imagetool/build/",
@@ -49,10 +50,6 @@ TO_DO: tuple[str, ...] = (
     "rootdisk/ext4/",
     "runner/channel/",
     "runner/commands/",
-    "runner/disk/",
-    "runner/machine/",
-    "runner/sandbox/",
-    "runner/store/",
     "runner/cli.py",
     "CHANGELOG.md",
     "CONTRIBUTING.md",

@@ -1,6 +1,6 @@
-"""Writing an OCI layout in a tar file (oci-archive): a layout beside it first, and the tar of that at the end.
+"""Write an OCI layout in a tar file (oci-archive). A temporary layout is filled first, then packed into the tar.
 
-The same content gives the same bytes: members in order, no times, no owners. skopeo and podman read it.
+The same content gives the same bytes: sorted members, no times, no owners. skopeo and podman can read the file.
 """
 
 from __future__ import annotations
@@ -20,35 +20,45 @@ from rootdisk.oci.referrers import belongs_to_digest
 
 
 class ArchiveTarget:
-    """A new archive file, which appears whole when the manifest with a tag is written."""
+    """A new archive file. It appears, complete, when a manifest with a tag is written. See the protocol `Target`."""
 
     def __init__(self, path: Path, *, replace: bool = False) -> None:
         self._path = path.absolute()
         if path.exists() and not replace:
-            raise BadInput(f"oci-archive:{path}: is there already", "remove it, or name another file")
+            raise BadInput(f"oci-archive:{path} exists already", "remove it, or choose another file")
         try:
             self._work = tempfile.TemporaryDirectory(prefix=".archive-", dir=self._path.parent)
         except OSError as err:
-            raise BadInput(f"oci-archive:{path}: {err.strerror}", "name a file that can be written") from err
+            raise BadInput(f"oci-archive:{path}: {err.strerror}", "choose a file that you can write") from err
         self._layout = LayoutTarget(Path(self._work.name) / "layout")
 
     def close(self) -> None:
+        """Remove the temporary layout."""
         self._layout.close()
         self._work.cleanup()
 
     def has_blob(self, descriptor: Descriptor) -> bool:
+        """Return whether a blob has been written."""
         return self._layout.has_blob(descriptor)
 
     def tags(self) -> dict[str, Digest]:
+        """Return no tags: the archive is new."""
         return {}
 
     def remove(self, digest: Digest) -> None:
-        raise Unsupported(f"oci-archive:{self._path}: an archive is not changed", "make another")
+        """Refuse to remove anything.
+
+        Raises:
+            Unsupported: Always.
+        """
+        raise Unsupported(f"oci-archive:{self._path}: an archive cannot be changed", "create a new one")
 
     def push_blob(self, descriptor: Descriptor, content: Content, *, mount: str = "") -> None:
+        """Write a blob."""
         self._layout.push_blob(descriptor, content)
 
     def push_manifest(self, raw: bytes, media_type: str, tags: Sequence[str]) -> Digest:
+        """Write a manifest. With a tag, finish the archive."""
         digest = self._layout.push_manifest(raw, media_type, tags)
         attached = media_type == OCI_MANIFEST and Manifest.parse(raw).subject is not None
         if tags and not attached and not any(map(belongs_to_digest, tags)):

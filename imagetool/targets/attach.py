@@ -1,4 +1,4 @@
-"""A file attached to an artifact or image: a manifest whose `subject` it is; image-spec 1.1, manifest.md."""
+"""Attach a file to an artifact or image, with a manifest whose `subject` it is; image-spec 1.1, manifest.md."""
 
 from __future__ import annotations
 
@@ -19,9 +19,14 @@ EMPTY = b"{}"
 
 
 def attach(name: str, file: Path, media_type: str, options: RegistryOptions | None = None) -> Digest:
-    """Attach `file` to what `name` means, an index as a whole; the digest of the manifest that does so."""
+    """Attach `file` to the manifest or index that `name` refers to. Return the digest of the new manifest.
+
+    Raises:
+        BadInput: The media type is not valid, or the file cannot be read.
+        RegistryError: The registry failed.
+    """
     if "/" not in media_type.strip("/") or not media_type.isascii() or any(map(str.isspace, media_type)):
-        raise BadInput(f"{media_type!r:.80} is no media type", "write one as application/spdx+json")
+        raise BadInput(f"{media_type!r:.80} is not a media type", "write for example application/spdx+json")
     reference = parse_reference(name)
     with contextlib.closing(open_repository(reference, options)) as repository:
         subject = repository.resolve(reference.name)
@@ -33,8 +38,8 @@ def attach(name: str, file: Path, media_type: str, options: RegistryOptions | No
         raise BadInput(f"cannot read {file}: {err.strerror}") from err
     config = Descriptor(OCI_EMPTY, Digest.of(EMPTY), len(EMPTY))
     layer = Descriptor(media_type, digest, size, {TITLE: file.name})
-    named = Descriptor(subject.media_type, subject.digest, subject.size)
-    manifest = Manifest(OCI_MANIFEST, media_type, config, (layer,), {}, named)
+    subject_descriptor = Descriptor(subject.media_type, subject.digest, subject.size)
+    manifest = Manifest(OCI_MANIFEST, media_type, config, (layer,), {}, subject_descriptor)
     with contextlib.closing(open_target(reference, options)) as target:
         push_blobs(target, [(config, lambda: iter([EMPTY])), (layer, file)])
         return target.push_manifest(canonical_json(manifest.to_json()), OCI_MANIFEST, ("",))

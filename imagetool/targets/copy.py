@@ -1,4 +1,4 @@
-"""Copying images and artifacts between registries, OCI layouts and OCI archives, byte for byte, every blob verified."""
+"""Copy images and artifacts between registries, OCI layouts and archives, byte for byte. Every blob is verified."""
 
 from __future__ import annotations
 
@@ -27,14 +27,18 @@ def copy(
     *,
     referrers: bool = True,
 ) -> Digest:
-    """Copy what `source` names, an index with all it lists, to `destination`; the digest, which stays the same.
+    """Copy `source` to `destination` and return the digest, which is unchanged. An index is copied with all its manifests.
 
-    What is attached to it goes too, such as signatures, unless `referrers` is false. `source` may be an oci-archive too.
-    Blobs that are there are not sent again; the name is written last.
+    Attached files such as signatures are copied too, unless `referrers` is false. `source` may also be an oci-archive. Blobs
+    that exist already are not sent again. The tag is written last.
+
+    Raises:
+        BadInput: A reference is not valid, or `destination` has a digest.
+        RootdiskError: Something cannot be read or written.
     """
     from_, to = parse_reference(source), parse_reference(destination)
     if to.digest is not None:
-        raise BadInput(f"{to}: a copy cannot choose its digest", "name a tag")
+        raise BadInput(f"{to}: a copy cannot choose its digest", "use a tag")
     with contextlib.ExitStack() as stack:
         repository: Repository
         if from_.kind == "oci-archive" and from_.path is not None:
@@ -44,73 +48,78 @@ def copy(
         else:
             repository = open_repository(from_, options)
         stack.callback(repository.close)
-        found = repository.resolve(from_.name)
+        descriptor = repository.resolve(from_.name)
         target = open_target(to, options)
         stack.callback(target.close)
         mount = from_.repository if from_.kind == "registry" and from_.registry == to.registry else ""
         if referrers:
-            copy_referrers(repository, to, target, found, options, mount, report)
-        return copy_manifest(repository, target, found, (to.tag,), mount, report=report)
+            copy_referrers(repository, to, target, descriptor, options, mount, report)
+        return copy_manifest(repository, target, descriptor, (to.tag,), mount, report=report)
 
 
 def copy_manifest(
     repository: Repository,
     target: Target,
-    found: Descriptor,
+    descriptor: Descriptor,
     tags: tuple[str, ...],
     mount: str = "",
     depth: int = 0,
     report: Report = silent,
 ) -> Digest:
-    """The manifest `found` and all it needs from `repository` to `target`; an index has its children copied first.
+    """Copy a manifest and its blobs from `repository` to `target`. Of an index, copy its manifests first.
 
-    `mount` is the name of `repository` in the target's own registry, if that is where it is.
+    `mount` is the name of `repository` if it is in the registry of the target, else "".
+
+    Raises:
+        BadInput: Indexes are nested too deeply.
+        Unsupported: It is neither a manifest nor an index.
     """
-    raw = repository.manifest(found)
-    if found.media_type in INDEX_TYPES:
+    raw = repository.manifest(descriptor)
+    if descriptor.media_type in INDEX_TYPES:
         if depth == INDEX_MAX_DEPTH:
-            raise BadInput(f"{found.digest}: indexes are nested more than {INDEX_MAX_DEPTH} deep")
+            raise BadInput(f"{descriptor.digest}: indexes are nested more than {INDEX_MAX_DEPTH} deep")
         for child in Index.parse(raw).manifests:
             copy_manifest(repository, target, child, (), mount, depth + 1, report)
-    elif found.media_type in MANIFEST_TYPES:
+    elif descriptor.media_type in MANIFEST_TYPES:
         manifest = Manifest.parse(raw)
         blobs = (manifest.config, *manifest.layers)
         push_blobs(target, [(blob, partial(repository.blob, blob)) for blob in blobs], mount, report)
     else:
-        raise Unsupported(f"{found.digest}: a manifest of type {found.media_type!r:.120}")
-    return target.push_manifest(raw, found.media_type, tags)
+        raise Unsupported(f"{descriptor.digest}: a manifest of type {descriptor.media_type!r:.120}")
+    return target.push_manifest(raw, descriptor.media_type, tags)
 
 
 def copy_referrers(
     repository: Repository,
     place: Reference,
     target: Target,
-    found: Descriptor,
+    descriptor: Descriptor,
     options: RegistryOptions | None = None,
     mount: str = "",
     report: Report = silent,
 ) -> None:
-    """Copy what is attached to `found`, and to all that it lists, to `target`, which `place` names.
+    """Copy everything attached to `descriptor`, and to the manifests of an index, to `target`, which `place` names.
 
-    It may come before `found` itself, so that nobody sees that without its signatures.
+    Call it before `descriptor` itself is copied, so that it is never visible without its signatures.
     """
     copied: set[Digest] = set()
-    for subject in _listed(repository, found):
+    for subject in _listed(repository, descriptor):
         _copy_attached(repository, target, subject, mount, report, copied)
         _copy_simple(repository, place, target, subject, options, mount)
 
 
-def _listed(repository: Repository, found: Descriptor, depth: int = 0) -> Iterator[Digest]:
-    if found.media_type in INDEX_TYPES and depth < INDEX_MAX_DEPTH:
-        for child in Index.parse(repository.manifest(found)).manifests:
+def _listed(repository: Repository, descriptor: Descriptor, depth: int = 0) -> Iterator[Digest]:
+    """Yield the digests of all manifests in an index, then its own."""
+    if descriptor.media_type in INDEX_TYPES and depth < INDEX_MAX_DEPTH:
+        for child in Index.parse(repository.manifest(descriptor)).manifests:
             yield from _listed(repository, child, depth + 1)
-    yield found.digest
+    yield descriptor.digest
 
 
 def _copy_attached(
     repository: Repository, target: Target, subject: Digest, mount: str, report: Report, copied: set[Digest]
 ) -> None:
-    """Copy referrers, and their own first; a digest cannot be its own subject, so this ends."""
+    """Copy referrers, and the referrers of each before it. A digest cannot be its own subject, so this ends."""
     for item in repository.referrers(subject):
         if item.digest in copied or item.media_type not in MANIFEST_TYPES:
             continue
@@ -128,13 +137,13 @@ def _copy_simple(
     options: RegistryOptions | None,
     mount: str,
 ) -> None:
-    """Copy simple signatures; those that are at the target already stay."""
+    """Copy simple signatures. Those that the target already has are kept."""
     manifest = simple_manifest(repository, subject)
     if manifest is None:
         return
     earlier = None
     if place.kind != "oci-archive":
-        with contextlib.closing(open_repository(place, options)) as there:
-            earlier = simple_manifest(there, subject)
+        with contextlib.closing(open_repository(place, options)) as destination:
+            earlier = simple_manifest(destination, subject)
     layers = [(layer, partial(repository.blob, layer)) for layer in manifest.layers]
     push_simple(target, subject, layers, earlier, mount)

@@ -1,4 +1,4 @@
-"""One name for several platforms: an OCI index over artifacts or images that are published already."""
+"""Write an OCI index over published artifacts or images: a single tag for several platforms."""
 
 from __future__ import annotations
 
@@ -32,10 +32,14 @@ def make_index(
     options: RegistryOptions | None = None,
     allow: Callable[[Digest], None] = lambda digest: None,
 ) -> Digest:
-    """The index of `sources` as `target`, all of them copied beside it; its digest.
+    """Copy `sources` to the repository of `target` and write an index of them as `target`. Return its digest.
 
-    A source may be an index itself: then what it lists is listed. BadInput where two are for one platform. `allow` is told the
-    digest before the tag is written, and may raise.
+    If a source is an index, its manifests are listed. `allow` is called with the digest before the tag is written, and may
+    raise to prevent that.
+
+    Raises:
+        BadInput: `target` has no tag, or two sources have the same platform.
+        Unsupported: A source is not an image or artifact.
     """
     to = parse_reference(target)
     if to.digest is not None or not to.tag:
@@ -44,16 +48,18 @@ def make_index(
     with contextlib.closing(open_target(to, options)) as place:
         for source in map(parse_reference, sources):
             with contextlib.closing(open_repository(source, options)) as repository:
-                for found in _manifests(repository, source):
-                    described = _described(repository, found)
+                for descriptor in _manifests(repository, source):
+                    described = _describe(repository, descriptor)
                     assert described.platform is not None
                     if described.platform in entries:
-                        raise BadInput(f"{source}: a second one for {described.platform}", "name each platform once")
+                        raise BadInput(
+                            f"{source} is a second image for {described.platform}", "use one image for each platform"
+                        )
                     entries[described.platform] = described
                     mount = source.repository if (source.kind, source.registry) == ("registry", to.registry) else ""
                     if source.place != to.place:
-                        copy_referrers(repository, to, place, found, options, mount)
-                    copy_manifest(repository, place, found, (), mount)
+                        copy_referrers(repository, to, place, descriptor, options, mount)
+                    copy_manifest(repository, place, descriptor, (), mount)
         listed = tuple(entries[platform] for platform in sorted(entries, key=str))
         raw = canonical_json(Index(OCI_INDEX, listed, {}).to_json())
         allow(Digest.of(raw))
@@ -61,17 +67,21 @@ def make_index(
 
 
 def _manifests(repository: Repository, source: Reference) -> Sequence[Descriptor]:
-    found = repository.resolve(source.name)
-    if found.media_type in INDEX_TYPES:
-        return Index.parse(repository.manifest(found)).manifests
-    return (found,)
+    """Return the manifest that `source` names, or those of the index that it names."""
+    descriptor = repository.resolve(source.name)
+    if descriptor.media_type in INDEX_TYPES:
+        return Index.parse(repository.manifest(descriptor)).manifests
+    return (descriptor,)
 
 
-def _described(repository: Repository, found: Descriptor) -> Descriptor:
-    """`found` with its platform and artifact type, as its own config says."""
-    if found.media_type not in MANIFEST_TYPES:
-        raise Unsupported(f"{found.digest}: a manifest of type {found.media_type!r:.120}", "indexes are not nested")
-    manifest = Manifest.parse(repository.manifest(found))
+def _describe(repository: Repository, descriptor: Descriptor) -> Descriptor:
+    """Return `descriptor` with the platform of its config and its artifact type."""
+    if descriptor.media_type not in MANIFEST_TYPES:
+        what = f"{descriptor.digest}: a manifest of type {descriptor.media_type!r:.120}"
+        raise Unsupported(what, "nested indexes are not supported")
+    manifest = Manifest.parse(repository.manifest(descriptor))
     raw = read_blob(repository, manifest.config, CONFIG_MAX_BYTES)
     config = ArtifactConfig if manifest.config.media_type == CONFIG_TYPE else ImageConfig
-    return found._replace(annotations={}, platform=config.parse(raw).platform, artifact_type=manifest.artifact_type)
+    return descriptor._replace(
+        annotations={}, platform=config.parse(raw).platform, artifact_type=manifest.artifact_type
+    )

@@ -1,7 +1,7 @@
-"""Writing an OCI image layout directory (image-spec image-layout.md), so that any process may be killed at any time.
+"""Write an OCI image layout directory (image-spec image-layout.md). Processes may be killed at any time.
 
-Blobs get their name by rename after their digest was checked and they were synced; index.json is replaced the same
-way, under a lock of the directory, last. skopeo, umoci and oras read the result.
+A blob is verified and synced before the rename to its final name. index.json is replaced in the same way, last, under a lock
+of the directory. skopeo, umoci and oras can read the result.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from rootdisk.oci.layout import REF_NAME, LayoutRepository
 from rootdisk.oci.repository import describe_manifest, verified
 
 _PARTIAL = ".partial-"
-_PARTIAL_MAX_AGE_S = 86400  # older ones belong to a process that was killed
+_PARTIAL_MAX_AGE_S = 86400  # older ones were left by killed processes
 
 
 class LayoutTarget:
-    """One layout directory, made when it is not there."""
+    """A layout directory, created if it is missing. See the protocol `Target`."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -44,7 +44,7 @@ class LayoutTarget:
             path.mkdir(parents=True, exist_ok=True)
             self._directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as err:
-            raise BadInput(f"oci:{path}: {err.strerror}", "name a directory that can be written to") from err
+            raise BadInput(f"oci:{path}: {err.strerror}", "choose a directory that you can write to") from err
         try:
             with self._locked():
                 self._prepare()
@@ -53,31 +53,43 @@ class LayoutTarget:
             raise
 
     def close(self) -> None:
+        """Close the directory."""
         if self._directory >= 0:
             os.close(self._directory)
             self._directory = -1
 
     def has_blob(self, descriptor: Descriptor) -> bool:
+        """Return whether the layout has an intact blob. A damaged one is removed."""
         with self._blobs(descriptor.digest) as folder:
             try:
-                found = os.stat(descriptor.digest.hex, dir_fd=folder, follow_symlinks=False)
+                info = os.stat(descriptor.digest.hex, dir_fd=folder, follow_symlinks=False)
             except FileNotFoundError:
                 return False
-            # It got its name only after it was checked. But that may be long ago, and others may be linked to it.
-            if found.st_size == descriptor.size and _is_whole(folder, descriptor):
+            # It was verified when it got its name, but may have changed since then, also through a hard link.
+            if info.st_size == descriptor.size and _is_intact(folder, descriptor):
                 return True
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(descriptor.digest.hex, dir_fd=folder)
             return False
 
     def push_blob(self, descriptor: Descriptor, content: Content, *, mount: str = "") -> None:
+        """Write a blob, unless it exists. A file is linked if possible.
+
+        Raises:
+            DigestMismatch: `content` does not match `descriptor`.
+        """
         if self.has_blob(descriptor):
             return
         with self._blobs(descriptor.digest) as folder:
-            if not isinstance(content, Path) or not _linked(folder, descriptor, content):
+            if not isinstance(content, Path) or not _link(folder, descriptor, content):
                 _write(folder, descriptor.digest.hex, verified(pieces(content), descriptor))
 
     def push_manifest(self, raw: bytes, media_type: str, tags: Sequence[str]) -> Digest:
+        """Write a manifest or index and point `tags` to it.
+
+        Raises:
+            BadInput: It is too large, or index.json is full.
+        """
         digest = Digest.of(raw)
         if len(raw) > MANIFEST_MAX_BYTES:
             raise BadInput(f"manifest {digest}: {len(raw)} bytes are more than the {MANIFEST_MAX_BYTES} allowed")
@@ -90,20 +102,24 @@ class LayoutTarget:
         return digest
 
     def tags(self) -> dict[str, Digest]:
-        listed = LayoutRepository(self._path)
+        """Return every tag and the manifest that it names."""
+        repository = LayoutRepository(self._path)
         try:
-            return {tag: item.digest for item in listed.index().manifests if (tag := item.annotations.get(REF_NAME))}
+            return {
+                tag: item.digest for item in repository.index().manifests if (tag := item.annotations.get(REF_NAME))
+            }
         finally:
-            listed.close()
+            repository.close()
 
     def remove(self, digest: Digest) -> None:
-        """No entry of index.json leads to `digest`, or is attached to it; blobs stay, as other writers may rely on them."""
+        """Remove a manifest and everything attached to it from index.json. Blobs stay: other processes may rely on them."""
         with self._locked():
             index = dict(self._read_index())
-            index["manifests"] = [item for item in index["manifests"] if not self._goes(item, digest)]
+            index["manifests"] = [item for item in index["manifests"] if not self._belongs_to(item, digest)]
             _write(self._directory, "index.json", iter([canonical_json(index)]))
 
-    def _goes(self, item: dict[str, Any], digest: Digest) -> bool:
+    def _belongs_to(self, item: dict[str, Any], digest: Digest) -> bool:
+        """Return whether an entry is the manifest `digest` or is attached to it."""
         if item["digest"] == str(digest):
             return True
         if item["mediaType"] != OCI_MANIFEST:
@@ -113,7 +129,7 @@ class LayoutTarget:
         return subject is not None and subject.digest == digest
 
     def _list(self, descriptor: Descriptor, tags: Sequence[str]) -> None:
-        """Point `tags` to `descriptor` in index.json; all other entries stay as they are, unknown fields included."""
+        """Point `tags` to `descriptor` in index.json. Other entries and unknown fields are unchanged."""
         index = dict(self._read_index())
         moved = {tag for tag in tags if tag}
         kept = [
@@ -139,31 +155,31 @@ class LayoutTarget:
     def _read_index(self) -> dict[str, Any]:
         repository = LayoutRepository(self._path)
         try:
-            repository.index()  # every entry well formed, else BadInput
+            repository.index()  # check every entry
             return dict(parse_json(repository.index_json(), f"oci:{self._path}: index.json"))
         finally:
             repository.close()
 
     def _prepare(self) -> None:
-        """Make what is missing of an empty layout; refuse a directory that holds something else."""
+        """Create the missing parts of an empty layout. Refuse a directory with other files."""
         names = set(os.listdir(self._directory))
         for name in names:
             if name.startswith(_PARTIAL):
                 _remove_stale(self._directory, name)
         if "oci-layout" not in names:
-            strangers = {name for name in names if not name.startswith(".")} - {"blobs", "index.json"}
-            if strangers:
-                raise BadInput(f"oci:{self._path}: not an OCI layout and not empty", "name a new or empty directory")
+            other_names = {name for name in names if not name.startswith(".")} - {"blobs", "index.json"}
+            if other_names:
+                raise BadInput(f"oci:{self._path}: not an OCI layout and not empty", "choose a new or empty directory")
             _make_directory(self._directory, "blobs")
             if "index.json" not in names:
                 empty = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": []}
                 _write(self._directory, "index.json", iter([canonical_json(empty)]))
             _write(self._directory, "oci-layout", iter([json.dumps({"imageLayoutVersion": "1.0.0"}).encode()]))
-        LayoutRepository(self._path).close()  # a version we know, else Unsupported
+        LayoutRepository(self._path).close()  # check the version
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        """One writer of index.json at a time, across processes; flock(2) of the directory itself leaves no file."""
+        """Be the only writer of index.json in all processes. flock(2) of the directory needs no lock file."""
         lock = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -173,7 +189,7 @@ class LayoutTarget:
 
     @contextlib.contextmanager
     def _blobs(self, digest: Digest) -> Iterator[int]:
-        """A descriptor of blobs/ALGORITHM, made where missing, no link followed."""
+        """Yield a descriptor of blobs/ALGORITHM, created if missing. Links are not followed."""
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
         _make_directory(self._directory, "blobs")
         blobs = os.open("blobs", flags, dir_fd=self._directory)
@@ -189,7 +205,8 @@ class LayoutTarget:
             os.close(folder)
 
 
-def _is_whole(folder: int, descriptor: Descriptor) -> bool:
+def _is_intact(folder: int, descriptor: Descriptor) -> bool:
+    """Return whether the content of a blob matches its digest."""
     try:
         file = os.open(descriptor.digest.hex, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
         with os.fdopen(file, "rb") as stream:
@@ -201,6 +218,7 @@ def _is_whole(folder: int, descriptor: Descriptor) -> bool:
 
 
 def _make_directory(parent: int, name: str) -> bool:
+    """Create a directory. Return False if it exists already."""
     try:
         os.mkdir(name, 0o755, dir_fd=parent)
     except FileExistsError:
@@ -209,7 +227,7 @@ def _make_directory(parent: int, name: str) -> bool:
 
 
 def _write(folder: int, name: str, content: Iterator[bytes]) -> None:
-    """All of `content` as `name` in `folder`, or nothing: temporary file, sync, rename, sync of the folder."""
+    """Write the file `name` in `folder` atomically: temporary file, sync, rename, sync of the directory."""
     for stale in os.listdir(folder) if name != "index.json" else ():
         if stale.startswith(_PARTIAL):
             _remove_stale(folder, stale)
@@ -230,18 +248,18 @@ def _write(folder: int, name: str, content: Iterator[bytes]) -> None:
     os.fsync(folder)
 
 
-def _linked(folder: int, descriptor: Descriptor, file: Path) -> bool:
-    """`file` itself under the blob's name, once it is verified and synced; False where it cannot be linked."""
+def _link(folder: int, descriptor: Descriptor, file: Path) -> bool:
+    """Verify and sync `file` and link it as the blob. Return False if it cannot be linked."""
     with file.open("rb") as stream:
         for _ in verified(iter(lambda: stream.read(PIECE_BYTES), b""), descriptor):
             pass
         os.fsync(stream.fileno())
         try:
-            # By the descriptor, so that it is what has been verified.
+            # Link through the descriptor: the path may name another file by now.
             os.link(f"/proc/self/fd/{stream.fileno()}", descriptor.digest.hex, dst_dir_fd=folder, follow_symlinks=True)
         except FileExistsError:
             return True
-        except OSError:  # another file system, or one without links
+        except OSError:  # another file system, or no support for links
             return False
     os.fsync(folder)
     return True

@@ -1,4 +1,4 @@
-"""Open what an artifact is written to: the only module that knows every kind of target."""
+"""Choose the kind of target for a reference: the only module that knows all kinds."""
 
 from __future__ import annotations
 
@@ -9,7 +9,11 @@ from rootdisk.oci.repository import RegistryOptions
 
 
 def open_target(reference: Reference, options: RegistryOptions | None = None) -> Target:
-    """The place that `reference` names, made where it is a layout directory that does not exist yet."""
+    """Open the place that `reference` names for writing. A missing layout directory is created.
+
+    Raises:
+        BadInput: It is not a place to write to.
+    """
     if reference.kind == "registry":
         from imagetool.targets.registry import RegistryTarget
 

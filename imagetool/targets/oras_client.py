@@ -1,8 +1,8 @@
-"""oras-py's client for publishing, with the runner's session, credentials, deadlines and retries.
+"""Publish through oras-py, with our own session, credentials, deadlines and retries.
 
-What is oras's: Registry.do_request, which asks, has a challenge answered, and asks again. What is ours, because oras 0.2.43
-lets credentials travel or waits for ever: its retry decorator is bypassed (`__wrapped__`), and session and answer are
-the runner's. The runner itself does without oras, which takes longer to load than a small disk to fetch.
+From oras comes Registry.do_request: send, answer a challenge, send again. Its retry decorator is bypassed (`__wrapped__`), and
+session and authentication are ours, because oras 0.2.43 sends credentials to other hosts and can wait forever. The runner
+does not use oras: loading it takes longer than fetching a small disk.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from rootdisk.registry.client import RegistryClient
 
 
 class _Auth(Auth, oras.auth.TokenAuth):  # type: ignore[misc]
-    """do_request takes tokens from its own class only. oras's own answer never renews one and knows no basic challenge."""
+    """Our Auth as the class that do_request expects. That of oras never renews a token and has no basic authentication."""
 
 
 class OrasClient(RegistryClient):
-    """A RegistryClient whose exchanges are oras's. Safe to use from several threads."""
+    """A RegistryClient that sends requests through oras. Threads may share it."""
 
     def __init__(self, registry: str, repository: str, options: RegistryOptions) -> None:
         super().__init__(registry, repository, options)

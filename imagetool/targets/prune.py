@@ -1,7 +1,7 @@
-"""What may go from a repository of artifacts: old versions, keys that lead to nothing that a version needs, and what is
-attached to either.
+"""Choose the tags to remove from a repository of artifacts.
 
-Artifacts have no dates, so versions are ordered by their names: 1.9 before 1.10.
+These are old versions, key tags that no remaining version uses, and files attached to either. Artifacts have no dates, so
+versions are sorted by name: 1.9 comes before 1.10.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ _KEY = re.compile(rf"{KEY_TAG_PREFIX}[0-9a-f]{{{KEY_TAG_DIGITS}}}\Z")
 def outdated(
     tags: Mapping[str, Digest], children: Callable[[Digest], Collection[Digest]], keep: int | None
 ) -> list[str]:
-    """Tags to remove, sorted: all but the last `keep` versions (None: no version), and the keys of what is left unused.
+    """Return the tags to remove, sorted: all but the last `keep` versions, and unused key tags.
 
-    `children` gives what an index lists. No tag is named whose manifest a version that stays needs.
+    If `keep` is None, no version is removed. `children` returns the manifests of an index. A manifest that a remaining version
+    needs is never removed.
     """
     attached = {tag for tag in tags if belongs_to_digest(tag)}
     versions = sorted((tag for tag in tags.keys() - attached if not _KEY.match(tag) and tag != "latest"), key=_natural)
@@ -30,8 +31,10 @@ def outdated(
     for tag in tags.keys() - dropped - attached:
         if not _KEY.match(tag):
             needed |= {tags[tag], *children(tags[tag])}
-    gone = {tag for tag in tags if (tag in dropped or _KEY.match(tag)) and tags[tag] not in needed}
-    return sorted(gone | (attached & {name(tags[tag]) for tag in gone for name in (referrers_tag, signatures_tag)}))
+    removed = {tag for tag in tags if (tag in dropped or _KEY.match(tag)) and tags[tag] not in needed}
+    return sorted(
+        removed | (attached & {name(tags[tag]) for tag in removed for name in (referrers_tag, signatures_tag)})
+    )
 
 
 def _natural(tag: str) -> list[tuple[int, int, str]]:

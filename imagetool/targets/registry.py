@@ -1,4 +1,4 @@
-"""Writing to a repository of a registry: distribution-spec 1.1, "Push"; how a blob gets there is in upload.py."""
+"""Write to a repository of a registry: distribution-spec 1.1, "Push". upload.py sends blobs."""
 
 from __future__ import annotations
 
@@ -36,21 +36,28 @@ _NEXT = re.compile(r"\s*<([^>]*)>\s*;\s*rel=\"?next")
 
 
 class RegistryTarget:
-    """One repository."""
+    """A repository of a registry. See the protocol `Target`."""
 
     def __init__(self, registry: str, repository: str, options: RegistryOptions) -> None:
         self.client = OrasClient(registry, repository, options)
         self._place = registry, repository, options
 
     def close(self) -> None:
+        """Close all connections."""
         self.client.close()
 
     def has_blob(self, descriptor: Descriptor) -> bool:
+        """Return whether the registry has a blob.
+
+        Raises:
+            DigestMismatch: It has another size there.
+        """
+
         def once() -> bool:
             try:
                 return self._has("HEAD", descriptor, {})
             except RegistryError as err:
-                # A URL that is signed for GET says 403 to HEAD, and some servers do not know HEAD.
+                # A URL signed for GET answers HEAD with 403, and some servers do not support HEAD.
                 if err.status not in (403, 405, 501) and not (err.temporary and err.status == 401):
                     raise
             return self._has("GET", descriptor, {"Range": "bytes=0-0"} if descriptor.size else {})
@@ -68,37 +75,49 @@ class RegistryTarget:
                 raise DigestMismatch(
                     f"{self.client.name}: blob {descriptor.digest} has {printable(length, 20)} bytes, "
                     f"not {descriptor.size}",
-                    "the registry's copy is damaged",
+                    "the copy in the registry is damaged",
                 )
             return response.status_code != 404
 
     def push_blob(self, descriptor: Descriptor, content: Content, *, mount: str = "") -> None:
-        if self.has_blob(descriptor) or (mount and self._mounted(descriptor, mount)):
+        """Write a blob, unless it exists. Try to mount it from the repository `mount` first."""
+        if self.has_blob(descriptor) or (mount and self._mount(descriptor, mount)):
             return
         Upload(self.client, descriptor, content).run()
 
-    def _mounted(self, descriptor: Descriptor, repository: str) -> bool:
-        """distribution-spec, "Mounting a blob from another repository"; a registry may start an upload instead."""
+    def _mount(self, descriptor: Descriptor, repository: str) -> bool:
+        """Mount a blob from another repository; distribution-spec, "Mounting a blob from another repository".
+
+        Return False if the registry does not do it.
+        """
         query = urlencode({"mount": str(descriptor.digest), "from": repository})
         try:
             with self.client.request("POST", f"blobs/uploads/?{query}", expect=(201, 202)) as response:
                 return response.status_code == 201
         except RegistryError:
-            return False  # no right to look there, or not known: sending it tells more
+            return False  # not allowed, or not supported: send the blob
 
     def push_manifest(self, raw: bytes, media_type: str, tags: Sequence[str]) -> Digest:
+        """Write a manifest or index and point `tags` to it.
+
+        Raises:
+            BadInput: It is too large.
+        """
         digest = Digest.of(raw)
         if len(raw) > MANIFEST_MAX_BYTES:
             raise BadInput(f"manifest {digest}: {len(raw)} bytes are more than the {MANIFEST_MAX_BYTES} allowed")
         for name in [tag for tag in tags if tag] or [str(digest)]:
-            known = self._put_manifest(name, raw, media_type, digest)
+            accepted_subject = self._put_manifest(name, raw, media_type, digest)
         subject = Manifest.parse(raw).subject if media_type == OCI_MANIFEST else None
-        if subject is not None and known != str(subject.digest):
+        if subject is not None and accepted_subject != str(subject.digest):
             self._list_referrer(subject.digest, describe_manifest(raw, digest, self.client.name))
         return digest
 
     def _list_referrer(self, subject: Digest, referrer: Descriptor) -> None:
-        """distribution-spec 1.1, "Pushing Manifests with Subject": a registry without the API gets a tag with their list."""
+        """Add an entry to the tag that lists referrers, for registries without the referrers API.
+
+        See distribution-spec 1.1, "Pushing Manifests with Subject".
+        """
         tag = referrers_tag(subject)
         repository = RegistryRepository(*self._place)
         try:
@@ -114,18 +133,22 @@ class RegistryTarget:
             self.push_manifest(raw, OCI_INDEX, (tag,))
 
     def tags(self) -> dict[str, Digest]:
-        """distribution-spec, "Listing tags": every tag and the manifest it names."""
+        """Return every tag and the manifest that it names; distribution-spec, "Listing tags".
+
+        Raises:
+            BadInput: The list is too long or not valid.
+        """
         names: list[str] = []
         path = f"tags/list?n={TAGS_PAGE}"
         while path:
             raw, headers = self.client.get(path, MANIFEST_MAX_BYTES, {})
-            said = Fields(parse_json(raw, f"{self.client.name}: tags"), f"{self.client.name}: list of tags")
-            names += said.texts("tags", TAGS_MAX_COUNT - len(names), limit=128)
+            fields = Fields(parse_json(raw, f"{self.client.name}: tags"), f"{self.client.name}: list of tags")
+            names += fields.texts("tags", TAGS_MAX_COUNT - len(names), limit=128)
             for name in names:
                 if not is_tag(name):
-                    raise BadInput(f"{self.client.name}: a tag {printable(name, 128)!r}, which is not valid")
-            found = _NEXT.match(headers.get("Link", ""))
-            path = found[1] if found else ""
+                    raise BadInput(f"{self.client.name}: tag {printable(name, 128)!r} is not valid")
+            match = _NEXT.match(headers.get("Link", ""))
+            path = match[1] if match else ""
         repository = RegistryRepository(*self._place)
         try:
             return {name: repository.resolve(name).digest for name in names}
@@ -133,42 +156,49 @@ class RegistryTarget:
             repository.close()
 
     def remove(self, digest: Digest) -> None:
+        """Delete a manifest and its tags.
+
+        Raises:
+            Unsupported: The registry does not delete.
+        """
+
         def once() -> int:
             with self.client.request("DELETE", f"manifests/{digest}", expect=(200, 202, 204, 404, 405)) as response:
                 status = int(response.status_code)
-            if status == 404:  # gone already, or never to be deleted this way
+            if status == 404:  # already deleted, or deleting is not supported
                 with self.client.request("HEAD", f"manifests/{digest}", expect=(200, 404), headers=ACCEPT) as response:
                     return 405 if response.status_code == 200 else 404
             return status
 
         if self.client.retry().run(once) == 405:
             raise Unsupported(
-                f"{self.client.name}: this registry does not delete", "its own interface or a setting may"
+                f"{self.client.name}: this registry does not delete manifests",
+                "use its web interface, or change its configuration",
             )
 
     def _put_manifest(self, name: str, raw: bytes, media_type: str, digest: Digest) -> str:
-        """The digest of the subject that the registry has understood, if there is one."""
+        """Write a manifest. Return the digest of its subject if the registry has processed it, else ""."""
 
         def once() -> tuple[str, str]:
             headers = {"Content-Type": media_type}
-            # 201 by the specification; some say 200, or 202 before it can be seen.
+            # The specification says 201. Some registries answer 200, or 202 before the manifest is visible.
             with self.client.request(
                 "PUT", f"manifests/{name}", expect=(200, 201, 202), headers=headers, data=raw
             ) as response:
-                said = response.headers
-                return str(said.get("Docker-Content-Digest", "")), str(said.get("OCI-Subject", ""))
+                answer = response.headers
+                return str(answer.get("Docker-Content-Digest", "")), str(answer.get("OCI-Subject", ""))
 
-        said, subject = self.client.retry().run(once)
-        if said != str(digest):
-            # The header is optional before distribution-spec 1.1: read back what the name means now.
+        stored, subject = self.client.retry().run(once)
+        if stored != str(digest):
+            # The header is optional before distribution-spec 1.1: read the manifest back.
             accept = {"Accept": ", ".join((*MANIFEST_TYPES, *INDEX_TYPES))}
             retry = self.client.retry()
             while True:
                 try:
-                    found, _ = self.client.get(f"manifests/{name}", MANIFEST_MAX_BYTES, accept)
+                    present, _ = self.client.get(f"manifests/{name}", MANIFEST_MAX_BYTES, accept)
                     break
                 except RegistryError as err:
                     err.temporary |= err.status == 404
                     retry.wait(err)
-            check_manifest(found, digest, f"{self.client.name}:{name}")
+            check_manifest(present, digest, f"{self.client.name}:{name}")
         return subject

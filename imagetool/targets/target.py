@@ -1,6 +1,6 @@
-"""Where images and artifacts are written to: an OCI layout on disk (the default) or a repository of a registry.
+"""Write access to the places of images and artifacts: registries, OCI layouts and archives.
 
-Order is the caller's: blobs first, the manifest last, so that no name ever leads to something incomplete.
+The caller writes blobs first and the manifest last, so no tag ever names something incomplete.
 """
 
 from __future__ import annotations
@@ -14,53 +14,60 @@ from imagetool.content import Content
 from imagetool.progress import Counted, Report, silent
 from rootdisk.oci.documents import Descriptor, Digest
 
-UPLOADS = 4  # blobs at once: registries take their time to hash and keep each
+UPLOADS = 4  # parallel uploads: registries need time to hash and store each blob
 
 
 class Target(Protocol):
-    """Write access to one repository or layout."""
+    """A repository, layout or archive to write to."""
 
-    def has_blob(self, descriptor: Descriptor) -> bool: ...
+    def has_blob(self, descriptor: Descriptor) -> bool:
+        """Return whether a blob is there."""
 
     def push_blob(self, descriptor: Descriptor, content: Content, *, mount: str = "") -> None:
-        """Write one blob, unless it is there; DigestMismatch where `content` is not what `descriptor` says.
+        """Write a blob, unless it is there. `mount` is a repository of the same registry that has it, or "".
 
-        `mount` is a repository of the same registry that has it, "" where none is known.
+        Raises:
+            DigestMismatch: `content` does not match `descriptor`.
         """
 
     def push_manifest(self, raw: bytes, media_type: str, tags: Sequence[str]) -> Digest:
-        """Write a manifest or index whose blobs are there, and point `tags` to it; its digest.
+        """Write a manifest or index after its blobs, and point `tags` to it. Return its digest.
 
-        A tag "" means listed without a name; no tags at all means stored only, as the children of an index are.
+        The tag "" lists it without a name. No tags at all means that it is only stored, for example as part of an index.
         """
 
     def tags(self) -> dict[str, Digest]:
-        """Every tag there is, and the manifest it names."""
+        """Return every tag and the manifest that it names."""
 
     def remove(self, digest: Digest) -> None:
-        """Remove a manifest, and with it all tags that name it."""
+        """Remove a manifest and all tags that name it."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Release files and connections."""
 
 
 def push_blobs(
     target: Target, blobs: Iterable[tuple[Descriptor, Content]], mount: str = "", report: Report = silent
 ) -> None:
-    """All blobs, several at once; `mount` as in Target.push_blob. The first error ends it, when what was begun has ended."""
-    different = {descriptor.digest: (descriptor, content) for descriptor, content in blobs}
-    counted = Counted(report("publishing"), sum(descriptor.size for descriptor, _ in different.values()))
+    """Write blobs, several in parallel. `mount` is that of `Target.push_blob`.
+
+    Raises:
+        RootdiskError: The first error. Uploads in progress are finished, others are cancelled.
+    """
+    unique = {descriptor.digest: (descriptor, content) for descriptor, content in blobs}
+    counted = Counted(report("publishing"), sum(descriptor.size for descriptor, _ in unique.values()))
 
     def push(descriptor: Descriptor, content: Content) -> None:
         digest = descriptor.digest
-        shown = content if isinstance(content, Path) else lambda: counted.pieces(digest, content())
-        target.push_blob(descriptor, shown, mount=mount)
+        counted_content = content if isinstance(content, Path) else lambda: counted.pieces(digest, content())
+        target.push_blob(descriptor, counted_content, mount=mount)
         counted.at(digest, descriptor.size)
 
     with ThreadPoolExecutor(UPLOADS, "push") as pool:
-        sent = [pool.submit(push, *blob) for blob in different.values()]
+        uploads = [pool.submit(push, *blob) for blob in unique.values()]
         try:
-            for future in sent:
-                future.result()
+            for upload in uploads:
+                upload.result()
         finally:
-            for future in sent:
-                future.cancel()
+            for upload in uploads:
+                upload.cancel()

@@ -1,6 +1,7 @@
-"""One blob's way into a registry: POST, then a PUT of all of it; a broken one goes on where the registry is.
+"""Upload a blob to a registry: POST, then a PUT of all of it. An interrupted upload is resumed.
 
-distribution-spec 1.1, "Pushing blobs". A registry that does not say how far it is, or takes no rest, is sent the blob again.
+See distribution-spec 1.1, "Pushing blobs". If the registry does not tell how much it has, or refuses the rest, the complete
+blob is sent again.
 """
 
 from __future__ import annotations
@@ -18,21 +19,27 @@ from rootdisk.registry.client import RegistryClient
 from rootdisk.urls import parse_url
 
 SLOW_BYTES_PER_S = 1 << 20
-PROGRESS_BYTES = 1 << 20  # after so many more an upload may break again
+PROGRESS_BYTES = 1 << 20  # after this many more bytes an upload may fail again
 _TAKEN = re.compile(r"(?:bytes=)?0-(\d{1,19})\Z")
 
 
 class Upload:
-    """`content` into the repository of `client`, as `descriptor` says: DigestMismatch where it is something else."""
+    """The upload of `content` to the repository of `client`, as the blob `descriptor`."""
 
     def __init__(self, client: RegistryClient, descriptor: Descriptor, content: Content) -> None:
         self._client, self._descriptor, self._content = client, descriptor, content
-        self._place = ""  # where to upload to; changes with each answer
-        self._taken = 0  # bytes that are there
-        self._goes_on = True  # so far as is known
+        self._place = ""  # the URL for the next request; changes with each response
+        self._taken = 0  # bytes that the registry has
+        self._can_resume = True  # as far as known
 
     def run(self) -> None:
-        # An upload that broke late may start over, so the time it took counts as well.
+        """Upload the blob, with retries.
+
+        Raises:
+            DigestMismatch: The content does not match the descriptor.
+            RegistryError: The registry failed or refused it.
+        """
+        # An upload may have to start again after a late failure, so allow time for the whole blob.
         retry = self._client.retry(self._client.options.give_up_s + self._descriptor.size / SLOW_BYTES_PER_S)
         most = 0
         while True:
@@ -41,7 +48,7 @@ class Upload:
                 return
             except RegistryError as err:
                 if self._taken and not err.temporary:
-                    self._goes_on = False  # the blob itself may be welcome
+                    self._can_resume = False  # the complete blob may be accepted
                 else:
                     retry.wait(err)
             self._look()
@@ -50,26 +57,28 @@ class Upload:
                 retry.progress()
 
     def _send(self) -> None:
-        """All that is missing, in one request, which ends the upload."""
+        """Send everything that is missing in one request, which ends the upload."""
         if not self._place:
             with self._client.request("POST", "blobs/uploads/", expect=(202,)) as response:
                 self._place = _location(response)
             if not self._place:
-                raise RegistryError(f"{self._client.name}: no place to upload to", temporary=True)
+                raise RegistryError(f"{self._client.name}: the registry sent no URL for the upload", temporary=True)
         size = self._descriptor.size
         headers = {"Content-Type": "application/octet-stream"}
         if self._taken:
-            headers["Content-Range"] = f"{self._taken}-{size - 1}"  # the specification's form, which is not RFC 9110's
+            headers["Content-Range"] = (
+                f"{self._taken}-{size - 1}"  # the form of the specification, which differs from RFC 9110
+            )
         place = self._client.url(self._place).with_query(f"digest={self._descriptor.digest}")
-        # An empty body object would be sent chunked; many registries refuse that.
+        # An empty Body would be sent chunked, which many registries refuse.
         body = Body(self._descriptor, self._content, self._taken) if self._taken < size else b""
         with self._client.request("PUT", str(place), expect=(200, 201, 202, 204), headers=headers, data=body):
             pass
 
     def _look(self) -> None:
-        """Find out where to go on; from the start where that is not to be known."""
+        """Find out how much the registry has. If that is unknown, start again."""
         place, self._place, self._taken = self._place, "", 0
-        if not place or not self._goes_on:
+        if not place or not self._can_resume:
             return
 
         def once() -> tuple[str, str]:
@@ -77,19 +86,22 @@ class Upload:
                 return response.headers.get("Range", ""), _location(response)
 
         try:
-            said, where = self._client.retry().run(once)
+            range_, location = self._client.retry().run(once)
         except RegistryError:
             return
-        found = _TAKEN.match(said)
-        taken = int(found[1]) + 1 if found else 0
-        if 1 < taken <= self._descriptor.size:  # "0-0" is said where there is nothing
-            self._place, self._taken = where or place, taken
+        match = _TAKEN.match(range_)
+        taken = int(match[1]) + 1 if match else 0
+        if 1 < taken <= self._descriptor.size:  # "0-0" means that there is nothing
+            self._place, self._taken = location or place, taken
 
 
 class Body:
-    """A request body with a known length that starts over each time it is sent, and fails where it is not the blob.
+    """A request body of known length that can be sent several times.
 
-    From byte `start` on; what comes before is read too, as the digest is of all.
+    It begins at byte `start`. The bytes before are read too, because the digest covers all.
+
+    Raises:
+        DigestMismatch: While iterating, if the content does not match the descriptor.
     """
 
     def __init__(self, descriptor: Descriptor, content: Content, start: int = 0) -> None:
@@ -108,6 +120,6 @@ class Body:
 
 
 def _location(response: requests.Response) -> str:
-    """Relative to where the request went; the specification allows both forms. "" where there is none."""
+    """Return the Location header as an absolute URL, or "". The specification allows relative URLs."""
     location = response.headers.get("Location", "")
     return str(parse_url(str(response.url)).join(location)) if location else ""

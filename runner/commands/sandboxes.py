@@ -89,6 +89,7 @@ def rm_command(options: argparse.Namespace) -> int:
     found = [directory.find_any(store, name) for name in dict.fromkeys(options.name)]
     if not options.force:
         for one in found:
+            directory.check_removable(one, force=False)
             if one.running:
                 name = printable(one.name)
                 other = "" if isinstance(one, Unreadable) else f"runner stop {name}, or "

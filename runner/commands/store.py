@@ -114,7 +114,7 @@ def prune_command(options: argparse.Namespace) -> int:
     for found in directory.all_of(store):
         if isinstance(found, directory.Unreadable):
             name = printable(found.name)
-            what = f"sandbox {name} cannot be read, so what it may need stays: {found.reason}: runner rm {name}"
+            what = f"sandbox {name} cannot be read, so what it may need stays: {found.reason}: {found.remedy}"
             print(f"runner: {one_line(what)}", file=sys.stderr)
     if options.json:
         given.write_json([{"path": str(path), "bytes": size} for path, size in removed])
@@ -129,7 +129,10 @@ def verify_command(options: argparse.Namespace) -> int:
     from runner.store.verify import verify
 
     store = Store.open()
-    checked, damages = verify(store)
+    checked, damages, other_versions = verify(store)
+    for path in other_versions:
+        text = "not checked: fetched by another version of rootdisk"
+        print(f"runner: {printable(path)}: {text}", file=sys.stderr)
     for damage in damages:
         print(f"runner: {printable(damage.path)}: {one_line(damage.what)}", file=sys.stderr)
     left = _repaired(store, damages) if options.repair else damages

@@ -1,8 +1,8 @@
-"""A writable copy of a base disk for one sandbox; the base is only read.
+"""Create a writable copy of a base disk for a sandbox. The base is only read.
 
-overlay  a qcow2 file of our own over the base: the default, O(1), shares the base's page cache
-reflink  a raw file that shares all blocks with the base: O(1) too, where the file system can (xfs, btrfs)
-copy     a raw file with the base's data, holes as holes: works everywhere
+overlay  a qcow2 file over the base: the default, takes constant time, shares the page cache of the base
+reflink  a raw file that shares all blocks with the base: also constant time, needs xfs or btrfs
+copy     a raw file with the data of the base, holes as holes: works on every file system
 """
 
 from __future__ import annotations
@@ -20,20 +20,30 @@ METHODS = ("overlay", "reflink", "copy")
 
 
 class Clone(NamedTuple):
-    """A sandbox's disk: raw, or a qcow2 overlay."""
+    """The disk of a sandbox: raw, or a qcow2 overlay."""
 
     path: Path
     overlay: bool
 
     @property
     def form(self) -> str:
+        """The disk format, as QEMU names it."""
         return "qcow2" if self.overlay else "raw"
 
 
 def clone(base: Path, size: int, folder: Path, method: str | None, patches: Mapping[int, bytes]) -> Clone:
-    """The copy of `base` in `folder`, mode 0600, made `size` bytes long, with `patches` (bytes by offset) written over it.
+    """Copy `base` to `folder`, with mode 0600.
 
-    BadInput where `method` cannot be used here; RootdiskError where there is no room. Nothing is left then.
+    Args:
+        base: The raw base disk.
+        size: Bytes of the copy, at least those of the base.
+        folder: Where the copy is created.
+        method: One of METHODS; None means overlay.
+        patches: Bytes by offset, written to the copy.
+
+    Raises:
+        BadInput: The file system does not support `method`.
+        RootdiskError: The copy failed; nothing is left of it.
     """
     copy = Clone(folder / "disk.qcow2", True) if method in (None, "overlay") else Clone(folder / "disk.raw", False)
     try:
@@ -42,7 +52,7 @@ def clone(base: Path, size: int, folder: Path, method: str | None, patches: Mapp
         elif method == "copy":
             copy_sparse(base, copy.path)
         elif not reflink(base, copy.path):
-            raise BadInput("--clone reflink: the store's file system cannot", "leave --clone away")
+            raise BadInput("--clone reflink: the file system of the store does not support it", "omit --clone")
         copy.path.chmod(0o600)
         if not copy.overlay:
             _patch(copy.path, size, patches)
@@ -53,31 +63,35 @@ def clone(base: Path, size: int, folder: Path, method: str | None, patches: Mapp
     return copy
 
 
-def found(folder: Path) -> Clone:
-    """The copy that was made in `folder`; RootdiskError where there is none."""
+def existing(folder: Path) -> Clone:
+    """Return the copy in `folder`.
+
+    Raises:
+        RootdiskError: There is none.
+    """
     for copy in (Clone(folder / "disk.qcow2", True), Clone(folder / "disk.raw", False)):
         if copy.path.exists():
             return copy
-    raise RootdiskError(f"{folder}: the sandbox has no disk", "runner rm it")
+    raise RootdiskError(f"{folder}: the sandbox has no disk", "delete it: runner rm")
 
 
 def _clusters(base: Path, patches: Mapping[int, bytes]) -> dict[int, bytes]:
-    """The clusters that `patches` touch, by offset: the base's bytes under the patches'; zeros at the end left away."""
+    """Return the clusters that `patches` change, by offset: bytes of the base with the patches applied. They may be short."""
     step = qcow2.CLUSTER_BYTES
-    found: dict[int, bytearray] = {}
+    clusters: dict[int, bytearray] = {}
     with open(base, "rb", buffering=0, opener=opener) as file:
         for offset, data in patches.items():
             done = 0
             while done < len(data):
                 start = (offset + done) // step * step
-                if start not in found:
-                    found[start] = bytearray(os.pread(file.fileno(), step, start))
+                if start not in clusters:
+                    clusters[start] = bytearray(os.pread(file.fileno(), step, start))
                 at = offset + done - start
                 count = min(step - at, len(data) - done)
-                found[start].extend(bytes(max(0, at + count - len(found[start]))))
-                found[start][at : at + count] = data[done : done + count]
+                clusters[start].extend(bytes(max(0, at + count - len(clusters[start]))))
+                clusters[start][at : at + count] = data[done : done + count]
                 done += count
-    return {start: bytes(data) for start, data in found.items()}
+    return {start: bytes(data) for start, data in clusters.items()}
 
 
 def _patch(path: Path, size: int, patches: Mapping[int, bytes]) -> None:

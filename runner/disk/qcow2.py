@@ -1,7 +1,7 @@
-"""A qcow2 version 3 overlay over a raw disk, written and looked up by ourselves; QEMU's docs/interop/qcow2.txt.
+"""Write and read qcow2 version 3 overlays over a raw disk; QEMU's docs/interop/qcow2.txt.
 
-An overlay costs under a millisecond whatever the disk's size, and shares the page cache of its base with every other
-sandbox. Its backing format is always named: a guest could write a qcow2 header into a disk whose format is guessed.
+Creating an overlay takes less than a millisecond for any size of disk. All sandboxes share the page cache of the base. The
+header always names the backing format: if QEMU guessed it, a guest could write a qcow2 header into a raw disk.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ CLUSTER_BYTES = 65536
 _CLUSTER_BITS = 16
 _MAGIC = b"QFI\xfb"
 _L2_ENTRIES = CLUSTER_BYTES // 8
-_L2_SPAN = _L2_ENTRIES * CLUSTER_BYTES  # bytes of disk that one L2 table maps
+_L2_SPAN = _L2_ENTRIES * CLUSTER_BYTES  # bytes of the disk that an L2 table maps
 _REFCOUNT_ENTRIES = CLUSTER_BYTES // 2  # 16-bit counts in one refcount block
-_COPIED = 1 << 63  # refcount is exactly one: may be written in place
+_COPIED = 1 << 63  # the refcount is exactly one, so the cluster may be written in place
 _OFFSET_MASK = 0x00FF_FFFF_FFFF_FE00
 
 # magic, version, backing name offset and length, cluster bits, size, encryption, L1 entries and offset, refcount table
@@ -35,11 +35,14 @@ _NO_PAGE = bytes(_PAGE_BYTES)
 
 
 def write_overlay(path: Path, backing: Path, size: int, clusters: Mapping[int, bytes]) -> None:
-    """Write the new overlay `path` of `size` bytes over the raw file `backing`.
+    """Create the overlay `path` of `size` bytes over the raw file `backing`.
 
-    `clusters` are disk contents by offset, each aligned and up to CLUSTER_BYTES long; they are allocated in the overlay,
-    with zeros to their ends.
-    BadInput where the backing file's name is too long for the format.
+    `clusters` has disk contents by offset. Each is aligned and at most CLUSTER_BYTES long; the overlay gets it, padded with
+    zeros.
+
+    Raises:
+        BadInput: The path of the backing file is too long for the format.
+        OSError: The file cannot be written.
     """
     name = os.fsencode(backing.absolute())
     if len(name) > _NAME_MAX_BYTES:
@@ -48,7 +51,7 @@ def write_overlay(path: Path, backing: Path, size: int, clusters: Mapping[int, b
     l1_clusters = -(-l1_entries * 8 // CLUSTER_BYTES)
     tables = sorted({offset // _L2_SPAN for offset in clusters})
     fixed = 2 + l1_clusters + len(tables) + len(clusters)
-    blocks = -(-(fixed + 1) // (_REFCOUNT_ENTRIES - 1))  # each counts itself too
+    blocks = -(-(fixed + 1) // (_REFCOUNT_ENTRIES - 1))  # each block counts itself too
     refcount_table, first_block = 1, 2  # cluster numbers; the header is cluster 0
     l1 = first_block + blocks
     first_l2 = l1 + l1_clusters
@@ -62,7 +65,7 @@ def write_overlay(path: Path, backing: Path, size: int, clusters: Mapping[int, b
     numbers = {table: number for number, table in enumerate(tables, first_l2)}
     with open(path, "xb", buffering=0) as file:
         fd = file.fileno()
-        # What is not written is a hole: zeros.
+        # Everything not written is a hole, which reads as zeros.
         os.ftruncate(fd, used * CLUSTER_BYTES)
         for number, (offset, data) in enumerate(sorted(clusters.items()), first_data):
             assert len(data) <= CLUSTER_BYTES
@@ -85,25 +88,28 @@ def write_overlay(path: Path, backing: Path, size: int, clusters: Mapping[int, b
 
 
 def locate(fd: int, offset: int) -> int:
-    """Where the overlay open at `fd` keeps the cluster of disk offset `offset`, as an offset in the file.
+    """Return the offset in the overlay `fd` of the cluster for the disk offset `offset`.
 
-    RootdiskError where it holds none, or the file is not an overlay of ours.
+    Raises:
+        RootdiskError: The overlay has no such cluster, or is not one that `write_overlay` has written.
     """
     raw = os.pread(fd, _HEADER.size, 0)
     header = _HEADER.unpack(raw) if len(raw) == _HEADER.size else ()
     if not header or (header[0], header[1], header[4]) != (_MAGIC, 3, _CLUSTER_BITS):
-        raise RootdiskError("the sandbox's disk is not our qcow2 overlay", "remove the sandbox: runner rm NAME")
+        raise RootdiskError(
+            "the disk of the sandbox is not an overlay of this rootdisk", "delete the sandbox: runner rm NAME"
+        )
     table = offset // _L2_SPAN
     l2 = _entry(fd, header[8], table) & _OFFSET_MASK if table < header[7] else 0
     entry = _entry(fd, l2, offset % _L2_SPAN // CLUSTER_BYTES) if l2 else 0
     cluster = entry & _OFFSET_MASK
-    if not cluster or entry != cluster | _COPIED:  # else compressed, shared, or zeros whatever its cluster holds
-        raise RootdiskError(f"the overlay holds no cluster for offset {offset}", "remove the sandbox: runner rm NAME")
+    if not cluster or entry != cluster | _COPIED:  # otherwise it is compressed, shared or a zero cluster
+        raise RootdiskError(f"the overlay has no cluster for offset {offset}", "delete the sandbox: runner rm NAME")
     return cluster
 
 
 def _entry(fd: int, table: int, number: int) -> int:
-    if table != table & _OFFSET_MASK:  # no table of ours lies there, and pread(2) takes no such offset
+    if table != table & _OFFSET_MASK:  # not aligned, so not written by us; pread(2) may refuse the offset
         return 0
     raw = os.pread(fd, 8, table + number * 8)
     return int.from_bytes(raw, "big") if len(raw) == 8 else 0

@@ -1,4 +1,4 @@
-"""Which back end boots a sandbox, and what to install where there is none."""
+"""Choose the back end for a sandbox, and tell what to install if there is none."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rootdisk.oci.documents import Platform
 from runner.machine import qemu
 
 _ARCHITECTURES = ("amd64", "arm64")
-# By os-release's ID: how to install QEMU for each of them.
+# Commands that install QEMU for each of _ARCHITECTURES, by ID of os-release.
 _INSTALL = {
     "debian": ("apt-get install qemu-system-x86", "apt-get install qemu-system-arm"),
     "fedora": ("dnf install qemu-system-x86-core", "dnf install qemu-system-aarch64-core"),
@@ -22,14 +22,18 @@ _OS_RELEASE = Path("/etc/os-release")
 
 
 def choose(wanted: str | None, platform: Platform, os_release: Path = _OS_RELEASE) -> str:
-    """`wanted`, or QEMU where it is installed, else libkrun. RootdiskError says what to install."""
+    """Return `wanted`, or QEMU if it is installed, else libkrun.
+
+    Raises:
+        RootdiskError: It is not installed; the hint says how to install it.
+    """
     if wanted == "krun":
         from runner.machine import krun
 
         if not krun.is_installed():
             raise RootdiskError(
                 f"{krun.library()} is not installed",
-                "install libkrun 1.17 or newer with libkrunfw (dnf install libkrun), or leave --backend away",
+                "install libkrun 1.17 or newer with libkrunfw (dnf install libkrun), or omit --backend",
             )
         return "krun"
     try:
@@ -44,7 +48,7 @@ def choose(wanted: str | None, platform: Platform, os_release: Path = _OS_RELEAS
 
 
 def hint(platform: Platform, os_release: Path = _OS_RELEASE) -> str:
-    """How to install QEMU: as on this distribution, or on each that we know."""
+    """Return the command that installs QEMU on this distribution, or those for all known ones."""
     if platform.architecture not in _ARCHITECTURES:
         return ""
     try:

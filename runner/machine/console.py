@@ -1,4 +1,4 @@
-"""The guest's console: its last lines, and what they mean."""
+"""The console of a guest: its last lines, and what they mean."""
 
 from __future__ import annotations
 
@@ -10,16 +10,19 @@ from rootdisk.text import printable
 TAIL_BYTES = 8 << 10
 
 SHOWN_LINES = 12
-NOTHING = "the kernel said nothing: is it for this platform, and is --memory enough for it?"
+NOTHING = "the kernel printed nothing: is it for this platform, and is --memory large enough?"
 
-# What a line holds, and what it means for who has to fix it.
+# Text of a line, and what it means to the user.
 _MEANINGS = (
-    ("Failed to execute /init (error -8)", "the init is for another processor: build the artifact for this platform"),
-    ("No working init found", "the kernel found no init: is it the right initramfs?"),
-    ("Out of memory", "the guest ran out of memory: give it more with --memory"),
-    ("System is deadlocked on memory", "the guest ran out of memory: give it more with --memory"),
+    (
+        "Failed to execute /init (error -8)",
+        "the init is for another architecture: build the artifact for this platform",
+    ),
+    ("No working init found", "the kernel found no init: is this the right initramfs?"),
+    ("Out of memory", "the guest ran out of memory: use a larger --memory"),
+    ("System is deadlocked on memory", "the guest ran out of memory: use a larger --memory"),
     ("Unable to mount root", "the kernel could not mount the disk"),
-    ("Initramfs unpacking failed", "the initramfs does not fit into memory or is damaged: give more with --memory"),
+    ("Initramfs unpacking failed", "the initramfs is damaged or does not fit into memory: use a larger --memory"),
     ("Kernel panic", "the guest's kernel panicked"),
 )
 # What the kernel says last when a program calls reboot(2), and what POWER has for it.
@@ -37,7 +40,7 @@ def power_of(text: bytes) -> int | None:
 
 
 def tail(path: Path) -> list[str]:
-    """The last lines of a log, TAIL_BYTES at most, made safe to show; none if there is no log."""
+    """Return the last lines of a log, at most TAIL_BYTES, made safe to show. Return [] if there is no log."""
     data = _end(path, TAIL_BYTES)
     if len(data) < TAIL_BYTES:
         data = _end(path.with_name(f"{path.name}.old"), TAIL_BYTES - len(data)) + data
@@ -55,16 +58,16 @@ def _end(path: Path, size: int) -> bytes:
 
 
 def telling(lines: list[str]) -> list[str]:
-    """The SHOWN_LINES that tell most: the last ones, or those up to a panic, as its registers and call trace follow it."""
+    """Return the SHOWN_LINES most useful lines: the last ones, or those up to a panic, which a long trace follows."""
     end = next((number + 1 for number, line in enumerate(lines) if "Kernel panic" in line), len(lines))
     return lines[max(0, end - SHOWN_LINES) : end]
 
 
 def meaning(lines: list[str]) -> str:
-    """What known failure the lines show, or ""."""
+    """Return the known failure that the lines show, or ""."""
     text = "\n".join(lines)
     for mark, reason in _MEANINGS:
         if mark in text:
             return reason
-    own = [line for line in lines if line.startswith("rootdisk: ")]
-    return own[-1].removeprefix("rootdisk: ") if own else ""
+    init_lines = [line for line in lines if line.startswith("rootdisk: ")]
+    return init_lines[-1].removeprefix("rootdisk: ") if init_lines else ""

@@ -1,8 +1,8 @@
-"""libkrun: a Machine as calls of its C library, made in a process of its own (krun_process.py).
+"""Run a Machine with libkrun, in a separate process (krun_process.py).
 
-libkrun brings its own kernel, whose init mounts the disk and goes over to /.rootdisk/init there. The channel is a
-virtio port, as QEMU's; the network is passt's. libkrun could lend the guest the host's sockets instead (TSI): that is
-turned off, because the host's own services would be the guest's.
+libkrun brings its own kernel. The init of that kernel mounts the disk and executes /.rootdisk/init on it. The channel is a
+virtio port as with QEMU; passt provides the network. libkrun could also give the guest sockets of the host (TSI). This is
+disabled, because the guest could reach local services of the host.
 """
 
 from __future__ import annotations
@@ -28,11 +28,12 @@ CPUS_MAX = 255  # a byte of krun_set_vm_config()
 
 
 def library() -> str:
-    """The library's name or path: ROOTDISK_LIBKRUN, or as the system finds it."""
+    """Return the name or path of the library: ROOTDISK_LIBKRUN, or the default name."""
     return os.environ.get("ROOTDISK_LIBKRUN") or LIBRARY
 
 
 def is_installed() -> bool:
+    """Return whether libkrun can be loaded."""
     try:
         ctypes.CDLL(library())
     except OSError:
@@ -41,27 +42,35 @@ def is_installed() -> bool:
 
 
 def check(machine: Machine) -> None:
-    """BadInput where libkrun cannot run `machine`; RootdiskError where something is not installed."""
+    """Check that libkrun can run `machine`.
+
+    Raises:
+        BadInput: It cannot.
+        RootdiskError: Something is not installed.
+    """
     if machine.platform != Platform.host():
-        raise BadInput(
-            f"--backend krun: {machine.platform} does not run on {Platform.host()}", "--backend qemu does it"
-        )
+        raise BadInput(f"--backend krun: {machine.platform} does not run on {Platform.host()}", "use --backend qemu")
     if machine.accelerator != "kvm":
-        raise BadInput("--backend krun needs KVM", "runner doctor says what it lacks; --backend qemu does without")
+        raise BadInput("--backend krun needs KVM", "runner doctor says what is missing, or use --backend qemu")
     if machine.cpus > CPUS_MAX:
-        raise BadInput(f"--cpus {machine.cpus}", f"libkrun gives {CPUS_MAX} at most")
+        raise BadInput(f"--cpus {machine.cpus}", f"libkrun supports at most {CPUS_MAX}")
     if len({share.rights for share in machine.shares if not share.read_only}) > 1:
         raise BadInput(
-            "--backend krun: one volume has dev or suid, another not", "one process serves them all: give all the same"
+            "--backend krun: the volumes have different rights", "use dev and suid for all volumes or for none"
         )
     if machine.network == "user" and not passt.is_usable():
-        raise RootdiskError("--backend krun: the network needs passt of 2024 or newer", "install it, or --network none")
+        raise RootdiskError(
+            "--backend krun: the network needs passt of 2024 or newer", "install it, or use --network none"
+        )
 
 
 def start(machine: Machine, user: process.User | None = None) -> Vm:
-    """A libkrun machine, and what serves its network.
+    """Start a libkrun machine and the server of its network.
 
-    `user` is whom it becomes; with volumes it stays who it is, as it serves them itself. Errors as `check`.
+    The machine runs as `user`. With volumes it keeps the current user, because it serves them itself.
+
+    Raises:
+        BadInput, RootdiskError: As for `check`.
     """
     check(machine)
     with contextlib.ExitStack() as theirs, contextlib.ExitStack() as ours:
@@ -97,7 +106,7 @@ def start(machine: Machine, user: process.User | None = None) -> Vm:
 
 
 def _confined(shares: Sequence[Share]) -> Callable[[], None] | None:
-    """What its process does first if it serves volumes: make no files that would give others rights on the host."""
+    """Return a function for the new process that restricts it: no set-user-ID files and devices in volumes."""
     if not shares:
         return None
     from runner.machine import virtiofsd
@@ -108,9 +117,9 @@ def _confined(shares: Sequence[Share]) -> Callable[[], None] | None:
 def description(
     machine: Machine, channel: int, console: int, network: int | None, user: process.User | None
 ) -> dict[str, Any]:
-    """What krun_process.py is told, as JSON. Pure.
+    """Return the JSON value for krun_process.py.
 
-    The init on the disk has no command line of its own: libkrun puts the environment on the kernel's, where it looks.
+    libkrun puts the environment on the kernel command line, where our init looks for its settings.
     """
     words = [word for word in machine.cmdline.split() if word.startswith("rootdisk.")]
     return {

@@ -1,9 +1,9 @@
-"""The process of a libkrun machine, which libkrun takes over for good.
+"""The process of a libkrun machine. libkrun takes it over and never returns.
 
     python -I -S krun_process.py LIBRARY FD
 
-FD holds the machine, as runner/machine/krun.py describes it. Nothing else of the package is loaded. What goes wrong is said in
-one line on standard error. The calls are those of libkrun's include/libkrun.h, 1.17 and newer.
+FD contains the machine as JSON, from runner/machine/krun.py. No other module of this package is loaded. An error is one line
+on standard error. The functions are those of include/libkrun.h, libkrun 1.17 and newer.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ LOG_ERRORS = 1  # KRUN_LOG_LEVEL_ERROR
 DISK_FORMATS = {"raw": 0, "qcow2": 1}  # KRUN_DISK_FORMAT_*
 SYNC_NONE, SYNC_FULL = 0, 2  # KRUN_SYNC_*
 NET_FEATURES = 1 << 0 | 1 << 1 | 1 << 7 | 1 << 10 | 1 << 11 | 1 << 14  # COMPAT_NET_FEATURES
-MAC = b"\x52\x54\x00\x12\x34\x56"  # QEMU's, as one sandbox sees no other
+MAC = b"\x52\x54\x00\x12\x34\x56"  # the default of QEMU; sandboxes do not see each other
 
 
 class Library:
-    """libkrun; a call that fails ends the process."""
+    """The loaded library. A failed call ends the process."""
 
     def __init__(self, path: str) -> None:
         try:
@@ -34,7 +34,7 @@ class Library:
             fail(f"cannot load libkrun: {err}")
 
     def call(self, name: str, *arguments: Any) -> int:
-        """The result of one function, which is not negative."""
+        """Call a function and return its result, which is not negative."""
         try:
             function = getattr(self._library, name)
         except AttributeError:
@@ -54,7 +54,7 @@ HINTS = {
 
 
 def _passed(argument: Any) -> Any:
-    """As ctypes hands it to C."""
+    """Convert an argument for ctypes."""
     if isinstance(argument, str):
         return os.fsencode(argument)
     if isinstance(argument, list):
@@ -63,12 +63,13 @@ def _passed(argument: Any) -> Any:
 
 
 def fail(message: str) -> NoReturn:
-    os.write(2, message.encode(errors="replace") + b"\n")  # whoever reads it makes it safe to show
+    """Print `message` and exit."""
+    os.write(2, message.encode(errors="replace") + b"\n")  # the reader makes it safe to show
     os._exit(1)
 
 
 def enter(krun: Library, machine: dict[str, Any], console: str) -> NoReturn:
-    """Make the machine and become it."""
+    """Configure the machine and start it in this process."""
     krun.call("krun_set_log_level", LOG_ERRORS)
     context = krun.call("krun_create_ctx")
     krun.call("krun_set_vm_config", context, machine["cpus"], machine["memory_mib"])
@@ -79,7 +80,7 @@ def enter(krun: Library, machine: dict[str, Any], console: str) -> NoReturn:
     ports = krun.call("krun_add_virtio_console_multiport", context)
     channel = machine["channel"]
     krun.call("krun_add_console_port_inout", context, ports, "rootdisk", channel, channel)
-    # Else libkrun lends the guest the host's own sockets, whatever network it has.
+    # Otherwise libkrun gives the guest sockets of the host, with any network.
     krun.call("krun_disable_implicit_vsock", context)
     if machine["network"] is not None:
         krun.call("krun_add_net_unixstream", context, None, machine["network"], MAC, NET_FEATURES, 0)
@@ -95,14 +96,14 @@ def enter(krun: Library, machine: dict[str, Any], console: str) -> NoReturn:
         krun.call("krun_setgid", context, gid)
         krun.call("krun_setuid", context, uid)
     krun.call("krun_start_enter", context)
-    fail("libkrun: krun_start_enter came back")
+    fail("libkrun: krun_start_enter has returned")
 
 
 def console_for(sock: int, owner: int | None) -> str:
-    """A path that libkrun writes the guest's console to; all of it reaches `sock`.
+    """Return a path for libkrun to write the console to. A forked process forwards all of it to `sock`.
 
-    A process of its own hands it on, as libkrun ends this one without warning; and that ends this one, should nobody
-    listen at the other end any more: no death signal is left when libkrun has become another user.
+    libkrun ends this process without warning, so a thread could lose output. The forwarder also kills this process when the
+    other end of `sock` is closed: the death signal is lost when libkrun changes its user.
     """
     reader, writer = os.pipe()
     machine = os.getpid()
@@ -116,7 +117,7 @@ def console_for(sock: int, owner: int | None) -> str:
             try:
                 os.close(fd)
             except OSError:
-                pass  # the listing's own
+                pass  # the descriptor of listdir itself is closed already
     poll = select.poll()
     poll.register(reader, select.POLLIN)
     poll.register(sock, 0)
@@ -136,6 +137,7 @@ def console_for(sock: int, owner: int | None) -> str:
 
 
 def main(library: str, description: int) -> NoReturn:
+    """Run the machine that the descriptor `description` contains."""
     with open(description, "rb") as file:
         machine = json.load(file)
     krun = Library(library)

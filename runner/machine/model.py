@@ -1,4 +1,4 @@
-"""What both back ends are given and give back: a Machine in, a running Vm out."""
+"""The values that all back ends share: a Machine to start, and the running Vm."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from typing import IO, NamedTuple
 
 from rootdisk.oci.documents import Platform
 
-_SPARE_BYTES = 1 << 30  # what a qcow2 file of a full disk may need beyond the disk
+_SPARE_BYTES = 1 << 30  # overhead of the qcow2 file of a full disk
 
 
 class Forward(NamedTuple):
-    """A port of the host that leads to one of the guest."""
+    """A port of the host that is forwarded to a port of the guest."""
 
     protocol: str  # tcp or udp
-    address: str  # of the host, IPv4
+    address: str  # IPv4 address of the host
     host: int
     guest: int
 
 
 class Share(NamedTuple):
-    """A directory of the host in the guest."""
+    """A directory of the host that is mounted in the guest."""
 
-    tag: str  # what the guest mounts it by
+    tag: str  # name of the virtiofs device
     path: Path
-    guest: str  # where it is mounted
+    guest: str  # mount point in the guest
     read_only: bool
-    rights: frozenset[str] = frozenset()  # what else the guest may make in it: dev, suid
+    rights: frozenset[str] = frozenset()  # what the guest may also create in it: dev, suid
 
 
 class Machine(NamedTuple):
-    """A virtual machine: what it is made of and where its files are."""
+    """The configuration of a virtual machine."""
 
     platform: Platform
     accelerator: str  # kvm or tcg
@@ -43,25 +43,25 @@ class Machine(NamedTuple):
     kernel: Path | None
     initramfs: Path | None
     cmdline: str
-    slot_digest: str  # 64 hex: for a back end whose kernel has a command line of its own
+    slot_digest: str  # 64 hex digits, for a back end that has its own kernel command line
     disk: Path
     disk_format: str  # raw or qcow2
-    disk_size: int  # bytes, as the guest sees it
+    disk_size: int  # bytes
     base: Path | None  # the raw backing file of a qcow2 disk
-    durable: bool  # whether the guest's flushes reach the host's disk
+    durable: bool  # whether a flush by the guest reaches the disk of the host
     network: str  # user or none
     forwards: tuple[Forward, ...] = ()
     shares: tuple[Share, ...] = ()
-    kind: str = ""  # QEMU's name for it; "": the usual one
+    kind: str = ""  # machine type of QEMU; "" for the default
 
     @property
     def file_max_bytes(self) -> int:
-        """How long a file of the machine may become: its disk, or its memory where that is a file."""
+        """The size limit for files of the machine: its disk, or its memory if that is a file."""
         return max(self.disk_size, self.memory_mib << 20) + _SPARE_BYTES
 
 
 def how_ended(status: int) -> str:
-    """A process's exit status in words; "" for its own will."""
+    """Describe a negative or nonzero exit status of a process; "" for 0."""
     if status >= 0:
         return "" if not status else f"exit status {status}"
     why = " (was the host out of memory?)" if status == -signal.SIGKILL else ""
@@ -69,31 +69,31 @@ def how_ended(status: int) -> str:
 
 
 class Helper(NamedTuple):
-    """A process that serves a machine: a volume, the network."""
+    """A process that serves a volume or the network of a machine."""
 
     process: subprocess.Popen[bytes]
-    what: str  # it serves, for people to read
-    is_waited_for: bool  # whether a guest would wait for its answers for ever
+    what: str  # what it serves, for messages
+    is_waited_for: bool  # whether a guest waits forever if it is gone
 
 
 class Vm(NamedTuple):
-    """A virtual machine that runs. It ends with the process that started it."""
+    """A running virtual machine. The kernel kills it when the process that started it ends."""
 
     process: subprocess.Popen[bytes]
     channel: socket.socket  # to the guest's init
-    console: socket.socket  # what the guest's kernel says
+    console: socket.socket  # output of the kernel
     helpers: tuple[Helper, ...] = ()
     monitor: socket.socket | None = None  # QEMU's
 
     @property
     def talk(self) -> dict[str, IO[bytes]]:
-        """What each process writes to its standard output and errors, by the name of its log."""
-        found = {"machine.log": self.process.stdout}
-        found.update({f"helper{number}.log": helper.process.stdout for number, helper in enumerate(self.helpers)})
-        return {name: out for name, out in found.items() if out is not None}
+        """The output of each process, by the name of its log file."""
+        outputs = {"machine.log": self.process.stdout}
+        outputs.update({f"helper{number}.log": helper.process.stdout for number, helper in enumerate(self.helpers)})
+        return {name: out for name, out in outputs.items() if out is not None}
 
     def kill(self) -> None:
-        """Kill the machine and its helpers, and wait until nothing is left of them."""
+        """Kill the machine and its helpers, and wait for the end of all processes."""
         processes = [self.process, *(helper.process for helper in self.helpers)]
         for process in processes:
             if process.poll() is None:
@@ -106,9 +106,9 @@ class Vm(NamedTuple):
             self.monitor.close()
 
     def wait(self, timeout_s: float) -> str | None:
-        """Wait up to `timeout_s` seconds for the machine's end.
+        """Wait up to `timeout_s` seconds for the end of the machine.
 
-        Returns how it ended, in words: "" if it ended by itself with status 0, None if it still runs.
+        Return how it ended, as text: "" for exit status 0, None if it still runs.
         """
         with contextlib.suppress(subprocess.TimeoutExpired):
             return how_ended(self.process.wait(timeout_s))

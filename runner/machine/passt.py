@@ -1,4 +1,4 @@
-"""The user network by passt, where it is installed: faster than QEMU's own, and confined apart from it."""
+"""User network through passt, if it is installed: faster than that of QEMU, and a separate confined process."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from runner.machine.model import Forward, Helper
 
 
 def is_usable() -> bool:
-    """Whether there is a passt that is new enough: those of 2023 leave a guest that speaks first without an answer."""
+    """Return whether a new enough passt is installed. Versions of 2023 do not answer a guest that sends first."""
     path = process.find("passt")
-    # By an option that it has: it does not always say its version, and to ask for its help takes longer.
+    # Search for an option in the binary: its version is not always known, and running --help is slower.
     return path is not None and b"map-host-loopback" in Path(path).read_bytes()
 
 
 def serve(forwards: Sequence[Forward]) -> tuple[Helper, socket.socket]:
-    """A passt with the addresses of QEMU's own user network, and a socket connected to it."""
+    """Start passt with the addresses of QEMU's user network. Return it and a socket connected to it."""
     ours, theirs = socket.socketpair()
     with theirs:
         server = process.start(command(forwards, theirs.fileno()), fds=[theirs.fileno()])
@@ -26,7 +26,7 @@ def serve(forwards: Sequence[Forward]) -> tuple[Helper, socket.socket]:
 
 
 def command(forwards: Sequence[Forward], fd: int) -> list[str]:
-    """passt's argv."""
+    """Return the command line of passt."""
     argv = ["passt", "--foreground", "--quiet", "--fd", str(fd), "--ipv4-only"]
     argv += ["--address", "10.0.2.15", "--netmask", "24", "--gateway", "10.0.2.2", "--dns-forward", "10.0.2.3"]
     argv += ["--no-dhcp", "--no-map-gw"]

@@ -1,8 +1,10 @@
-"""QEMU: a Machine as its command line, and the process that runs it.
+"""Run a Machine with QEMU.
 
-`command` is pure. No defaults, no monitor but for the keeper (a full host disk is said there), no display; every disk's format is named; seccomp on. QEMU opens nothing by
-name: kernel, disks and sockets come to it as descriptors, so that it may run as a user who sees none of the store.
-The machine is `microvm` with PCI on x86, or `q35` of a QEMU that has no microvm; `virt` on ARM.
+QEMU runs with no default devices, no display and with seccomp. Its only monitor is for the keeper, which learns there that
+the host's disk is full. Every disk format is explicit. QEMU opens nothing by name: it inherits descriptors of kernel, disks
+and sockets, so it can run as a user without access to the store.
+
+The machine type is `microvm` with PCI on x86, or `q35` if QEMU has no microvm; on ARM it is `virt`.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from runner.machine.model import Machine, Vm
 
 PROGRAMS = {"amd64": "qemu-system-x86_64", "arm64": "qemu-system-aarch64"}
 KINDS = ("microvm", "q35")
+VERSION = 1  # of the file with the machine type
 PACKAGES = {"amd64": "qemu-system-x86", "arm64": "qemu-system-arm"}
 
 
@@ -36,11 +39,12 @@ class Handles(NamedTuple):
     initramfs: int
     disk: int
     base: int | None
-    shares: tuple[int, ...] = ()  # connected to who serves each volume
+    shares: tuple[int, ...] = ()  # connected to the server of each volume
     network: int | None = None  # connected to passt
 
     @property
     def all(self) -> list[int]:
+        """All descriptors."""
         named = (
             self.channel,
             self.console,
@@ -55,7 +59,11 @@ class Handles(NamedTuple):
 
 
 def program(platform: Platform) -> str:
-    """QEMU's path; RootdiskError says what to install."""
+    """Return the path of QEMU for `platform`.
+
+    Raises:
+        RootdiskError: It is not installed.
+    """
     name = PROGRAMS.get(platform.architecture)
     if name is None:
         raise RootdiskError(f"no QEMU machine for {platform}")
@@ -66,35 +74,37 @@ def program(platform: Platform) -> str:
 
 
 def kind(platform: Platform, known: Path) -> str:
-    """The machine that this QEMU has for `platform`; what it said is kept in the file `known` until it is another QEMU."""
+    """Return the machine type of the installed QEMU for `platform`. The file `known` caches the answer of this QEMU."""
     if platform.architecture == "arm64":
         return "virt"
     path = program(platform)
     version = f"{path} {os.stat(path).st_mtime_ns}"
-    from rootdisk.durable import read_json, write_json
+    from rootdisk.system.versions import read_versioned, write_versioned
 
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        value = read_json(known)
+        value = read_versioned(known, VERSION)
         if value["qemu"] == version:
             return KINDS[KINDS.index(value["kind"])]
     done = process.run([path, "-M", "help"], timeout_s=process.PROBE_S)
-    found = "microvm" if re.search(r"^microvm\b", done.text, re.MULTILINE) else "q35"
-    with contextlib.suppress(OSError):  # it will be asked again
-        write_json(known, {"qemu": version, "kind": found})
-    return found
+    machine_type = "microvm" if re.search(r"^microvm\b", done.text, re.MULTILINE) else "q35"
+    with contextlib.suppress(OSError):  # QEMU is asked again next time
+        write_versioned(known, {"qemu": version, "kind": machine_type}, VERSION)
+    return machine_type
 
 
 def start(machine: Machine, folder: Path, user: process.User | None = None) -> Vm:
-    """QEMU with `machine`, and what serves its volumes and network; their sockets are made in `folder`.
+    """Start QEMU and the servers of volumes and network. Sockets are created in `folder`. QEMU runs as `user`.
 
-    `user` is whom QEMU becomes. RootdiskError where something it needs is not installed; nothing runs then.
+    Raises:
+        BadInput: The artifact has no kernel.
+        RootdiskError: Something is not installed. Nothing is running then.
     """
     qemu = program(machine.platform)
     if machine.kernel is None or machine.initramfs is None:
-        raise BadInput("the artifact carries no kernel", "build it with a kernel in images.toml")
+        raise BadInput("the artifact has no kernel", "build it with a kernel in images.toml")
     with contextlib.ExitStack() as ours, contextlib.ExitStack() as helpers:
 
-        def opened(path: Path, flags: int) -> int:
+        def inherit(path: Path, flags: int) -> int:
             fd = open_file(path, flags)
             ours.callback(os.close, fd)
             return fd
@@ -104,14 +114,14 @@ def start(machine: Machine, folder: Path, user: process.User | None = None) -> V
         monitor, monitor_fd = _pair(ours)
         for sock in (channel, console, monitor):
             helpers.enter_context(sock)
-        served, shares, network = [], [], None
+        servers, shares, network = [], [], None
         if machine.shares:
             from runner.machine import virtiofsd
 
             for share in machine.shares:
                 server, sock = virtiofsd.serve(share, folder)
                 helpers.callback(server.process.kill)
-                served.append(server)
+                servers.append(server)
                 shares.append(ours.enter_context(sock).fileno())
         if machine.network == "user":
             from runner.machine import passt
@@ -119,16 +129,16 @@ def start(machine: Machine, folder: Path, user: process.User | None = None) -> V
             if passt.is_usable():
                 server, sock = passt.serve(machine.forwards)
                 helpers.callback(server.process.kill)
-                served.append(server)
+                servers.append(server)
                 network = ours.enter_context(sock).fileno()
         handles = Handles(
             channel_fd,
             console_fd,
             monitor_fd,
-            opened(machine.kernel, os.O_RDONLY),
-            opened(machine.initramfs, os.O_RDONLY),
-            opened(machine.disk, os.O_RDWR),
-            opened(machine.base, os.O_RDONLY) if machine.base else None,
+            inherit(machine.kernel, os.O_RDONLY),
+            inherit(machine.initramfs, os.O_RDONLY),
+            inherit(machine.disk, os.O_RDWR),
+            inherit(machine.base, os.O_RDONLY) if machine.base else None,
             tuple(shares),
             network,
         )
@@ -139,31 +149,31 @@ def start(machine: Machine, folder: Path, user: process.User | None = None) -> V
             file_max_bytes=machine.file_max_bytes,
         )
         helpers.pop_all()
-        return Vm(running, channel, console, tuple(served), monitor)
+        return Vm(running, channel, console, tuple(servers), monitor)
 
 
 def _pair(stack: contextlib.ExitStack) -> tuple[socket.socket, int]:
-    """A socket, and the descriptor of its other end, which `stack` closes."""
+    """Return a socket and the descriptor of its other end, which `stack` closes."""
     mine, theirs = socket.socketpair()
     return mine, stack.enter_context(theirs).fileno()
 
 
 def command(qemu: str, machine: Machine, handles: Handles) -> list[str]:
-    """QEMU's argv."""
+    """Return the command line of QEMU."""
     arm = machine.platform.architecture == "arm64"
     kind = machine.kind or ("virt" if arm else "microvm")
     if kind == "microvm":
         kind += ",acpi=on,pcie=on"
-    # "max" of ARM authenticates pointers by a cipher, which by TCG takes three quarters of a boot.
+    # On ARM "max" has pointer authentication, which takes three quarters of a boot under TCG.
     cpu = "host" if machine.accelerator == "kvm" else "neoverse-n1" if arm else "max"
     argv = [qemu, "-accel", machine.accelerator, "-cpu", cpu]
     argv += ["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
     argv += ["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]
     argv += ["-m", f"{machine.memory_mib}M", "-smp", str(machine.cpus)]
-    if machine.shares:  # who serves them reads the guest's memory
+    if machine.shares:  # the servers access the memory of the guest
         argv += ["-object", f"memory-backend-memfd,id=memory,size={machine.memory_mib}M,share=on"]
         kind += ",memory-backend=memory"
-    argv += ["-M", f"{kind},mem-merge=off"]  # pages that KSM shares tell one guest what another has
+    argv += ["-M", f"{kind},mem-merge=off"]  # with KSM a guest can find out what pages another guest has
     argv += ["-kernel", f"/proc/self/fd/{handles.kernel}", "-initrd", f"/proc/self/fd/{handles.initramfs}"]
     argv += ["-append", machine.cmdline]
     argv += ["-chardev", f"socket,id=console,fd={handles.console}", "-serial", "chardev:console"]
@@ -181,8 +191,8 @@ def command(qemu: str, machine: Machine, handles: Handles) -> list[str]:
 
 
 def _disk(machine: Machine, handles: Handles) -> Sequence[str]:
-    """The root disk, and under it its backing file, whatever name the overlay's header has for it."""
-    # A disk that is thrown away with its sandbox need not wait for the host's disk when the guest flushes.
+    """Return the options for the root disk and its backing file. The name in the overlay's header is not used."""
+    # A temporary disk need not be flushed to the disk of the host.
     cache = "" if machine.durable else ",cache.no-flush=on"
     argv = ["-add-fd", f"fd={handles.disk},set=1"]
     root = (

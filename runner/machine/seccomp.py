@@ -1,7 +1,8 @@
-"""A seccomp filter for who serves a volume: files that would give others rights on the host are not made there.
+"""Seccomp filter for the server of a volume: it cannot create set-user-ID files, set-group-ID files and devices.
 
-A guest's root may give a file any mode, and make device files, as far as the server may: root's could leave programs on the host
-that run as root. The filter looks at the mode in the registers (seccomp(2), linux/filter.h) and answers EPERM.
+Root in a guest may set any mode and create device files, within the rights of the server. Without the filter a server that
+runs as root could leave set-user-ID programs on the host. The filter checks the mode in the registers (seccomp(2),
+linux/filter.h) and returns EPERM.
 """
 
 from __future__ import annotations
@@ -25,15 +26,15 @@ _CREATES = os.O_CREAT | (os.O_TMPFILE & ~os.O_DIRECTORY)
 
 
 class _Calls(NamedTuple):
-    """An architecture: AUDIT_ARCH_*, and by their numbers its calls that give a file a mode."""
+    """System calls of an architecture (AUDIT_ARCH_*) that take a file mode, by number."""
 
     arch: int
-    modes: dict[int, int]  # the mode's argument
-    opens: dict[int, int]  # the argument of their flags, after which the mode comes if a file is made
-    nodes: dict[int, int]  # which make a node of any kind; the mode's argument
+    modes: dict[int, int]  # index of the mode argument
+    opens: dict[int, int]  # index of the flags argument; the mode follows if a file is created
+    nodes: dict[int, int]  # mknod and the like; index of the mode argument
 
 
-_FCHMODAT2, _OPENAT2, _IO_URING_SETUP = 452, 437, 425  # the same everywhere
+_FCHMODAT2, _OPENAT2, _IO_URING_SETUP = 452, 437, 425  # the same on all architectures
 _MACHINES = {
     # creat, chmod, fchmod, fchmodat; open, openat; mknod, mknodat
     "x86_64": _Calls(0xC000003E, {85: 1, 90: 1, 91: 1, 268: 2, _FCHMODAT2: 2}, {2: 1, 257: 2}, {133: 1, 259: 2}),
@@ -45,14 +46,18 @@ _REFUSE = (_RETURN, 0, 0, _ERRNO | errno.EPERM)
 
 
 def program(machine: str, rights: Collection[str]) -> bytes:
-    """The filter for what is allowed only with a right, dev or suid, as struct sock_filter's."""
+    """Return the filter as an array of struct sock_filter. `rights` (dev, suid) are not filtered.
+
+    Raises:
+        RootdiskError: The architecture `machine` is not supported.
+    """
     calls = _MACHINES.get(machine)
     if calls is None:
-        raise RootdiskError(f"--volume is not served on {machine}", "on x86_64 and aarch64 it is")
+        raise RootdiskError(f"--volume is not supported on {machine}", "use x86_64 or aarch64")
     code: Code = [
         (_LOAD, 0, 0, _ARCH_AT),
         (_EQUAL, 1, 0, calls.arch),
-        (_RETURN, 0, 0, _KILL),  # another architecture's calls have other numbers
+        (_RETURN, 0, 0, _KILL),  # calls of another architecture have other numbers
     ]
     if "suid" not in rights:
         for number, argument in (calls.modes | calls.nodes).items():
@@ -64,31 +69,38 @@ def program(machine: str, rights: Collection[str]) -> bytes:
         for number, argument in calls.nodes.items():
             for kind in (stat.S_IFCHR, stat.S_IFBLK):
                 code += _call(number, [_argument(argument), (_AND, 0, 0, 0o170000), (_EQUAL, 0, 1, kind), _REFUSE])
-    # Their arguments are in memory, where a filter does not see them. Programs do without if the kernel has none.
+    # Their arguments are in memory, which a filter cannot read. Programs have fallbacks for kernels without these calls.
     for number in (_OPENAT2, _IO_URING_SETUP):
         code += _call(number, [(_RETURN, 0, 0, _ERRNO | errno.ENOSYS)])
     code.append((_RETURN, 0, 0, _ALLOW))
-    return b"".join(struct.pack("=HBBI", *one) for one in code)
+    return b"".join(struct.pack("=HBBI", *instruction) for instruction in code)
 
 
 def _call(number: int, then: Code) -> Code:
-    """`then`, for one system call only."""
+    """Return code that runs `then` for one system call only."""
     return [(_LOAD, 0, 0, _NR_AT), (_EQUAL, 0, len(then), number), *then]
 
 
 def _argument(number: int) -> tuple[int, int, int, int]:
-    return _LOAD, 0, 0, _ARGUMENTS_AT + 8 * number  # the lower half: both machines are little-endian
+    return _LOAD, 0, 0, _ARGUMENTS_AT + 8 * number  # the lower half: both architectures are little-endian
 
 
 def install(filter_: bytes) -> None:
-    """Make the filter this process's, and that of all it becomes. OSError."""
+    """Install the filter in this process. Programs that it executes inherit it.
+
+    Raises:
+        OSError: The kernel has refused it.
+    """
 
     class Program(ctypes.Structure):
         _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_char_p))
 
     libc = ctypes.CDLL(None, use_errno=True)
-    made = Program(len(filter_) // 8, filter_)
-    for arguments in ((_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), (_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(made))):
+    filter_program = Program(len(filter_) // 8, filter_)
+    for arguments in (
+        (_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0),
+        (_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(filter_program)),
+    ):
         if libc.prctl(*arguments):
             number = ctypes.get_errno()
             raise OSError(number, f"seccomp: {os.strerror(number)}")

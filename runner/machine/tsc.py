@@ -1,7 +1,7 @@
-"""How fast the host's time stamp counter ticks, for guests under TCG on x86.
+"""Measure the frequency of the host's time stamp counter, for guests under TCG on x86.
 
-Such a guest reads the host's counter, and `microvm` has no other clock to measure it by than the PIT. On a busy host
-the kernel's measurement (arch/x86/kernel/tsc.c) fails now and then, and the guest stands still for ever, so it is told.
+Such a guest reads the counter of the host, and on `microvm` it can only calibrate it against the PIT. On a busy host this
+calibration (arch/x86/kernel/tsc.c) sometimes fails and the guest hangs. So the runner passes the frequency to the guest.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _MEASURE_S = 0.02
 
 
 class Counter:
-    """The counter, measured from now on, so that whoever asks later need not wait."""
+    """Measures the counter from its creation on, so that `khz` need not wait later."""
 
     def __init__(self) -> None:
         self._read = None
@@ -28,12 +28,12 @@ class Counter:
         except OSError:
             return
         page.write(_RDTSC)
-        self._page = page  # held as long as the function in it
+        self._page = page  # must live as long as the function in it
         self._read = ctypes.CFUNCTYPE(ctypes.c_uint64)(ctypes.addressof(ctypes.c_char.from_buffer(page)))
         self._start = self._sample()
 
     def khz(self) -> int | None:
-        """The counter's kHz, good to some 0.01 %; None where the host is no x86_64 or forbids the measurement."""
+        """Return the frequency in kHz, accurate to about 0.01 %. None if the host is not x86_64 or forbids the measurement."""
         if self._read is None:
             return None
         start_ns, start = self._start
@@ -42,7 +42,7 @@ class Counter:
         return round((end - start) * 1_000_000 / (end_ns - start_ns))
 
     def _sample(self) -> tuple[int, int]:
-        """Nanoseconds and ticks at one moment: the try that was disturbed least."""
+        """Return nanoseconds and ticks at the same moment: the best of several tries."""
         assert self._read is not None
         tries = []
         for _ in range(8):

@@ -1,4 +1,4 @@
-"""Directories of the host for a guest, served by virtiofsd over vhost-user."""
+"""Share directories of the host with a guest, through virtiofsd and vhost-user."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from rootdisk.text import printable
 from runner.machine.model import Helper, Share
 from runner.machine.packages import how_to_install
 
-_CAPABILITIES = {"mknod": "dev", "fsetid": "suid"}  # and the right of a volume that they are for
+_CAPABILITIES = {"mknod": "dev", "fsetid": "suid"}  # capability, and the right that needs it
 _RIGHTS = {"dev", "suid"}
 _MODES = {"ro", "rw", *_RIGHTS}
-_SYSTEM = {"proc", "sys", "dev", ".rootdisk"}  # the first part of paths that are the kernel's or our init's
+_SYSTEM = {"proc", "sys", "dev", ".rootdisk"}  # first components of paths of the kernel or our init
 _GUEST_PATH_MAX_BYTES = 1024
-# Where distributions put it; seldom in PATH.
+# Places in distributions; it is seldom in PATH.
 PLACES = ("/usr/libexec/virtiofsd", "/usr/lib/virtiofsd", "/usr/lib/qemu/virtiofsd", "/usr/libexec/qemu/virtiofsd")
 _CLONE_NEWNS, _CLONE_NEWUSER = 0x20000, 0x10000000  # linux/sched.h
 _MS_RDONLY, _MS_REMOUNT, _MS_BIND, _MS_REC, _MS_PRIVATE = 1, 32, 4096, 16384, 1 << 18  # linux/mount.h
@@ -30,24 +30,28 @@ _SYS_MOUNT_SETATTR, _MOUNT_ATTR_RDONLY, _AT_FDCWD, _AT_RECURSIVE, _MNT_DETACH = 
 
 
 def parse(texts: Sequence[str]) -> tuple[Share, ...]:
-    """The volumes of a command line, HOST:GUEST[:MODE] each, those above others first; BadInput."""
-    found = sorted(map(_parse, texts), key=lambda share: share.guest.count("/"))
-    guests = [share.guest for share in found]
+    """Parse volumes, HOST:GUEST[:MODE] each. Parent directories in the guest come first.
+
+    Raises:
+        BadInput: A volume is not valid, or two have the same place.
+    """
+    shares = sorted(map(_parse, texts), key=lambda share: share.guest.count("/"))
+    guests = [share.guest for share in shares]
     for guest in guests:
         if guests.count(guest) > 1:
-            raise BadInput(f"--volume: two directories at {printable(guest)}", "give each its own place in the guest")
-    return tuple(share._replace(tag=f"volume{number}") for number, share in enumerate(found))
+            raise BadInput(f"--volume: two directories at {printable(guest)}", "choose another place in the guest")
+    return tuple(share._replace(tag=f"volume{number}") for number, share in enumerate(shares))
 
 
 def _parse(text: str) -> Share:
     shown = f"--volume '{printable(text, 120)}'"
     parts = text.split(":")
     if not 2 <= len(parts) <= 3 or not all(parts):
-        raise BadInput(shown, "write HOST:GUEST or HOST:GUEST:MODE; neither path may have a ':' in it")
+        raise BadInput(shown, "write HOST:GUEST or HOST:GUEST:MODE; the paths must not contain ':'")
     host, guest = parts[:2]
     modes = parts[2].split(",") if len(parts) > 2 else []
     if not set(modes) <= _MODES or {"ro", "rw"} <= set(modes):
-        raise BadInput(shown, "MODE is ro or rw, and with commas between: dev, suid")
+        raise BadInput(shown, "MODE is a list, for example ro or rw,dev,suid")
     share = Share("", Path(host).absolute(), guest_path(guest, shown), "ro" in modes, frozenset(modes) & _RIGHTS)
     check(share.path)
     return share
@@ -56,31 +60,39 @@ def _parse(text: str) -> Share:
 def guest_path(text: str, shown: str, what: str = "a volume") -> str:
     """Where a volume or the like is mounted, as the kernel will see it; BadInput if that cannot be."""
     if not text.startswith("/"):
-        raise BadInput(shown, "the place in the guest is an absolute path")
+        raise BadInput(shown, "the path in the guest must be absolute")
     names = [name for name in text.split("/") if name not in ("", ".")]
     if ".." in names or not text.isprintable() or any(len(os.fsencode(name)) > NAME_MAX for name in names):
-        raise BadInput(shown, "the place in the guest is a plain path: no '..', printable characters")
+        raise BadInput(shown, "the path in the guest must not contain '..' or unprintable characters")
     if not names or names[0] in _SYSTEM or names[:2] == ["run", "rootdisk"]:
         raise BadInput(shown, f"{what} cannot be / or in /dev, /proc, /sys, /.rootdisk and /run/rootdisk")
     path = "/" + "/".join(names)
     if len(os.fsencode(path)) > _GUEST_PATH_MAX_BYTES:
-        raise BadInput(shown, f"the place in the guest has more than {_GUEST_PATH_MAX_BYTES} bytes")
+        raise BadInput(shown, f"the path in the guest has more than {_GUEST_PATH_MAX_BYTES} bytes")
     return path
 
 
 def check(path: Path) -> None:
-    """BadInput if `path` is not a directory that can be served."""
+    """Check that `path` is a readable directory.
+
+    Raises:
+        BadInput: It is not.
+    """
     if not path.is_dir():
-        what = "is not a directory" if os.path.lexists(path) else "is not there"
-        raise BadInput(f"--volume: {printable(path)} {what}", "a volume is a directory of the host")
+        what = "is not a directory" if os.path.lexists(path) else "does not exist"
+        raise BadInput(f"--volume: {printable(path)} {what}", "a volume must be a directory of the host")
     if not os.access(path, os.R_OK | os.X_OK):
         raise BadInput(
-            f"--volume: {printable(path)} may not be read", "by its permissions, or those of a directory above"
+            f"--volume: {printable(path)} is not readable", "check its permissions and those of its parent directories"
         )
 
 
 def program() -> str:
-    """virtiofsd's path; RootdiskError says what to install."""
+    """Return the path of virtiofsd.
+
+    Raises:
+        RootdiskError: It is not installed.
+    """
     for path in (process.find("virtiofsd"), *PLACES):
         if path and os.access(path, os.X_OK):
             return path
@@ -103,12 +115,14 @@ def has_user_namespaces() -> bool:
 
 
 def serve(share: Share, folder: Path) -> tuple[Helper, socket.socket]:
-    """A virtiofsd for `share`, and a socket connected to it, which is made in `folder`.
+    """Start virtiofsd for `share`. Return it and a connected socket, whose address was in `folder`.
 
-    A read-only share is so on the host's side: virtiofsd sees the directory mounted read-only.
+    A read-only share is enforced on the host: virtiofsd sees the directory mounted read-only.
     """
     virtiofsd = program()
-    share = share._replace(path=share.path.resolve())  # virtiofsd takes no link; a read-only mount would lie beside it
+    share = share._replace(
+        path=share.path.resolve()
+    )  # virtiofsd refuses links, and a read-only mount would not cover the target
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     ours = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     with socket_address(folder, f"{share.tag}.sock") as address:
@@ -127,7 +141,7 @@ def serve(share: Share, folder: Path) -> tuple[Helper, socket.socket]:
 
 def _command(virtiofsd: str, share: Share, fd: int) -> list[str]:
     is_root = os.geteuid() == 0
-    # Without FSETID the kernel takes the bits from a program that is written to.
+    # Without FSETID the kernel clears these bits when a program is changed.
     dropped = ":".join(f"-{name}" for name, right in _CAPABILITIES.items() if right not in share.rights)
     done = process.run([virtiofsd, "--help"], timeout_s=process.PROBE_S)
     if "--shared-dir" in done.text:
@@ -142,7 +156,7 @@ def _command(virtiofsd: str, share: Share, fd: int) -> list[str]:
 
 
 def _prepared(share: Share) -> Callable[[], None]:
-    """What the server's process does before it becomes virtiofsd."""
+    """Return a function that restricts the new process before it executes virtiofsd."""
     mount = _read_only(share.path) if share.read_only else None
     confine = confined(share.rights)
 
@@ -155,7 +169,7 @@ def _prepared(share: Share) -> Callable[[], None]:
 
 
 def confined(rights: Collection[str]) -> Callable[[], None]:
-    """What a process does to make no files that would give others rights on the host, but for what `rights` allow."""
+    """Return a function that installs the filter of seccomp.py in a process."""
     from runner.machine import seccomp
 
     filter_ = seccomp.program(os.uname().machine, rights)
@@ -163,7 +177,7 @@ def confined(rights: Collection[str]) -> Callable[[], None]:
 
 
 def _read_only(path: Path) -> Callable[[], None]:
-    """What a process does to see `path` read-only, and everything else as it is."""
+    """Return a function that makes `path` read-only for the calling process, in a new mount namespace."""
     libc = ctypes.CDLL(None, use_errno=True)
     target = os.fsencode(path)
     uid, gid = os.geteuid(), os.getegid()
@@ -181,13 +195,13 @@ def _read_only(path: Path) -> Callable[[], None]:
             Path("/proc/self/gid_map").write_text(f"{gid} {gid} 1")
         check(libc.mount(None, b"/", None, ctypes.c_ulong(_MS_REC | _MS_PRIVATE), None))
         check(libc.mount(target, target, None, ctypes.c_ulong(_MS_BIND | _MS_REC), None))
-        # With all that is mounted below it.
+        # Including everything mounted below it.
         size = ctypes.c_size_t(ctypes.sizeof(attributes))
         if not libc.syscall(_SYS_MOUNT_SETATTR, _AT_FDCWD, target, _AT_RECURSIVE, ctypes.byref(attributes), size):
             return
         if ctypes.get_errno() not in (errno.ENOSYS, errno.EPERM):
             check(-1)
-        # Before Linux 5.12: without what is mounted below it.
+        # Before Linux 5.12: without the mounts below it.
         check(libc.umount2(target, _MNT_DETACH))
         check(libc.mount(target, target, None, ctypes.c_ulong(_MS_BIND), None))
         flags = ctypes.c_ulong(_MS_REMOUNT | _MS_BIND | _MS_RDONLY)

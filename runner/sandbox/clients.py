@@ -1,4 +1,4 @@
-"""A client and a session as the router keeps them: what is held for each, and what is owed to it."""
+"""State of clients and sessions in the router: buffered data and pending frames."""
 
 from __future__ import annotations
 
@@ -14,38 +14,38 @@ _SIGNALS_MAX = 64
 
 
 class Client:
-    """Another process of the same user, as seen from here."""
+    """A connected process of the same user."""
 
     def __init__(self) -> None:
         self.decoder = Decoder(messages.FROM_CLIENT, REQUEST_MAX)
         self.session: Session | None = None
-        self.is_visitor = True  # it has asked for no session, and does not wait for the end
-        self.waits = False  # for the sandbox's end
-        self.leaves = False  # when everything is sent; what it says is not listened to any more
+        self.is_visitor = True  # has no session and does not wait for the end
+        self.waits = False  # for the end of the sandbox
+        self.leaves = False  # disconnect when everything is sent, and ignore its input
         self._segments: deque[tuple[int, bytearray]] = deque()
-        self._waiting = 0  # bytes in all of them
-        self._wire = bytearray()  # the frame that is being sent
+        self._waiting = 0  # bytes in all segments
+        self._wire = bytearray()  # the frame being sent
         self._credit = 0
         self._last = b""
 
     @property
     def waiting(self) -> int:
-        """Bytes that are held for it."""
+        """Bytes buffered for the client."""
         return self._waiting + len(self._wire) + len(self._last)
 
     @property
     def held(self) -> int:
-        """Bytes that are held for it and from it."""
+        """Bytes buffered for and from the client."""
         return len(self.decoder) + self.waiting
 
     def put(self, kind: int, payload: bytes) -> None:
-        """A frame for it; output joins what waits already, as headers would take more room than single bytes."""
+        """Queue a frame. Output is appended to queued output of the same kind: frames of single bytes would take much space."""
         if kind in (messages.STDOUT, messages.STDERR):
             if not payload:
                 return
             self._waiting += len(payload)
-            for held, data in reversed(self._segments):
-                if held == kind:
+            for queued_kind, data in reversed(self._segments):
+                if queued_kind == kind:
                     data += payload
                     return
                 if len(self._segments) < _SEGMENTS_MAX:
@@ -55,15 +55,16 @@ class Client:
         self._segments.append((kind, bytearray(payload)))
 
     def grant(self, count: int) -> None:
+        """Queue credit for `count` bytes of input."""
         self._credit += count
 
     def leave(self, *last: bytes) -> None:
-        """Let it go after all that is for it, and `last`."""
+        """Disconnect after all queued data and the frames `last`."""
         self._last += b"".join(last)
         self.leaves = True
 
     def out(self) -> bytearray:
-        """What is to be sent next; empty if there is nothing."""
+        """Return the bytes to send next, or an empty buffer."""
         if not self._wire:
             if self._credit:
                 self._wire += frame_number(messages.CREDIT, self._credit)
@@ -81,24 +82,24 @@ class Client:
         return self._wire
 
     def sent(self, count: int) -> None:
-        """So many bytes of `out` have been."""
+        """Remove `count` sent bytes of `out`."""
         del self._wire[:count]
 
 
 class Session:
-    """A program in the guest, and what is owed to it."""
+    """A program in the guest, with frames pending for it."""
 
     def __init__(self, number: int, client: Client | None) -> None:
         self.number = number
-        self.client = client  # None: it has gone, or the output goes to a log
-        self.unread = 0  # bytes of output that have not been granted again
-        self.untaken = 0  # bytes of input that the guest has not granted again
+        self.client = client  # None: disconnected, or the output goes to a log
+        self.unread = 0  # bytes of output for which no new credit was given
+        self.untaken = 0  # bytes of input for which the guest has given no new credit
         self.credit = 0
-        self.signals: dict[int, None] = {}  # in the order they came, each once
+        self.signals: dict[int, None] = {}  # in order of arrival, each once
         self.size = b""
 
     def owed(self) -> Iterator[bytes]:
-        """Frames for the guest, once."""
+        """Yield the pending frames for the guest and clear them."""
         if self.size:
             yield frame(messages.RESIZE, self.size, self.number)
         for number in self.signals:
@@ -109,11 +110,12 @@ class Session:
         self.signals.clear()
 
     def grant(self, count: int) -> None:
-        """So many bytes of its output have gone on; not more than there were."""
+        """Give credit for up to `count` bytes of output that the client has read."""
         count = min(count, self.unread)
         self.unread -= count
         self.credit += count
 
     def signal(self, number: int) -> None:
+        """Queue a signal for the program. Invalid numbers are ignored."""
         if len(self.signals) < _SIGNALS_MAX and 0 < number <= _SIGNALS_MAX:
             self.signals[number] = None

@@ -1,17 +1,19 @@
-"""Sandboxes on disk: one directory each in the store, and what can be seen of them by any process.
+"""Sandboxes on disk: a directory for each in the store, which every process of the user can read.
 
-    NAME/lock          held (flock) by the sandbox's keeper while it runs: the kernel drops it, however the keeper ends
-    NAME/state.json    what it is, who keeps it, how it ended; no secrets
-    NAME/records       the slot's records (0600): variables, keys, command; written again at every start
-    NAME/slot.json     digests of what was last written to the slot
-    NAME/disk.*        its disk
-    NAME/control       the keeper's socket
+    NAME/lock          locked (flock) by the keeper while the sandbox runs; see liveness.py
+    NAME/state.json    specification, keeper process and last exit; no secrets
+    NAME/records       records for the slot (0600): variables, keys, command; written again at each start
+    NAME/slot.json     digests of the bytes last written to the slot
+    NAME/disk.*        the disk
+    NAME/control       socket of the keeper
     NAME/console.log, output.log, machine.log, helperN.log
-                       bounded, with what came before in *.old; keeper.log: what went wrong in the keeper
-    NAME/spare         room for the last state on a full disk
+                       bounded logs; older lines are in *.old. keeper.log has errors of the keeper
+    NAME/spare         reserved space, so that the last state can be written to a full disk
 
-A directory gets its name by rename, with lock and state in it, so who sees the name sees a whole sandbox. What cannot be
-read (damaged, of a newer version, another user's) is an Unreadable: seen by `ps -a`, removed by `rm` and by nothing else.
+A directory gets its name by rename and already contains lock and state. So a name always stands for a complete sandbox.
+
+A sandbox whose state cannot be read (damaged, another version, another user) is `Unreadable`. `ps -a` lists it, and only
+`rm` removes it: with `--force` if its files have another version.
 """
 
 from __future__ import annotations
@@ -20,19 +22,19 @@ import contextlib
 import fcntl
 import json
 import os
-import socket
 import stat
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from rootdisk.durable import atomic_write, open_file, read_file, socket_address
+from rootdisk.durable import atomic_write, open_file, read_file
 from rootdisk.errors import BadInput, Busy, RootdiskError
-from rootdisk.system.locks import is_held, is_locked
 from rootdisk.system.ownership import make_directory, user_name
+from rootdisk.system.versions import OtherVersion
 from rootdisk.text import printable
-from runner.sandbox.state import MAX_BYTES, Newer, Spec, State, Unreadable, parse, state_json
+from runner.sandbox.liveness import answers, is_running, not_running, runs, take_lock, try_lock, wait_end
+from runner.sandbox.state import MAX_BYTES, Spec, State, Unreadable, parse, state_json
 from runner.store.store import Store
 
 __all__ = [
@@ -41,6 +43,7 @@ __all__ = [
     "State",
     "Unreadable",
     "all_of",
+    "check_removable",
     "discard",
     "find",
     "find_any",
@@ -56,27 +59,29 @@ __all__ = [
 ]
 
 _NEW = ".new-"
-_NEW_MAX_AGE_S = 60  # a directory without a lock in it for that long belongs to nobody
-_POLL_S = 0.05
+_NEW_MAX_AGE_S = 60  # an unnamed directory without a lock is left over after this time
 _ERROR_MAX_CHARS = 8192
-_ROOM_BYTES = 64 << 10  # that a state may grow by, when its sandbox runs and has ended
-_RELEASE_S = 2.0  # how long somebody who only looks may hold the lock
+_GROWTH_BYTES = 64 << 10  # reserved for what the state gains when the sandbox runs and ends
 
 
 class Sandbox:
-    """A sandbox's directory while this process holds its lock."""
+    """A sandbox's directory that this process has locked."""
 
     def __init__(self, folder: Path, lock: int, spec: Spec, created: float, raw: Mapping[str, Any]) -> None:
         self.folder = folder
         self.spec = spec
-        self.lock = lock  # its descriptor
+        self.lock = lock  # descriptor
         self.in_use: Mapping[str, str] = {}  # what its run has: accelerator, way of copying the disk
         self._created = created
         self._raw = raw
 
     @classmethod
     def create(cls, store: Store, spec: Spec) -> Sandbox:
-        """A new one, locked. Nothing has its name before `take_name` is called. BadInput if `spec` cannot be written down."""
+        """Create a locked directory without a name; call `take_name` when it is complete.
+
+        Raises:
+            BadInput: `spec` is too large for a state file.
+        """
         folder = store.sandboxes / f"{_NEW}{os.urandom(8).hex()}"
         make_directory(folder)
         lock = open_file(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_EXCL)
@@ -84,21 +89,27 @@ class Sandbox:
         sandbox = cls(folder, lock, spec, time.time(), {})
         try:
             sandbox.write_state()
-            if (folder / "state.json").stat().st_size > MAX_BYTES - _ROOM_BYTES:
-                raise ValueError(f"more than {MAX_BYTES - _ROOM_BYTES} bytes")
-            read(folder)  # what is written here can be read by the next one
+            if (folder / "state.json").stat().st_size > MAX_BYTES - _GROWTH_BYTES:
+                raise ValueError(f"more than {MAX_BYTES - _GROWTH_BYTES} bytes")
+            read(folder)  # check that the state can be read again
         except BaseException as err:
             sandbox.remove()
             sandbox.release()
             if isinstance(err, ValueError):
-                raise BadInput(f"sandbox {spec.name} cannot be described: {err}", "shorten labels and paths") from err
+                raise BadInput(
+                    f"sandbox {spec.name}: its state cannot be written: {err}", "shorten labels and paths"
+                ) from err
             raise
         return sandbox
 
     @classmethod
     def open(cls, state: State) -> Sandbox:
-        """A kept one, to start it again or to remove it; Busy if it runs."""
-        return cls(state.folder, _take_lock(state), state.spec, state.created, state.raw)
+        """Lock a kept sandbox, to start it again.
+
+        Raises:
+            Busy: It runs.
+        """
+        return cls(state.folder, take_lock(state), state.spec, state.created, state.raw)
 
     @classmethod
     def rename(cls, state: State, name: str) -> None:
@@ -112,26 +123,37 @@ class Sandbox:
             opened.release()
 
     def take_name(self) -> None:
-        """Be seen under its own name from now on; BadInput if another has it."""
+        """Give the directory its final name, which makes it visible.
+
+        Raises:
+            BadInput: Another sandbox has this name.
+        """
         target = self.folder.parent / self.spec.name
         try:
             os.rename(self.folder, target)
         except OSError:
             with contextlib.suppress(OSError):
-                discard(target)  # of a keeper that was killed, and not to be kept
+                discard(target)  # left by a killed keeper, and not to be kept
             try:
                 os.rename(self.folder, target)
             except OSError as err:
-                what = ""
-                with contextlib.suppress(FileNotFoundError):  # it goes just now
+                detail = ""
+                with contextlib.suppress(FileNotFoundError):  # just removed
                     other = look(target)
-                    what = f", which cannot be read: {other.reason}" if isinstance(other, Unreadable) else ""
+                    detail = f", which cannot be read: {other.reason}" if isinstance(other, Unreadable) else ""
                 hint = f"choose another --name, or runner rm {self.spec.name}"
-                raise BadInput(f"there is a sandbox {self.spec.name} already{what}", hint) from err
+                raise BadInput(f"there is already a sandbox {self.spec.name}{detail}", hint) from err
         self.folder = target
 
     def write_state(self, *, pid: int = 0, started: float = 0, status: int | None = None, error: str = "") -> None:
-        """For others to see: who keeps it (0: nobody any more), since when, and how it ended."""
+        """Write state.json for other processes.
+
+        Args:
+            pid: The keeper; 0 if it has ended.
+            started: Unix time of the last start; 0 if it never started.
+            status: Exit status of the last run.
+            error: The reason why the last run failed.
+        """
         state = state_json(
             self._raw,
             self.spec,
@@ -144,83 +166,30 @@ class Sandbox:
             in_use=self.in_use,
         )
         data = json.dumps(state, indent=1, sort_keys=True).encode() + b"\n"
-        # A sandbox that is not kept need not outlive a power cut.
+        # Only a kept sandbox must survive a power cut.
         atomic_write(self.folder / "state.json", data, 0o600, durable=self.spec.keep)
 
     def remove(self) -> None:
-        """Delete it and all it has, as far as that is possible."""
+        """Delete the sandbox and its files, as far as possible."""
         with contextlib.suppress(RootdiskError):
             _remove(self.folder)
 
     def release(self) -> None:
-        """Let go of the lock, where no other process of ours has it too."""
+        """Close our descriptor of the lock. It stays locked while another process has a copy."""
         os.close(self.lock)
 
 
-def _take_lock(state: State | Unreadable) -> int:
-    """The locked lock of a sandbox that has ended, made again if it is missing; Busy if the sandbox runs."""
-    deadline = time.monotonic() + _RELEASE_S
-    while True:
-        try:
-            lock = _locked(state.folder)
-        except FileNotFoundError:
-            lock = _made_lock(state.folder)
-        if lock is not None:
-            return lock
-        if time.monotonic() > deadline or not state.folder.exists():
-            raise Busy(f"sandbox {state.name} runs", f"runner stop {state.name}")
-        time.sleep(0.02)
-
-
-def _locked(folder: Path) -> int | None:
-    """The open, locked lock of a directory; None if another has it, or the directory was replaced meanwhile."""
-    fd = open_file(folder / "lock", os.O_RDWR)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.path.samestat(os.fstat(fd), os.stat(folder / "lock")):
-            return fd
-    except (BlockingIOError, FileNotFoundError):
-        pass
-    os.close(fd)
-    return None
-
-
-def _made_lock(folder: Path) -> int | None:
-    """A new lock where somebody has removed it; None if the keeper that had it lives, or another was quicker."""
-    if _answers(folder):
-        return None
-    with contextlib.suppress(FileExistsError, FileNotFoundError):
-        os.close(open_file(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_EXCL))
-        return _locked(folder)
-    return None
-
-
-def _answers(folder: Path) -> bool:
-    """Whether a keeper listens there: how a sandbox without its lock is known to run."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as sock:
-        try:
-            with socket_address(folder, "control") as address:
-                sock.connect(address)
-        except BlockingIOError:  # more wait for it than it lets wait
-            return True
-        except OSError:
-            return False
-    return True
-
-
-def _runs(folder: Path) -> bool:
-    """Whether the sandbox in `folder` has a keeper; OSError if that cannot be found out."""
-    try:
-        return is_held(folder / "lock")
-    except FileNotFoundError:
-        return _answers(folder)
-
-
 def read(folder: Path) -> State:
-    """Read the sandbox in `folder`; OSError or ValueError if that is not possible."""
+    """Read the state of the sandbox in `folder`.
+
+    Raises:
+        OSError: A file cannot be opened.
+        OtherVersion: The state has another version.
+        ValueError: The state is damaged.
+    """
     if not stat.S_ISDIR(os.lstat(folder).st_mode):
         raise ValueError("is not a directory")
-    running = _runs(folder)
+    running = runs(folder)
     try:
         return parse(read_file(folder / "state.json", MAX_BYTES), folder, running)
     except ValueError as err:
@@ -228,7 +197,11 @@ def read(folder: Path) -> State:
 
 
 def look(folder: Path) -> State | Unreadable:
-    """The sandbox in `folder`, whatever has become of it; FileNotFoundError if nothing has that name."""
+    """Read the sandbox in `folder`, or return why it cannot be read.
+
+    Raises:
+        FileNotFoundError: There is nothing with that name.
+    """
     try:
         return read(folder)
     except (OSError, ValueError) as err:
@@ -237,51 +210,55 @@ def look(folder: Path) -> State | Unreadable:
         if isinstance(err, OSError):
             reason = f"{os.path.basename(err.filename or 'lock')}: {err.strerror}"
             if owner != os.geteuid():
-                reason += f" (it belongs to {user_name(owner)})"
+                reason += f" (owner: {user_name(owner)})"
         running = False
         with contextlib.suppress(OSError):
-            running = _runs(folder)
-        return Unreadable(folder, reason, running or _answers(folder))
+            running = runs(folder)
+        return Unreadable(folder, reason, running or answers(folder), isinstance(err, OtherVersion))
 
 
 def all_of(store: Store) -> Iterator[State | Unreadable]:
-    """Every sandbox, also those that are being made, and those that cannot be read."""
+    """Yield every sandbox, including unfinished and unreadable ones."""
     for folder in sorted(store.sandboxes.iterdir()):
-        with contextlib.suppress(FileNotFoundError):  # it has gone meanwhile
-            found = look(folder)
-            if isinstance(found, State) or not _is_unfinished(folder):
-                yield found
+        with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+            sandbox = look(folder)
+            if isinstance(sandbox, State) or not _is_unfinished(folder):
+                yield sandbox
 
 
 def states(store: Store) -> Iterator[State]:
-    """Every sandbox that can be read, also those that are being made."""
-    return (found for found in all_of(store) if isinstance(found, State))
+    """Yield every readable sandbox, including unfinished ones."""
+    return (sandbox for sandbox in all_of(store) if isinstance(sandbox, State))
 
 
 def needed(store: Store) -> set[str] | None:
-    """The hex digests that sandboxes need; None while one cannot be read, which may need anything."""
+    """Return the hex digests that sandboxes use, or None if one is unreadable: it may use anything."""
     digests: set[str] = set()
-    for found in all_of(store):
-        if isinstance(found, Unreadable):
+    for sandbox in all_of(store):
+        if isinstance(sandbox, Unreadable):
             return None
-        digests |= found.uses
+        digests |= sandbox.uses
     return digests
 
 
 def find(store: Store, name: str) -> State:
-    """The sandbox of that name; BadInput if there is none, or it cannot be read."""
-    found = find_any(store, name)
-    if isinstance(found, Unreadable):
-        name = printable(name)
-        raise BadInput(
-            f"sandbox {name} cannot be read: {found.reason}",
-            f"to give it up: runner rm {'--force ' if found.running else ''}{name}",
-        )
-    return found
+    """Return the sandbox `name`.
+
+    Raises:
+        BadInput: There is none, or it cannot be read.
+    """
+    sandbox = find_any(store, name)
+    if isinstance(sandbox, Unreadable):
+        raise BadInput(f"sandbox {printable(name)} cannot be read: {sandbox.reason}", sandbox.remedy)
+    return sandbox
 
 
 def find_any(store: Store, name: str) -> State | Unreadable:
-    """The sandbox of that name, also one that cannot be read; BadInput if there is none."""
+    """Return the sandbox `name`, even if it cannot be read.
+
+    Raises:
+        BadInput: There is none; the hint names a similar one.
+    """
     try:
         if not name or "/" in name or "\0" in name or (name.startswith(".") and not name.startswith(_NEW)):
             raise FileNotFoundError
@@ -289,35 +266,54 @@ def find_any(store: Store, name: str) -> State | Unreadable:
     except OSError as err:
         import difflib
 
-        names = [found.name for found in all_of(store)]
+        names = [sandbox.name for sandbox in all_of(store)]
         near = difflib.get_close_matches(name, names, 1)
         hint = f"did you mean {printable(near[0])}?" if near else "see runner ps -a"
         raise BadInput(f"no sandbox {printable(name, 80)!r}", hint) from err
 
 
-def remove(found: State | Unreadable) -> None:
-    """Delete a sandbox that has ended, on its user's order. Busy if it runs; RootdiskError if it cannot be deleted."""
+def check_removable(sandbox: State | Unreadable, *, force: bool) -> None:
+    """Refuse to remove a sandbox of another version without `force`: only its own release knows what it contains.
+
+    Raises:
+        BadInput: The sandbox has another version.
+    """
+    if isinstance(sandbox, Unreadable) and sandbox.other_version and not force:
+        raise BadInput(f"sandbox {printable(sandbox.name)} is not removed: {sandbox.reason}", sandbox.remedy)
+
+
+def remove(sandbox: State | Unreadable) -> None:
+    """Delete a stopped sandbox because its user has asked for it.
+
+    Raises:
+        Busy: It runs.
+        RootdiskError: It cannot be deleted.
+    """
     try:
-        lock = _take_lock(found)
-    except OSError as err:  # the lock is a directory, a link, another user's
-        if _answers(found.folder):
-            raise Busy(f"sandbox {found.name} runs", f"runner rm --force {found.name}") from err
-        _remove(found.folder)
+        lock = take_lock(sandbox)
+    except OSError as err:  # the lock is a directory or a link, or belongs to another user
+        if answers(sandbox.folder):
+            raise Busy(f"sandbox {sandbox.name} runs", f"runner rm --force {sandbox.name}") from err
+        _remove(sandbox.folder)
         return
     try:
-        _remove(found.folder)
+        _remove(sandbox.folder)
     finally:
         os.close(lock)
 
 
 def _remove(folder: Path) -> None:
-    """Delete a sandbox's directory. RootdiskError if that is not possible; then what is left keeps its name."""
+    """Delete the directory of a sandbox.
+
+    Raises:
+        RootdiskError: It cannot be deleted; what is left keeps its name.
+    """
     hidden = folder.with_name(f"{_NEW}{os.urandom(8).hex()}")
     try:
         if not stat.S_ISDIR(os.lstat(folder).st_mode):
             folder.unlink()
             return
-        os.rename(folder, hidden)  # the name is free at once, and nobody sees half of it
+        os.rename(folder, hidden)  # frees the name at once, and no process sees an incomplete sandbox
         with contextlib.suppress(OSError):
             hidden.chmod(0o700)
         _remove_tree(hidden)
@@ -331,38 +327,38 @@ def _remove(folder: Path) -> None:
 
 
 def _remove_tree(folder: Path) -> None:
-    import shutil  # when a sandbox has ended, there is time to load it
+    import shutil  # slow to import, and not needed to start a sandbox
 
     while folder.exists():
-        with contextlib.suppress(FileNotFoundError):  # another process removes it too
+        with contextlib.suppress(FileNotFoundError):  # another process is removing it too
             shutil.rmtree(folder)
 
 
 def discard(folder: Path) -> None:
-    """Remove a sandbox that nobody keeps and that is not to be kept, or one that was never finished.
+    """Remove a sandbox that has no keeper and is not to be kept, or that was never finished.
 
-    What cannot be read stays, except what never had a name and is not of a newer version.
+    An unreadable sandbox stays, unless it never had a name. A sandbox of another version always stays.
     """
     hidden = folder.name.startswith(_NEW)
     try:
-        lock = _locked(folder)
+        lock = try_lock(folder)
     except FileNotFoundError:
-        lock, left = None, _is_left(folder)
+        lock, is_left = None, _is_left(folder)
     else:
         if lock is None:
             return
         try:
-            # Whoever makes a directory locks it before the state is in it: with a state, its maker is dead.
-            left = not read(folder).spec.keep or hidden
-        except Newer:
-            left = False
+            # A directory is locked before its state is written. We got the lock, so its maker is dead.
+            is_left = not read(folder).spec.keep or hidden
+        except OtherVersion:
+            is_left = False
         except FileNotFoundError:
-            left = _is_left(folder)
+            is_left = _is_left(folder)
         except (OSError, ValueError):
-            left = hidden
+            is_left = hidden
     try:
-        if left:
-            with contextlib.suppress(RootdiskError):  # it is seen by `ps`, and `rm` says why it stays
+        if is_left:
+            with contextlib.suppress(RootdiskError):  # `ps` lists it, and `rm` tells why it stays
                 _remove(folder)
     finally:
         if lock is not None:
@@ -370,17 +366,17 @@ def discard(folder: Path) -> None:
 
 
 def _is_unfinished(folder: Path) -> bool:
-    """Whether it has neither name nor state: it is being made or removed, or was when its process was killed."""
+    """Return whether a directory has neither name nor state: its creation or removal is in progress, or was interrupted."""
     return folder.name.startswith(_NEW) and not os.path.lexists(folder / "state.json")
 
 
 def _is_left(folder: Path) -> bool:
-    """Whether a directory without a lock, or without a state, is what a killed process has left."""
+    """Return whether a directory without lock or state was left by a killed process."""
     if not folder.name.startswith(_NEW) or time.time() - folder.stat().st_mtime < _NEW_MAX_AGE_S:
         return False
     try:
         read(folder)
-    except Newer:
+    except OtherVersion:
         return False
     except (OSError, ValueError):
         pass
@@ -388,34 +384,7 @@ def _is_left(folder: Path) -> bool:
 
 
 def sweep(store: Store) -> None:
-    """Remove what killed processes left."""
+    """Remove directories that killed processes have left."""
     for folder in store.sandboxes.iterdir():
         with contextlib.suppress(OSError, RootdiskError):
             discard(folder)
-
-
-def is_running(state: State | Unreadable) -> bool:
-    with contextlib.suppress(OSError):
-        return _runs(state.folder)
-    return _answers(state.folder)
-
-
-def wait_end(state: State | Unreadable, timeout_s: float | None = None) -> None:
-    """Return when the sandbox does not run any more; Busy after `timeout_s` seconds."""
-    deadline = time.monotonic() + timeout_s if timeout_s is not None else None
-    lock = None
-    with contextlib.suppress(OSError):
-        lock = open_file(state.folder / "lock")  # this one's: the name may be another's soon
-    try:
-        while is_locked(lock) if lock is not None else _answers(state.folder):
-            if deadline is not None and time.monotonic() > deadline:
-                pid = f", process {state.pid}" if isinstance(state, State) else ""
-                raise Busy(f"sandbox {printable(state.name)} still runs{pid}", "end that process, then try again")
-            time.sleep(_POLL_S)
-    finally:
-        if lock is not None:
-            os.close(lock)
-
-
-def not_running(state: State | Unreadable) -> RootdiskError:
-    return BadInput(f"sandbox {state.name} does not run", f"runner start {state.name}")

@@ -1,12 +1,12 @@
-"""The process that keeps one sandbox: carries bytes between the guest and the clients, and ends with the machine.
+"""The keeper process of a sandbox: forwards data between guest and clients, and ends with the machine.
 
     guest ◀── channel ──▶ keeper ◀── socket pair ──▶ runner boot, in the foreground (session 0)
                              ▲ ◀───── control ──────▶ runner exec, cp (a session each), stop, kill, wait
     console ─▶ console.log ──┤──▶ output.log, of a detached sandbox's program
     machine ─▶ machine.log ──┘
 
-What the bytes mean is router.py's; here are sockets, signals and time. Each socket's events follow from what the router
-wants of it, asked again at every turn, so there is no state of a socket that could be wrong.
+router.py knows what the bytes mean. This module has sockets, signals and time. The events to wait for are computed from the
+router in each iteration, so no state of a socket can be stale.
 """
 
 from __future__ import annotations
@@ -33,26 +33,26 @@ from runner.sandbox.room import CONTINUE, Monitor, Room
 from runner.sandbox.router import Router
 from runner.sandbox.watched import Source, Watched, receive
 
-STOP_S = 10  # what a program has to end by itself
-GRACE_S = 5.0  # what its guest has beyond that
-POWER_OFF_S = 15.0  # what a guest has to write everything back
+STOP_S = 10  # for a program to end after the stop signal
+GRACE_S = 5.0  # in addition, for its guest
+POWER_OFF_S = 15.0  # for a guest to write back all data and power off
 TIMED_OUT, KILLED = 124, 128 + signal.SIGKILL
-_ACCEPTED_MAX = 64  # connections in a turn
-_PATIENCE_S = 2.0  # with a client that asks for nothing, when others come
-_LOOK_S = 1.0  # for a process that has closed its output to be seen as ended
-_RETRY_S = 0.2  # after a connection could not be taken for want of descriptors
+_ACCEPTED_MAX = 64  # connections in an iteration
+_PATIENCE_S = 2.0  # minimum time for a client without a request, if others want to connect
+_LOOK_S = 1.0  # for a process to end after it has closed its output
+_RETRY_S = 0.2  # after accept has failed because no descriptor was free
 
 
 class Silent(Exception):
-    """Nothing was heard of the machine at all."""
+    """The machine has sent nothing at all."""
 
 
 class Gone(Exception):
-    """The client in whose foreground the sandbox ran has gone."""
+    """The client of a foreground sandbox has disconnected."""
 
 
 class Keeper:
-    """One sandbox from its start to its program's end."""
+    """Runs a sandbox from the start of its machine to the end of its program."""
 
     def __init__(
         self,
@@ -68,7 +68,7 @@ class Keeper:
         room: Room | None = None,
         needs: str = "",
     ) -> None:
-        """`client` has session 0, or with an `output` log is only told when the program has started.
+        """Prepare to serve the machine `vm`.
 
         `timeout_s` is how long the program may run, `silent_s` how long nothing may be heard at first; `logs` are those of
         what the machine's processes write; `room` watches the host's disk; `needs` names options that need a newer init.
@@ -84,12 +84,12 @@ class Keeper:
         self.is_off = False  # its kernel has ended: there is nobody to answer any more
         self._console_end = b""  # its last, perhaps unfinished, line
         self._power: int | None = None  # how a program has ended the machine, as its console says
-        self.lost = ""  # what the sandbox had to be stopped for
+        self.lost = ""  # the lost helper for which the sandbox was stopped
         self.has_timed_out = False
         self._router = Router(output.write_frame if output else None, needs)
         self._watched = Watched()
         self._clients = {client: self._router.main}
-        self._joined: dict[Client, float] = {}  # since when each has been here
+        self._joined: dict[Client, float] = {}  # when each client has connected
         start = time.monotonic()
         self._deadline = start + timeout_s if timeout_s else None
         self._silent_at = start + silent_s if silent_s else None
@@ -100,29 +100,32 @@ class Keeper:
                 sock.setblocking(False)
 
     def run(self) -> int:
-        """Until the program has ended: its exit status, TIMED_OUT or KILLED.
+        """Serve until the program ends. Return its exit status, TIMED_OUT or KILLED.
 
-        GuestError with the guest's reason, or "" where the machine went without a word; Silent; Gone.
+        Raises:
+            Gone: The client of a foreground sandbox has disconnected.
+            GuestError: The guest has failed, with its reason; with "" if the machine ended without one.
+            Silent: The machine has sent nothing for `silent_s` seconds.
         """
         router = self._router
         with _signals() as wake, contextlib.ExitStack() as stack:
             for source in (wake, *self._logs):
                 self._watched.watch(source, EVENT_READ)
-            for used in (wake, *self._logs, self._vm.channel, self._listener, self._vm.monitor):
-                if used is not None:
-                    stack.callback(self._watched.watch, used, 0)
+            for watched in (wake, *self._logs, self._vm.channel, self._listener, self._vm.monitor):
+                if watched is not None:
+                    stack.callback(self._watched.watch, watched, 0)
             while not router.is_over:
                 self._look()
-                found = self._watched.wait(self._wait_s())
-                if wake in found:
+                ready = self._watched.wait(self._wait_s())
+                if wake in ready:
                     wake.recv(64)
                     router.stop(STOP_S)
-                for source in self._logs.keys() & found.keys():
+                for source in self._logs.keys() & ready.keys():
                     self._read_log(source)
-                self._carry(found)
+                self._carry(ready)
                 self._see_power()
-                self._see_room(found)
-                if self._listener in found:
+                self._see_room(ready)
+                if self._listener in ready:
                     self._accept()
                 if (status := self._out_of_time()) is not None and not router.is_over:
                     return status
@@ -133,37 +136,37 @@ class Keeper:
         return KILLED if router.status is None else router.status
 
     def acknowledge(self) -> None:
-        """Let the guest write everything back and power off: until it has, or POWER_OFF_S seconds.
+        """Tell the guest to write back all data and power off. Wait for that, at most POWER_OFF_S seconds.
 
-        What it still says is read and dropped: a guest that waits for its output to go would not hear us.
+        Read and drop its remaining output: a guest that waits to send output would not read our frame.
         """
         channel, deadline = self._vm.channel, time.monotonic() + POWER_OFF_S
         out = bytearray(self._router.to_guest() + messages.frame(messages.ACK))
-        talk = (channel, *self._logs)
+        sources = (channel, *self._logs)
         while (left := deadline - time.monotonic()) > 0:
-            for source in talk:
+            for source in sources:
                 self._watched.watch(source, EVENT_READ | (EVENT_WRITE if source is channel and out else 0))
-            found = self._watched.wait(left)
-            for source in [source for source in talk if found.get(source, 0) & EVENT_READ]:
+            ready = self._watched.wait(left)
+            for source in [source for source in sources if ready.get(source, 0) & EVENT_READ]:
                 data = receive(source, 64 << 10)
                 if data == b"":
-                    talk = tuple(other for other in talk if other is not source)
+                    sources = tuple(other for other in sources if other is not source)
                     self._watched.watch(source, 0)
                 elif data and source in self._logs:
                     self._logs[source].write(data)
-            if channel not in talk:
+            if channel not in sources:
                 break
-            if found.get(channel, 0) & EVENT_WRITE:
+            if ready.get(channel, 0) & EVENT_WRITE:
                 with contextlib.suppress(BlockingIOError):
                     del out[: channel.send(out)]
-        for source in talk:
+        for source in sources:
             self._watched.watch(source, 0)
 
     def tell(self, status: int, error: str = "") -> None:
-        """Tell every client how the sandbox has ended, after all that is for them.
+        """Send all clients their remaining data and how the sandbox has ended.
 
-        Output of the program is never lost to a slow reader: the main client is waited for. One of exec's may go the way of
-        its sandbox.
+        Wait for the main client however slow it reads, so that no output of the program is lost. Other clients are disconnected
+        after GRACE_S seconds.
         """
         self._router.finish(status, error)
         deadline = time.monotonic() + GRACE_S
@@ -177,7 +180,7 @@ class Keeper:
                 self._carry(self._watched.wait(deadline - now if now < deadline else None))
 
     def drain(self) -> None:
-        """What console and processes still hold when the machine has ended: mostly why."""
+        """Read the rest of console and process output after the machine has ended: it often has the reason."""
         self._vm.console.settimeout(1)
         for source, log in self._logs.items():
             with contextlib.suppress(OSError):
@@ -185,13 +188,13 @@ class Keeper:
                     log.write(data)
 
     def close(self) -> None:
-        """Let all clients go."""
+        """Disconnect all clients."""
         for sock in list(self._clients):
             self._drop(sock)
         self._watched.end()
 
     def _look(self) -> None:
-        """Wait for what the router wants."""
+        """Register the events that the router wants."""
         wanted = EVENT_READ if self._router.guest_wants() else 0
         self._watched.watch(self._vm.channel, wanted | (EVENT_WRITE if self._router.to_guest() else 0))
         if self._vm.monitor is not None and self._listens_to_monitor:
@@ -211,7 +214,11 @@ class Keeper:
         return min(ends) - time.monotonic() if ends else None
 
     def _out_of_time(self) -> int | None:
-        """How the sandbox ends if its time is over; Silent."""
+        """Return the exit status if a deadline has passed, else None.
+
+        Raises:
+            Silent: The machine has sent nothing in time.
+        """
         now = time.monotonic()
         if (seconds := self._router.take_stop()) is not None:
             end = now + seconds + GRACE_S
@@ -225,15 +232,15 @@ class Keeper:
             return TIMED_OUT
         return KILLED if self._kill_at is not None and now >= self._kill_at else None
 
-    def _carry(self, found: Mapping[Source, int]) -> None:
-        """Read and write where that is possible."""
+    def _carry(self, ready: Mapping[Source, int]) -> None:
+        """Read from and write to sockets that are ready."""
         channel = self._vm.channel
-        if (events := found.get(channel, 0)) and not self._router.is_over:
+        if (events := ready.get(channel, 0)) and not self._router.is_over:
             if events & EVENT_READ and (size := self._router.guest_wants()):
                 self._read_guest(size)
             if events & EVENT_WRITE:
                 self._send(channel, self._router.to_guest(), self._router.sent_to_guest)
-        for source, events in found.items():
+        for source, events in ready.items():
             if isinstance(source, socket.socket) and (client := self._clients.get(source)) is not None:
                 self._carry_client(source, client, events)
 
@@ -268,7 +275,11 @@ class Keeper:
             self._drop(sock)
 
     def _send(self, sock: socket.socket, data: bytearray, sent: Callable[[int], None]) -> None:
-        """Send what can be; GuestError if nobody is there any more."""
+        """Send as much as possible and report it to `sent`.
+
+        Raises:
+            GuestError: The peer has closed the connection.
+        """
         try:
             if data:
                 sent(sock.send(data))
@@ -303,38 +314,38 @@ class Keeper:
             self.is_off = self._router.is_over
 
     def _lose(self, source: Source, helper: Helper) -> None:
-        """Tell of a helper that has ended, and stop a sandbox whose programs would wait for it for ever.
+        """Report a helper that has ended. Stop the sandbox if its programs would wait forever for the helper.
 
-        A guest's kernel takes back no request that it has sent to a volume's server, and no other can take its place.
+        The kernel of a guest cannot cancel a request to the server of a volume, and another server cannot continue it.
         """
         try:
             how = how_ended(helper.process.wait(_LOOK_S))
-        except subprocess.TimeoutExpired:  # it only says nothing more
+        except subprocess.TimeoutExpired:  # it has closed its output, but still runs
             return
-        said = console.tail(self._logs[source].path)[-1:] if how.startswith("exit status") else []
-        text = ": ".join((f"{helper.what} is lost", "its server ended", *filter(None, [how, *said])))
-        self.say(text, to_main=not helper.is_waited_for)  # which is told at the end
+        last_line = console.tail(self._logs[source].path)[-1:] if how.startswith("exit status") else []
+        text = ": ".join((f"{helper.what} is lost", "its server ended", *filter(None, [how, *last_line])))
+        self.say(text, to_main=not helper.is_waited_for)  # the main client gets it as the final error
         if helper.is_waited_for:
             self.lost = text
             self._router.stop(STOP_S)
 
     def say(self, text: str, *, to_main: bool = True) -> None:
-        """To everybody who waits for this sandbox, and to the keeper's log."""
+        """Send a notice to all clients that wait for this sandbox, and to the keeper's log."""
         self._router.notice(text, to_main=to_main)
-        with contextlib.suppress(OSError):  # the disk of the log may be full
+        with contextlib.suppress(OSError):  # the disk may be full
             print(one_line(text), file=sys.stderr, flush=True)
 
-    def _see_room(self, found: Mapping[Source, int]) -> None:
-        """Look at the host's disk and at what QEMU says of it."""
+    def _see_room(self, ready: Mapping[Source, int]) -> None:
+        """Check the free space of the host's disk and messages of QEMU about it."""
         now, monitor = time.monotonic(), self._vm.monitor
-        if monitor is not None and found.get(monitor, 0) & EVENT_READ:
+        if monitor is not None and ready.get(monitor, 0) & EVENT_READ:
             data = receive(monitor, 64 << 10)
             if data == b"":
                 self._listens_to_monitor = False
                 self._watched.watch(monitor, 0)
             if self._monitor.feed(data or b"") and self._room is not None:
                 self._room.stop(now)
-        if monitor is not None and found.get(monitor, 0) & EVENT_WRITE:
+        if monitor is not None and ready.get(monitor, 0) & EVENT_WRITE:
             with contextlib.suppress(GuestError):
                 self._send(monitor, self._monitor.out, self._monitor.sent)
         if self._room is None:
@@ -356,7 +367,7 @@ class Keeper:
                 sock, _ = self._listener.accept()
             except BlockingIOError:
                 return
-            except OSError:  # no descriptor is free: one may be in a while
+            except OSError:  # no descriptor is free: try again later
                 self._accept_at = time.monotonic() + _RETRY_S
                 return
             sock.setblocking(False)
@@ -364,7 +375,7 @@ class Keeper:
             self._joined[client] = time.monotonic()
 
     def _evict(self, client: Client) -> bool:
-        """Let a client that asks for nothing go, unless it has only just come: then nobody else comes in for a while."""
+        """Disconnect a client without a request. If it has just connected, stop accepting for a while and return False."""
         until = self._joined[client] + _PATIENCE_S
         if time.monotonic() < until:
             self._accept_at = until
@@ -374,7 +385,7 @@ class Keeper:
         return True
 
     def _drop(self, sock: socket.socket) -> None:
-        """A client has gone, or is to go."""
+        """Remove a client and close its socket."""
         client = self._clients.pop(sock)
         self._joined.pop(client, None)
         self._router.leave(client)
@@ -383,7 +394,7 @@ class Keeper:
 
 @contextlib.contextmanager
 def _signals() -> Iterator[socket.socket]:
-    """A socket that becomes readable with SIGTERM, SIGINT or SIGHUP: they stop the sandbox."""
+    """Yield a socket that becomes readable after SIGTERM, SIGINT or SIGHUP, which stop the sandbox."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
         ours.setblocking(False)

@@ -1,7 +1,8 @@
-"""The way of a sandbox: directory, clone and slot; then its keeper, a process of its own, with the machine.
+"""Start a sandbox: directory, clone and slot, then the keeper process with the machine.
 
-`create` and `reopen` prepare a sandbox, `launch` starts its keeper and carries the program's input and output, or
-returns when the program has started. The keeper ends with the machine, whoever else is killed, and the machine with it.
+`create` and `reopen` prepare a sandbox. `launch` starts its keeper; then it forwards input and output of the program, or
+returns when the program of a detached sandbox has started. Keeper and machine end together, even if other processes are
+killed.
 """
 
 from __future__ import annotations
@@ -24,13 +25,11 @@ from rootdisk.records import Record
 from rootdisk.system import process
 from rootdisk.system.debug import debug, is_shown
 from runner.disk import slot
-from runner.disk.clone import Clone, clone, found
-from runner.machine import accelerator as accel
-from runner.machine import resolver, tsc
+from runner.disk.clone import Clone, clone, existing
+from runner.machine import accelerator, resolver, tsc
 from runner.machine.model import Forward, Machine, Share, Vm
-from runner.sandbox import directory as sandbox
 from runner.sandbox import guest_records
-from runner.sandbox.directory import Sandbox, Spec, State
+from runner.sandbox.directory import Sandbox, Spec, State, discard
 from runner.store.pull import StoredArtifact
 from runner.store.store import Store
 
@@ -38,78 +37,86 @@ if TYPE_CHECKING:
     from runner.channel.session import Session
     from runner.sandbox.keeper import Keeper
 
-SILENT_S = 15.0  # how long a KVM nobody has tried yet may say nothing
+SILENT_S = 15.0  # how long an untried KVM may give no sign of a guest
 FAILED = 125
 MACHINE_LOG_BYTES = 1 << 20
-STOPPED_S = 40.0  # after a signal: what the program, the guest and the keeper may take to end, and some more
-_SPARE, _SPARE_BYTES = "spare", 16 << 10  # room for the last state on a disk that is full by then
+STOPPED_S = 40.0  # time after a signal for program, guest and keeper to end, with a margin
+_SPARE, _SPARE_BYTES = "spare", 16 << 10  # reserved space for the last state, in case the disk is full
 
 
 class PreparedSandbox(NamedTuple):
-    """A sandbox with its disk, not yet running."""
+    """A sandbox with its disk, ready to start."""
 
     sandbox: Sandbox
-    local: StoredArtifact
+    artifact: StoredArtifact
     disk: Clone
     slot_digest: str
     spec: Spec  # of this run
-    needs: str = ""  # options that an older init does not know
+    needs: str = ""  # options that an older init does not support
 
 
-def create(store: Store, local: StoredArtifact, spec: Spec, given: Sequence[Record]) -> PreparedSandbox:
-    """A new sandbox of `local`. RootdiskError, and nothing left, where it cannot be made."""
-    made = Sandbox.create(store, spec)
+def create(store: Store, artifact: StoredArtifact, spec: Spec, settings: Sequence[Record]) -> PreparedSandbox:
+    """Create a sandbox from an artifact. `settings` are records for its slot.
+
+    Raises:
+        RootdiskError: It cannot be created; nothing is left of it.
+    """
+    sandbox = Sandbox.create(store, spec)
     try:
-        own = (*given, ("machine-id", os.urandom(16).hex().encode()), ("first", b"1"))
-        atomic_write(made.folder / "records", records.pack(own), 0o600, durable=spec.keep)
-        extent = local.config.slot()
-        filled = slot.pack(_all_records(own, spec), extent.length)
+        kept_records = (*settings, ("machine-id", os.urandom(16).hex().encode()), ("first", b"1"))
+        atomic_write(sandbox.folder / "records", records.pack(kept_records), 0o600, durable=spec.keep)
+        extent = artifact.config.slot()
+        filled = slot.pack(_all_records(kept_records, spec), extent.length)
         patches = slot.clusters(extent, filled)
-        if spec.disk_size != local.config.disk_size:
+        if spec.disk_size != artifact.config.disk_size:
             from runner.disk import grow  # seldom needed
 
-            patches = {**grow.patches(local.disk, spec.disk_size), **patches}
-        disk = clone(local.disk, spec.disk_size, made.folder, spec.clone, patches)
-        slot.write(disk.path, extent, filled, made.folder / "slot.json", overlay=disk.overlay, durable=spec.keep)
-        made.take_name()
-        disk = disk._replace(path=made.folder / disk.path.name)
-        return PreparedSandbox(made, local, disk, filled.digest, spec, guest_records.needed(own))
+            patches = {**grow.patches(artifact.disk, spec.disk_size), **patches}
+        disk = clone(artifact.disk, spec.disk_size, sandbox.folder, spec.clone, patches)
+        slot.write(disk.path, extent, filled, sandbox.folder / "slot.json", overlay=disk.overlay, durable=spec.keep)
+        sandbox.take_name()
+        disk = disk._replace(path=sandbox.folder / disk.path.name)
+        return PreparedSandbox(sandbox, artifact, disk, filled.digest, spec, guest_records.needed(kept_records))
     except BaseException:
-        made.remove()
+        sandbox.remove()
         raise
 
 
 def reopen(
-    store: Store, state: State, run: Spec | None = None, instead: Sequence[Record] | None = None
+    store: Store, state: State, run: Spec | None = None, replacement: Sequence[Record] | None = None
 ) -> PreparedSandbox:
-    """A kept sandbox that does not run, with its slot written again.
+    """Prepare a kept sandbox to start again, with a new slot.
 
-    With `run` and `instead`, this run alone has that specification, and these records in place of the sandbox's own.
-    Busy where it runs; RootdiskError where its base is not in the store any more, or its slot is not as it was left.
+    `run` and `replacement` are the specification and the records of this run only, instead of the kept ones.
+
+    Raises:
+        Busy: It runs.
+        RootdiskError: Its artifact is no longer in the store, or its slot has changed.
     """
     for place, _, _ in (run or state.spec).volumes:
         from runner.machine import virtiofsd
 
         virtiofsd.check(Path(place))
-    opened = Sandbox.open(state)
+    sandbox = Sandbox.open(state)
     try:
-        local = StoredArtifact.kept(store, state.spec)
-        path = opened.folder / "records"
-        own = [record for record in _records(path, state) if record[0] != "first"]
-        atomic_write(path, records.pack(own), 0o600)
-        extent = local.config.slot()
-        told = own if instead is None else instead
-        filled = slot.pack(_all_records(told, run or state.spec), extent.length)
-        disk = found(opened.folder)
-        slot.rewrite(disk.path, extent, filled, opened.folder / "slot.json", overlay=disk.overlay)
-        return PreparedSandbox(opened, local, disk, filled.digest, run or state.spec, guest_records.needed(told))
+        artifact = StoredArtifact.kept(store, state.spec)
+        path = sandbox.folder / "records"
+        kept_records = [record for record in _read_records(path, state) if record[0] != "first"]
+        atomic_write(path, records.pack(kept_records), 0o600)
+        extent = artifact.config.slot()
+        settings = kept_records if replacement is None else replacement
+        filled = slot.pack(_all_records(settings, run or state.spec), extent.length)
+        disk = existing(sandbox.folder)
+        slot.rewrite(disk.path, extent, filled, sandbox.folder / "slot.json", overlay=disk.overlay)
+        needs = guest_records.needed(settings)
+        return PreparedSandbox(sandbox, artifact, disk, filled.digest, run or state.spec, needs)
     except BaseException:
-        opened.release()
+        sandbox.release()
         raise
 
 
-def _records(path: Path, state: State) -> list[Record]:
-    """What a kept sandbox is told at each start."""
+def _read_records(path: Path, state: State) -> list[Record]:
+    """Return the records for every start of a kept sandbox."""
     try:
         return records.unpack(read_file(path, SLOT_MAX_BYTES))
     except (OSError, ValueError) as err:
@@ -118,24 +125,24 @@ def _records(path: Path, state: State) -> list[Record]:
         raise RootdiskError(f"sandbox {state.name} cannot start: its file `records`: {why}", hint) from err
 
 
-def _all_records(own: Sequence[Record], spec: Spec) -> list[Record]:
-    """Return what a guest is told: what is kept, and what is new at every start."""
-    names = resolver.records(spec.network, own, resolver.Resolver.of_host())
-    return guest_records.in_order([*own, *_of_this_start(spec), *names])
+def _all_records(settings: Sequence[Record], spec: Spec) -> list[Record]:
+    """Return all records for a guest: the settings, and those that are new at every start."""
+    names = resolver.records(spec.network, settings, resolver.Resolver.of_host())
+    return guest_records.in_order([*settings, *_start_records(spec), *names])
 
 
-def _of_this_start(spec: Spec) -> list[Record]:
-    """What a guest is told anew at every start."""
-    found = [
+def _start_records(spec: Spec) -> list[Record]:
+    """Return the records that are new at every start."""
+    start_records = [
         ("entropy", os.urandom(64).hex().encode()),
         ("time", f"{time.time():.3f}".encode()),
         ("network", spec.network.encode()),
     ]
-    found += [("stdin", b"1")] if spec.interactive else []
-    found += [("tty", b"1")] if spec.terminal else []
+    start_records += [("stdin", b"1")] if spec.interactive else []
+    start_records += [("tty", b"1")] if spec.terminal else []
     for share in _shares(spec):
-        found.append(("mount", os.fsencode(f"{share.tag}\t{share.guest}\t{'ro' if share.read_only else 'rw'}")))
-    return found
+        start_records.append(("mount", os.fsencode(f"{share.tag}\t{share.guest}\t{'ro' if share.read_only else 'rw'}")))
+    return start_records
 
 
 def _shares(spec: Spec) -> tuple[Share, ...]:
@@ -146,9 +153,10 @@ def _shares(spec: Spec) -> tuple[Share, ...]:
 
 
 def launch(prepared: PreparedSandbox, store: Store, counter: tsc.Counter) -> int:
-    """Start the keeper. In the foreground the program's exit status, when all is over; detached 0, when it has started.
+    """Start the keeper. Return the exit status of the program, or 0 when a detached program has started.
 
-    RootdiskError with the guest's or the console's reason where the sandbox fails.
+    Raises:
+        RootdiskError: The sandbox has failed, with the reason of the guest or the console.
     """
     spec = prepared.spec
     sys.stdout.flush()
@@ -162,7 +170,7 @@ def launch(prepared: PreparedSandbox, store: Store, counter: tsc.Counter) -> int
     theirs.close()
     listener.close()
     prepared.sandbox.release()
-    prepared.local.release()
+    prepared.artifact.release()
     from runner.channel.session import Lost, Session, raw_terminal  # loaded while the guest starts
 
     session = Session(ours)
@@ -173,12 +181,12 @@ def launch(prepared: PreparedSandbox, store: Store, counter: tsc.Counter) -> int
                 return _started(session)
             stdin = 0 if spec.interactive else None
             with contextlib.ExitStack() as terminal:
-                # Until there is a program to get it, Ctrl-C is a signal to us: the guest may never start.
+                # Before the program has started, Ctrl-C must be a signal to us: the guest may never start.
                 status = session.run(
                     stdin=stdin,
                     terminal=spec.terminal,
                     on_ready=lambda: terminal.enter_context(raw_terminal(spec.terminal and spec.interactive)),
-                    on_signal=lambda number: _hand_on(session, number, stopped),
+                    on_signal=lambda number: _forward_signal(session, number, stopped),
                     patience_s=STOPPED_S,
                     is_main=True,
                 )
@@ -186,12 +194,12 @@ def launch(prepared: PreparedSandbox, store: Store, counter: tsc.Counter) -> int
     except Lost as err:
         os.waitpid(pid, 0)
         with contextlib.suppress(OSError):
-            sandbox.discard(prepared.sandbox.folder)
+            discard(prepared.sandbox.folder)
         raise RootdiskError("the sandbox's keeper was killed", "its machine ended with it") from err
 
 
 def _listener(folder: Path) -> socket.socket:
-    """The control socket."""
+    """Create the control socket in `folder`."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     with socket_address(folder, "control") as address:
         with contextlib.suppress(FileNotFoundError):
@@ -202,7 +210,7 @@ def _listener(folder: Path) -> socket.socket:
 
 
 def _started(session: Session) -> int:
-    """Wait until the program has started; its status where it has ended by then."""
+    """Wait until the program has started. Return 0, or its exit status if it has ended already."""
     from runner.channel.session import Lost
 
     started = []
@@ -214,10 +222,10 @@ def _started(session: Session) -> int:
         return 0
 
 
-def _hand_on(session: Session, number: int, stopped: list[int]) -> None:
-    """A signal to the client is one to the program; SIGTERM is the one that its image wants, and SIGKILL after a while.
+def _forward_signal(session: Session, number: int, stopped: list[int]) -> None:
+    """Forward a signal to the program. SIGTERM becomes the stop signal of its image, followed by SIGKILL.
 
-    So is what should end a program that has not started yet.
+    SIGINT does so too while the program has not started. A stop before the start is added to `stopped`.
     """
     from runner.channel import messages
     from runner.sandbox.keeper import STOP_S
@@ -233,14 +241,14 @@ def _hand_on(session: Session, number: int, stopped: list[int]) -> None:
 def _keep(
     prepared: PreparedSandbox, store: Store, client: socket.socket, listener: socket.socket, counter: tsc.Counter
 ) -> NoReturn:
-    """The keeper's process, which never returns."""
+    """Be the keeper process. Never returns."""
     status = 1
     try:
-        kept = prepared.sandbox
-        quiet = not is_shown() or kept.spec.detached
-        keep = {client.fileno(), listener.fileno(), kept.lock, *prepared.local.lease}
-        process.detach(keep, kept.folder / "keeper.log" if quiet else None)
-        process.retitle(f"runner: keeps {kept.spec.name}")
+        sandbox = prepared.sandbox
+        is_quiet = not is_shown() or sandbox.spec.detached
+        keep = {client.fileno(), listener.fileno(), sandbox.lock, *prepared.artifact.lease}
+        process.detach(keep, sandbox.folder / "keeper.log" if is_quiet else None)
+        process.retitle(f"runner: keeps {sandbox.spec.name}")
         _run(prepared, store, client, listener, counter)
         status = 0
     except BaseException:
@@ -255,22 +263,22 @@ def _keep(
 def _run(
     prepared: PreparedSandbox, store: Store, client: socket.socket, listener: socket.socket, counter: tsc.Counter
 ) -> None:
-    """Start the machine, carry everything until it has ended, leave the sandbox as its user wants it."""
+    """Start the machine, serve it until it ends, and then keep or remove the sandbox."""
     from runner.sandbox.keeper import KILLED, TIMED_OUT, Gone, Keeper, Silent
     from runner.sandbox.logs import Log
     from runner.sandbox.room import Room
 
-    kept = prepared.sandbox
-    spec, folder = prepared.spec, kept.folder
+    sandbox = prepared.sandbox
+    spec, folder = prepared.spec, sandbox.folder
     started = time.time()
     status, error = FAILED, ""
     keeper = vm = None
     reserved = contextlib.ExitStack()
     try:
-        platform = prepared.local.config.platform
-        chosen = accel.choose(spec.accelerator, platform, store.root / "kvm.json", prepared.local.kernel)
-        kept.in_use = _in_use(prepared, chosen)
-        kept.write_state(pid=os.getpid(), started=started)
+        platform = prepared.artifact.config.platform
+        chosen = accelerator.choose(spec.accelerator, platform, store.root / "kvm.json", prepared.artifact.kernel)
+        sandbox.in_use = _in_use(prepared, chosen)
+        sandbox.write_state(pid=os.getpid(), started=started)
         atomic_write(folder / _SPARE, bytes(_SPARE_BYTES), 0o600, durable=False)
         user = reserved.enter_context(process.unprivileged(store.root / "locks"))
         while True:
@@ -293,13 +301,13 @@ def _run(
                 break
             except Silent:
                 vm.kill()
-                chosen = accel.Accelerator("tcg", "KVM is there, and runs no guest", True)
-                kept.in_use = _in_use(prepared, chosen)
-                kept.write_state(pid=os.getpid(), started=started)
-                accel.remember(store.root / "kvm.json", prepared.local.kernel, False)
+                chosen = accelerator.Accelerator("tcg", "KVM exists, but no guest starts with it", True)
+                sandbox.in_use = _in_use(prepared, chosen)
+                sandbox.write_state(pid=os.getpid(), started=started)
+                accelerator.remember(store.root / "kvm.json", prepared.artifact.kernel, False)
         if not chosen.known:
-            accel.remember(store.root / "kvm.json", prepared.local.kernel, True)
-        # Without anything to keep, the machine ends at once: its disk is thrown away.
+            accelerator.remember(store.root / "kvm.json", prepared.artifact.kernel, True)
+        # If nothing is to be kept, end the machine at once: its disk is deleted.
         if (
             (spec.keep or (spec.volumes and not keeper.lost))
             and status not in (TIMED_OUT, KILLED)
@@ -314,7 +322,7 @@ def _run(
     except Gone:
         status = KILLED
     except RootdiskError as err:
-        error = (keeper.lost if keeper is not None else "") or str(_explained(err, vm, keeper, folder))
+        error = (keeper.lost if keeper is not None else "") or str(_explain(err, vm, keeper, folder))
     except OSError as err:
         error = f"{err.filename or 'the sandbox'}: {err.strerror}"
     if vm is not None:
@@ -325,13 +333,13 @@ def _run(
             with contextlib.suppress(OSError):
                 os.unlink(folder / name)
         try:
-            kept.write_state(started=started, status=status, error=error)
-        except OSError as err:  # it is listed as cut off then
+            sandbox.write_state(started=started, status=status, error=error)
+        except OSError as err:  # `ps` then lists it as cut off
             print(f"state.json: {err.strerror}", file=sys.stderr)
     else:
-        kept.remove()
-    kept.release()
-    prepared.local.release()
+        sandbox.remove()
+    sandbox.release()
+    prepared.artifact.release()
     if keeper is not None:
         keeper.tell(status, error)
         keeper.close()
@@ -341,35 +349,35 @@ def _run(
         client.sendall(messages.frame(messages.ERROR, error.encode()))
 
 
-def _in_use(prepared: PreparedSandbox, chosen: accel.Accelerator) -> dict[str, str]:
-    """What this run really has, for `inspect`."""
-    copied = "overlay" if prepared.disk.overlay else prepared.spec.clone or "copy"
-    return {"accelerator": chosen.name, "accelerator_reason": chosen.reason, "clone": copied}
+def _in_use(prepared: PreparedSandbox, chosen: accelerator.Accelerator) -> dict[str, str]:
+    """Return what this run actually uses, for `inspect`."""
+    method = "overlay" if prepared.disk.overlay else prepared.spec.clone or "copy"
+    return {"accelerator": chosen.name, "accelerator_reason": chosen.reason, "clone": method}
 
 
 def _start(
-    prepared: PreparedSandbox, store: Store, accelerator: str, counter: tsc.Counter, user: process.User | None
+    prepared: PreparedSandbox, store: Store, accelerator_name: str, counter: tsc.Counter, user: process.User | None
 ) -> Vm:
-    """The machine, by the back end that was asked for."""
-    spec, local, folder = prepared.spec, prepared.local, prepared.sandbox.folder
-    words = [local.config.cmdline, f"rootdisk.slot={prepared.slot_digest}"]
-    if accelerator == "tcg" and local.config.platform.architecture == "amd64" and (khz := counter.khz()):
+    """Start the machine with the requested back end."""
+    spec, artifact, folder = prepared.spec, prepared.artifact, prepared.sandbox.folder
+    words = [artifact.config.cmdline, f"rootdisk.slot={prepared.slot_digest}"]
+    if accelerator_name == "tcg" and artifact.config.platform.architecture == "amd64" and (khz := counter.khz()):
         words.append(f"tsc_early_khz={khz}")
     if is_shown():
         words.append("rootdisk.debug=1")
     machine = Machine(
-        local.config.platform,
-        accelerator,
+        artifact.config.platform,
+        accelerator_name,
         spec.memory_mib,
         spec.cpus,
-        local.kernel,
-        local.initramfs,
+        artifact.kernel,
+        artifact.initramfs,
         " ".join(words),
         prepared.slot_digest,
         prepared.disk.path,
         prepared.disk.form,
         spec.disk_size,
-        local.disk if prepared.disk.overlay else None,
+        artifact.disk if prepared.disk.overlay else None,
         spec.keep,
         spec.network,
         tuple(Forward(*forward) for forward in spec.forwards),
@@ -381,12 +389,12 @@ def _start(
         return krun.start(machine, user)
     from runner.machine import qemu
 
-    kind = qemu.kind(local.config.platform, store.root / "qemu.json")
+    kind = qemu.kind(artifact.config.platform, store.root / "qemu.json")
     return qemu.start(machine._replace(kind=kind), folder, user)
 
 
-def _explained(err: RootdiskError, vm: Vm | None, keeper: Keeper | None, folder: Path) -> RootdiskError:
-    """The error with what QEMU and the console say, where the guest said nothing."""
+def _explain(err: RootdiskError, vm: Vm | None, keeper: Keeper | None, folder: Path) -> RootdiskError:
+    """Add the last lines of QEMU and the console to an error without a reason."""
     from runner.machine import console
 
     if err.message or vm is None:
@@ -395,8 +403,10 @@ def _explained(err: RootdiskError, vm: Vm | None, keeper: Keeper | None, folder:
     if keeper is not None and how is not None:
         keeper.drain()
     lines = console.tail(folder / "console.log")
-    complaint = console.tail(folder / "machine.log")
-    reason = console.meaning(lines) or (complaint[-1] if complaint else how) or ("" if lines else console.NOTHING)
+    machine_lines = console.tail(folder / "machine.log")
+    reason = (
+        console.meaning(lines) or (machine_lines[-1] if machine_lines else how) or ("" if lines else console.NOTHING)
+    )
     shown = "".join(f"\n  {line}" for line in console.telling(lines))
     what = f"the sandbox exited before its program reported a status{': ' + reason if reason else ''}"
     return RootdiskError(what, f"its console:{shown}" if shown else "")

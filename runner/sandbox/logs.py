@@ -1,4 +1,4 @@
-"""What a detached sandbox's program has written, and its console: logs of bounded size.
+"""Logs of bounded size: the output of a detached sandbox's program, its console and its processes.
 
 A log is two files: when the newer one is full it takes the older one's place. Program output is kept as frames of the
 channel (kind and bytes), so that standard output and errors come apart again. Before each stands its time, as two frames
@@ -31,9 +31,9 @@ def time_frames(seconds: float) -> bytes:
 
 
 class Log:
-    """Appends to `path`, which never grows past `max_bytes` and a write; what was there before is in `path`.old.
+    """Appends to `path`, up to `max_bytes`. Older data is in `path`.old.
 
-    What finds no room on the host's disk is left away as a whole, and it is said how much that was as soon as there is room.
+    If the disk of the host is full, complete writes are dropped. A note about their size follows when there is space again.
     """
 
     def __init__(self, path: Path, max_bytes: int = FILE_MAX_BYTES) -> None:
@@ -47,11 +47,12 @@ class Log:
             self._open()
 
     def _open(self) -> BinaryIO:
-        self._file = open(self.path, "ab", buffering=0, opener=opener)  # noqa: SIM115 - as long as the sandbox runs
+        self._file = open(self.path, "ab", buffering=0, opener=opener)  # noqa: SIM115 - open while the sandbox runs
         self._size = os.fstat(self._file.fileno()).st_size
         return self._file
 
     def write(self, data: bytes, *, stamp: bytes = b"") -> None:
+        """Append `stamp` and `data`, or drop all of it if the disk is full."""
         if self._lost:
             note = LOST.format(self._lost).encode()
             if not self._append(frame(STDERR, note) if self._framed else note):
@@ -67,7 +68,7 @@ class Log:
         self.write(frame(kind, data), stamp=time_frames(time.time()))
 
     def _append(self, data: bytes) -> bool:
-        """Whether all of `data` is in the log; else nothing of it is."""
+        """Append all of `data`, or nothing. Return whether it was appended."""
         try:
             file = self._file or self._open()
             if self._size + len(data) > self._max_bytes and self._size:
@@ -80,12 +81,12 @@ class Log:
                 return True
             file.truncate(self._size)
         except OSError:
-            pass  # the disk is full, or the limit of a file's size is reached
+            pass  # the disk is full, or the file size limit is reached
         return False
 
 
 class Reader:
-    """Reads a log while it is written."""
+    """Reads a log that may still be written."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -96,12 +97,12 @@ class Reader:
         self._half: int | None = None  # the first part of a time
 
     def data(self) -> Iterator[bytes]:
-        """What has been written since the last call, in pieces."""
+        """Yield what was written since the last call, in pieces."""
         while True:
             if self._file is None:
                 if not self._files:
                     return
-                self._file = open(self._files.pop(0), "rb", opener=opener)  # noqa: SIM115 - as long as it is read
+                self._file = open(self._files.pop(0), "rb", opener=opener)  # noqa: SIM115 - open between calls
             while data := self._file.read(256 << 10):
                 yield data
             if not self._files:
@@ -110,14 +111,18 @@ class Reader:
                         return
                 except FileNotFoundError:
                     return
-                # It is the older one by now. Once more, for what came between.
+                # The file was just replaced. Read once more: data may have come before that.
                 yield self._file.read()
                 self._files = [self.path]
             self._file.close()
             self._file = None
 
     def frames(self) -> Iterator[tuple[int, bytes]]:
-        """As `data`, kind and bytes of whole frames."""
+        """Yield complete frames (kind and bytes) that were written since the last call.
+
+        Raises:
+            RootdiskError: The log is damaged.
+        """
         return ((kind, data) for _, kind, data in self.timed_frames())
 
     def timed_frames(self) -> Iterator[tuple[float | None, int, bytes]]:
@@ -127,8 +132,10 @@ class Reader:
             at = 0
             while len(self._rest) - at >= HEADER.size:
                 length, kind, high, low = HEADER.unpack_from(self._rest, at)
-                if length > PAYLOAD_MAX:  # nothing that we have written: what follows would be held in memory
-                    raise RootdiskError(f"{printable(self.path)} is damaged", "its console: runner logs --console")
+                if length > PAYLOAD_MAX:  # not written by us; waiting for its end would fill the memory
+                    raise RootdiskError(
+                        f"{printable(self.path)} is damaged", "the console is separate: runner logs --console"
+                    )
                 end = at + HEADER.size + length
                 if end > len(self._rest):
                     break

@@ -1,4 +1,4 @@
-"""A connection to the keeper of a running sandbox, and orders for it."""
+"""Connect to the keeper of a running sandbox and send it orders."""
 
 from __future__ import annotations
 
@@ -11,15 +11,21 @@ import time
 from rootdisk.durable import socket_address
 from rootdisk.errors import Busy
 from runner.channel.messages import KILL, frame
-from runner.sandbox.directory import State, Unreadable, not_running, wait_end
+from runner.sandbox.liveness import not_running, wait_end
+from runner.sandbox.state import State, Unreadable
 
-CONNECT_S = 10.0  # for a keeper that stands still, or whose place for waiting clients is full
-END_S = 15.0  # from an order to end at once until it is carried out
+CONNECT_S = 10.0  # if the keeper hangs or its queue of waiting clients is full
+END_S = 15.0  # from KILL to the end of the sandbox
 _RETRY_S = 0.05
 
 
 def connect(state: State | Unreadable) -> socket.socket:
-    """Connected to `state`'s keeper; BadInput if it does not run, Busy if it does not answer."""
+    """Connect to the keeper of a sandbox.
+
+    Raises:
+        BadInput: The sandbox does not run.
+        Busy: The keeper does not answer.
+    """
     deadline = time.monotonic() + CONNECT_S
     while True:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
@@ -28,7 +34,7 @@ def connect(state: State | Unreadable) -> socket.socket:
                 sock.connect(address)
             sock.setblocking(True)
             return sock
-        except BlockingIOError as err:  # as many wait as can
+        except BlockingIOError as err:  # the queue is full
             sock.close()
             if time.monotonic() > deadline:
                 raise Busy(f"the keeper of sandbox {state.name} does not answer", f"runner kill {state.name}") from err
@@ -39,7 +45,12 @@ def connect(state: State | Unreadable) -> socket.socket:
 
 
 def give(state: State | Unreadable, order: bytes) -> None:
-    """Give an order, which needs no answer; BadInput if the sandbox does not run, or ends just now."""
+    """Send an order that has no response.
+
+    Raises:
+        BadInput: The sandbox does not run or is just ending.
+        Busy: The keeper does not answer.
+    """
     with connect(state) as sock:
         try:
             sock.sendall(order)
@@ -48,7 +59,11 @@ def give(state: State | Unreadable, order: bytes) -> None:
 
 
 def end(state: State | Unreadable) -> None:
-    """End a sandbox at once: by an order, or with its keeper if that does not carry it out. Busy if neither helps."""
+    """End a sandbox at once. If the keeper does not do it, kill the keeper, and the kernel ends its machine.
+
+    Raises:
+        Busy: The sandbox still runs.
+    """
     with contextlib.suppress(Busy):
         give(state, frame(KILL))
         wait_end(state, END_S)
@@ -58,7 +73,7 @@ def end(state: State | Unreadable) -> None:
 
 
 def _kill_keeper(state: State | Unreadable) -> None:
-    """Kill a keeper, whose machine the kernel ends with it, if it is known."""
+    """Kill the keeper, if its process is known."""
     pid = state.pid if isinstance(state, State) else 0
     if pid <= 0:
         return
@@ -67,7 +82,7 @@ def _kill_keeper(state: State | Unreadable) -> None:
     except OSError:
         return
     try:
-        # The process that has the sandbox's lock open is its keeper, and not another one by the same number.
+        # The process ID may have been reused: only the keeper has the lock open.
         lock = os.stat(state.folder / "lock")
         for name in os.listdir(f"/proc/{pid}/fd"):
             with contextlib.suppress(OSError):

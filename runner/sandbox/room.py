@@ -1,9 +1,9 @@
-"""Room on the host's disk for what a guest writes, and what is done when there is none.
+"""Handle a full disk of the host.
 
-A file that cannot grow is an I/O error for the guest's kernel, which then gives its file system up. So long before that the
-guest is told to hold: its init reserves all free blocks, and programs get ENOSPC. If the disk is full nevertheless (the guest
-has old data to write back, or does not listen), QEMU stops the machine at that write; the keeper lets it try again when
-there is room. Nothing is lost in either case.
+If the file of a guest's disk cannot grow, the guest's kernel gets an I/O error and gives up its file system. To prevent that,
+the guest is told to hold long before: its init reserves all free blocks, and programs get ENOSPC. If the disk gets full
+anyway (the guest writes back old data, or ignores the order), QEMU stops the machine at that write. The keeper lets it
+continue when there is space. No data is lost in either case.
 """
 
 from __future__ import annotations
@@ -14,39 +14,39 @@ from pathlib import Path
 
 from rootdisk.text import printable
 
-TEXT = 'the host\'s disk is full: programs in the sandbox get "No space left on device" until there is room in {}'
-STOPPED = "the host's disk is full: the sandbox stands still until there is room in {}"
+TEXT = 'the host\'s disk is full: programs in the sandbox get "No space left on device" until there is space in {}'
+STOPPED = "the host's disk is full: the sandbox is paused until there is space in {}"
 CONTINUE = b'{"execute": "cont"}\n'
 _BEGIN = b'{"execute": "qmp_capabilities"}\n'
 _RESERVE_BYTES = 16 << 20
-_AGAIN_BYTES = 1 << 20  # of room before a stopped machine tries again
+_AGAIN_BYTES = 1 << 20  # free space for a stopped machine to continue
 _LINE_MAX_BYTES = 64 << 10
-_FAST_BYTES_S = 1 << 30  # what may be written in a second
+_FAST_BYTES_S = 1 << 30  # the fastest that a guest can write
 _SOON_S, _LATE_S = 0.5, 10.0
-_SAY_S = 60.0  # not more often
+_SAY_S = 60.0  # minimum time between notices
 
 
 class Room:
-    """Decides by the room in `folder` whether its guest may use new blocks, and whether its stopped machine may go on."""
+    """Decides whether a guest may use new blocks and whether its stopped machine may continue, from the space in `folder`."""
 
     def __init__(self, folder: Path, memory_bytes: int) -> None:
-        """`memory_bytes` is the guest's: a part of it may be data that is not written yet."""
+        """`memory_bytes` is the memory of the guest: part of it may be unwritten data."""
         self._folder = folder
         self._memory_bytes = memory_bytes
         self.is_held = False
         self.is_stopped = False
         self._look_at = 0.0
         self._said_at: float | None = None
-        self._is_new = False  # something to say
+        self._is_new = False  # there is something to report
 
     def stop(self, now: float) -> None:
-        """The machine has stopped at a write."""
+        """Note that the machine has stopped at a write."""
         self.is_stopped = True
         self._is_new |= not self.is_held
         self._look_at = now + _SOON_S
 
     def look(self, now: float) -> bool:
-        """Look at the disk if it is time to; whether a stopped machine may go on."""
+        """Check the disk if it is time. Return whether a stopped machine may continue."""
         if now < self._look_at:
             return False
         try:
@@ -68,11 +68,11 @@ class Room:
 
     @property
     def next_look(self) -> float:
-        """When `look` looks next."""
+        """The time of the next check (monotonic seconds)."""
         return self._look_at
 
     def to_say(self, now: float) -> str | None:
-        """What the user should know, once."""
+        """Return a notice for the user, once, or None."""
         if not self._is_new:
             return None
         self._is_new = False
@@ -83,25 +83,25 @@ class Room:
 
     @property
     def text(self) -> str | None:
-        """What is the matter now."""
+        """The current problem, or None."""
         if not self.is_held and not self.is_stopped:
             return None
         return (STOPPED if self.is_stopped else TEXT).format(printable(self._folder.parent))
 
 
 class Monitor:
-    """What QEMU says on its monitor, as far as it concerns us: JSON, a line each."""
+    """Reads the monitor of QEMU (JSON lines) for stops of the machine."""
 
     def __init__(self) -> None:
         self.out = bytearray(_BEGIN)
         self._line = bytearray()
 
     def sent(self, count: int) -> None:
-        """So many bytes of `out` have been."""
+        """Remove `count` sent bytes of `out`."""
         del self.out[:count]
 
     def feed(self, data: bytes) -> bool:
-        """Whether the machine has stopped for want of room."""
+        """Add received data. Return whether the machine has stopped because the disk is full."""
         self._line += data
         *lines, rest = self._line.split(b"\n")
         self._line = rest[:_LINE_MAX_BYTES]

@@ -1,18 +1,18 @@
-"""Frames in, frames out: who gets what between one guest and its clients. Pure: no sockets, no clock.
+"""Route frames between a guest and its clients. Pure: no sockets, no clock.
 
-Whatever guest and clients send, what is held here is bounded:
+Buffers are bounded, whatever guest and clients send:
 
-    direction        what is held                                   at most
-    from a client    one frame that is not whole, or has no room    REQUEST_MAX
-    to a client      output it has not granted again                WINDOW
-    from the guest   one frame that is not whole, and one read      PAYLOAD_MAX, READ_BYTES
-    to the guest     frames under way                               ROOM and one frame
+    direction        content                                        limit
+    from a client    one frame that is incomplete or blocked        REQUEST_MAX
+    to a client      output without new credit                      WINDOW
+    from the guest   one incomplete frame, and one read             PAYLOAD_MAX, READ_BYTES
+    to the guest     frames to send                                 ROOM and one frame
 
-All else that is owed (credit, signals, a terminal's size, a stop) is a number kept with its session, which becomes a frame
-when there is room: so it cannot pile up. Orders (STOP, KILL, WAIT) never wait for the guest.
+Everything else that is pending (credit, signals, a terminal size, a stop) is a number in its session and becomes a frame
+when there is space, so it cannot accumulate. Orders (STOP, KILL, WAIT) never wait for the guest.
 
-Whoever breaks a rule loses the session in which that was, and no other. The main program's cannot be lost without the
-sandbox: there, what breaks a rule is passed over, and a guest that sends more than it may is not read until that has gone on.
+A violation of the protocol ends only the session in which it occurs. The main session cannot end without the sandbox: its
+invalid frames are ignored, and a guest that sends too much is not read until the client has caught up.
 """
 
 from __future__ import annotations
@@ -44,32 +44,34 @@ SESSIONS_MAX = 512  # also those whose client has gone and whose program has not
 ROOM = 128 << 10  # bytes under way to the guest, from where on clients are not read
 REASON_BYTES = 4 << 10  # of what a program that cannot be started says
 _SIGHUP = 1
-FULL = f"{CLIENTS_MAX} clients are connected to this sandbox, which is all it takes"
-TOO_MANY = f"{SESSIONS_MAX} commands run in this sandbox, which is all it takes"
-TOO_MUCH = "the guest sends more than it was allowed"
+FULL = f"{CLIENTS_MAX} clients are connected to this sandbox, which is the limit"
+TOO_MANY = f"{SESSIONS_MAX} commands run in this sandbox, which is the limit"
+TOO_MUCH = "the guest has sent more than allowed"
 
 
 class Router:
-    """One guest and its clients. Whoever drives it looks at `is_over` and `take_stop` in between."""
+    """A guest and its clients. The driver must check `is_over` and `take_stop` regularly."""
 
     def __init__(self, write_output: Callable[[int, bytes], None] | None, needs: str = "") -> None:
-        """`write_output` takes what the main program of a detached sandbox writes; else the main client gets it.
+        """Prepare for a guest that has not connected yet.
 
-        `needs` names options that only inits of channel version 3 know.
+        Args:
+            write_output: Gets the output of the main program of a detached sandbox. Without it the main client does.
+            needs: Names options that only guests of channel version OPTIONS_VERSION know.
         """
-        self.status: int | None = None  # of the program, when it has ended
+        self.status: int | None = None  # exit status of the program
         self.error: GuestError | None = None  # why the sandbox failed
         self.is_killed = False
-        self.standing: str | None = None  # what whoever begins a session should know
-        self.left = False  # the client in whose foreground it ran has gone
-        self._stop_s: int | None = None  # for the driver to take
+        self.standing: str | None = None  # notice for every new session
+        self.left = False  # the client of a foreground sandbox has disconnected
+        self._stop_s: int | None = None  # for `take_stop`
         self._write_output = write_output
         self._decoder = Decoder(messages.FROM_GUEST, PAYLOAD_MAX)
         self._out = bytearray()
         self._owed_stop: int | None = None
-        self._hold: bool | None = None  # owed to the guest
+        self._hold: bool | None = None  # pending for the guest
         self._needs = needs
-        self._version = 0  # of the channel, as the guest has it; 0 until it is ready
+        self._version = 0  # channel version of the guest; 0 until READY
         self._logs_left = LOGS_MAX
         self.clients: dict[Client, None] = {}
         self.main = Client()
@@ -81,32 +83,33 @@ class Router:
         if not write_output:
             self.main.session = self._main_session
         self._last_number = 0
-        self._blocked: dict[Client, None] = {}  # until there is room to the guest; the first is served first
+        self._blocked: dict[Client, None] = {}  # until the queue to the guest is shorter; in order of arrival
 
     @property
     def held(self) -> int:
-        """Bytes that are held, all together."""
+        """All buffered bytes."""
         return len(self._decoder) + len(self._out) + sum(client.held for client in self.clients)
 
     @property
     def is_over(self) -> bool:
+        """Whether the sandbox has to end."""
         return self.status is not None or self.error is not None or self.is_killed or self.left
 
-    # Clients.
+    # Clients
 
     def join(self) -> Client:
-        """A new client. Whoever drives this keeps to VISITORS_MAX."""
+        """Add a client. The driver must call `too_many` first."""
         client = Client()
         self.clients[client] = None
         return client
 
     def too_many(self) -> Client | None:
-        """The client that has to go before another may come, if any: the oldest visitor."""
+        """Return the client to remove before another one joins, or None: the oldest visitor."""
         visitors = [client for client in self.clients if client.is_visitor and client is not self.main]
         return visitors[0] if len(visitors) >= VISITORS_MAX else None
 
     def wants(self, client: Client) -> int:
-        """How many bytes may be read from it now."""
+        """Return how many bytes may be read from a client now."""
         if client.leaves:
             return PAYLOAD_MAX
         if client in self._blocked:
@@ -114,17 +117,17 @@ class Router:
         return max(0, messages.HEADER.size + REQUEST_MAX - len(client.decoder))
 
     def from_client(self, client: Client, data: bytes) -> None:
-        """What it has sent; not more than `wants` said."""
+        """Process received data, at most as much as `wants` has returned."""
         if not client.leaves:
             client.decoder.add(data)
             self._listen(client)
 
     def is_done(self, client: Client) -> bool:
-        """Whether nothing is to be done for it any more."""
+        """Return whether a client can be disconnected."""
         return client.leaves and not client.out()
 
     def leave(self, client: Client) -> None:
-        """A client has gone. Its program is told to hang up."""
+        """Remove a disconnected client. Its program gets SIGHUP."""
         if client not in self.clients:
             return
         del self.clients[client]
@@ -134,7 +137,7 @@ class Router:
         self._part(client)
 
     def _part(self, client: Client) -> None:
-        """Take its session from a client; the number is free when the guest says so."""
+        """Separate a client from its session. The session number is free when the guest reports the end."""
         if client.session is not None and client.session is not self._main_session:
             client.session.client = None
             client.session.grant(client.session.unread)
@@ -142,14 +145,14 @@ class Router:
         client.session = None
 
     def _listen(self, client: Client) -> None:
-        """Do what a client has asked for, as far as the guest has room for it."""
+        """Process the frames of a client while the queue to the guest is short enough."""
         while not client.leaves and (kind := client.decoder.next_kind()) is not None:
             if kind in (messages.STDIN, messages.EXEC) and len(self._out) >= ROOM:
                 self._blocked[client] = None
                 return
-            found = client.decoder.take()
-            assert found is not None
-            self._from_client(client, kind, found[2])
+            decoded = client.decoder.take()
+            assert decoded is not None
+            self._from_client(client, kind, decoded[2])
 
     def _from_client(self, client: Client, kind: int, payload: bytes) -> None:
         session = client.session
@@ -173,7 +176,7 @@ class Router:
         elif kind == messages.RESIZE and session is not None and is_number(payload):
             session.size = payload
         else:
-            self._refuse(client, "the client does not keep to the protocol")
+            self._refuse(client, "the client has violated the protocol")
 
     def _has_place(self, client: Client) -> bool:
         taken = sum(not other.is_visitor for other in self.clients)
@@ -199,30 +202,30 @@ class Router:
         self._out += frame(messages.EXEC, request, number)
 
     def _refuse(self, client: Client, why: str) -> None:
-        """End a client, and its session with it."""
+        """Disconnect a client with an error, and end its session."""
         if client is self.main and self._write_output is None:
             self.left = True
         client.leave(frame(messages.ERROR, why.encode()))
         self._part(client)
 
-    # Orders, of clients and of whoever drives this.
+    # Orders from clients and the driver
 
     def stop(self, seconds: int) -> None:
-        """The stop signal for the program."""
+        """Send the stop signal to the program; `take_stop` tells the driver to kill it after `seconds`."""
         self._stop_s = seconds if self._stop_s is None else min(seconds, self._stop_s)
         self._owed_stop = seconds if self._owed_stop is None else min(seconds, self._owed_stop)
 
     def take_stop(self) -> int | None:
-        """After how many seconds to kill the program that has been stopped since the last call."""
+        """Return the seconds until the program is to be killed, if `stop` was called since the last call."""
         seconds, self._stop_s = self._stop_s, None
         return seconds
 
     def hold(self, is_held: bool) -> None:
-        """Let the guest use no new blocks of its disk, or let it again."""
+        """Forbid or allow the guest to use new blocks of its disk."""
         self._hold = is_held
 
     def notice(self, text: str, *, to_main: bool = True) -> None:
-        """Something that everybody who waits for this sandbox should know; the main client if `to_main`."""
+        """Send a notice to all clients with a session, and to the main client if `to_main`."""
         for client in self.clients:
             if client is self.main and not to_main:
                 continue
@@ -230,7 +233,7 @@ class Router:
                 client.put(messages.NOTICE, text.encode())
 
     def finish(self, status: int, error: str) -> None:
-        """The sandbox has ended: what every client is still told."""
+        """Queue the last frames for all clients: the sandbox has ended."""
         for client in self.clients:
             last = [frame_number(messages.EXIT, status)]
             if client is self.main and not client.leaves:
@@ -240,10 +243,10 @@ class Router:
             else:
                 client.leave()
 
-    # The guest.
+    # The guest
 
     def to_guest(self) -> bytearray:
-        """What is to be sent to the guest next."""
+        """Return the bytes to send to the guest next."""
         if self._owed_stop is not None and len(self._out) < ROOM:
             self._out += frame_number(messages.STOP, self._owed_stop)
             self._owed_stop = None
@@ -258,7 +261,7 @@ class Router:
         return self._out
 
     def sent_to_guest(self, count: int) -> None:
-        """So many bytes of `to_guest` have been."""
+        """Remove `count` sent bytes of `to_guest`."""
         del self._out[:count]
         while self._blocked and len(self._out) < ROOM:
             client = next(iter(self._blocked))
@@ -266,39 +269,39 @@ class Router:
             self._listen(client)
 
     def guest_wants(self) -> int:
-        """How many bytes may be read from the guest now."""
+        """Return how many bytes may be read from the guest now."""
         return 0 if self._is_flooded() else READ_BYTES
 
     def _is_flooded(self) -> bool:
         return self.main.session is not None and self.main.waiting >= WINDOW
 
     def from_guest(self, data: bytes) -> None:
-        """What the guest has sent; not more than `guest_wants` said."""
+        """Process received data, at most as much as `guest_wants` has returned."""
         self._decoder.add(data)
         self._hear()
 
     def to_client(self, client: Client) -> bytearray:
-        """What is to be sent to a client next."""
+        """Return the bytes to send to a client next."""
         return client.out()
 
     def sent_to_client(self, client: Client, count: int) -> None:
-        """So many bytes of `to_client` have been."""
+        """Remove `count` sent bytes of `to_client`."""
         client.sent(count)
         if client is self.main:
             self._hear()
 
     def _hear(self) -> None:
-        while not self.is_over and not self._is_flooded() and (found := self._decoder.take()) is not None:
-            self._from_guest(*found)
+        while not self.is_over and not self._is_flooded() and (decoded := self._decoder.take()) is not None:
+            self._from_guest(*decoded)
 
     def _from_guest(self, kind: int, number: int, payload: bytes) -> None:
         session = self._sessions.get(number)
         if kind == messages.LOG:
-            if self._logs_left:  # what is shown may go to a file
+            if self._logs_left:  # the output may go to a file
                 self._logs_left -= 1
                 debug(f"guest: {printable(payload)}")
         elif session is None:
-            pass  # nobody asked for it, nobody gets it
+            pass  # for no session
         elif kind in (messages.STDOUT, messages.STDERR):
             self._output(session, kind, payload)
         elif kind == messages.CREDIT and is_number(payload):
@@ -382,7 +385,7 @@ class Router:
             session.client.session = None
 
     def _failed(self, session: Session, error: GuestError) -> None:
-        """The guest says that a session has failed."""
+        """Handle an error of the guest for a session."""
         if session is self._main_session:
             self.error = error
             return
@@ -390,7 +393,7 @@ class Router:
         del self._sessions[session.number]
 
     def _broke_rules(self, session: Session, error: GuestError) -> None:
-        """Its client is told; the number stays taken until the guest says that the program has ended."""
+        """End a session after a violation. Its number stays in use until the guest reports the end of the program."""
         client = session.client
         if session is self._main_session:
             debug(str(error))

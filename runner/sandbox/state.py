@@ -1,8 +1,8 @@
-"""What a sandbox's `state.json` says, parsed once and checked field by field.
+"""The content of `state.json`: parsed once, and checked field by field.
 
-A field that this version does not know is left alone: it is kept when the file is written again, and whatever digest
-stands in it, its name included, counts as in use. So a newer version may add fields. A change that an older runner must not overlook
-raises `VERSION`: then the older one says so, and lets the sandbox be.
+A newer release may add fields. An unknown field is kept when the file is written again, and every digest in it, even in its
+name, counts as in use. If an older runner must not ignore a change, raise `VERSION`: the older runner then refuses the
+sandbox and leaves it alone.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from typing import Any, NamedTuple
 
 from rootdisk.durable import parse_json
 from rootdisk.limits import PATH_MAX
+from rootdisk.system.versions import check_version
+from rootdisk.text import printable
 
-VERSION = 1  # files without a version are of version 1
+VERSION = 1
 MAX_BYTES = 1 << 20
 _WORD_MAX = 1000
 _REQUIRED = object()
@@ -26,27 +28,23 @@ _DIGEST = re.compile(r"(?:sha256:)?[0-9a-f]{64}\Z|(?:sha512:)?[0-9a-f]{128}\Z")
 _ANY_DIGEST = re.compile(r"(?<![0-9a-f])(?:[0-9a-f]{64}|[0-9a-f]{128})(?![0-9a-f])")
 
 
-class Newer(ValueError):
-    """The file is of a version that came after this runner."""
-
-
 class Spec(NamedTuple):
-    """What a sandbox is made of, as its user asked for it; kept for `start` and `inspect`. No secrets."""
+    """The specification of a sandbox as requested, for `start` and `inspect`. No secrets."""
 
     name: str
     reference: str
-    artifact: str  # the manifest's digest
-    disk: str  # hex digests, as the store names its files: of the base disk
+    artifact: str  # digest of the manifest, with its algorithm
+    disk: str  # hex digest of the base disk; the others are hex too, as in file names of the store
     config: str
     kernel: str | None
     initramfs: str | None
-    disk_size: int  # bytes, of the sandbox's own disk
+    disk_size: int  # bytes; of the clone
     memory_mib: int
     cpus: int
     network: str = "user"
     forwards: tuple[tuple[str, str, int, int], ...] = ()
-    volumes: tuple[tuple[str, str, bool], ...] = ()  # path of the host, of the guest, read-only
-    volume_rights: tuple[tuple[str, str], ...] = ()  # path of the guest, and what it may make there: dev or suid
+    volumes: tuple[tuple[str, str, bool], ...] = ()  # host path, guest path, read-only
+    volume_rights: tuple[tuple[str, str], ...] = ()  # guest path, right: dev or suid
     labels: tuple[tuple[str, str], ...] = ()
     keep: bool = False
     detached: bool = False
@@ -59,44 +57,45 @@ class Spec(NamedTuple):
 
     @property
     def uses(self) -> set[str]:
-        """What must stay in the store as long as the sandbox is there."""
+        """The hex digests that must stay in the store while the sandbox exists."""
         manifest = self.artifact.partition(":")[2]
         return {digest for digest in (manifest, self.disk, self.config, self.kernel, self.initramfs) if digest}
 
 
 class State(NamedTuple):
-    """A sandbox as it was last seen."""
+    """A sandbox at the moment it was read."""
 
     folder: Path
     spec: Spec
     running: bool
-    pid: int  # the keeper's; 0 when it has ended
-    created: float  # Unix time, as the others
+    pid: int  # of the keeper; 0 if it has ended
+    created: float  # Unix time, like the next two
     started: float
     ended: float | None
-    status: int | None  # exit status of the last run; None when it runs or was cut off
+    status: int | None  # exit status of the last run; None if it runs or was interrupted
     error: str  # why the last run failed
     in_use: Mapping[str, str] = {}  # what this run has, or the last one had: accelerator, way of copying the disk
-    raw: Mapping[str, Any] = {}  # all that the file says, with what we do not know
+    raw: Mapping[str, Any] = {}  # the complete file, with fields that we do not know
 
     @property
     def name(self) -> str:
+        """The name of the sandbox."""
         return self.spec.name
 
     @property
     def uses(self) -> set[str]:
-        """What must stay in the store: also what fields name that only another version knows, in whatever form."""
+        """The hex digests that must stay in the store, including all that occur in unknown fields."""
         return self.spec.uses | set(_ANY_DIGEST.findall(json.dumps(self.raw, ensure_ascii=False).lower()))
 
     @property
     def text(self) -> str:
-        """In a word or two."""
+        """The state for people: running, cut off, or exited with its status."""
         if self.running:
             return "running"
         return "cut off" if self.status is None else f"exited ({self.status})"
 
     def to_json(self) -> dict[str, Any]:
-        """For programs: of `ps --json` and `inspect`."""
+        """Return the value for `ps --json` and `inspect`."""
         spec = self.spec._asdict()
         spec["labels"] = dict(self.spec.labels)
         spec["ports"] = [
@@ -115,36 +114,50 @@ class State(NamedTuple):
 
 
 class Unreadable(NamedTuple):
-    """A sandbox that is there and cannot be read: what it needs is not known, so the store keeps everything."""
+    """A sandbox whose state cannot be read. Its needs are unknown, so nothing is pruned while it exists."""
 
     folder: Path
     reason: str
     running: bool
+    other_version: bool = False  # not damaged, but of an older or newer release
 
     @property
     def name(self) -> str:
+        """The name of its directory."""
         return self.folder.name
 
+    @property
+    def remedy(self) -> str:
+        """Command that deletes the sandbox, for hints."""
+        force = "--force " if self.running or self.other_version else ""
+        return f"to delete it: runner rm {force}{printable(self.name)}"
+
     def to_json(self) -> dict[str, Any]:
+        """Return the value for `ps --json` and `inspect`."""
         return {"name": self.name, "state": "unreadable", "reason": self.reason, "running": self.running}
 
 
 def parse(raw: bytes, folder: Path, running: bool) -> State:
-    """The state in `raw`, of the sandbox whose directory is `folder`. ValueError says what is wrong; Newer."""
+    """Parse the state `raw` of the sandbox in `folder`.
+
+    Raises:
+        OtherVersion: It has another version.
+        ValueError: It is damaged. The message continues a sentence that names the file.
+    """
     value = parse_json(raw)
     if not isinstance(value, dict):
         raise ValueError("is not a JSON object")
-    version = _take(value, "version", _whole(0, 1 << 31), 1)
-    if version > VERSION:
-        raise Newer(f"is of version {version}, and this runner knows {VERSION}: update it")
+    check_version(value, VERSION)
     spec = _take(value, "spec", _object)
-    known = {name: _take(spec, name, check, Spec._field_defaults.get(name, _REQUIRED)) for name, check in _SPEC.items()}
+    fields = {
+        name: _take(spec, name, check, Spec._field_defaults.get(name, _REQUIRED)) for name, check in _SPEC.items()
+    }
     if not folder.name.startswith("."):
-        known["name"] = folder.name  # a directory that was moved or copied has the name that it has now
+        fields["name"] = folder.name  # the directory may have been moved or copied
     pid = _take(value, "pid", _whole(0, (1 << 31) - 1))
     return State(
         folder,
-        Spec(**known),
+        Spec(**fields),
         running,
         pid if running else 0,
         _take(value, "created", _time),
@@ -158,7 +171,7 @@ def parse(raw: bytes, folder: Path, running: bool) -> State:
 
 
 def state_json(raw: Mapping[str, Any], spec: Spec, **fields: object) -> dict[str, Any]:
-    """The value of a state file, with what `raw`, the file's last value, has beyond that."""
+    """Return the value of a state file. Unknown fields of `raw`, the previous value, are kept."""
     before = raw.get("spec")
     return {
         **raw,
@@ -196,7 +209,7 @@ def _texts(value: object) -> dict[str, str]:
 def _text(max_chars: int) -> Check:
     def check(value: object) -> str:
         if not isinstance(value, str) or len(value) > max_chars or "\0" in value:
-            raise ValueError("is not a text of the length allowed")
+            raise ValueError("is not a string of allowed length")
         return value
 
     return check
@@ -205,7 +218,7 @@ def _text(max_chars: int) -> Check:
 def _whole(low: int, high: int) -> Check:
     def check(value: object) -> int:
         if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-            raise ValueError(f"is not a number of {low} to {high}")
+            raise ValueError(f"is not a number from {low} to {high}")
         return value
 
     return check
@@ -255,7 +268,7 @@ def _or_none(check: Check) -> Check:
 
 
 def _rows(*checks: Check) -> Check:
-    """A list of lists, each of which has what `checks` say."""
+    """Check a list of lists: one check for each column."""
 
     def check(value: object) -> tuple[tuple[Any, ...], ...]:
         if not isinstance(value, list) or not all(isinstance(row, list) and len(row) == len(checks) for row in value):

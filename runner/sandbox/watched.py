@@ -1,4 +1,4 @@
-"""Sockets and pipes that a process waits for at once."""
+"""Wait for events of several sockets and pipes at once."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import socket
 from typing import IO
 
 Source = socket.socket | IO[bytes]
-_WAIT_MAX_S = 3600.0  # for one call of the kernel, which takes no more than 24 days
+_WAIT_MAX_S = 3600.0  # for a single call; the kernel accepts at most 24 days
 
 
 class Watched:
-    """Which events are waited for, by socket; none of what has been forgotten is ever reported."""
+    """A set of sockets and the events to wait for. A removed socket is never reported."""
 
     def __init__(self) -> None:
         self._selector = selectors.DefaultSelector()
 
     def watch(self, sock: Source, events: int) -> None:
-        """Wait for `events` of `sock` from now on; 0 for none at all."""
+        """Wait for `events` of `sock` from now on; 0 removes it."""
         key = self._selector.get_map().get(sock)
         if key is None:
             if events:
@@ -29,20 +29,22 @@ class Watched:
             self._selector.modify(sock, events)
 
     def close(self, sock: socket.socket) -> None:
-        """Forget a socket and close it."""
+        """Remove a socket and close it."""
         self.watch(sock, 0)
         sock.close()
 
     def wait(self, timeout_s: float | None) -> dict[Source, int]:
+        """Wait for events, up to `timeout_s` seconds. Return the events by socket."""
         wait_s = _WAIT_MAX_S if timeout_s is None else min(max(0.0, timeout_s), _WAIT_MAX_S)
         return {key.fileobj: events for key, events in self._selector.select(wait_s)}  # type: ignore[misc]
 
     def end(self) -> None:
+        """Release the selector."""
         self._selector.close()
 
 
 def receive(source: Source, size: int) -> bytes | None:
-    """What has come; None for nothing, b"" at the end."""
+    """Return up to `size` bytes that have arrived; None if there are none, b"" at the end."""
     try:
         return source.recv(size) if isinstance(source, socket.socket) else os.read(source.fileno(), size)
     except BlockingIOError:

@@ -1,7 +1,7 @@
-"""Chunks of a disk's blobs into a sparse file: several connections at once, each chunk verified before it is written.
+"""Fetch chunks of a disk into a sparse file, over several connections. Each chunk is verified before it is written.
 
-Each connection's thread reads frames, decompresses, compares sha256 and writes; the kernel's socket buffers fill
-meanwhile. So a thread holds one frame and one chunk, whatever the disk's size.
+A thread for each connection reads frames, decompresses them, compares the sha256 and writes the chunk. Socket buffers of the
+kernel fill meanwhile. So a thread holds one frame and one chunk in memory, for any size of disk.
 """
 
 from __future__ import annotations
@@ -24,28 +24,30 @@ from rootdisk.oci.repository import Joined
 from rootdisk.system.threads import pool_of
 
 CONNECTIONS = 4
-GAP_BYTES = 512 << 10  # a gap up to this is fetched and thrown away: cheaper than another request
-PART_BYTES = 8 << 20  # long runs are cut into parts of this, so that the connections share them
-SYNC_BYTES = 32 << 20  # written out while more arrives: a disk is often as slow as the network
+GAP_BYTES = 512 << 10  # a gap up to this size is fetched and discarded: cheaper than another request
+PART_BYTES = 8 << 20  # long runs are split into parts of this size, so that all connections have work
+SYNC_BYTES = 32 << 20  # sync while more arrives: a disk is often as slow as the network
 LOOK_S = 0.1
 
 
 class Part(NamedTuple):
-    """A run of the blob, asked for at once: from the first of `chunks` to the end of the last."""
+    """A byte range of the blob for one request: from the first of `chunks` to the end of the last."""
 
     chunks: tuple[Chunk, ...]
 
     @property
     def start(self) -> int:
+        """The first byte in the blob."""
         return self.chunks[0].blob_offset
 
     @property
     def end(self) -> int:
+        """The end in the blob, exclusive."""
         return self.chunks[-1].blob_end
 
 
 def plan(wanted: Iterable[Chunk]) -> Iterator[Part]:
-    """The parts to ask for, in the blob's order. Of a blob that is wanted nearly whole, they are one run without a gap."""
+    """Yield the parts to request, in the order of the blob. Chunks with small gaps between them share a part."""
     chunks: list[Chunk] = []
     for chunk in wanted:
         if chunks and (
@@ -59,7 +61,14 @@ def plan(wanted: Iterable[Chunk]) -> Iterator[Part]:
 
 
 def transfer(blob: Joined, wanted: Sequence[Chunk], fd: int, progress: Progress | None = None) -> int:
-    """Fetch the chunks and write them to `fd`; bytes asked of the blobs. When it returns or raises, nothing writes any more."""
+    """Fetch the chunks and write them to `fd`. Return how many bytes were requested.
+
+    All threads have ended when this returns or raises.
+
+    Raises:
+        DigestMismatch: A chunk is wrong, also after a second request.
+        RegistryError: The registry failed.
+    """
     work = _Transfer(blob, deque(plan(wanted)), fd)
     total = sum(chunk.blob_length for chunk in wanted)
     threads = min(CONNECTIONS, len(work.parts))
@@ -85,7 +94,7 @@ def transfer(blob: Joined, wanted: Sequence[Chunk], fd: int, progress: Progress 
 
 
 class _Transfer:
-    """What the threads share."""
+    """State shared by the threads."""
 
     def __init__(self, blob: Joined, parts: deque[Part], fd: int) -> None:
         self.parts = parts
@@ -97,12 +106,13 @@ class _Transfer:
         self._answered = threading.Event()
 
     def stop(self) -> None:
+        """Make all threads end soon."""
         self._stopped = True
         self._blob.repository.interrupt()
         self._answered.set()
 
     def run(self, first: bool) -> None:
-        """Fetch parts until there are none. The first request goes alone: its answer says whether the server knows ranges."""
+        """Fetch parts until none are left. The `first` thread starts alone: its response tells if the server supports ranges."""
         decompressor = zstandard.ZstdDecompressor()
         try:
             if not first:
@@ -110,7 +120,7 @@ class _Transfer:
             while part := self._take():
                 for chunk, frame in _frames(self._blob.read(part.start, part.end), part):
                     self._answered.set()
-                    write_at(self._fd, self._unpacked(chunk, frame, decompressor), chunk.offset)
+                    write_at(self._fd, self._unpack(chunk, frame, decompressor), chunk.offset)
                     with self._lock:
                         self.done += chunk.blob_length
                         self.written += chunk.length
@@ -119,8 +129,8 @@ class _Transfer:
         finally:
             self._answered.set()
 
-    def _unpacked(self, chunk: Chunk, frame: bytes, decompressor: zstandard.ZstdDecompressor) -> bytes:
-        """The chunk's raw bytes. Wrong ones are asked for once more: the next answer may come another way."""
+    def _unpack(self, chunk: Chunk, frame: bytes, decompressor: zstandard.ZstdDecompressor) -> bytes:
+        """Return the raw bytes of a chunk. If they are wrong, request them once more: another server may answer."""
         try:
             return unpack(chunk, frame, decompressor)
         except DigestMismatch:
@@ -134,7 +144,7 @@ class _Transfer:
                 return None
             part = self.parts.popleft()
             if self._blob.repository.ranges_ignored:
-                # Every answer is the whole blob, so the rest comes in one.
+                # Every response is the complete blob, so fetch all remaining parts at once.
                 part = Part((*part.chunks, *(chunk for other in self.parts for chunk in other.chunks)))
                 self.parts.clear()
             self.asked += part.end - part.start
@@ -142,14 +152,14 @@ class _Transfer:
 
 
 def _frames(pieces: Iterator[bytes], part: Part) -> Iterator[tuple[Chunk, bytes]]:
-    """Cut the bytes of a part into its chunks' frames."""
+    """Split the bytes of a part into the frames of its chunks."""
     buffer = bytearray()
-    at = part.start  # of the buffer's first byte in the blob
+    at = part.start  # position of the buffer in the blob
     for chunk in part.chunks:
         while at + len(buffer) < chunk.blob_end:
             piece = next(pieces, None)
             if piece is None:
-                raise DigestMismatch("the disk blob ends early", "fetch again")
+                raise DigestMismatch("the disk blob ends early", "fetch it again")
             buffer += piece
             if at + len(buffer) <= chunk.blob_offset:
                 at += len(buffer)

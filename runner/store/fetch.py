@@ -1,8 +1,8 @@
-"""An artifact's blobs in, verified disk in the store out.
+"""Fetch the disk of an artifact into the store, verified.
 
-The index comes first; then only the frames whose chunks are nowhere on this host. Frames are decompressed as they
-arrive, each chunk's sha256 is compared, holes stay holes; the compressed blob is never kept. A killed fetch goes on
-where it was: what the partial file holds is verified and used.
+First comes the chunk index, then only the frames of chunks that are not on this host yet. Frames are decompressed as they
+arrive, the sha256 of each chunk is compared, and holes stay holes. The compressed blob is not stored. After a killed fetch,
+the next one verifies and uses what the partial file contains.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ THREADS = 2
 
 
 class Counts(NamedTuple):
-    """Bytes: `fetched` of the blob, `reused` and `holes` of the disk."""
+    """Bytes of a fetch: `fetched` counts the compressed blob, `reused` and `holes` count the disk."""
 
     fetched: int
     reused: int
@@ -42,9 +42,13 @@ def fetch(
     progress: Progress | None,
     served: Collection[str] = (),
 ) -> Counts:
-    """Fetch the disk, and kernel and initramfs beside it, if they are not in the store yet, or damaged.
+    """Fetch disk, kernel and initramfs if they are missing or damaged.
 
-    What is there, but not among the hex digests `served`, the repository has to show it has: runner/store/possession.py.
+    For content that is in the store but not in `served` (hex digests), the repository must prove that it has it; see
+    possession.py.
+
+    Raises:
+        RootdiskError: Something cannot be fetched or written.
     """
     from rootdisk.system.threads import pool_of
 
@@ -57,7 +61,7 @@ def fetch(
         try:
             counts = Counts(0, 0, 0)
             with store.making(config.disk_digest):
-                # Else another process was quicker.
+                # Another process may have fetched it meanwhile.
                 if not store.disk(config.disk_digest).exists() or store.damage(config.disk_digest.hex):
                     counts = _fetch_disk(store, repository, roles, config, progress)
                 elif config.disk_digest.hex not in served:
@@ -71,7 +75,7 @@ def fetch(
 
 
 def _check_disk(repository: Repository, roles: ArtifactManifest, config: ArtifactConfig) -> None:
-    """Have the repository show that it has the disk that the store has: its index, and a chunk that it cannot foresee."""
+    """Make the repository prove that it has the disk in the store: its index, and a random chunk."""
     _, index = read_index(repository, roles, config)
     data = [number for number, chunk in enumerate(index.chunks) if not chunk.zero]
     if not data:
@@ -88,32 +92,32 @@ def _check_disk(repository: Repository, roles: ArtifactManifest, config: Artifac
 def _fetch_disk(
     store: Store, repository: Repository, roles: ArtifactManifest, config: ArtifactConfig, progress: Progress | None
 ) -> Counts:
-    """Make the disk. A damaged one stays until the new one takes its place: sandboxes may use it, and its good chunks serve."""
+    """Create the disk. A damaged one stays until it is replaced: sandboxes may use it, and its good chunks are reused."""
     raw, index = read_index(repository, roles, config)
     blob = Joined(repository, roles.disk)
-    # With zstandard, and as the threads, it takes longer to load than to find out that the disk is here already.
+    # Imported late: loading zstandard and threads takes longer than finding an existing disk.
     from runner.store.chunks import transfer
 
     path = store.disk(config.disk_digest)
     partial = path.with_suffix(".partial")
     data = [chunk for chunk in index.chunks if not chunk.zero]
     try:
-        fd = _partial(partial)
+        fd = _open_partial(partial)
         try:
             os.ftruncate(fd, index.disk_size)
-            wanted = _not_here(store, fd, data, path)
+            wanted = _missing(store, fd, data, path)
             fetched = transfer(blob, wanted, fd, progress)
             os.fsync(fd)
             atomic_write(store.index(config.disk_digest), raw)
             os.rename(partial, path)
-            os.fchmod(fd, 0o400)  # not before: a killed fetch could not go on with it
+            os.fchmod(fd, 0o400)  # not earlier: another fetch must be able to continue a partial file
         finally:
             os.close(fd)
         fsync_dir(path.parent)
         store.unmark(config.disk_digest.hex)
     except OSError as err:
         if err.errno in (errno.ENOSPC, errno.EDQUOT):
-            partial.unlink(missing_ok=True)  # others need the room more than the next try needs it
+            partial.unlink(missing_ok=True)  # free the space for other programs
         hint = advice(err, index.disk_size, store.root)
         raise RootdiskError(f"store {store.root}: {err.strerror}", hint) from err
     holes = sum(chunk.length for chunk in index.chunks if chunk.zero)
@@ -121,18 +125,18 @@ def _fetch_disk(
     return Counts(fetched, reused, holes)
 
 
-def _partial(path: Path) -> int:
-    """The open file of a disk that is being made; what is there and cannot be used is made again."""
+def _open_partial(path: Path) -> int:
+    """Open the partial file of a disk. Replace it if it cannot be used."""
     with contextlib.suppress(OSError):
         return open_file(path, os.O_RDWR | os.O_CREAT)
     path.unlink(missing_ok=True)
     return open_file(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
 
 
-def _not_here(store: Store, fd: int, data: list[Chunk], damaged: Path) -> list[Chunk]:
-    """The chunks that neither the partial file nor, by then copied, a disk of the store has; all verified.
+def _missing(store: Store, fd: int, data: list[Chunk], damaged: Path) -> list[Chunk]:
+    """Copy chunks from disks of the store to the partial file `fd`. Return those that are still missing.
 
-    `damaged` is the disk's own file from before, if there is one.
+    All present chunks have been verified. `damaged` is the previous file of this disk, which may not exist.
     """
     places = {chunk.sha256: (damaged, chunk) for chunk in data} if damaged.exists() else {}
     for path, index in store.indexes():
@@ -140,17 +144,18 @@ def _not_here(store: Store, fd: int, data: list[Chunk], damaged: Path) -> list[C
     if not places and not os.fstat(fd).st_blocks:
         return data
 
-    def here(chunk: Chunk) -> bool:
+    def provide(chunk: Chunk) -> bool:
         return _holds(fd, chunk) or (chunk.sha256 in places and _copy(*places[chunk.sha256], fd, chunk))
 
     from rootdisk.system.threads import pool_of
 
     with pool_of(THREADS) as pool:
-        found = list(pool.map(here, data))
-    return [chunk for chunk, is_here in zip(data, found, strict=True) if not is_here]
+        results = list(pool.map(provide, data))
+    return [chunk for chunk, is_present in zip(data, results, strict=True) if not is_present]
 
 
 def _holds(fd: int, chunk: Chunk) -> bool:
+    """Return whether the partial file contains the chunk."""
     try:
         if os.lseek(fd, chunk.offset, os.SEEK_DATA) >= chunk.end:
             return False
@@ -161,15 +166,15 @@ def _holds(fd: int, chunk: Chunk) -> bool:
     return hashlib.sha256(os.pread(fd, chunk.length, chunk.offset)).digest() == chunk.sha256
 
 
-def _copy(source: Path, there: Chunk, fd: int, chunk: Chunk) -> bool:
-    """Copy a chunk from where another disk has it; False where it does not have it any more."""
+def _copy(source: Path, source_chunk: Chunk, fd: int, chunk: Chunk) -> bool:
+    """Copy a chunk from another disk. Return False if that disk no longer has it."""
     try:
         source_fd = open_file(source)
         try:
-            data = os.pread(source_fd, there.length, there.offset)
+            data = os.pread(source_fd, source_chunk.length, source_chunk.offset)
         finally:
             os.close(source_fd)
-    except OSError:  # pruned meanwhile, or damaged
+    except OSError:  # the disk was pruned meanwhile, or is damaged
         return False
     if len(data) != chunk.length or hashlib.sha256(data).digest() != chunk.sha256:
         return False

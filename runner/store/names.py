@@ -1,4 +1,4 @@
-"""What references meant when they were last asked for: the files of names/ in the store."""
+"""Remember which manifest a reference named at the last request: the files in names/ of the store."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rootdisk.artifact.format import ArtifactManifest
-from rootdisk.durable import read_json, write_json
 from rootdisk.errors import RootdiskError
 from rootdisk.oci.documents import MANIFEST_MAX_BYTES, Digest, Platform
 from rootdisk.oci.reference import Reference
 from rootdisk.oci.repository import RegistryOptions
+from rootdisk.system.debug import debug
+from rootdisk.system.versions import read_versioned, write_versioned
 from runner.store.store import Damaged, Store
 
-_TRIES = 10  # of finding it all there after fetching it: a prune may run at the same time
+VERSION = 1
 
 
 class Name(NamedTuple):
-    """What a reference meant when it was last asked for, and how that was done."""
+    """The manifest that a reference named at the last request, and how the registry was reached."""
 
     reference: str
     platform: str
@@ -30,6 +31,7 @@ class Name(NamedTuple):
 
 
 def absolute(reference: Reference) -> Reference:
+    """Return the reference with an absolute path, if it has a path."""
     return reference if reference.path is None else reference._replace(path=reference.path.absolute())
 
 
@@ -40,6 +42,10 @@ def _name_path(store: Store, reference: Reference, platform: Platform) -> Path:
 def remember(
     store: Store, reference: Reference, platform: Platform, options: RegistryOptions, digest: Digest, raw: bytes
 ) -> None:
+    """Keep the manifest `raw`, and that `reference` names it.
+
+    A name of another version is left alone. Then the registry is asked each time.
+    """
     ca_file = str(options.ca_file.absolute()) if options.ca_file else None
     name = Name(str(absolute(reference)), str(platform), digest.hex, options.plain_http, ca_file)
     path = _name_path(store, reference, platform)
@@ -47,34 +53,35 @@ def remember(
         if name == read_name(path) and store.read_blob(digest.hex, MANIFEST_MAX_BYTES) == raw:
             return
     store.write_blob(digest, raw)
-    write_json(path, name._asdict(), durable=False)
+    if not write_versioned(path, name._asdict(), VERSION, durable=False):
+        debug(f"{path}: written by another version of rootdisk, left alone")
 
 
 def read_name(path: Path) -> Name | None:
-    """Read a file of names/; None if it is not whole. Fields that this version does not know are left alone."""
+    """Read a file of names/. Return None if it is missing, damaged or of another version. Unknown fields are ignored."""
     try:
-        value = read_json(path)
+        value = read_versioned(path, VERSION)
         name = Name(**{field: value[field] for field in Name._fields})
         Digest.parse(f"sha256:{name.manifest}")
         Platform.parse(name.platform)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RootdiskError):
         return None
-    sound = isinstance(name.reference, str) and isinstance(name.plain_http, bool)
-    return name if sound and isinstance(name.ca_file, str | None) else None
+    is_valid = isinstance(name.reference, str) and isinstance(name.plain_http, bool)
+    return name if is_valid and isinstance(name.ca_file, str | None) else None
 
 
 def files_of(store: Store, name: Name) -> set[str]:
     """Return the hex digests of the manifest, blobs and disk that `name` leads to, as far as the store knows them."""
-    found = {name.manifest}
+    digests = {name.manifest}
     with contextlib.suppress(OSError, ValueError, RootdiskError):
         roles = ArtifactManifest.parse(store.read_blob(name.manifest, MANIFEST_MAX_BYTES))
-        found |= {role.digest.hex for role in (roles.config, roles.kernel, roles.initramfs) if role is not None}
-        found.add(store.read_config(roles.config.digest.hex).disk_digest.hex)
-    return found
+        digests |= {role.digest.hex for role in (roles.config, roles.kernel, roles.initramfs) if role is not None}
+        digests.add(store.read_config(roles.config.digest.hex).disk_digest.hex)
+    return digests
 
 
 def known(store: Store, reference: Reference, platform: Platform) -> bytes | None:
-    """The manifest that `reference` named the last time."""
+    """Return the manifest that `reference` named at the last request, or None if unknown."""
     name = read_name(_name_path(store, reference, platform))
     if name is None:
         return None

@@ -1,9 +1,9 @@
-"""Whether a registry has what its manifest names, or only knows its digest.
+"""Track what each repository has served: proof that it has the content, and not only knows the digest.
 
-The store is one for all registries, so an artifact could name another registry's private disk by its digest, bring a
-kernel of its own, and read that disk. So the store is no answer to a repository that has not served a blob itself: it has
-to serve each once, and of a disk the chunk index and one chunk, chosen at random. What a repository has served before is
-known by the names/ of the store: they are written last, and all that they lead to was fetched from there.
+All registries share one store. Without proof, a hostile artifact could name a private disk of another registry by its
+digest, bring its own kernel, and read that disk. So content in the store is used for a repository only after the repository
+has served it once: each blob, and for a disk the chunk index and one random chunk. The files in names/ record this. They
+are written last, when everything they lead to has been fetched from that repository.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from runner.store.store import Store
 
 
 def served(store: Store, reference: Reference, options: RegistryOptions) -> frozenset[str]:
-    """Hex digests of manifests, blobs and disks that the repository of `reference` has served to this store."""
-    found: set[str] = set()
+    """Return the hex digests of manifests, blobs and disks that the repository of `reference` has served."""
+    digests: set[str] = set()
     for name in _names(store, reference, options):
         with contextlib.suppress(OSError, RootdiskError):
-            found |= files_of(store, name)
-    return frozenset(found)
+            digests |= files_of(store, name)
+    return frozenset(digests)
 
 
 def _names(store: Store, reference: Reference, options: RegistryOptions) -> Iterator[Name]:
-    """What is remembered of the same repository, asked in the same way: whoever is on the way of plain HTTP is not it."""
+    """Yield the names of the same repository. With plain HTTP it may be another server, so that must be equal too."""
     place = absolute(reference).place
     for path in (store.root / "names").iterdir():
         name = read_name(path)

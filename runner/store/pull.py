@@ -1,4 +1,4 @@
-"""Artifacts on this host: found in the store, or fetched into it, and held there as long as somebody uses them."""
+"""Get artifacts: find them in the store or fetch them, and hold them there while they are in use."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from runner.sandbox.directory import Spec
     from runner.store.fetch import Counts
 
-_TRIES = 10  # of finding it all there after fetching it: a prune may run at the same time
+_TRIES = 10  # a concurrent prune may remove content just after it was fetched
 
 
 class StoredArtifact(NamedTuple):
-    """An artifact on this host. Bytes: `fetched` of the blob, `reused` and `holes` of the disk; 0 where it was there."""
+    """An artifact in the store. The byte counts are those of `Counts`; 0 if it was there already."""
 
     digest: Digest
     config: ArtifactConfig
@@ -37,14 +37,18 @@ class StoredArtifact(NamedTuple):
     disk: Path
     kernel: Path | None
     initramfs: Path | None
-    lease: tuple[int, ...]  # nothing of it is removed before these are closed
+    lease: tuple[int, ...]  # descriptors of locks: no part is removed before these are closed
     fetched: int = 0
     reused: int = 0
     holes: int = 0
 
     @classmethod
     def kept(cls, store: Store, spec: Spec) -> StoredArtifact:
-        """What a kept sandbox was made of; RootdiskError where it is not there any more."""
+        """Return the artifact of a kept sandbox.
+
+        Raises:
+            RootdiskError: It is no longer in the store, or is damaged.
+        """
         lease = store.lease(sorted(spec.uses))
         kernel, initramfs = (
             store.root / "blobs" / name if name is not None else None for name in (spec.kernel, spec.initramfs)
@@ -63,12 +67,12 @@ class StoredArtifact(NamedTuple):
         except OSError as err:
             _close(lease)
             raise RootdiskError(
-                f"sandbox {spec.name}: its artifact is not in the store any more", f"runner pull {spec.reference}"
+                f"sandbox {spec.name}: its artifact is no longer in the store", f"runner pull {spec.reference}"
             ) from err
         return cls(Digest.parse(spec.artifact), config, Digest("sha256", spec.config), disk, kernel, initramfs, lease)
 
     def release(self) -> None:
-        """It may be removed, where no other process holds it."""
+        """Close the locks of this process. The artifact may then be removed, unless another process holds it."""
         _close(self.lease)
 
 
@@ -84,7 +88,7 @@ def pull(
     fetch: bool = True,
     policy: Path | None = None,
 ) -> StoredArtifact:
-    """The artifact that `reference` names, in `store` and held there.
+    """Return the artifact that `reference` names, held in `store`. Fetch what is missing.
 
     With `ask` false a registry is asked only if the store does not know what it said the last time. What is marked as
     damaged is fetched again with `repair`, else a RootdiskError. With `fetch` false nothing is asked for or fetched: BadInput
@@ -112,29 +116,29 @@ def pull(
         if repair and store.damage(descriptor.digest.hex):
             store.write_blob(descriptor.digest, raw)
         counts: Counts | None = None
-        had = served(store, reference, options)
-        new = descriptor.digest.hex not in had
+        served_digests = served(store, reference, options)
+        is_new = descriptor.digest.hex not in served_digests
         for _ in range(_TRIES):
-            local = None if new else _present(store, raw, platform, reference, repair)
+            local = None if is_new else _present(store, raw, platform, reference, repair)
             if local is not None:
                 remember(store, reference, platform, options, descriptor.digest, raw)
                 return local._replace(**counts._asdict()) if counts else local
-            again = roles.config.digest.hex not in had
-            config = _fetched_config(store, artifact.repository, roles.config, again=again, repair=repair)
+            again = roles.config.digest.hex not in served_digests
+            config = _fetch_config(store, artifact.repository, roles.config, again=again, repair=repair)
             if config is None:
                 continue
             _check_platform(config, platform, reference)
             from runner.store.fetch import fetch as fetch_disk
 
-            counts = fetch_disk(store, artifact.repository, roles, config, progress, had)
-            new = False
-    raise RootdiskError(f"{reference}: something removes it again and again", "is runner prune running?")
+            counts = fetch_disk(store, artifact.repository, roles, config, progress, served_digests)
+            is_new = False
+    raise RootdiskError(f"{reference}: another process keeps removing it from the store", "is runner prune running?")
 
 
-def _fetched_config(
+def _fetch_config(
     store: Store, repository: Repository, descriptor: Descriptor, *, again: bool, repair: bool
 ) -> ArtifactConfig | None:
-    """The config, fetched if it is not there, or `again`, or damaged and `repair`; None if it was removed meanwhile."""
+    """Return the config. Fetch it if it is missing, if `again`, or if damaged and `repair`. None if it was just removed."""
     store.blob(repository, descriptor, CONFIG_MAX_BYTES, again=again)
     try:
         return store.read_config(descriptor.digest.hex)
@@ -143,11 +147,11 @@ def _fetched_config(
     except Damaged:
         if not repair or again:
             raise
-    return _fetched_config(store, repository, descriptor, again=True, repair=repair)
+    return _fetch_config(store, repository, descriptor, again=True, repair=repair)
 
 
 def _present(store: Store, raw: bytes, platform: Platform, reference: Reference, repair: bool) -> StoredArtifact | None:
-    """The artifact of the manifest `raw`, held, if all of it is in the store, and, with `repair`, none of it damaged."""
+    """Return the artifact of the manifest `raw`, held, if all parts are in the store. With `repair`, none may be damaged."""
     roles = ArtifactManifest.parse(raw)
     boot = [role.digest for role in (roles.kernel, roles.initramfs) if role is not None]
     manifest = Digest("sha256", hashlib.sha256(raw).hexdigest())
@@ -159,7 +163,7 @@ def _present(store: Store, raw: bytes, platform: Platform, reference: Reference,
         _check_platform(config, platform, reference)
         lease += store.lease([config.disk_digest.hex])
         disk = store.disk(config.disk_digest)
-        os.utime(disk)  # when it was last used, for prune
+        os.utime(disk)  # record the last use, for prune
         for digest in boot:
             os.utime(store.blob_path(digest))
         _refuse_damaged(store, [config.disk_digest.hex], str(reference))
@@ -191,11 +195,11 @@ def _refuse_damaged(store: Store, digests: Iterable[str], what: str) -> None:
 
 
 def _check_size(path: Path, size: int) -> None:
-    """Compare with what an artifact says of it, also if the store has it from elsewhere."""
+    """Compare the size of a file with that in the artifact. The store may have the file from another artifact."""
     if path.stat().st_size != size:
         raise DigestMismatch(
-            f"{path.name[:12]} has {path.stat().st_size} bytes in the store, and {size} by the artifact",
-            "the artifact is damaged, or the store: runner verify",
+            f"{path.name[:12]} has {path.stat().st_size} bytes in the store, but {size} in the artifact",
+            "artifact or store is damaged: runner verify",
         )
 
 

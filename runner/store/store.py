@@ -1,6 +1,6 @@
-"""The store: verified content on one host, by digest, shared by all processes of one user.
+"""The store: verified content by digest, shared by all processes of one user on one host.
 
-    ROOT/format            "1"
+    ROOT/format            the format of the store: "1"
     ROOT/blobs/HEX         manifests and their small blobs: config, kernel, initramfs
     ROOT/names/HEX         which manifest a reference named when it was last asked for
     ROOT/disks/HEX.raw     a sparse root disk, HEX its disk digest; HEX.chunks its chunk index
@@ -12,9 +12,9 @@
     ROOT/kvm.json          whether a guest has started with KVM here
     ROOT/qemu.json         which machine the QEMU here has
 
-A name here means the content is good: files get it by rename, after verifying and syncing. Disks are never written.
-Locks are the kernel's (flock), so those of killed processes are gone; rootdisk/system/locks.py. Who is killed in the middle of a
-repair leaves the old disk where it was, and its mark.
+A file with its final name is good: it was verified and synced before the rename. Disks are never written. The kernel
+releases the locks of killed processes (rootdisk/system/locks.py). If a process is killed during a repair, the old disk and
+its mark stay.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ from rootdisk.system.ownership import make_private, make_private_below
 from rootdisk.text import printable
 
 FORMAT = "1"
-BLOB_MAX_BYTES = 512 << 20  # a kernel with everything in it
+BLOB_MAX_BYTES = 512 << 20  # enough for a kernel with all modules built in
 
 
 class Damaged(RootdiskError):
-    """Something in the store is marked as damaged, or was found to be so when it was read."""
+    """Content of the store that is marked as damaged, or was damaged when it was read."""
 
     def __init__(self, digest: str, why: str, what: str = "") -> None:
         where = f"{what}: " if what else ""
@@ -48,7 +48,7 @@ class Damaged(RootdiskError):
 
 
 class Store:
-    """One store; `root` is its directory."""
+    """A store; `root` is its directory."""
 
     FOLDERS = ("blobs", "damaged", "disks", "locks", "names", "sandboxes")
 
@@ -57,68 +57,73 @@ class Store:
 
     @classmethod
     def open(cls) -> Store:
-        """The user's store, made if it is missing; RootdiskError if it cannot be used, or another user could change it."""
+        """Open the user's store. Create it if it is missing.
+
+        Raises:
+            RootdiskError: It cannot be used, has another format, or another user could change it.
+        """
         root = _place()
-        # In a container nobody else may be there, and its volumes are open to everybody.
-        alone = os.environ.get("ROOTDISK_STORE_TRUSTED") == "1"
+        # In a container there may be no other users, and its volumes may be world-writable.
+        is_trusted = os.environ.get("ROOTDISK_STORE_TRUSTED") == "1"
         try:
-            if alone:
+            if is_trusted:
                 root.mkdir(parents=True, exist_ok=True, mode=0o700)
             else:
                 make_private(root)
+            _check_format(root)
             for folder in cls.FOLDERS:
-                if alone:
+                if is_trusted:
                     (root / folder).mkdir(exist_ok=True, mode=0o700)
                 else:
                     make_private_below(root / folder)
-            form = root / "format"
-            if not os.path.lexists(form):
-                atomic_write(form, FORMAT.encode())
-            found = printable(read_file(form, 4096).strip(), 20)
         except (OSError, ValueError) as err:
             why = err.strerror if isinstance(err, OSError) else f"format {err}"
             raise RootdiskError(
                 f"store {printable(root)}: {why}", "fix its owner and permissions, or set ROOTDISK_STORE"
             ) from err
-        if not found:
-            raise RootdiskError(f"store {printable(root)}: its file `format` is empty", f"echo {FORMAT} >{form}")
-        if found != FORMAT:
-            raise RootdiskError(
-                f"store {printable(root)} has format {found}, not {FORMAT}", "set ROOTDISK_STORE to another place"
-            )
         return cls(root)
 
     def disk(self, digest: Digest) -> Path:
+        """Return the path of a disk."""
         return self.root / "disks" / f"{digest.hex}.raw"
 
     def index(self, digest: Digest) -> Path:
+        """Return the path of the chunk index of a disk."""
         return self.root / "disks" / f"{digest.hex}.chunks"
 
     @property
     def sandboxes(self) -> Path:
+        """The directory of all sandboxes."""
         return self.root / "sandboxes"
 
     @contextlib.contextmanager
     def making(self, digest: Digest) -> Iterator[None]:
-        """Be the only process that makes or repairs the disk `digest`. Who uses it is not waited for.
+        """Be the only process that creates or repairs the disk `digest`. Sandboxes may use it meanwhile.
 
-        Another maker is, as long as its disk grows: then Busy.
+        Waits for another process as long as its disk grows.
+
+        Raises:
+            Busy: The other process makes no progress.
         """
         partial = self.disk(digest).with_suffix(".partial")
 
-        def grown() -> object:
+        def progress() -> object:
             with contextlib.suppress(FileNotFoundError):
                 info = partial.lstat()
                 return info.st_mtime_ns, info.st_blocks
             return None
 
         path, what = self._making(digest.hex), f"disk {digest.short}"
-        with held(path, what=what, doing=f"makes disk {digest.short}", moves=grown):
+        with held(path, what=what, doing=f"fetches disk {digest.short}", moves=progress):
             yield
 
     @contextlib.contextmanager
     def removing(self, digest: str) -> Iterator[None]:
-        """Nobody uses or makes what the hex digest names; Busy at once if somebody does."""
+        """Hold both locks of a hex digest, to remove its content.
+
+        Raises:
+            Busy: It is in use or being created.
+        """
         with held(self.root / "locks" / digest, timeout_s=0), held(self._making(digest), timeout_s=0):
             yield
 
@@ -126,7 +131,7 @@ class Store:
         return self.root / "locks" / f"{digest}.make"
 
     def damage(self, digest: str) -> str:
-        """Why what the hex digest names is not to be used; "" if it may be, or is not there."""
+        """Return why the content of a hex digest is damaged, or "" if it is not, or is missing."""
         try:
             text = printable(read_file(self.root / "damaged" / digest, 4096).strip())
         except FileNotFoundError:
@@ -135,25 +140,35 @@ class Store:
             text = ""
         if not any((self.root / name).exists() for name in (f"disks/{digest}.raw", f"blobs/{digest}")):
             return ""
-        return text or "it was found damaged"
+        return text or "an earlier check has failed"
 
     def mark(self, digest: str, what: str) -> None:
-        """Nobody is to use it from now on, before `unmark`."""
+        """Mark the content of a hex digest as damaged, with the reason `what`. It is not used before `unmark`."""
         atomic_write(self.root / "damaged" / digest, what.encode(errors="replace")[:4096], 0o600)
 
     def unmark(self, digest: str) -> None:
-        """It is whole, or gone."""
+        """Remove the mark: the content is intact again, or gone."""
         (self.root / "damaged" / digest).unlink(missing_ok=True)
 
     def unless_made(self, digest: str) -> contextlib.AbstractContextManager[None]:
-        """The lock of `making`; Busy at once if another process makes or repairs what the hex digest names."""
+        """Hold the lock of `making` for a hex digest, without waiting.
+
+        Raises:
+            Busy: Another process creates or repairs the content.
+        """
         return held(self._making(digest), timeout_s=0)
 
     def blob_path(self, digest: Digest) -> Path:
+        """Return the path of a blob."""
         return self.root / "blobs" / digest.hex
 
     def read_blob(self, digest: str, max_bytes: int) -> bytes:
-        """A small blob by its hex digest; FileNotFoundError if it is not there, Damaged if it cannot be read or is another."""
+        """Return a small blob by its hex digest.
+
+        Raises:
+            Damaged: It cannot be read, or its content has another digest.
+            FileNotFoundError: It is not in the store.
+        """
         path = self.root / "blobs" / digest
         try:
             data = read_file(path, max_bytes)
@@ -162,7 +177,7 @@ class Store:
         except (OSError, ValueError) as err:
             raise Damaged(digest, str(err.strerror if isinstance(err, OSError) else err)) from err
         if hashlib.new("sha256" if len(digest) == 64 else "sha512", data).hexdigest() != digest:
-            raise Damaged(digest, "is not what its digest names")
+            raise Damaged(digest, "its content does not match its digest")
         return data
 
     def read_config(self, digest: str) -> ArtifactConfig:
@@ -172,43 +187,64 @@ class Store:
     def blob(
         self, repository: Repository, descriptor: Descriptor, max_bytes: int = BLOB_MAX_BYTES, *, again: bool = False
     ) -> Path:
-        """A blob's file, fetched and verified if it is not there yet, or damaged, or `again`: runner/store/possession.py."""
+        """Return the path of a blob. Fetch and verify it if it is missing or damaged, or if `again` (see possession.py)."""
         path = self.blob_path(descriptor.digest)
         if again or not path.exists() or self.damage(descriptor.digest.hex):
             self.write_blob(descriptor.digest, blob_pieces(repository, descriptor, max_bytes))
         return path
 
     def write_blob(self, digest: Digest, data: bytes | Iterable[bytes]) -> None:
-        """Keep the verified `data` that `digest` names."""
+        """Write a blob. The caller has verified `data`, or it verifies itself while it is read."""
         atomic_write(self.blob_path(digest), data)
         self.unmark(digest.hex)
 
     def indexes(self) -> Iterator[tuple[Path, ChunkIndex]]:
-        """Every disk with its index."""
+        """Yield the path and chunk index of every disk with a readable index."""
         for path in sorted((self.root / "disks").glob("*.raw")):
             with contextlib.suppress(OSError, ValueError, RootdiskError):
                 yield path, read_index(path)
 
     def lease(self, digests: Iterable[str]) -> tuple[int, ...]:
-        """Descriptors that keep what the hex digests name from being removed, until they are closed everywhere."""
-        leased: list[int] = []
+        """Return descriptors of shared locks. Content of the hex digests is not removed until all copies are closed."""
+        fds: list[int] = []
         try:
             for digest in digests:
-                leased.append(take(self.root / "locks" / digest, shared=True, what=digest[:12]))
+                fds.append(take(self.root / "locks" / digest, shared=True, what=digest[:12]))
         except BaseException:
-            for fd in leased:
+            for fd in fds:
                 os.close(fd)
             raise
-        return tuple(leased)
+        return tuple(fds)
 
 
 def _place() -> Path:
-    """Where the user's store is."""
+    """Return the directory of the user's store."""
     if root := os.environ.get("ROOTDISK_STORE"):
         return Path(root).absolute()
     return user_folder("XDG_DATA_HOME", ".local/share", "ROOTDISK_STORE") / "rootdisk"
 
 
+def _check_format(root: Path) -> None:
+    """Read the format of the store, before anything else is created or changed. Write it in a new store."""
+    path = root / "format"
+    if not os.path.lexists(path):
+        atomic_write(path, FORMAT.encode())
+    text = printable(read_file(path, 4096).strip(), 20)
+    if not text:
+        raise RootdiskError(f"store {printable(root)}: its file `format` is empty", f"echo {FORMAT} >{printable(path)}")
+    if text != FORMAT:
+        is_newer = text.isdecimal() and int(text) > int(FORMAT)
+        raise RootdiskError(
+            f"store {printable(root)} has format {text}; this rootdisk uses format {FORMAT}",
+            f"{'update rootdisk, or ' if is_newer else ''}set ROOTDISK_STORE to another directory",
+        )
+
+
 def read_index(disk: Path) -> ChunkIndex:
-    """The chunk index beside a disk; OSError, ValueError or RootdiskError if it cannot be read."""
+    """Read the chunk index of the disk at `disk`.
+
+    Raises:
+        OSError, ValueError: It cannot be read.
+        RootdiskError: It is damaged or of another version.
+    """
     return ChunkIndex.parse(read_file(disk.with_suffix(".chunks"), INDEX_MAX_BYTES))

@@ -1,4 +1,4 @@
-"""The store hashed again: every chunk of every disk, every blob. What is damaged is marked, and fetched again."""
+"""Check the store: hash every chunk of every disk and every blob. Mark what is damaged, and fetch it again."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from rootdisk.artifact.format import Chunk, ChunkIndex
-from rootdisk.durable import data_runs, open_file
+from rootdisk.artifact.format import INDEX_MAGIC, INDEX_MAX_BYTES, Chunk, ChunkIndex
+from rootdisk.durable import data_runs, open_file, read_file
 from rootdisk.errors import Busy, RootdiskError
 from rootdisk.oci.documents import Digest, Platform
 from rootdisk.oci.reference import parse_reference
@@ -26,17 +26,26 @@ _DISK = re.compile(r"[0-9a-f]{64}\.raw\Z")
 
 
 class Damage(NamedTuple):
-    """A file that does not hold what its name says."""
+    """A file whose content does not match its name."""
 
     path: Path
     digest: str  # hex
     what: str
 
 
-def verify(store: Store) -> tuple[int, list[Damage]]:
-    """How many files were read, and which are damaged. These are marked: nothing boots from them before they are whole."""
+class Report(NamedTuple):
+    """The result of checking a store."""
+
+    checked: int  # files
+    damages: list[Damage]
+    other_versions: list[Path]  # disks that another version of rootdisk has fetched: not checked
+
+
+def verify(store: Store) -> Report:
+    """Check all files. Damaged ones are marked, so nothing boots from them."""
     checked = 0
-    damages = []
+    damages: list[Damage] = []
+    other_versions: list[Path] = []
     for path in _files(store):
         digest = path.stem if path.suffix else path.name
         try:
@@ -50,16 +59,20 @@ def verify(store: Store) -> tuple[int, list[Damage]]:
             continue
         checked += 1
         try:
+            if path.suffix and _has_other_version(path):
+                other_versions.append(path)
+                checked -= 1
+                continue
             what = _wrong(path, fd)
             if _mark(store, digest, what, path, os.fstat(fd)):
                 damages.append(Damage(path, digest, what))
         finally:
             os.close(fd)
-    return checked, damages
+    return Report(checked, damages, other_versions)
 
 
 def _files(store: Store) -> Iterator[Path]:
-    """The blobs and disks whose names are this version's."""
+    """Yield the blobs and disks with names of this version."""
     for path in sorted((store.root / "blobs").iterdir()):
         if _BLOB.match(path.name):
             yield path
@@ -69,9 +82,9 @@ def _files(store: Store) -> Iterator[Path]:
 
 
 def _mark(store: Store, digest: str, what: str, path: Path, read: os.stat_result | None) -> bool:
-    """Whether `path` is damaged, and still the file that was read; its mark says so from now on, or is gone."""
+    """Mark or unmark the content of a hex digest. Return whether `path` is damaged and still the file that was read."""
     try:
-        # Who makes it again has marked it before, and removes the mark.
+        # A process that repairs it will remove the mark itself.
         with store.unless_made(digest):
             if read is not None and not os.path.samestat(read, os.lstat(path)):
                 return False
@@ -83,20 +96,20 @@ def _mark(store: Store, digest: str, what: str, path: Path, read: os.stat_result
         return False
     except Busy:
         pass
-    except (OSError, RootdiskError) as err:  # as on a full disk: it is reported all the same
+    except (OSError, RootdiskError) as err:  # for example a full disk; the damage is reported anyway
         debug(f"{path}: cannot be marked: {err}")
     return bool(what)
 
 
 def _wrong(path: Path, fd: int) -> str:
-    """What is wrong with the blob or disk at `path`, open at `fd`; "" for nothing."""
+    """Return what is wrong with the blob or disk `path`, open at `fd`, or ""."""
     try:
         if path.suffix:
             return _wrong_disk(path, fd)
         algorithm = "sha256" if len(path.name) == 64 else "sha512"
         with open(fd, "rb", closefd=False) as file:
-            same = hashlib.file_digest(file, algorithm).hexdigest() == path.name
-        return "" if same else "is not what its digest names"
+            is_intact = hashlib.file_digest(file, algorithm).hexdigest() == path.name
+        return "" if is_intact else "its content does not match its digest"
     except OSError as err:  # a bad sector
         return f"it cannot be read: {err.strerror}"
 
@@ -107,15 +120,24 @@ def _wrong_disk(path: Path, fd: int) -> str:
     except (OSError, ValueError, RootdiskError) as err:
         return f"its chunk index cannot be read: {err}"
     if index.disk_digest().hex != path.stem:
-        return "its chunk index is another disk's"
+        return "its chunk index belongs to another disk"
     if os.fstat(fd).st_size != index.disk_size:
         return "its length is wrong"
     for chunk in index.chunks:
         if not chunk.zero and _sha256(fd, chunk) != chunk.sha256:
             return f"the chunk at {chunk.offset} is damaged"
     for start in _not_zero(fd, index):
-        return f"there is data at {start}, where there should be none"
+        return f"there is data at {start}, which should be a hole"
     return ""
+
+
+def _has_other_version(disk: Path) -> bool:
+    """Return whether the chunk index of a disk has another version: a newer release has fetched it."""
+    try:
+        magic = read_file(disk.with_suffix(".chunks"), INDEX_MAX_BYTES)[: len(INDEX_MAGIC)]
+    except (OSError, ValueError):
+        return False
+    return magic.startswith(INDEX_MAGIC[:-1]) and magic != INDEX_MAGIC
 
 
 def _sha256(fd: int, chunk: Chunk) -> bytes:
@@ -123,7 +145,7 @@ def _sha256(fd: int, chunk: Chunk) -> bytes:
 
 
 def _not_zero(fd: int, index: ChunkIndex) -> Iterator[int]:
-    """Where zero chunks hold something else."""
+    """Yield offsets of nonzero data inside zero chunks."""
     zeros = iter([chunk for chunk in index.chunks if chunk.zero])
     chunk = next(zeros, None)
     for start, end in data_runs(fd):
@@ -140,10 +162,13 @@ def _not_zero(fd: int, index: ChunkIndex) -> Iterator[int]:
 
 
 def repair(store: Store, damage: Damage) -> bool:
-    """Fetch it again from where it came; False if the store does not know that.
+    """Fetch a damaged file again. Return False if its origin is unknown.
 
-    RootdiskError as of `pull`. The damaged file stays, and marked, until a whole one takes its place: sandboxes that run
-    with it keep it, and its good chunks need not be fetched.
+    The damaged file and its mark stay until an intact file replaces it: running sandboxes may use it, and its good chunks
+    need not be fetched.
+
+    Raises:
+        RootdiskError: As for `pull`.
     """
     origin = _origin(store, damage.digest)
     if origin is None:
@@ -155,7 +180,7 @@ def repair(store: Store, damage: Damage) -> bool:
 
 
 def _origin(store: Store, digest: str) -> Name | None:
-    """Of which reference the file is a part."""
+    """Return the name of an artifact that the content of a hex digest belongs to."""
     for path in sorted((store.root / "names").iterdir()):
         name = read_name(path)
         with contextlib.suppress(OSError, ValueError, RootdiskError):

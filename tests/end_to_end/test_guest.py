@@ -61,7 +61,7 @@ ELF_OF_ARM = b"\x7fELF\x02\x01\x01" + bytes(9) + struct.pack("<HHI", 2, 183, 1) 
 
 @pytest.mark.parametrize(
     ("init", "words"),
-    [(ELF_OF_ARM, "for another processor"), (b"#!/no/such/interpreter\n", "no init")],
+    [(ELF_OF_ARM, "for another architecture"), (b"#!/no/such/interpreter\n", "no init")],
     ids=["another processor's", "unusable"],
 )
 def test_a_boot_that_fails_says_why(demo: str, runner: Runner, tmp_path: Path, init: bytes, words: str) -> None:

@@ -93,10 +93,10 @@ def test_a_guest_that_writes_on_stands_still_and_goes_on(demo: str, small: Small
     def stands_still() -> bool:
         probe = command(runner, "exec", "still", "true")
         try:
-            return b"stands still" in probe.communicate(timeout=2)[1]
+            return b"is paused" in probe.communicate(timeout=2)[1]
         except subprocess.TimeoutExpired:
             probe.kill()
-            return b"stands still" in probe.communicate()[1]
+            return b"is paused" in probe.communicate()[1]
 
     until(stands_still)
     assert writing.poll() is None

@@ -217,7 +217,7 @@ def test_signals_stop_start_and_rm(demo: str, runner: Runner) -> None:
     assert runner.boot(demo, script, "-d", "--name", "life").returncode == 0
     waiting = command(runner, "wait", "life")
     following = command(runner, "logs", "-f", "life")
-    assert "there is a sandbox life" in runner.boot(demo, "true", "--name", "life").stderr
+    assert "there is already a sandbox life" in runner.boot(demo, "true", "--name", "life").stderr
     assert runner("kill", "-s", "USR1", "life").stdout == "life\n"
     until(lambda: "told" in runner("logs", "life").stdout)
     assert runner("rm", "life").returncode == 125
@@ -441,7 +441,7 @@ def test_a_volume_that_is_gone(demo: str, runner: Runner, tmp_path: Path) -> Non
     shared.rmdir()
     done = runner("start", "gone")
     assert (done.returncode, done.stderr.count("\n")) == (125, 1)
-    assert f"{shared} is not there" in done.stderr
+    assert f"{shared} does not exist" in done.stderr
     shared.mkdir()
     assert runner("start", "gone").returncode == 0
     runner("wait", "gone")

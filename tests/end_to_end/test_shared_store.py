@@ -40,7 +40,7 @@ def test_ten_boots_at_once_of_one_name(demo: str, empty_runner: Runner) -> None:
         if process.returncode:
             told = [line for line in errors.splitlines() if not line.startswith("waiting for process")]
             assert len(told) == 1, errors
-            assert "there is a sandbox one already" in told[0]
+            assert "there is already a sandbox one" in told[0]
         else:
             assert output == "one\n"
     assert sorted(statuses) == [0] + [125] * 9

@@ -16,7 +16,7 @@ TRACE += [f"[    4.5] call_{number}+0x1/0x2" for number in range(20)]
 
 def test_a_panic_is_shown_whatever_follows_it() -> None:
     assert console.telling(BOOT + PANIC + TRACE) == (BOOT + PANIC)[-console.SHOWN_LINES :]
-    assert console.meaning(BOOT + PANIC + TRACE).startswith("the init is for another processor")
+    assert console.meaning(BOOT + PANIC + TRACE).startswith("the init is for another architecture")
 
 
 def test_else_the_last_lines_are_shown() -> None:

@@ -177,7 +177,7 @@ def test_it_ends_when_nobody_listens(fake: FakeKrun, machine: Machine, tmp_path:
     [
         ({"platform": Platform("linux", "riscv64")}, "does not run on"),
         ({"accelerator": "tcg"}, "needs KVM"),
-        ({"cpus": 256}, "libkrun gives 255 at most"),
+        ({"cpus": 256}, "libkrun supports at most 255"),
         ({"network": "user"}, "the network needs passt"),
     ],
 )

@@ -387,7 +387,7 @@ def test_more_input_than_allowed_ends_that_client_only(router: Router) -> None:
     for _ in range(5):
         router.from_client(client, piece)
         guest.listen(1 << 20)
-    assert said(router, client) == [(messages.ERROR, b"the client does not keep to the protocol")]
+    assert said(router, client) == [(messages.ERROR, b"the client has violated the protocol")]
     assert router.is_done(client)
     assert other.session is not None
     assert len(guest.input[1]) <= WINDOW
@@ -403,7 +403,7 @@ def test_more_output_than_allowed_ends_that_session_only(router: Router) -> None
     found = said(router, client)
     assert sum(len(payload) for kind, payload in found if kind == messages.STDOUT) == 240_000
     assert found[-1][0] == messages.ERROR
-    assert b"more than it was allowed" in found[-1][1]
+    assert b"sent more than allowed" in found[-1][1]
     assert not router.is_over
     guest.say(frame(messages.STDOUT, b"whole", 2) + frame_number(messages.EXIT, 3, 2))
     assert said(router, other) == [(messages.STDOUT, b"whole"), (messages.EXIT, struct.pack("<I", 3))]
@@ -452,7 +452,7 @@ def test_a_guest_that_ends_no_session_gets_no_more_of_them(router: Router) -> No
         assert client.session is not None
         guest.listen(1 << 20)
         router.leave(client)
-    assert b"which is all it takes" in said(router, executed(router))[0][1]
+    assert b"which is the limit" in said(router, executed(router))[0][1]
     guest.say(frame_number(messages.EXIT, 0, 5))
     assert executed(router).session is not None
 

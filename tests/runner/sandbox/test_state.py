@@ -128,6 +128,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
         (folder / "state.json").read_bytes().rstrip(b"}\n") + b', "version": 1}\n'
     ),
     "a newer version": changed(lambda value: value.update(version=VERSION + 1)),
+    "an older version": changed(lambda value: value.update(version=VERSION - 1)),
     "a lock that is a directory": replaced("lock", Path.mkdir),
     "a lock that is a link": replaced("lock", lambda path: path.symlink_to("state.json")),
     "a lock that is a FIFO": replaced("lock", os.mkfifo),
@@ -155,7 +156,7 @@ def test_what_cannot_be_read_is_seen_and_keeps_its_disk(runner: Run, store: Stor
         assert "cannot be read" in done.stderr
 
     other = Sandbox.create(store, spec_of("kept", local))
-    with pytest.raises(BadInput, match="there is a sandbox kept already, which cannot be read"):
+    with pytest.raises(BadInput, match="there is already a sandbox kept, which cannot be read"):
         other.take_name()
     other.remove()
     other.release()
@@ -168,7 +169,13 @@ def test_what_cannot_be_read_is_seen_and_keeps_its_disk(runner: Run, store: Stor
     assert sorted(store.root.glob("[bdn]*/*")) == before
     assert os.path.lexists(folder)
 
-    done = runner("rm", "kept")
+    if damage.endswith("version"):
+        done = runner("rm", "kept")
+        assert (done.returncode, done.stderr.count("\n")) == (125, 1)
+        assert "this rootdisk reads version 1" in done.stderr
+        assert "to delete it: runner rm --force kept" in done.stderr
+        assert os.path.lexists(folder)
+    done = runner("rm", *(["--force"] if damage.endswith("version") else []), "kept")
     assert (done.returncode, done.stdout, done.stderr) == (0, "kept\n", "")
     assert not os.path.lexists(folder)
     if damage == "a link in its place":
@@ -252,7 +259,8 @@ def test_what_had_no_name_goes_unless_it_is_newer(runner: Run, store: Store, lay
     assert [path.name for path in store.sandboxes.iterdir()] == [".new-b"]
     (row,) = json.loads(runner("ps", "-a", "--json").stdout)
     assert row["name"] == ".new-b"
-    assert runner("rm", ".new-b").returncode == 0
+    assert runner("rm", ".new-b").returncode == 125
+    assert runner("rm", "--force", ".new-b").returncode == 0
     assert not list(store.sandboxes.iterdir())
 
 
@@ -303,7 +311,7 @@ def test_a_sandbox_made_during_a_prune(store: Store, layout: str, monkeypatch: p
 def test_a_state_that_could_not_be_read_again_is_not_written(store: Store) -> None:
     spec = Spec("big", "r", f"sha256:{HEX}", HEX, HEX, None, None, 1, 64, 1)
     for bad in (spec._replace(labels=(("a", "x" * MAX_BYTES),)), spec._replace(timeout_s=float("nan"))):
-        with pytest.raises(BadInput, match="sandbox big cannot be described"):
+        with pytest.raises(BadInput, match="sandbox big: its state cannot be written"):
             Sandbox.create(store, bad)
     assert not list(store.sandboxes.iterdir())
 

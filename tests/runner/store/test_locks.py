@@ -251,7 +251,7 @@ def test_a_damaged_disk_boots_nothing_before_it_is_whole(store: Store, proxy: Fa
     assert second.stderr is not None
     said = [second.stderr.readline() for _ in range(2)]
     assert said[1] == (
-        f"waiting for process {first.pid} (makes disk {local.disk.name[:12]}), for disk {local.disk.name[:12]}\n"
+        f"waiting for process {first.pid} (fetches disk {local.disk.name[:12]}), for disk {local.disk.name[:12]}\n"
     )
     proxy.faults.clear()
     first.kill()

@@ -263,7 +263,7 @@ def test_a_sandbox_that_root_made_in_a_users_store(place: Path) -> None:
         assert prune(store, 0, None, dry_run=False) == []
         return found.reason
 
-    assert as_user(ALICE, look) == "lock: Permission denied (it belongs to root)"
+    assert as_user(ALICE, look) == "lock: Permission denied (owner: root)"
     assert disk.exists()
 
     def remove() -> None:

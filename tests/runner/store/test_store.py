@@ -111,7 +111,7 @@ def test_killed_ones_are_swept_and_living_ones_not(store: Store, layout: str) ->
     sweep(store)
     assert {state.spec.name: state.running for state in states(store)} == {"living": True, "dead-True": False}
     other = Sandbox.create(store, spec_of("living", local))
-    with pytest.raises(BadInput, match="there is a sandbox living already"):
+    with pytest.raises(BadInput, match="there is already a sandbox living"):
         other.take_name()
     other.remove()
     other.release()
@@ -248,7 +248,7 @@ def test_every_file_system_will_do(tmp_path: Path, layout: str, kind: str, monke
             folder = place / method
             folder.mkdir()
             if method == "reflink" and not reflinks:
-                with pytest.raises(BadInput, match="the store's file system cannot"):
+                with pytest.raises(BadInput, match="file system of the store does not support it"):
                     clone(local.disk, MADE.index.disk_size, folder, method, patches)
                 continue
             copy = clone(local.disk, MADE.index.disk_size, folder, method, patches)
