@@ -22,9 +22,9 @@ _COPY_BYTES = 1 << 30  # asked for in one copy_file_range or sendfile call
 
 
 def advice(err: OSError, size: int, where: Path) -> str:
-    """Return what to do about `err`, met while a file of `size` bytes was written in the directory `where`; or ""."""
+    """Return a hint for a failed write of a file of `size` bytes in the directory `where`, or ""."""
     if err.errno in (errno.ENOSPC, errno.EDQUOT):
-        return "is there room? runner prune"
+        return "free some space, for example with runner prune"
     if err.errno == errno.EFBIG:
         return (
             f"the file system of {where}, or ulimit -f, allows no file of {size} bytes: "

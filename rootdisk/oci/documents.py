@@ -278,14 +278,14 @@ class Index(NamedTuple):
         others = [(item.platform, item.os_features) for item in listed if item.platform and item not in unlisted]
         if len(unlisted) > UNLISTED_MAX_COUNT:
             raise BadInput(
-                f"an index of more than {UNLISTED_MAX_COUNT} entries without a platform", "name one by its digest"
+                f"the index has more than {UNLISTED_MAX_COUNT} entries without a platform", "choose one by its digest"
             )
         for item in unlisted:
-            found = ask(item) if ask is not None else None
-            if found == platform and not item.os_features:
+            actual = ask(item) if ask is not None else None
+            if actual == platform and not item.os_features:
                 return item
-            if found is not None:
-                others.append((found, item.os_features))
+            if actual is not None:
+                others.append((actual, item.os_features))
         raise no_variant(platform, others)
 
 

@@ -183,8 +183,8 @@ def resolve_manifest(
 ) -> tuple[Descriptor, bytes]:
     """Return descriptor and raw bytes of the image manifest that `reference` names for exactly `platform`.
 
-    `ask` tells the platform of a manifest, given its raw bytes, for indexes that do not list platforms; None if it is no
-    image.
+    `ask` returns the platform of a manifest from its raw bytes, or None if it is not an image. It is called for indexes
+    that do not list platforms.
 
     Raises:
         BadInput: The index has no manifest for this platform.

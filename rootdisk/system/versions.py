@@ -48,17 +48,26 @@ def read_versioned(path: Path, known: int) -> dict[str, Any]:
     return value
 
 
-def write_versioned(path: Path, value: Mapping[str, Any], version: int, *, durable: bool = True) -> bool:
+def has_other_version(path: Path, known: int) -> bool:
+    """Return whether the file `path` is intact and has another version than `known`."""
+    try:
+        read_versioned(path, known)
+    except OtherVersion:
+        return True
+    except (OSError, ValueError):
+        pass
+    return False
+
+
+def write_versioned(
+    path: Path, value: Mapping[str, Any], version: int, mode: int = 0o644, *, durable: bool = True
+) -> bool:
     """Replace the file `path` with `value` and its version. Return False if it has another version and was left alone.
 
     Raises:
         OSError: The file cannot be written.
     """
-    try:
-        read_versioned(path, version)
-    except OtherVersion:
+    if has_other_version(path, version):
         return False
-    except (OSError, ValueError):
-        pass  # missing or damaged: replace it
-    write_json(path, {**value, "version": version}, durable=durable)
+    write_json(path, {**value, "version": version}, mode, durable=durable)
     return True

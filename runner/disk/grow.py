@@ -1,9 +1,9 @@
-"""A larger file system on a disk that was never mounted, as patches over it: what resize2fs does, in milliseconds.
+"""Enlarge the file system of a disk that was never mounted, as patches. Like resize2fs, but in milliseconds.
 
-A new group keeps its bitmaps and inode table within itself. So the kernel can initialise all but the last when it needs
-them (BLOCK_UNINIT, INODE_UNINIT, and INODE_ZEROED, because what was never written reads as zeros): only their descriptors
-are written. Descriptors that have no room behind the superblock lie in the groups they describe (meta_bg), as when the
-kernel grows a mounted disk. fs/ext4/super.c descriptor_loc(), balloc.c ext4_bg_num_gdb().
+Each new group contains its own bitmaps and inode table. So all new groups but the last need only a descriptor: the kernel
+initializes them at first use (BLOCK_UNINIT, INODE_UNINIT; INODE_ZEROED, because unwritten blocks read as zeros).
+Descriptors that do not fit after the superblock are in the groups that they describe (meta_bg), as when the kernel grows a
+mounted disk. fs/ext4/super.c descriptor_loc(), balloc.c ext4_bg_num_gdb().
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ _EXPECTED = {
 
 
 class _Base(NamedTuple):
-    """The file system as it is."""
+    """The file system before it is enlarged."""
 
     superblock: bytes
     descriptors: bytes  # in whole blocks
-    seed: int  # of its checksums
+    seed: int  # of the checksums
     blocks: int
     inodes_per_group: int
-    last_bitmap: bytes  # of the last group's blocks; "" if that group is whole
+    last_bitmap: bytes  # block bitmap of the last group; empty if that group has full length
 
     @property
     def groups(self) -> int:
@@ -66,7 +66,7 @@ class _Base(NamedTuple):
 
     @property
     def old_descriptor_blocks(self) -> int:
-        """How many blocks of descriptors have room behind the superblock."""
+        """The number of descriptor blocks after the superblock."""
         return len(self.descriptors) // BLOCK
 
     def descriptor(self, group: int) -> bytes:
@@ -74,11 +74,11 @@ class _Base(NamedTuple):
 
 
 def patches(base: Path, size: int) -> dict[int, bytes]:
-    """Return bytes by offset that make the file system on `base` fill a disk of `size` bytes; none if it does already.
+    """Return bytes by offset that make the file system on `base` fill a disk of `size` bytes. Empty if it does already.
 
     Raises:
-        BadInput: `size` is less than the disk's or more than the file system can have, or the disk is damaged.
-        Unsupported: a file system that imagetool does not write.
+        BadInput: `size` is smaller than the disk or larger than the limit, or the file system is damaged.
+        Unsupported: imagetool has not written this file system.
     """
     fd = open_file(base)
     try:
@@ -151,71 +151,68 @@ def _patches(base: _Base, size: int) -> dict[int, bytes]:
     supers = set(superblock_groups(groups))
     fixed = _fixed(base, groups, supers)
     last = groups - 1
-    own = fixed.get(last, 0) + 2 + base.table_blocks
-    if groups > base.groups and blocks - last * BLOCKS_PER_GROUP < own + LAST_GROUP_MIN_FREE:
+    last_metadata = fixed.get(last, 0) + 2 + base.table_blocks
+    if groups > base.groups and blocks - last * BLOCKS_PER_GROUP < last_metadata + LAST_GROUP_MIN_FREE:
         blocks, groups = last * BLOCKS_PER_GROUP, last
         supers.discard(last)
     if blocks <= base.blocks:
         return {}
     if groups * base.inodes_per_group >= 1 << 32:
         most = ((1 << 32) - 1) // base.inodes_per_group * GROUP_BYTES
-        raise BadInput(f"--disk-size: {size_text(size)}: too many inodes", f"give {size_text(most)} at most")
-    found: dict[int, bytes] = {}
-    first, descriptors = _descriptors(base, blocks, groups, fixed, found)
-    _place_descriptors(base, first, descriptors, groups, supers, found)
-    _place_superblocks(base, blocks, groups, fixed, supers, found)
-    return found
+        raise BadInput(f"--disk-size: {size_text(size)}: too many inodes", f"use at most {size_text(most)}")
+    patched: dict[int, bytes] = {}
+    first, descriptors = _descriptors(base, blocks, groups, fixed, patched)
+    _place_descriptors(base, first, descriptors, groups, supers, patched)
+    _place_superblocks(base, blocks, groups, fixed, supers, patched)
+    return patched
 
 
 def _fixed(base: _Base, groups: int, supers: set[int]) -> dict[int, int]:
-    """Blocks of superblock and descriptors at the start of each new group that has any."""
+    """Return how many blocks each new group starts with for superblock and descriptors, if any."""
     old = base.old_descriptor_blocks
-    found = {group: 1 + old if group < old * DESCS_PER_BLOCK else 1 for group in supers}
+    block_counts = {group: 1 + old if group < old * DESCS_PER_BLOCK else 1 for group in supers}
     for meta in range(old * DESCS_PER_BLOCK, groups, DESCS_PER_BLOCK):
         for group in (meta, meta + 1, meta + DESCS_PER_BLOCK - 1):
-            found[group] = found.get(group, 0) + 1
-    return {group: count for group, count in found.items() if base.groups <= group < groups}
+            block_counts[group] = block_counts.get(group, 0) + 1
+    return {group: count for group, count in block_counts.items() if base.groups <= group < groups}
 
 
 def _descriptors(
-    base: _Base, blocks: int, groups: int, fixed: dict[int, int], found: dict[int, bytes]
+    base: _Base, blocks: int, groups: int, fixed: dict[int, int], patched: dict[int, bytes]
 ) -> tuple[int, bytes]:
-    """Return the first group whose descriptor changes, and the descriptors from it on.
-
-    Bitmaps that go with them are put into `found`.
-    """
+    """Return the first changed group and the descriptors from there on. Add changed bitmaps to `patched`."""
     first, out = base.groups, []
     if base.last_bitmap:
         first -= 1
-        out.append(_longer_group(base, min(BLOCKS_PER_GROUP, blocks - first * BLOCKS_PER_GROUP), found))
+        out.append(_longer_group(base, min(BLOCKS_PER_GROUP, blocks - first * BLOCKS_PER_GROUP), patched))
     make = _Maker(base)
     out += [make(group, fixed.get(group, 0)) for group in range(base.groups, groups)]
     if groups > base.groups:
-        # As mke2fs does, the last group has its bitmap, even if it is whole.
+        # Like mke2fs, always write the bitmap of the last group.
         last = groups - 1
-        out[-1] = _last_group(base, last, blocks - last * BLOCKS_PER_GROUP, fixed.get(last, 0), found)
+        out[-1] = _last_group(base, last, blocks - last * BLOCKS_PER_GROUP, fixed.get(last, 0), patched)
     return first, b"".join(out)
 
 
-def _longer_group(base: _Base, blocks: int, found: dict[int, bytes]) -> bytes:
-    """Return the descriptor of the base's last group, now `blocks` long."""
+def _longer_group(base: _Base, blocks: int, patched: dict[int, bytes]) -> bytes:
+    """Return the descriptor of the last group of the base, now with `blocks` blocks. Add its bitmap to `patched`."""
     group = base.groups - 1
     old = GroupDescriptor.unpack(base.descriptor(group))
     before = base.blocks - group * BLOCKS_PER_GROUP
     bits = int.from_bytes(base.last_bitmap, "little")
     bits &= ~(((1 << (blocks - before)) - 1) << before)
     bitmap = bits.to_bytes(BLOCK, "little")
-    found[old.block_bitmap * BLOCK] = bitmap
+    patched[old.block_bitmap * BLOCK] = bitmap
     free = old.free_blocks + blocks - before
     checksum = _block_bitmap_checksum(base, bitmap)
     return old._replace(free_blocks=free, block_bitmap_checksum=checksum).pack(base.seed, group)
 
 
-def _last_group(base: _Base, group: int, blocks: int, fixed: int, found: dict[int, bytes]) -> bytes:
+def _last_group(base: _Base, group: int, blocks: int, fixed: int, patched: dict[int, bytes]) -> bytes:
     used = fixed + 2 + base.table_blocks
     bitmap = pack_bitmap((1 << used) - 1, blocks)
     start = group * BLOCKS_PER_GROUP + fixed
-    found[start * BLOCK] = bitmap
+    patched[start * BLOCK] = bitmap
     empty = _empty_group(start, blocks - used, base.inodes_per_group, f.BG_INODE_UNINIT | f.BG_INODE_ZEROED)
     return empty._replace(block_bitmap_checksum=_block_bitmap_checksum(base, bitmap)).pack(base.seed, group)
 
@@ -225,23 +222,23 @@ def _block_bitmap_checksum(base: _Base, bitmap: bytes) -> int:
 
 
 def _empty_group(start: int, free: int, inodes: int, flags: int) -> GroupDescriptor:
-    """An empty group's descriptor, its bitmaps and table from block `start` on."""
+    """Return the descriptor of an empty group. Bitmaps and table start at block `start`."""
     return GroupDescriptor(
         start, start + 1, start + 2, free_blocks=free, free_inodes=inodes, unused_inodes=inodes, flags=flags
     )
 
 
 class _Maker:
-    """Descriptors of empty groups: number in, 64 bytes out, in a microsecond.
+    """Makes the descriptor (64 bytes) of an empty group from its number, in a microsecond.
 
-    If a group's places are its own, each bit of its number changes the same bits of the descriptor, whatever the
-    others are: those of three block numbers, and those of the checksum, because a CRC is linear. So a descriptor is that
-    of group 0 and the changes of its number's bits, XORed.
+    In such a group each bit of the number changes a fixed set of bits of the descriptor, independent of the other bits: in
+    three block numbers, and in the checksum because a CRC is linear. So a descriptor is that of group 0, XORed with the
+    change for each bit of the number.
     """
 
     def __init__(self, base: _Base) -> None:
         self._base = base
-        self._zero: dict[int, int] = {}  # by blocks at the group's start
+        self._zero: dict[int, int] = {}  # descriptor of group 0, by the number of blocks at its start
         changes = [_change(bit) for bit in range(17)]  # 16 TiB are 2^17 groups
         self._low, self._high = _combined(changes[:8]), _combined(changes[8:])
 
@@ -256,23 +253,23 @@ class _Maker:
 
 
 def _change(bit: int) -> int:
-    """What `bit` of a group's number changes: its descriptor with a seed of 0 and nothing but the places."""
+    """Return the bits of a descriptor that `bit` of the group number changes."""
     place = BLOCKS_PER_GROUP << bit
     return int.from_bytes(GroupDescriptor(place, place, place).pack(0, 1 << bit), "little")
 
 
 def _combined(changes: list[int]) -> list[int]:
-    """The XOR of every set of `changes`, by the set's bits."""
-    found = [0]
+    """Return the XOR of every subset of `changes`, indexed by the bits of the subset."""
+    sums = [0]
     for change in changes:
-        found += [change ^ other for other in found]
-    return found
+        sums += [change ^ other for other in sums]
+    return sums
 
 
 def _place_descriptors(
-    base: _Base, first: int, descriptors: bytes, groups: int, supers: set[int], found: dict[int, bytes]
+    base: _Base, first: int, descriptors: bytes, groups: int, supers: set[int], patched: dict[int, bytes]
 ) -> None:
-    """Put the table, changed from group `first` on, into `found`, each block wherever it stands."""
+    """Add all copies of the descriptor table, changed from group `first` on, to `patched`."""
     table = base.descriptors[: first * DESC_SIZE] + descriptors
     table = table.ljust(descriptor_blocks(groups) * BLOCK, b"\0")
     old = base.old_descriptor_blocks
@@ -281,19 +278,19 @@ def _place_descriptors(
         for group in supers:
             if group < old * DESCS_PER_BLOCK:
                 start = changed if group < base.groups else 0
-                found[group * GROUP_BYTES + BLOCK + start] = table[start : old * BLOCK]
+                patched[group * GROUP_BYTES + BLOCK + start] = table[start : old * BLOCK]
     for meta in range(old, descriptor_blocks(groups)):
         meta_first = meta * DESCS_PER_BLOCK
         for group in (meta_first, meta_first + 1, meta_first + DESCS_PER_BLOCK - 1):
             if group < groups:
                 place = group * BLOCKS_PER_GROUP + (group in supers)
-                found[place * BLOCK] = table[meta * BLOCK : (meta + 1) * BLOCK]
+                patched[place * BLOCK] = table[meta * BLOCK : (meta + 1) * BLOCK]
 
 
 def _place_superblocks(
-    base: _Base, blocks: int, groups: int, fixed: dict[int, int], supers: set[int], found: dict[int, bytes]
+    base: _Base, blocks: int, groups: int, fixed: dict[int, int], supers: set[int], patched: dict[int, bytes]
 ) -> None:
-    """Put the superblock and its backups into `found`."""
+    """Add the superblock and its backups to `patched`."""
     raw = bytearray(base.superblock)
     old = superblock.unpack(raw)
     new = groups - base.groups
@@ -309,4 +306,4 @@ def _place_superblocks(
         superblock.put(raw, "s_first_meta_bg", base.old_descriptor_blocks)
     for group in supers:
         superblock.put(raw, "s_block_group_nr", min(group, 0xFFFF))
-        found[superblock_place(group)] = superblock.seal(raw)
+        patched[superblock_place(group)] = superblock.seal(raw)

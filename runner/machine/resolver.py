@@ -1,7 +1,7 @@
-"""The guest's /etc/resolv.conf: the host's name servers as the guest reaches them, its search list and options.
+"""The guest's /etc/resolv.conf: name servers of the host as the guest reaches them, search list and options.
 
-QEMU's own network and passt answer at one address of the guest's network with a name server of the host, of the same IP version,
-even if that listens on the host's loopback only. Name servers after it are reached as any other address.
+QEMU's user network and passt forward one address of the guest's network to a name server of the host, for each IP version. It
+may listen on the loopback interface of the host. Other name servers are reached like any other address.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _SERVERS_MAX = 3  # MAXNS of resolv.h
 
 
 class Resolver(NamedTuple):
-    """What a resolv.conf says."""
+    """The content of a resolv.conf."""
 
     servers: tuple[str, ...] = ()
     search: tuple[str, ...] = ()
@@ -30,7 +30,7 @@ class Resolver(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Resolver:
-        """Read resolv.conf(5). What is not understood is passed over, as the C library does."""
+        """Parse resolv.conf(5). Unknown lines are ignored, as by the C library."""
         servers: list[str] = []
         search: tuple[str, ...] = ()
         options: list[str] = []

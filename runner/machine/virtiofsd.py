@@ -58,7 +58,11 @@ def _parse(text: str) -> Share:
 
 
 def guest_path(text: str, shown: str, what: str = "a volume") -> str:
-    """Where a volume or the like is mounted, as the kernel will see it; BadInput if that cannot be."""
+    """Normalize the mount point of a volume, or of `what`.
+
+    Raises:
+        BadInput: It is not a possible mount point. The message begins with `shown`.
+    """
     if not text.startswith("/"):
         raise BadInput(shown, "the path in the guest must be absolute")
     names = [name for name in text.split("/") if name not in ("", ".")]

@@ -126,7 +126,7 @@ class Reader:
         return ((kind, data) for _, kind, data in self.timed_frames())
 
     def timed_frames(self) -> Iterator[tuple[float | None, int, bytes]]:
-        """As `frames`, with the time of each; None in a log of an older runner."""
+        """Yield frames like `frames`, each with its time. The time is None in a log of an older runner."""
         for data in self.data():
             self._rest += data
             at = 0

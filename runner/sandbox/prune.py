@@ -14,8 +14,10 @@ from typing import NamedTuple
 
 from rootdisk.errors import Busy, RootdiskError
 from rootdisk.system.locks import remove_idle
+from rootdisk.system.versions import has_other_version
 from rootdisk.text import printable
 from runner.sandbox import directory
+from runner.store import trust
 from runner.store.names import read_name
 from runner.store.store import Store
 
@@ -156,9 +158,9 @@ def _forget(store: Store) -> None:
 
 
 def _forget_verdicts(store: Store) -> None:
-    """Remove what policies said of manifests that are not there any more."""
+    """Remove accepted signatures of manifests that are gone. Files of another version stay."""
     with contextlib.suppress(FileNotFoundError):
         for path in (store.root / "trust").iterdir():
-            found = _VERDICT.match(path.name)
-            if found and not (store.root / "blobs" / found[1]).exists():
+            match = _VERDICT.match(path.name)
+            if match and not (store.root / "blobs" / match[1]).exists() and not has_other_version(path, trust.VERSION):
                 path.unlink(missing_ok=True)

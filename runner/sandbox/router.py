@@ -340,7 +340,7 @@ class Router:
             return
         self._is_ready = True
         self._version = messages.number(payload) if is_number(payload) else 1
-        if (error := self._misfit()) is not None:
+        if (error := self._incompatible()) is not None:
             self.error = error
             return
         if self.main in self.clients:
@@ -355,22 +355,22 @@ class Router:
             self.status = messages.REBOOTED_STATUS if how == messages.REBOOTED else 0
 
     def _powered(self, how: int) -> None:
-        """Tell the main client, once, that a program has ended the machine; its EXIT follows."""
+        """Tell the main client once that a program has ended the machine. EXIT follows."""
         text = messages.POWER_WORDS.get(how)
         if text is not None and not self._is_powered and self.main in self.clients and not self.main.leaves:
             self._is_powered = True
             self.main.put(messages.NOTICE, text.encode())
 
-    def _misfit(self) -> GuestError | None:
-        """Why this runner and the guest's init do not work together, if they do not."""
+    def _incompatible(self) -> GuestError | None:
+        """Return an error if this runner and the guest's init cannot work together."""
         if not 1 <= self._version <= messages.CHANNEL_VERSION:
             return GuestError(
-                f"the disk's init speaks version {self._version} of the channel, this runner 1 to {messages.CHANNEL_VERSION}",
+                f"the disk's init uses channel version {self._version}; this runner knows 1 to {messages.CHANNEL_VERSION}",
                 "use a newer rootdisk, or build the artifact with this one",
             )
         if self._needs and self._version < OPTIONS_VERSION:
             return GuestError(
-                f"the disk's init is of an older rootdisk, which does not know {self._needs}",
+                f"the disk's init comes from an older rootdisk, which does not know {self._needs}",
                 "build the artifact again, or omit the option",
             )
         return None

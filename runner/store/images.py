@@ -1,4 +1,4 @@
-"""The artifacts that a store has whole, by the names that they were fetched under, or by none."""
+"""List the complete artifacts of a store, with or without a name."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rootdisk.oci.documents import MANIFEST_MAX_BYTES
 from runner.store.names import read_name
 from runner.store.store import Store
 
-_UNNAMED_MAX_BYTES = 1 << 20  # a manifest without a name is looked for among the blobs that are no larger
+_UNNAMED_MAX_BYTES = 1 << 20  # only blobs up to this size are searched for manifests without a name
 
 
 class Image(NamedTuple):
@@ -25,13 +25,13 @@ class Image(NamedTuple):
     digest: str  # hex, of the manifest
     disk: str  # hex, of the disk
     disk_size: int
-    stored_bytes: int  # that its disk, kernel and initramfs take on this host
-    used: float  # when it was last used, Unix time
+    stored_bytes: int  # space that disk, kernel and initramfs take on this host
+    used: float  # Unix time of the last use
     files: tuple[str, ...]  # hex digests of everything that belongs to it
     name: Path | None  # its file in names/
 
     def to_json(self) -> dict[str, Any]:
-        """For programs: of `images --json`."""
+        """Return the value for `images --json`."""
         return {
             "reference": self.reference,
             "platform": self.platform,
@@ -44,15 +44,15 @@ class Image(NamedTuple):
 
 
 def images(store: Store) -> list[Image]:
-    """Every artifact whose disk is in the store, by name; those without a name last."""
+    """Return every artifact whose disk is in the store, sorted by name; those without a name come last."""
     named: list[Image] = []
     for path in sorted((store.root / "names").iterdir()):
         name = read_name(path)
-        found = _artifact(store, name.manifest) if name is not None else None
-        if name is not None and found is not None:
-            named.append(found._replace(reference=name.reference, platform=name.platform, name=path))
+        image = _artifact(store, name.manifest) if name is not None else None
+        if name is not None and image is not None:
+            named.append(image._replace(reference=name.reference, platform=name.platform, name=path))
     known = {image.digest for image in named}
-    unnamed = [found for digest in _small_blobs(store) if digest not in known and (found := _artifact(store, digest))]
+    unnamed = [image for digest in _small_blobs(store) if digest not in known and (image := _artifact(store, digest))]
     return sorted(named, key=lambda image: (image.reference, image.platform)) + unnamed
 
 
@@ -64,7 +64,7 @@ def _small_blobs(store: Store) -> Iterator[str]:
 
 
 def _artifact(store: Store, digest: str) -> Image | None:
-    """The artifact whose manifest is the blob `digest`; None if it is none, or its disk is not here."""
+    """Return the artifact whose manifest is the blob `digest`, or None if it is not one or has no disk here."""
     try:
         roles = ArtifactManifest.parse(store.read_blob(digest, MANIFEST_MAX_BYTES))
         config = store.read_config(roles.config.digest.hex)

@@ -2,15 +2,15 @@
 
     ROOT/format            the format of the store: "1"
     ROOT/blobs/HEX         manifests and their small blobs: config, kernel, initramfs
-    ROOT/names/HEX         which manifest a reference named when it was last asked for
-    ROOT/disks/HEX.raw     a sparse root disk, HEX its disk digest; HEX.chunks its chunk index
-    ROOT/damaged/HEX       why the disk or blob HEX is not to be used before it is whole again: `verify --repair`
-    ROOT/trust/HEX.json    what a policy said of the manifest HEX: runner/store/trust.py
-    ROOT/locks/HEX         one lock a digest: shared while it is in use, exclusive while it is removed
-    ROOT/locks/HEX.make    exclusive while it is made or repaired, whoever uses it meanwhile
-    ROOT/sandboxes/NAME/   one sandbox each: runner/sandbox/directory.py
-    ROOT/kvm.json          whether a guest has started with KVM here
-    ROOT/qemu.json         which machine the QEMU here has
+    ROOT/names/HEX         the manifest that a reference named at the last request
+    ROOT/disks/HEX.raw     a sparse root disk; HEX is its disk digest. HEX.chunks is its chunk index
+    ROOT/damaged/HEX       the reason why disk or blob HEX must not be used until `verify --repair`
+    ROOT/trust/HEX.json    accepted signatures of the manifest HEX: runner/store/trust.py
+    ROOT/locks/HEX         lock of a digest: shared while in use, exclusive while it is removed
+    ROOT/locks/HEX.make    exclusive while it is fetched or repaired, even if it is in use
+    ROOT/sandboxes/NAME/   a sandbox: runner/sandbox/directory.py
+    ROOT/kvm.json          whether a guest has started with KVM on this host
+    ROOT/qemu.json         the machine types of this host's QEMU
 
 A file with its final name is good: it was verified and synced before the rename. Disks are never written. The kernel
 releases the locks of killed processes (rootdisk/system/locks.py). If a process is killed during a repair, the old disk and

@@ -1,9 +1,10 @@
-"""Ask the policy before an artifact is fetched or used, and keep what it said in the store.
+"""Check the policy before an artifact is fetched or used, and keep the result in the store.
 
-    ROOT/trust/HEX.json     what is known of the manifest HEX: signatures that a policy has accepted, and for which rules
+    ROOT/trust/HEX.json     accepted signatures of the manifest HEX, and the rules that have accepted them
 
-A rule is what the policy asks of one reference, with the keys. If it changes in any way, it is asked again: first the
-signatures that are kept, then the registry. What no policy has accepted is not used, also if it is in the store.
+A rule is what the policy requires for a reference, with the keys. If it changes, it is checked again: first with the kept
+signatures, then with those of the registry. An artifact that the policy has not accepted is not used, even if it is in the
+store. A file of another version is left alone, and its artifact is checked at each use.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rootdisk.artifact.policies import rule_for
-from rootdisk.durable import read_json, write_json
 from rootdisk.errors import RootdiskError
 from rootdisk.oci.documents import Digest, Platform
 from rootdisk.oci.reference import Reference, parse_reference
 from rootdisk.oci.repository import RegistryOptions, Repository, resolve_chain
 from rootdisk.places import open_repository
+from rootdisk.system.versions import read_versioned, write_versioned
 from runner.store.names import absolute, read_name
 from runner.store.store import Store
 
@@ -27,12 +28,12 @@ if TYPE_CHECKING:
     from rootdisk.trust.judgement import Found, Rule, Signer
     from rootdisk.trust.signatures import Signature
 
-_VERSION = 1
+VERSION = 1
 _VERDICTS_MAX = 32  # of one artifact: rules that have accepted it, the newest
 
 
 class Gate:
-    """What has to pass before `reference` is used. `rule` is None if no policy asks for anything."""
+    """The check of a reference before its use. `rule` is None if no policy applies."""
 
     def __init__(self, reference: Reference, rule: Rule | None) -> None:
         self.reference = reference
@@ -148,7 +149,7 @@ def _signatures(repository: Repository, digests: Sequence[Digest]) -> Iterator[F
 
 
 class _Record:
-    """The file of one manifest."""
+    """The file of a manifest."""
 
     def __init__(self) -> None:
         self.trusted: tuple[Digest, ...] = ()
@@ -157,14 +158,12 @@ class _Record:
 
     @classmethod
     def read(cls, store: Store, manifest: Digest) -> _Record:
-        """Read it; an empty one if there is none, or if it is not whole: then signatures are fetched again."""
+        """Read the file. Return an empty record if it is missing, damaged or of another version."""
         from rootdisk.trust.signatures import Signature
 
         record = cls()
         try:
-            value = read_json(_path(store, manifest))
-            if value["version"] != _VERSION:
-                return record
+            value = read_versioned(_path(store, manifest), VERSION)
             trusted = tuple(Digest.parse(text) for text in value["trusted"])
             signatures = [Signature.of_json(item) for item in value["signatures"]]
             verdicts = {str(key): {"signers": list(item["signers"])} for key, item in value["verdicts"].items()}
@@ -176,19 +175,18 @@ class _Record:
     def keep(
         self, store: Store, manifest: Digest, rule: Rule, signers: Sequence[Signer], used: Sequence[Signature]
     ) -> None:
-        """Remember that `rule` was met."""
+        """Write down that `rule` has accepted the artifact."""
         self.signatures = list(dict.fromkeys((*used, *self.signatures)))[:_VERDICTS_MAX]
         verdicts = {rule.fingerprint: {"signers": [signer._asdict() for signer in signers]}, **self.verdicts}
         self.verdicts = dict(list(verdicts.items())[:_VERDICTS_MAX])
         path = _path(store, manifest)
         path.parent.mkdir(mode=0o700, exist_ok=True)
         value = {
-            "version": _VERSION,
             "trusted": [str(digest) for digest in self.trusted],
             "signatures": [signature.to_json() for signature in self.signatures],
             "verdicts": self.verdicts,
         }
-        write_json(path, value, 0o600, durable=False)
+        write_versioned(path, value, VERSION, 0o600, durable=False)
 
 
 def _path(store: Store, manifest: Digest) -> Path:

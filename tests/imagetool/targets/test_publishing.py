@@ -61,7 +61,7 @@ def test_copies_to_an_archive(tmp_path: Path) -> None:
     assert copy(f"oci-archive:{tmp_path}/a.tar:v1", f"oci:{tmp_path}/back:x") == wanted
     with open_source(f"oci-archive:{tmp_path}/a.tar:v1", ARM64) as image:
         check_content(image)
-    with pytest.raises(BadInput, match="is there already"):
+    with pytest.raises(BadInput, match="exists already"):
         copy(f"oci:{tmp_path}/l:multi", f"oci-archive:{tmp_path}/a.tar:v1")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tar", "b.tar", "back", "by-skopeo", "l"]
 
@@ -87,7 +87,7 @@ def test_an_index_over_platforms(tmp_path: Path, registry: RunningRegistry) -> N
     assert [str(item.platform) for item in Index.parse(raw).manifests] == ["linux/amd64", "linux/arm/v7", "linux/arm64"]
     # an index of an index is flat, in any order the same, and one platform is named once
     assert make_index(f"{place}:2", [names[2], f"{place}:linux-arm64", names[0]], registry.options) == digest
-    with pytest.raises(BadInput, match="a second one for linux/amd64"):
+    with pytest.raises(BadInput, match="a second image for linux/amd64"):
         make_index(f"{place}:3", [f"{place}:1", names[0]], registry.options)
     with pytest.raises(BadInput, match="needs a tag"):
         make_index(f"oci:{tmp_path}/l", names, registry.options)
@@ -237,7 +237,7 @@ def test_a_registry_that_knows_referrers_gets_no_tag(tmp_path: Path, registry: R
         with pytest.raises(RegistryError, match="404"):  # as the answer was ours, nothing is there to be read back
             attach(f"{proxy.name}/some/image:v1", tmp_path / "sbom.json", "application/x-sbom", options)
         assert not [path for method, path, _ in proxy.seen if method == "PUT" and "/manifests/sha256-" in path]
-    with pytest.raises(BadInput, match="no media type"):
+    with pytest.raises(BadInput, match="not a media type"):
         attach(f"{registry.name}/some/image:v1", tmp_path / "sbom.json", "sbom", registry.options)
 
 

@@ -226,5 +226,5 @@ def test_too_many_inodes(tmp_path: Path) -> None:
         struct.pack_into("<I", raw, 0x28, 32768)
         struct.pack_into("<I", raw, 0x3FC, crc(0xFFFF_FFFF, raw[:0x3FC]))
         os.pwrite(disk.fileno(), raw, 1024)
-    with pytest.raises(BadInput, match="too many inodes: give 16777088MiB at most"):
+    with pytest.raises(BadInput, match="too many inodes: use at most 16777088MiB"):
         grow.patches(base, 16 << 40)

@@ -529,7 +529,7 @@ def test_an_init_of_another_age() -> None:
         router = Router(None)
         Guest(router).say(frame_number(messages.READY, version))
         assert router.error is not None
-        assert f"version {version} of the channel" in str(router.error)
+        assert f"channel version {version};" in str(router.error)
         assert "newer rootdisk" in router.error.hint
     router = Router(None, needs="--tmpfs")
     Guest(router).say(frame_number(messages.READY, 2))

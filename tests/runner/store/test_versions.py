@@ -12,7 +12,7 @@ import pytest
 
 from rootdisk.artifact.format import SlotExtent
 from rootdisk.errors import RootdiskError
-from rootdisk.oci.documents import Platform
+from rootdisk.oci.documents import Digest, Platform
 from rootdisk.oci.reference import parse_reference
 from rootdisk.oci.repository import RegistryOptions
 from rootdisk.system.versions import OtherVersion, check_version, read_versioned, write_versioned
@@ -21,13 +21,12 @@ from runner.disk.clone import clone
 from runner.machine import accelerator, qemu
 from runner.sandbox.directory import Sandbox, find, needed, sweep
 from runner.sandbox.prune import prune
-from runner.store import names
+from runner.store import names, trust
 from runner.store.pull import StoredArtifact, pull
 from runner.store.store import FORMAT, Store
 from runner.store.verify import verify
-from tests.runner.store.test_store import layout, runner, spec_of, store
-
-__all__ = ["layout", "store"]
+from tests.support.commands import Runner
+from tests.support.sandboxes import spec_of
 
 OTHERS = pytest.mark.parametrize("version", [0, 2], ids=["older", "newer"])
 
@@ -101,7 +100,7 @@ def test_a_store_of_another_format(tmp_path: Path, text: str, advice: str, comma
     root = tmp_path / "other"
     root.mkdir(mode=0o700)
     (root / "format").write_text(text)
-    done = runner(root, *command)
+    done = Runner(root)(*command)
     assert (done.returncode, done.stderr.count("\n")) == (125, 1)
     assert f"has format {text}; this rootdisk uses format {FORMAT}: {advice}" in done.stderr
     assert [path.name for path in root.iterdir()] == ["format"]
@@ -110,7 +109,7 @@ def test_a_store_of_another_format(tmp_path: Path, text: str, advice: str, comma
 def test_a_store_without_a_format(tmp_path: Path) -> None:
     root = tmp_path / "store"
     root.mkdir(mode=0o700)
-    assert runner(root, "ps").returncode == 0
+    assert Runner(root)("ps").returncode == 0
     assert (root / "format").read_text() == FORMAT
 
 
@@ -121,15 +120,15 @@ def test_a_state_of_another_version(store: Store, artifact: StoredArtifact, kept
     before = dict(files(store.root))
     assert needed(store) is None
     for command in (["start", "kept"], ["stop", "kept"], ["rm", "kept"], ["exec", "kept", "true"], ["logs", "kept"]):
-        done = runner(store.root, *command)
+        done = Runner(store.root)(*command)
         assert done.returncode == 125, command
         assert f"state.json has version {version}; this rootdisk reads version 1" in done.stderr
         assert "to delete it: runner rm --force kept" in done.stderr
-    assert "unreadable" in runner(store.root, "ps", "-a").stdout
+    assert "unreadable" in Runner(store.root)("ps", "-a").stdout
     sweep(store)
     assert prune(store, 0, None, dry_run=False) == []
     assert dict(files(store.root)) == before
-    assert runner(store.root, "rm", "--force", "kept").returncode == 0
+    assert Runner(store.root)("rm", "--force", "kept").returncode == 0
     assert not kept.exists()
 
 
@@ -197,6 +196,24 @@ def test_what_was_found_out_about_this_host(tmp_path: Path, version: int) -> Non
     assert kinds.read_bytes() == before
 
 
+@OTHERS
+def test_accepted_signatures_of_another_version(store: Store, version: int) -> None:
+    """They count as none, so the registry is asked; `prune` leaves them alone."""
+    manifest = Digest("sha256", "a" * 64)
+    path = store.root / "trust" / f"{manifest.hex}.json"
+    path.parent.mkdir(exist_ok=True)
+    value = {"version": trust.VERSION, "trusted": [str(manifest)], "signatures": [], "verdicts": {}}
+    path.write_text(json.dumps(value))
+    assert trust._Record.read(store, manifest).trusted == (manifest,)
+    before = with_version(path, version)
+    assert trust._Record.read(store, manifest).trusted == ()
+    prune(store, 0, None, dry_run=False)
+    assert path.read_bytes() == before
+    with_version(path, 1)
+    prune(store, 0, None, dry_run=False)
+    assert not path.exists()
+
+
 def test_a_chunk_index_of_a_newer_version(store: Store, layout: str, artifact: StoredArtifact) -> None:
     """Its disk is not marked as damaged, and is reported."""
     index = artifact.disk.with_suffix(".chunks")
@@ -206,7 +223,7 @@ def test_a_chunk_index_of_a_newer_version(store: Store, layout: str, artifact: S
     report = verify(store)
     assert (report.damages, report.other_versions) == ([], [artifact.disk])
     assert not list((store.root / "damaged").iterdir())
-    done = runner(store.root, "verify")
+    done = Runner(store.root)("verify")
     assert done.returncode == 0
     assert "not checked: fetched by another version of rootdisk" in done.stderr
     index.write_bytes(b"\0" + raw[1:])
