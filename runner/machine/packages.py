@@ -1,4 +1,4 @@
-"""What to install, and how, on the distribution that this host runs."""
+"""Find the command that installs a program on the distribution of this host."""
 
 from __future__ import annotations
 
