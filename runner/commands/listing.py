@@ -102,7 +102,10 @@ def _ps_line(row: Row, limit: int) -> Sequence[str]:
 
 
 def _ports(row: State) -> str:
-    return ", ".join(f"{address}:{host}->{guest}/{kind}" for kind, address, host, guest in row.spec.forwards)
+    return ", ".join(
+        f"{f'[{address}]' if ':' in address else address}:{host}->{guest}/{kind}"
+        for kind, address, host, guest in row.spec.forwards
+    )
 
 
 def _ps_fields(row: Row) -> dict[str, Any]:

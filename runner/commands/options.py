@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import re
+import socket
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
@@ -27,7 +28,9 @@ from runner.store.store import Store
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}\Z")
 LABELS_MAX_CHARACTERS = 64 << 10
 _HOST_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")  # sethostname(2): 64 bytes
-_FORWARD = re.compile(r"(?:([0-9]{1,3}(?:\.[0-9]{1,3}){3}):)?([0-9]{1,5}):([0-9]{1,5})(?:/(tcp|udp))?")
+_FORWARD = re.compile(
+    r"(?:([0-9]{1,3}(?:\.[0-9]{1,3}){3}|\[[0-9A-Fa-f:.]{2,45}\]):)?([0-9]{1,5}):([0-9]{1,5})(?:/(tcp|udp))?"
+)
 
 
 def write_json(rows: Iterable[object]) -> None:
@@ -181,25 +184,40 @@ def hostname(text: str) -> str:
 def forwards(texts: Sequence[str]) -> tuple[Forward, ...]:
     """[ADDRESS:]HOST:GUEST[/udp] each, as docker has it, but for the default address: this machine only."""
     found = tuple(map(_forward, texts))
-    taken: set[tuple[str, str, int]] = set()
-    for one, text in zip(found, texts, strict=True):
-        if (place := (one.protocol, one.address, one.host)) in taken:
+    for number, (one, text) in enumerate(zip(found, texts, strict=True)):
+        if any(_overlap(one, other) for other in found[:number]):
             raise BadInput(f"--publish {text!r:.60}", f"port {one.host} of {one.address} is published twice")
-        taken.add(place)
     return found
+
+
+def _overlap(one: Forward, other: Forward) -> bool:
+    """Whether two forwards want the same port: of one address, or one of all addresses of its kind."""
+    same_port = (one.protocol, one.host) == (other.protocol, other.host)
+    same_kind = (":" in one.address) == (":" in other.address)
+    return (
+        same_port
+        and same_kind
+        and (one.address == other.address or bool({one.address, other.address} & {"0.0.0.0", "::"}))
+    )
 
 
 def _forward(text: str) -> Forward:
     found = _FORWARD.fullmatch(text)
-    address = found[1] if found and found[1] else "127.0.0.1"
-    if not found or not all(0 < int(port) < 1 << 16 for port in (found[2], found[3])) or not _is_address(address):
-        raise BadInput(f"--publish {text!r:.60}", "write HOST:GUEST or ADDRESS:HOST:GUEST, as 8080:80 or 53:53/udp")
+    address = _address(found[1] or "127.0.0.1") if found else ""
+    if not found or not address or not all(0 < int(port) < 1 << 16 for port in (found[2], found[3])):
+        raise BadInput(
+            f"--publish {text!r:.60}", "write HOST:GUEST or ADDRESS:HOST:GUEST, as 8080:80, [::1]:8080:80 or 53:53/udp"
+        )
     return Forward(found[4] or "tcp", address, int(found[2]), int(found[3]))
 
 
-def _is_address(text: str) -> bool:
-    """Whether `text` is an IPv4 address to everybody: inet_aton(3) reads 010 as 8."""
-    return all(str(int(number)) == number and int(number) < 256 for number in text.split("."))
+def _address(text: str) -> str:
+    """Return an address as everybody reads it; "" if it is none. inet_aton(3) reads 010 as 8."""
+    family = socket.AF_INET6 if text.startswith("[") else socket.AF_INET
+    try:
+        return socket.inet_ntop(family, socket.inet_pton(family, text.strip("[]")))
+    except OSError:
+        return ""
 
 
 def volumes(texts: Sequence[str]) -> tuple[Share, ...]:

@@ -20,7 +20,7 @@ from typing import Any
 from rootdisk.errors import BadInput, RootdiskError
 from rootdisk.oci.documents import Platform
 from rootdisk.system import process
-from runner.machine import passt
+from runner.machine import passt, relay
 from runner.machine.model import Machine, Share, Vm
 
 LIBRARY = "libkrun.so.1"
@@ -84,7 +84,11 @@ def start(machine: Machine, user: process.User | None = None) -> Vm:
         helpers = []
         network = None
         if machine.network == "user":
-            server, stream = passt.serve(machine.forwards)
+            forwards, relaying = relay.serve(machine.forwards, user)
+            if relaying is not None:
+                ours.callback(relaying.process.kill)
+                helpers.append(relaying)
+            server, stream = passt.serve(forwards, machine.ipv6)
             ours.callback(server.process.kill)
             helpers.append(server)
             network = theirs.enter_context(stream).fileno()

@@ -18,7 +18,7 @@ class Forward(NamedTuple):
     """A port of the host that is forwarded to a port of the guest."""
 
     protocol: str  # tcp or udp
-    address: str  # IPv4 address of the host
+    address: str  # IPv4 or IPv6 address of the host
     host: int
     guest: int
 
@@ -52,6 +52,7 @@ class Machine(NamedTuple):
     network: str  # user or none
     forwards: tuple[Forward, ...] = ()
     shares: tuple[Share, ...] = ()
+    ipv6: bool = False  # the guest needs IPv6, for the host's name servers
     kind: str = ""  # machine type of QEMU; "" for the default
 
     @property

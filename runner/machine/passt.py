@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rootdisk.system import process
 from runner.machine.model import Forward, Helper
+from runner.machine.resolver import FORWARDER6
 
 
 def is_usable() -> bool:
@@ -17,17 +18,18 @@ def is_usable() -> bool:
     return path is not None and b"map-host-loopback" in Path(path).read_bytes()
 
 
-def serve(forwards: Sequence[Forward]) -> tuple[Helper, socket.socket]:
+def serve(forwards: Sequence[Forward], ipv6: bool = False) -> tuple[Helper, socket.socket]:
     """Start passt with the addresses of QEMU's user network. Return it and a socket connected to it."""
     ours, theirs = socket.socketpair()
     with theirs:
-        server = process.start(command(forwards, theirs.fileno()), fds=[theirs.fileno()])
+        server = process.start(command(forwards, theirs.fileno(), ipv6), fds=[theirs.fileno()])
     return Helper(server, "the network", False), ours
 
 
-def command(forwards: Sequence[Forward], fd: int) -> list[str]:
-    """Return the command line of passt."""
-    argv = ["passt", "--foreground", "--quiet", "--fd", str(fd), "--ipv4-only"]
+def command(forwards: Sequence[Forward], fd: int, ipv6: bool = False) -> list[str]:
+    """Return passt's argv. `ipv6`: the host has IPv6 name servers only, so that the guest needs IPv6 to reach them."""
+    argv = ["passt", "--foreground", "--quiet", "--fd", str(fd), *([] if ipv6 else ["--ipv4-only"])]
+    argv += ["--dns-forward", FORWARDER6] if ipv6 else []
     argv += ["--address", "10.0.2.15", "--netmask", "24", "--gateway", "10.0.2.2", "--dns-forward", "10.0.2.3"]
     argv += ["--no-dhcp", "--no-map-gw"]
     for forward in forwards:

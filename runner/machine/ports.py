@@ -17,7 +17,9 @@ _UNPRIVILEGED = "/proc/sys/net/ipv4/ip_unprivileged_port_start"
 def check(forwards: Iterable[tuple[str, str, int, int]]) -> None:
     """Bind each port for a moment; BadInput says which is in use, or what it needs."""
     for protocol, address, port, guest in forwards:
-        with socket.socket(socket.AF_INET, _KINDS[protocol]) as sock:
+        with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, _KINDS[protocol]) as sock:
+            if ":" in address:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             if protocol == "tcp":
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that are ending do not count
             try:

@@ -114,7 +114,7 @@ def start(machine: Machine, folder: Path, user: process.User | None = None) -> V
         monitor, monitor_fd = _pair(ours)
         for sock in (channel, console, monitor):
             helpers.enter_context(sock)
-        servers, shares, network = [], [], None
+        servers, shares, network, forwards = [], [], None, machine.forwards
         if machine.shares:
             from runner.machine import virtiofsd
 
@@ -124,10 +124,14 @@ def start(machine: Machine, folder: Path, user: process.User | None = None) -> V
                 servers.append(server)
                 shares.append(ours.enter_context(sock).fileno())
         if machine.network == "user":
-            from runner.machine import passt
+            from runner.machine import passt, relay
 
+            forwards, relaying = relay.serve(machine.forwards, user)
+            if relaying is not None:
+                helpers.callback(relaying.process.kill)
+                servers.append(relaying)
             if passt.is_usable():
-                server, sock = passt.serve(machine.forwards)
+                server, sock = passt.serve(forwards, machine.ipv6)
                 helpers.callback(server.process.kill)
                 servers.append(server)
                 network = ours.enter_context(sock).fileno()
@@ -143,7 +147,7 @@ def start(machine: Machine, folder: Path, user: process.User | None = None) -> V
             network,
         )
         running = process.start(
-            command(qemu, machine, handles),
+            command(qemu, machine._replace(forwards=forwards), handles),
             fds=handles.all,
             user=user,
             file_max_bytes=machine.file_max_bytes,

@@ -35,7 +35,7 @@ class Resolver(NamedTuple):
         search: tuple[str, ...] = ()
         options: list[str] = []
         for line in text.splitlines():
-            key, *values = line.split() or [""]
+            key, *values = [word for word in line.split() if word.isascii() and word.isprintable()] or [""]
             if key == "nameserver" and values and _is_address(values[0]):
                 servers.append(values[0])
             elif key in ("search", "domain") and values:

@@ -83,6 +83,7 @@ class Keeper:
         self._listens_to_monitor = vm.monitor is not None
         self.is_off = False  # its kernel has ended: there is nobody to answer any more
         self._console_end = b""  # its last, perhaps unfinished, line
+        self._init_spoke = False
         self._power: int | None = None  # how a program has ended the machine, as its console says
         self.lost = ""  # the lost helper for which the sandbox was stopped
         self.has_timed_out = False
@@ -304,12 +305,14 @@ class Keeper:
     def _read_console(self, data: bytes) -> None:
         text = self._console_end + data
         self._power = console.power_of(text) or self._power
+        self._init_spoke |= b"rootdisk: " in text
         self._console_end = text.rpartition(b"\n")[2][-console.LINE_MAX :]
 
     def _see_power(self) -> None:
         """End a sandbox whose kernel says that it is off: a halted one would stand still for ever."""
         how, self._power = self._power, None
-        if how is not None and not self._router.is_over:
+        # An init that cannot start its program says so, and ends the machine itself.
+        if how is not None and (self._router.is_ready or not self._init_spoke) and not self._router.is_over:
             self._router.power(how)
             self.is_off = self._router.is_over
 

@@ -382,6 +382,7 @@ def _start(
         spec.network,
         tuple(Forward(*forward) for forward in spec.forwards),
         _shares(spec),
+        ipv6=resolver.Resolver.of_host().is_ipv6_only(),
     )
     if spec.backend == "krun":
         from runner.machine import krun

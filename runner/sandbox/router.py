@@ -91,6 +91,11 @@ class Router:
         return len(self._decoder) + len(self._out) + sum(client.held for client in self.clients)
 
     @property
+    def is_ready(self) -> bool:
+        """Whether the program has started."""
+        return self._is_ready
+
+    @property
     def is_over(self) -> bool:
         """Whether the sandbox has to end."""
         return self.status is not None or self.error is not None or self.is_killed or self.left
@@ -350,7 +355,7 @@ class Router:
 
     def power(self, how: int) -> None:
         """End the sandbox: its kernel says that a program has powered it off, halted or rebooted it."""
-        if self._is_ready and not self.is_over:
+        if not self.is_over:
             self._powered(how)
             self.status = messages.REBOOTED_STATUS if how == messages.REBOOTED else 0
 

@@ -281,6 +281,32 @@ def test_process_1(artifact: str, runner: Runner) -> None:
         runner("rm", "-f", "first")
 
 
+POWER_OFF, HALT, RESTART = "4321fedc", "cdef0123", "01234567"  # linux/reboot.h
+ENDS = {
+    "halt": (["--reboot", HALT], 0, "halted"),
+    "reboot": (["--reboot", RESTART], 129, "rebooted"),
+    "power off": (["--reboot", POWER_OFF], 0, "powered off"),
+    "SIGUSR2": (["--signal", "12"], 0, "powered off"),
+    "SIGTERM": (["--signal", "15"], 129, "rebooted"),
+    "process 1, power off": (["--pid1", "--reboot", POWER_OFF], 0, "powered off"),
+    "process 1, reboot": (["--pid1", "--reboot", RESTART], 129, "rebooted"),
+}
+OFTEN = ("halt", "SIGUSR2", "process 1, power off")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in OFTEN else pytest.mark.nightly) for name in ENDS]
+)
+def test_a_program_ends_the_machine(artifact: str, runner: Runner, name: str) -> None:
+    """The sandbox ends with a documented status and a plain line, whatever the machine does."""
+    words, status, text = ENDS[name]
+    options, words = (["--pid1"], words[1:]) if words[0] == "--pid1" else ([], words)
+    done = runner("boot", *options, "--entrypoint", "/bin/probe", artifact, *words, timeout=120)
+    assert (done.returncode, len(done.stderr.splitlines())) == (status, 1), done.stderr
+    assert text in done.stderr
+    assert done.stderr.startswith("runner: the sandbox was ")
+
+
 LINKS = {
     "run": "/var/run",
     "tmp": "/private/tmp",

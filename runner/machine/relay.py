@@ -1,0 +1,61 @@
+"""Ports of the host's IPv6 addresses: relayed to a port of 127.0.0.1 that QEMU or passt forwards to the guest.
+
+Neither takes a connection to an IPv6 address for a guest that has an IPv4 address. docker does the same with a program of its own.
+"""
+
+from __future__ import annotations
+
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rootdisk.system import process
+from runner.machine.model import Forward, Helper
+
+_KINDS = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
+
+
+def serve(forwards: Sequence[Forward], user: process.User | None) -> tuple[tuple[Forward, ...], Helper | None]:
+    """Start what relays; return the forwards that are left for the network, and the helper if there is one."""
+    others = [forward for forward in forwards if ":" in forward.address]
+    if not others:
+        return tuple(forwards), None
+    sockets: list[socket.socket] = []
+    words: list[str] = []
+    inner: list[Forward] = []
+    try:
+        for forward in others:
+            outside = listener(forward)
+            sockets.append(outside)
+            port = _free_port(forward.protocol)
+            inner.append(Forward(forward.protocol, "127.0.0.1", port, forward.guest))
+            words.append(f"{forward.protocol}:{outside.fileno()}:{port}")
+        argv = [sys.executable, "-I", "-S", str(Path(__file__).with_name("relay_process.py")), *words]
+        server = process.start(argv, fds=[sock.fileno() for sock in sockets], user=user)
+    finally:
+        for sock in sockets:
+            sock.close()
+    return (*(forward for forward in forwards if forward not in others), *inner), Helper(server, "IPv6 ports", False)
+
+
+def listener(forward: Forward) -> socket.socket:
+    """Bind a port of an IPv6 address, and not of IPv4 ones with it."""
+    sock = socket.socket(socket.AF_INET6, _KINDS[forward.protocol])
+    try:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        if forward.protocol == "tcp":
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((forward.address, forward.host))
+        if forward.protocol == "tcp":
+            sock.listen(128)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _free_port(protocol: str) -> int:
+    with socket.socket(socket.AF_INET, _KINDS[protocol]) as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
