@@ -62,7 +62,7 @@ TOOLS = {"runner": (runner.cli, 125), "imagetool": (imagetool.cli, 2)}
 
 def cases() -> Iterator[tuple[str, str, argparse.Action]]:
     for tool, (module, _) in TOOLS.items():
-        for command, parser in subparsers(module.parser()).items():  # type: ignore[attr-defined]
+        for command, parser in subparsers(module.parser()).items():
             if command == "run":  # another name of boot
                 continue
             for action in parser._actions:
@@ -71,7 +71,7 @@ def cases() -> Iterator[tuple[str, str, argparse.Action]]:
 
 
 def command_line(tool: str, command: str, action: argparse.Action, value: str) -> list[str]:
-    parser = subparsers(TOOLS[tool][0].parser())[command]  # type: ignore[attr-defined]
+    parser = subparsers(TOOLS[tool][0].parser())[command]
     words = [command]
     for other in parser._actions:
         if other.option_strings and (other.required or other.dest == action.dest):
@@ -105,7 +105,7 @@ def test_one_clear_line(
     monkeypatch.setenv("ROOTDISK_CACHE", str(tmp_path / "cache"))
     for value in values:
         words = command_line(tool, command, action, value)
-        status = TOOLS[tool][0].main(words)  # type: ignore[attr-defined]
+        status = TOOLS[tool][0].main(words)
         said = capfd.readouterr().err
         assert status in (0, 1, 2, 125), words
         assert said.count("\n") == (status != 0), (words, said)

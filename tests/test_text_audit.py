@@ -135,7 +135,7 @@ def test_what_errors_cut_is_printable_too() -> None:
     for path, tree in sources():
         for function, node in functions(tree):
             if isinstance(node, ast.FormattedValue) and node.format_spec is not None and node.conversion != ord("r"):
-                spec = "".join(str(part.value) for part in node.format_spec.values if isinstance(part, ast.Constant))
+                spec = "".join(str(part.value) for part in node.format_spec.values if isinstance(part, ast.Constant))  # type: ignore[attr-defined]
                 if spec.startswith(".") and spec[1:].isdigit():
                     found.append(f"{path}:{node.lineno} {function}: {ast.unparse(node.value)}")
     assert not found

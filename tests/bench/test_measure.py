@@ -77,7 +77,8 @@ def test_each_kind_of_difference_is_found(tmp_path: Path) -> None:
         command = ["mke2fs", "-q", "-F", "-t", "ext4", "-d", str(tree), str(disk), "8M"]
         subprocess.run(command, check=True, env={**os.environ, "PATH": os.environ["PATH"] + ":/usr/sbin:/sbin"})
     found = {
-        difference.path: difference.names for difference in compare(*(tree.with_suffix(".ext4") for tree in trees))
+        difference.path: difference.names
+        for difference in compare(*(tree.with_suffix(".ext4") for tree in trees))  # type: ignore[arg-type]
     }
     changed = {name: (name,) for name in ("bytes", "mode", "owner", "time", "attributes", "target")}
     assert found == {**changed, "two": ("links",), "only-0": ("only on one",), "only-1": ("only on one",)}

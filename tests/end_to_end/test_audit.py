@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,7 +35,7 @@ def place(tmp_path: Path) -> Path:
     return tmp_path / "place"
 
 
-def environment(place: Path) -> dict[str, str]:
+def environment(place: Path) -> dict[str, Any]:
     return {
         "HOME": str(place / "home"),
         "TMPDIR": str(place / "tmp"),

@@ -159,7 +159,9 @@ def place(tmp_path_factory: pytest.TempPathFactory, demo: str) -> Path:
 
 @pytest.fixture(scope="module")
 def artifact(place: Path) -> str:
-    config = {"Entrypoint": ["/bin/probe", "/data", "/var/lib/db", "/run/sshd", "/run/postgresql", "/tmp"]}
+    config: dict[str, Any] = {
+        "Entrypoint": ["/bin/probe", "/data", "/var/lib/db", "/run/sshd", "/run/postgresql", "/tmp"]
+    }
     config |= {"WorkingDir": "/work/deep", "Volumes": {"/data": {}, "/var/lib/db": {}}, "StopSignal": "SIGRTMIN+3"}
     return build(place, image(place / "image", config, accounts), "probe")
 

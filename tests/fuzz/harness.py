@@ -22,7 +22,7 @@ STILL_S = 60  # without a new input: it hangs without using the processor, or wh
 class Outcome(NamedTuple):
     """`count` inputs, of which `refused` ended in an error of ours; `faults` says what must not be, one text each."""
 
-    count: int
+    count: int  # type: ignore[assignment]
     refused: int
     faults: list[str]
 

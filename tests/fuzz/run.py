@@ -16,6 +16,8 @@ import sys
 import time
 from pathlib import Path
 
+from rootdisk.errors import RootdiskError
+
 NOW = struct.Struct("<QQQ")  # inputs so far, those that were refused, bytes of the present one
 INPUT_MAX_BYTES = 1 << 20
 FAULTS_MAX = 20
@@ -55,7 +57,7 @@ class Now:
         first, *_ = seeds
         try:
             target.read(first)  # what it makes once and what it loads is not the input's
-        except bounds.RootdiskError:
+        except RootdiskError:
             pass
         bounds.limit()
         for data in (*seeds, *corpus.kept(name).values()):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.fuzz import harness
+from tests.support.commands import ROOT
 
 BEGIN = """
 import sys
@@ -37,7 +38,7 @@ CASES = {
 @pytest.mark.parametrize("call", CASES)
 def test_a_fault_is_found(call: str) -> None:
     argv = [sys.executable, "-c", BEGIN.format(call=call)]
-    done = subprocess.run(argv, cwd=harness.ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.stdout.startswith(CASES[call]), done.stdout + done.stderr
 
 

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -57,7 +58,7 @@ def build(tmp_path: Path) -> list[str]:
 
 
 def test_bars_on_a_terminal_and_one_line_at_the_end(build: list[str], tmp_path: Path) -> None:
-    env = {"ROOTDISK_CACHE": str(tmp_path / "cache")}
+    env: dict[str, Any] = {"ROOTDISK_CACHE": str(tmp_path / "cache")}
     (tmp_path / "cache").mkdir()
     (ROOT / "cache/kernels").mkdir(parents=True, exist_ok=True)
     (tmp_path / "cache/kernels").symlink_to(ROOT / "cache/kernels")

@@ -20,11 +20,11 @@ from rootdisk.text import error_text, printable
         (("a", 1), "('a', 1)"),
     ],
 )
-def test_what_is_not_printable_is_escaped(value, shown):
+def test_what_is_not_printable_is_escaped(value: object, shown: str) -> None:
     assert printable(value) == shown
 
 
-def test_it_is_bounded():
+def test_it_is_bounded() -> None:
     assert printable("x" * 300) == "x" * 300
     assert printable("x" * 301) == "x" * 299 + "…"
     assert len(printable("\n" * 10**6)) == 300
@@ -32,7 +32,7 @@ def test_it_is_bounded():
     assert printable("é".encode() * 400) == "é" * 299 + "…"
 
 
-def test_an_error_s_last_net():
+def test_an_error_s_last_net() -> None:
     assert error_text("a\nb\x1b[31m\n  c \\x1b") == "a\\nb\\x1b[31m\n  c \\x1b"  # what is escaped already stays so
     long = error_text("begin" + "x" * 5000 + "end\n  " + "y" * 5000)
     assert [len(line) for line in long.splitlines()] == [900, 902]

@@ -39,9 +39,8 @@ class Runner:
     def __call__(
         self, command: str, *arguments: str, timeout: float = 300, **env: str
     ) -> subprocess.CompletedProcess[str]:
-        return run(
-            "runner", command, *self.defaults, *arguments, timeout=timeout, ROOTDISK_STORE=str(self.store), **env
-        )
+        environment: dict[str, Any] = {"ROOTDISK_STORE": str(self.store), **env}
+        return run("runner", command, *self.defaults, *arguments, timeout=timeout, **environment)
 
     def boot(
         self, artifact: str, script: str, *options: str, timeout: float = 300, **env: str

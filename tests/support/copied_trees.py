@@ -46,10 +46,11 @@ def described(root: Path) -> dict[str, object]:
         for name in (*directories, *files):
             path = Path(folder, name)
             info = path.lstat()
-            what = {
-                stat.S_IFREG: lambda path=path: path.read_bytes() if path.stat().st_size < 1 << 30 else None,
-                stat.S_IFLNK: path.readlink,
-            }.get(stat.S_IFMT(info.st_mode), lambda: None)()
+            what: object = None
+            if stat.S_ISLNK(info.st_mode):
+                what = path.readlink()
+            elif stat.S_ISREG(info.st_mode) and info.st_size < 1 << 30:
+                what = path.read_bytes()
             mode = info.st_mode & ~(0o6000 if stat.S_ISREG(info.st_mode) else 0)
             size = 0 if stat.S_ISDIR(info.st_mode) else info.st_size
             found[str(path.relative_to(root))] = (mode, size, what, info.st_mtime_ns)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,12 @@ def write_layout(
         (blobs / digest.hex).write_bytes(data)
         return {"mediaType": media_type, "digest": str(digest), "size": len(data)}
 
-    pack = {"gzip": lambda d: gzip.compress(d, 1, mtime=0), "zstd": zstandard.compress, "plain": bytes}[compression]
+    packers: dict[str, Callable[[bytes], bytes]] = {
+        "gzip": lambda d: gzip.compress(d, 1, mtime=0),
+        "zstd": zstandard.compress,
+        "plain": bytes,
+    }
+    pack = packers[compression]
     document = {
         "architecture": architecture,
         "os": "linux",
@@ -44,7 +50,7 @@ def write_layout(
         "schemaVersion": 2,
         "mediaType": OCI_MANIFEST,
         "config": blob(json.dumps(document).encode(), OCI_CONFIG),
-        "layers": [blob(pack(layer), layer_type) for layer in layers],  # type: ignore[operator]
+        "layers": [blob(pack(layer), layer_type) for layer in layers],
     }
     entry = blob(json.dumps(manifest).encode(), OCI_MANIFEST)
     digest = Digest.parse(entry["digest"])

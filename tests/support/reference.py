@@ -16,6 +16,7 @@ from imagetool.build import derivation
 from imagetool.config import schema
 from rootdisk.artifact import zstd_frames
 from rootdisk.artifact.format import Chunk, ChunkIndex, key_tag
+from rootdisk.oci.documents import canonical_json
 from runner import cli as runner_cli
 from runner import docker_words
 from runner.disk import slot
@@ -197,7 +198,7 @@ def vectors() -> dict[str, Any]:
             "index_sha256": hashlib.sha256(index.pack()).hexdigest(),
         },
         "derivation_key": {
-            "canonical_json": derivation.canonical_json(inputs).decode(),
+            "canonical_json": canonical_json(inputs).decode(),
             "inputs": inputs,
             "key": key,
             "tag": key_tag(key),

@@ -96,9 +96,9 @@ class _Layer:
             self.add(path, [], symlink(b"?", target))
         elif kind in "cb":
             major, minor = chance.choice([(1, 3), (0, 5), (259, 70_000)])
-            self.add(path, records, header(b"?", b"3" if kind == "c" else b"4", major=major, minor=minor, **meta))
+            self.add(path, records, header(b"?", b"3" if kind == "c" else b"4", major=major, minor=minor, **meta))  # type: ignore[arg-type]
         elif kind == "p":
-            self.add(path, [], header(b"?", b"6", **meta))
+            self.add(path, [], header(b"?", b"6", **meta))  # type: ignore[arg-type]
         self.kinds[path] = "f" if kind in "sh" else kind
         self.own.add(path)
 

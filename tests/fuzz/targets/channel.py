@@ -174,7 +174,7 @@ def copy_tar(data: bytes) -> None:
         command.copy_out(lambda: _said(_stream(data)), "/a/x", "-")
     out.flush()
     links = set()
-    with tarfile.open(fileobj=io.BytesIO(out.buffer.getvalue())) as archive:  # type: ignore[attr-defined]
+    with tarfile.open(fileobj=io.BytesIO(out.buffer.getvalue())) as archive:
         for member in archive:
             parts = member.name.split("/")
             assert parts[0] == "x", member.name

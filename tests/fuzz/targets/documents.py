@@ -80,9 +80,8 @@ def index(data: bytes) -> None:
 
 def image_config(data: bytes) -> None:
     found = ImageConfig.parse(data)
-    check_image(
-        Manifest.parse(json.dumps(MANIFEST | {"layers": MANIFEST["layers"][:1]}).encode()), found, AMD64, "test"
-    )
+    manifest = json.dumps(MANIFEST | {"layers": MANIFEST["layers"][:1]}).encode()  # type: ignore[index]
+    check_image(Manifest.parse(manifest), found, AMD64, "test")
     canonical_json(found.process.to_json())
     canonical_json([*found.env, *found.labels.items()])
 
@@ -137,7 +136,7 @@ def documents(*values: object) -> list[bytes]:
 WORDS = (
     b"null", b"true", b"{}", b"[]", b"[[]]", b"-1", b"1.5", b"1e999", b"NaN", b'"\\ud800"', b'"\\u0000"', b"9" * 25, b'"sha256:zz"',
     *(f'"{name}"'.encode() for value in (MANIFEST, INDEX, IMAGE_CONFIG, ARTIFACT_CONFIG) for name in value),
-    *(f'"{name}"'.encode() for value in (ARTIFACT_CONFIG["disk"], ARTIFACT_CONFIG["boot"], IMAGE_CONFIG["config"]) for name in value),
+    *(f'"{name}"'.encode() for value in (ARTIFACT_CONFIG["disk"], ARTIFACT_CONFIG["boot"], IMAGE_CONFIG["config"]) for name in value),  # type: ignore[attr-defined]
 )  # fmt: skip
 TARGETS = {
     "manifest": Target(manifest, lambda: documents(MANIFEST), WORDS),

@@ -161,7 +161,8 @@ def slot_records() -> list[bytes]:
 
 def names() -> list[bytes]:
     value = {"reference": "r", "platform": "linux/amd64", "manifest": "a" * 64, "plain_http": False, "ca_file": None}
-    return [json.dumps(one).encode() for one in (value, {**value, "ca_file": "/x"}, [], {**value, "manifest": 1})]
+    values: tuple[object, ...] = (value, {**value, "ca_file": "/x"}, [], {**value, "manifest": 1})
+    return [json.dumps(one).encode() for one in values]
 
 
 _STATE_WORDS = (*(f'"{one}"'.encode() for one in (*Spec._fields, *State._fields)), b'"\\ud800"', b"1e999", b"NaN", b"null", b"[[]]", b"9" * 30)  # fmt: skip

@@ -19,7 +19,16 @@ from tests.support.descriptions import WRONG
 SCHEMA = json.loads(schema.PATH.read_bytes())
 VALIDATOR = jsonschema.Draft7Validator(SCHEMA)
 # What only reading files, or arithmetic, or another key's value tells.
-BEYOND = ("whole MiB", "32MiB", "leave it out", "oci:DIR", "not Linux", "runner boot", "private key", "No such file")
+BEYOND: tuple[str, ...] = (
+    "whole MiB",
+    "32MiB",
+    "leave it out",
+    "oci:DIR",
+    "not Linux",
+    "runner boot",
+    "private key",
+    "No such file",
+)
 BEYOND += ("names nothing", "rootdisk's own place", "is no file", "no source", "cmd", "1MiB or more", "one twice")
 
 

@@ -14,6 +14,7 @@ import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import zstandard
@@ -35,7 +36,7 @@ PKCS8, TRADITIONAL = serialization.PrivateFormat.PKCS8, serialization.PrivateFor
 CODED = {DER: "DER", PEM: "PEM"}
 OPENSSH = serialization.PrivateFormat.OpenSSH
 
-MADE = {
+MADE: dict[str, Any] = {
     "rsa 1024": rsa.generate_private_key(65537, 1024),
     "rsa 2048": rsa.generate_private_key(65537, 2048),
     "rsa 3072": rsa.generate_private_key(65537, 3072),
@@ -49,16 +50,16 @@ MADE = {
     "x25519": x25519.X25519PrivateKey.generate(),
     "x448": x448.X448PrivateKey.generate(),
 }
-NUMBERS = MADE["rsa 2048"].private_numbers()  # type: ignore[union-attr]
+NUMBERS = MADE["rsa 2048"].private_numbers()
 
 
 def certificate() -> x509.Certificate:
     key = MADE["ec p256"]
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "rootdisk.test")])
     now = datetime.datetime(2026, 1, 1)
-    builder = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())  # type: ignore[arg-type]
+    builder = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
     builder = builder.serial_number(1).not_valid_before(now).not_valid_after(now + datetime.timedelta(1))
-    return builder.sign(key, hashes.SHA256())  # type: ignore[arg-type]
+    return builder.sign(key, hashes.SHA256())
 
 
 CERTIFICATE = certificate()
@@ -94,7 +95,7 @@ def keys() -> Iterator[tuple[str, bytes]]:
                 pkcs12.serialize_key_and_certificates(
                     b"n", MADE[name], CERTIFICATE if name == "ec p256" else None, None, encryption
                 ),
-            )  # type: ignore[arg-type]
+            )
     yield (
         "putty",
         b"PuTTY-User-Key-File-3: ssh-ed25519\nEncryption: none\nComment: x\nPublic-Lines: 2\nAAAA\nPrivate-Lines: 1\nAAAA\n",

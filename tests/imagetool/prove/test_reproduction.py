@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,8 @@ ZONE = "/usr/share/zoneinfo/Etc/GMT-14"
 
 
 def reproduce(copied: Path, **env: str) -> tuple[int, str]:
-    done = run("doit", "reproduce", cwd=copied, PYTHONPATH=str(copied), **env)
+    environment: dict[str, Any] = {"PYTHONPATH": str(copied), **env}
+    done = run("doit", "reproduce", cwd=copied, **environment)
     return done.returncode, done.stdout + done.stderr
 
 

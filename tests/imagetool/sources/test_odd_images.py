@@ -48,7 +48,7 @@ def test_a_config_by_an_untrue_type_that_is_none(tmp_path: Path) -> None:
 def test_an_index_without_platforms(tmp_path: Path) -> None:
     """The configs say it; documents that are no images are passed over, and indexes looked into."""
     layout = Layout(tmp_path / "l")
-    arm, intel = layout.image(file(b"arm"), top=ARM64), layout.image(file(b"intel"))
+    arm, intel = layout.image(file(b"arm"), top=ARM64), layout.image(file(b"intel"))  # type: ignore[arg-type]
     helm = layout.image(file(b"x"), config_type="application/vnd.cncf.helm.config.v1+json")
     broken = layout.image(file(b"y"), top={"rootfs": 5})
     blob = layout.blob(b"{}", "application/x-anything")
@@ -72,7 +72,7 @@ def test_an_index_without_platforms(tmp_path: Path) -> None:
 
 def test_an_index_without_platforms_has_its_bounds(tmp_path: Path) -> None:
     layout = Layout(tmp_path / "l")
-    entries = [layout.image(file(b"%d" % n), top=ARM64) for n in range(101)]
+    entries = [layout.image(file(b"%d" % n), top=ARM64) for n in range(101)]  # type: ignore[arg-type]
     with pytest.raises(BadInput, match="more than 100 entries without a platform"):
         opened(layout.named(layout.index(*entries)))
     nest = layout.image(file(b"f"))
@@ -97,7 +97,7 @@ def test_mandatory_features_of_an_index(tmp_path: Path) -> None:
 @pytest.mark.parametrize("platform", [{**AMD64, "variant": "v2"}, {"os": "windows", "architecture": "amd64"}])
 def test_what_to_type_for_another_platform(tmp_path: Path, platform: dict[str, str]) -> None:
     layout = Layout(tmp_path / "l")
-    name = layout.named(layout.index(layout.image(file(b"f"), top=platform, platform=platform)))
+    name = layout.named(layout.index(layout.image(file(b"f"), top=platform, platform=platform)))  # type: ignore[arg-type]
     hint = "guests are Linux" if platform["os"] == "windows" else "use --platform linux/amd64/v2"
     with pytest.raises(BadInput, match=hint):
         opened(name)

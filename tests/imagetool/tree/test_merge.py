@@ -201,7 +201,7 @@ def test_as_the_model(layers: list[list[tuple[str, str, str]]]) -> None:
     found = {path[1:].decode(): inode for path, inode in tree.walk() if path != b"/"}
     assert {p: isinstance(i, Directory) for p, i in found.items()} == {p: k == "dir" for p, (k, _) in expected.items()}
     groups: dict[object, set[int]] = defaultdict(set)
-    for path, (kind, value) in expected.items():
+    for path, (kind, value) in expected.items():  # type: ignore[assignment]
         if kind == "file":
             groups[value].add(id(found[path]))
     assert all(len(ids) == 1 for ids in groups.values())
@@ -278,7 +278,7 @@ def test_as_umoci(tmp_path: Path, compression: str) -> None:
             their_groups[os.lstat(real).st_ino].add(path)
     tree = merge((str(n), index(layer)) for n, layer in enumerate(layers))
     ours, groups = {}, defaultdict(set)
-    for path, inode in tree.walk():
+    for path, inode in tree.walk():  # type: ignore[assignment]
         ours[os.fsdecode(path)] = described(os.fsdecode(path), inode, layers)
         groups[id(inode)].add(os.fsdecode(path))
     assert ours == theirs

@@ -104,7 +104,7 @@ CASES = {
 def test_forms(case: str) -> None:
     tar, expected = CASES[case]
     entry = only(tar)
-    assert {key: entry[key] for key in expected} == expected
+    assert {key: entry[key] for key in expected} == expected  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])

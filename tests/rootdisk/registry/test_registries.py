@@ -143,7 +143,7 @@ def test_odd_headers_are_one_line(proxy: FaultProxy, headers: dict[str, str], st
         repository.resolve("v1")  # {} is a document
     for ask in (lambda: repository.manifest(BLOB.digest), lambda: read_blob(repository, BLOB, 1 << 30)):
         with pytest.raises(RootdiskError) as failed:
-            ask()
+            ask()  # type: ignore[no-untyped-call]
         assert str(failed.value).isprintable()
         assert len(str(failed.value)) < 700
 
@@ -275,7 +275,15 @@ def test_entries_of_auths(tmp_path: Path) -> None:
         with pytest.raises(BadInput) as failed:
             find_credentials("r.io", "a")
         assert str(failed.value).isprintable()
-    for config in ({"auths": []}, {"credHelpers": "x"}, {"credsStore": 1}, {"credHelpers": {"r.io": 1}}, [], "x"):
+    configs: tuple[object, ...] = (
+        {"auths": []},
+        {"credHelpers": "x"},
+        {"credsStore": 1},
+        {"credHelpers": {"r.io": 1}},
+        [],
+        "x",
+    )
+    for config in configs:
         written(tmp_path, config)
         with pytest.raises(BadInput):
             find_credentials("r.io", "a")

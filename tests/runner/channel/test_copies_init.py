@@ -444,7 +444,7 @@ def test_this_machine_takes_any_stream(tmp_path: Path, stream: bytes, version: i
 def test_an_init_that_is_ended_leaves_nothing_half(init: Path, tmp_path: Path) -> None:
     environment = {"ASAN_OPTIONS": "detect_leaks=0"}
     words = [init, "unpack2", str(tmp_path), "."]
-    process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+    process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)  # type: ignore[arg-type]
     assert process.stdin is not None
     assert process.stdout is not None
     assert process.stdout.read(len(HELLO)) == HELLO

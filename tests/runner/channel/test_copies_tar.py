@@ -77,9 +77,9 @@ def test_out_and_in_again(
         assert (place / "tree/holes").stat().st_blocks * 512 < 1 << 20
         found = described(place / "tree")
         for name, (mode, size, what, time) in described(source).items():  # type: ignore[misc]
-            assert found[name][:3] == (mode, size, what), name  # type: ignore[index]
+            assert found[name][:3] == (mode, size, what), name  # type: ignore[has-type, index]
             if name != "fifo":
-                assert found[name][3] // 10**9 == time // 10**9, name  # type: ignore[index]
+                assert found[name][3] // 10**9 == time // 10**9, name  # type: ignore[has-type, index]
     assert not stat.S_IMODE((again / "tree/below/program").stat().st_mode) & 0o6000
 
 
@@ -116,7 +116,7 @@ def test_pax_sparse_versions(init: Path, tmp_path: Path, version: str, monkeypat
         os.pwrite(file.fileno(), b"data" * 5000, 1 << 29)
     words = ["tar", "-cS", "--format=pax", f"--sparse-version={version}", "-C", tmp_path, "sparse"]
     (tmp_path / "to").mkdir()
-    assert send(subprocess.check_output(words), str(tmp_path / "to"), init, monkeypatch) == 0
+    assert send(subprocess.check_output(words), str(tmp_path / "to"), init, monkeypatch) == 0  # type: ignore[arg-type]
     assert (tmp_path / "to/sparse").stat().st_size == 1 << 30
     assert (tmp_path / "to/sparse").stat().st_blocks == (tmp_path / "sparse").stat().st_blocks
 
@@ -272,6 +272,6 @@ def test_any_archive(data: bytes | tuple[str, int, bytes]) -> None:
     with guest.connect() as sock:
         program = Program(sock, [b"init", b"unpack2", b"/x", b""])
         try:
-            read_tar(io.BufferedReader(io.BytesIO(data)), Outgoing(program, 2), Notes())  # type: ignore[arg-type]
+            read_tar(io.BufferedReader(io.BytesIO(data)), Outgoing(program, 2), Notes())
         except RootdiskError:
             pass

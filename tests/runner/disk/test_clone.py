@@ -124,7 +124,7 @@ def test_a_rewrite_cut_off_can_be_done_again(base: Path, tmp_path: Path) -> None
         sorted({a, b})
         for a, b in zip(*(slot._digests(slot.clusters(EXTENT, s).values()) for s in (old, new)), strict=True)
     ]
-    slot.write_json(folder / "slot.json", pairs)
+    slot.write_json(folder / "slot.json", pairs)  # type: ignore[attr-defined]
     with disk.path.open("r+b") as file:
         os.pwrite(file.fileno(), new.data[:65536], EXTENT.offset)
     slot.rewrite(disk.path, EXTENT, new, folder / "slot.json", overlay=False)

@@ -87,7 +87,7 @@ def test_qemu_takes_these_words(kind: str, tmp_path: Path) -> None:
         fds.append(theirs.fileno())
     files = [os.open(tmp_path / name, os.O_RDWR) for name in ("kernel", "initramfs", "disk")]
     machine = BARE._replace(kind=kind, disk_format="raw", base=None)
-    handles = qemu.Handles(*fds, *files, None)
+    handles = qemu.Handles(*fds, *files, None)  # type: ignore[arg-type, call-arg]
     argv = qemu.command("qemu-system-x86_64", machine, handles)
     done = subprocess.run(argv, pass_fds=[*fds, *files], capture_output=True, text=True, timeout=120)
     for sock in sockets:

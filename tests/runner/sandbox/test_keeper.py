@@ -192,10 +192,11 @@ def test_parallel_sessions_that_end(start: Callable[..., Running]) -> None:
     running = start()
     Machine(running.guest).start()
     sizes = [4 << 20] * 8 + [0] * 30 + [WINDOW] * 4
-    threads, results = [], {}
+    threads: list[threading.Thread] = []
+    results: dict[int, bytes] = {}
     for number, size in enumerate(sizes):
         sock = asked(running, size)
-        thread = threading.Thread(target=lambda n=number, s=sock: results.__setitem__(n, received(s)))  # type: ignore[misc]
+        thread = threading.Thread(target=lambda n=number, s=sock: results.__setitem__(n, received(s)))  # type: ignore[assignment]
         thread.start()
         threads.append(thread)
     for thread in threads:

@@ -71,7 +71,7 @@ def changed(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None
 
 
 def written(data: bytes) -> Callable[[Path], None]:
-    return lambda folder: (folder / "state.json").write_bytes(data) and None
+    return lambda folder: (folder / "state.json").write_bytes(data) and None  # type: ignore[return-value]
 
 
 def replaced(name: str, make: Callable[[Path], object]) -> Callable[[Path], None]:
@@ -402,7 +402,7 @@ def odd_files(path: Path, other: Path) -> Iterator[str]:
         ("directory", lambda: path.mkdir()),
         ("link", lambda: path.symlink_to(other)),
         ("fifo", lambda: os.mkfifo(path)),
-        ("huge", lambda: (path.touch(), os.truncate(path, 1 << 40))),
+        ("huge", lambda: (path.touch(), os.truncate(path, 1 << 40))),  # type: ignore[func-returns-value]
     ):
         make()
         yield kind
