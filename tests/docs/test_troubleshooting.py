@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from tests.docs.test_pages import DOCS
 from tests.support.commands import ROOT
+from tests.support.pages import DOCS
 
 ROWS = re.findall(
     r"^\| (.+?) \| (.+?) \| (.+?) \|$", (DOCS / "howto/troubleshooting.md").read_text("utf-8"), re.MULTILINE

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from securesystemslib.dsse import Envelope
 from securesystemslib.exceptions import VerificationError
-from securesystemslib.signer import SSlibKey
+from securesystemslib.signer import SSlibKey  # type: ignore[attr-defined]
 
 from imagetool.signing.keys import FileKey
 from imagetool.signing.sign import push_bundle, sign
