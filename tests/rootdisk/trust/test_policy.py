@@ -1,0 +1,193 @@
+"""policy.json: the most specific scope counts, and what is not understood is an error that names it."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rootdisk.errors import BadInput
+from rootdisk.oci.documents import Digest
+from rootdisk.oci.fields import Fields
+from rootdisk.oci.reference import parse_reference
+from rootdisk.trust.identity import Identity
+from rootdisk.trust.judgement import Refused, Rule
+from rootdisk.trust.policy import Policy
+
+ANYTHING, REJECT = {"type": "insecureAcceptAnything"}, {"type": "reject"}
+KEY = {"type": "sigstoreSigned", "keyPath": "/key.pub"}
+DIGEST = Digest.of(b"x")
+
+
+def parse(value: Any) -> Policy:
+    return Policy.parse(json.dumps(value).encode(), "policy.json")
+
+
+def docker(*requirements: Any, scope: str = "registry.example") -> Any:
+    return {"default": [REJECT], "transports": {"docker": {scope: list(requirements)}}}
+
+
+@pytest.mark.parametrize(
+    ("value", "named"),
+    [
+        ({}, "default"),
+        ({"default": []}, "default"),
+        ({"default": {}}, "default"),
+        ({"default": [ANYTHING], "defaults": []}, "defaults"),
+        ({"default": [ANYTHING], "transports": {"dokcer": {}}}, "dokcer"),
+        ({"default": [ANYTHING], "transports": {"docker": []}}, "docker"),
+        ({"default": [{}]}, "type"),
+        ({"default": [{"type": "signed"}]}, "signed"),
+        ({"default": [{"type": "reject", "why": 1}]}, "why"),
+        (docker({"type": "sigstoreSigned"}), "none"),
+        (docker(KEY | {"keyData": "eA=="}), "keyPath and keyData"),
+        (docker(KEY | {"keyPath": ""}), "keyPath"),
+        (docker({"type": "sigstoreSigned", "keyPaths": []}), "keyPaths"),
+        (docker({"type": "sigstoreSigned", "keyData": "?"}), "keyData"),
+        (docker(KEY | {"keypath": "/x"}), "keypath"),
+        (docker(KEY | {"rekorPublicKeyPath": "/x"}), "rekorPublicKeyPath"),
+        (docker({"type": "sigstoreSigned", "fulcio": {}}), "fulcio"),
+        (docker({"type": "sigstoreSigned", "pki": {}}), "pki"),
+        (docker({"type": "signedBy", "keyPth": "x"}), "keyPth"),
+        (docker(KEY | {"signedIdentity": {}}), "type"),
+        (docker(KEY | {"signedIdentity": {"type": "matchAnything"}}), "matchAnything"),
+        (docker(KEY | {"signedIdentity": {"type": "matchExact", "prefix": "x"}}), "prefix"),
+        (docker(KEY | {"signedIdentity": {"type": "exactReference"}}), "dockerReference"),
+        (docker(KEY | {"signedIdentity": {"type": "exactRepository", "dockerRepository": "a.b/c:1"}}), "a.b/c:1"),
+        (docker(KEY | {"signedIdentity": {"type": "remapIdentity", "prefix": "a"}}), "signedPrefix"),
+        (docker(KEY, scope="registry.example/"), "registry.example/"),
+        (docker(KEY, scope="*"), "*"),
+        (docker(KEY, scope="a.*.example"), "a.*.example"),
+        ({"default": [REJECT], "transports": {"oci": {"relative": [KEY]}}}, "relative"),
+        ({"default": [REJECT], "transports": {"oci": {"/": [KEY]}}}, "oci: /"),
+        ({"default": [REJECT], "transports": {"oci": {"/a/../b": [KEY]}}}, "/a/../b"),
+    ],
+)
+def test_what_is_not_understood(value: Any, named: str) -> None:
+    with pytest.raises(BadInput) as caught:
+        parse(value)
+    assert named in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_text_that_has_two_meanings() -> None:
+    for text in ('{"default": [{"type": "reject"}], "default": [{"type": "insecureAcceptAnything"}]}', "[]", "", "{"):
+        with pytest.raises(BadInput):
+            Policy.parse(text.encode(), "policy.json")
+
+
+@pytest.mark.parametrize(
+    ("reference", "scope"),
+    [
+        ("registry.example:5000/a/b:1", "registry.example:5000/a/b:1"),
+        ("registry.example:5000/a/b:2", "registry.example:5000/a/b"),
+        (f"registry.example:5000/a/b@{DIGEST}", "registry.example:5000/a/b"),
+        ("registry.example:5000/a/bc:1", "registry.example:5000/a"),
+        ("registry.example:5000/ab:1", "registry.example:5000"),
+        ("registry.example/a/b:1", "*.example"),
+        ("other.registry.example/a:1", "*.registry.example"),
+        ("registry.other/a:1", ""),
+        ("debian", "docker.io/library/debian"),
+        ("ubuntu", "docker.io/library"),
+        ("oci:/srv/disks/web:1", "/srv/disks/web:1"),
+        ("oci:/srv/disks/web:2", "/srv/disks"),
+        ("oci:/srv/diskses/web:2", "/srv"),
+        ("oci:/tmp/web:2", "default"),
+    ],
+)
+def test_the_most_specific_scope(reference: str, scope: str) -> None:
+    scopes = (
+        "registry.example:5000/a/b:1", "registry.example:5000/a/b", "registry.example:5000/a", "registry.example:5000",
+        "*.example", "*.registry.example", "", "docker.io/library/debian", "docker.io/library",
+    )  # fmt: skip
+
+    def marked(name: str) -> list[Any]:
+        return [{"type": "sigstoreSigned", "keyData": base64.b64encode(f"<{name}>".encode()).decode()}]
+
+    folders = ("/srv/disks/web:1", "/srv/disks", "/srv")
+    policy = parse(
+        {
+            "default": marked("default"),
+            "transports": {
+                "docker": {name: marked(name) for name in scopes},
+                "oci": {name: marked(name) for name in folders},
+                "docker-daemon": {"": [ANYTHING]},
+            },
+        }
+    )
+    _, (requirement,) = policy.requirements(parse_reference(reference))
+    assert requirement.key_data == (f"<{scope}>".encode(),)
+
+
+A = "registry.example/web"
+
+
+@pytest.mark.parametrize(
+    ("identity", "reference", "signed", "fits"),
+    [
+        ({}, f"{A}:1", f"{A}:1", True),
+        ({}, f"{A}:1", f"{A}:2", False),
+        ({}, f"{A}:1", A, False),
+        ({}, f"{A}:latest", A, False),
+        ({}, f"{A}:1", "", False),
+        ({}, f"{A}:1", "registry.example/web2:1", False),
+        ({}, f"{A}:1", "?", False),
+        ({}, f"{A}@{DIGEST}", f"{A}:7", True),
+        ({}, f"{A}@{DIGEST}", "", True),
+        ({}, f"{A}@{DIGEST}", "registry.example/db:7", False),
+        ({"type": "matchExact"}, f"{A}:1", f"{A}:1", True),
+        ({"type": "matchExact"}, f"{A}@{DIGEST}", f"{A}:1", False),
+        ({"type": "matchExact"}, f"{A}@{DIGEST}", "", False),
+        ({"type": "matchRepository"}, f"{A}:1", A, True),
+        ({"type": "matchRepository"}, f"{A}:1", f"{A}:2", True),
+        ({"type": "matchRepository"}, f"{A}:1", "registry.example/web/x", False),
+        ({"type": "matchRepository"}, f"{A}:1", "", False),
+        ({"type": "exactReference", "dockerReference": "a.b/c:1"}, f"{A}:1", "a.b/c:1", True),
+        ({"type": "exactReference", "dockerReference": "a.b/c:1"}, f"{A}:1", f"{A}:1", False),
+        ({"type": "exactReference", "dockerReference": "a.b/c:1"}, f"{A}@{DIGEST}", "", False),
+        ({"type": "exactRepository", "dockerRepository": "a.b/c"}, "oci:/x:1", "a.b/c:9", True),
+        ({"type": "exactRepository", "dockerRepository": "a.b/c"}, "oci:/x:1", "", False),
+        ({"type": "exactRepository", "dockerRepository": "a.b/c"}, "oci:/x:1", "a.b/cd:9", False),
+        (
+            {"type": "remapIdentity", "prefix": "registry.example", "signedPrefix": "a.b/c"},
+            f"{A}:1",
+            "a.b/c/web:1",
+            True,
+        ),
+        ({"type": "remapIdentity", "prefix": "registry.example", "signedPrefix": "a.b/c"}, f"{A}:1", f"{A}:1", False),
+        ({"type": "remapIdentity", "prefix": "registry", "signedPrefix": "a.b/c"}, f"{A}:1", f"{A}:1", True),
+        ({}, "oci:/x:1", "", True),
+        ({}, "oci:/x:1", f"{A}:1", False),
+    ],
+)
+def test_identities(identity: dict[str, str], reference: str, signed: str, fits: bool) -> None:
+    rule = Identity.parse(Fields(identity, "signedIdentity")) if identity else Identity()
+    assert (rule.refuses(parse_reference(reference), signed) == "") is fits
+
+
+def test_gpg_signatures_are_never_met() -> None:
+    """RHEL's own policy asks for them; what it says of others still counts."""
+    policy = parse(docker({"type": "signedBy", "keyType": "GPGKeys", "keyPath": "/x"}))
+    rule = Rule.of(policy, parse_reference(f"{A}:1"), Path.read_bytes)
+    with pytest.raises(Refused, match="signedBy"):
+        rule.judge([], [DIGEST])
+
+
+def test_all_requirements_have_to_be_met() -> None:
+    rule = Rule.of(parse(docker(ANYTHING, REJECT)), parse_reference(f"{A}:1"), Path.read_bytes)
+    with pytest.raises(Refused, match="reject"):
+        rule.judge([], [DIGEST])
+
+
+@pytest.mark.parametrize("text", ["", "x", "-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n"])
+def test_keys_that_are_not(text: str) -> None:
+    with pytest.raises(BadInput, match=r"/key\.pub"):
+        Rule.of(parse(docker(KEY)), parse_reference(f"{A}:1"), lambda _: text.encode())
+
+
+def test_a_private_key_in_a_policy() -> None:
+    with pytest.raises(BadInput, match="a private key"):
+        Rule.of(parse(docker(KEY)), parse_reference(f"{A}:1"), lambda _: b"-----BEGIN PRIVATE KEY-----")
