@@ -47,7 +47,7 @@ def start(store: Path, *arguments: str) -> subprocess.Popen[bytes]:
     )
 
 
-@pytest.mark.parametrize("kills", [6, pytest.param(200, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("kills", [4, pytest.param(200, marks=pytest.mark.nightly)])
 def test_killed_at_random_moments(demo: str, tmp_path: Path, kills: int) -> None:
     chance = random.Random(kills)
     store = tmp_path / "store"

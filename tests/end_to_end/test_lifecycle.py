@@ -448,7 +448,7 @@ def test_a_volume_that_is_gone(demo: str, runner: Runner, tmp_path: Path) -> Non
     assert runner("rm", "gone").returncode == 0
 
 
-@pytest.mark.parametrize("detached", [False, True])
+@pytest.mark.parametrize("detached", [False, pytest.param(True, marks=pytest.mark.nightly)])
 def test_a_volume_s_server_is_killed(demo: str, runner: Runner, tmp_path: Path, detached: bool) -> None:
     """The program is stopped, as what waits for the volume would wait for ever, and it is said why."""
     if os.geteuid():
