@@ -22,6 +22,7 @@ from imagetool.packing.reuse import Earlier
 from imagetool.progress import Report, silent
 from imagetool.sources.image_config import ImageConfig
 from imagetool.sources.open import LayerBlob, SourceImage, open_source
+from imagetool.tree.index import TarIndex
 from imagetool.tree.merge import merge, put_on
 from imagetool.tree.model import BytesSource, File, Source, Tree
 from rootdisk.artifact.format import LayerInodes, Process, SlotExtent
@@ -122,13 +123,21 @@ def _own_layer(image: Image) -> LayerBlob | None:
 def _merged(image: Image, layers: list[layer_data.LayerData]) -> Tree:
     found = layer_data.scanned(layers)
     if not image.files and not image.remove:
-        return merge(found)
+        return merge(_taken(found))
     from imagetool.layout.own_files import check_removed
 
-    tree = merge(found[:-1])
+    own = found.pop()
+    tree = merge(_taken(found))
     check_removed(tree, image.remove)
-    put_on(tree, *found[-1])
+    put_on(tree, *own)
     return tree
+
+
+def _taken(found: list[tuple[str, TarIndex]]) -> Iterator[tuple[str, TarIndex]]:
+    """Each index, no longer kept: the tree takes the memory."""
+    found.reverse()
+    while found:
+        yield found.pop()
 
 
 @contextlib.contextmanager

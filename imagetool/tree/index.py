@@ -31,6 +31,7 @@ _MAGIC = b"RDTREE1\n"  # the number is the format's version: raise it with any c
 _XATTR = struct.Struct("<II")
 _SEGMENT = struct.Struct("<QQQ")
 _PACKED_MAX_BYTES = 2 << 30
+TIMES_MAX_COUNT = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,7 @@ class TarIndex:
     def __iter__(self) -> Iterator[Entry]:
         heap = self.heap
         at = 0
+        times: dict[int, int] = {}  # files of one time share the number: it is a tenth of what a file takes
         for kind, mode, uid, gid, nanoseconds, path_end, target_end, end, seconds, first, second in _RECORD.iter_unpack(
             self.records
         ):
@@ -62,12 +64,15 @@ class TarIndex:
             xattrs = segments = None
             if end:
                 xattrs, segments = _unpack_extra(heap[target_end : target_end + end])
+            time = seconds * 1_000_000_000 + nanoseconds
+            if len(times) == TIMES_MAX_COUNT:
+                times.clear()
             yield (
                 kind,
                 mode,
                 uid,
                 gid,
-                seconds * 1_000_000_000 + nanoseconds,
+                times.setdefault(time, time),
                 first,
                 second,
                 heap[at:path_end],

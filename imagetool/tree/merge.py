@@ -95,8 +95,10 @@ class _Applier:
         self.above: dict[Directory, Place] = {}
         # The places this layer has put something, parents too: what its own whiteouts spare. Only kept when there are any.
         self.own: set[Place] | None = set() if index.whiteouts else None
-        # This layer's files by path as it stands in the tar, and the directories that they were put into.
-        self.files: dict[bytes, tuple[File, Directory]] = {}
+        # Every directory that a path has led to, the last one last: there are several if a link on it has moved.
+        self.led_to: dict[bytes, list[Directory]] = {b"": [root]}
+        self.files: dict[bytes, File] = {}  # this layer's, by path as it stands in the tar
+        self.modes: dict[int, int] = {}  # each is one object in memory, whatever number of files has it
         self.kept: list[tuple[bytes, File]] = []  # another entry has their path, but they are still there
         self.linked: set[int] = set()  # id() of files, all alive, with a hard link of this layer
 
@@ -106,7 +108,9 @@ class _Applier:
                 self.entry(entry)
             except _Wrong as err:
                 raise BadInput(f"layer {self.index.name}: entry {_text(entry[7])}: {err}", err.hint) from None
-        files = sorted([*((path, file) for path, (file, _) in self.files.items()), *self.kept], key=_path)
+        if not self.kept:
+            return [self.files[path] for path in sorted(self.files)]  # no pairs: they take half of what the files do
+        files = sorted([*self.files.items(), *self.kept], key=_path)
         return [file for _, file in files]
 
     def entry(self, entry: Entry) -> None:
@@ -134,13 +138,13 @@ class _Applier:
         new: Inode
         files = self.files
         if path in files:
-            before, place = files.pop(path)
+            before = files.pop(path)
             # Replaced, unless a hard link has kept it, or a link on the path has moved and leads elsewhere now.
-            if id(before) in self.linked or (before is not old and self.is_there(before, place, name)):
+            if id(before) in self.linked or (before is not old and self.is_there(before, parent_path, name)):
                 self.kept.append((path, before))
         if kind == FILE:
-            new = File(
-                stat.S_IFREG | mode,
+            new = files[path] = File(
+                self.modes.get(mode) or self.modes.setdefault(mode, stat.S_IFREG | mode),
                 uid,
                 gid,
                 mtime_ns,
@@ -151,7 +155,6 @@ class _Applier:
                 segments=segments,
                 cut=crc32(path),
             )
-            files[path] = new, directory
         elif kind == DIRECTORY:
             if isinstance(old, Directory):
                 _describe(old, mode, uid, gid, mtime_ns, xattrs)
@@ -179,8 +182,13 @@ class _Applier:
             self.own_place((directory, name))
         return None
 
-    def is_there(self, file: File, directory: Directory, name: bytes) -> bool:
-        """Whether `file` is still the one that `directory` calls `name`, and the directory is still in the tree."""
+    def is_there(self, file: File, parent_path: bytes, name: bytes) -> bool:
+        """Return whether `file` is still called `name` in a directory `parent_path` has led to, which is in the tree."""
+        places = self.led_to[parent_path]
+        self.spend(len(places))
+        directory = next((place for place in places if place.children.get(name) is file), None)
+        if directory is None:
+            return False
         inode: Inode = file
         while directory.children.get(name) is inode:
             if directory is self.root:
@@ -213,6 +221,9 @@ class _Applier:
         found = self.walk(path, make=True)
         assert found is not None  # walk makes what is missing
         self.found[path] = found
+        places = self.led_to.setdefault(path, [])
+        if found not in places[-1:]:
+            places.append(found)
         return found
 
     def walk(self, path: bytes, *, make: bool) -> Directory | None:
