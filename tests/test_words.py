@@ -28,7 +28,6 @@ TO_DO: tuple[str, ...] = (
     "imagetool/ext4/",
     "imagetool/guest/",
     "imagetool/layout/",
-    "imagetool/look/",
     "imagetool/packing/",
     "imagetool/prove/",
     "imagetool/sources/",

@@ -1,7 +1,7 @@
-"""Two artifacts that ought to be the same: where they are not, down to JSON keys, chunks, blocks and files.
+"""Find the differences between two artifacts that should be equal: JSON keys, chunks, blocks and files.
 
 with open_artifact(a, …) as first, open_artifact(b, …) as second:
-    for line in differences(first, second): …          no line: equal to the byte
+    for line in differences(first, second): …          no line: identical
 """
 
 from __future__ import annotations
@@ -19,20 +19,23 @@ from rootdisk.errors import RootdiskError
 from rootdisk.ext4.format import EXT4_EXTENTS_FL
 from rootdisk.oci.documents import Descriptor
 
-LINES_MAX_COUNT = 20  # of a kind
+LINES_MAX_COUNT = 20  # of each kind
 BLOCK = 4096
 _META = "file-system metadata"
 
 
 def differences(a: PublishedArtifact, b: PublishedArtifact) -> Iterator[str]:
-    """What is not the same, one line a thing, the cause first: files, blocks, compression, config, manifest."""
+    """Yield a line for each difference, causes first: files, blocks, compression, config, manifest."""
     if a.descriptor.digest == b.descriptor.digest:
         return
     if a.index.disk_digest() != b.index.disk_digest():
         yield f"disk: {a.index.disk_digest().short} and {b.index.disk_digest().short}"
         yield from _some(
             "files",
-            (_of_file(change) for change in inspection.compared(inspection.Found.of(a), inspection.Found.of(b))),
+            (
+                _of_file(change)
+                for change in inspection.compared(inspection.InspectedDisk.of(a), inspection.InspectedDisk.of(b))
+            ),
         )
         yield from _some("chunks", _of_chunks(a, b))
     else:
@@ -60,9 +63,9 @@ def _of_file(change: inspection.Change) -> str:
 
 
 def _of_chunks(a: PublishedArtifact, b: PublishedArtifact) -> Iterator[str]:
-    """Chunks that hold something else at the same place, with the first block that differs and what lies there."""
+    """Yield chunks with different content at the same place, with the first different block and the file in it."""
     if [(c.offset, c.length) for c in a.index.chunks] != [(c.offset, c.length) for c in b.index.chunks]:
-        yield f"chunks: cut otherwise, {len(a.index.chunks)} and {len(b.index.chunks)}"
+        yield f"chunks: cut differently, {len(a.index.chunks)} and {len(b.index.chunks)}"
         return
     starts = _files_by_block(a)
     for number, (old, new) in enumerate(zip(a.index.chunks, b.index.chunks, strict=True)):
@@ -79,10 +82,10 @@ def _of_chunks(a: PublishedArtifact, b: PublishedArtifact) -> Iterator[str]:
 
 
 def _of_frames(a: PublishedArtifact, b: PublishedArtifact) -> Iterator[str]:
-    """Equal chunks that are compressed to other bytes."""
+    """Yield equal chunks with different compressed bytes."""
     for number, (old, new) in enumerate(zip(a.index.chunks, b.index.chunks, strict=True)):
         if old.blob_length != new.blob_length or (not old.zero and _frame(a, old) != _frame(b, new)):
-            yield f"chunk {number}: equal, but compressed otherwise: {old.blob_length} and {new.blob_length} bytes"
+            yield f"chunk {number}: equal, but compressed differently: {old.blob_length} and {new.blob_length} bytes"
 
 
 def _raw(artifact: PublishedArtifact, chunk: Chunk) -> bytes:
@@ -94,18 +97,18 @@ def _frame(artifact: PublishedArtifact, chunk: Chunk) -> bytes:
 
 
 def _files_by_block(a: PublishedArtifact) -> list[tuple[int, int, str]]:
-    """First block, block after the last, and path of every run of a file's data, ascending."""
+    """Return (first block, end block, path) of every extent of every file, sorted."""
     runs = []
     try:
-        reader = inspection.Found.of(a).reader
-        seen: set[int] = set()  # a file of many names may have many extents
+        reader = inspection.InspectedDisk.of(a).reader
+        seen: set[int] = set()  # a file with many names may have many extents
         for name, node in reader.walk():
             if node.number in seen or not node.flags & EXT4_EXTENTS_FL:
                 continue
             seen.add(node.number)
             for extent in reader.extents(node):
                 runs.append((extent.physical, extent.physical + extent.count, inspection.shown(name)))
-    except RootdiskError:  # damaged, perhaps: then the files' names are not to be had
+    except RootdiskError:  # if the disk is damaged, there are no names
         return []
     return sorted(runs)
 
@@ -123,5 +126,5 @@ def _of_blobs(a: ArtifactManifest, b: ArtifactManifest) -> Iterator[str]:
     old, new = listed(a), listed(b)
     for title in sorted(old.keys() | new.keys()):
         if old.get(title) != new.get(title):
-            digests = (found[title].digest.short if title in found else "(none)" for found in (old, new))
+            digests = (blobs[title].digest.short if title in blobs else "(none)" for blobs in (old, new))
             yield "blob {}: {} -> {}".format(title, *digests)

@@ -1,6 +1,6 @@
-"""Why a build is another one: which inputs have changed, by name, what that changes, and what it costs.
+"""Explain why two builds differ: changed inputs by name, their effects, and the bytes to pull.
 
-Values of variables are never in it, only their names.
+Names of variables are shown, never their values.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from rootdisk.oci.documents import Digest, Platform
 from rootdisk.oci.reference import Reference, parse_reference
 from rootdisk.oci.repository import RegistryOptions
 
-# What inputs change that no key of images.toml decides; the schema says the same of those that keys decide.
+# Effects of inputs that no key of images.toml decides. The schema has the effects of the others.
 OTHER_EFFECTS = {
     "layout": "everything",
     "writer": "everything",
@@ -41,14 +41,14 @@ def lines(changes: Sequence[derivation.Change], layers: str) -> Iterator[str]:
 
 
 def compared_layers(old: Sequence[str], new: Sequence[str]) -> str:
-    """From which layer on two images differ: what comes before costs nothing."""
+    """Describe from which layer on two images differ. Layers before that need no work."""
     same = 0
     while same < min(len(old), len(new)) and old[same] == new[same]:
         same += 1
     if same == len(new):
-        gone = len(old) - same
+        removed = len(old) - same
         return f"its {same} layers are the same" + (
-            f", and {gone} above them gone" if gone else ", only its config is not"
+            f", and {removed} above them are gone" if removed else ", only its config differs"
         )
     kept = {0: "no layer is the same", 1: "layer 1 is the same"}.get(same, f"layers 1 to {same} are the same")
     others = f"layer {same + 1} is" if same + 1 == len(new) else f"layers {same + 1} to {len(new)} are"
@@ -56,24 +56,25 @@ def compared_layers(old: Sequence[str], new: Sequence[str]) -> str:
 
 
 class Between(NamedTuple):
-    """From one artifact to another: changed inputs; files and chunks by what has become of them; bytes to fetch."""
+    """The differences between two artifacts: inputs, counts of files and chunks, and bytes to fetch."""
 
     a: str
     b: str
     inputs: list[derivation.Change]
-    layers: str  # in words; "" where the source is the same
+    layers: str  # as text; "" if the source is unchanged
     files: dict[str, int]  # added, removed, changed
     chunks: dict[str, int]  # new, reused; holes are neither
     pull_bytes: int
-    whole_bytes: int  # without anything to reuse
+    whole_bytes: int  # if nothing can be reused
 
 
 def between(a: str, b: str, platform: Platform, options: RegistryOptions) -> Between:
-    """What leads from artifact `a` to `b`; each is a reference, or the name of an image in ./images.toml."""
+    """Compare artifacts `a` and `b`: references, or names of images in ./images.toml."""
     first, second = (open_artifact(*_reference(text, platform), options) for text in (a, b))
     with first as old, second as new:
         files = Counter(
-            change.kind for change in inspection.compared(inspection.Found.of(old), inspection.Found.of(new))
+            change.kind
+            for change in inspection.compared(inspection.InspectedDisk.of(old), inspection.InspectedDisk.of(new))
         )
         have = {chunk.sha256 for chunk in old.index.chunks if not chunk.zero}
         chunks = [chunk for chunk in new.index.chunks if not chunk.zero]
@@ -97,11 +98,11 @@ def _layers_of(side: PublishedArtifact) -> list[str]:
 
 
 def _other_bytes(old: PublishedArtifact | None, new: PublishedArtifact) -> int:
-    """Of manifest, config, chunk index, kernel and initramfs, as far as `old` has not the same."""
+    """Return the size of manifest, config, chunk index, kernel and initramfs that `old` does not have."""
     if old is not None and old.descriptor.digest == new.descriptor.digest:
         return 0
-    had = _small_blobs(old) if old is not None else {}
-    return new.descriptor.size + sum(size for digest, size in _small_blobs(new).items() if digest not in had)
+    old_blobs = _small_blobs(old) if old is not None else {}
+    return new.descriptor.size + sum(size for digest, size in _small_blobs(new).items() if digest not in old_blobs)
 
 
 def _small_blobs(side: PublishedArtifact) -> dict[Digest, int]:
@@ -110,21 +111,21 @@ def _small_blobs(side: PublishedArtifact) -> dict[Digest, int]:
     return {blob.digest: blob.size for blob in blobs if blob is not None}
 
 
-def words(found: Between) -> Iterator[str]:
-    """The same, for people."""
-    if found.a == found.b:
-        yield f"the same: {found.a}"
+def words(difference: Between) -> Iterator[str]:
+    """Yield the lines for people."""
+    if difference.a == difference.b:
+        yield f"the same: {difference.a}"
         return
-    yield from lines(found.inputs, found.layers)
-    if not found.inputs:
-        yield "no input of the disk differs: the source's name or rootdisk's version does"
-    yield "files: " + ", ".join(f"{count} {kind}" for kind, count in found.files.items())
-    yield f"chunks: {found.chunks['new']} new, {found.chunks['reused']} reused"
-    yield f"to pull: {found.pull_bytes / 1e6:.1f} MB of {found.whole_bytes / 1e6:.1f} MB"
+    yield from lines(difference.inputs, difference.layers)
+    if not difference.inputs:
+        yield "no input of the disk differs: the name of the source or the version of rootdisk does"
+    yield "files: " + ", ".join(f"{count} {kind}" for kind, count in difference.files.items())
+    yield f"chunks: {difference.chunks['new']} new, {difference.chunks['reused']} reused"
+    yield f"to pull: {difference.pull_bytes / 1e6:.1f} MB of {difference.whole_bytes / 1e6:.1f} MB"
 
 
 def _reference(text: str, platform: Platform) -> tuple[Reference, Platform]:
-    """`text`, or where the image of that name in ./images.toml is published first; and for which platform."""
+    """Parse a reference, or return the first place and the platform of the image `text` in ./images.toml."""
     from imagetool.config import images as config
 
     described = config.file_named()

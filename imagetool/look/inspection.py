@@ -1,11 +1,11 @@
-"""What is in a source image, an artifact or a disk, without mounting or unpacking anything.
+"""Look into source images, artifacts and disks, without mounting or unpacking anything.
 
-    opened("oci:cache/artifacts/demo:1", …) as found:  found.reader, and for an artifact found.config
-    listing(found, path), details(found, path), content(found, path)
+    opened("oci:cache/artifacts/demo:1", …) as disk:   disk.reader, and for an artifact disk.config
+    listing(disk, path), details(disk, path), content(reader, node)
     compared(a, b)                                     differences by file
 
-Values out are plain, for people and JSON alike; names are bytes decoded with what is no text escaped, so that no name
-in an image controls a terminal.
+Results are plain values for people and for JSON. Names are decoded, and everything unprintable in them is escaped, so that no
+name in an image can control a terminal.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from rootdisk.oci.repository import RegistryOptions
 from rootdisk.places import open_repository
 from rootdisk.text import printable
 
-_NAME_MAX = 1 << 20  # characters: more than ten for each byte of the longest path
+_NAME_MAX = 1 << 20  # characters: over ten for each byte of the longest path
 
 TYPES = {
     stat.S_IFREG: "file",
@@ -45,59 +45,59 @@ TYPES = {
     stat.S_IFSOCK: "socket",
 }
 ACCOUNTS_MAX_BYTES = 1 << 20
-HASHED_MAX_BYTES = 64 << 30  # a layer has no more; 16 TiB of a hole would take hours
+HASHED_MAX_BYTES = 64 << 30  # the limit of a layer; hashing a hole of 16 TiB would take hours
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """A disk that can be read, and the config of the artifact it is in, if any."""
+class InspectedDisk:
+    """A readable disk, and the config of its artifact, if it is in one."""
 
     reader: Reader
     config: ArtifactConfig | None = None
 
     @classmethod
-    def of(cls, artifact: PublishedArtifact) -> Found:
-        """The disk of an open artifact."""
+    def of(cls, artifact: PublishedArtifact) -> InspectedDisk:
+        """Return the disk of an open artifact."""
         return cls(Reader(artifact.disk()), artifact.config)
 
     def layer(self, node: Node) -> str:
-        """The diff ID of the layer that brought the inode; "" where that is not known."""
+        """Return the diff ID of the layer that an inode comes from, or "" if unknown."""
         layers = self.config.layers if self.config is not None else ()
         place = bisect_right([layer.first for layer in layers], node.number) - 1
         return layers[place].diff_id if place >= 0 else ""
 
 
 @contextlib.contextmanager
-def opened(what: str, platform: Platform, options: RegistryOptions) -> Iterator[Found]:
-    """The raw disk in file `what`, or the disk of the artifact it refers to, of which only what is read is fetched."""
+def opened(what: str, platform: Platform, options: RegistryOptions) -> Iterator[InspectedDisk]:
+    """Open the raw disk in file `what`, or the disk of the artifact it refers to. Only the parts read are fetched."""
     if Path(what).is_file():
         with Reader.open(Path(what)) as reader:
-            yield Found(reader)
+            yield InspectedDisk(reader)
         return
     with open_artifact(parse_reference(what), platform, options) as artifact:
-        yield Found.of(artifact)
+        yield InspectedDisk.of(artifact)
 
 
-def listing(found: Found, path: bytes, *, recursive: bool = False) -> Iterator[tuple[bytes, Node]]:
-    """A directory's names with their inodes in bytewise order, with all below for `recursive`; a file alone is itself."""
-    top = found.reader.lookup(path, follow=not recursive)
+def listing(disk: InspectedDisk, path: bytes, *, recursive: bool = False) -> Iterator[tuple[bytes, Node]]:
+    """Yield the names and inodes of a directory, sorted by bytes; with `recursive` everything below. A file yields itself."""
+    top = disk.reader.lookup(path, follow=not recursive)
     if recursive or top.type != stat.S_IFDIR:
-        yield from found.reader.walk(path)
+        yield from disk.reader.walk(path)
         return
-    for name, number, _ in sorted(found.reader.entries(top)):
-        yield name, found.reader.node(number)
+    for name, number, _ in sorted(disk.reader.entries(top)):
+        yield name, disk.reader.node(number)
 
 
-def row(found: Found, name: bytes, node: Node) -> str:
-    """One line, as `tar -tv` and `ls -l` have it; times are UTC."""
+def row(disk: InspectedDisk, name: bytes, node: Node) -> str:
+    """Format an entry like `tar -tv` and `ls -l`; times are UTC."""
     size = "{},{}".format(*node.device) if node.type in (stat.S_IFCHR, stat.S_IFBLK) else str(node.size)
-    target = f" -> {shown(found.reader.target(node))}" if node.type == stat.S_IFLNK else ""
+    target = f" -> {shown(disk.reader.target(node))}" if node.type == stat.S_IFLNK else ""
     return f"{stat.filemode(node.mode)} {node.links:>3} {node.uid}:{node.gid} {size:>9} {when(node)[:19]} {shown(name)}{target}"
 
 
-def details(found: Found, path: bytes) -> dict[str, Any]:
-    """Everything about the inode at `path`, whose last name is not followed."""
-    reader = found.reader
+def details(disk: InspectedDisk, path: bytes) -> dict[str, Any]:
+    """Return everything about the inode at `path`. A link in the last component is not followed."""
+    reader = disk.reader
     node = reader.lookup(path)
     users, groups = _names(reader, b"/etc/passwd"), _names(reader, b"/etc/group")
     value: dict[str, Any] = {
@@ -113,7 +113,7 @@ def details(found: Found, path: bytes) -> dict[str, Any]:
         "modified": when(node),
         "links": node.links,
         "inode": node.number,
-        "layer": found.layer(node),
+        "layer": disk.layer(node),
         "xattrs": {shown(name): shown(data) for name, data in sorted(reader.xattrs(node).items())},
     }
     if node.type == stat.S_IFLNK:
@@ -130,7 +130,7 @@ def details(found: Found, path: bytes) -> dict[str, Any]:
 
 
 def content(reader: Reader, node: Node) -> Iterator[bytes]:
-    """A file's bytes in pieces, holes as zeros."""
+    """Yield the bytes of a file in pieces, holes as zeros."""
     at = 0
     for offset, data in reader.data(node):
         yield from _zeros(offset - at)
@@ -147,22 +147,22 @@ def _zeros(count: int) -> Iterator[bytes]:
 
 
 def digest(reader: Reader, node: Node) -> str:
-    """The sha256 of a file's bytes; of one that is mostly a hole, past 64 GiB, that of its blocks with data and their places."""
-    found = hashlib.sha256()
+    """Return the sha256 of a file. Above 64 GiB, hash only blocks with data and their offsets."""
+    sha256 = hashlib.sha256()
     if node.size <= HASHED_MAX_BYTES:
         for data in content(reader, node):
-            found.update(data)
-        return found.hexdigest()
+            sha256.update(data)
+        return sha256.hexdigest()
     for offset, data in reader.data(node):
         for at in range(0, len(data), reader.block_size):
             block = data[at : at + reader.block_size]
             if block.count(0) != len(block):
-                found.update((offset + at).to_bytes(8, "little") + block)
-    return found.hexdigest()
+                sha256.update((offset + at).to_bytes(8, "little") + block)
+    return sha256.hexdigest()
 
 
 class _Digests:
-    """Digests of two disks' files: one with many names is read once."""
+    """Cache of digests of files on two disks: a file with many names is read once."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[int, int], tuple[str, str]] = {}
@@ -178,15 +178,15 @@ class _Digests:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One path: `kind` is added, removed or changed; `what` says how it was and is, by property."""
+    """A changed path: `kind` is added, removed or changed; `what` has old and new value by property."""
 
     path: str
     kind: str
     what: dict[str, tuple[str, str]]
 
 
-def compared(a: Found, b: Found) -> Iterator[Change]:
-    """Every path that is not the same on both disks, in bytewise order."""
+def compared(a: InspectedDisk, b: InspectedDisk) -> Iterator[Change]:
+    """Yield every path that differs between the disks, sorted by bytes."""
     digests = _Digests()
     left, right = a.reader.walk(), b.reader.walk()
     old, new = next(left, None), next(right, None)
@@ -236,7 +236,7 @@ def _attributes(reader: Reader, node: Node) -> str:
 
 
 def _names(reader: Reader, path: bytes) -> dict[int, str]:
-    """Numbers and names of passwd or group on the disk; nothing if it cannot be read."""
+    """Return names by number from passwd or group on the disk; {} if it cannot be read."""
     try:
         node = reader.lookup(path, follow=True)
         if node.type != stat.S_IFREG or node.size > ACCOUNTS_MAX_BYTES:
@@ -250,26 +250,26 @@ def _names(reader: Reader, path: bytes) -> dict[int, str]:
 
 
 def when(node: Node) -> str:
-    """The time of the last modification, ISO 8601 in UTC with nanoseconds."""
+    """Format the modification time: ISO 8601 in UTC with nanoseconds."""
     seconds, nanoseconds = divmod(node.mtime_ns, 1_000_000_000)
     return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S}.{nanoseconds:09}Z"
 
 
 def shown(name: bytes) -> str:
-    """A name as text, whole: what is not printable, and the backslash, as escapes."""
+    """Return a complete name as text, with backslash and unprintable bytes escaped."""
     return printable(name, limit=_NAME_MAX)
 
 
 def described(what: str, platform: Platform, options: RegistryOptions) -> dict[str, Any]:
-    """A raw disk, an artifact or a source image, as one JSON value whose `kind` says which."""
+    """Describe a raw disk, an artifact or a source image as a JSON value; `kind` says which it is."""
     if Path(what).is_file():
         with Reader.open(Path(what)) as reader:
             return _disk(reader)
     reference = parse_reference(what)
     if reference.kind in ("registry", "oci"):
-        found = _published(reference, platform, options)
-        if found is not None:
-            return found
+        artifact = _published(reference, platform, options)
+        if artifact is not None:
+            return artifact
     with open_source(what, platform, options) as source:
         config = source.config
         return {
@@ -293,7 +293,7 @@ def described(what: str, platform: Platform, options: RegistryOptions) -> dict[s
 
 
 def _published(reference: Reference, platform: Platform, options: RegistryOptions) -> dict[str, Any] | None:
-    """The artifact that `reference` names; None where it names something else."""
+    """Describe the artifact that `reference` names, or return None if it names something else."""
     try:
         with open_artifact(reference, platform, options) as artifact:
             digest, size = str(artifact.descriptor.digest), artifact.roles.disk_bytes
@@ -303,15 +303,15 @@ def _published(reference: Reference, platform: Platform, options: RegistryOption
 
 
 def _platforms(reference: Reference, options: RegistryOptions) -> list[str]:
-    """What an index offers; nothing where there is none."""
+    """Return the platforms of an index; [] if there is no index."""
     if reference.kind not in ("registry", "oci"):
         return []
     repository = open_repository(reference, options)
     try:
-        found = repository.resolve(reference.name)
-        if found.media_type not in INDEX_TYPES:
+        descriptor = repository.resolve(reference.name)
+        if descriptor.media_type not in INDEX_TYPES:
             return []
-        manifests = Index.parse(repository.manifest(found)).manifests
+        manifests = Index.parse(repository.manifest(descriptor)).manifests
         return sorted(str(item.platform) for item in manifests if item.platform is not None)
     finally:
         repository.close()

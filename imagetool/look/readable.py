@@ -1,4 +1,4 @@
-"""What `inspect` has found, for people: a line for each value, indented below what it belongs to."""
+"""Format the result of `inspect` for people: a line for each value, nested values indented."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _WIDTH = 14
 
 
 def readable(value: Mapping[str, object], indent: str = "") -> Iterator[str]:
-    """Lines of `name: value`; a table and a list of tables follow below their name."""
+    """Yield lines of `name: value`. Tables and lists of tables follow below their name."""
     for name, item in value.items():
         head = f"{indent}{printable(name, 80) + ':':{_WIDTH}}"
         if item in (None, "", {}, [], ()):
@@ -18,11 +18,11 @@ def readable(value: Mapping[str, object], indent: str = "") -> Iterator[str]:
         if isinstance(item, Mapping):
             yield head.rstrip()
             yield from readable(item, f"{indent}  ")
-        elif isinstance(item, (list, tuple)) and any(isinstance(one, Mapping) for one in item):
+        elif isinstance(item, (list, tuple)) and any(isinstance(row, Mapping) for row in item):
             yield f"{head} {len(item)}"
-            for one in item:
-                if isinstance(one, Mapping):
-                    yield f"{indent}  - {_short(one)}"
+            for row in item:
+                if isinstance(row, Mapping):
+                    yield f"{indent}  - {_short(row)}"
         elif isinstance(item, (list, tuple)):
             yield f"{head} {printable(' '.join(map(str, item)), 2000)}"
         else:
@@ -30,7 +30,7 @@ def readable(value: Mapping[str, object], indent: str = "") -> Iterator[str]:
 
 
 def _short(value: Mapping[str, object]) -> str:
-    """A small table on one line."""
+    """Format a small table on one line."""
     return ", ".join(
         f"{printable(key, 80)} {_scalar(str(key), item)}" for key, item in value.items() if item not in (None, "", {})
     )

@@ -94,7 +94,7 @@ def _source(published: PublishedArtifact) -> str:
 def _image(published: PublishedArtifact, inputs: Mapping[str, Any], options: RegistryOptions, work: Path) -> Image:
     """The description the artifact was built from, as its inputs have it."""
     config = published.config
-    found = inspection.Found.of(published)
+    found = inspection.InspectedDisk.of(published)
     place = work / "files"
     place.mkdir()
     try:
@@ -125,13 +125,13 @@ def _image(published: PublishedArtifact, inputs: Mapping[str, Any], options: Reg
         raise BadInput(f"recorded inputs: {type(err).__name__} at {err}", "a newer rootdisk may know them") from err
 
 
-def _certificate(found: inspection.Found, recorded: Mapping[str, str], name: str, place: Path) -> bytes | None:
+def _certificate(found: inspection.InspectedDisk, recorded: Mapping[str, str], name: str, place: Path) -> bytes | None:
     if name not in recorded:
         return None
     return _taken(found, f"/.rootdisk/tls/{name}.pem", recorded[name], place / name).read_bytes()
 
 
-def _own_file(found: inspection.Found, number: int, recorded: Mapping[str, Any], place: Path) -> OwnFile:
+def _own_file(found: inspection.InspectedDisk, number: int, recorded: Mapping[str, Any], place: Path) -> OwnFile:
     file = OwnFile(
         recorded["path"],
         int(recorded["mode"], 8),
@@ -145,7 +145,7 @@ def _own_file(found: inspection.Found, number: int, recorded: Mapping[str, Any],
     return file._replace(content=content, size=content.stat().st_size)
 
 
-def _taken(found: inspection.Found, path: str, digest: str, out: Path) -> Path:
+def _taken(found: inspection.InspectedDisk, path: str, digest: str, out: Path) -> Path:
     """The file at `path` on the artifact's disk, as the file `out`; RootdiskError where it has not `digest`."""
     reader = found.reader
     with out.open("wb") as file:
@@ -164,7 +164,7 @@ def _taken(found: inspection.Found, path: str, digest: str, out: Path) -> Path:
 def _boot_files(published: PublishedArtifact, inputs: Mapping[str, Any], work: Path) -> BootFiles:
     """Init, kernel and initramfs of the artifact, as files in `work`."""
     recorded = inputs["guest"]
-    _taken(inspection.Found.of(published), "/.rootdisk/init", recorded["init"], work / "init")
+    _taken(inspection.InspectedDisk.of(published), "/.rootdisk/init", recorded["init"], work / "init")
 
     def blob(descriptor: Descriptor | None, file: str) -> Path | None:
         if descriptor is None:

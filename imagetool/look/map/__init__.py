@@ -1,1 +1,1 @@
-"""Pictures of a disk: one HTML page with what lies where, how large files are, what a pull reuses, what a boot reads."""
+"""Pictures of a disk in an HTML page: blocks by layer, files by size, chunks reused by a pull, reads of a boot."""

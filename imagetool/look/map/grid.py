@@ -1,4 +1,4 @@
-"""A disk as a grid of equal cells, so that terabytes fit into one picture: holes longer than a cell are one cell."""
+"""Divide a disk into a grid of equal cells. A hole longer than a cell takes a single cell, so terabytes fit."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ CELL_MIN_BYTES = 4096
 
 
 class Run(NamedTuple):
-    """`length` bytes of the disk from `offset` on that are of one kind."""
+    """A range of `length` bytes from `offset` on that have the same kind."""
 
     offset: int
     length: int
@@ -18,11 +18,12 @@ class Run(NamedTuple):
 
     @property
     def end(self) -> int:
+        """The end offset, exclusive."""
         return self.offset + self.length
 
 
 class Cell(NamedTuple):
-    """Bytes `start` to `end` of the disk: data and short holes, or one long hole."""
+    """The bytes `start` to `end` of the disk: data and short holes, or a long hole."""
 
     start: int
     end: int
@@ -30,7 +31,7 @@ class Cell(NamedTuple):
 
 
 def grid(runs: Sequence[Run], disk_size: int, most: int) -> list[Cell]:
-    """At most `most` cells for the disk whose data are `runs`; all cells with data stand for as many bytes, a power of 2."""
+    """Return at most `most` cells for a disk with data in `runs`. All cells with data have the same size, a power of 2."""
     size = CELL_MIN_BYTES
     while True:
         cells = _cells(runs, disk_size, size, most)
@@ -40,9 +41,9 @@ def grid(runs: Sequence[Run], disk_size: int, most: int) -> list[Cell]:
 
 
 def _cells(runs: Sequence[Run], disk_size: int, size: int, most: int) -> list[Cell] | None:
-    """The cells of `size` bytes; None where there are more than `most`."""
+    """Return cells of `size` bytes, or None if there are more than `most`."""
     cells: list[Cell] = []
-    place = 0  # the number of the first cell that is not there yet
+    place = 0  # number of the next cell
     for run in sorted(runs):
         first, last = run.offset // size, (run.end - 1) // size
         if last < place:
@@ -60,31 +61,31 @@ def _cells(runs: Sequence[Run], disk_size: int, size: int, most: int) -> list[Ce
 
 
 def weights(cells: Sequence[Cell], runs: Iterable[Run]) -> list[dict[int, int]]:
-    """Of each cell how many bytes of each kind lie in it; runs may overlap."""
-    found: list[dict[int, int]] = [{} for _ in cells]
+    """Return for each cell the bytes of each kind in it. Runs may overlap."""
+    totals: list[dict[int, int]] = [{} for _ in cells]
     starts = [cell.start for cell in cells]
     for run in runs:
         at = max(0, bisect_right(starts, run.offset) - 1)
         while at < len(cells) and cells[at].start < run.end:
             length = min(run.end, cells[at].end) - max(run.offset, cells[at].start)
             if length > 0:
-                found[at][run.kind] = found[at].get(run.kind, 0) + length
+                totals[at][run.kind] = totals[at].get(run.kind, 0) + length
             at += 1
-    return found
+    return totals
 
 
 def without(runs: Iterable[Run], holes: Sequence[Run]) -> list[Run]:
-    """The parts of `runs` that are in none of `holes`, which ascend and do not overlap."""
+    """Return the parts of `runs` outside `holes`, which must be sorted and must not overlap."""
     starts = [hole.offset for hole in holes]
-    found = []
+    parts = []
     for run in runs:
         at, place = run.offset, max(0, bisect_right(starts, run.offset) - 1)
         while at < run.end:
             if place >= len(holes) or holes[place].offset >= run.end:
-                found.append(Run(at, run.end - at, run.kind))
+                parts.append(Run(at, run.end - at, run.kind))
                 break
             if holes[place].offset > at:
-                found.append(Run(at, holes[place].offset - at, run.kind))
+                parts.append(Run(at, holes[place].offset - at, run.kind))
             at = max(at, holes[place].end)
             place += 1
-    return found
+    return parts

@@ -1,6 +1,7 @@
-"""The page: HTML with inline SVG, complete in itself; the same disk gives the same bytes.
+"""Write the HTML page, with inline SVG and no other files. The same disk gives the same bytes.
 
-What it shows comes from hostile images: every name is escaped, and the page's own policy lets nothing else run or load.
+The content comes from untrusted images: every name is escaped, and the content security policy blocks all other code and
+resources.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from imagetool.look.map.grid import Cell, Run, grid, weights
 from imagetool.look.map.treemap import Box, Tile, tiles, tree
 from rootdisk.artifact.format import ChunkIndex
 
-COLUMNS, ROWS_MAX, CELL = 40, 25, 10  # of the grids; a cell in the picture's units
+COLUMNS, ROWS_MAX, CELL = 40, 25, 10  # of the grids; side of a cell in units of the picture
 LARGEST_COUNT = 20
-GLYPH = 0.61  # a monospaced letter's width by its size
+GLYPH = 0.61  # width of a monospaced letter, relative to its size
 PATTERNS = (
     '<svg width="0" height="0" style="position:absolute" aria-hidden="true"><defs>'
     + "".join(
@@ -41,14 +42,14 @@ HEAT = (("cold", "not read"), ("heat1", "up to a third read"), ("heat2", "up to 
 
 
 class Against(NamedTuple):
-    """The other version's name, and its chunks."""
+    """Name and chunks of the other version."""
 
     name: str
     chunks: ChunkIndex
 
 
 def page(name: str, disk: s.Disk, found: s.Survey, against: Against | None = None, reads: Sequence[Run] = ()) -> str:
-    """The page about `found`, which `name` has been called; `reads` are a boot's, in order."""
+    """Return the page about a surveyed disk with the title `name`. `reads` are those of a boot, in order."""
     cells = grid(found.runs, found.size, COLUMNS * ROWS_MAX)
     parts = [_head(name, disk, found), _blocks(found, cells), _files(found)]
     if against is not None and disk.index is not None:
@@ -80,14 +81,14 @@ def page(name: str, disk: s.Disk, found: s.Survey, against: Against | None = Non
 
 
 def _colours(found: s.Survey) -> Iterator[str]:
-    """Of each layer: hues far apart, and neighbours of another lightness; black text is readable on all."""
+    """Yield the CSS colour of each layer: distinct hues, alternating lightness, all readable with black text."""
     for kind in range(s.FIRST_LAYER, len(found.kinds)):
         place = kind - s.FIRST_LAYER
         yield f".kind{kind} {{ fill: oklch({(0.74, 0.62)[place % 2]} 0.12 {(245 + place * 137.5) % 360:g}); }}\n"
 
 
 def amount(count: int) -> str:
-    """Bytes for people."""
+    """Format a number of bytes for people."""
     if count < 1024:
         return f"{count} B"
     power = min((int(count / 0.9995).bit_length() - 1) // 10, 4)
@@ -108,7 +109,7 @@ def _head(name: str, disk: s.Disk, found: s.Survey) -> str:
 
 
 class Look(NamedTuple):
-    """How a kind is shown: CSS class, name, an amount in words, a few letters for a cell."""
+    """The appearance of a kind: CSS class, name, amount as text, a few letters for a cell."""
 
     style: str
     name: str
@@ -140,15 +141,13 @@ def _blocks(found: s.Survey, cells: Sequence[Cell]) -> str:
         looks[_foremost(weight)] if not cell.hole else HOLE
         for cell, weight in zip(cells, weights(cells, found.runs), strict=True)
     ]
-    words = (
-        f"The disk from its first to its last byte; a square is {_cell_size(cells)}, a hole is one square however long."
-    )
+    words = f"The disk from its first to its last byte. A square is {_cell_size(cells)}. A hole of any length is one square."
     return _section("Blocks by layer", words, _grid("blocks", "Blocks by layer", cells, shown, looks.values()),
                     [*looks.values(), hole])  # fmt: skip
 
 
 def _foremost(weight: dict[int, int]) -> int:
-    """What a cell is shown as: most of it, but a slot or the journal, of which there is one, always."""
+    """Return the kind to show for a cell: the largest part, but slot or journal if it contains any of them."""
     for kind in (s.SLOT, s.JOURNAL):
         if kind in weight:
             return kind
@@ -172,9 +171,9 @@ def _chunks(index: ChunkIndex, against: Against, cells: Sequence[Cell]) -> str:
     shown = []
     for cell, weight in zip(cells, weights(cells, runs), strict=True):
         full = {state: size for state, size in weight.items() if state != s.ZERO}
-        # One changed chunk among many is what one looks for.
+        # A single changed chunk among many must be visible.
         shown.append(looks[s.NEW if s.NEW in full else s.REUSED] if full and not cell.hole else looks[s.ZERO])
-    words = f"Who has {against.name} fetches only what is new; amounts are compressed."
+    words = f"A host that has {against.name} fetches only new chunks. Amounts are compressed."
     return _section("Chunks", words, _grid("chunks", "Chunks by reuse", cells, shown, looks.values()), looks.values())
 
 
@@ -214,7 +213,7 @@ def _section(head: str, words: str, picture: str, legend: Iterable[Look], more: 
 
 
 def _grid(name: str, title: str, cells: Sequence[Cell], shown: Sequence[Look], looks: Iterable[Look]) -> str:
-    """Cells from left to right and top to bottom; neighbours of one look are one rectangle."""
+    """Draw cells from left to right and top to bottom. Equal neighbours are merged."""
     shapes, marks = [], []
     marked: set[str] = set()
     at = 0
@@ -253,7 +252,7 @@ def _files(found: s.Survey) -> str:
         f"<details><summary>The {len(largest)} largest files</summary><table><thead><tr><th>path</th><th>layer</th>"
         f'<th class="number">size</th></tr></thead><tbody>{rows}</tbody></table></details>'
     )
-    words = "Areas are bytes on the disk, directories are nested, colours are layers as above."
+    words = "Areas are bytes on the disk. Directories are nested. Colours are the layers above."
     return _section("Files", words, pictures, (), table)
 
 
@@ -285,7 +284,7 @@ def _treemap(
 
 
 def _label(tile: Tile, size: int) -> str:
-    """The name in the tile, cut to its width; nothing where there is no room for it."""
+    """Draw the name in a tile, cut to its width; "" if there is no space."""
     box = tile.box
     text = fitted(tile.label, int((box.width - 8) / (size * GLYPH)))
     if not text or box.height < size + 4:
@@ -298,7 +297,7 @@ def _label(tile: Tile, size: int) -> str:
 
 
 def fitted(name: str, columns: int) -> str:
-    """`name`, or what of it goes into `columns` monospaced letters with an ellipsis; "" where that says too little."""
+    """Shorten `name` to `columns` monospaced letters, with an ellipsis; "" if too little would be left."""
     widths = [2 if east_asian_width(letter) in "WF" else 1 for letter in name]
     if sum(widths) <= columns:
         return name

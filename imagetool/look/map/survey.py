@@ -1,9 +1,9 @@
-"""What lies where on a disk: runs of bytes by kind, files with their room, chunks by what a pull does with them.
+"""Survey a disk: byte ranges by kind, files with the space they take, chunks by what a pull does with them.
 
     with opened("oci:cache/artifacts/demo:1", …) as disk:
         survey(disk)
 
-Of an artifact in a registry the chunk index and the file system's metadata are fetched, file data is not.
+From an artifact in a registry, only chunk index and file system metadata are fetched.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from imagetool.ext4.reader import Node, Reader
-from imagetool.look.inspection import Found, shown
+from imagetool.look.inspection import InspectedDisk, shown
 from imagetool.look.map.grid import Run, without
 from rootdisk.artifact.format import ChunkIndex
 from rootdisk.artifact.published import open_artifact
@@ -37,14 +37,14 @@ _READ = re.compile(r"\s*(\d{1,19})[\s,]+(\d{1,19})\s*(?:#.*)?")
 
 
 class Kind(NamedTuple):
-    """What bytes are for; `detail` is a layer's diff ID."""
+    """The use of bytes on a disk; `detail` is the diff ID of a layer."""
 
     name: str
     detail: str = ""
 
 
 class Sized(NamedTuple):
-    """A file: its first name, its size and the bytes that its data takes on the disk, and its layer's kind."""
+    """A file: first name, size, bytes that its data takes on the disk, and the kind of its layer."""
 
     path: str
     size: int
@@ -54,9 +54,9 @@ class Sized(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Disk:
-    """A disk to look at; `holes` are its runs of zeros that take no room."""
+    """A disk to survey; `holes` are its ranges of zeros that take no space."""
 
-    found: Found
+    contents: InspectedDisk
     holes: tuple[Run, ...]
     index: ChunkIndex | None = None
     digest: str = ""
@@ -64,7 +64,7 @@ class Disk:
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """`runs` ascend and are everything that is no hole; journal and slots are in them whole, zeros or not."""
+    """The result: `runs` are sorted and cover everything except holes. Journal and slots are included completely."""
 
     size: int
     kinds: tuple[Kind, ...]
@@ -74,14 +74,14 @@ class Survey:
 
 @contextlib.contextmanager
 def opened(what: str, platform: Platform, options: RegistryOptions) -> Iterator[Disk]:
-    """The raw disk in file `what`, or the disk of the artifact it refers to."""
+    """Open the raw disk in file `what`, or the disk of the artifact it refers to."""
     if Path(what).is_file():
         with Reader.open(Path(what)) as reader:
-            yield Disk(Found(reader), tuple(_holes_of_file(Path(what))))
+            yield Disk(InspectedDisk(reader), tuple(_holes_of_file(Path(what))))
         return
     with open_artifact(parse_reference(what), platform, options) as artifact:
         holes = tuple(Run(c.offset, c.length, ZERO) for c in artifact.index.chunks if c.zero)
-        yield Disk(Found.of(artifact), holes, artifact.index, str(artifact.descriptor.digest))
+        yield Disk(InspectedDisk.of(artifact), holes, artifact.index, str(artifact.descriptor.digest))
 
 
 def _holes_of_file(path: Path) -> Iterator[Run]:
@@ -99,8 +99,12 @@ def _holes_of_file(path: Path) -> Iterator[Run]:
 
 
 def survey(disk: Disk) -> Survey:
-    """Walks the whole tree. BadInput where the disk is damaged."""
-    reader, config = disk.found.reader, disk.found.config
+    """Walk the complete tree of the disk.
+
+    Raises:
+        BadInput: The disk is damaged.
+    """
+    reader, config = disk.contents.reader, disk.contents.config
     layers = config.layers if config is not None else ()
     kinds = [Kind("file-system metadata"), Kind("journal"), Kind("slot"), Kind("unused")]
     kinds += [Kind(_layer_name(n, layer.diff_id, len(layers)), layer.diff_id) for n, layer in enumerate(layers, 1)]
@@ -113,7 +117,7 @@ def survey(disk: Disk) -> Survey:
         if node.number in seen or not node.flags & EXT4_EXTENTS_FL:
             continue
         seen.add(node.number)
-        kind = by_layer.get(disk.found.layer(node), FIRST_LAYER)
+        kind = by_layer.get(disk.contents.layer(node), FIRST_LAYER)
         runs = _runs(reader, node, kind)
         if node.type != stat.S_IFREG:
             metadata += [run._replace(kind=METADATA) for run in runs]
@@ -124,7 +128,7 @@ def survey(disk: Disk) -> Survey:
             files.append(Sized(shown(path), node.size, sum(run.length for run in runs), kind))
     known = sorted([*whole, *without([*data, *metadata], disk.holes)])
     rest = without(without([Run(0, reader.blocks * reader.block_size, METADATA)], disk.holes), known)
-    everything = [*known, *(part for run in rest for part in _told(reader, run))]
+    everything = [*known, *(part for run in rest for part in _split(reader, run))]
     return Survey(reader.blocks * reader.block_size, tuple(kinds), tuple(sorted(everything)), tuple(files))
 
 
@@ -140,8 +144,8 @@ def _runs(reader: Reader, node: Node, kind: int) -> list[Run]:
     return [Run(e.physical * size, e.count * size, kind) for e in extents if e.written]
 
 
-def _told(reader: Reader, run: Run) -> Iterator[Run]:
-    """`run`, of no file, as metadata and unused parts, by the block bitmaps."""
+def _split(reader: Reader, run: Run) -> Iterator[Run]:
+    """Split a range outside of files into metadata and unused parts, from the block bitmaps."""
     size, per_group = reader.block_size, reader.blocks_per_group
     block, end = run.offset // size, run.end // size
     first = reader.first_data_block
@@ -149,18 +153,18 @@ def _told(reader: Reader, run: Run) -> Iterator[Run]:
     while block < end:
         group, bit = divmod(block - first, per_group)
         bitmap = reader.block_bitmap(group) if block >= first else None
-        here = METADATA if bitmap is None or bitmap[bit >> 3] >> (bit & 7) & 1 else UNUSED
-        if kind is not None and here != kind:
+        block_kind = METADATA if bitmap is None or bitmap[bit >> 3] >> (bit & 7) & 1 else UNUSED
+        if kind is not None and block_kind != kind:
             yield Run(start * size, (block - start) * size, kind)
             start = block
-        kind = here
+        kind = block_kind
         block += 1
     if kind is not None:
         yield Run(start * size, (end - start) * size, kind)
 
 
 def chunk_runs(index: ChunkIndex, against: ChunkIndex | None) -> list[Run]:
-    """Each chunk as new, reused from `against`, or zero."""
+    """Return a run for each chunk: new, reused from `against`, or zero."""
     have = {chunk.sha256 for chunk in against.chunks if not chunk.zero} if against is not None else set()
     return [
         Run(c.offset, c.length, ZERO if c.zero else REUSED if c.sha256 in have else NEW) for c in index.chunks
@@ -168,10 +172,14 @@ def chunk_runs(index: ChunkIndex, against: ChunkIndex | None) -> list[Run]:
 
 
 def read_trace(path: Path, disk_size: int) -> list[Run]:
-    """What a boot read, in order: a line `offset,length` in bytes for each read, `#` begins a remark."""
+    """Read the trace of a boot: a line `offset,length` in bytes for each read, in order. `#` begins a comment.
+
+    Raises:
+        BadInput: The file cannot be read or is not a trace of this disk.
+    """
     try:
         if path.stat().st_size > TRACE_MAX_BYTES:
-            raise BadInput(f"{path}: more than {TRACE_MAX_BYTES >> 20} MiB", "a trace of one boot is far smaller")
+            raise BadInput(f"{path}: more than {TRACE_MAX_BYTES >> 20} MiB", "the trace of a boot is far smaller")
         lines = path.read_text("utf-8", "replace").splitlines()
     except OSError as err:
         raise BadInput(f"cannot read {path}: {err.strerror}") from err
@@ -179,19 +187,19 @@ def read_trace(path: Path, disk_size: int) -> list[Run]:
     for number, line in enumerate(lines, 1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
-        found = _READ.fullmatch(line)
-        if found is None:
-            raise BadInput(f"{path}, line {number}: {line!r:.80} is no read", "write offset,length in bytes")
-        run = Run(int(found[1]), int(found[2]), 0)
+        match = _READ.fullmatch(line)
+        if match is None:
+            raise BadInput(f"{path}, line {number}: {line!r:.80} is not a read", "write offset,length in bytes")
+        run = Run(int(match[1]), int(match[2]), 0)
         if run.end > disk_size:
-            raise BadInput(f"{path}, line {number}: a read past the disk's end", "take the trace of this disk")
+            raise BadInput(f"{path}, line {number}: a read past the end of the disk", "use a trace of this disk")
         if run.length:
             runs.append(run)
     return runs
 
 
 def boot_reads(disk: Disk) -> list[Run]:
-    """The chunks that the artifact's config says a boot reads, in order; none where it does not say."""
+    """Return the chunks that a boot reads, in order, from the config of the artifact; [] if it has none."""
     chunks = disk.index.chunks if disk.index is not None else ()
-    numbers = disk.found.config.boot_chunks if disk.found.config is not None else ()
+    numbers = disk.contents.config.boot_chunks if disk.contents.config is not None else ()
     return [Run(chunks[n].offset, chunks[n].length, 0) for n in numbers if 0 <= n < len(chunks)]

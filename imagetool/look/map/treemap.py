@@ -1,4 +1,4 @@
-"""Sizes as nested rectangles: squarified treemaps, Bruls, Huizing and van Wijk 2000. Values in, values out."""
+"""Squarified treemaps: sizes as nested rectangles; Bruls, Huizing and van Wijk 2000. Pure."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 
 class Box(NamedTuple):
-    """A rectangle from (x, y), in the picture's units."""
+    """A rectangle at (x, y), in units of the picture."""
 
     x: float
     y: float
@@ -17,17 +17,18 @@ class Box(NamedTuple):
 
     @property
     def area(self) -> float:
+        """The area."""
         return self.width * self.height
 
     def inset(self, head: float, rim: float) -> Box:
-        """The room inside a border of `rim` with `head` more at the top."""
+        """Return the rectangle inside a border of width `rim`, with `head` more at the top."""
         width, height = max(0.0, self.width - 2 * rim), max(0.0, self.height - 2 * rim - head)
         return Box(self.x + rim, self.y + rim + head, width, height)
 
 
 @dataclass(slots=True)
 class Directory:
-    """A directory while sizes are added up: bytes of all below by kind, and what is directly in it."""
+    """A directory with the sizes of everything below it, by kind, and its entries."""
 
     name: str
     sizes: dict[int, int] = field(default_factory=dict)  # by kind
@@ -37,16 +38,17 @@ class Directory:
 
     @property
     def size(self) -> int:
+        """The bytes of everything below."""
         return sum(self.sizes.values())
 
     @property
     def kind(self) -> int:
-        """The kind that most of it is."""
+        """The kind with the most bytes."""
         return max(self.sizes, key=lambda kind: (self.sizes[kind], -kind))
 
 
 class Tile(NamedTuple):
-    """A rectangle of the picture: a file, a directory with tiles in it (`open`), or several things too small to tell."""
+    """A rectangle of the picture: a file, a directory with tiles in it (`open`), or several entries that are too small."""
 
     box: Box
     path: str
@@ -55,11 +57,11 @@ class Tile(NamedTuple):
     kind: int
     depth: int
     what: str  # file, directory, open, rest
-    label: str  # the path from the directory around it
+    label: str  # path from the enclosing directory
 
 
 def tree(files: Iterable[tuple[str, int, int]]) -> Directory:
-    """Of (path, bytes, kind) the directories with their sums."""
+    """Build the directory tree of (path, bytes, kind), with sums."""
     top = Directory("")
     for path, size, kind in files:
         place = top
@@ -73,7 +75,7 @@ def tree(files: Iterable[tuple[str, int, int]]) -> Directory:
 
 
 def tiles(top: Directory, box: Box, *, most: int, head: float, rim: float) -> Iterator[Tile]:
-    """The picture of `top` in `box`: about `most` tiles, outer ones first. `head` is the room for a directory's name."""
+    """Yield about `most` tiles for `top` in `box`, outer ones first. `head` is the height of a directory name."""
     if top.size and box.area:
         yield from _tiles(top, "", box, box.area / most, head, rim, 0)
 
@@ -82,7 +84,7 @@ def _tiles(
     place: Directory, path: str, box: Box, smallest: float, head: float, rim: float, depth: int
 ) -> Iterator[Tile]:
     label = place.name
-    while depth and len(place.below) == 1:  # a directory of one thing is part of its name
+    while depth and len(place.below) == 1:  # join the names of a directory and its only entry
         (place,) = place.below.values()
         label += f"/{place.name}"
     name = f"{path}/{label}" if depth else ""
@@ -114,8 +116,8 @@ def _tiles(
 
 
 def squarified(sizes: Sequence[int], box: Box) -> list[Box]:
-    """Rectangles that fill `box`, in the order of `sizes`, which descend; as near to squares as rows allow."""
-    found: list[Box] = []
+    """Fill `box` with rectangles in the order of `sizes`, which must descend. They are as square as rows allow."""
+    boxes: list[Box] = []
     left = float(sum(sizes))
     at = 0
     while at < len(sizes) and left:
@@ -132,9 +134,9 @@ def squarified(sizes: Sequence[int], box: Box) -> list[Box]:
         for size in sizes[at : at + row]:
             length = short * size / sums
             if box.width >= box.height:
-                found.append(Box(box.x, box.y + along, thick, length))
+                boxes.append(Box(box.x, box.y + along, thick, length))
             else:
-                found.append(Box(box.x + along, box.y, length, thick))
+                boxes.append(Box(box.x + along, box.y, length, thick))
             along += length
         if box.width >= box.height:
             box = Box(box.x + thick, box.y, max(0.0, box.width - thick), box.height)
@@ -142,11 +144,11 @@ def squarified(sizes: Sequence[int], box: Box) -> list[Box]:
             box = Box(box.x, box.y + thick, box.width, max(0.0, box.height - thick))
         left -= sums
         at += row
-    return found + [Box(box.x, box.y, 0.0, 0.0)] * (len(sizes) - len(found))
+    return boxes + [Box(box.x, box.y, 0.0, 0.0)] * (len(sizes) - len(boxes))
 
 
 def _worst(row: Sequence[int], scale: float, short: float) -> float:
-    """The largest ratio of sides in a row along the side `short`; areas are sizes by `scale`."""
+    """Return the largest ratio of sides in a row along the side `short`. Areas are sizes times `scale`."""
     area = sum(row) * scale
     if not area or not short:
         return float("inf")

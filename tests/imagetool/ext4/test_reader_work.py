@@ -91,7 +91,7 @@ def test_a_file_of_many_names_is_read_once(tmp_path: Path, monkeypatch: pytest.M
     digest = inspection.digest
     monkeypatch.setattr(inspection, "digest", lambda reader, node: hashed.append(node.number) or digest(reader, node))  # type: ignore[func-returns-value]
     with Reader.open(disk_a) as a, Reader.open(disk_b) as b:
-        changes = list(inspection.compared(inspection.Found(a), inspection.Found(b)))
+        changes = list(inspection.compared(inspection.InspectedDisk(a), inspection.InspectedDisk(b)))
     assert len([change for change in changes if "sha256" in change.what]) == 50
     assert len(hashed) == 2
 
@@ -104,13 +104,13 @@ def test_sixteen_tebibytes_of_a_hole_are_hashed_at_once(tmp_path: Path) -> None:
         return disks.write(tmp_path / name, tree, [Ones()])
 
     with Reader.open(disk("a", 0)) as a, Reader.open(disk("b", 8192)) as b:
-        assert "sha256" not in inspection.details(inspection.Found(a), b"/f")
-        assert len(inspection.details(inspection.Found(a), b"/f")["sha256_of_data"]) == 64
-        (change,) = inspection.compared(inspection.Found(a), inspection.Found(b))
+        assert "sha256" not in inspection.details(inspection.InspectedDisk(a), b"/f")
+        assert len(inspection.details(inspection.InspectedDisk(a), b"/f")["sha256_of_data"]) == 64
+        (change,) = inspection.compared(inspection.InspectedDisk(a), inspection.InspectedDisk(b))
         assert change.what.keys() == {"sha256_of_data"}
 
 
 def test_numbers_of_accounts_that_are_none(tmp_path: Path) -> None:
     layer = file(b"etc/passwd", b"a:x:" + b"9" * 5000 + b":\nb:x:0:0\n") + file(b"f")
     with Reader.open(disks.disk_of(tmp_path / "disk", layer)) as disk:
-        assert inspection.details(inspection.Found(disk), b"/f")["user"] == "b"
+        assert inspection.details(inspection.InspectedDisk(disk), b"/f")["user"] == "b"

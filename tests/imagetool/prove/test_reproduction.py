@@ -79,7 +79,7 @@ def test_what_is_planted_is_found(copied: Path) -> None:
             "imagetool/packing/pack.py",
             "local.compressor = compressor()",
             "local.compressor = __import__('zstandard').ZstdCompressor(level=workers)",
-            "equal, but compressed otherwise",
+            "equal, but compressed differently",
             "number of threads",
         ),
         (

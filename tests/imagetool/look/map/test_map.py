@@ -74,8 +74,8 @@ def test_layers_of_an_artifact(demo: str) -> None:
     with s.opened(demo, Platform.host(), RegistryOptions()) as disk:
         found = s.survey(disk)
         for entry in found.files[:50]:
-            node = disk.found.reader.lookup(entry.path.encode())
-            assert found.kinds[entry.kind].detail == disk.found.layer(node)
+            node = disk.contents.reader.lookup(entry.path.encode())
+            assert found.kinds[entry.kind].detail == disk.contents.layer(node)
     assert {run.kind for run in found.runs} >= {s.METADATA, s.JOURNAL, s.SLOT, s.FIRST_LAYER, s.FIRST_LAYER + 1}
     assert sum(run.length for run in found.runs if run.kind == s.SLOT) == 256 << 10
 
