@@ -19,6 +19,7 @@ from imagetool.guest.programs import InitReceipt
 from rootdisk.errors import RootdiskError
 from rootdisk.oci.documents import Digest, Platform
 from tests.support.commands import ROOT
+from tests.support.copies import copy_sources
 
 AMD64 = Platform("linux", "amd64")
 # All that is called from PATH: no compiler is among it.
@@ -61,12 +62,6 @@ def test_a_damaged_one_is_found_out(built: Path) -> None:
         prebuilt.read_init(AMD64)
 
 
-def copy_of(project: Path, place: Path) -> Path:
-    """A project's files without what is made of them."""
-    made = (".git", ".venv", "cache", "build", "dist", "built", "__pycache__", "*.egg-info", ".hypothesis", ".*_cache")
-    return Path(shutil.copytree(project, place, ignore=shutil.ignore_patterns(*made)))
-
-
 def run(argv: list[str], cwd: Path, env: dict[str, str] | None = None) -> str:
     done = subprocess.run(argv, cwd=cwd, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
@@ -76,7 +71,7 @@ def run(argv: list[str], cwd: Path, env: dict[str, str] | None = None) -> str:
 @pytest.fixture(scope="session")
 def distributions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("distributions")
-    run([sys.executable, "-m", "build", "--outdir", str(place / "dist"), "."], copy_of(ROOT, place / "project"))
+    run([sys.executable, "-m", "build", "--outdir", str(place / "dist"), "."], copy_sources(place / "project"))
     return place / "dist"
 
 

@@ -7,7 +7,7 @@ init, kernel and initramfs. What leads away from it: imagetool/build/publish.py.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -124,18 +124,24 @@ def publish_artifact(
     cache: Path,
     targets: tuple[Reference, ...],
     tag: str,
+    gate: Callable[[MadeArtifact], None] = lambda made: None,
     *,
     force: bool = False,
     report: Report = silent,
     threads: int | None = None,
 ) -> MadeArtifact:
-    """Make the artifact as `make_artifact`, and publish it in every target. A kept file that is damaged is made again."""
+    """Make the artifact as `make_artifact`, and publish it in every target. A kept file that is damaged is made again.
+
+    `gate` is given the artifact before it is published, and may raise.
+    """
     made = make_artifact(image, source, boot, cache, targets, report=report, threads=threads)
     try:
+        gate(made)
         _publish(made, image, targets, tag, force, report)
     except Damaged:
         disk_cache.remove_damaged(cache)
         made = make_artifact(image, source, boot, cache, targets, report=report, threads=threads)
+        gate(made)
         _publish(made, image, targets, tag, force, report)
     return made
 

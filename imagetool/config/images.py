@@ -90,6 +90,8 @@ class Image:
     labels: Mapping[str, str] = field(default_factory=dict)
     files: tuple[OwnFile, ...] = ()  # put over the image's, by path
     remove: tuple[str, ...] = ()  # absolute paths
+    check: bool = False  # before it is published
+    probe: tuple[str, ...] = ()  # the command that a check runs in a sandbox; its status counts
     group: str = ""  # the name in images.toml where this is one of several platforms: an index of all has the version
 
 
@@ -186,12 +188,15 @@ def _image(image: Where, defaults: Where | None) -> Image:
     if reference is None:
         raise image.error("has no source", 'write source = "registry/repository:tag" or "oci:DIR:TAG"')
     allowed = {name: values.reason(where) for name, where in table("allow_secret").items()}
+    kernel = get("kernel", values.kernel, "debian")
     tls = {key: values.certificates(where) for key, where in table("tls").items()}
     process = _process(table("process"), allowed)
     if reference.kind == "tar" and not (process.entrypoint or process.cmd):
         raise image.error(
             "has a tar: source, which says not what to run", f"write [image.{name}.process] with cmd = […]"
         )
+    if kernel == "none" and "probe" in image.table():
+        raise (image / "probe").error('cannot run, as kernel = "none"', "leave it out, or give the image a kernel")
     own_layout = Reference("oci", path=(image.file.parent / "cache" / "artifacts" / name).absolute())
     of_files: tuple[str, ...] = get("env_files", lambda where: values.variables(where, allowed), ())
     variables = (*of_files, *(values.variable(where, allowed) for where in table("env").values()))
@@ -216,7 +221,7 @@ def _image(image: Where, defaults: Where | None) -> Image:
         get("ca_file", Where.path, None),
         get("size", values.disk_size, 8 << 30),
         get("max_blob", values.blob_size, None),
-        get("kernel", values.kernel, "debian"),
+        kernel,
         get("memory", values.memory, 512 * MIB),
         get("cpus", values.cpus, 1),
         variables,
@@ -227,6 +232,8 @@ def _image(image: Where, defaults: Where | None) -> Image:
         labels,
         files,
         tuple(sorted({values.path_in_image(where) for where in items("remove")})),
+        get("check", Where.boolean, False),
+        get("probe", values.command, ()),
     )
 
 

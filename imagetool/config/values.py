@@ -344,6 +344,14 @@ def strings(where: Where) -> tuple[str, ...]:
     return items
 
 
+def command(where: Where) -> tuple[str, ...]:
+    """Read a program and its arguments."""
+    words = strings(where)
+    if not words or not words[0]:
+        raise where.error("names no program", 'write it as ["/usr/bin/app", "--version"]')
+    return words
+
+
 def absolute(where: Where) -> str:
     text = where.string()
     if not text.startswith("/"):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
+import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, ParamSpec
+from typing import TYPE_CHECKING, Any, ParamSpec
 
 from doit.exceptions import TaskFailed
 
@@ -26,6 +27,9 @@ from rootdisk.artifact.format import key_tag
 from rootdisk.errors import RootdiskError
 from rootdisk.oci.documents import Platform
 from rootdisk.text import one_line
+
+if TYPE_CHECKING:
+    from imagetool.build.artifact import MadeArtifact
 
 P = ParamSpec("P")
 
@@ -141,9 +145,17 @@ def publish(places: Places, image: Image, force: bool = False) -> None:
     started = time.monotonic()
     source = load(places.receipt(image, "source"), SourceReceipt)
     boot = boot_files(places, image)
+
+    def gate(made: MadeArtifact) -> None:
+        if image.check:
+            from imagetool.tasks.check import check_before
+
+            words = check_before(image, made, _check_place(places, image))
+            print(one_line(f"{image.name}: before it is published: {words}"), flush=True)
+
     with reported() as report:
         made = publish_artifact(
-            image, source.digest, boot, places.cache, image.publish, image.version, force=force, report=report
+            image, source.digest, boot, places.cache, image.publish, image.version, gate, force=force, report=report
         )
     name = f"@{made.digest}" if image.group else f":{image.version}"
     targets = tuple(f"{target.place}{name}" for target in image.publish)
@@ -169,11 +181,12 @@ def index(places: Places, images: Sequence[Image], force: bool = False) -> None:
 
 @step
 def check(places: Places, image: Image) -> None:
-    """Check the published disk, fetched as a host does: e2fsck, which must find nothing, our own reader, and a boot."""
-    from imagetool.tasks.check import check_published
+    """Check what was published, in every target: e2fsck, our own reader, what the image runs, and a boot or its probe."""
+    from imagetool.tasks.check import check_artifact
 
-    files = check_published(image)
-    print(f"{image.name}: e2fsck, our reader ({files} files) and a boot found nothing wrong", flush=True)
+    published = load(places.receipt(image, "published"), PublishedReceipt)
+    words = check_artifact(image, image.publish, published.digest, _check_place(places, image))
+    print(one_line(f"{image.name}: {words}"), flush=True)
 
 
 @step
@@ -243,6 +256,10 @@ def boot_files(places: Places, image: Image) -> BootFiles:
     """
     receipt = load(places.receipt(image, "kernel"), KernelReceipt)
     return BootFiles.of(places.init(image.platform) / "init", places.of(image), receipt)
+
+
+def _check_place(places: Places, image: Image) -> Path:
+    return places.of(image) / f".check-{os.getpid()}"
 
 
 def _say(name: str, what: str, started: float) -> None:

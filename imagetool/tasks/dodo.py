@@ -212,7 +212,7 @@ def task_build() -> Iterator[Task]:
 
 
 def task_check() -> Iterator[Task]:
-    """Check the disk (e2fsck, our own reader) and boot it."""
+    """Check what was published: fetch it, e2fsck, our own reader, what it runs, and a boot or its probe."""
     for image in IMAGES:
         yield {
             "name": image.name,
@@ -222,7 +222,7 @@ def task_check() -> Iterator[Task]:
                 _receipt(image, "published"),
                 *([str(PLACES.index(image))] if image.group else []),
             ],
-            "uptodate": [True],
+            "uptodate": [False],
         }
 
 

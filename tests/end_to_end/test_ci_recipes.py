@@ -1,7 +1,8 @@
 """The recipes of docs/ci: valid by the schemas that GitHub and GitLab publish, and their commands do what they say.
 
-They run one after the other in one clean clone, as a user who may do nothing special: no new privileges, an empty home, no
-/dev/kvm, a registry with a password. Only the installation of system packages is left out, as the tests change no system.
+They run one after the other in one repository that has nothing but images.toml and dodo.py, as a user who may do nothing
+special: no new privileges, an empty home, no /dev/kvm, no compiler, a package index with our wheel, a registry with a password.
+Only the installation of system packages is left out, as the tests change no system.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
+from rootdisk import __version__
 from tests.support.commands import ROOT, run
-from tests.support.copies import copy_project
+from tests.support.copies import copy_project, copy_sources
 from tests.support.registry import RunningRegistry, needs_registry, run_registry
 
 RECIPES = ROOT / "docs/ci"
@@ -48,10 +50,11 @@ def test_they_are_valid(name: str, schema: str, tmp_path: Path) -> None:
 
 @dataclass(frozen=True)
 class Clean:
-    """A clean clone, whose commands run as a user without rights."""
+    """A repository of one's own, whose commands run as a user without rights."""
 
     place: Path
     registry: RunningRegistry
+    index: Path
 
     def run(self, script: str, **env: str) -> subprocess.CompletedProcess[str]:
         """`script` as a CI runner runs it: bash, stopping at the first error."""
@@ -63,6 +66,9 @@ class Clean:
             "HOME": str(home),
             "LANG": "C.UTF-8",
             "TMPDIR": str(home),
+            "PIP_EXTRA_INDEX_URL": f"file://{self.index}",
+            "ROOTDISK_VERSION": __version__,
+            "CC": "/bin/false",  # the wheel has the guest's init
             "IMAGE": "web",
             "REGISTRY": self.registry.name,
             "REGISTRY_USER": PASSWORD[0],
@@ -76,24 +82,37 @@ class Clean:
         )
 
 
+def package_index(place: Path) -> Path:
+    """A package index with the wheel of this project, as files; PEP 503, "Simple Repository API"."""
+    copy_sources(place / "project")
+    argv = [sys.executable, "-m", "build", "--wheel", "--outdir", str(place / "index/rootdisk"), "."]
+    done = subprocess.run(argv, cwd=place / "project", capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    (wheel,) = (place / "index/rootdisk").glob("*.whl")
+    (place / "index/rootdisk/index.html").write_text(f'<!DOCTYPE html><a href="{wheel.name}">{wheel.name}</a>\n')
+    return place / "index"
+
+
 @pytest.fixture
 def clean(demo: str) -> Iterator[Clean]:
     top = Path(tempfile.mkdtemp(prefix="rootdisk-ci-"))  # pytest's own directories are closed to other users
     top.chmod(0o755)
     try:
-        place = top / "clone"
-        subprocess.run(["git", "clone", "-q", str(ROOT), str(place)], check=True)
+        index = package_index(top)
+        place = top / "repository"
+        place.mkdir()
         shutil.copytree(ROOT / "cache/demo/source", top / "source")
         shutil.copytree(ROOT / "cache/kernels", place / "cache/kernels")  # Debian's package need not be fetched again
         (top / "home").mkdir()
         with run_registry(top / "registry", password=PASSWORD) as registry:
             (place / "images.toml").write_text(
                 f'[image.web]\nsource = "oci:{top}/source:latest"\npublish = "{registry.name}/team/web-disk"\n'
-                'plain_http = true\nsize = "1GiB"\nversion = "3"\n'
+                'plain_http = true\nsize = "1GiB"\nversion = "3"\nprobe = ["/bin/sh", "-c", "test -x /.rootdisk/init"]\n'
             )
+            (place / "dodo.py").write_text("from imagetool.tasks.dodo import *\n")
             for path in (place, top / "home"):
                 subprocess.run(["chown", "-R", f"{NOBODY}:{NOBODY}", str(path)], check=True)
-            yield Clean(place, registry)
+            yield Clean(place, registry, index)
     finally:
         shutil.rmtree(top)
 
@@ -120,7 +139,7 @@ def github_actions(clean: Clean) -> None:
         assert done.returncode == 0, step["name"] + done.stdout + done.stderr
         talk += done.stdout + done.stderr
     assert f"published {clean.registry.name}/team/web-disk:3" in talk
-    assert "a boot found nothing wrong" in talk
+    assert "the probe found nothing wrong" in talk
     assert PASSWORD[1] not in talk
     assert f"`{clean.registry.name}/team/web-disk:3` is `sha256:" in summary.read_text()
     (image,) = json.loads((clean.place / "cache/report.json").read_text())["images"]
@@ -142,15 +161,15 @@ def gitlab_ci_finds_what_the_other_built(clean: Clean) -> None:
 
 
 def what_cannot_be_done_is_an_exit_status(clean: Clean) -> None:
-    done = clean.run(".venv/bin/doit build:nobody")
+    done = clean.run(".venv/bin/imagetool doit build:nobody")
     assert done.returncode == 3
     (clean.place / "images.toml").rename(clean.place / "kept.toml")
-    done = clean.run(".venv/bin/doit build")
+    done = clean.run(".venv/bin/imagetool doit build")
     (clean.place / "kept.toml").rename(clean.place / "images.toml")
     assert done.returncode == 1
     assert "images.toml" in done.stderr
     done = clean.run(
-        "rm -r ~/.docker cache/web; sed -i s/web-disk/other-disk/ images.toml; .venv/bin/doit build:$IMAGE"
+        "rm -r ~/.docker cache/web; sed -i s/web-disk/other-disk/ images.toml; .venv/bin/imagetool doit build:$IMAGE"
     )
     assert done.returncode == 1
     assert "login" in done.stdout + done.stderr or "401" in done.stdout + done.stderr

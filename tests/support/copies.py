@@ -31,3 +31,14 @@ def plant(project: Path, module: str, old: str, new: str) -> None:
     text = path.read_text()
     assert old in text
     path.write_text(text.replace(old, new))
+
+
+def copy_sources(place: Path) -> Path:
+    """This project's files in `place`, without what is made of them."""
+    at_the_top = {".git", ".venv", "cache", "build", "dist", "site"}
+    anywhere = shutil.ignore_patterns("built", "__pycache__", "*.egg-info", ".hypothesis", ".*_cache")
+
+    def ignore(folder: str, names: list[str]) -> set[str]:
+        return anywhere(folder, names) | (at_the_top & set(names) if Path(folder) == ROOT else set())
+
+    return Path(shutil.copytree(ROOT, place, ignore=ignore))
