@@ -86,7 +86,7 @@ def test_the_inits_are_the_same_again(distributions: Path, tmp_path: Path) -> No
     (wheel,) = distributions.glob("*.whl")
     first = inits(wheel)
     assert first.keys() == {f"imagetool/guest/built/{name}" for name in ("amd64", "arm64", "inits.json")}
-    project = copy_of(distributions.parent / "project", tmp_path / "another place")
+    project = copy_sources(tmp_path / "another place")
     again = {**os.environ, "TZ": "Asia/Tokyo", "LC_ALL": "C", "HOME": str(tmp_path)}
     run([sys.executable, "-m", "build", "--wheel", "--outdir", str(tmp_path), "."], project, again)
     (second,) = tmp_path.glob("*.whl")

@@ -49,7 +49,6 @@ REVIEWED = {
     "imagetool/commands/verify.py::verify_command": "digests and words of ours",
     "imagetool/commands/look.py::map_command": "a path that the user wrote",
     "imagetool/build/cached_artifact.py::find_built": "names of images.toml, which were checked",
-    "imagetool/tasks/actions.py::check": "names of images.toml, which were checked",
     "imagetool/tasks/actions.py::prune": "names of images.toml, which were checked",
     "imagetool/tasks/actions.py::explain": "lines that imagetool/look/explanation.py escapes",
     "imagetool/tasks/actions.py::graph": "a path in the cache",
