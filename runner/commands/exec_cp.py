@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import socket
+import sys
+from collections.abc import Callable
 
 from rootdisk.errors import BadInput
 from rootdisk.records import pack
+from rootdisk.text import printable
 from runner.channel import messages
 from runner.commands.options import program_records
 from runner.sandbox import directory
@@ -15,6 +20,7 @@ from runner.store.store import Store
 
 
 def exec_command(options: argparse.Namespace) -> int:
+    """Run a command in a running sandbox; return its exit status."""
     from runner.channel.session import Session, raw_terminal
 
     if options.program[:1] == ["--"]:
@@ -40,16 +46,37 @@ def exec_command(options: argparse.Namespace) -> int:
 
 
 def cp_command(options: argparse.Namespace) -> int:
+    """Copy files into or out of a sandbox."""
     from runner.channel.copies import command
 
     source, target = _place(options.source), _place(options.target)
-    if source[0] is not None and target[0] is None:
-        state = _running(source[0])
-        return command.copy_out(lambda: connect(state), source[1], target[1], follow=options.follow_link)
-    if source[0] is None and target[0] is not None:
-        state = _running(target[0])
-        return command.copy_in(lambda: connect(state), source[1], target[1], follow=options.follow_link)
-    raise BadInput("cp copies between a sandbox and this machine", "write NAME:PATH on one side")
+    if (source[0] is None) == (target[0] is None):
+        raise BadInput("cp copies between a sandbox and this machine", "write NAME:PATH on one side")
+    with contextlib.ExitStack() as stack:
+        connect = _connection(source[0] or target[0] or "", stack)
+        if source[0] is not None:
+            return command.copy_out(connect, source[1], target[1], follow=options.follow_link)
+        return command.copy_in(connect, source[1], target[1], follow=options.follow_link)
+
+
+def _connection(name: str, stack: contextlib.ExitStack) -> Callable[[], socket.socket]:
+    """How to connect to a sandbox's keeper. One that does not run is started for that, when it is first needed."""
+    store = Store.open()
+    state = directory.find(store, name)
+    is_started = state.running
+
+    def connected() -> socket.socket:
+        nonlocal is_started
+        if not is_started:
+            from runner.sandbox import visit
+
+            if sys.stderr.isatty():
+                print(f"runner: booting sandbox {printable(name)} for the copy", file=sys.stderr, flush=True)
+            stack.enter_context(visit.started(store, state))
+            is_started = True
+        return connect(state)
+
+    return connected
 
 
 def _place(text: str) -> tuple[str | None, str]:

@@ -145,7 +145,15 @@ class Sandbox:
                 raise BadInput(f"there is already a sandbox {self.spec.name}{detail}", hint) from err
         self.folder = target
 
-    def write_state(self, *, pid: int = 0, started: float = 0, status: int | None = None, error: str = "") -> None:
+    def write_state(
+        self,
+        *,
+        pid: int = 0,
+        started: float = 0,
+        status: int | None = None,
+        error: str = "",
+        ended: float | None = None,
+    ) -> None:
         """Write state.json for other processes.
 
         Args:
@@ -153,6 +161,7 @@ class Sandbox:
             started: Unix time of the last start; 0 if it never started.
             status: Exit status of the last run.
             error: The reason why the last run failed.
+            ended: When it ended, if that was not just now.
         """
         state = state_json(
             self._raw,
@@ -160,7 +169,7 @@ class Sandbox:
             pid=pid,
             created=self._created,
             started=started,
-            ended=None if pid or not started else time.time(),
+            ended=None if pid or not started else ended or time.time(),
             status=status,
             error=error[:_ERROR_MAX_CHARS],
             in_use=self.in_use,

@@ -115,6 +115,11 @@ def reopen(
         raise
 
 
+def records_of(state: State) -> list[Record]:
+    """Return the records for every start of a kept sandbox."""
+    return _read_records(state.folder / "records", state)
+
+
 def _read_records(path: Path, state: State) -> list[Record]:
     """Return the records for every start of a kept sandbox."""
     try:
@@ -159,18 +164,7 @@ def launch(prepared: PreparedSandbox, store: Store, counter: tsc.Counter) -> int
         RootdiskError: The sandbox has failed, with the reason of the guest or the console.
     """
     spec = prepared.spec
-    sys.stdout.flush()
-    sys.stderr.flush()
-    ours, theirs = socket.socketpair()
-    listener = _listener(prepared.sandbox.folder)
-    pid = os.fork()
-    if not pid:
-        ours.close()
-        _keep(prepared, store, theirs, listener, counter)
-    theirs.close()
-    listener.close()
-    prepared.sandbox.release()
-    prepared.artifact.release()
+    ours, pid = begin(prepared, store, counter)
     from runner.channel.session import Lost, Session, raw_terminal  # loaded while the guest starts
 
     session = Session(ours)
@@ -196,6 +190,23 @@ def launch(prepared: PreparedSandbox, store: Store, counter: tsc.Counter) -> int
         with contextlib.suppress(OSError):
             discard(prepared.sandbox.folder)
         raise RootdiskError("the sandbox's keeper was killed", "its machine ended with it") from err
+
+
+def begin(prepared: PreparedSandbox, store: Store, counter: tsc.Counter) -> tuple[socket.socket, int]:
+    """Start the keeper. Return the connection of its main client, and its process number."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    ours, theirs = socket.socketpair()
+    listener = _listener(prepared.sandbox.folder)
+    pid = os.fork()
+    if not pid:
+        ours.close()
+        _keep(prepared, store, theirs, listener, counter)
+    theirs.close()
+    listener.close()
+    prepared.sandbox.release()
+    prepared.artifact.release()
+    return ours, pid
 
 
 def _listener(folder: Path) -> socket.socket:

@@ -1,0 +1,81 @@
+"""The machine of a kept sandbox that does not run, started for a copy alone: its disk, its init, and no program of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections.abc import Iterator
+
+from rootdisk.errors import BadInput, RootdiskError
+from rootdisk.system import process
+from runner.channel import messages
+from runner.channel.messages import Decoder, GuestError, frame_number
+from runner.machine import tsc
+from runner.sandbox import directory, launch
+from runner.sandbox.directory import Sandbox, State
+from runner.sandbox.keeper import STOP_S
+from runner.store.store import Store
+
+_KEPT = ("machine-id", "hostname")
+# It reads standard input, which never comes. By another name than init, which would make it process 1.
+_PROGRAM = (("entrypoint", b"/proc/self/exe"), ("cmd", b"unpack2"), ("cmd", b"/"), ("cmd", b"none"))
+_END_S = 30.0
+
+
+@contextlib.contextmanager
+def started(store: Store, state: State) -> Iterator[None]:
+    """Run the sandbox's machine without network, volumes and program; afterwards its state is as it was.
+
+    Raises:
+        BadInput: The sandbox keeps no changes.
+        Busy: It has been started meanwhile.
+        RootdiskError: It does not start.
+    """
+    own = launch.records_of(state)
+    if any(name == "read-only" for name, _ in own):
+        raise BadInput(f"sandbox {state.name} was booted with --read-only", "its changes are gone; start it first")
+    spec = state.spec._replace(
+        network="none",
+        forwards=(),
+        volumes=(),
+        volume_rights=(),
+        detached=False,
+        interactive=True,
+        terminal=False,
+        timeout_s=None,
+    )
+    told = [*(record for record in own if record[0] in _KEPT), *_PROGRAM, ("user", b"0"), ("workdir", b"/")]
+    counter = tsc.Counter()
+    process.forbid_core()
+    sock, pid = launch.begin(launch.reopen(store, state, spec, told), store, counter)
+    with sock:
+        _wait_for(sock, messages.READY)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError, RootdiskError):
+                sock.sendall(frame_number(messages.STOP, STOP_S))
+                _wait_for(sock, messages.EXIT)
+    os.waitpid(pid, 0)
+    directory.wait_end(state, _END_S)
+    opened = Sandbox.open(state)
+    try:
+        opened.in_use = state.in_use
+        opened.write_state(started=state.started, status=state.status, error=state.error, ended=state.ended)
+    finally:
+        opened.release()
+
+
+def _wait_for(sock: socket.socket, wanted: int) -> None:
+    """Read from the keeper until a frame of that kind."""
+    decoder = Decoder()
+    while data := sock.recv(1 << 16):
+        for kind, _, payload in decoder.feed(data):
+            if kind == messages.ERROR:
+                raise GuestError(payload.decode(errors="replace"))
+            if kind == wanted:
+                return
+            if kind == messages.EXIT:
+                raise RootdiskError("the sandbox's older init takes no copies", "runner start it, then copy")
+    raise RootdiskError("the sandbox's keeper was killed", "its machine ended with it")
