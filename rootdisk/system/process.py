@@ -22,7 +22,10 @@ from rootdisk.errors import Busy, RootdiskError
 
 PROBE_S = 30.0  # for a quick question, such as --version or --help
 _PR_SET_PDEATHSIG = 1
+_PR_SET_KEEPCAPS = 8
 _PR_SET_NO_NEW_PRIVS = 38
+_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE = 47, 2  # linux/prctl.h
+_CAP_NET_BIND_SERVICE, _CAPABILITY_VERSION_3 = 10, 0x20080522  # linux/capability.h
 _UIDS = range(61184, 65520)  # the range that systemd uses for dynamic users
 
 
@@ -166,6 +169,7 @@ def start(
     user: User | None = None,
     file_max_bytes: int | None = None,
     prepare: Callable[[], None] | None = None,
+    may_bind: bool = False,
 ) -> subprocess.Popen[bytes]:
     """Start a program in a new session. It is killed when this process ends, even if that is killed.
 
@@ -178,9 +182,11 @@ def start(
         user: The user that it becomes.
         file_max_bytes: The size that a file it writes may have.
         prepare: Called in the new process first, still with all rights.
+        may_bind: As another user it may still listen on the ports that are root's, and has no other right of root.
     """
     parent = os.getpid()
-    prctl = ctypes.CDLL(None, use_errno=True).prctl
+    libc = ctypes.CDLL(None, use_errno=True)
+    prctl = libc.prctl
 
     def become() -> None:
         reset_signals()
@@ -192,7 +198,11 @@ def start(
         if user is not None:
             os.setgroups(user.groups)
             os.setresgid(user.gid, user.gid, user.gid)
+            if may_bind:
+                prctl(_PR_SET_KEEPCAPS, 1, 0, 0, 0)
             os.setresuid(user.uid, user.uid, user.uid)
+            if may_bind:
+                _keep_only(libc, _CAP_NET_BIND_SERVICE)
         prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
         prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # after the change of user, which clears it
         if os.getppid() != parent:
@@ -210,6 +220,15 @@ def start(
     assert process.stdout is not None
     os.set_blocking(process.stdout.fileno(), False)
     return process
+
+
+def _keep_only(libc: ctypes.CDLL, capability: int) -> None:
+    """Drop all capabilities but one, which the next program keeps: capabilities(7), "Ambient"."""
+    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
+    # struct __user_cap_data_struct, linux/capability.h: effective, permitted, inheritable; twice, for 64 of them
+    data = (ctypes.c_uint32 * 6)(*(1 << capability,) * 3, 0, 0, 0)
+    if libc.capset(header, data) or libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, capability, 0, 0):
+        raise OSError(ctypes.get_errno(), "cannot keep the right to listen on low ports")
 
 
 def _spawn(

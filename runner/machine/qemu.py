@@ -21,6 +21,7 @@ from rootdisk.durable import open_file
 from rootdisk.errors import BadInput, RootdiskError
 from rootdisk.oci.documents import Platform
 from rootdisk.system import process
+from runner.machine import ports
 from runner.machine.model import Machine, Vm
 
 PROGRAMS = {"amd64": "qemu-system-x86_64", "arm64": "qemu-system-aarch64"}
@@ -151,6 +152,7 @@ def start(machine: Machine, folder: Path, user: process.User | None = None) -> V
             fds=handles.all,
             user=user,
             file_max_bytes=machine.file_max_bytes,
+            may_bind=network is None and ports.are_low(machine.forwards),
         )
         helpers.pop_all()
         return Vm(running, channel, console, tuple(servers), monitor)

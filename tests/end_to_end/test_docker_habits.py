@@ -1,0 +1,61 @@
+"""What people do who know docker, with a real machine."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.support.commands import Runner
+
+pytestmark = pytest.mark.vm
+
+
+def test_a_life(demo: str, runner: Runner, tmp_path: Path) -> None:
+    """One sandbox: seen, stopped, copied from and to while it is stopped, renamed, restarted, removed."""
+    script = "echo one; echo two >&2; echo three; test -e /sandbox/in && cat /sandbox/in; echo out > /sandbox/out; exec sleep 600"
+    words = ("-d", "--name", "habits", "-l", "for=test", "--entrypoint", "sh", demo, "-c", script)
+    assert runner("run", *words).stdout == "habits\n"
+    assert runner("ps", "-q", "--filter", "label=for=test").stdout == "habits\n"
+    assert runner("ps", "--format", "{{.Names}} {{.Status}}", "-f", "name=habits").stdout == "habits running\n"
+    used = json.loads(runner("inspect", "habits").stdout)["in_use"]
+    assert used["accelerator"] in ("kvm", "tcg")
+    assert used["clone"] == "overlay"
+    done = runner("logs", "--tail", "2", "-t", "habits")
+    lines = (done.stdout + done.stderr).splitlines()
+    assert len(lines) == 2
+    assert all(re.match(r"[0-9-]{10}T[0-9:.]{12}Z (two|three)$", line) for line in lines)
+    assert runner("logs", "--since", "1h", "habits").stdout == "one\nthree\n"
+    assert "sandbox habits runs" in runner("rename", "habits", "other").stderr
+    assert runner("stop", "-t", "1", "habits").stdout == "habits\n"
+    before = runner("inspect", "habits").stdout
+    copied = runner("cp", "habits:/sandbox/out", str(tmp_path))
+    assert (copied.returncode, copied.stderr) == (0, "")
+    assert (tmp_path / "out").read_text() == "out\n"
+    (tmp_path / "in").write_text("put in\n")
+    assert runner("cp", str(tmp_path / "in"), "habits:/sandbox").returncode == 0
+    assert runner("inspect", "habits").stdout == before
+    assert runner("cp", str(tmp_path / "missing"), "habits:/").returncode == 125
+    assert runner("rename", "habits", "other").stdout == "other\n"
+    assert "no sandbox 'habits'" in runner("inspect", "habits").stderr
+    assert runner("restart", "-t", "1", "other").stdout == "other\n"
+    assert "put in" in runner("logs", "--tail", "1", "other").stdout
+    assert "needs" in runner("rmi", demo).stderr
+    assert runner("rm", "-f", "other").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("program", "status", "why"), [("/nosuch", 127, "No such file"), ("/etc/passwd", 126, "Permission")]
+)
+def test_a_detached_program_that_cannot_start(demo: str, runner: Runner, program: str, status: int, why: str) -> None:
+    done = runner("run", "-d", "--rm", "--name", "cannot", "--entrypoint", program, demo)
+    assert (done.returncode, done.stdout) == (status, "cannot\n")
+    assert f"cannot run {program}: {why}" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_time_out_says_so(demo: str, runner: Runner) -> None:
+    done = runner("run", "--timeout", "5", "--entrypoint", "sleep", demo, "100")
+    assert (done.returncode, done.stderr) == (124, "runner: --timeout: stopped after 5 s\n")
