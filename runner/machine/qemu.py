@@ -152,7 +152,7 @@ def start(machine: Machine, folder: Path, user: process.User | None = None) -> V
             fds=handles.all,
             user=user,
             file_max_bytes=machine.file_max_bytes,
-            may_bind=network is None and ports.are_low(machine.forwards),
+            may_bind=network is None and ports.are_low(forwards),
         )
         helpers.pop_all()
         return Vm(running, channel, console, tuple(servers), monitor)
