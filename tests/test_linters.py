@@ -30,6 +30,15 @@ def test_before_a_commit() -> None:
     assert [hook["entry"].split() for hook in place["hooks"]] == [[".venv/bin/python", "-m", *tool] for tool in PYTHON]
 
 
+def test_workflows_are_valid() -> None:
+    """By the schema that GitHub publishes; what they run is what CONTRIBUTING says."""
+    pytest.importorskip("check_jsonschema")
+    files = sorted((ROOT / ".github/workflows").glob("*.yml"))
+    assert [path.name for path in files] == ["fresh-machine.yml", "tests.yml"]
+    _run([sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.github-workflows", *map(str, files)])
+    assert "run: .ci/run" in (ROOT / ".github/workflows/tests.yml").read_text()
+
+
 def test_shell() -> None:
     scripts = ["quickstart", ".ci/run", "tests/support/fresh.sh"]
     for script in scripts:
