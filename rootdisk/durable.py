@@ -52,7 +52,11 @@ def atomic_write(path: Path, data: bytes | Iterable[bytes], mode: int = 0o644, *
         OSError: The file cannot be written; `filename` is always set.
     """
     temporary = path.with_name(f".{path.name}.{os.urandom(8).hex()}")  # importing tempfile takes longer than the write
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except OSError as err:
+        err.filename = str(path)  # the temporary file is nobody's concern
+        raise
     try:
         with open(fd, "wb") as file:
             file.writelines([data] if isinstance(data, bytes) else data)
@@ -63,8 +67,8 @@ def atomic_write(path: Path, data: bytes | Iterable[bytes], mode: int = 0o644, *
         os.rename(temporary, path)
     except BaseException as err:
         os.unlink(temporary)
-        if isinstance(err, OSError) and err.filename is None:
-            err.filename = str(path)  # for example, if the disk is full
+        if isinstance(err, OSError):  # for example, if the disk is full
+            err.filename, err.filename2 = str(path), None
         raise
     if durable:
         fsync_dir(path.parent)

@@ -40,7 +40,7 @@ def describe_error(err: Exception) -> str:
         os.getcwd()
     except OSError:
         return "the working directory was deleted: cd to one that exists"
-    return f"input/output: {err.strerror or err}"
+    return f"{err.strerror or err}: --debug shows where"
 
 
 def error_text(text: str) -> str:

@@ -6,6 +6,7 @@ finds the symbols of those before it.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -159,7 +160,8 @@ def _run(command: list[str], what: str, cwd: Path | None = None) -> str:
     done = process.run(command, cwd=cwd, env=environment)
     if done.status:
         reason = done.complaint.strip().splitlines()[-1:] or ["no reason given"]
-        raise RootdiskError(
-            f"kernel: {command[0]} failed on {what}: {reason[0]}", "is the network there? apt-get update"
-        )
+        hint = "check the network, then: apt-get update"
+        if os.strerror(errno.ENOSPC) in done.complaint:
+            hint = "make room where the cache is"
+        raise RootdiskError(f"kernel: {command[0]} failed on {what}: {reason[0]}", hint)
     return done.text

@@ -26,7 +26,7 @@ from imagetool.tasks.places import Places, link
 from rootdisk.artifact.format import key_tag
 from rootdisk.errors import RootdiskError
 from rootdisk.oci.documents import Platform
-from rootdisk.text import one_line
+from rootdisk.text import describe_error, one_line
 
 if TYPE_CHECKING:
     from imagetool.build.artifact import MadeArtifact
@@ -44,7 +44,7 @@ def step(function: Callable[P, None]) -> Callable[P, TaskFailed | None]:
         except RootdiskError as err:
             return TaskFailed(one_line(str(err)))
         except OSError as err:
-            return TaskFailed(one_line(f"{err.filename or 'input/output'}: {err.strerror or err}"))
+            return TaskFailed(one_line(describe_error(err)))
         return None
 
     return action

@@ -205,6 +205,8 @@ def task_index() -> Iterator[Task]:
 
 def task_build() -> Iterator[Task]:
     """Build and publish: everything, or one image with build:NAME."""
+    names = ", ".join([image.name for image in IMAGES] + list(GROUPS)) or "images.toml has none"
+    yield {"name": None, "doc": f"Build and publish: everything, or one image with build:NAME ({names})."}
     for image in IMAGES:
         yield {"name": image.name, "actions": None, "task_dep": [f"publish:{image.name}"]}
     for group in GROUPS:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
+from itertools import pairwise
 from typing import Any
 
 Edge = tuple[str, str]  # from what is made before to what needs it
@@ -100,9 +101,11 @@ def _sort(ranks: Sequence[list[str]], neighbours: Mapping[str, Sequence[str]]) -
 
 
 def drawn(names: Sequence[str], edges: Sequence[Edge]) -> str:
-    """The SVG: a box a task, an arrow an edge that is not implied by others."""
+    """The SVG: a box a task, an arrow an edge that is not implied by others. No arrow passes behind a box."""
     edges = direct(edges)
-    found = columns(names, edges)
+    ways = _ways(names, edges)
+    stops = [stop for way in ways.values() for stop in way[1:-1]]
+    found = columns([*names, *stops], [edge for way in ways.values() for edge in pairwise(way)])
     rows = max(map(len, found), default=0)
     height = 2 * RIM + max(0, rows * (HEIGHT + GAP_Y) - GAP_Y)
     width = 2 * RIM + max(0, len(found) * (WIDTH + GAP_X) - GAP_X)
@@ -111,18 +114,12 @@ def drawn(names: Sequence[str], edges: Sequence[Edge]) -> str:
         free = (height - 2 * RIM) / len(tasks)
         for row, name in enumerate(tasks):
             place[name] = RIM + column * (WIDTH + GAP_X), RIM + free * (row + 0.5) - HEIGHT / 2
-    arrows = []
-    for first, second in edges:
-        x, y = place[first][0] + WIDTH, place[first][1] + HEIGHT / 2
-        to_x, to_y = place[second][0] - 4, place[second][1] + HEIGHT / 2
-        bend = x + GAP_X * 0.5
-        arrows.append(
-            f'<path d="M{x:g} {y:g}C{bend:g} {y:g} {to_x - GAP_X * 0.5:g} {to_y:g} {to_x:g} {to_y:g}" marker-end="url(#end)"/>'
-        )
+    arrows = [f'<path d="{_path([place[stop] for stop in way])}" marker-end="url(#end)"/>' for way in ways.values()]
     boxes = [
         f'<g><title>{escape(name)}</title><rect x="{x:g}" y="{y:g}" width="{WIDTH}" height="{HEIGHT}" rx="6"/>'
         f'<text x="{x + WIDTH / 2:g}" y="{y + HEIGHT / 2 + 4:g}" text-anchor="middle">{escape(_label(name))}</text></g>'
         for name, (x, y) in place.items()
+        if name not in stops
     ]
     return f"""<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" width="{width:g}" role="img" aria-labelledby="title desc">
 <title id="title">doit's tasks</title>
@@ -131,6 +128,29 @@ def drawn(names: Sequence[str], edges: Sequence[Edge]) -> str:
 <defs><marker id="end" viewBox="0 0 6 6" refX="4" refY="3" markerWidth="7" markerHeight="7" orient="auto"><path d="M0 0l6 3-6 3z"/></marker></defs>
 {"".join(f"{shape}{chr(10)}" for shape in (*arrows, *boxes))}</svg>
 """
+
+
+def _ways(names: Sequence[str], edges: Sequence[Edge]) -> dict[Edge, list[str]]:
+    """Each edge with a stop in every column between its ends, where the arrow has a place of its own."""
+    rank = {name: at for at, column in enumerate(columns(names, edges)) for name in column}
+    return {
+        (first, second): [first, *(f"{first}\0{second}\0{at}" for at in range(rank[first] + 1, rank[second])), second]
+        for first, second in edges
+    }
+
+
+def _path(places: Sequence[tuple[float, float]]) -> str:
+    """From the right of the first box, straight through the place of each stop, to the left of the last box."""
+    x, y = places[0][0] + WIDTH, places[0][1] + HEIGHT / 2
+    path = f"M{x:g} {y:g}"
+    for at, (left, top) in enumerate(places[1:], 2):
+        is_last = at == len(places)
+        to_x, to_y = left - 4 if is_last else left, top + HEIGHT / 2
+        path += f"C{x + GAP_X * 0.5:g} {y:g} {to_x - GAP_X * 0.5:g} {to_y:g} {to_x:g} {to_y:g}"
+        if not is_last:
+            path += f"H{left + WIDTH:g}"
+        x, y = left + WIDTH, to_y
+    return path
 
 
 def _label(name: str) -> str:

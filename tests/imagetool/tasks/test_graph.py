@@ -34,6 +34,29 @@ def test_edges_go_to_the_right_and_boxes_do_not_overlap(drawn_edges: set[tuple[i
 
 
 @given(edges)
+def test_no_arrow_passes_behind_a_box(drawn_edges: set[tuple[int, int]]) -> None:
+    """Curves lie between columns, and a straight part in a column has a row of its own."""
+    found = sorted((f"t{a:02}", f"t{b:02}") for a, b in drawn_edges)
+    names = sorted({name for edge in found for name in edge})
+    svg = ElementTree.fromstring(drawn(names, found))
+    boxes = [tuple(float(box.attrib[k]) for k in ("x", "y", "width", "height")) for box in svg.iter(f"{SVG}rect")]
+    arrows = [path.attrib["d"] for path in svg.iter(f"{SVG}path") if "marker-end" in path.attrib]
+    assert len(arrows) == len(direct(found))
+    for arrow in arrows:
+        parts = re.findall(r"([MCH])([-0-9. ]+)", arrow)
+        at = (0.0, 0.0)
+        for kind, text in parts:
+            numbers = [float(number) for number in text.split()]
+            to = (numbers[0], at[1]) if kind == "H" else (numbers[-2], numbers[-1])
+            for x, y, width, height in boxes:
+                if kind == "C":  # its control points lie between its ends
+                    assert min(at[0], to[0]) >= x + width or max(at[0], to[0]) <= x
+                elif kind == "H":
+                    assert not (at[0] < x + width and x < to[0] and y < at[1] < y + height)
+            at = to
+
+
+@given(edges)
 def test_needless_edges_are_left_out_and_no_others(all_edges: set[tuple[int, int]]) -> None:
     def reached(found: set[tuple[int, int]]) -> set[tuple[int, int]]:
         while more := {(a, d) for a, b in found for c, d in found if b == c} - found:
