@@ -59,6 +59,13 @@ def parser() -> Parser:
         metavar="NAME=REASON",
         help="publish the private key in NAME, a variable or path, for this reason",
     )
+    making.add_argument("--entrypoint", metavar="WORD", help="run this program instead of the image's")
+    making.add_argument(
+        "--cmd", metavar="WORDS", help="run this command, or give the entrypoint these arguments; split as by a shell"
+    )
+    making.add_argument(
+        "--strict", action="store_true", help="refuse an image of which something cannot be kept as it is"
+    )
     making.add_argument("--tls-ca", metavar="FILE", help="give the guest these CA certificates (PEM)")
 
     top = Parser("imagetool", description="OCI images in, bootable ext4 root disks out.", epilog=EPILOG)
@@ -106,6 +113,7 @@ def parser() -> Parser:
         "build an image's artifact and publish it",
         "debian:13 oci:disks:13",
         "-e MODE=production --owner /srv=www-data registry.example/web:2 registry.example/web-disk:2",
+        "--cmd '/usr/bin/app --serve' tar:rootfs.tar.gz oci:disks:app",
         parents=(making,),
     )
     build.add_argument("artifact", metavar="ARTIFACT", help="where to publish: registry/repository:tag or oci:DIR:TAG")

@@ -7,7 +7,7 @@ init, kernel and initramfs. What leads away from it: imagetool/build/publish.py.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +23,7 @@ from imagetool.packing.reuse import INDEX, blob_name
 from imagetool.progress import Report, silent
 from imagetool.receipts import Damaged, check_file
 from imagetool.sources.open import SourceImage
+from imagetool.tree.remarks import Remark, counts, refuse
 from rootdisk import __version__
 from rootdisk.artifact import zstd_frames
 from rootdisk.artifact.format import CHUNKS_TYPE, INITRAMFS_TYPE, KERNEL_TYPE, LAYOUT_VERSION, ArtifactConfig
@@ -64,6 +65,16 @@ class MadeArtifact(NamedTuple):
         return 0, receipt.chunks_new + receipt.chunks_reused
 
     @property
+    def remarks(self) -> tuple[Remark, ...]:
+        """What of the image was changed or left out; of an artifact that was found, only counts are known."""
+        return self.kept[0].receipt.remarks if self.kept else ()
+
+    @property
+    def left_out(self) -> Mapping[str, int]:
+        """How many things of each kind were changed or left out."""
+        return counts(self.remarks) if self.kept else self._found.left_out
+
+    @property
     def _found(self) -> FoundArtifact:
         assert self.found is not None
         return self.found
@@ -93,6 +104,7 @@ def make_artifact(
     Raises:
         Damaged: the guest's files are not what `boot` says.
         RegistryError: a target cannot be asked.
+        BadInput: the image is strict, and something of it had to be changed or left out.
         RootdiskError: the source cannot be read, or is another one than `source` says by now.
     """
     digest = source if isinstance(source, Digest) else source.manifest_digest
@@ -102,10 +114,12 @@ def make_artifact(
     was_kept = disk_cache.is_kept(cache, key)
     kept = disk_cache.find_disk(cache, key)
     made_now = kept is None
+    if kept is not None and image.strict:
+        refuse(kept.receipt.remarks)
     if kept is None:
         # What was damaged here may be damaged in a layout, too, whose blobs are links to ours.
         found = None if was_kept else find_built(image, inputs, targets)
-        if found is not None:
+        if found is not None and not (image.strict and found.left_out):  # what was left out is said if it is made
             return MadeArtifact(key, inputs, found.descriptor.digest, found=found)
         with _opened(image, source) as opened, disk_cache.new_disk(cache) as folder:
             if opened.manifest_digest != digest:
@@ -184,6 +198,7 @@ def assemble_artifact(image: Image, disk: KeptDisk, boot: BootFiles) -> Artifact
         writer=receipt.writer,
         labels={**receipt.labels, **image.labels},
         layers=receipt.layers,
+        left_out=counts(receipt.remarks),
     )
     blobs = [
         Blob.of_disk(disk.folder / blob_name(n), digest, size, n if len(receipt.blobs) > 1 else None)
@@ -227,4 +242,5 @@ def _receipt(made: disk.Disk, key: str, inputs: dict[str, object], folder: Path)
         chunks_reused=packed.reused_chunks,
         writer={"rootdisk": __version__, **zstd_frames.versions()},
         files=disk_cache.files_of(folder),
+        remarks=made.remarks,
     )

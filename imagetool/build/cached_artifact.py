@@ -36,6 +36,7 @@ class FoundArtifact(NamedTuple):
     disk_size: int
     compressed: int
     chunks: int  # those with data
+    left_out: Mapping[str, int]  # things of the image that were changed or left out, by kind
 
 
 def find_built(image: Image, inputs: Mapping[str, Any], targets: Sequence[Reference]) -> FoundArtifact | None:
@@ -101,4 +102,4 @@ def _checked(
     if config.platform != image.platform:
         raise BadInput(f"it is for {config.platform}")
     chunks = sum(not chunk.zero for chunk in artifact.index.chunks)
-    return FoundArtifact(place, descriptor, config.disk_size, artifact.roles.disk_bytes, chunks)
+    return FoundArtifact(place, descriptor, config.disk_size, artifact.roles.disk_bytes, chunks, config.left_out)

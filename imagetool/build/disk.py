@@ -17,6 +17,7 @@ from imagetool.build import layer_data as layer_data
 from imagetool.config.images import Image
 from imagetool.ext4.plan import DiskOptions, Plan, plan, write_disk
 from imagetool.layout.additions import Additions, Owner, add
+from imagetool.layout.fitting import fit
 from imagetool.packing.pack import Packed, pack
 from imagetool.packing.reuse import Earlier
 from imagetool.progress import Report, silent
@@ -25,8 +26,10 @@ from imagetool.sources.open import LayerBlob, SourceImage, open_source
 from imagetool.tree.index import TarIndex
 from imagetool.tree.merge import merge, put_on
 from imagetool.tree.model import BytesSource, File, Source, Tree
+from imagetool.tree.remarks import Remark, refuse
 from rootdisk.artifact.format import LayerInodes, Process, SlotExtent
 from rootdisk.errors import BadInput
+from rootdisk.ids import check_user
 from rootdisk.oci.repository import RegistryOptions
 
 # RFC 9562, version 4, the same on all disks. Every metadata checksum starts from it, so one of its own for each image or
@@ -44,6 +47,7 @@ class Disk(NamedTuple):
     process: Process
     labels: Mapping[str, str]
     source_digest: str
+    remarks: tuple[Remark, ...] = ()  # what was changed or left out
 
 
 def opened(image: Image) -> contextlib.AbstractContextManager[SourceImage]:
@@ -68,35 +72,54 @@ def make_disk(
     """The disk of `image`, packed into the empty directory `out` by `threads`; `init` is the guest's.
 
     Blobs and chunks of earlier disks under `cache`/disks are used again.
+
+    Raises:
+        BadInput: The image is strict, and something of the source had to be changed or left out.
     """
+    process = _process(image, source)
     with (
         layer_data.opened(source, cache, _own_layer(image), report) as layers,
         Earlier(sorted((cache / "disks").glob("[0-9a-f]*"))) as earlier,
         _no_cycles(),
     ):
-        sources, made = _planned(image, source, layers, init, cache)
+        sources, made, remarks = _planned(image, source, layers, init, cache)
         packed = pack(
             made, sources, out, earlier=earlier, max_blob=image.max_blob, threads=threads, progress=report("packing")
         )
-    process = image.process.apply(source.config.process)
     digest = str(source.manifest_digest)
-    return Disk(packed, made.slots, made.layers, DISK_UUID, process, source.config.labels, digest)
+    return Disk(packed, made.slots, made.layers, DISK_UUID, process, source.config.labels, digest, remarks)
 
 
 def make_raw(
     image: Image, source: SourceImage, init: bytes | None, out: Path, cache: Path, report: Report = silent
-) -> None:
-    """Only the raw, sparse disk of `image`, as the new file `out`; without `init` its own tree and nothing added."""
+) -> tuple[Remark, ...]:
+    """Only the raw, sparse disk of `image`, as the new file `out`; without `init` its own tree and nothing added.
+
+    Returns what was changed or left out.
+    """
+    if init is not None:
+        _process(image, source)
     with layer_data.opened(source, cache, _own_layer(image), report) as layers, _no_cycles():
-        sources, made = _planned(image, source, layers, init, cache)
+        sources, made, remarks = _planned(image, source, layers, init, cache)
         write_disk(made, sources, out, report("writing"))
+    return remarks
+
+
+def _process(image: Image, source: SourceImage) -> Process:
+    """What runs. A user that is none is refused before a layer is read."""
+    process = image.process.apply(source.config.process)
+    check_user(process.user, "USER")
+    return process
 
 
 def _planned(
     image: Image, source: SourceImage, layers: list[layer_data.LayerData], init: bytes | None, cache: Path
-) -> tuple[list[Source], Plan]:
-    """Layers to tree, additions into the tree, tree to plan; and where the plan's bytes are read from."""
+) -> tuple[list[Source], Plan, tuple[Remark, ...]]:
+    """Layers to tree, additions into the tree, tree to plan; where the plan's bytes are read from; and remarks."""
     tree = _merged(image, layers)
+    remarks = (*source.remarks, *fit(tree, lambda file: _read(layers, file)))
+    if image.strict:
+        refuse(remarks)
     sources: list[Source] = list(layers)
     if init is not None:
         additions = _additions(image, source.config, init)
@@ -108,7 +131,7 @@ def _planned(
     made = plan(tree, DiskOptions(image.size, uuid, directories=kept, identity=identity.encode()))
     if made.directories is not kept:
         layer_data.keep_directories(cache, identity, made.directories)
-    return sources, made
+    return sources, made, remarks
 
 
 def _own_layer(image: Image) -> LayerBlob | None:

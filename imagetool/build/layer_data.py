@@ -23,6 +23,7 @@ from imagetool.tree.inflate import Inflated, inflate
 from imagetool.tree.layers import FileSource
 from imagetool.tree.tar import scan
 from rootdisk.errors import BadInput, RootdiskError
+from rootdisk.oci.documents import Digest
 
 PARALLEL = 2
 ENTRIES_MAX_COUNT = 1 << 23  # of all layers; some 300 bytes of memory each
@@ -65,14 +66,17 @@ class LayerData:
     def index(self) -> tuple[str, TarIndex]:
         """The diff ID and what the tar holds."""
         if self.blob.diff_id is not None:
-            path = self.indexes / self.blob.diff_id.hex
+            path = self._index_path(self.blob.diff_id)
             with contextlib.suppress(OSError, RootdiskError):
                 return str(self.blob.diff_id), TarIndex.unpack(path.read_bytes(), self.name)
         self.tar()
         assert self._inflated is not None
-        found = scan(self._fd, self._inflated.size, self.name)
-        _remember(self.indexes / self._inflated.diff_id.hex, found.pack())
+        found = scan(self._fd, self._inflated.size, self.name, bare=self.blob.bare)
+        _remember(self._index_path(self._inflated.diff_id), found.pack())
         return str(self._inflated.diff_id), found
+
+    def _index_path(self, diff_id: Digest) -> Path:
+        return self.indexes / f"{'tar-' if self.blob.bare else ''}{diff_id.hex}"  # they are read in two ways
 
     def read_kept(self, offset: int, size: int) -> bytes:
         """A small run of the tar, remembered like its index, so that the layer need not be inflated for it again."""

@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 
 from imagetool.guest.programs import InitReceipt, KernelReceipt
 from imagetool.receipts import Receipt
+from imagetool.tree.remarks import REMARKS_MAX_COUNT, Remark
 from rootdisk.artifact.format import (
     DISK_MAX_BYTES,
     KEY_TAG_PREFIX,
@@ -98,6 +99,7 @@ class DiskReceipt:
     chunks_reused: int
     writer: Mapping[str, str]
     files: Mapping[str, str]  # the digest of each file beside it that is no blob
+    remarks: tuple[Remark, ...] = ()  # what of the image was changed or left out
 
     FORMAT: ClassVar[int] = 1
 
@@ -127,6 +129,7 @@ class DiskReceipt:
             chunks.integer("reused", 0, CHUNKS_MAX),
             value.strings("writer", 64, limit=256),
             value.strings("files", 64, limit=256),
+            tuple(map(Remark.parse, value.objects("remarks", REMARKS_MAX_COUNT, []))),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -146,6 +149,7 @@ class DiskReceipt:
             "chunks": {"new": self.chunks_new, "reused": self.chunks_reused},
             "writer": dict(self.writer),
             "files": dict(self.files),
+            "remarks": [remark.to_json() for remark in self.remarks],
         }
 
     @property

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from pathlib import Path
 
 from imagetool.commands import options as given
 from imagetool.progress import reported
+from imagetool.tree.remarks import counts, in_words, show
 from rootdisk.cli.rows import write_rows
 from rootdisk.errors import BadInput
 from rootdisk.oci.reference import parse_reference
@@ -32,6 +34,8 @@ def build_command(options: argparse.Namespace) -> int:
         tag = target.tag or "latest"
         made = publish_artifact(image, source, boot, cache, (target,), tag, force=options.force, report=report)
     disk_cache.keep_only(cache, KEPT_DISKS)
+    if not options.quiet:
+        show(made.remarks, "imagetool")
     chunks_new, chunks_reused = made.chunks
     summary = {
         "digest": str(made.digest),
@@ -40,12 +44,14 @@ def build_command(options: argparse.Namespace) -> int:
         "compressed": made.compressed,
         "chunks_new": chunks_new,
         "chunks_reused": chunks_reused,
+        "left_out": dict(made.left_out),
         "seconds": round(time.monotonic() - started, 2),
     }
     if options.json:
         write_rows([summary])
     else:
         how = "found in the target" if made.found else f"{chunks_new} chunks new, {chunks_reused} reused"
+        how += f", {in_words(made.left_out)}" if made.left_out else ""
         print(
             f"{made.digest} {made.disk_size >> 20} MiB disk, {made.compressed / 1e6:.1f} MB compressed, {how}, "
             f"{summary['seconds']} s"
@@ -62,6 +68,8 @@ def disk_command(options: argparse.Namespace) -> int:
 
     out = Path(options.file)
     image = given.image_of(options)
+    if options.plain:
+        _say_what_plain_ignores(options)
     cache = given.user_cache()
     folder = out.absolute().parent
     if not folder.is_dir():
@@ -69,7 +77,20 @@ def disk_command(options: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix=".disk-", dir=folder) as name:
         init = None if options.plain else cached_init(image.platform, cache).read_bytes()
         with reported(quiet=options.quiet) as report, build.opened(image) as source:
-            build.make_raw(image, source, init, Path(name, "disk"), cache, report)
+            remarks = build.make_raw(image, source, init, Path(name, "disk"), cache, report)
         Path(name, "disk").replace(out)
-    print(json.dumps([{"file": str(out), "size": out.stat().st_size}]) if options.json else out)
+    if not options.quiet:
+        show(remarks, "imagetool")
+    value = {"file": str(out), "size": out.stat().st_size, "left_out": counts(remarks)}
+    print(json.dumps([value]) if options.json else out)
     return 0
+
+
+def _say_what_plain_ignores(options: argparse.Namespace) -> None:
+    names = ("env", "owner", "tls_ca", "allow_secret", "entrypoint", "cmd")
+    given = ["-e" if name == "env" else "--" + name.replace("_", "-") for name in names if getattr(options, name)]
+    if given:
+        text = (
+            f"imagetool: --plain adds nothing to the image: {', '.join(given)} {'do' if given[1:] else 'does'} nothing"
+        )
+        print(text, file=sys.stderr, flush=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,7 @@ def image_of(options: argparse.Namespace) -> Image:
     """Turn the source and options of the command line into an image, as images.toml would."""
     from imagetool.config.images import of_command_line
 
-    values: dict[str, Any] = {"source": options.source, "plain_http": options.plain_http}
+    values: dict[str, Any] = {"source": options.source, "plain_http": options.plain_http, "strict": options.strict}
     for key in ("platform", "size"):
         if getattr(options, key):
             values[key] = getattr(options, key)
@@ -35,7 +36,21 @@ def image_of(options: argparse.Namespace) -> Image:
     if options.allow_secret:
         values["allow_secret"] = pairs(options.allow_secret, "--allow-secret", "NAME=REASON")
     values["tls"] = {"ca": options.tls_ca} if options.tls_ca else {}
+    values["process"] = _process(options)
     return of_command_line(name_of(parse_reference(options.source)), values)
+
+
+def _process(options: argparse.Namespace) -> dict[str, list[str]]:
+    """--entrypoint and --cmd."""
+    found: dict[str, list[str]] = {}
+    if options.entrypoint is not None:
+        found["entrypoint"] = [options.entrypoint] if options.entrypoint else []
+    if options.cmd is not None:
+        try:
+            found["cmd"] = shlex.split(options.cmd)
+        except ValueError as err:
+            raise BadInput(f"--cmd {options.cmd!r:.80}: {err}", "quote it as for a shell") from None
+    return found
 
 
 def name_of(source: Reference) -> str:

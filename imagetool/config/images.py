@@ -92,6 +92,7 @@ class Image:
     remove: tuple[str, ...] = ()  # absolute paths
     check: bool = False  # before it is published
     probe: tuple[str, ...] = ()  # the command that a check runs in a sandbox; its status counts
+    strict: bool = False  # refuse an image of which something has to be changed or left out
     group: str = ""  # the name in images.toml where this is one of several platforms: an index of all has the version
 
 
@@ -136,7 +137,7 @@ def parse(text: str, path: Path, variables: Mapping[str, str] | None = None) -> 
 def of_command_line(name: str, described: Mapping[str, Any]) -> Image:
     """An image `described` as images.toml would; paths are relative to the working directory."""
     top = Where({"image": {name: dict(described)}}, Path("command line").absolute(), "")
-    return _image(top / "image" / name, None)
+    return _image(top / "image" / name, None, command_line=True)
 
 
 def _images(image: Where, defaults: Where | None) -> tuple[Image, ...]:
@@ -161,7 +162,7 @@ def _images(image: Where, defaults: Where | None) -> tuple[Image, ...]:
     return (made,)
 
 
-def _image(image: Where, defaults: Where | None) -> Image:
+def _image(image: Where, defaults: Where | None, *, command_line: bool = False) -> Image:
     name = image.key
     if not _NAME.match(name):
         raise image.error("is no name for an image", "use lower-case letters, digits, '-', '_' and '.', at most 63")
@@ -191,7 +192,7 @@ def _image(image: Where, defaults: Where | None) -> Image:
     kernel = get("kernel", values.kernel, "debian")
     tls = {key: values.certificates(where) for key, where in table("tls").items()}
     process = _process(table("process"), allowed)
-    if reference.kind == "tar" and not (process.entrypoint or process.cmd):
+    if reference.kind == "tar" and not (process.entrypoint or process.cmd) and not command_line:
         raise image.error(
             "has a tar: source, which says not what to run", f"write [image.{name}.process] with cmd = […]"
         )
@@ -234,6 +235,7 @@ def _image(image: Where, defaults: Where | None) -> Image:
         tuple(sorted({values.path_in_image(where) for where in items("remove")})),
         get("check", Where.boolean, False),
         get("probe", values.command, ()),
+        get("strict", Where.boolean, False),
     )
 
 

@@ -18,6 +18,7 @@ from rootdisk.ext4.format import (
     XATTR_INDEX,
     XATTR_MAGIC,
 )
+from rootdisk.ids import is_id
 from rootdisk.limits import NAME_MAX
 from rootdisk.text import printable
 
@@ -27,6 +28,7 @@ IN_BLOCK = BLOCK - XATTR_HEADER.size
 _PREFIXES = {index: prefix for prefix, index in XATTR_INDEX.items()}
 _ACL_NAMES = {index: name for name, index in XATTR_ACL_INDEX.items()}
 
+_USER_OBJ, _USER, _GROUP_OBJ, _GROUP, _MASK, _OTHER = 0x01, 0x02, 0x04, 0x08, 0x10, 0x20  # linux/posix_acl.h
 Entry = tuple[int, bytes, bytes]  # name index, name without its prefix, value as ext4 stores it
 
 
@@ -53,6 +55,50 @@ def split(xattrs: Mapping[bytes, bytes]) -> tuple[list[Entry], list[Entry]]:
         raise ValueError(f"{_size(outside)} bytes of extended attributes are more than the {IN_BLOCK} ext4 can hold")
     outside.sort(key=_order)
     return inside, outside
+
+
+def problem(name: bytes, value: bytes) -> str:
+    """Return why ext4 cannot hold an attribute at all; "" if it can."""
+    if name in XATTR_ACL_INDEX:
+        return "" if _is_acl(value) else "it is not a valid ACL"
+    if any(name.startswith(prefix) and len(name) > len(prefix) for prefix in XATTR_INDEX):
+        return ""
+    return "Linux has no such namespace"
+
+
+def too_much(xattrs: Mapping[bytes, bytes]) -> list[bytes]:
+    """Return the names of the largest attributes, which have to go so that `split` can place the others."""
+    sized = sorted(
+        (_size([entry]) - 4, entry, name) for name, value in xattrs.items() for entry in [_entry(name, value)]
+    )
+    inside = count = 0
+    while count < len(sized) and inside + sized[count][0] + 4 <= IN_INODE:
+        inside += sized[count][0]
+        count += 1
+    outside = sum(size for size, _, _ in sized[count:]) + 4
+    gone = []
+    while outside > IN_BLOCK:
+        size, _, name = sized.pop()
+        outside -= size
+        gone.append(name)
+    return gone
+
+
+def _is_acl(value: bytes) -> bool:
+    """Whether the kernel takes it: posix_acl_from_xattr() and posix_acl_valid(), fs/posix_acl.c."""
+    if len(value) < 4 or (len(value) - 4) % 8 or value[:4] != b"\2\0\0\0":
+        return False
+    entries = list(struct.iter_unpack("<HHI", value[4:]))
+    tags = [tag for tag, _, _ in entries]
+    named = any(tag in (_USER, _GROUP) for tag in tags)
+    return (
+        tags == sorted(tags)
+        and all(tag in (_USER_OBJ, _USER, _GROUP_OBJ, _GROUP, _MASK, _OTHER) for tag in tags)
+        and all(tags.count(tag) == 1 for tag in (_USER_OBJ, _GROUP_OBJ, _OTHER))
+        and tags.count(_MASK) in ((1,) if named else (0, 1))
+        and all(permissions <= 7 for _, permissions, _ in entries)
+        and all(is_id(who) for tag, _, who in entries if tag in (_USER, _GROUP))
+    )
 
 
 def in_inode(entries: list[Entry]) -> bytes:

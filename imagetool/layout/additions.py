@@ -168,7 +168,7 @@ class _Room:
 def _own(tree: Tree, read: ReadFile, additions: Additions, room: _Room) -> None:
     """Set owners, and make the users they need. A file may belong to a user that is made for another path."""
     owners, of_files = additions.owners, additions.file_owners
-    accounts = Accounts({} if all(map(_numbers_only, (*owners, *of_files))) else _account_files(tree, read))
+    accounts = Accounts({} if all(map(_numbers_only, (*owners, *of_files))) else account_files(tree, read))
     ids = [_ids(tree, accounts, owner) for owner in (*owners, *of_files)]
     for owner, (uid, gid) in zip(of_files, ids[len(owners) :], strict=True):
         above, _, last = owner.path.encode().rpartition(b"/")
@@ -190,10 +190,13 @@ def _own(tree: Tree, read: ReadFile, additions: Additions, room: _Room) -> None:
     changed = accounts.changed()
     if not changed:
         return
-    etc = _make_directory(tree, "/etc", room.number)
+    found = tree.resolve(b"/etc")
+    if found is room.top:
+        raise BadInput("owners: /etc of the image leads to /.rootdisk, which is rootdisk's own place", "give numbers")
+    etc = found if isinstance(found, Directory) else _make_directory(tree, "/etc", room.number)
     for name, data in changed.items():
-        like = etc.children.get(name.encode()) or Inode(stat.S_IFREG | 0o644)
-        room.put(etc, b"etc/" + name.encode(), data, like)
+        like = tree.resolve(b"/etc/" + name.encode()) or Inode(stat.S_IFREG | 0o644)
+        room.put(etc, b"etc/" + name.encode(), data, like)  # a real file, in the place of a link too
 
 
 def _named(tree: Tree, path: str) -> Inode | None:
@@ -252,16 +255,15 @@ def _id(text: str, owner: Owner) -> int:
         raise BadInput(f"owners: {printable(owner.path)}: {err.message}", err.hint) from None
 
 
-def _account_files(tree: Tree, read: ReadFile) -> dict[str, bytes]:
-    etc = tree.root.children.get(b"etc")
-    if isinstance(etc, Symlink):
-        raise BadInput(
-            f"owners: /etc is a link to {printable(etc.target)} in the image",
-            "give numbers, as 1000:1000: links are not followed",
-        )
+def account_files(tree: Tree, read: ReadFile) -> dict[str, bytes]:
+    """Return the account files of the image by name. Links to them are followed inside the image, as in the guest.
+
+    Raises:
+        BadInput: One is not a file, or is larger than 8 MiB.
+    """
     found: dict[str, bytes] = {}
     for name in FILES:
-        inode = etc.children.get(name.encode()) if isinstance(etc, Directory) else None
+        inode = tree.resolve(b"/etc/" + name.encode())
         if inode is None:
             continue
         if not isinstance(inode, File) or inode.size > ACCOUNT_MAX_BYTES:

@@ -44,6 +44,7 @@ class LayerBlob:
     descriptor: Descriptor
     diff_id: Digest | None  # None only for a compressed bare tar
     open: Callable[[], Iterator[bytes]] = field(compare=False)
+    bare: bool = False  # a tar that tar(1) made, and not a layer
 
 
 class SourceImage(NamedTuple):
@@ -156,5 +157,5 @@ def _bare_tar(reference: Reference, platform: Platform) -> SourceImage:
     config = ImageConfig(platform, (diff_id,))
     raw = canonical_json({"architecture": platform.architecture, "os": platform.os, "variant": platform.variant})
     manifest = Manifest(OCI_MANIFEST, "", Descriptor(OCI_CONFIG, Digest.of(raw), len(raw)), (layer,), {})
-    blob = LayerBlob(layer, diff_id, lambda: pieces(path))
+    blob = LayerBlob(layer, diff_id, lambda: pieces(path), bare=True)
     return SourceImage(Digest.of(canonical_json(manifest.to_json())), manifest, config, (blob,))

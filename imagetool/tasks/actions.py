@@ -23,6 +23,7 @@ from imagetool.guest.programs import BootFiles
 from imagetool.progress import reported
 from imagetool.receipts import load, save, write_receipt
 from imagetool.tasks.places import Places, link
+from imagetool.tree.remarks import in_words, show
 from rootdisk.artifact.format import key_tag
 from rootdisk.errors import RootdiskError
 from rootdisk.oci.documents import Platform
@@ -120,10 +121,12 @@ def disk(places: Places, image: Image) -> None:
             str(made.found.place.place) if made.found else "",
         ),
     )
+    show(made.remarks, image.name)
     if made.found is not None:
         what = f"disk {made.key[:12]} has been built before: {made.found.place.place}@{made.digest}"
     elif made.made_now:
         what = f"disk {made.key[:12]}, {made.compressed / 1e6:.1f} MB compressed, {made.chunks[1]} chunks reused"
+        what += f", {in_words(made.left_out)}" if made.left_out else ""
     else:
         what = f"disk {made.key[:12]} unchanged"
     _say(image.name, what, started)

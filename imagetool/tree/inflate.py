@@ -156,7 +156,7 @@ def _inflated(pieces: Iterator[bytes], name: str) -> Iterator[bytes]:
 
 
 def _gunzip(piece: bytes, pieces: Iterator[bytes]) -> Iterator[bytes]:
-    """RFC 1952, any number of members."""
+    """RFC 1952, any number of members, and zeros after the last."""
     member = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP)
     while True:
         try:
@@ -176,7 +176,9 @@ def _gunzip(piece: bytes, pieces: Iterator[bytes]) -> Iterator[bytes]:
             if not piece:
                 return
             if not piece.startswith(GZIP):
-                raise _Damaged("something that is not gzip follows the gzip stream")
+                if piece.strip(b"\0") or any(more.strip(b"\0") for more in pieces):
+                    raise _Damaged("something that is not gzip follows the gzip stream")
+                return  # padding up to a tape's block: ignored, as gzip(1) does
             member = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP)
         elif member.needs_input:
             more = next(pieces, None)

@@ -22,6 +22,7 @@ from zlib import crc32
 from imagetool.tree.index import BLOCK, CHARACTER, DIRECTORY, FIFO, FILE, LINK, SYMLINK, Entry, TarIndex
 from imagetool.tree.model import LINK_STEPS_MAX, Directory, File, Inode, Layer, Special, Symlink, Tree
 from rootdisk.errors import BadInput
+from rootdisk.ext4.format import TIME_MAX, TIME_MIN
 from rootdisk.limits import NAME_MAX
 from rootdisk.text import printable
 
@@ -29,6 +30,7 @@ from rootdisk.text import printable
 IMPLIED_MAX_COUNT = 1 << 18
 WALK_STEPS_MAX = 1 << 25
 EXTRAS_MAX_COUNT = 1 << 21  # xattrs and pieces of sparse files, some 150 bytes of memory each
+FIRST_NS, AFTER_NS = TIME_MIN * 1_000_000_000, (TIME_MAX + 1) * 1_000_000_000  # of the times that ext4 holds
 OPAQUE = b".wh..wh..opq"
 Place = tuple[Directory, bytes]  # a name in a directory
 _DEVICES = {CHARACTER: stat.S_IFCHR, BLOCK: stat.S_IFBLK, FIFO: stat.S_IFIFO}
@@ -55,7 +57,7 @@ def put_on(tree: Tree, diff_id: str, index: TarIndex) -> None:
 
 
 def _put_on(tree: Tree, diff_id: str, index: TarIndex, spent: _Spent) -> None:
-    tree.layers.append(Layer(diff_id, _Applier(tree.root, len(tree.layers), index, spent).apply()))
+    tree.layers.append(Layer(diff_id, _Applier(tree, len(tree.layers), index, spent).apply()))
 
 
 RUNTIMES_REFUSE = "container runtimes refuse it too"
@@ -83,8 +85,9 @@ class _Spent:
 class _Applier:
     """Puts one layer's entries into the tree."""
 
-    def __init__(self, root: Directory, number: int, index: TarIndex, spent: _Spent) -> None:
-        self.root = root
+    def __init__(self, tree: Tree, number: int, index: TarIndex, spent: _Spent) -> None:
+        self.root = root = tree.root
+        self.noted = tree.noted
         self.number = number
         self.index = index
         self.spent = spent
@@ -131,6 +134,8 @@ class _Applier:
             if kind != DIRECTORY:
                 raise _Wrong("the root is not a directory", "make the layer again")
             _describe(self.root, mode, uid, gid, mtime_ns, xattrs)
+            if xattrs or not FIRST_NS <= mtime_ns < AFTER_NS:
+                self.noted[self.root] = self.index.name
             return None
         directory = self.found.get(parent_path) or self.parent(parent_path)
         children = directory.children
@@ -175,6 +180,8 @@ class _Applier:
             type_ = _DEVICES[kind]
             layer = old.layer if isinstance(old, Special) and stat.S_IFMT(old.mode) == type_ else self.number
             new = Special(type_ | mode, uid, gid, mtime_ns, xattrs, major=first, minor=second, layer=layer)
+        if xattrs or not FIRST_NS <= mtime_ns < AFTER_NS:
+            self.noted[new] = self.index.name
         if old is not None and old is not new and isinstance(old, (Directory, Symlink)):
             self.forget()
         children[name] = new

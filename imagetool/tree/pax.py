@@ -9,12 +9,14 @@ from __future__ import annotations
 import binascii
 import re
 import struct
+from collections.abc import Callable
 from functools import lru_cache
 from urllib.parse import unquote_to_bytes
 
 from imagetool.tree.index import Segments, Xattrs
 from rootdisk.errors import BadInput
-from rootdisk.ids import parse_id
+from rootdisk.ids import id_or_none, parse_id
+from rootdisk.text import printable
 
 XATTR_NAME_MAX_BYTES = 255  # XATTR_NAME_MAX, include/uapi/linux/limits.h; not NAME_MAX, though the same number
 XATTR_MAX_BYTES = 64 << 10  # XATTR_SIZE_MAX
@@ -23,7 +25,7 @@ SEGMENTS_MAX_COUNT = 1 << 16
 NUMBER_MAX = (1 << 63) - 1
 
 _DECIMAL = re.compile(rb"[0-9]{1,19}\Z")
-_TIME = re.compile(rb"(-?)([0-9]{1,12})(?:\.([0-9]*))?\Z")
+_TIME = re.compile(rb"([+-]?)([0-9]{1,64})(?:\.([0-9]*))?\Z")
 
 
 class Malformed(ValueError):
@@ -71,7 +73,7 @@ def time_ns(value: bytes) -> int:
         raise Malformed(f"time is {value[:40]!r}")
     sign, seconds, fraction = match.groups()
     nanoseconds = int(seconds) * 1_000_000_000 + int((fraction or b"")[:9].ljust(9, b"0"))
-    return -nanoseconds if sign else nanoseconds
+    return -nanoseconds if sign == b"-" else nanoseconds
 
 
 def records(data: bytes) -> list[tuple[bytes, bytes]]:
@@ -105,33 +107,50 @@ def says_something(key: bytes) -> bool:
     return key in _MEANINGFUL or key.startswith((b"SCHILY.xattr.", b"LIBARCHIVE.xattr.", b"SCHILY.acl."))
 
 
+LEFT_OUT = b"\0"  # begins the name of what an index notes of an attribute that cannot be one: the rest names it
+ACLS = {b"SCHILY.acl.access": b"system.posix_acl_access", b"SCHILY.acl.default": b"system.posix_acl_default"}
+
+
 def xattrs(pax: dict[bytes, bytes]) -> Xattrs | None:
-    """The extended attributes, by full name, in the form that getxattr(2) gives; None without any."""
+    """Return the extended attributes by full name, in the form that getxattr(2) gives; None without any.
+
+    What cannot be an attribute is under a name that begins with LEFT_OUT, and the value says why. Such a name of ACLS has
+    the ACL's text, which may be understood with the image's accounts.
+    """
     found: Xattrs = {}
     for key, value in pax.items():
         if key.startswith(b"LIBARCHIVE.xattr."):
+            name = unquote_to_bytes(key[17:])
             try:
                 padded = value + b"=" * (-len(value) % 4)  # libarchive writes no padding
-                found.setdefault(unquote_to_bytes(key[17:]), binascii.a2b_base64(padded, strict_mode=True))
+                found.setdefault(name, binascii.a2b_base64(padded, strict_mode=True))
             except ValueError:
-                raise Malformed(f"xattr {key[17:60]!r} is not base64") from None
+                found[LEFT_OUT + name] = b"its value is not base64"
         elif key.startswith(b"SCHILY.xattr."):
             found[key[13:]] = value  # libarchive writes both forms; this one is exact
-    for key, name in (
-        (b"SCHILY.acl.access", b"system.posix_acl_access"),
-        (b"SCHILY.acl.default", b"system.posix_acl_default"),
-    ):
+    for key, name in ACLS.items():
         if key in pax and name not in found:
-            value = posix_acl(pax[key], minimal_is_none=name.endswith(b"access"))
+            try:
+                value = posix_acl(pax[key], minimal_is_none=key.endswith(b"access"))
+            except Malformed:
+                name, value = LEFT_OUT + key, pax[key][:XATTR_MAX_BYTES]
             if value:
                 found[name] = value
+    for name, value in list(found.items()):
+        why = ""
+        if name.startswith(LEFT_OUT) and len(name) > 1:
+            found[name[: XATTR_NAME_MAX_BYTES + 1]] = found.pop(name)
+        elif not 0 < len(name) <= XATTR_NAME_MAX_BYTES or b"\0" in name:
+            why = "its name cannot be one"
+        elif len(value) > XATTR_MAX_BYTES:
+            why = "it is longer than 64 KiB"
+        if why:
+            del found[name]
+            found[LEFT_OUT + name.replace(b"\0", b"\\0")[:XATTR_NAME_MAX_BYTES]] = why.encode()
     if len(found) > XATTRS_MAX_COUNT:
-        raise Malformed(f"{len(found)} xattrs, more than the {XATTRS_MAX_COUNT} that ext4 can hold")
-    for name, value in found.items():
-        if not 0 < len(name) <= XATTR_NAME_MAX_BYTES or b"\0" in name:
-            raise Malformed(f"xattr name {name[:40]!r} of {len(name)} bytes")
-        if len(value) > XATTR_MAX_BYTES:
-            raise Malformed(f"xattr {name!r} has {len(value)} bytes, more than {XATTR_MAX_BYTES}")
+        for name in sorted(found)[XATTRS_MAX_COUNT:]:
+            del found[name]
+        found[LEFT_OUT + b"and more"] = b"a file has more than 256 attributes"
     return found or None
 
 
@@ -142,35 +161,49 @@ _TAGS = {  # of an entry without and with a name; include/uapi/linux/posix_acl.h
     b"other": (0x20, 0),
 }
 _ACL_ID_NONE = 0xFFFF_FFFF
+Lookup = Callable[[str, str], int | None]  # "user" or "group", and a name
+
+
+def posix_acl(text: bytes, *, minimal_is_none: bool, lookup: Lookup | None = None) -> bytes:
+    """Return the value of system.posix_acl_* for an ACL in text: include/uapi/linux/posix_acl_xattr.h, version 2.
+
+    star adds the number after a name (`user:lisa:r-x:502`); a name alone is looked up by `lookup`. If `minimal_is_none`,
+    an ACL that says no more than the mode is b"".
+
+    Raises:
+        Malformed: The text is no ACL, or a name is not known.
+    """
+    return _posix_acl(text, minimal_is_none) if lookup is None else _acl(text, minimal_is_none, lookup)
 
 
 @lru_cache(maxsize=256)  # many files have the same, and a global header gives one to all
-def posix_acl(text: bytes, *, minimal_is_none: bool) -> bytes:
-    """An ACL in text as the value of system.posix_acl_*: include/uapi/linux/posix_acl_xattr.h, version 2.
+def _posix_acl(text: bytes, minimal_is_none: bool) -> bytes:
+    return _acl(text, minimal_is_none, lambda kind, name: None)
 
-    star adds the number after a name (`user:lisa:r-x:502`); a name alone cannot be understood here and is an error.
-    With `minimal_is_none` an ACL that says no more than the mode is b"".
-    """
+
+def _acl(text: bytes, minimal_is_none: bool, lookup: Lookup) -> bytes:
     entries = []
     for item in text.replace(b"\n", b",").split(b","):
         item = item.partition(b"#")[0].strip()
         if not item:
             continue
         fields = item.split(b":")
-        names = {b"u": b"user", b"g": b"group", b"m": b"mask", b"o": b"other"}
-        tags = _TAGS.get(names.get(fields[0], fields[0]))
+        kind = {b"u": b"user", b"g": b"group", b"m": b"mask", b"o": b"other"}.get(fields[0], fields[0])
+        tags = _TAGS.get(kind)
         if tags is not None and tags[1] == 0 and len(fields) == 2:
             fields.insert(1, b"")  # `other:r--`, as Solaris has it
         if tags is None or not 3 <= len(fields) <= 4 or not re.fullmatch(rb"[r-][w-][x-]", fields[2]):
-            raise Malformed(f"ACL entry {item[:80]!r}")
+            raise Malformed(f"its entry '{printable(item, 80)}' is not understood")
         permissions = sum(bit for bit, letter in zip((4, 2, 1), fields[2], strict=True) if letter != 0x2D)
         if not fields[1]:
             entries.append((tags[0], permissions, _ACL_ID_NONE))
             continue
-        id_ = fields[3] if len(fields) == 4 else fields[1]
-        if not tags[1] or not _DECIMAL.match(id_) or int(id_) >= _ACL_ID_NONE:
-            raise Malformed(f"ACL entry {item[:80]!r} has no number (write it with tar --numeric-owner)")
-        entries.append((tags[1], permissions, int(id_)))
+        id_ = id_or_none((fields[3] if len(fields) == 4 else fields[1]).decode("utf-8", "surrogateescape"))
+        if id_ is None:
+            id_ = lookup(kind.decode(), fields[1].decode("utf-8", "surrogateescape"))
+        if not tags[1] or id_ is None:
+            raise Malformed(f"the image has no {printable(kind)} '{printable(fields[1], 80)}'")
+        entries.append((tags[1], permissions, id_))
     if not entries or (minimal_is_none and len(entries) <= 3 and all(id_ == _ACL_ID_NONE for _, _, id_ in entries)):
         return b""
     entries.sort(key=lambda entry: (entry[0], entry[2]))

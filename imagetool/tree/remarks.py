@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from rootdisk.errors import BadInput
+from rootdisk.oci.fields import Fields
+from rootdisk.text import one_line
 
-KINDS = ("acl", "time", "xattr")  # of what is counted in an artifact's config
+TEXT_MAX = 4096
+TIMES_MAX = 1 << 32
+REMARKS_MAX_COUNT = 1000
 
 
 class Remark(NamedTuple):
-    """One line for the user, about so many files; `files` is 0 and `kind` "" if it is about none."""
+    """One line for the user. `times` says how many things of `kind` were changed or left out; "" and 0 if none was."""
 
     text: str
     kind: str = ""
-    files: int = 0
+    times: int = 0
+
+    @classmethod
+    def parse(cls, value: Fields) -> Remark:
+        """Read what `to_json` wrote.
+
+        Raises:
+            BadInput: A field is wrong.
+        """
+        return cls(
+            value.text("text", limit=TEXT_MAX), value.text("kind", "", limit=16), value.integer("times", 0, TIMES_MAX)
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return the value for a receipt."""
@@ -27,8 +43,14 @@ def counts(remarks: Iterable[Remark]) -> dict[str, int]:
     found: dict[str, int] = {}
     for remark in remarks:
         if remark.kind:
-            found[remark.kind] = found.get(remark.kind, 0) + remark.files
+            found[remark.kind] = found.get(remark.kind, 0) + remark.times
     return dict(sorted(found.items()))
+
+
+def show(remarks: Iterable[Remark], what: str) -> None:
+    """Write each remark to standard error, one line each, behind `what`."""
+    for remark in remarks:
+        print(one_line(f"{what}: {remark.text}"), file=sys.stderr, flush=True)
 
 
 def in_words(left_out: Mapping[str, int]) -> str:

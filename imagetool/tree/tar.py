@@ -45,18 +45,23 @@ EXTENDED_MAX_BYTES = 1 << 20  # one extended header
 GLOBAL_MAX_BYTES = 64 << 10
 GLOBAL_MAX_COUNT = 64
 TARGET_MAX_BYTES = PATH_MAX - 1  # without its NUL
-TIME_MAX_S = 1 << 62
+TIME_MAX_NS = (1 << 62) * 1_000_000_000  # what an index holds
 
 _ZERO = bytes(512)
 _NUL = b"\0"
 
 
-def scan(fd: int, size: int, name: str) -> TarIndex:
-    """The entries of the tar of `size` bytes in the file `fd`; `name` says in messages which layer it is.
+def scan(fd: int, size: int, name: str, *, bare: bool = False) -> TarIndex:
+    """Return the entries of the tar of `size` bytes in the file `fd`; `name` says in messages which layer it is.
 
-    BadInput names the layer and the entry that is wrong; Unsupported an entry of unknown type.
+    A `bare` tar is one that tar(1) made, and not a layer: a volume's label is skipped, and a directory of an incremental
+    backup is a directory.
+
+    Raises:
+        BadInput: An entry is wrong. The message names the layer and the entry.
+        Unsupported: An entry is of unknown type.
     """
-    return _Scanner(fd, size, name).run()
+    return _Scanner(fd, size, name, bare).run()
 
 
 @dataclass(slots=True)
@@ -70,10 +75,11 @@ class _Extended:
 
 
 class _Scanner:
-    def __init__(self, fd: int, size: int, name: str) -> None:
+    def __init__(self, fd: int, size: int, name: str, bare: bool) -> None:
         self.fd = fd
         self.size = size
         self.name = name
+        self.bare = bare
         self.out = IndexWriter()
         # Of global PAX headers: only what says something to us and is not empty; its length; its attributes, packed.
         self.defaults: dict[bytes, bytes] = {}
@@ -200,22 +206,27 @@ class _Scanner:
                 mtime_ns = pax.time_ns(values[b"mtime"]) if values.get(b"mtime") else mtime_ns
         if not (is_id(uid) and is_id(gid)):
             raise Malformed(f"owner {uid}:{gid} is out of range")
-        if not -TIME_MAX_S * 1_000_000_000 < mtime_ns < TIME_MAX_S * 1_000_000_000:
-            raise Malformed("time is out of range")
+        if not -TIME_MAX_NS < mtime_ns < TIME_MAX_NS:
+            mtime_ns = TIME_MAX_NS if mtime_ns > 0 else -TIME_MAX_NS  # what no file system holds; merging notes it
         if kind in b"0\0007":
             kind = DIRECTORY if kind == 0 and path.endswith(b"/") else FILE
+        if self.bare and kind == 0x56:  # V
+            return at + 512 + self.stored(size, at)
+        listed = 0
+        if self.bare and kind == 0x44:  # D: the names that it had are its data
+            kind, listed = DIRECTORY, self.stored(size, at)
         is_sparse = kind == 0x53  # S
         if is_sparse:
             kind = FILE
         if not 0x30 <= kind <= 0x36:
             raise Unsupported(
                 f"layer {self.name}: entry {_shown(block, extended)} at byte {at}: unknown type {chr(kind)!r}",
-                "container runtimes refuse it too; make the layer again",
+                "make the tar again" if self.bare else "container runtimes refuse it too; make the layer again",
             )
         path = normal(path)
 
         first, second, segments = 0, 0, None
-        at += 512
+        at += 512 + listed
         if kind == FILE:
             if is_sparse:
                 pairs, size_real, at = self.old_sparse(at, block)
@@ -255,6 +266,12 @@ class _Scanner:
         if self.out.count > ENTRIES_MAX_COUNT or len(self.out.heap) > HEAP_MAX_BYTES:
             raise Malformed(f"the layer is past {ENTRIES_MAX_COUNT} entries or {HEAP_MAX_BYTES} bytes of names")
         return at
+
+    def stored(self, size: int, at: int) -> int:
+        """Return how many bytes the data of an entry at byte `at` takes, in whole blocks."""
+        if size < 0 or at + 512 + size > self.size:
+            raise Malformed(f"its {size} bytes of data do not fit into the tar of {self.size}")
+        return size + 511 & ~511
 
     def old_sparse(self, at: int, block: bytes) -> tuple[list[tuple[int, int]], int, int]:
         """The map of a GNU 'S' entry, the file's size, and where its data begins; GNU tar manual, "Old GNU Format"."""

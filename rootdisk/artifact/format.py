@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from rootdisk.errors import BadInput, Unsupported
@@ -205,6 +206,15 @@ def slots_of(disk: Fields, disk_size: int) -> tuple[SlotExtent, ...]:
     return tuple(slots)
 
 
+def _left_out(disk: Fields) -> dict[str, int]:
+    if disk.value.get("left_out") is None:
+        return {}
+    kinds = disk.inner("left_out")
+    if len(kinds.value) > 16:
+        raise disk.wrong("left_out", f"{len(kinds.value)} entries are more than the 16 allowed")
+    return {printable(kind, 64): kinds.integer(kind, 0, (1 << 32)) for kind in kinds.value}
+
+
 class ArtifactConfig(NamedTuple):
     """The config blob: what the disk is, what it was made from, and how to boot it. Sizes are bytes."""
 
@@ -226,6 +236,9 @@ class ArtifactConfig(NamedTuple):
     boot_chunks: tuple[int, ...] = ()  # numbers of chunks in the order a traced boot read them
     labels: Mapping[str, str] | None = None
     layers: tuple[LayerInodes, ...] = ()  # base first; the last is what rootdisk adds
+    left_out: Mapping[str, int] = MappingProxyType(
+        {}
+    )  # what the disk does not have as the image says: how many, by kind
 
     @classmethod
     def parse(cls, raw: bytes) -> ArtifactConfig:
@@ -262,6 +275,7 @@ class ArtifactConfig(NamedTuple):
                 LayerInodes(layer.text("diff_id", limit=256), layer.integer("first_inode", 0, (1 << 32) - 1))
                 for layer in disk.objects("layers", LAYERS_MAX_COUNT, [])
             ),
+            _left_out(disk),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -276,6 +290,7 @@ class ArtifactConfig(NamedTuple):
                 "uuid": self.disk_uuid,
                 "slots": [{"name": s.name, "offset": s.offset, "length": s.length} for s in self.slots],
                 "layers": [{"diff_id": layer.diff_id, "first_inode": layer.first} for layer in self.layers],
+                **({"left_out": dict(self.left_out)} if self.left_out else {}),
             },
             "process": self.process.to_json(),
             "boot": {

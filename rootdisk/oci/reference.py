@@ -8,6 +8,7 @@ kinds follow containers-transports(5): `oci:DIR:TAG`, `oci-archive:FILE:TAG`, `d
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Literal, NamedTuple, cast
@@ -19,6 +20,10 @@ Kind = Literal["registry", "oci", "oci-archive", "docker-archive", "docker-daemo
 
 DOCKER_HUB = "docker.io"
 _PATH_KINDS = ("oci", "oci-archive", "docker-archive", "tar")
+_FILE_ENDINGS = (
+    *(".tar", ".tgz", ".txz", ".tbz2", ".tzst", ".gz", ".xz", ".bz2", ".zst", ".zip"),
+    *(".ext4", ".img", ".raw", ".iso", ".qcow2", ".vmdk", ".vhd", ".vhdx", ".squashfs", ".cpio"),
+)
 _HINT = "write registry/repository:tag, registry/repository@sha256:… or oci:DIR:TAG"
 
 # Compiled at first use: compiling is slow, and a boot from a layout needs only two of them.
@@ -73,9 +78,25 @@ def parse_reference(text: str) -> Reference:
         if re.fullmatch(r"sha256:[0-9a-f]{64}", rest):
             return Reference("docker-daemon", digest=Digest.parse(rest))
         return _named("docker-daemon", rest, text)
+    if _is_path(text):
+        hint = f"write oci:{text} for an OCI layout; imagetool also reads tar:FILE, docker-archive:FILE and oci-archive:FILE"
+        if not text.startswith(("/", ".", "~")):
+            hint += f"; if it is an image, name its registry: {DOCKER_HUB}/{'' if '/' in text else 'library/'}{text}"
+        there = "a file or directory" if os.path.lexists(text) else "a path, and there is no such file"
+        raise BadInput(f"reference {text!r:.200} is {there}", hint[:600])
     if text.startswith(("http://", "https://", "docker://")):
         raise BadInput(f"reference {text!r:.200} starts with {scheme}://", "write the name without it")
     return _named("registry", text, text)
+
+
+def _is_path(text: str) -> bool:
+    """Return whether `text` is a path rather than an image: a missing local file is never asked for at Docker Hub."""
+    if text.startswith(("/", "./", "../", "~/")) or text.endswith("/") or text in (".", ".."):
+        return True
+    first, slash, _ = text.partition("/")
+    if slash and (set(first) & set(".:[") or first == "localhost"):
+        return False  # it names a registry
+    return text.lower().endswith(_FILE_ENDINGS)
 
 
 def _on_disk(kind: Kind, rest: str, text: str) -> Reference:

@@ -162,16 +162,43 @@ def test_our_own_directory_is_roots_whoever_owns_the_rest() -> None:
             Image(passwd=PASSWD).add(owners=(Owner(path, "7"),))
 
 
-@pytest.mark.parametrize("target", [b"/usr/etc", b".rootdisk", b"/"])
-def test_accounts_are_not_looked_for_behind_a_link(target: bytes) -> None:
+@pytest.mark.parametrize("target", [b"/usr/etc", b".rootdisk"])
+def test_accounts_that_can_be_put_nowhere(target: bytes) -> None:
     image = Image()
     image.tree.root.children[b"etc"] = Symlink(target)
     image.tree.root.children[b"srv"] = Directory()
-    with pytest.raises(BadInput, match="owners: /etc is a link to"):
+    with pytest.raises(BadInput, match="owners: /etc "):
         image.add(owners=(Owner("/srv", "app", create=True),))
     assert b"srv" in image.tree.root.children
     image.tree.root.children.pop(b".rootdisk")
     image.add(owners=(Owner("/srv", "7"),))  # numbers need none
+
+
+@pytest.mark.parametrize("linked", ["/etc/passwd", "/etc", "both"])
+def test_accounts_behind_links_inside_the_image(linked: str) -> None:
+    """As Nix has them: read through the link, as the guest does; a user that is made gets a real file in its place."""
+    image = Image(passwd=PASSWD, group=b"root:x:0:\n")
+    root, real = image.tree.root, Directory()
+    files = dict(image.etc.children)
+    root.children[b"store"] = real
+    if linked != "/etc":
+        real.children.update(files)
+        for name in files:
+            image.etc.children[name] = Symlink(b"../store/" + name)
+    if linked != "/etc/passwd":
+        root.children[b"private"] = image.etc
+        root.children[b"etc"] = Symlink(b"/private")
+    root.children[b"srv"] = Directory()
+    image.add(owners=(Owner("/srv", "daemon"),))
+    assert root.children[b"srv"].uid == 1
+    root.children.pop(b".rootdisk")
+    image.tree.layers.pop()
+    data = image.add(owners=(Owner("/srv", "new", create=True),))
+    made = image.etc.children[b"passwd"]
+    assert isinstance(made, File)
+    assert data[made.offset : made.offset + made.size].startswith(PASSWD)
+    if linked != "/etc":
+        assert real.children[b"passwd"] is files[b"passwd"]  # what the link led to is as it was
 
 
 @pytest.mark.parametrize(
@@ -209,11 +236,16 @@ def test_an_image_without_accounts_gets_them() -> None:
     assert isinstance(image.etc.children[b"passwd"], File)
 
 
-def test_account_files_that_are_links_are_refused() -> None:
+def test_account_files_that_are_no_files() -> None:
     image = Image()
-    image.etc.children[b"passwd"] = Symlink(b"/tmp/passwd")
+    image.etc.children[b"passwd"] = Symlink(b"/tmp")
+    image.tree.root.children[b"tmp"] = Directory()
     with pytest.raises(BadInput, match="not a plain file"):
         image.add(owners=(Owner("/etc", "x", create=True),))
+    image.etc.children[b"passwd"] = Symlink(b"/nowhere")  # then there are none: a new file takes its place
+    image.tree.root.children.pop(b".rootdisk")
+    image.add(owners=(Owner("/etc", "x", create=True),))
+    assert isinstance(image.etc.children[b"passwd"], File)
 
 
 def test_process_and_environment_records() -> None:

@@ -1,0 +1,111 @@
+"""What an ext4 disk cannot hold of an image is left out or changed, with one remark for each reason.
+
+Runtimes take such images: Linux answers EOPNOTSUPP to an attribute of a foreign namespace and they go on, nobody reads
+ACLs in text, and a kernel brings a time into what its file system holds. docs/howto/odd-images.md says what happens to what.
+"""
+
+from __future__ import annotations
+
+from imagetool.ext4 import xattr
+from imagetool.layout.accounts import Accounts
+from imagetool.layout.additions import ReadFile, account_files
+from imagetool.tree.merge import AFTER_NS, FIRST_NS
+from imagetool.tree.model import Inode, Tree
+from imagetool.tree.pax import ACLS, LEFT_OUT, Lookup, Malformed, posix_acl
+from imagetool.tree.remarks import Remark
+from rootdisk.errors import BadInput
+from rootdisk.ext4.format import TIME_MAX, TIME_MIN
+from rootdisk.text import printable
+
+Fault = tuple[str, str, str]  # kind, what of the file, and why with what is done about it
+
+_NS = 1_000_000_000
+_TOO_MUCH = "with the others it is more than an inode and a block hold: left out"
+
+
+def fit(tree: Tree, read: ReadFile) -> list[Remark]:
+    """Make `tree` one that ext4 can hold, and return what was changed or left out of the files that can be seen.
+
+    Names in ACLs are looked up in the accounts of the image. `read` gives a file's bytes.
+    """
+    lookup = _Lookup(tree, read)
+    faults: dict[Inode, tuple[str, list[Fault]]] = {}
+    for inode, layer in tree.noted.items():
+        found = _fit(inode, lookup)
+        if found:
+            faults[inode] = layer, found
+    if not faults:
+        return []
+    firsts: dict[tuple[str, str], tuple[str, int]] = {}  # by kind and reason: the first file in words, and how many
+    for path, inode in tree.walk():
+        layer, found = faults.pop(inode, ("", []))
+        for kind, what, why in found:
+            first, times = firsts.get((kind, why), (f"{printable(path)} (layer {layer}): {what}", 0))
+            firsts[kind, why] = first, times + 1
+    return [
+        Remark(f"{first}: {why}{f'; and {times - 1} more like it' if times > 1 else ''}", kind, times)
+        for (kind, why), (first, times) in firsts.items()
+    ]
+
+
+def _fit(inode: Inode, lookup: Lookup) -> list[Fault]:
+    """Change one inode; its faults."""
+    found: list[Fault] = []
+    if not FIRST_NS <= inode.mtime_ns < AFTER_NS:
+        nearest = TIME_MIN if inode.mtime_ns < 0 else TIME_MAX
+        why = f"ext4 holds {TIME_MIN} to {TIME_MAX}, so the nearest is taken"
+        found.append(("time", f"the time {inode.mtime_ns // _NS} s", why))
+        inode.mtime_ns = nearest * _NS
+    if not inode.xattrs:
+        return found
+    kept: dict[bytes, bytes] = {}
+    for name, value in inode.xattrs.items():
+        shown = printable(name.removeprefix(LEFT_OUT), 80)
+        if not name.startswith(LEFT_OUT):
+            why = xattr.problem(name, value)
+            kind = "acl" if name in ACLS.values() else "xattr"
+        elif (key := name[1:]) in ACLS:
+            kind, shown, why = "acl", shown.removeprefix("SCHILY."), ""
+            try:
+                value = posix_acl(value, minimal_is_none=key.endswith(b"access"), lookup=lookup)
+            except Malformed as err:
+                found.append(("acl", f"ACL {shown}: {err}", "left out"))
+                continue
+            name = ACLS[key]
+            why = xattr.problem(name, value) if value else ""
+        else:
+            kind, why = "xattr", value.decode()
+        if why:
+            found.append((kind, f"{'ACL' if kind == 'acl' else 'extended attribute'} {shown}", f"{why}: left out"))
+        elif value or not name.startswith(b"system.posix_acl_"):
+            kept[name] = value
+    for name in xattr.too_much(kept):
+        del kept[name]
+        found.append(("xattr", f"extended attribute {printable(name, 80)}", _TOO_MUCH))
+    if found or kept != inode.xattrs:
+        inode.xattrs = kept or None
+    return found
+
+
+class _Lookup:
+    """Numbers of names in the accounts of the image, which are read when the first is asked for."""
+
+    def __init__(self, tree: Tree, read: ReadFile) -> None:
+        self._tree, self._read = tree, read
+        self._accounts: Accounts | None = None
+
+    def __call__(self, kind: str, name: str) -> int | None:
+        if self._accounts is None:
+            try:
+                self._accounts = Accounts(account_files(self._tree, self._read))
+            except BadInput:  # they are no files that could be read
+                self._accounts = Accounts({})
+        try:
+            if kind == "group":
+                number = self._accounts.group_id(name)
+            else:
+                user = self._accounts.user(name)
+                number = user[0] if user else None
+        except BadInput:  # its number is out of range
+            return None
+        return 0 if number is None and name == "root" else number
