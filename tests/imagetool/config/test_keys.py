@@ -38,6 +38,9 @@ CHANGED = {
     "files": PLAIN + 'files = [{path = "/a", text = "b"}]',
     "remove": PLAIN + 'remove = ["/a"]',
     "allow_secret": PLAIN + 'env = {A = "1"}\nallow_secret = {A = "of the tests"}',
+    "strict": PLAIN + "strict = true",
+    "check": PLAIN + "check = true",
+    "probe": PLAIN + 'probe = ["true"]',
     "owners": PLAIN + 'owners = {"/a" = "1"}',
     "process": PLAIN + 'process = {cmd = ["x"]}',
 }
@@ -79,7 +82,7 @@ def test_every_input_is_explained(tmp_path: Path) -> None:
     text = PLAIN + "\n".join(
         CHANGED[key].removeprefix(PLAIN)
         for key in PROPERTIES
-        if CHANGED[key].startswith(PLAIN) and key != "allow_secret"
+        if CHANGED[key].startswith(PLAIN) and key not in ("allow_secret", "probe")
     )
     explained = {*schema.effects(), *explanation.OTHER_EFFECTS}
     found = inputs(text.replace("env = {A", "env = {B").replace('"/a" = "1"', '"/" = "1"'), tmp_path)
