@@ -1,8 +1,8 @@
-"""Publish through oras-py, with our own session, credentials, deadlines and retries.
+"""Send through oras-py, with our own session, credentials, deadlines and retries.
 
 From oras comes Registry.do_request: send, answer a challenge, send again. Its retry decorator is bypassed (`__wrapped__`), and
-session and authentication are ours, because oras 0.2.43 sends credentials to other hosts and can wait forever. The runner
-does not use oras: loading it takes longer than fetching a small disk.
+session and authentication are ours, because oras 0.2.43 sends credentials to other hosts and can wait forever. Loading it
+takes longer than fetching a small disk. So only `PushClient` loads it, when something is sent.
 """
 
 from __future__ import annotations
@@ -13,28 +13,39 @@ import oras.auth
 import oras.provider
 import requests
 
-from rootdisk.oci.repository import RegistryOptions
 from rootdisk.registry.challenges import Auth
 from rootdisk.registry.client import RegistryClient
 
 
-class _Auth(Auth, oras.auth.TokenAuth):  # type: ignore[misc]
+class _Auth(oras.auth.TokenAuth):  # type: ignore[misc]
     """Our Auth as the class that do_request expects. That of oras never renews a token and has no basic authentication."""
 
+    def __init__(self, auth: Auth) -> None:
+        self._auth = auth
 
-class OrasClient(RegistryClient):
-    """A RegistryClient that sends requests through oras. Threads may share it."""
+    @property
+    def token(self) -> str | None:
+        return self._auth.token
 
-    def __init__(self, registry: str, repository: str, options: RegistryOptions) -> None:
-        super().__init__(registry, repository, options)
-        self._oras = oras.provider.Registry(registry, insecure=options.plain_http)
-        self._oras.session = self.session
-        self._oras.auth = self.auth
+    def get_auth_header(self) -> dict[str, str]:
+        return self._auth.get_auth_header()
 
-    def _make_auth(self, registry: str, repository: str) -> Auth:
-        return _Auth(registry, repository, self.session, self.options)
+    def authenticate_request(
+        self, original: requests.Response, headers: dict[str, str], refresh: bool = False
+    ) -> tuple[dict[str, str], bool]:
+        return self._auth.authenticate_request(original, headers, refresh)
 
-    def _exchange(self, method: str, url: str, headers: dict[str, str], data: Any) -> requests.Response:
+
+class OrasSender:
+    """Sends requests of `client` through oras. Threads may share it."""
+
+    def __init__(self, client: RegistryClient) -> None:
+        self._oras = oras.provider.Registry(client.base.host, insecure=client.options.plain_http)
+        self._oras.session = client.session
+        self._oras.auth = _Auth(client.auth)
+
+    def send(self, method: str, url: str, headers: dict[str, str], data: Any) -> requests.Response:
+        """Send a request and return the open response."""
         response: requests.Response = oras.provider.Registry.do_request.__wrapped__(
             self._oras, url, method, data=data, headers=headers, stream=True
         )

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from urllib.parse import urlencode
 
 from imagetool.content import Content
-from imagetool.targets.oras_client import OrasClient
+from imagetool.targets.push_client import PushClient
 from imagetool.targets.upload import Upload
 from rootdisk.errors import BadInput, DigestMismatch, RegistryError, Unsupported
 from rootdisk.oci.documents import (
@@ -39,7 +39,7 @@ class RegistryTarget:
     """A repository of a registry. See the protocol `Target`."""
 
     def __init__(self, registry: str, repository: str, options: RegistryOptions) -> None:
-        self.client = OrasClient(registry, repository, options)
+        self.client = PushClient(registry, repository, options)
         self._place = registry, repository, options
 
     def close(self) -> None:

@@ -34,6 +34,7 @@ from rootdisk.oci.documents import (
 from rootdisk.oci.reference import parse_reference
 from rootdisk.oci.repository import read_blob
 from rootdisk.places import open_repository
+from tests.support.commands import ROOT
 from tests.support.faults import Fault, run_faults
 from tests.support.images import AMD64, ARM64, check_content, needs_skopeo, skopeo, write_image, write_index
 from tests.support.processes import peak_bytes
@@ -271,3 +272,23 @@ def test_pruning_a_layout(tmp_path: Path) -> None:
     done = subprocess.run(["ls", tmp_path / "l/blobs/sha256"], capture_output=True, text=True, check=True)
     assert len(done.stdout.split()) >= 4
     open_repository(reference).close()
+
+
+@needs_registry
+def test_oras_is_loaded_only_to_send(tmp_path: Path, registry: RunningRegistry) -> None:
+    """It takes longer to load than most of these commands work."""
+    write_image(tmp_path / "l", "v1")
+    name = f"{registry.name}/some/image"
+
+    def loads_oras(*arguments: str) -> bool:
+        code = "import sys; from imagetool.cli import main; status = main(sys.argv[1:]);"
+        code += "print('oras.provider' in sys.modules, file=sys.stderr); sys.exit(status)"
+        argv = [sys.executable, "-c", code, *arguments, "--plain-http"]
+        done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stderr.splitlines()[-1] == "True"
+
+    assert loads_oras("copy", f"oci:{tmp_path}/l:v1", f"{name}:v1")
+    assert not loads_oras("tags", name)
+    assert not loads_oras("inspect", f"{name}:v1")
+    assert not loads_oras("prune", name)
