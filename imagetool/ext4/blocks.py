@@ -1,4 +1,4 @@
-"""Which blocks of the disk are whose: handed out in ascending order, and looked up again when inodes are written."""
+"""The owners of the disk's blocks. Blocks are given out in ascending order; inodes look theirs up when they are written."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rootdisk.ext4.format import EXTENTS_INLINE
 
 
 class Blocks:
-    """The blocks of `inodes` inodes, and all that are in use."""
+    """The blocks of each of `inodes` inodes, and all blocks in use."""
 
     def __init__(self, geometry: Geometry, inodes: int) -> None:
         self.space = Space(geometry)
@@ -25,7 +25,7 @@ class Blocks:
         self._used_end = -1
 
     def take(self, count: int) -> list[Run]:
-        """Take `count` blocks for one file; its runs."""
+        """Take `count` blocks for one file and return its runs, ascending."""
         runs, logical = [], 0
         for start, length in self.space.take_runs(count):
             runs.append((logical, start, length))
@@ -33,13 +33,13 @@ class Blocks:
         return extents.merged(runs)
 
     def take_one(self) -> int:
-        """Take and use a block that is no inode's data."""
+        """Take a block that does not hold an inode's data, and return its number."""
         place = self.space.take(1)
         self.use(place, 1)
         return place
 
     def own(self, number: int, runs: Sequence[Run]) -> None:
-        """The runs are inode `number`'s."""
+        """Give `runs` to inode `number`."""
         if len(runs) == 1 and not runs[0][0]:
             _, self.starts[number], self.counts[number] = runs[0]
         else:
@@ -50,7 +50,7 @@ class Blocks:
             self.use(start, length)
 
     def use(self, start: int, length: int) -> None:
-        """Blocks are in use: as runs, which mostly continue the last one."""
+        """Mark `length` blocks from `start` on as used. Most calls continue the last run."""
         if start == self._used_end:
             first, count = self.used[-1]
             self.used[-1] = (first, count + length)
@@ -64,5 +64,5 @@ class Blocks:
         return ((0, start, self.counts[number]),) if start else self.other_runs.get(number, ())
 
     def count(self, number: int) -> int:
-        """Return how many blocks of data inode `number` has."""
+        """Count the blocks of data of inode `number`."""
         return self.counts[number] or sum([run[2] for run in self.other_runs.get(number, ())])

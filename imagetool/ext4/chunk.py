@@ -1,4 +1,4 @@
-"""A chunk of the disk: where it lies, and how its bytes are made when they are wanted."""
+"""Chunks of the disk: their place, and how to make their bytes when they are needed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class DiskChunk:
     """A run of the disk, `offset` and `length` in bytes, both multiples of 4096. Safe to render on any thread.
 
     `key` names the bytes: equal keys are equal bytes, now and in earlier disks. A data chunk's is the sha256 of the
-    layer's diff ID and the pieces; metadata that more than the layers decides has None.
+    layer's diff ID and the pieces. Metadata has a key only if the layers alone decide it.
     """
 
     __slots__ = ("key", "layer", "length", "offset")
@@ -60,7 +60,7 @@ class DataChunk(DiskChunk):
 
 
 class MetadataChunk(DiskChunk):
-    """File-system metadata, made from the plan when it is wanted."""
+    """File-system metadata, made from the plan when it is rendered."""
 
     __slots__ = ("_make",)
 
@@ -76,7 +76,7 @@ class MetadataChunk(DiskChunk):
 
 
 class BlockRun(NamedTuple):
-    """`blocks` blocks from disk block `place` on.
+    """A run of `blocks` metadata blocks from disk block `place` on.
 
     make(first, count) gives the bytes of some of them, from disk block `first` on; name(first, count) names those bytes
     as a chunk's key does, or is None.
@@ -89,7 +89,7 @@ class BlockRun(NamedTuple):
 
 
 def fixed_run(place: int, content: bytes) -> BlockRun:
-    """Return a run of blocks that are made already."""
+    """Return a run of blocks whose bytes are there already; `content` is whole blocks."""
 
     def make(first: int, count: int) -> bytes:
         return content[(first - place) * BLOCK : (first - place + count) * BLOCK]
@@ -98,9 +98,9 @@ def fixed_run(place: int, content: bytes) -> BlockRun:
 
 
 class OwnedBlocks:
-    """Blocks that are made from inodes, as runs that ascend: each belongs to an inode and has one number more to it.
+    """Blocks that are made from inodes, as ascending runs: each has an inode and one more number, `extra`.
 
-    What the number means is the maker's business: make(inode number, extra + place in the run, count) -> bytes.
+    The function that renders them decides what `extra` means: make(inode number, extra + place in the run, count).
     """
 
     __slots__ = ("extras", "owners", "starts", "stretches")
@@ -112,7 +112,7 @@ class OwnedBlocks:
         self.stretches: list[tuple[int, int]] = []  # first block, number of blocks without a gap
 
     def add(self, place: int, count: int, owner: int, extra: int = 0) -> None:
-        """`count` blocks from `place` on are inode `owner`'s."""
+        """Give `count` blocks from `place` on to inode `owner`."""
         self.starts.append(place)
         self.owners.append(owner)
         self.extras.append(extra)
@@ -134,7 +134,7 @@ class OwnedBlocks:
             yield BlockRun(place, count, made, name)
 
     def parts(self, first: int, count: int) -> Iterator[tuple[int, int, int]]:
-        """Yield owner, extra and number of blocks of what lies in `count` blocks from `first` on, within a stretch."""
+        """Yield owner, extra and number of blocks for each part of `count` blocks from `first` on, all in one stretch."""
         end = first + count
         at = bisect_right(self.starts, first) - 1
         while first < end:

@@ -1,4 +1,4 @@
-"""Where file data goes: layer by layer, and within a layer so that a changed file changes only its own chunk.
+"""The placement of file data: layer by layer, and within a layer so that a changed file changes only its own chunk.
 
 Files of 1 MiB and more begin a chunk of their own. Smaller ones lie in path order in buckets, and a bucket ends after
 a file whose path's crc says so; so buckets, and with them chunk digests, stay the same around an added, removed or
@@ -31,7 +31,11 @@ Bucket = Callable[[Sequence[File], int], Sequence[Piece]]
 def layer_chunks(
     number: int, layer: Layer, space: Space, visible: Callable[[File], bool], place: Place, bucket: Bucket
 ) -> Iterator[DiskChunk]:
-    """Chunks of one layer's data in disk order; `place` is told each large file's runs, hidden ones' too."""
+    """Place one layer's data and yield its chunks in disk order.
+
+    `number` is the layer's, `space` gives the blocks, `visible` says if a file has a name. `place` and `bucket` receive the
+    places of large and small files, also of hidden ones.
+    """
     space.align(LAYER_ALIGN)
     waiting: list[File] = []
     blocks = 0

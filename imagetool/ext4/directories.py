@@ -1,4 +1,4 @@
-"""The order of names in all large directories, which is the same wherever they lie: made once, and kept for the next disk.
+"""The order of names in all large directories. It does not depend on their place, so it is kept for the next disk.
 
 Hashing a name takes some 15 µs, so for a directory of many blocks this is most of the work of planning it.
 """
@@ -23,10 +23,11 @@ _MAX_BYTES = 4 << 30
 
 
 class Directories(NamedTuple):
-    """For each directory of many blocks, by ascending inode number: how many names and leaves, then these.
+    """The orders of names of all directories of many blocks, by ascending inode number.
 
-    A name is its place in the bytewise order of the directory's names. There is none of a directory that holds what is no
-    layer's own: its content may be another one next time.
+    `names` and `leaves` count those of each directory; `order`, `ends` and `hashes` are as in Index, one directory after
+    the other. A name is its place in the bytewise order of the directory's names. Directories with an entry that comes
+    from no layer are left out: their content may change with the next build.
     """
 
     numbers: array[int]
@@ -38,7 +39,7 @@ class Directories(NamedTuple):
 
     @classmethod
     def of(cls, indexes: Mapping[int, Index], numbers: Sequence[int]) -> Directories:
-        """Return those of the inodes `numbers`."""
+        """Return the orders of the directories `numbers`, from `indexes` by inode number."""
         made = cls(array("I", numbers), *(array("I") for _ in range(5)))
         for number in numbers:
             index = indexes[number]

@@ -62,13 +62,13 @@ class Index(NamedTuple):
 
     @property
     def nodes(self) -> int:
-        """How many blocks there are between the root block and the leaves."""
+        """The number of blocks between the root block and the leaves."""
         leaves = len(self.ends)
         return 0 if leaves <= DX_ROOT_LIMIT else -(-leaves // DX_NODE_LIMIT)
 
     @property
     def blocks(self) -> int:
-        """How many blocks the directory has: the root, inner nodes, leaves."""
+        """The number of the directory's blocks: the root, inner nodes, leaves."""
         return 1 + self.nodes + len(self.ends)
 
 
@@ -78,7 +78,7 @@ def record(name: bytes) -> int:
 
 
 def is_linear(names: Iterable[bytes]) -> bool:
-    """Return if one block holds a directory with these names, `.` and `..`."""
+    """Return whether one block holds a directory with these names, `.` and `..`."""
     return sum([(len(name) + 11) & ~3 for name in names]) + 24 <= ROOM  # record(), without a call a name
 
 
@@ -106,14 +106,18 @@ def index(names: Iterable[bytes], hash_seed: tuple[int, int, int, int]) -> Index
 
 
 def linear_block(number: int, parent: int, entries: Iterable[Entry], seed: int) -> bytes:
-    """Return the only block of a directory: inode `number` in `parent`, its checksum `seed`; entries in bytewise order."""
+    """Return the only block of directory `number` in `parent`; fs/ext4/namei.c, ext4_generic_delete_entry() reads it.
+
+    `entries` are in bytewise order of names, `seed` is the directory's checksum seed.
+    """
     return _leaf([(b".", number, FT_DIR), (b"..", parent, FT_DIR), *entries], seed)
 
 
 def index_block(block: int, made: Index, number: int, parent: int, entry: Callable[[bytes], Entry], seed: int) -> bytes:
-    """Return one block of a directory of many: inode `number` in `parent`, its checksum `seed`.
+    """Return block `block` of directory `number` in `parent`, which has many; struct dx_root, struct dx_node.
 
-    The root is block 0, then come inner nodes, then leaves; levels are filled evenly from the left.
+    The root is block 0, then come inner nodes, then leaves; levels are filled evenly from the left. `entry` gives the
+    entry of a name, `seed` is the directory's checksum seed.
     """
     nodes = made.nodes
     if block > nodes:

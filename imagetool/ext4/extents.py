@@ -23,7 +23,7 @@ Run = tuple[int, int, int]  # first block of the file, first block of the disk, 
 
 
 def merged(runs: Iterable[Run]) -> list[Run]:
-    """`runs` in ascending order with neighbours joined and none longer than an extent may be."""
+    """Return `runs`, which ascend, with neighbours joined and none longer than an extent may be (32768 blocks)."""
     joined: list[list[int]] = []
     for logical, physical, count in runs:
         if joined:
@@ -40,7 +40,7 @@ def merged(runs: Iterable[Run]) -> list[Run]:
 
 
 def tree_blocks(extents: int) -> int:
-    """How many blocks of its own a tree of so many extents needs."""
+    """Count the blocks that a tree of so many extents needs beside i_block."""
     total = 0
     while extents > EXTENTS_INLINE:
         extents = -(-extents // EXTENTS_PER_BLOCK)
@@ -49,10 +49,10 @@ def tree_blocks(extents: int) -> int:
 
 
 def build(runs: Sequence[Run], blocks: Sequence[int], seed: Callable[[], int]) -> tuple[bytes, list[tuple[int, bytes]]]:
-    """i_block's 60 bytes, and the tree's blocks as (disk block, content).
+    """Return i_block's 60 bytes, and the tree's blocks as (disk block, content); fs/ext4/extents.c.
 
-    `runs` come from merged(); `blocks` are tree_blocks(len(runs)) disk blocks for the tree; `seed` is asked for the
-    inode's checksum seed when there are such blocks.
+    `runs` come from merged(); `blocks` are tree_blocks(len(runs)) disk blocks for the tree. `seed` returns the inode's
+    checksum seed and is only called if there are such blocks.
     """
     if len(runs) == 1:  # nearly every file
         logical, physical, count = runs[0]

@@ -1,4 +1,4 @@
-"""Where a disk's fixed metadata lies, decided by its size and number of inodes alone; and the space between it.
+"""The places of a disk's fixed metadata, which its size and number of inodes decide; and the space between it.
 
 Groups of 128 MiB; up to 16 of them share a flex group, whose bitmaps and inode tables lie together at its start.
 Backups of superblock and descriptors stand in groups 1 and the powers of 3, 5 and 7 (sparse_super). The kernel may
@@ -23,7 +23,7 @@ SPARE_INODES = 1024
 
 @dataclass(frozen=True)
 class Geometry:
-    """Sizes in blocks, places as block numbers."""
+    """The sizes of a disk's parts in blocks, and their places as block numbers."""
 
     blocks: int
     inodes_per_group: int
@@ -32,7 +32,12 @@ class Geometry:
 
     @classmethod
     def of(cls, size: int, inodes: int) -> Geometry:
-        """For a disk of `size` bytes that shall hold `inodes` inodes and leave the guest some; BadInput at a limit."""
+        """Return the geometry of a disk of `size` bytes with `inodes` inodes and some for the guest.
+
+        Raises:
+            BadInput: `size` is not 16 MiB to 16 TiB.
+            TooSmall: so many inodes need a larger disk.
+        """
         if not DISK_MIN_BYTES <= size <= DISK_MAX_BYTES:
             raise BadInput(f"size: {size} bytes", "a disk is 16 MiB to 16 TiB")
         blocks = size // BLOCK
@@ -59,51 +64,61 @@ class Geometry:
 
     @cached_property
     def groups(self) -> int:
+        """The number of block groups."""
         return group_count(self.blocks)
 
     @cached_property
     def inodes(self) -> int:
+        """The number of inodes of all groups: s_inodes_count."""
         return self.groups * self.inodes_per_group
 
     @cached_property
     def descriptor_blocks(self) -> int:
+        """The number of blocks of all group descriptors."""
         return descriptor_blocks(self.groups)
 
     @cached_property
     def table_blocks(self) -> int:
-        """Blocks of one group's inode table."""
+        """The number of blocks of one group's inode table."""
         return self.inodes_per_group // INODES_PER_BLOCK
 
     @cached_property
     def backups(self) -> tuple[int, ...]:
-        """Groups that start with a copy of superblock and descriptors; group 0 has the first."""
+        """The groups that start with superblock and descriptors, ascending; group 0 has the primary ones."""
         return superblock_groups(self.groups)
 
     def base_blocks(self, group: int) -> int:
-        """Blocks of superblock and descriptors at the start of `group`."""
+        """Count the blocks of superblock and descriptors at the start of `group`."""
         return 1 + self.descriptor_blocks if group in self._backups else 0
 
     def fixed_blocks(self, group: int) -> int:
-        """All blocks of fixed metadata at the start of `group`."""
+        """Count all blocks of fixed metadata at the start of `group`."""
         if group % self.flex:
             return self.base_blocks(group)
         return self.base_blocks(group) + min(self.flex, self.groups - group) * (self.table_blocks + 2)
 
     def block_bitmap(self, group: int) -> int:
+        """Return the block number of the block bitmap of `group`."""
         return self._flex_start(group) + group % self.flex
 
     def inode_bitmap(self, group: int) -> int:
+        """Return the block number of the inode bitmap of `group`."""
         return self._flex_start(group) + self._flex_groups(group) + group % self.flex
 
     def inode_table(self, group: int) -> int:
+        """Return the first block number of the inode table of `group`."""
         return self._flex_start(group) + 2 * self._flex_groups(group) + group % self.flex * self.table_blocks
 
     def group_blocks(self, group: int) -> int:
+        """Count the blocks of `group`: the last may be shorter."""
         return min(BLOCKS_PER_GROUP, self.blocks - group * BLOCKS_PER_GROUP)
 
     @cached_property
     def overhead(self) -> int:
-        """Blocks that no file can have; as mke2fs counts them, so that the kernel need not count again at each mount."""
+        """The number of blocks that no file can have: s_overhead_clusters, counted as mke2fs does.
+
+        If it is there, the kernel does not count again at each mount.
+        """
         backups = len(self.backups) * (1 + self.descriptor_blocks)
         return self.groups * (self.table_blocks + 2) + backups + self.journal_blocks
 
@@ -127,7 +142,7 @@ class Geometry:
 
 
 class TooSmall(Exception):
-    """The disk cannot hold the image; fewer than `needed` bytes will never do."""
+    """The disk cannot hold the image; fewer than `needed` bytes are never enough."""
 
     def __init__(self, needed: int) -> None:
         super().__init__(needed)
@@ -135,7 +150,7 @@ class TooSmall(Exception):
 
 
 class Space:
-    """Hands out blocks in ascending order, around the fixed metadata. Runs past the end are counted, not refused here."""
+    """Free blocks, given out in ascending order around the fixed metadata. The end of the disk is not checked here."""
 
     def __init__(self, geometry: Geometry) -> None:
         self._fixed = geometry.fixed
@@ -143,7 +158,7 @@ class Space:
         self.next = self._fixed[0][1]
 
     def take(self, count: int, align: int = 1) -> int:
-        """The first of `count` contiguous blocks, at a multiple of `align`."""
+        """Take `count` contiguous blocks and return the first, a multiple of `align`."""
         start = self.next
         while True:
             start = -(-start // align) * align
@@ -154,7 +169,7 @@ class Space:
             start = moved
 
     def take_runs(self, count: int) -> list[tuple[int, int]]:
-        """`count` blocks as runs (first, length), in as few as the fixed metadata allows."""
+        """Take `count` blocks and return them as runs (first, length), as few as the fixed metadata allows."""
         runs = []
         while count:
             start = self._past(self.next, 1)
@@ -167,6 +182,7 @@ class Space:
         return runs
 
     def align(self, blocks: int) -> None:
+        """Go on at a multiple of `blocks`."""
         self.next = -(-self.next // blocks) * blocks
 
     def _past(self, start: int, count: int) -> int:

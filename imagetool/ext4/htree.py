@@ -18,13 +18,13 @@ _K2, _K3 = 0x5A827999, 0x6ED9EBA1
 
 
 def seed_words(seed: bytes) -> tuple[int, int, int, int]:
-    """s_hash_seed's 16 bytes as the transform's start; the standard start where they are zero."""
+    """Return the transform's start from the 16 bytes of s_hash_seed; RFC 1320's start if they are zero."""
     words = _WORDS.unpack(seed)
     return words if any(words) else (0x67452301, 0xEFCDAB89, 0x98BADCFE, 0x10325476)
 
 
 def half_md4(name: bytes, seed: tuple[int, int, int, int]) -> int:
-    """The major hash of a directory entry's name: even, and never the end-of-directory mark."""
+    """Return the major hash of a directory entry's name: even, and never the end-of-directory mark; ext4fs_dirhash()."""
     state = seed
     for start in range(0, len(name), 32):
         state = _transform(state, _words(name[start : start + 32], len(name) - start))

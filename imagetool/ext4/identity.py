@@ -29,14 +29,14 @@ class Identity:
         return number, node.mode, node.uid, node.gid, getattr(node, "links", 0), xattrs
 
     def inodes(self, first: int, after: int) -> bytes | None:
-        """Return the name of inodes `first` to `after` (exclusive); None if one of them is no layer's."""
+        """Return the name of inodes `first` to `after` (exclusive); None if a layer does not decide all of them."""
         if after > self.placed.first_added:
             return None
         changed = self._changed[bisect_left(self._changed, (first,)) : bisect_left(self._changed, (after,))]
         return hashlib.sha256(self._inodes + repr((first, after, changed)).encode()).digest()
 
     def directory_blocks(self, first: int, count: int) -> bytes | None:
-        """Return the name of blocks of directories; None if one of them holds what is no layer's."""
+        """Return the name of blocks of directories; None if a layer does not decide all of them."""
         name = self._directories.copy()
         for part in self.placed.directory_blocks.parts(first, count):
             if part[0] in self.placed.touched:

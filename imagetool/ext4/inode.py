@@ -1,4 +1,4 @@
-"""One inode's 256 bytes; struct ext4_inode."""
+"""The 256 bytes of an inode; struct ext4_inode."""
 
 from __future__ import annotations
 

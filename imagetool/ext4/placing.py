@@ -57,7 +57,7 @@ class Placing:
         for number, node in enumerate(numbers.by_number):
             if node is not None and (node.xattrs or isinstance(node, Symlink | Slot)):
                 self.special.append(number)
-        # Inodes from here on are no layer's; directories that hold one are touched.
+        # Inodes from here on come from no layer; directories that hold one are touched.
         self.first_added = numbers.firsts[-1] if tree.layers[-1].names else len(numbers.by_number)
         self.touched: dict[int, Directory] = {}
         self.indexes: dict[int, Index] = {}  # of directories of many blocks
@@ -71,7 +71,7 @@ class Placing:
         self.tree_blocks: list[tuple[int, bytes]] = []
 
     def place_all(self) -> list[DiskChunk]:
-        """Place everything. The chunks are those of file data. BadInput: something that ext4 cannot hold."""
+        """Place everything and return the chunks of file data. BadInput: something that ext4 cannot hold."""
         # First, so that its place, which superblocks name too, is that of every disk of the size.
         self.blocks.own(EXT4_JOURNAL_INO, self.blocks.take(self.geometry.journal_blocks))
         self._directories()

@@ -33,7 +33,7 @@ from rootdisk.ext4.format import BLOCK, EXT4_GOOD_OLD_FIRST_INO, INODE_SIZE
 
 
 class DiskOptions(NamedTuple):
-    """`size` is the disk's bytes, `uuid` 16 bytes, `time` the superblock's times in seconds.
+    """A disk's options: `size` in bytes, `uuid` of 16 bytes, `time` of the superblock in seconds.
 
     `directories` are those of an earlier plan of a tree with the same layers and UUID. `identity` decides the layers and
     the UUID, and so with what this plan adds the chunks of directories and inode tables; b"" if none shall be named.

@@ -33,7 +33,7 @@ class Reader(Volume):
 
     @classmethod
     def open(cls, path: Path) -> Reader:
-        """Open the raw disk at `path`. BadInput: it cannot be read, or is no ext4 disk."""
+        """Open the raw disk at `path`. BadInput: it cannot be read, or it is not an ext4 disk."""
         return cls(RawDisk(path))
 
     def __enter__(self) -> Reader:

@@ -1,4 +1,4 @@
-"""An artifact put together: its blobs, its config and its manifest, as docs/artifact-1.md has them. Pure but for sizes.
+"""An artifact's blobs, config and manifest, as docs/artifact-1.md describes them. No file is read here.
 
 Nothing in it depends on who builds, where or when: equal inputs give an equal manifest digest.
 """
@@ -31,27 +31,28 @@ TITLES = {
 
 
 class Blob(NamedTuple):
-    """A blob and where its bytes are: a file of ours, or memory."""
+    """A blob, and its bytes: in a file of ours, or in memory."""
 
     descriptor: Descriptor
     data: Path | bytes
 
     @classmethod
     def of_bytes(cls, media_type: str, data: bytes) -> Blob:
+        """Return the blob of `data`."""
         return cls(_descriptor(media_type, Digest.of(data), len(data)), data)
 
     @classmethod
     def of_disk(cls, path: Path, digest: Digest, size: int, number: int | None) -> Blob:
-        """A file whose digest is known because we have written it; the push verifies it while reading.
+        """Return the blob of a file of `size` bytes that we have written, so its digest is known.
 
-        `number` is its place among several, None where the whole disk is in it.
+        The push verifies it while reading. `number` is its place among several, None if it is the whole disk.
         """
         title = BLOB if number is None else blob_name(number)
         return cls(Descriptor(DISK_TYPE, digest, size, {TITLE: title}), path)
 
 
 class Artifact(NamedTuple):
-    """Ready to publish: manifest bytes and the blobs it names."""
+    """An artifact that is ready to publish: manifest bytes and the blobs it names."""
 
     manifest: bytes
     blobs: tuple[Blob, ...]
@@ -59,13 +60,14 @@ class Artifact(NamedTuple):
 
     @property
     def descriptor(self) -> Descriptor:
+        """The manifest's descriptor."""
         return Descriptor(OCI_MANIFEST, Digest.of(self.manifest), len(self.manifest), artifact_type=ARTIFACT_TYPE)
 
 
 def assemble(
     config: ArtifactConfig, disk: Sequence[Blob], chunks: Blob, kernel: Blob | None, initramfs: Blob | None
 ) -> Artifact:
-    """The artifact of a packed disk."""
+    """Assemble the artifact of a packed disk; `kernel` and `initramfs` are None if it has none."""
     config_blob = Blob.of_bytes(CONFIG_TYPE, canonical_json(config.to_json()))
     layers = [blob for blob in (*disk, chunks, kernel, initramfs) if blob is not None]
     annotations = {"org.opencontainers.image.base.digest": config.source_digest}

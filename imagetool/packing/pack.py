@@ -33,7 +33,7 @@ SYNCS = 4  # files at once: they share the file system's commits
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """What was written: the index, the blobs in order, and how many chunks were made and reused."""
+    """A disk that was packed: its index, its blobs in order, and the number of chunks made and reused."""
 
     index: ChunkIndex
     parts: tuple[PackedPart, ...]
@@ -49,7 +49,7 @@ class _Frame(NamedTuple):
 
 
 def worker_count(threads: int | None) -> int:
-    """How many threads share the work: `threads`, or what this machine has processors for."""
+    """Return how many threads share the work: `threads`, or one for each processor, at least two."""
     return threads or max(2, len(os.sched_getaffinity(0)))
 
 
@@ -63,9 +63,14 @@ def pack(
     max_blob: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Packed:
-    """Write the disk of `plan` as a packed disk into the empty directory `folder`, synced.
+    """Write the disk of `plan` as a packed disk into the empty directory `folder`, and sync it.
 
-    `max_blob` is the most bytes of a blob. `progress` is told (bytes done, bytes in all) of data, holes not counted. Errors of reading the sources pass through.
+    `earlier` has chunks and blobs to reuse. `max_blob` is the most bytes of a blob. `progress` is called with (bytes done,
+    bytes in all) of data, without holes.
+
+    Raises:
+        BadInput: `max_blob` is too small for a chunk.
+        OSError, DigestMismatch: a source cannot be read, or the files cannot be written.
     """
     workers = worker_count(threads)
     total = sum(chunk.length for chunk in plan.chunks)
@@ -123,7 +128,7 @@ def pack(
 
 
 class _Packer:
-    """The packed disk while it grows, blob by blob."""
+    """The packed disk while it is written, blob by blob."""
 
     def __init__(self) -> None:
         self.chunks: list[Chunk] = []
@@ -134,12 +139,13 @@ class _Packer:
         self.new = self.reused = 0
 
     def begin(self, fd: int) -> None:
-        """A new blob, into descriptor `fd`."""
+        """Begin a new blob in descriptor `fd`."""
         self.fd = fd
         self.hash = hashlib.sha256()
         self.first_offset, self.first_chunk = self.offset, len(self.chunks)
 
     def chunk(self, chunk: DiskChunk, frame: _Frame) -> None:
+        """Write the frame of `chunk`, and the hole before it."""
         if frame.zero:
             return  # becomes part of the hole that is written with what comes next
         self._hole(chunk.offset)
@@ -149,7 +155,7 @@ class _Packer:
         self._add(frame.data, chunk.length, frame.sha256, False, chunk.key or bytes(KEY_BYTES))
 
     def end(self, part: Part, *, last: bool) -> None:
-        """The blob ends where `part` does; the last has the seek table too."""
+        """End the blob with `part`; the last one gets the seek table."""
         self._hole(part.end)
         if last:
             self._write(seek_table((chunk.blob_length, chunk.length) for chunk in self.chunks))
@@ -158,7 +164,7 @@ class _Packer:
         self.parts.append(PackedPart(part.key, digest, size, len(self.chunks) - self.first_chunk))
 
     def take(self, part: Part, found: Found) -> None:
-        """The blob `found` as it is, for `part`."""
+        """Take the blob `found` for `part` as it is."""
         assert part.start == self.at
         move, shift = self.at - found.chunks[0].offset, self.offset - found.chunks[0].blob_offset
         for chunk in found.chunks:

@@ -1,4 +1,4 @@
-"""Where the zstd file is cut into the artifact's disk blobs, and what names a blob before it is made.
+"""The cuts of the zstd file into the artifact's disk blobs, and the key of a blob before it is made.
 
 A blob ends where the data of a layer ends, or metadata begins: so the data of an unchanged layer is an unchanged blob,
 which is neither made, nor sent, nor fetched again. Large layers are cut further, after chunks that their keys choose,
@@ -27,9 +27,9 @@ _GAP = struct.Struct("<QQ")
 
 
 class Part(NamedTuple):
-    """The disk from byte `start` to `end`: `chunks`, and holes between and after them.
+    """A part of the disk, from byte `start` to `end`: `chunks`, and holes between and after them.
 
-    `key` decides the blob's bytes; None where something else than keyed chunks does.
+    `key` names the blob's bytes: equal keys are equal bytes. It is None if a chunk has no key.
     """
 
     start: int
@@ -39,9 +39,10 @@ class Part(NamedTuple):
 
 
 def divide(chunks: Sequence[DiskChunk], disk_size: int, max_blob: int | None = None) -> list[Part]:
-    """All chunks of a disk, which begin at 0, in parts. The last has no key, as the seek table comes after it.
+    """Divide all chunks of a disk of `disk_size` bytes into parts; the first chunk is at 0.
 
-    No blob will have more than `max_blob` bytes, however badly its chunks compress; BadInput where one chunk may.
+    The last part has no key, because the seek table follows it. No blob will have more than `max_blob` bytes, however badly
+    its chunks compress. BadInput: a single chunk may need more.
     """
     minimum = MIN_BYTES
     while minimum * BLOBS_MEAN_COUNT < sum(chunk.length for chunk in chunks):
@@ -66,7 +67,7 @@ def divide(chunks: Sequence[DiskChunk], disk_size: int, max_blob: int | None = N
 
 
 class _Room:
-    """What the chunks take at most, compressed, each with the hole after it; the last with the seek table."""
+    """The most bytes that the chunks take, compressed, each with the hole after it; the last with the seek table."""
 
     def __init__(self, chunks: Sequence[DiskChunk], disk_size: int, max_blob: int) -> None:
         self._max_blob = max_blob
@@ -81,7 +82,7 @@ class _Room:
         self._before = [0, *itertools.accumulate(most)]
 
     def holds(self, first: int, last: int) -> bool:
-        """Whether chunks `first` to `last` are sure to go into one blob."""
+        """Return whether chunks `first` to `last` are sure to fit into one blob."""
         return self._before[last + 1] - self._before[first] <= self._max_blob
 
 

@@ -1,12 +1,12 @@
-"""Disks packed earlier: what has been compressed once is taken from there.
+"""Disks packed earlier: a chunk or blob that was compressed once is taken from there.
 
 A packed disk is a directory with its blobs `rootfs.ext4.zst.000` and so on, the chunk index `rootfs.ext4.chunks`, the
 key of each chunk in the index's order (`rootfs.ext4.keys`, 32 bytes each, zero without one), and `rootfs.ext4.parts`:
 a receipt that says which compressor made it, the digests of index and keys, and of each blob its key, digest, size and
 number of chunks. Equal keys mean equal raw bytes and, with the same compressor, equal frames.
 
-A whole blob is linked, unread: who publishes it verifies its digest. A frame is believed when its content has the
-sha256 of the index; a damaged one counts as not there.
+A whole blob is linked without reading it: the push verifies its digest. A frame is used if its content has the sha256 of
+the index; a damaged one counts as missing.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ KEY_BYTES = 32
 
 
 def blob_name(number: int) -> str:
-    """The file of a packed disk's blob; also its title in the artifact."""
+    """Return the file name of a packed disk's blob; also its title in the artifact."""
     return f"{BLOB}.{number:03}"
 
 
 class PackedPart(NamedTuple):
-    """One blob: its key or None, digest, size in bytes and how many chunks it holds."""
+    """A blob of a packed disk: its key or None, digest, size in bytes and number of chunks."""
 
     key: bytes | None
     digest: Digest
@@ -53,7 +53,7 @@ class Found(NamedTuple):
 
 
 def write_parts(folder: Path, parts: Iterable[PackedPart], index: bytes, keys: bytes) -> None:
-    """`rootfs.ext4.parts`, written and synced; `index` and `keys` are the contents of the other two."""
+    """Write and sync `rootfs.ext4.parts`; `index` and `keys` are the contents of the other two files."""
     listed = [
         {
             "key": part.key.hex() if part.key else None,
@@ -68,7 +68,7 @@ def write_parts(folder: Path, parts: Iterable[PackedPart], index: bytes, keys: b
 
 
 class Earlier:
-    """Chunks and blobs of earlier disks by key; a context manager. Safe from several threads."""
+    """Chunks and blobs of earlier disks by key; a context manager. Safe for several threads."""
 
     def __init__(self, folders: Iterable[Path]) -> None:
         self._frames: dict[bytes, tuple[Path, int, Chunk]] = {}  # blob, offset in it, chunk
@@ -113,7 +113,7 @@ class Earlier:
             first += part.chunks
 
     def link(self, key: bytes | None, length: int, path: Path) -> Found | None:
-        """The blob with `key`, of `length` bytes of disk, linked to `path`; None where there is none."""
+        """Link the blob with `key`, of `length` bytes of disk, to `path` and return it; None if there is none."""
         found = self._parts.get(key) if key is not None else None
         if found is None or sum(chunk.length for chunk in found.chunks) != length:
             return None
@@ -127,7 +127,10 @@ class Earlier:
         return None
 
     def frame(self, key: bytes, length: int) -> tuple[bytes, bytes] | None:
-        """The frame of the chunk with `key` and raw `length`, verified, and the sha256 of its content; or None."""
+        """Return the frame of the chunk with `key` and `length` raw bytes, and the sha256 of its content; None if there is none.
+
+        The frame is verified.
+        """
         place = self._frames.get(key)
         if place is None or place[2].length != length:
             return None

@@ -1,0 +1,1 @@
+"""The artifact's format, its frames, and a published artifact opened."""

@@ -1,4 +1,4 @@
-"""Where a disk's bytes are read from: a raw file, or the frames of an artifact, wherever it lies."""
+"""A disk's bytes, from a raw file or from the frames of an artifact in any place."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ class Device(Protocol):
     size: int
 
     def read(self, offset: int, length: int) -> bytes:
-        """Exactly `length` bytes from `offset`; BadInput past the end."""
+        """Return exactly `length` bytes from `offset` on. BadInput: past the end."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Close what is open."""
 
 
 class RawDisk:
@@ -41,12 +42,14 @@ class RawDisk:
         self.size = os.lseek(self._fd, 0, os.SEEK_END)
 
     def read(self, offset: int, length: int) -> bytes:
+        """Return exactly `length` bytes from `offset` on. BadInput: past the end."""
         data = os.pread(self._fd, length, offset) if offset + length <= self.size else b""
         if len(data) != length:
             raise BadInput(f"{self._path}: the disk ends at byte {self.size}, before {offset + length}")
         return data
 
     def close(self) -> None:
+        """Close the file."""
         os.close(self._fd)
 
 
@@ -61,6 +64,13 @@ class FramedDisk:
         self.size = index.disk_size
 
     def read(self, offset: int, length: int) -> bytes:
+        """Return exactly `length` bytes from `offset` on.
+
+        Raises:
+            BadInput: past the end.
+            DigestMismatch: a frame is damaged.
+            RegistryError: a frame cannot be fetched.
+        """
         if offset + length > self.size:
             raise BadInput(f"the disk ends at byte {self.size}, before {offset + length}")
         out = bytearray()
@@ -86,4 +96,5 @@ class FramedDisk:
         return raw
 
     def close(self) -> None:
+        """Close the repository."""
         self._blobs.repository.close()

@@ -1,7 +1,7 @@
 """The artifact's format, version 1, parsed into frozen values: media types, config and chunk index.
 
 docs/artifact-1.md is the specification. Trust runs manifest digest → index digest → chunk digest → bytes. The writer's
-side is in imagetool/artifact/, made of the same values.
+side is in imagetool/packing/manifest.py, made of the same values.
 """
 
 from __future__ import annotations
@@ -62,10 +62,12 @@ class Chunk(NamedTuple):
 
     @property
     def end(self) -> int:
+        """The byte of the disk after the chunk."""
         return self.offset + self.length
 
     @property
     def blob_end(self) -> int:
+        """The byte of the zstd file after the frame."""
         return self.blob_offset + self.blob_length
 
 
@@ -80,6 +82,7 @@ class ChunkIndex(NamedTuple):
     chunks: tuple[Chunk, ...]
 
     def pack(self) -> bytes:
+        """Return the index as the blob has it."""
         entries = [
             INDEX_ENTRY.pack(c.offset, c.blob_offset, c.length, c.blob_length, int(c.zero), 0, c.sha256)
             for c in self.chunks
@@ -88,7 +91,7 @@ class ChunkIndex(NamedTuple):
 
     @classmethod
     def parse(cls, raw: bytes) -> ChunkIndex:
-        """The index in `raw`, every length and order checked; BadInput says which entry is wrong."""
+        """Parse the index in `raw` and check every length and the order. BadInput says which entry is wrong."""
         if len(raw) < INDEX_HEADER.size:
             raise BadInput(f"chunk index: {len(raw)} bytes are too short for a header")
         magic, disk_size, count, reserved = INDEX_HEADER.unpack_from(raw)
@@ -124,11 +127,11 @@ class ChunkIndex(NamedTuple):
 
     @property
     def blob_end(self) -> int:
-        """Where the last frame ends and the seek table begins."""
+        """The byte at which the last frame ends and the seek table begins."""
         return self.chunks[-1].blob_end if self.chunks else 0
 
     def disk_digest(self) -> Digest:
-        """The disk's identity: sha256 over its size and each chunk's offset, length, zero flag and sha256.
+        """Return the disk's identity: sha256 over its size and each chunk's offset, length, zero flag and sha256.
 
         Decided by the raw bytes and where chunks are cut, not by the compressor; checked while fetching without
         reading gigabytes of holes again.
@@ -140,7 +143,7 @@ class ChunkIndex(NamedTuple):
 
 
 class SlotExtent(NamedTuple):
-    """Where a reserved slot lies on the disk, bytes; both 64 KiB aligned."""
+    """A reserved slot's place on the disk, in bytes; both are multiples of 64 KiB."""
 
     name: str
     offset: int
@@ -148,14 +151,14 @@ class SlotExtent(NamedTuple):
 
 
 class LayerInodes(NamedTuple):
-    """A layer's inodes on the disk: from `first` up to the next layer's. The root is nobody's."""
+    """A layer's inodes on the disk: from `first` up to the next layer's. The root belongs to no layer."""
 
     diff_id: str
     first: int
 
 
 class Process(NamedTuple):
-    """What the image runs when nobody says otherwise; image-spec config.md."""
+    """The program that the image runs by default; image-spec config.md."""
 
     entrypoint: tuple[str, ...] = ()
     cmd: tuple[str, ...] = ()
@@ -166,6 +169,7 @@ class Process(NamedTuple):
     pid1: bool | None = None  # whether it is process 1; None: by its name
 
     def to_json(self) -> dict[str, Any]:
+        """Return the value for the config."""
         value: dict[str, Any] = {
             "entrypoint": list(self.entrypoint),
             "cmd": list(self.cmd),
@@ -178,6 +182,7 @@ class Process(NamedTuple):
 
     @classmethod
     def of(cls, value: Fields) -> Process:
+        """Parse the config's value. BadInput names the key that is wrong."""
         return cls(
             value.texts("entrypoint", WORDS_MAX_COUNT, limit=WORD_MAX),
             value.texts("cmd", WORDS_MAX_COUNT, limit=WORD_MAX),
@@ -242,6 +247,12 @@ class ArtifactConfig(NamedTuple):
 
     @classmethod
     def parse(cls, raw: bytes) -> ArtifactConfig:
+        """Parse the config blob `raw`, bounded.
+
+        Raises:
+            BadInput: a key is missing or wrong.
+            Unsupported: a newer format.
+        """
         value = Fields(
             parse_json(raw, "artifact config", CONFIG_MAX_BYTES), "artifact config", "the artifact is damaged"
         )
@@ -279,7 +290,7 @@ class ArtifactConfig(NamedTuple):
         )
 
     def to_json(self) -> dict[str, Any]:
-        """The config blob's value; written as canonical JSON."""
+        """Return the config blob's value, which is written as canonical JSON."""
         return {
             "format": FORMAT_VERSION,
             "layout": self.layout_version,
@@ -306,6 +317,7 @@ class ArtifactConfig(NamedTuple):
         }
 
     def slot(self, name: str = "slot") -> SlotExtent:
+        """Return the slot `name`. BadInput: the disk has none."""
         for slot in self.slots:
             if slot.name == name:
                 return slot
@@ -313,7 +325,7 @@ class ArtifactConfig(NamedTuple):
 
 
 class NotAnArtifact(BadInput):
-    """A manifest of another kind: a source image, say."""
+    """A manifest of another kind, for example a source image's."""
 
 
 class ArtifactManifest(NamedTuple):
@@ -354,10 +366,10 @@ class ArtifactManifest(NamedTuple):
 
     @property
     def disk_bytes(self) -> int:
-        """The zstd file's length."""
+        """The zstd file's length in bytes."""
         return sum(blob.size for blob in self.disk)
 
 
 def key_tag(derivation_key: str) -> str:
-    """The tag under which a registry serves as the build cache."""
+    """Return the tag under which a registry serves as the build cache."""
     return KEY_TAG_PREFIX + derivation_key[:KEY_TAG_DIGITS]

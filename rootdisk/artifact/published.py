@@ -92,7 +92,7 @@ def open_artifact(
 
 
 def read_artifact(repository: Repository, reference: Reference, platform: Platform) -> PublishedArtifact:
-    """As `open_artifact`, in an open repository that holds `reference`."""
+    """Open the artifact that `reference` names in the open `repository`; errors as of `open_artifact`."""
     *indexes, found = resolve_chain(repository, reference, platform)
     return PublishedArtifact(repository, *found, tuple(index.digest for index, _ in indexes))
 

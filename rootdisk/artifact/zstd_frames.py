@@ -24,7 +24,7 @@ _SEEKABLE = 0x8F92EAB1
 
 
 def versions() -> dict[str, str]:
-    """What the frames' bytes depend on beside the chunk: the library's version and the level."""
+    """Return the versions of the library and the level: with the chunk they decide a frame's bytes."""
     return {
         "zstandard": zstandard.__version__,
         "libzstd": ".".join(map(str, zstandard.ZSTD_VERSION)),
@@ -33,12 +33,12 @@ def versions() -> dict[str, str]:
 
 
 def compressor() -> zstandard.ZstdCompressor:
-    """A compressor for one thread's use."""
+    """Return a compressor for use by one thread."""
     return zstandard.ZstdCompressor(level=LEVEL, write_checksum=False, write_content_size=True)
 
 
 def zero_frame(length: int) -> bytes:
-    """A frame of `length` zero bytes (1 to 2^32-1), made of run-length blocks: 4 bytes for each 128 KiB.
+    """Return a frame of `length` zero bytes (1 to 2^32-1), made of run-length blocks: 4 bytes for each 128 KiB.
 
     Written by hand, because compressing a gigabyte of zeros needs the gigabyte.
     """
@@ -53,14 +53,14 @@ def zero_frame(length: int) -> bytes:
 
 
 def seek_table(frames: Iterable[tuple[int, int]]) -> bytes:
-    """The skippable frame at the file's end, from each frame's compressed and raw length."""
+    """Return the skippable frame at the file's end, from each frame's compressed and raw length in bytes."""
     entries = [struct.pack("<II", compressed, raw) for compressed, raw in frames]
     body = b"".join(entries) + struct.pack("<IBI", len(entries), 0, _SEEKABLE)
     return struct.pack("<II", _SKIPPABLE, len(body)) + body
 
 
 def unpack(chunk: Chunk, frame: bytes, decompressor: zstandard.ZstdDecompressor) -> bytes:
-    """The chunk's raw bytes, which are those of the index; DigestMismatch for any other frame."""
+    """Return the chunk's raw bytes. DigestMismatch: they are not those of the index, or the frame is damaged."""
     try:
         # A frame that says it is larger would get the memory before it is looked at.
         fits = zstandard.frame_content_size(frame) in (chunk.length, -1)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @functools.cache
 def _columns() -> int:
-    """As shutil's, which takes longer to load than all of --help to write."""
+    """Return the terminal's width; shutil's function takes longer to load than --help takes to write."""
     try:
         return int(os.environ.get("COLUMNS") or os.get_terminal_size(1).columns)
     except (OSError, ValueError):
@@ -25,7 +25,7 @@ def _columns() -> int:
 
 
 class Help(argparse.HelpFormatter):
-    """As argparse's, but that lines of examples stay as they are."""
+    """A formatter that leaves lines of examples as they are."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, width=max(_columns() - 2, 20))
@@ -37,7 +37,7 @@ class Help(argparse.HelpFormatter):
 
 
 def did_you_mean(name: str, names: Iterable[str], otherwise: str) -> str:
-    """A hint: the nearest of `names`, or `otherwise`."""
+    """Return a hint: the nearest of `names`, or `otherwise`."""
     import difflib
 
     near = difflib.get_close_matches(name, names, 1)
@@ -45,14 +45,14 @@ def did_you_mean(name: str, names: Iterable[str], otherwise: str) -> str:
 
 
 def whole_number(text: str) -> int:
-    """An option's number: digits, perhaps with a sign; int() would take 1_0 and digits of any script."""
+    """Return an option's number: digits, perhaps with a sign. int() would take 1_0 and digits of any script."""
     if not re.fullmatch(r"-?[0-9]{1,18}", text):
         raise argparse.ArgumentTypeError(f"{text!r:.40} is not a whole number")
     return int(text)
 
 
 def decimal_number(text: str) -> float:
-    """An option's number as 10 or 0.5; float() would take nan, inf and 1e400."""
+    """Return an option's number as 10 or 0.5. float() would take nan, inf and 1e400."""
     if not re.fullmatch(r"-?[0-9]{1,18}(\.[0-9]{1,18})?", text):
         raise argparse.ArgumentTypeError(f"{text!r:.40} is not a number")
     return float(text)
@@ -73,7 +73,7 @@ _OF_THE_TOOL = ("-", "--", "-h", "--help", "-v", "--version")
 
 
 class Parser(argparse.ArgumentParser):
-    """Raises BadInput, with the nearest command, option or choice.
+    """A parser that raises BadInput with the nearest command, option or choice.
 
     `elsewhere` may know a wrong command or option: it returns what to type in its place, or "".
     """
@@ -91,6 +91,7 @@ class Parser(argparse.ArgumentParser):
         return action
 
     def error(self, message: str) -> NoReturn:
+        """Raise BadInput with `message` and the nearest choice."""
         wrong = re.search(r"invalid choice: '([^']+)'.*\(choose from (.*)\)", message)
         see = f"see {self.prog} --help"
         if wrong and message.startswith("argument COMMAND"):
@@ -115,7 +116,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def subparsers(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
-    """A parser's commands and their parsers."""
+    """Return a parser's commands and their parsers."""
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             return dict(action.choices)

@@ -1,7 +1,7 @@
 """Completion for bash, zsh and fish, made from the parser of a command line with commands.
 
-What a shell needs to know is all in the script, so that completing starts no process. Where nothing better is known it
-completes names of files, which artifacts in OCI layouts are too.
+All that a shell needs to know is in the script, so completing starts no process. If nothing better is known it completes
+file names, which artifacts in OCI layouts are too.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from rootdisk.cli.arguments import subparsers
 
 
 class Option(NamedTuple):
-    """An option, or an argument without any flags; `value` is its metavar, "" where it takes none."""
+    """An option, or an argument without any flags; `value` is its metavar, "" if it takes none."""
 
     flags: tuple[str, ...]
     help: str
@@ -24,16 +24,19 @@ class Option(NamedTuple):
 
 
 class Command(NamedTuple):
+    """A command, its line of help and its options."""
+
     name: str
     help: str
     options: tuple[Option, ...]
 
     def flags(self) -> list[str]:
+        """Return the flags of all options."""
         return [flag for option in self.options for flag in option.flags]
 
 
 def script(parser: argparse.ArgumentParser, shell: str) -> str:
-    """The completion script of `parser`'s program for "bash", "zsh" or "fish"."""
+    """Return the completion script of `parser`'s program for "bash", "zsh" or "fish"."""
     makers: dict[str, Callable[[str, Command, list[Command]], Iterator[str]]] = {
         "bash": _bash, "zsh": _zsh, "fish": _fish,
     }  # fmt: skip

@@ -1,4 +1,4 @@
-"""How far something is: a line that is written over on a terminal; elsewhere a line at its start, every 30 s and at its end."""
+"""The progress of a step: on a terminal a line that is written over; elsewhere a line at its start, every 30 s and at its end."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Progress = Callable[[int, int], None]  # bytes done, bytes in all
 
 @contextlib.contextmanager
 def shown_progress(what: str, *, quiet: bool = False) -> Iterator[Progress | None]:
-    """A function that shows how far `what` is on standard error; None with `quiet`."""
+    """Yield a function that shows the progress of `what` on standard error; None with `quiet`."""
     if quiet:
         yield None
     elif sys.stderr.isatty():
@@ -59,7 +59,7 @@ def _bar(what: str) -> Iterator[Progress]:
 
 
 class Lines:
-    """Lines for steps of which some run at the same time; what is quick says nothing."""
+    """Lines for steps, some of which run at the same time. A quick step has no line."""
 
     def __init__(self) -> None:
         self._lock = _thread.allocate_lock()  # threading, which takes a while to load, only if there is a step
@@ -81,7 +81,7 @@ class Lines:
                 self._finish(what, is_whole=kind is None)
 
     def step(self, what: str) -> Progress:
-        """The progress of one step, to be called from any thread."""
+        """Return the progress function of one step, for any thread."""
         return lambda done, total: self._note(what, done, total)
 
     def _note(self, what: str, done: int, total: int) -> None:

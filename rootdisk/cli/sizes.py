@@ -1,6 +1,6 @@
 """The one grammar of sizes, in options and in images.toml: 512m, 1.5g, 8GiB, 100000.
 
-As docker has it for memory: a number, perhaps with a fraction, and a unit of 1024 (k, m, g, t or p, perhaps with b or ib
+Docker's grammar for memory: a number, perhaps with a fraction, and a unit of 1024 (k, m, g, t or p, perhaps with b or ib
 behind it, in any case, perhaps after one space); without a unit it means bytes.
 """
 

@@ -15,7 +15,7 @@ _ESCAPES = {r"\t": "\t", r"\n": "\n", r"\\": "\\"}
 
 
 def width(text: str) -> int:
-    """How many columns of a terminal `text` takes: wide characters two, combining ones none."""
+    """Return how many columns of a terminal `text` takes: wide characters two, combining ones none."""
     if text.isascii():
         return len(text)
     import unicodedata  # seldom needed
@@ -35,7 +35,7 @@ def shortened(text: str, limit: int) -> str:
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str] = ()) -> Iterator[str]:
-    """Lines of a table, as wide as its cells need; the columns of `right` are aligned to the right."""
+    """Return the lines of a table, as wide as its cells need; the columns of `right` are aligned to the right."""
     lines = [tuple(map(one_line, row)) for row in (headers, *rows)]
     widths = [max(width(line[column]) for line in lines) for column in range(len(headers))]
     for line in lines:
@@ -47,7 +47,7 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence
 
 
 def formatted(template: str, rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """A line for each row by docker's templates: {{.Field}}, {{json .}}, {{.Label "name"}}; `table …` gives a table.
+    """Return a line for each row by docker's templates: {{.Field}}, {{json .}}, {{.Label "name"}}; `table …` gives a table.
 
     BadInput names the fields there are. A field's name is looked for in any case.
     """
@@ -67,7 +67,7 @@ def formatted(template: str, rows: Sequence[Mapping[str, Any]]) -> Iterator[str]
 
 
 def one_line_but_tabs(text: str) -> str:
-    """As `one_line`, but tabs and line ends of the template stay."""
+    """Return `text` as `one_line` does, but keep tabs and line ends of the template."""
     return "\n".join("\t".join(map(one_line, line.split("\t"))) for line in text.split("\n"))
 
 

@@ -1,4 +1,4 @@
-"""What a disk of ext4 is made of, one spelling for the writer, the reader and the runner's larger disks.
+"""The structures of an ext4 disk, one spelling for the writer, the reader and the runner's larger disks.
 
     block 0          superblock at byte 1024              superblock.py
     blocks 1 …       descriptors of all groups            groups.py

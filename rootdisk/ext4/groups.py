@@ -49,7 +49,7 @@ def pack_bitmap(bits: int, size: int) -> bytes:
 
 
 class GroupDescriptor(NamedTuple):
-    """One group. Places are block numbers; `flags` are BG_*; `unused_inodes` end the inode table and were never used."""
+    """A group's descriptor. Places are block numbers; `flags` are BG_*; `unused_inodes` end the inode table and were never used."""
 
     block_bitmap: int
     inode_bitmap: int

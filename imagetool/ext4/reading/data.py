@@ -1,4 +1,4 @@
-"""What an inode leads to: its extents, bytes, link target and extended attributes; fs/ext4/extents.c, fs/ext4/xattr.c."""
+"""The extents, bytes, link target and extended attributes of an inode; fs/ext4/extents.c, fs/ext4/xattr.c."""
 
 from __future__ import annotations
 

@@ -112,7 +112,7 @@ class Volume:
 
     @property
     def groups(self) -> int:
-        """How many block groups there are."""
+        """The number of block groups."""
         return -(-(self.blocks - self.first_data_block) // self.blocks_per_group)
 
     @cached_property
@@ -171,7 +171,7 @@ class Volume:
         return GroupDescriptor.unpack(self._raw_descriptor(group))
 
     def _read_block_bitmap(self, group: int) -> bytes | None:
-        """Which blocks of a group are taken, a bit for each; None if it was never written: only metadata are."""
+        """Return a group's block bitmap; None if it was never written: only metadata is in use."""
         descriptor = self._descriptor(group)
         if descriptor.flags & f.BG_BLOCK_UNINIT:
             return None
