@@ -13,12 +13,14 @@ from typing import Any, NamedTuple
 
 from imagetool.build import derivation
 from imagetool.build.disk import registry
-from imagetool.build.publish import resolved_tag
+from imagetool.build.publish import resolved_tag, signing_key
 from imagetool.config.images import Image
 from imagetool.targets.open import open_target
 from imagetool.targets.prune import outdated
 from rootdisk.artifact.format import key_tag
+from rootdisk.artifact.policies import rule_for
 from rootdisk.artifact.published import PublishedArtifact
+from rootdisk.artifact.signatures import signatures_of
 from rootdisk.errors import BadInput, RegistryError, RootdiskError
 from rootdisk.oci.documents import INDEX_TYPES, Descriptor, Digest, Index
 from rootdisk.oci.reference import Reference
@@ -26,6 +28,7 @@ from rootdisk.oci.referrers import belongs_to_digest
 from rootdisk.oci.repository import RegistryOptions, Repository
 from rootdisk.places import open_repository
 from rootdisk.text import one_line
+from rootdisk.trust.judgement import Unusable
 
 
 class FoundArtifact(NamedTuple):
@@ -101,5 +104,25 @@ def _checked(
         raise BadInput("it was made of other inputs")
     if config.platform != image.platform:
         raise BadInput(f"it is for {config.platform}")
+    check_signed(repository, place, descriptor.digest, image)
     chunks = sum(not chunk.zero for chunk in artifact.index.chunks)
     return FoundArtifact(place, descriptor, config.disk_size, artifact.roles.disk_bytes, chunks, config.left_out)
+
+
+def check_signed(repository: Repository, place: Reference, digest: Digest, image: Image) -> None:
+    """Check that a published artifact may be used instead of a build.
+
+    Raises:
+        Refused: It is not signed as the policy asks.
+        BadInput: This build would sign it, and the same key has not: then its bytes are somebody's claim.
+    """
+    rule = rule_for(place._replace(tag="", digest=digest), image.policy)
+    if rule is not None:
+        rule.judge(signatures_of(repository, digest), [digest])
+    if image.sign is not None:
+        key = signing_key(image.sign).public
+        for found in signatures_of(repository, digest):
+            with contextlib.suppress(BadInput):
+                if not isinstance(found, Unusable) and (claim := found.claim(key)) and claim.digest == digest:
+                    return
+        raise BadInput("the key that signs here has not signed it")

@@ -28,6 +28,7 @@ from imagetool.tree.merge import merge, put_on
 from imagetool.tree.model import BytesSource, File, Source, Tree
 from imagetool.tree.remarks import Remark, refuse
 from rootdisk.artifact.format import LayerInodes, Process, SlotExtent
+from rootdisk.artifact.policies import rule_for
 from rootdisk.errors import BadInput
 from rootdisk.ids import check_user
 from rootdisk.oci.repository import RegistryOptions
@@ -51,8 +52,9 @@ class Disk(NamedTuple):
 
 
 def opened(image: Image) -> contextlib.AbstractContextManager[SourceImage]:
-    """The image's source, for its platform."""
-    return open_source(str(image.source), image.platform, registry(image))
+    """The image's source, for its platform; the policy is asked about it if the image says so."""
+    rule = rule_for(image.source, image.policy) if image.source_policy else None
+    return open_source(str(image.source), image.platform, registry(image), rule)
 
 
 def registry(image: Image) -> RegistryOptions:

@@ -6,11 +6,11 @@ import contextlib
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from imagetool.build.disk import registry
 from imagetool.build.receipts import PublishedReceipt
-from imagetool.config.images import Image
+from imagetool.config.images import Image, Signing
 from imagetool.content import Content
 from imagetool.packing.manifest import Artifact, Blob
 from imagetool.progress import Report, silent
@@ -27,6 +27,7 @@ from rootdisk.places import open_repository
 
 if TYPE_CHECKING:
     from imagetool.build.cached_artifact import FoundArtifact
+    from imagetool.signing.keys import SigningKey
 
 
 def publish(
@@ -49,7 +50,9 @@ def publish(
         if not force and not image.group:
             refuse_to_move(reference, tag, artifact.descriptor.digest, registry(image))
         with contextlib.closing(open_target(reference, registry(image))) as target:
-            push(artifact, target, tags, report)
+            push(artifact, target, (), report)
+            sign_published(image, reference, target, artifact.descriptor)
+            target.push_manifest(artifact.manifest, OCI_MANIFEST, tags)
 
 
 def publish_found(
@@ -69,11 +72,11 @@ def publish_found(
             if not force and not image.group:
                 refuse_to_move(reference, tag, found.descriptor.digest, registry(image))
             with contextlib.closing(open_target(reference, registry(image))) as target:
-                if reference.place == found.place.place:
-                    target.push_manifest(repository.manifest(found.descriptor), found.descriptor.media_type, tags)
-                else:
+                if reference.place != found.place.place:
                     copy_referrers(repository, reference, target, found.descriptor, registry(image), report=report)
-                    copy_manifest(repository, target, found.descriptor, tags, report=report)
+                    copy_manifest(repository, target, found.descriptor, (), report=report)
+                sign_published(image, reference, target, found.descriptor)
+                target.push_manifest(repository.manifest(found.descriptor), found.descriptor.media_type, tags)
 
 
 def publish_index(images: Sequence[Image], digests: Sequence[Digest], *, force: bool = False) -> Digest:
@@ -84,13 +87,36 @@ def publish_index(images: Sequence[Image], digests: Sequence[Digest], *, force: 
     options = registry(first)
     for place in first.publish:
 
-        def allow(digest: Digest, place: Reference = place) -> None:
+        def allow(descriptor: Descriptor, place: Reference = place) -> None:
             if not force:
-                refuse_to_move(place, first.version, digest, options)
+                refuse_to_move(place, first.version, descriptor.digest, options)
+            if first.sign is not None:
+                with contextlib.closing(open_target(place, options)) as target:
+                    sign_published(first, place, target, descriptor)
 
         sources = [f"{place.place}@{digest}" for digest in digests]
         made.append(make_index(f"{place.place}:{first.version}", sources, options, allow))
     return made[0]
+
+
+def sign_published(image: Image, place: Reference, target: Target, descriptor: Descriptor) -> None:
+    """Sign what is in `place` and has no name yet, if the image says so: nobody sees the name without the signature."""
+    if image.sign is None:
+        return
+    from imagetool.signing.sign import Formats, sign_digest
+
+    own = f"{place.place}:{image.version}" if place.kind == "registry" else ""
+    named = Descriptor(descriptor.media_type, descriptor.digest, descriptor.size)
+    with contextlib.closing(open_repository(place, registry(image))) as repository:
+        key, formats = signing_key(image.sign), cast("Formats", image.sign.format)
+        sign_digest(repository, target, named, key, formats=formats, identity=image.sign.identity or own)
+
+
+def signing_key(sign: Signing) -> SigningKey:
+    """Open the key that signs."""
+    from imagetool.signing.keys import KeyOptions, load_key
+
+    return load_key(KeyOptions(sign.key, sign.passphrase_file, sign.key_command, sign.public_key))
 
 
 def refuse_to_move(place: Reference, tag: str, digest: Digest, options: RegistryOptions) -> None:

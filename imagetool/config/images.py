@@ -66,6 +66,17 @@ class ProcessChange(NamedTuple):
         return changed | ({"pid1": self.pid1} if self.pid1 is not None else {})
 
 
+class Signing(NamedTuple):
+    """How to sign what is published."""
+
+    key: str = ""  # a file, or env://NAME
+    passphrase_file: Path | None = None
+    key_command: str = ""
+    public_key: Path | None = None
+    format: str = "bundle"
+    identity: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class Image:
     """One image to build. Sizes are bytes; paths in references are absolute; certificates are checked PEM bytes."""
@@ -93,6 +104,9 @@ class Image:
     check: bool = False  # before it is published
     probe: tuple[str, ...] = ()  # the command that a check runs in a sandbox; its status counts
     strict: bool = False  # refuse an image of which something has to be changed or left out
+    sign: Signing | None = None
+    policy: Path | None = None  # of published disks that are used; this host's if None
+    source_policy: bool = False
     group: str = ""  # the name in images.toml where this is one of several platforms: an index of all has the version
 
 
@@ -236,10 +250,34 @@ def _image(image: Where, defaults: Where | None, *, command_line: bool = False) 
         get("check", Where.boolean, False),
         get("probe", values.command, ()),
         get("strict", Where.boolean, False),
+        _signing(table("sign"), image),
+        get("policy", Where.path, None),
+        get("source_policy", Where.boolean, False),
     )
 
 
 _COMMANDS = {"process.entrypoint", "process.cmd"}
+
+
+def _signing(table: Mapping[str, Where], image: Where) -> Signing | None:
+    if not table:
+        return None
+    if ("key" in table) == ("key_command" in table):
+        raise image.error("has sign without exactly one of key and key_command", "name one of them")
+    if ("key_command" in table) != ("public_key" in table):
+        raise image.error("has sign with one of key_command and public_key", "name both, or neither")
+    key = table["key"].string() if "key" in table else ""
+    form = table["format"].string() if "format" in table else "bundle"
+    if form not in ("bundle", "simple", "both"):
+        raise table["format"].error(f"is {printable(form, 40)!r}", "bundle, simple or both")
+    return Signing(
+        key if not key or key.startswith("env://") else str(table["key"].path()),
+        table["passphrase_file"].path() if "passphrase_file" in table else None,
+        table["key_command"].string() if "key_command" in table else "",
+        table["public_key"].path() if "public_key" in table else None,
+        form,
+        table["identity"].string() if "identity" in table else "",
+    )
 
 
 def _process(table: Mapping[str, Where], allowed: Mapping[str, str]) -> ProcessChange:

@@ -80,9 +80,18 @@ def sign(
         found = repository.resolve(reference.name)
         signed = {descriptor.digest: descriptor for descriptor in _verified(repository, found, built)}
         for descriptor in reversed(signed.values()):  # an index after what it lists
-            for one in ("bundle", "simple") if formats == "both" else (formats,):
-                _attach(repository, target, descriptor, Claim(descriptor.digest, name), key, one)
+            sign_digest(repository, target, descriptor, key, formats=formats, identity=name)
     return tuple(signed)
+
+
+def sign_digest(
+    repository: Repository, target: Target, subject: Descriptor, key: SigningKey, *, formats: Formats, identity: str
+) -> None:
+    """Sign `subject`, which was just built or verified; `repository` is where `target` writes."""
+    if not identity and formats != "bundle":
+        raise BadInput(f"{subject.digest}: a simple signature names a repository", "name one as its identity")
+    for one in ("bundle", "simple") if formats == "both" else (formats,):
+        _attach(repository, target, subject, Claim(subject.digest, identity), key, one)
 
 
 def _sign_archive(reference: Reference, key: SigningKey, formats: Formats, identity: str) -> tuple[Digest, ...]:

@@ -29,12 +29,13 @@ from rootdisk.oci.documents import (
     canonical_json,
 )
 from rootdisk.oci.reference import Reference, parse_reference
-from rootdisk.oci.repository import RegistryOptions, Repository, read_blob, resolve_manifest
+from rootdisk.oci.repository import RegistryOptions, Repository, read_blob, resolve_chain
 from rootdisk.places import open_repository
 from rootdisk.text import printable
 
 if TYPE_CHECKING:  # archives take a while to load, and few sources are any
     from imagetool.sources.archives import TarArchive
+    from rootdisk.trust.judgement import Rule
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +59,17 @@ class SourceImage(NamedTuple):
 
 
 @contextlib.contextmanager
-def open_source(text: str, platform: Platform, options: RegistryOptions | None = None) -> Iterator[SourceImage]:
-    """The image that `text` names, for exactly `platform`; its layers can be opened until the context ends."""
+def open_source(
+    text: str, platform: Platform, options: RegistryOptions | None = None, rule: Rule | None = None
+) -> Iterator[SourceImage]:
+    """The image that `text` names, for exactly `platform`; its layers can be opened until the context ends.
+
+    Raises:
+        Refused: it is not signed as `rule` asks.
+    """
     reference = parse_reference(text)
+    if rule is not None and reference.kind not in ("registry", "oci", "oci-archive"):
+        rule.judge((), ())  # no signature is attached to these
     with contextlib.ExitStack() as stack:
         if reference.kind == "tar":
             yield _bare_tar(reference, platform)
@@ -89,10 +98,12 @@ def open_source(text: str, platform: Platform, options: RegistryOptions | None =
             else:
                 repository = open_repository(reference, options)
                 stack.callback(repository.close)
-            yield _from_repository(repository, reference, platform)
+            yield _from_repository(repository, reference, platform, rule)
 
 
-def _from_repository(repository: Repository, reference: Reference, platform: Platform) -> SourceImage:
+def _from_repository(
+    repository: Repository, reference: Reference, platform: Platform, rule: Rule | None
+) -> SourceImage:
     def ask(_: Descriptor, raw: bytes) -> Platform | None:
         """The platform of a manifest by its config."""
         manifest = Manifest.parse(raw)
@@ -103,7 +114,13 @@ def _from_repository(repository: Repository, reference: Reference, platform: Pla
         except BadInput:  # by its type it could be an image, by its content it is none
             return None
 
-    found, raw = resolve_manifest(repository, reference, platform, ask)
+    chain = resolve_chain(repository, reference, platform, ask)
+    if rule is not None:
+        from rootdisk.artifact.signatures import signatures_of
+
+        digests = [descriptor.digest for descriptor, _ in reversed(chain)]
+        rule.judge((found for digest in digests for found in signatures_of(repository, digest)), digests)
+    found, raw = chain[-1]
     manifest = Manifest.parse(raw)
     if not _is_image(manifest):
         kind = manifest.artifact_type or manifest.config.media_type

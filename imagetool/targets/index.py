@@ -30,11 +30,11 @@ def make_index(
     target: str,
     sources: Sequence[str],
     options: RegistryOptions | None = None,
-    allow: Callable[[Digest], None] = lambda digest: None,
+    allow: Callable[[Descriptor], None] = lambda descriptor: None,
 ) -> Digest:
     """Copy `sources` to the repository of `target` and write an index of them as `target`. Return its digest.
 
-    If a source is an index, its manifests are listed. `allow` is called with the digest before the tag is written, and may
+    If a source is an index, its manifests are listed. `allow` is called with the index before the tag is written, and may
     raise to prevent that.
 
     Raises:
@@ -62,7 +62,7 @@ def make_index(
                     copy_manifest(repository, place, descriptor, (), mount)
         listed = tuple(entries[platform] for platform in sorted(entries, key=str))
         raw = canonical_json(Index(OCI_INDEX, listed, {}).to_json())
-        allow(Digest.of(raw))
+        allow(Descriptor(OCI_INDEX, Digest.of(raw), len(raw)))
         return place.push_manifest(raw, OCI_INDEX, (to.tag,))
 
 

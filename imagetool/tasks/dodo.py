@@ -181,7 +181,14 @@ def task_publish() -> Iterator[Task]:
             "file_dep": [_receipt(image, "artifact")],
             "targets": [_receipt(image, "published")],
             "uptodate": [
-                config_changed({"targets": targets, "version": image.version, "plain_http": image.plain_http}),
+                config_changed(
+                    {
+                        "targets": targets,
+                        "version": image.version,
+                        "plain_http": image.plain_http,
+                        **({"sign": list(map(str, image.sign))} if image.sign else {}),
+                    }
+                ),
                 _published(PLACES.receipt(image, "published"), [image]),
             ],
         }
@@ -197,7 +204,13 @@ def task_index() -> Iterator[Task]:
             "file_dep": [_receipt(image, "published") for image in images],
             "targets": [str(PLACES.index(images[0]))],
             "uptodate": [
-                config_changed({"targets": list(map(str, images[0].publish)), "version": images[0].version}),
+                config_changed(
+                    {
+                        "targets": list(map(str, images[0].publish)),
+                        "version": images[0].version,
+                        **({"sign": list(map(str, images[0].sign))} if images[0].sign else {}),
+                    }
+                ),
                 _published(PLACES.index(images[0]), images),
             ],
         }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -15,36 +14,12 @@ from rootdisk.oci.documents import OCI_MANIFEST, Descriptor, Digest, Index, Mani
 from rootdisk.oci.reference import parse_reference
 from rootdisk.oci.repository import read_blob
 from rootdisk.places import open_repository
-from tests.support.commands import ROOT, run
 from tests.support.layouts import write_layout
+from tests.support.machines import Machine
 from tests.support.registry import RunningRegistry, needs_registry
 from tests.support.tars import END, directory, file
 
 pytestmark = needs_registry
-
-
-class Machine:
-    """A clean CI machine: a project of its own that publishes to a common registry."""
-
-    def __init__(self, place: Path, layout: Path, target: str, env: str = "1") -> None:
-        self.place = place
-        (place / "cache").mkdir(parents=True)
-        shutil.copy(ROOT / "dodo.py", place)
-        (place / "images.toml").write_text(
-            f'[image.app]\nsource = "oci:{layout}:t"\npublish = "{target}"\nplain_http = true\nkernel = "none"\n'
-            f'size = "64MiB"\n[image.app.env]\nA = "{env}"\n'
-        )
-
-    def build(self, *arguments: str) -> tuple[int, str]:
-        done = run("doit", *(arguments or ("build",)), cwd=self.place)
-        return done.returncode, done.stdout + done.stderr
-
-    def digest(self) -> str:
-        return str(json.loads((self.place / "cache/app/published.json").read_bytes())["digest"])
-
-    @property
-    def made(self) -> bool:
-        return (self.place / "cache/disks").exists()
 
 
 @pytest.fixture

@@ -42,6 +42,9 @@ CHANGED = {
     "check": PLAIN + "check = true",
     "probe": PLAIN + 'probe = ["true"]',
     "owners": PLAIN + 'owners = {"/a" = "1"}',
+    "sign": PLAIN + 'sign = {key = "sign.key"}',
+    "policy": PLAIN + 'policy = "policy.json"',
+    "source_policy": PLAIN + "source_policy = true",
     "process": PLAIN + 'process = {cmd = ["x"]}',
 }
 
