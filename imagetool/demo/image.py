@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -12,7 +13,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from imagetool.demo import debian, layers
-from rootdisk.oci.documents import OCI_CONFIG, OCI_INDEX, OCI_MANIFEST, Descriptor, Digest, Platform, canonical_json
+from imagetool.targets.layout import LayoutTarget
+from rootdisk.oci.documents import OCI_CONFIG, OCI_MANIFEST, Descriptor, Digest, Manifest, Platform, canonical_json
 
 VERSION = 1  # to bump when the image is made otherwise; the task's recipe
 TAG = "latest"
@@ -43,8 +45,8 @@ def make(layout: Path, platform: Platform | None = None) -> Digest:
 def _write(layout: Path, work: Path, platform: Platform) -> Digest:
     start = time.time()
     snapshots = debian.install(work, platform.architecture)
-    blobs = layout / "blobs" / "sha256"
-    blobs.mkdir(parents=True)
+    blobs = work / "layers"
+    blobs.mkdir()
     app = {"sandbox/app.py": (Path(__file__).parent / "app.py").read_bytes(), "sandbox/data/README": _README}
     with snapshots.base.open("rb") as base, snapshots.python.open("rb") as python:
         clock = layers.Clock.of(python, start)
@@ -53,19 +55,14 @@ def _write(layout: Path, work: Path, platform: Platform) -> Digest:
             write_layer(blobs, lambda out: layers.next_layer(_rewound(base), _rewound(python), out, clock)),
             write_layer(blobs, lambda out: layers.app_layer(app, OWNER, out, clock.newest)),
         ]
-    config = _put(blobs, OCI_CONFIG, _config(platform, [diff_id for _, diff_id in written]))
-    manifest = {
-        "schemaVersion": 2,
-        "mediaType": OCI_MANIFEST,
-        "config": config.to_json(),
-        "layers": [descriptor.to_json() for descriptor, _ in written],
-    }
-    image = _put(blobs, OCI_MANIFEST, manifest)
-    named = Descriptor(image.media_type, image.digest, image.size, {"org.opencontainers.image.ref.name": TAG}, platform)
-    (layout / "oci-layout").write_bytes(canonical_json({"imageLayoutVersion": "1.0.0"}))
-    index = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [named.to_json()]}
-    (layout / "index.json").write_bytes(canonical_json(index))
-    return image.digest
+    with contextlib.closing(LayoutTarget(layout)) as target:
+        for descriptor, _ in written:
+            target.push_blob(descriptor, blobs / descriptor.digest.hex)  # a link
+        raw = canonical_json(_config(platform, [diff_id for _, diff_id in written]))
+        config = Descriptor(OCI_CONFIG, Digest.of(raw), len(raw))
+        target.push_blob(config, lambda: iter([raw]))
+        manifest = Manifest(OCI_MANIFEST, "", config, tuple(descriptor for descriptor, _ in written), {})
+        return target.push_manifest(canonical_json(manifest.to_json()), OCI_MANIFEST, (TAG,))
 
 
 def _config(platform: Platform, diff_ids: list[Digest]) -> dict[str, Any]:
@@ -119,13 +116,6 @@ class _Hashing:
     def write(self, data: bytes) -> int:
         self.sha256.update(data)
         return self.file.write(data)
-
-
-def _put(blobs: Path, media_type: str, value: dict[str, Any]) -> Descriptor:
-    data = canonical_json(value)
-    digest = Digest.of(data)
-    (blobs / digest.hex).write_bytes(data)
-    return Descriptor(media_type, digest, len(data))
 
 
 def _rewound(file: IO[bytes]) -> IO[bytes]:
