@@ -97,11 +97,9 @@ def write_receipt(path: Path, value: Mapping[str, Any], *, durable: bool = False
 
 def check_file(path: Path, digest: object) -> None:
     """Damaged if the file at `path` is missing, or is not what `digest` (as a receipt has it) names."""
-    hashed = hashlib.sha256()
     try:
-        with path.open("rb") as stream:
-            while piece := stream.read(PIECE_BYTES):
-                hashed.update(piece)
+        with path.open("rb") as file:
+            hashed = hashlib.file_digest(file, "sha256")
     except OSError as err:
         raise Damaged(f"{path}: {err.strerror}") from err
     if f"sha256:{hashed.hexdigest()}" != str(digest):

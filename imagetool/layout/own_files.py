@@ -120,10 +120,8 @@ def _of_path(
     elif stat.S_ISREG(found.st_mode):
         permissions = mode if mode is not None else 0o755 if found.st_mode & stat.S_IXUSR else 0o644
         with source.open("rb") as file:
-            digest, size = hashlib.sha256(), 0
-            while piece := file.read(PIECE_BYTES):
-                digest.update(piece)
-                size += len(piece)
+            digest = hashlib.file_digest(file, "sha256")
+            size = file.tell()
             file.seek(0)
             unread: list[str] = []
             secret = secrets.in_stream(file, unread=unread)
