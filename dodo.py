@@ -1,4 +1,4 @@
-"""This project's tasks: the graph that comes with rootdisk, the demo that images.toml builds from, and the benchmark."""
+"""Tasks of this project: the graph that comes with rootdisk, the demo of images.toml, and the benchmark."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far a command is: a bar for each thing that takes longer than a second; not on a terminal, lines for what takes long.
+"""Show the progress of a command: bars for steps longer than a second; without a terminal, lines for long steps.
 
 with reported() as report:
     step = report("packing")      step(done, total), bytes, from any thread
@@ -113,7 +113,7 @@ class Counted:
             self.at(name, count)
 
     def at(self, name: object, count: int) -> None:
-        """So many bytes of `name` are done."""
+        """Note that `count` bytes of `name` are done."""
         with self._lock:
             self._done[name] = count
             self._progress(sum(self._done.values()), self._total)

@@ -33,7 +33,7 @@ class Damaged(RootdiskError):
 
 
 class Receipt(Protocol):
-    """What a receipt says, checked."""
+    """A checked receipt."""
 
     FORMAT: ClassVar[int]  # to raise when a field comes, goes or gets another meaning
 
@@ -42,7 +42,7 @@ class Receipt(Protocol):
         """Check each field of `value`; BadInput names the one that is wrong."""
 
     def to_json(self) -> dict[str, Any]:
-        """What `parse` reads."""
+        """Return the JSON value for `parse`."""
 
 
 R = TypeVar("R", bound=Receipt)

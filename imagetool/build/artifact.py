@@ -56,7 +56,7 @@ class MadeArtifact(NamedTuple):
 
     @property
     def chunks(self) -> tuple[int, int]:
-        """How many chunks are new, and how many were there before."""
+        """The number of new chunks, and of those that existed before."""
         if self.kept is None:
             return 0, self._found.chunks
         receipt = self.kept[0].receipt

@@ -1,7 +1,7 @@
-"""The registry as a build cache: what somebody has built from the same inputs is not built again.
+"""The registry as a build cache: an artifact that was built from the same inputs is not built again.
 
-Every artifact is published under a tag made of its derivation key. Such a tag is a claim, by whoever may push there: it is
-believed only where the config says exactly our inputs and the chunk index is the config's disk.
+Every artifact is published under a tag made of its derivation key. Anyone who may push can set such a tag. So it is
+accepted only if the config has exactly our inputs and the chunk index matches the disk in the config.
 """
 
 from __future__ import annotations

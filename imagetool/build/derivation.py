@@ -1,6 +1,6 @@
-"""What decides an artifact's bytes, and the derivation key made of it: equal keys, equal bytes.
+"""The inputs that decide an artifact's bytes, and the derivation key made of them: equal keys, equal bytes.
 
-The version and the places it is published to are no part of it: they name an artifact, they do not make it.
+Version and places of publication are not inputs: they name an artifact, but do not change its bytes.
 """
 
 from __future__ import annotations
@@ -74,9 +74,9 @@ class Change(NamedTuple):
 
 
 def explain(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Change]:
-    """What is different in two JSON values: `recipe.size: 1073741824 -> 8589934592`.
+    """Return the differences between two JSON values, for example `recipe.size: 1073741824 -> 8589934592`.
 
-    Files and owners go by their path, variables by their name; what variables hold is nobody's business here.
+    Files and owners are named by path, variables by name. Values of variables are never shown.
     """
     old, new = dict(_leaves(before)), dict(_leaves(after))
     names = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))

@@ -58,7 +58,7 @@ def opened(image: Image) -> contextlib.AbstractContextManager[SourceImage]:
 
 
 def registry(image: Image) -> RegistryOptions:
-    """How to speak to the image's registries."""
+    """Return how to reach the registries of an image."""
     return RegistryOptions(plain_http=image.plain_http, ca_file=image.ca_file)
 
 

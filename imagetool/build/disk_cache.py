@@ -81,7 +81,7 @@ def keep_disk(work: Path, receipt: DiskReceipt) -> KeptDisk:
 
 
 def files_of(work: Path) -> dict[str, str]:
-    """The digests of a packed disk's files that are no blobs, for its receipt."""
+    """Return the digests of a packed disk's files other than blobs, for its receipt."""
     return {name: str(Digest.of((work / name).read_bytes())) for name in CHECKED}
 
 

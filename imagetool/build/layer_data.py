@@ -34,7 +34,7 @@ HEAP_MAX_BYTES = 512 << 20  # their names and attributes
 
 @dataclass(eq=False)
 class LayerData:
-    """One layer as a Source. The tar is made when it is first read; safe from several threads."""
+    """A layer as a Source. The tar is made when it is first read. Threads may share it."""
 
     blob: LayerBlob
     name: str
@@ -46,6 +46,7 @@ class LayerData:
     _inflated: Inflated | None = None
 
     def read_into(self, buffer: memoryview, offset: int) -> None:
+        """Fill `buffer` from byte `offset` of the tar."""
         self.tar().read_into(buffer, offset)
 
     def tar(self) -> FileSource:
@@ -93,6 +94,7 @@ class LayerData:
         return bytes(data)
 
     def close(self) -> None:
+        """Close the tar."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1

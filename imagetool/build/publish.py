@@ -65,7 +65,7 @@ def publish_found(
     force: bool = False,
     report: Report = silent,
 ) -> None:
-    """As `publish`, of an artifact that lies in a target already."""
+    """Publish an artifact that one of the targets has already."""
     tags = (key_tag(key),) if image.group else (tag, key_tag(key))
     with contextlib.closing(open_repository(found.place, registry(image))) as repository:
         for reference in targets:

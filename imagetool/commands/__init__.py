@@ -1,1 +1,1 @@
-"""What each command of imagetool does: `NAME_command(options)` writes its results and gives the exit status."""
+"""The commands of imagetool: `NAME_command(options)` writes its results and returns the exit status."""

@@ -73,7 +73,7 @@ def disk_command(options: argparse.Namespace) -> int:
     cache = given.user_cache()
     folder = out.absolute().parent
     if not folder.is_dir():
-        raise BadInput(f"{folder} is no directory", "make it first")
+        raise BadInput(f"{folder} is not a directory", "create it first")
     with tempfile.TemporaryDirectory(prefix=".disk-", dir=folder) as name:
         init = None if options.plain else cached_init(image.platform, cache).read_bytes()
         with reported(quiet=options.quiet) as report, build.opened(image) as source:

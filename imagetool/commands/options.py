@@ -70,7 +70,7 @@ def pairs(texts: Sequence[str], option: str, form: str) -> dict[str, str]:
 
 
 def registry(options: argparse.Namespace) -> RegistryOptions:
-    """How to speak to the registries of the command line."""
+    """Return how to reach the registries of the command line."""
     return RegistryOptions(plain_http=options.plain_http, ca_file=options.ca_file)
 
 

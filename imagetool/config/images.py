@@ -36,7 +36,7 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}\Z")  # a file's, a task's and a r
 
 
 class ProcessChange(NamedTuple):
-    """What an image runs, changed: None keeps the image's own. A new entrypoint drops the image's cmd, as `docker run`."""
+    """Changes to the default program of an image. None keeps the value of the image. A new entrypoint drops cmd, as in `docker run`."""
 
     entrypoint: tuple[str, ...] | None = None
     cmd: tuple[str, ...] | None = None
@@ -79,7 +79,7 @@ class Signing(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """One image to build. Sizes are bytes; paths in references are absolute; certificates are checked PEM bytes."""
+    """An image to build. Sizes are bytes, paths in references are absolute, certificates are checked PEM bytes."""
 
     name: str
     source: Reference
@@ -127,7 +127,7 @@ def load(path: Path) -> tuple[Image, ...]:
 
 
 def parse(text: str, path: Path, variables: Mapping[str, str] | None = None) -> tuple[Image, ...]:
-    """As `load`, of the file's text; `path` is for errors and for relative paths.
+    """Parse the text of images.toml. `path` is for errors and for relative paths.
 
     `variables` are what ${NAME} in a string is; default: the environment.
     """
@@ -155,7 +155,7 @@ def of_command_line(name: str, described: Mapping[str, Any]) -> Image:
 
 
 def _images(image: Where, defaults: Where | None) -> tuple[Image, ...]:
-    """One for each of the image's platforms."""
+    """Return an image for each platform."""
     made = _image(image, defaults)
     for place in (image, defaults):
         if place is None or not {"platform", "platforms"} & place.table().keys():
@@ -179,7 +179,9 @@ def _images(image: Where, defaults: Where | None) -> tuple[Image, ...]:
 def _image(image: Where, defaults: Where | None, *, command_line: bool = False) -> Image:
     name = image.key
     if not _NAME.match(name):
-        raise image.error("is no name for an image", "use lower-case letters, digits, '-', '_' and '.', at most 63")
+        raise image.error(
+            "is not a valid name for an image", "use lower-case letters, digits, '-', '_' and '.', at most 63"
+        )
     image.known(schema.keys("image"))
     places = [place for place in (defaults, image) if place is not None]
 

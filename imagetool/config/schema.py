@@ -12,7 +12,7 @@ PATH = Path(__file__).with_name("images.schema.json")
 
 @functools.cache
 def definitions() -> dict[str, Any]:
-    """The schema's definitions: image, file, owner, tls, process, …"""
+    """Return the definitions of the schema: image, file, owner and so on."""
     found: dict[str, Any] = json.loads(PATH.read_bytes())["definitions"]
     return found
 

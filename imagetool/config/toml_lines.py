@@ -1,4 +1,4 @@
-"""Where in a TOML file a value stands, so that an error about it can say so: tomllib keeps no positions."""
+"""Find the position of values in a TOML file, for error messages: tomllib keeps no positions."""
 
 from __future__ import annotations
 
@@ -72,6 +72,7 @@ class Where(NamedTuple):
 
     @property
     def key(self) -> str:
+        """The last key."""
         return str(self.keys[-1])
 
     def error(self, what: str, hint: str = "") -> BadInput:
@@ -92,6 +93,7 @@ class Where(NamedTuple):
                 raise (self / key).unknown(names)
 
     def kind(self) -> str:
+        """Return the type of the value, for messages."""
         return _KINDS.get(str if isinstance(self.value, Substituted) else type(self.value), "a date")
 
     def _typed(self, type_: type) -> Any:
@@ -109,6 +111,7 @@ class Where(NamedTuple):
         return self.value
 
     def table(self) -> Mapping[str, Any]:
+        """Return the value as a table."""
         value: Mapping[str, Any] = self._typed(dict)
         for key in value:
             self.check_text(key)
@@ -119,22 +122,25 @@ class Where(NamedTuple):
         return [self / number for number in range(len(self._typed(list)))]
 
     def string(self) -> str:
+        """Return the value as a string."""
         value: str = self._typed(str)
         self.check_text(value)
         return value
 
     def check_text(self, text: str) -> None:
-        """BadInput if `text` is no Unicode: TOML has none of that, arguments of a command may."""
+        """Check that `text` is valid Unicode: arguments of a command may not be."""
         try:
             text.encode()
         except UnicodeEncodeError:
             raise self.error(f"{printable(text, 80)} is not UTF-8 text") from None
 
     def boolean(self) -> bool:
+        """Return the value as a boolean."""
         value: bool = self._typed(bool)
         return value
 
     def integer(self) -> int:
+        """Return the value as an integer."""
         value: int = self._typed(int)
         return value
 
@@ -142,7 +148,7 @@ class Where(NamedTuple):
         """A file's name, relative to the file's directory."""
         text: str = self._typed(str)  # a file's name need not be text
         if not text or "\0" in text:
-            raise self.error(f"{printable(text, 80)!r} is no path")
+            raise self.error(f"{printable(text, 80)!r} is not a path")
         return (self.file.parent / text).absolute()
 
     def anchored(self, reference: Reference) -> Reference:
@@ -153,7 +159,7 @@ class Where(NamedTuple):
 
 
 def position_of(text: str, keys: Keys) -> Position | None:
-    """Where `keys` stand in the TOML `text`; where they do not, the nearest table above; None without any."""
+    """Return the position of `keys` in the TOML `text`, else of the nearest table above; None if there is none."""
     positions: dict[Keys, Position] = {}
     for path, position in _positions(text):
         positions.setdefault(path, position)
@@ -226,7 +232,7 @@ def _is_last(value: Any, path: Keys) -> bool:
 
 
 def _position(statement: str, first: int, path: Keys) -> Position:
-    """Where the last name of `path` stands in a statement that begins in line `first`."""
+    """Return the position of the last name of `path` in a statement that begins in line `first`."""
     at = 0
     for name in path:
         if isinstance(name, str):

@@ -32,6 +32,7 @@ _TEMPLATES = ("git", "date", "source_tag")
 
 
 def a_reference(where: Where) -> Reference:
+    """Read a reference."""
     text = where.string()
     try:
         reference = parse_reference(text)
@@ -87,7 +88,7 @@ def version(where: Where, source: Reference) -> str:
 
 
 def _git(where: Where) -> str:
-    """What git describes: the last tag, how many commits ago, and `-dirty` where something has changed since."""
+    """Return the output of git describe: the last tag, the number of commits since then, and `-dirty` if files have changed."""
     from rootdisk.system import process
 
     command = ["git", "-C", str(where.file.parent), "describe", "--tags", "--always", "--dirty"]
@@ -104,6 +105,7 @@ def _git(where: Where) -> str:
 
 
 def platforms(where: Where) -> tuple[Platform, ...]:
+    """Read a list of different platforms."""
     found = tuple(map(a_platform, where.items()))
     if not found or len(set(found)) < len(found):
         raise where.error("names no platform, or one twice", 'write platforms = ["linux/amd64", "linux/arm64"]')
@@ -111,6 +113,7 @@ def platforms(where: Where) -> tuple[Platform, ...]:
 
 
 def a_platform(where: Where) -> Platform:
+    """Read a Linux platform."""
     text = where.string()
     try:
         platform = Platform.parse(text)
@@ -157,6 +160,7 @@ def _size(where: Where, what: str, least: int, most: int) -> int:
 
 
 def cpus(where: Where) -> int:
+    """Read a number of processors."""
     count = where.integer()
     if not 1 <= count <= CPUS_MAX:
         raise where.error(f"{count} processors", f"1 to {CPUS_MAX}")
@@ -164,15 +168,16 @@ def cpus(where: Where) -> int:
 
 
 def kernel(where: Where) -> str:
+    """Read "debian", "none" or a path."""
     text = where.string()
     return text if text in ("debian", "none") else str(where.path())
 
 
 def reason(where: Where) -> str:
-    """Why a private key may be published."""
+    """Read the reason why a private key may be published."""
     text = where.string().strip()
     if not text:
-        raise where.error("gives no reason", 'write why it is no secret, as "a key of the tests"')
+        raise where.error("gives no reason", 'write why it is not a secret, for example "a key of the tests"')
     return text
 
 
@@ -197,7 +202,7 @@ def refuse_secret(
         raise where.error(
             f"{what}holds {found}, and a build is published",
             f"leave it out and give it to each sandbox: runner boot {give}; "
-            f'if it is no secret, write allow_secret = {{ "{printable(name)}" = "why" }}',
+            f'if it is not a secret, write allow_secret = {{ "{printable(name)}" = "why" }}',
         )
 
 
@@ -209,6 +214,7 @@ def plain_text(where: Where, name: str, allowed: Container[str]) -> str:
 
 
 def plain_texts(where: Where, name: str, allowed: Container[str]) -> tuple[str, ...]:
+    """Read texts that are published, without private keys."""
     found = strings(where)
     for text in found:
         _refuse_secret_text(where, name, text, allowed)
@@ -262,7 +268,7 @@ def _variables(where: Where, allowed: Container[str]) -> Iterator[str]:
 
 def _variable(where: Where, name: str, text: str, allowed: Container[str], place: str = "") -> str:
     if not name or "=" in name or "\0" in name:
-        raise where.error(f"{place}is no name of a variable")
+        raise where.error(f"{place}is not a valid name of a variable")
     if "\0" in text:
         raise where.error(f"{place}holds a NUL byte", "no program could be given it")
     _refuse_secret_text(where, name, text, allowed, place)
@@ -287,9 +293,10 @@ def _read(where: Where, limit: int) -> bytes:
 
 
 def owner(where: Where) -> Owner:
+    """Read the owner of the path that is the key."""
     path = where.key
     if not path.startswith("/") or ".." in path.split("/"):
-        raise where.error("is no absolute path in the image", 'write "/path" = "user"')
+        raise where.error("is not an absolute path in the image", 'write "/path" = "user"')
     if isinstance(where.value, str):
         return owner_text(where, path)
     where.known(schema.keys("owner"))
@@ -306,6 +313,7 @@ def owner(where: Where) -> Owner:
 
 
 def owner_text(where: Where, path: str) -> Owner:
+    """Read an owner that is written as a string."""
     try:
         return Owner.parse(path, where.string())
     except BadInput as err:
@@ -331,11 +339,12 @@ def a_mode(where: Where) -> int:
     """Permission bits, written in octal as chmod takes them."""
     text = where.string()
     if not re.fullmatch(r"0?[0-7]{3,4}", text):
-        raise where.error(f"{text!r:.80} is no mode", 'write it in octal, as "0644"')
+        raise where.error(f"{text!r:.80} is not a mode", 'write it in octal, as "0644"')
     return int(text, 8)
 
 
 def strings(where: Where) -> tuple[str, ...]:
+    """Read a list of strings."""
     if not isinstance(where.value, list) or not all(isinstance(item, str) and "\0" not in item for item in where.value):
         raise where.error(f"is {where.kind()}", 'expected a list of strings, as ["python3", "app.py"]')
     items = tuple(str(item.value) for item in where.items())
@@ -353,6 +362,7 @@ def command(where: Where) -> tuple[str, ...]:
 
 
 def absolute(where: Where) -> str:
+    """Read an absolute path."""
     text = where.string()
     if not text.startswith("/"):
         raise where.error(f"{text!r:.80} is not an absolute path")

@@ -1,4 +1,4 @@
-"""What the demo disk runs: says what a program in the sandbox sees. It is copied into the image, and imports nothing of ours."""
+"""The program of the demo disk: print what a program in the sandbox sees. It is copied into the image and imports only the standard library."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 
 def main() -> None:
+    """Print the facts."""
     place = Path(__file__).parent
     owner = place.stat()
     tls = [name for name in ("CA", "CERT", "KEY") if Path(os.environ.get(f"ROOTDISK_TLS_{name}", "/none")).is_file()]

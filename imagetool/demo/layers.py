@@ -26,15 +26,17 @@ class Clock:
 
     @classmethod
     def of(cls, snapshot: IO[bytes], start: float) -> Clock:
+        """Read the newest time before `start` from a snapshot."""
         with tarfile.open(fileobj=snapshot) as tar:
             return cls(start, max((int(m.mtime) for m in tar if m.mtime < start), default=0))
 
     def time(self, mtime: float) -> int:
+        """Return the time to write for a file."""
         return int(mtime) if mtime < self.start else self.newest
 
 
 def base_layer(snapshot: IO[bytes], out: IO[bytes], clock: Clock) -> None:
-    """The whole snapshot as a layer, with the mount points that it has not."""
+    """Write the whole snapshot as a layer, with the mount points that it lacks."""
     with _writer(out) as layer, tarfile.open(fileobj=snapshot) as tar:
         for path, member in _members(tar, clock):
             _add(layer, path, member, tar)
@@ -43,7 +45,7 @@ def base_layer(snapshot: IO[bytes], out: IO[bytes], clock: Clock) -> None:
 
 
 def next_layer(before: IO[bytes], after: IO[bytes], out: IO[bytes], clock: Clock) -> None:
-    """What `after` has that `before` has not or has otherwise; what is gone becomes a whiteout."""
+    """Write the differences from `before` to `after` as a layer. Removed files become whiteouts."""
     with tarfile.open(fileobj=before) as tar:
         old = {path: _identity(member, tar) for path, member in _members(tar, clock)}
     gone = set(old)

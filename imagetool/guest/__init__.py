@@ -1,0 +1,1 @@
+"""The guest's boot files: the init in C, kernel packages, initramfs."""

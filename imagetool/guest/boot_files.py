@@ -1,4 +1,4 @@
-"""What boots a disk, as files: the guest's init, a kernel, and the initramfs with that kernel's modules."""
+"""The files that boot a disk: the guest's init, a kernel, and the initramfs with modules of that kernel."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def make_kernel(image: Image, init: Path, directory: Path, packages: Path) -> Ke
 
 
 def cached_kernel(image: Image, init: Path, cache: Path) -> tuple[Path, KernelReceipt]:
-    """As `make_kernel`, in a directory of the cache, which is returned too; apt is asked for a newer package once a day."""
+    """Make a kernel like `make_kernel`, in a directory of the cache, which is returned too. apt is asked for a newer package once a day."""
     what = f"{image.kernel}\0{image.platform}\0{Digest.of(init.read_bytes())}"
     directory = cache / "kernels" / f"boot-{Digest.of(what.encode()).short}"
     receipt = directory / "kernel.json"

@@ -23,7 +23,7 @@ class Module(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Of the file when it is decompressed."""
+        """The name of the decompressed file."""
         return self.file.removesuffix(".xz").removesuffix(".zst").removesuffix(".gz")
 
 

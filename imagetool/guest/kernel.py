@@ -39,6 +39,8 @@ WANTED = {
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
+    """A kernel with the modules that a guest needs."""
+
     version: str
     vmlinuz: Path
     modules: tuple[tuple[Path, str], ...]  # in load order; with the key of the record that wants it, "" for always

@@ -11,7 +11,7 @@ from rootdisk.oci.fields import Fields
 
 
 class Guest(NamedTuple):
-    """What boots the disk: the init on it and, if the artifact carries them, kernel and initramfs."""
+    """The programs that boot the disk: its init and, if the artifact has them, kernel and initramfs."""
 
     init: Digest
     kernel: Digest | None = None
@@ -37,7 +37,7 @@ class InitReceipt:
         return cls(Digest.parse(value.value.get("digest")))
 
     def to_json(self) -> dict[str, Any]:
-        """What `parse` reads."""
+        """Return the JSON value for `parse`."""
         return {"digest": str(self.digest)}
 
 
@@ -62,7 +62,7 @@ class KernelReceipt:
         return found
 
     def to_json(self) -> dict[str, Any]:
-        """What `parse` reads."""
+        """Return the JSON value for `parse`."""
         digests = {"kernel": self.kernel, "initramfs": self.initramfs}
         return {name: str(digest) if digest else None for name, digest in digests.items()} | {"release": self.release}
 

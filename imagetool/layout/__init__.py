@@ -1,0 +1,1 @@
+"""Additions to the tree: init, process, environment, certificates, owners, own files, slot."""

@@ -1,0 +1,1 @@
+"""Proofs of determinism: verify an artifact, reproduce a build."""

@@ -56,7 +56,7 @@ def reproduce(image: Image, described: Path, built: Digest, place: Path, kernels
     started = time.monotonic()
     plain, here = _built(image, described, place / "plain", kernels, ())
     other, there = _built(image, described, place / "other", kernels, dimensions)
-    # A change that a build does not see is no change: another locale may be the same under another name.
+    # Ignore changes that a build does not see: another locale may be the same one under another name.
     untried += [(dimension.name, SAME) for dimension in dimensions if here[dimension.name] == there[dimension.name]]
     dimensions = [dimension for dimension in dimensions if here[dimension.name] != there[dimension.name]]
     yield f"built twice from nothing, {time.monotonic() - started:.1f} s; the second with another " + ", ".join(
@@ -122,7 +122,7 @@ def _other_uid() -> list[tuple[str, ...]]:
 
 
 def _refused(prefix: Sequence[str], described: Path) -> str:
-    """Why nothing can be run by `prefix`; "" where the file `described` can be read there."""
+    """Return why nothing can be run by `prefix`; "" if the file `described` can be read there."""
     try:
         done = process.run([*prefix, "cat", str(described)], timeout_s=PROBE_S)
     except FileNotFoundError:
@@ -208,7 +208,7 @@ def _change_own(task: Mapping[str, Any]) -> None:
 
 
 def seen(task: Mapping[str, Any]) -> dict[str, Any]:
-    """What this process sees of each dimension."""
+    """Return what this process sees of each dimension."""
     from imagetool.packing.pack import worker_count
 
     os.umask(umask := os.umask(0o077))
@@ -282,6 +282,7 @@ def _reverse_directories() -> None:
 
 
 def main() -> int:
+    """Run the task in the first argument and print its result."""
     try:
         task = json.loads(sys.argv[1])
         _change_own(task)

@@ -84,7 +84,7 @@ def verify(
 
 
 def _source(published: PublishedArtifact) -> str:
-    """Where the artifact says its source is, by digest."""
+    """Return the source that the artifact names, by digest."""
     recorded = published.config.source
     if not recorded:
         raise BadInput("the artifact's source was on its builder's machine", "say where it is: --source SOURCE")

@@ -1,0 +1,1 @@
+"""Source images: registries, OCI layouts, archives, the Docker daemon, plain tars."""

@@ -1,0 +1,1 @@
+"""Tasks of doit: their graph, actions, receipts and reports."""

@@ -1,4 +1,4 @@
-"""What doit's tasks do: receipts in, receipts out, and every expected failure as one line."""
+"""The actions of doit's tasks: receipts in, receipts out, and every expected failure as a single line."""
 
 from __future__ import annotations
 

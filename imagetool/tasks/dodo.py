@@ -75,17 +75,17 @@ def _receipt(image: Image, name: str) -> str:
 
 
 def _whole(image: Image, name: str, kind: type[Receipt]) -> tuple[Any, list[Any]]:
-    """doit's `uptodate` of a receipt: it is what was written."""
+    """Return `uptodate` of doit for a receipt: it is what was written."""
     return uptodate.receipt_is_whole, [_receipt(image, name), kind]
 
 
 def _published(path: Path, images: list[Image]) -> tuple[Any, list[Any]]:
-    """doit's `uptodate` of what was published: every target still has it."""
+    """Return `uptodate` of doit for published artifacts: every target still has them."""
     return uptodate.is_published, [path, images]
 
 
 def _source_state(image: Image) -> tuple[list[str], list[Any]]:
-    """How to see that the source may have changed: what to watch, and doit's `uptodate`."""
+    """Return what shows that a source may have changed: files to watch, and `uptodate` of doit."""
     wanted = {"source": str(image.source), "platform": str(image.platform), "receipt": SourceReceipt.FORMAT}
     path = image.source.path
     if image.source.kind == "oci" and path is not None:

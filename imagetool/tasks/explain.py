@@ -46,7 +46,7 @@ def _inputs(places: Places, image: Image, source: SourceReceipt) -> dict[str, An
 
 
 def tasks(dodo: dict[str, Any], image: str, architecture: str) -> Iterator[str]:
-    """Of each task that leads to the published image whether it runs now, and why; `dodo` is dodo.py's namespace."""
+    """Tell for each task that leads to the published image whether it will run, and why. `dodo` is the namespace of dodo.py."""
     from doit.globals import Globals
     from doit.loader import load_tasks
 

@@ -1,4 +1,4 @@
-"""Where everything made lies, and the lock that keeps two runs apart.
+"""The places of everything that tasks make, and the lock that keeps two runs apart.
 
 A receipt is a small JSON file under cache/NAME/: source.json, kernel.json, disk.json, artifact.json, published.json. It says
 what was made of what, and it is the edge between two tasks. Disks lie in cache/disks/KEY/, by derivation key, so going back
@@ -18,12 +18,12 @@ from rootdisk.oci.documents import Platform
 from rootdisk.system import locks
 
 DISK = "disk"  # in cache/NAME: a link to the directory in cache/disks
-LOCK_WAIT_S = 3600.0  # a build takes minutes; whoever waits for longer wants to know
+LOCK_WAIT_S = 3600.0  # a build takes minutes, so a longer wait is an error
 
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Where everything made lies."""
+    """The places of everything that tasks make."""
 
     cache: Path
 

@@ -1,4 +1,4 @@
-"""What the last build made, of each image: for people who read a CI job's page, and for programs."""
+"""Report what the last build of each image made: for people who read the page of a CI job, and for programs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rootdisk.errors import RootdiskError
 
 
 class Built(NamedTuple):
-    """One image; sizes are bytes. An empty digest: it is not built or published yet."""
+    """An image; sizes are bytes. An empty digest means that it is not built or published yet."""
 
     name: str
     platform: str

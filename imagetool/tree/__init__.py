@@ -1,0 +1,1 @@
+"""Layers: inflate, scan tars, apply whiteouts, merge into a tree in memory."""

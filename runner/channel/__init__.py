@@ -1,0 +1,1 @@
+"""The channel: frames between guest, keeper and clients; sessions; copies."""

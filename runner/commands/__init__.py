@@ -1,0 +1,1 @@
+"""The commands of the runner. Only they print."""

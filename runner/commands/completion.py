@@ -1,4 +1,4 @@
-"""What the command `completion` does."""
+"""The command `completion`."""
 
 from __future__ import annotations
 
@@ -9,5 +9,6 @@ from rootdisk.cli.completion import script
 
 
 def completion_command(options: argparse.Namespace) -> int:
+    """Print the completion script of a shell."""
     sys.stdout.write(script(options.whole_parser(), options.shell))
     return 0

@@ -28,7 +28,7 @@ NETWORK_TYPES = ("nfs", "nfs4", "cifs", "smb3", "9p", "fuse.sshfs")
 
 
 class Line(NamedTuple):
-    """One thing that was looked at."""
+    """The result of a check."""
 
     what: str
     good: bool

@@ -109,7 +109,7 @@ def _ports(row: State) -> str:
 
 
 def _ps_fields(row: Row) -> dict[str, Any]:
-    """What --format can name: docker's fields, and ours as in --json."""
+    """Return the fields that --format can name: those of docker, and ours as in --json."""
     if isinstance(row, Unreadable):
         empty = dict.fromkeys(("ID", "Image", "RunningFor", "Ports", "CreatedAt", "Mounts", "Networks", "Command"), "")
         more = {"Names": row.name, "Status": "unreadable", "State": "unreadable", "Labels": {}, "Label": {}}

@@ -1,4 +1,4 @@
-"""What commands read from their options: artifacts, records of the slot, sizes, ports, volumes."""
+"""Read the options of commands: artifacts, records of the slot, sizes, ports, volumes."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def platform(options: argparse.Namespace) -> Platform:
 
 
 def registry(options: argparse.Namespace) -> RegistryOptions:
-    """How the command line wants registries to be spoken to."""
+    """Return how to reach registries."""
     return RegistryOptions(plain_http=options.plain_http, ca_file=options.ca_file)
 
 

@@ -156,7 +156,7 @@ def _end(found: Sequence[Found]) -> dict[str, RootdiskError]:
 
 @contextlib.contextmanager
 def _may_have_ended(found: State | Unreadable) -> Iterator[None]:
-    """An order that comes too late, because the sandbox ends by itself just now, is no failure."""
+    """Ignore the failure of an order if the sandbox has just ended by itself."""
     try:
         yield
     except BadInput:

@@ -1,4 +1,4 @@
-"""What a guest finds around its program, as options say it: memory file systems, limits, names, name servers. Pure."""
+"""Parse options for the surroundings of a guest's program: memory file systems, limits, names, name servers. Pure."""
 
 from __future__ import annotations
 

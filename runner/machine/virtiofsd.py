@@ -138,7 +138,7 @@ def serve(share: Share, folder: Path) -> tuple[Helper, socket.socket]:
                 fds=[listener.fileno()],
                 prepare=_prepared(share),
             )
-        ours.connect(address)
+            ours.connect(address)  # while the listener is open: the server may have ended already
         os.unlink(address)
     return Helper(server, f"the volume {printable(share.guest)}", True), ours
 
