@@ -1,4 +1,4 @@
-"""From an OCI image to a disk and to an artifact: against those who do that today."""
+"""Measure the way from an OCI image to a disk and to an artifact, against other tools."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the next version costs: pairs of images, and what `runner pull` of the second fetches with the first in its store."""
+"""Measure the cost of the next version: what `runner pull` of the second of two images fetches if the first is in the store."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ class Boot(NamedTuple):
 
 
 def rows(bench: Bench) -> list[Row]:
-    """Of a boot and its phases, and of copies of a disk by each method."""
+    """Rows of a boot and its phases, and of copies of a disk by each method."""
     room = bench.work / "guest"
     room.mkdir()
     try:
@@ -117,7 +117,7 @@ def _initramfs(room: Path) -> Path:
 
 
 def _boot(local: StoredArtifact, smallest: Path | None, room: Path) -> Boot:
-    """One boot: of the artifact, or of its kernel with the initramfs `smallest`."""
+    """Boot the artifact, or its kernel with the initramfs `smallest`."""
     config, kind = local.config, qemu.kind(local.config.platform, room / "qemu.json")
     with tempfile.TemporaryDirectory(dir=room) as name:
         folder = Path(name)

@@ -39,7 +39,7 @@ def link(server: str, bytes_per_s: float, latency_s: float) -> Iterator[str]:
 
 
 class _Rate:
-    """When the next bytes are through."""
+    """Return the time at which the next bytes are through."""
 
     def __init__(self, bytes_per_s: float) -> None:
         self._bytes_per_s = bytes_per_s
@@ -53,7 +53,7 @@ class _Rate:
 
 
 def _carry(source: socket.socket, sink: socket.socket, rate: _Rate | None, latency_s: float) -> None:
-    """From `source` to `sink` until it ends, each piece after the delay."""
+    """Forward `source` to `sink` until it ends, each piece after the delay."""
     waiting: queue.Queue[tuple[float, bytes]] = queue.Queue(QUEUED_PIECES)
     _start(_deliver, waiting, sink)
     data = b"-"

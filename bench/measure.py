@@ -1,4 +1,4 @@
-"""One command, measured: wall time, processor time, peak memory, bytes written. Linux only."""
+"""Measure a command: wall time, processor time, peak memory, bytes written. Linux only."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Failed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Of a command and all its children. `rss_bytes` of the largest of them; `written_bytes` to files, cached or not."""
+    """The cost of a command and its children. `rss_bytes` is that of the largest; `written_bytes` counts files, cached or not."""
 
     started_ns: int
     wall_s: float

@@ -1,4 +1,4 @@
-"""What we are measured against: who is here, who can be got, and how each is run.
+"""The tools that we are compared with: which are installed, which can be fetched, and how each is run.
 
 umoci, mke2fs and zstd are the distribution's. microsandbox comes from PyPI, oras from Debian's next release (an older one
 has none), both into a directory of their own. Who cannot be had is missing, with the reason; nobody is guessed.
@@ -36,13 +36,13 @@ class Peers:
     fetch: bool = True
 
     def installed(self, *names: str) -> None:
-        """That the distribution's programs are here."""
+        """Check that the programs of the distribution are installed."""
         missing = [name for name in names if shutil.which(name, path=PATH) is None]
         if missing:
             raise Missing(f"{', '.join(missing)} not installed")
 
     def microsandbox(self) -> Path:
-        """Its program `msb`."""
+        """Return the program `msb` of microsandbox."""
         return self._got("microsandbox", "microsandbox/_bundled/bin/msb", _get_microsandbox)
 
     def oras(self) -> Path:

@@ -1,4 +1,4 @@
-"""What was measured, as rows: a figure of ours by the same figure of another's, or against a limit, beside its goal."""
+"""Results as rows: our figure relative to that of another tool, or to a limit, with its goal."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One image of the curve: its size in files or bytes, and what a build of it took."""
+    """A point of the curve: the size of an image in files or bytes, and what its build took."""
 
     unit: str
     size: int

@@ -62,7 +62,7 @@ def _mounted(disk: Path) -> Iterator[Path]:
 
 
 def _listing(root: Path, left_out: set[str]) -> dict[str, dict[str, Any]]:
-    """What the kernel says of each path; hard links by the first path of their file."""
+    """Return the metadata of each path from the kernel; hard links by the first path of their file."""
     found: dict[str, dict[str, Any]] = {}
     firsts: dict[int, str] = {}
     for folder, names, files in os.walk(root):

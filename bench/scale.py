@@ -1,4 +1,4 @@
-"""What a build costs by size of the image: in files, and in bytes."""
+"""Measure the cost of a build by size of the image: in files, and in bytes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bench.work import Bench, clean
 
 
 def points(bench: Bench, images: Images, files: Sequence[int], sizes: Sequence[int]) -> list[Point]:
-    """Of each image one build, with its own pages warm."""
+    """Build each image once, with its pages in the cache."""
     return [_point(bench, "files", count, images.many(count)) for count in files] + [
         _point(bench, "bytes", size, images.big(size)) for size in sizes
     ]

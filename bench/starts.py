@@ -1,4 +1,4 @@
-"""How long the runner itself takes, beyond Python's own start: to say what it can, and from a warm store to QEMU's start."""
+"""Measure how long the runner takes, beyond the start of Python: for --help, and from a warm store to the start of QEMU."""
 
 from __future__ import annotations
 

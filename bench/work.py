@@ -1,4 +1,4 @@
-"""What all rows need: a place to work, a fresh cache for each run, and the comparison of what came out."""
+"""Shared by all rows: a place to work, a fresh cache for each run, and the comparison of results."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TOOL = (sys.executable, "-m", "imagetool")
 
 @dataclass(frozen=True, slots=True)
 class Same:
-    """How two outputs compare, in words; whether times may count."""
+    """The comparison of two outputs, as text, and whether times may be compared."""
 
     words: str
     fault: bool = False
@@ -29,7 +29,7 @@ class Same:
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """Where to work, with whom, how often. `kit` is a cache of ours with the guest's kernel and init and nothing else."""
+    """The place, tools and repetitions of a run. `kit` is a cache with only the guest's kernel and init."""
 
     work: Path
     peers: Peers

@@ -18,16 +18,8 @@ from tests.support.commands import ROOT
 
 PACKAGES = ("rootdisk", "runner", "imagetool")
 
-# Rooms that are still to be rewritten. Take a room out when it is done; the list ends empty.
-TO_DO: tuple[str, ...] = (
-    "bench/",
-    "imagetool/ext4/",
-    "imagetool/guest/c/",
-    "imagetool/layout/",
-    "imagetool/sources/",
-    "imagetool/tree/",
-    "runner/channel/",
-)
+# Rooms that are still to be rewritten. A new room is not a reason for an entry: write it in plain words.
+TO_DO: tuple[str, ...] = ()
 
 # A first line that begins so names nothing: who is "it", what is "what"?
 GUESS_WORDS = frozenset(

@@ -30,7 +30,7 @@ ReadFile = Callable[[File], bytes]
 
 
 class Owner(NamedTuple):
-    """Who shall own `path` and all below it: a user and a group, by name or number; "" takes the user's own group.
+    """The owner of `path` and everything below it: user and group, by name or number; "" is the group of the user.
 
     A user that the image has not is made, with its group, when `create`; so is a missing `path`, as a directory.
     """
@@ -47,7 +47,7 @@ class Owner(NamedTuple):
         """`text` is user, user:group, uid or uid:gid. BadInput where it is not."""
         user, colon, group = text.partition(":")
         if not user or (colon and not group):
-            raise BadInput(f"{text!r:.80} is no owner", "write user, user:group or uid:gid")
+            raise BadInput(f"{text!r:.80} is not an owner", "write user, user:group or uid:gid")
         return cls(path, user, group)
 
 
@@ -221,7 +221,7 @@ def _numbers_only(owner: Owner) -> bool:
 
 
 def _ids(tree: Tree, accounts: Accounts, owner: Owner) -> tuple[int, int]:
-    """uid and gid of `owner`, who is added to the accounts if asked for."""
+    """Return uid and gid of `owner`. The user is added to the accounts if `owner` asks for it."""
     if is_number(owner.user):
         uid = gid = _id(owner.user, owner)
     elif (found := accounts.user(owner.user)) is not None:
@@ -273,7 +273,7 @@ def account_files(tree: Tree, read: ReadFile) -> dict[str, bytes]:
 
 
 def _chown(top: Inode, uid: int, gid: int, spared: Inode) -> list[Inode]:
-    """As chown -R -h does: a program loses its set-id bits and capabilities with its owner (chown(2)). All it meets.
+    """Change owners like chown -R -h. A program loses its set-id bits and capabilities with its owner (chown(2)).
 
     Links lead nowhere here; `spared` is the directory of ours, which is root's even if the rest is not.
     """
@@ -301,6 +301,6 @@ def _make_directory(tree: Tree, path: str, layer: int) -> Directory:
         if child is None:
             child = node.children[name] = Directory(layer=layer)
         if not isinstance(child, Directory):
-            raise BadInput(f"owners: {printable(path)} cannot be made: a part of it is no directory")
+            raise BadInput(f"owners: {printable(path)} cannot be created: a part of it is not a directory")
         node = child
     return node

@@ -21,7 +21,7 @@ _ZIP = b"PK\x03\x04"
 
 
 class _Decompressor(Protocol):
-    """As those of bz2 and lzma."""
+    """A decompressor with the interface of those of bz2 and lzma."""
 
     eof: bool
     needs_input: bool
@@ -31,7 +31,7 @@ class _Decompressor(Protocol):
 
 
 def search(file: BinaryIO, head: bytes, look: Callable[[BinaryIO], str], unread: list[str]) -> str:
-    """Find the first private key in the archive `file`, which begins with `head`; "" if it has none or is no archive.
+    """Find the first private key in the archive `file`, which begins with `head`; "" if it has none or is not an archive.
 
     `look` says what private key is in one of its files. If not all of the archive is read, `unread` gets the reason.
     """

@@ -32,7 +32,7 @@ NEST_MAX = 200  # directories in directories
 
 
 class OwnFile(NamedTuple):
-    """One name to put on the disk: a regular file, a directory or a symbolic link.
+    """An entry to put on the disk: a regular file, a directory or a symbolic link.
 
     `path` is absolute; `mode` the whole st_mode; `owner` user[:group], "" for root; `size` in bytes and `digest` are of a
     file's `content`, `target` is a link's.
@@ -49,7 +49,7 @@ class OwnFile(NamedTuple):
     unread: str = ""  # why not all of it was looked through for one
 
     def to_json(self) -> dict[str, Any]:
-        """What of it decides the disk."""
+        """Return what of it decides the disk."""
         what = {"digest": self.digest, "target": self.target, "owner": self.owner}
         return {"path": self.path, "mode": f"{self.mode:06o}", **{key: text for key, text in what.items() if text}}
 
@@ -66,7 +66,7 @@ def of_text(path: str, text: str, mode: int | None, owner: str) -> OwnFile:
 
 
 def leads_out(source: Path, folder: Path) -> str:
-    """Where a link leads to on the way to `source`, if out of `folder`; of its own directory if it does not lie there."""
+    """Return the target of a link on the path to `source` that leads out of `folder`, or out of its own directory."""
     named = Path(os.path.normpath(source))
     base = folder if named.is_relative_to(os.path.normpath(folder)) else named.parent
     real = Path(os.path.realpath(source))
@@ -79,7 +79,7 @@ def of_path(path: str, source: Path, mode: int | None, owner: str, folder: Path,
     Without `mode` files are 0755 if their owner may execute them, else 0644, as git has it; directories are 0755.
     `source` must not be a link out of `folder`, and links below it are put as links; with `follow`, what a link leads to
     is put in its place, wherever it is.
-    BadInput: what cannot be read, or is no file, directory or symbolic link.
+    BadInput: `source` cannot be read, or is not a file, directory or symbolic link.
     """
     try:
         if not follow and (out := leads_out(source, folder)):
@@ -129,7 +129,9 @@ def _of_path(
         kind = stat.S_IFREG | permissions
         yield OwnFile(path, kind, owner, size, found_digest, content=source, secret=secret, unread="".join(unread[:1]))
     else:
-        raise BadInput(f"{printable(source)} is no file, directory or symbolic link", "make device files in the image")
+        raise BadInput(
+            f"{printable(source)} is not a file, directory or symbolic link", "make device files in the image"
+        )
 
 
 def _check_text(name: str, source: Path) -> None:

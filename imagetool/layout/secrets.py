@@ -81,12 +81,12 @@ _PGP_ALGORITHMS = frozenset((1, 2, 3, 16, 17, 18, 19, 20, 22, 25, 26, 27, 28))
 
 
 def in_bytes(data: bytes, depth: int = 0, unread: list[str] | None = None) -> str:
-    """What private key is in `data`, archives in it looked through; "" without any."""
+    """Return the kind of private key in `data`, also inside archives; "" if there is none."""
     return in_stream(io.BytesIO(data), depth, unread)
 
 
 def in_stream(file: BinaryIO, depth: int = 0, unread: list[str] | None = None) -> str:
-    """As in_bytes, of a file that can be read again from its beginning."""
+    """Search like `in_bytes` in a file that can be read again from its beginning."""
     from imagetool.layout import archives
 
     unread = [] if unread is None else unread
@@ -238,7 +238,7 @@ def _element(data: bytes, at: int) -> _Element | None:
 
 
 def _elements(data: bytes, outer: _Element) -> list[_Element]:
-    """What is in `outer`; empty unless it is used up. Ten elements are more than any key has."""
+    """Return the elements of `outer`; empty unless they use it up. Ten elements are more than any key has."""
     found: list[_Element] = []
     at = outer.start
     while at < outer.end and len(found) <= 10:

@@ -75,9 +75,11 @@ class TarArchive:
 
     @classmethod
     def open(cls, path: Path, where: str) -> TarArchive:
+        """Open the archive `path`; errors name it `where`."""
         return cls(open_regular(path, where), where)
 
     def close(self) -> None:
+        """Close the file."""
         self._file.close()
 
     def __contains__(self, name: str) -> bool:
@@ -106,6 +108,7 @@ class TarArchive:
             yield piece
 
     def read(self, name: str, max_bytes: int = MANIFEST_MAX_BYTES, *, links: bool = True) -> bytes:
+        """Return the content of a member. BadInput if it has more than `max_bytes`."""
         length = self.locate(name, links=links)[1]
         if length > max_bytes:
             raise BadInput(f"{self.where}: {name!r:.200} has more than the {max_bytes} bytes allowed")
@@ -122,9 +125,10 @@ class ArchiveRepository:
         parse_json(archive.read("oci-layout", 4096), f"{archive.where}: oci-layout")
 
     def interrupt(self) -> None:
-        """Nothing here waits."""
+        """Do nothing: reads of files need no interruption."""
 
     def close(self) -> None:
+        """Close the archive."""
         self._archive.close()
 
     def index(self) -> Index:
@@ -132,16 +136,19 @@ class ArchiveRepository:
         return read_index(self._archive.read("index.json", links=False), self._archive.where)
 
     def resolve(self, name: str | Digest) -> Descriptor:
+        """Return the manifest or index with this tag or digest."""
         where = self._archive.where
         return find(self.index(), name, where, lambda digest: describe_manifest(self.manifest(digest), digest, where))
 
     def current(self, name: str | Digest) -> Digest | None:
+        """Return the digest that a tag names now, or None."""
         try:
             return self.resolve(name).digest
         except NotThere:
             return None
 
     def manifest(self, wanted: Descriptor | Digest) -> bytes:
+        """Return a manifest or index, digest checked."""
         digest = wanted.digest if isinstance(wanted, Descriptor) else wanted
         return check_manifest(self._archive.read(blob_name(digest), links=False), digest, self._archive.where)
 
@@ -150,6 +157,7 @@ class ArchiveRepository:
         return in_layout(self.index(), REF_NAME, subject, artifact_type, self.manifest)
 
     def blob(self, descriptor: Descriptor, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+        """Yield the bytes [start, end) of a blob in pieces, not verified."""
         stop = check_range(descriptor, start, end)
         name = blob_name(descriptor.digest)
         length = self._archive.locate(name, links=False)[1]
@@ -161,7 +169,7 @@ class ArchiveRepository:
 
 
 class DockerArchive:
-    """One image of a `docker save` archive: old form (ID/layer.tar) and new (blobs/), both by its manifest.json.
+    """An image of a `docker save` archive, in old form (ID/layer.tar) or new (blobs/), both through manifest.json.
 
     Such an archive names its layers by diff ID only, so manifest and descriptors are made up here from what is in it:
     the same archive content gives the same digests.
@@ -204,6 +212,7 @@ class DockerArchive:
         return Descriptor(PLAIN_LAYER, digest, size)
 
     def layer(self, descriptor: Descriptor) -> Iterator[bytes]:
+        """Yield the bytes of a layer."""
         return self._archive.pieces(self._names[descriptor.digest])
 
 

@@ -31,7 +31,7 @@ ENCRYPTED = "org.opencontainers.image.enc."  # annotations of ocicrypt
 
 @dataclass(frozen=True, slots=True)
 class ImageConfig:
-    """What of an image's config decides a disk; and ports, which do not: they are shown to people."""
+    """The parts of an image config that decide a disk, and its ports, which are only shown to people."""
 
     platform: Platform
     diff_ids: tuple[Digest | None, ...]  # None only for a bare tar, whose config we make up
@@ -92,13 +92,14 @@ class ImageConfig:
 
     @property
     def process(self) -> Process:
+        """The default program of the image."""
         return Process(self.entrypoint, self.cmd, self.workdir, self.user, self.stop_signal, self.volumes)
 
 
 def check_image(
     manifest: Manifest, config: ImageConfig, platform: Platform, where: str, listed: Platform | None = None
 ) -> tuple[Remark, ...]:
-    """Refuse what is no image for `platform`, or has layers that are not tars or do not fit its config.
+    """Refuse a config that is not for `platform`, or has layers that are not tars or do not fit its config.
 
     `listed` is the platform by an index, which is believed if the config says another, as by container runtimes.
     Returns a remark then.

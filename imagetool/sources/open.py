@@ -40,7 +40,7 @@ if TYPE_CHECKING:  # archives take a while to load, and few sources are any
 
 @dataclass(frozen=True, slots=True)
 class LayerBlob:
-    """One layer, base layer first. `open` gives its bytes as they are stored, NOT verified: the inflater does that."""
+    """A layer. `open` yields its stored bytes, NOT verified: the inflater does that."""
 
     descriptor: Descriptor
     diff_id: Digest | None  # None only for a compressed bare tar
@@ -49,7 +49,7 @@ class LayerBlob:
 
 
 class SourceImage(NamedTuple):
-    """One image for one platform. Docker archives and bare tars hold no manifest; theirs is made from their content."""
+    """An image for one platform. Docker archives and plain tars have no manifest; it is made from their content."""
 
     manifest_digest: Digest
     manifest: Manifest
@@ -138,7 +138,7 @@ def _from_repository(
 
 
 def _is_image(manifest: Manifest) -> bool:
-    """By its types, of which some say little: then the config's content counts."""
+    """Decide by the media types; if they say too little, by the content of the config."""
     config = manifest.config.media_type
     return config in CONFIG_TYPES[:2] or (config in CONFIG_TYPES and not manifest.artifact_type)
 

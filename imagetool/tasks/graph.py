@@ -140,7 +140,7 @@ def _ways(names: Sequence[str], edges: Sequence[Edge]) -> dict[Edge, list[str]]:
 
 
 def _path(places: Sequence[tuple[float, float]]) -> str:
-    """From the right of the first box, straight through the place of each stop, to the left of the last box."""
+    """Draw a line from the right of the first box, through the place of each stop, to the left of the last box."""
     x, y = places[0][0] + WIDTH, places[0][1] + HEIGHT / 2
     path = f"M{x:g} {y:g}"
     for at, (left, top) in enumerate(places[1:], 2):

@@ -1,4 +1,4 @@
-"""What one layer's tar holds, compactly: made by imagetool/tree/tar.py, read by imagetool/tree/merge.py.
+"""A compact index of the tar of a layer: made by tar.py, read by merge.py.
 
 An index is two byte strings, so 300,000 entries take some 40 MB, and it is its own file format: a layer that has not
 changed is not inflated again to be scanned. Fields are checked by the scanner; a packed index is believed as far as
@@ -50,6 +50,7 @@ class TarIndex:
 
     @property
     def whiteouts(self) -> bool:
+        """Whether there may be whiteouts."""
         return b".wh." in self.heap  # may be true without one, which costs a little time and nothing else
 
     def __iter__(self) -> Iterator[Entry]:
@@ -126,7 +127,7 @@ class IndexWriter:
         target: bytes = b"",
         extra: bytes = b"",
     ) -> None:
-        """One entry; `first` and `second` as in Entry, `extra` from pack_extra(). struct.error where one does not fit."""
+        """Add an entry; `first` and `second` as in Entry, `extra` from pack_extra(). struct.error if a value does not fit."""
         seconds, nanoseconds = divmod(mtime_ns, 1_000_000_000)
         self._records += _RECORD.pack(
             kind, mode, uid, gid, nanoseconds, len(path), len(target), len(extra), seconds, first, second
@@ -139,11 +140,12 @@ class IndexWriter:
         self.count += 1
 
     def finish(self, name: str) -> TarIndex:
+        """Return the index."""
         return TarIndex(name, bytes(self._records), bytes(self.heap))
 
 
 def pack_extra(xattrs: Xattrs | None, segments: Segments | None) -> bytes:
-    """What few entries have, xattrs sorted by name; b"" where there is nothing. Empty segments differ from none."""
+    """Pack the rare fields of an entry, xattrs sorted by name; b"" if there are none. Empty segments differ from none."""
     if not xattrs and segments is None:
         return b""
     parts = [_XATTR.pack(len(xattrs or ()), 0 if segments is None else len(segments) + 1)]

@@ -5,7 +5,7 @@
 Follows image-spec layer.md, "Applying Changesets", and where it is silent containerd's and umoci's extraction:
 - an entry replaces what has its name, with all below; a directory over a directory changes the metadata only;
 - `.wh.NAME` hides NAME, `.wh..wh..opq` everything in its directory, of lower layers only: what this layer has put
-  there stays, whichever comes first (umoci; containerd hides it). Other `.wh..wh.` names are AUFS's own and are no files;
+  there stays, whichever comes first (umoci; containerd hides it). Other `.wh..wh.` names belong to AUFS and are not files;
 - parents are resolved through symbolic links inside the root; missing ones are made, root:root 0755, time 0;
 - a hard link is looked up when it is met; its header's metadata is applied to the file (containerd, Docker; umoci
   leaves it), but no mode to a symbolic link;
@@ -52,7 +52,7 @@ def merge(layers: Iterable[tuple[str, TarIndex]]) -> Tree:
 
 
 def put_on(tree: Tree, diff_id: str, index: TarIndex) -> None:
-    """One more layer over a merged tree."""
+    """A layer that is merged over a tree."""
     _put_on(tree, diff_id, index, _Spent())
 
 
@@ -74,8 +74,10 @@ class _Wrong(Exception):
 
 @dataclass(slots=True)
 class _Spent:
-    """What the image has cost beside its entries: directories that no entry describes, steps from name to name, and
-    what few entries have: xattrs and pieces of sparse files."""
+    """The cost of the image in addition to its entries.
+
+    Counts directories that no entry describes, steps from name to name, xattrs and pieces of sparse files.
+    """
 
     implied: int = 0
     steps: int = 0
@@ -206,7 +208,7 @@ class _Applier:
         return False
 
     def target(self, target: bytes, own: Place) -> Inode:
-        """What the hard link `own` is to; the last name of `target` is not followed when it is a symbolic link."""
+        """Return the target of the hard link `own`; a symbolic link in the last component of `target` is not followed."""
         parent_path, _, last = target.rpartition(b"/")
         at = self.found.get(parent_path) or self.walk(parent_path, make=False)
         inode = at.children.get(last) if at is not None else None
@@ -236,7 +238,7 @@ class _Applier:
     def walk(self, path: bytes, *, make: bool) -> Directory | None:
         """The directory at `path`, links followed inside the root.
 
-        Missing directories are made with `make`; else None, and None where a name on the way is no directory.
+        Missing directories are made with `make`; else None, and None if a component of the path is not a directory.
         """
         way = [self.root]  # from the root to here
         names = path.split(b"/")[::-1]

@@ -17,14 +17,14 @@ LINK_STEPS_MAX = 255  # as containerd's and umoci's path resolution
 
 
 class Source(Protocol):
-    """Where a layer's bytes are read from; safe to use from several threads."""
+    """A source of the bytes of a layer. Threads may share it."""
 
     def read_into(self, buffer: memoryview, offset: int) -> None:
-        """Fill all of `buffer` from `offset`, bytes. OSError or DigestMismatch where the source ends early."""
+        """Fill all of `buffer` from byte `offset`. OSError or DigestMismatch if the source ends early."""
 
 
 class Inode:
-    """What ext4 keeps in an inode. `mode` is the whole st_mode, type bits included; xattr names are full names.
+    """The fields of an inode. `mode` is the complete st_mode with type bits; xattr names are full names.
 
     `number` and `links` are the writer's: imagetool/ext4/inode_numbers.py sets them when it plans a disk of the tree. In
     dicts beside the tree they would take five times the memory.
@@ -46,6 +46,8 @@ class Inode:
 
 
 class Directory(Inode):
+    """A directory with its children."""
+
     __slots__ = ("children", "layer")
 
     def __init__(
@@ -95,6 +97,8 @@ class File(Inode):
 
 
 class Symlink(Inode):
+    """A symbolic link."""
+
     __slots__ = ("layer", "target")
 
     def __init__(
@@ -151,11 +155,11 @@ class Slot(Inode):
 
 @dataclass(slots=True)
 class Layer:
-    """One layer as the writer sees it: its name and every regular file with data in it, hidden by later layers or not.
+    """A layer for the writer: its name and all its regular files with data, even if later layers hide them.
 
     `files` is in path order (bytewise), each file once; placement follows it and nothing else, so it never depends on
     what other layers hide. `diff_id` is the layer's identity: equal diff IDs have equal bytes at equal offsets.
-    `names` are the paths of all that a layer adds which is no tar's, and `changed` the inodes of others whose owner
+    `names` are the paths of all that a layer adds which comes from no tar, and `changed` the inodes of others whose owner
     it has changed or one of whose names it has taken.
     """
 
@@ -239,6 +243,7 @@ class BytesSource(NamedTuple):
     data: bytes
 
     def read_into(self, buffer: memoryview, offset: int) -> None:
+        """Fill `buffer` from byte `offset` of the data."""
         buffer[:] = self.data[offset : offset + len(buffer)]
 
 

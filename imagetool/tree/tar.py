@@ -66,7 +66,7 @@ def scan(fd: int, size: int, name: str, *, bare: bool = False) -> TarIndex:
 
 @dataclass(slots=True)
 class _Extended:
-    """What extended headers say about the next entry; `sparse` holds the numbers of GNU's sparse format 0.0."""
+    """The content of extended headers for the next entry; `sparse` has the numbers of GNU's sparse format 0.0."""
 
     pax: dict[bytes, bytes] = field(default_factory=dict)
     sparse: list[int] = field(default_factory=list)
@@ -368,7 +368,7 @@ def _empty(path: bytes) -> bytes:
 
 @lru_cache(maxsize=8192)
 def _sum(stored: bytes) -> int:
-    """The sum that the whole block must have, when its checksum field is `stored`; -1 where that is no number."""
+    """The sum that the whole block must have, when its checksum field is `stored`; -1 if that is not a number."""
     try:
         return number(stored) + sum(stored) - 8 * 0x20
     except Malformed:

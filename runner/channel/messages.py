@@ -25,7 +25,7 @@ FROM_KEEPER = FROM_GUEST | {NOTICE}
 FROM_CLIENT = frozenset({STDIN, RESIZE, SIGNAL, EXEC, STOP, CREDIT, KILL, WAIT})
 
 CHANNEL_VERSION = 3  # the newest that is known here; 1 has no HOLD, 2 no POWER
-# What POWER says: a program has ended the machine. A reboot is not done, so it is no success.
+# What POWER says: a program has ended the machine. A reboot is not done, so it counts as a failure.
 POWERED_OFF, HALTED, REBOOTED = 1, 2, 3
 REBOOTED_STATUS = 129
 POWER_WORDS = {
@@ -45,7 +45,7 @@ class GuestError(RootdiskError):
 
 
 def frame(kind: int, payload: bytes = b"", session: int = 0) -> bytes:
-    """One frame."""
+    """Encode a frame."""
     return HEADER.pack(len(payload), kind, 0, session) + payload
 
 
@@ -67,6 +67,7 @@ def number(payload: bytes) -> int:
 
 
 def broken_rules() -> GuestError:
+    """Return the error for a guest that violates the protocol."""
     return GuestError("the guest does not keep to the channel's protocol", "was it built by this rootdisk?")
 
 
@@ -84,7 +85,7 @@ class Decoder:
         return len(self._data)
 
     def add(self, data: bytes) -> None:
-        """What has come in."""
+        """Add received data."""
         passed = min(self._skipped, len(data))
         self._skipped -= passed
         self._data += memoryview(data)[passed:]

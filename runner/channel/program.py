@@ -102,7 +102,7 @@ class Program:
             self._receive()
 
     def errors(self) -> list[bytes]:
-        """What it has said, in lines."""
+        """Return its messages, in lines."""
         return [line for line in bytes(self._errors).replace(b"\0", b"\n").split(b"\n") if line.strip()]
 
     def _allow(self) -> None:

@@ -30,7 +30,7 @@ class Lost(RootdiskError):
 
 
 class Interrupted(BaseException):
-    """This process is to end now, whatever it waits for: a second signal, or no end in time after the first."""
+    """A request to end this process at once: a second signal, or no end in time after the first."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -43,7 +43,7 @@ _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class _Signals:
-    """What becomes of a signal: it is handed on to the program, which is expected to end by SIGINT, SIGTERM and SIGHUP.
+    """Handles signals: they are forwarded to the program, which should end by SIGINT, SIGTERM and SIGHUP.
 
     This process ends if it does not, in `patience_s`; at once if such a signal comes again, or another and nothing has come from
     the sandbox in between. After a SIGINT a sandbox that says something is given more time: a program may go on after it, as a
@@ -105,7 +105,7 @@ def _has_terminal() -> bool:
 
 
 class Session:
-    """One program over `sock`, a connection to the keeper."""
+    """A program that runs over `sock`, a connection to the keeper."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
@@ -126,10 +126,11 @@ class Session:
         return self._ready
 
     def send(self, kind: int, payload: bytes = b"") -> None:
+        """Queue a frame for the keeper."""
         self._out += frame(kind, payload)
 
     def send_signal(self, number: int) -> None:
-        """One to the program, as soon as it has started."""
+        """Send a signal to the program as soon as it has started."""
         if self._ready:
             self.send(messages.SIGNAL, number.to_bytes(4, "little"))
         elif number not in self._held:

@@ -60,7 +60,7 @@ def cp_command(options: argparse.Namespace) -> int:
 
 
 def _connection(name: str, stack: contextlib.ExitStack) -> Callable[[], socket.socket]:
-    """How to connect to a sandbox's keeper. One that does not run is started for that, when it is first needed."""
+    """Return a function that connects to the keeper of a sandbox. A stopped sandbox is started at the first call."""
     store = Store.open()
     state = directory.find(store, name)
     is_started = state.running

@@ -49,7 +49,7 @@ WRONG: list[tuple[str, int, str]] = [
     ("[[image.a.files]]\ntext = 'x'", 3, "has no path"),
     ("[[image.a.files]]\n\npath = '/a/../b'\ntext = ''", 5, "names nothing"),
     ("[[image.a.files]]\npath = '/a'\nfrom = 'none'", 5, "No such file"),
-    ("[[image.a.files]]\npath = '/a'\nfrom = '/dev/null'", 5, "is no file, directory"),
+    ("[[image.a.files]]\npath = '/a'\nfrom = '/dev/null'", 5, "is not a file, directory"),
     (f"[[image.a.files]]\npath = '/a'\ntext = '''{KEY}'''", 5, "runner boot --tls-key"),
     ("[[image.a.files]]\npath = '/a'\ntext = ''\nmode = '8'", 6, "in octal"),
     ("[[image.a.files]]\npath = '/a'\ntext = ''\nowner = 'x:'", 6, "user:group"),

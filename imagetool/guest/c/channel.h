@@ -17,7 +17,7 @@ enum message { MESSAGES(AS_ENUMERATOR) };
 
 enum { VERSION = 3, HEADER = 8, WINDOW = 256 << 10, FRAME_MAX = 256 << 10, SESSIONS = 256 };
 
-/* What POWER says: how a program ended the machine. Reboot is not done, so it is no success. */
+/* What POWER says: how a program ended the machine. Reboot is not done, so it counts as a failure. */
 enum power { POWERED_OFF = 1, HALTED = 2, REBOOTED = 3, REBOOTED_STATUS = 129 };
 
 struct frame { int type, session; char *data; uint32_t length; };

@@ -288,7 +288,7 @@ static void pack_at(int at, const char *own, int follow) {
     } else if (S_ISSOCK(info.st_mode) && *name) {
         say("is a socket, left out");
     } else if (version == 1 || S_ISSOCK(info.st_mode)) {
-        fail(S_ISSOCK(info.st_mode) ? "is a socket" : "is no file, directory or link");
+        fail(S_ISSOCK(info.st_mode) ? "is a socket" : "is not a file, directory or link");
     } else {
         uint64_t device = S_ISFIFO(info.st_mode) ? 0 : (uint64_t)major(info.st_rdev) << 32 | minor(info.st_rdev);
         put_head(S_ISFIFO(info.st_mode) ? 'p' : S_ISCHR(info.st_mode) ? 'c' : 'b', "", &info, device);

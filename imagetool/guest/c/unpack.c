@@ -175,7 +175,7 @@ static int get_extents(const struct head *head, uint32_t *count) {
     return 0;
 }
 
-/* A file's bytes into `temporary`; 1 if it is whole, 0 if it is not to be kept, -1 if the stream is no copy. */
+/* A file's bytes into `temporary`; 1 if it is whole, 0 if it is not to be kept, -1 if the stream is not a copy. */
 static int unpack_file(int parent, const struct head *head, const struct timespec *times) {
     uint32_t count, tail = 0;
     uint64_t size = head->size;
@@ -228,7 +228,7 @@ static int unpack_other(int parent, const struct head *head, const char *target,
            fchmodat(parent, temporary, head->mode, 0) || utimensat(parent, temporary, times, 0);
 }
 
-/* One entry; -1 if the stream is no copy. */
+/* One entry; -1 if the stream is not a copy. */
 static int unpack_entry(const struct head *head, const char *target) {
     int64_t second = version == 1 ? head->time : head->time / 1000000000;
     int64_t rest = version == 1 ? 0 : head->time % 1000000000;
@@ -270,7 +270,7 @@ static int is_entry(const struct head *head, const char *name, const char *targe
     return head->kind != 'f' || head->size <= FILE_MOST;
 }
 
-/* What PATH, which is no directory, leads to in the end, in `at`, without a / at its end. */
+/* What PATH, which is not a directory, leads to in the end, in `at`, without a / at its end. */
 static int follow_links(const char *path, char at[PATH_MAX]) {
     static char target[PATH_MAX], joined[2 * PATH_MAX];
     if (snprintf(at, PATH_MAX, "%s", path) >= PATH_MAX) {

@@ -71,9 +71,9 @@ def write_tar(incoming: Incoming, out: BinaryIO, root: bytes, notes: Notes) -> N
 
 
 def _header(entry: Entry, name: bytes, data: Extents) -> tuple[bytes, Extents]:
-    """What comes before a file's bytes, and where those lie that come: with many holes only those that there are."""
+    """Return the header of a file and the ranges that follow: without its holes, if there are many."""
     member = tarfile.TarInfo(os.fsdecode(name))
-    # Owners stay behind, so set-user-ID must too: the program would be of whoever extracts it, or root's.
+    # Owners stay behind, so set-user-ID must too: the program would belong to the user who extracts it, or to root.
     member.type, member.mode = _TYPES[entry.kind], entry.mode & (0o1777 if entry.kind == DIRECTORY else 0o777)
     member.linkname, member.mtime = os.fsdecode(entry.target), entry.time_ns // 10**9
     before, extents = b"", [(0, entry.size)] if entry.kind == FILE else []
@@ -135,7 +135,7 @@ class _Member(tarfile.TarInfo):
             raise tarfile.ReadError(str(err)) from err
 
     def _proc_member(self, archive: _Archive) -> _Member | None:
-        """As tarfile says, "the entry point" for subclasses: before anything that belongs to the header is read."""
+        """Check a header before tarfile processes it; this is "the entry point" for subclasses in tarfile."""
         if self.size < 0:
             raise tarfile.ReadError("a negative size")
         if self.type == tarfile.XGLTYPE:
@@ -180,7 +180,7 @@ def read_tar(source: BinaryIO, outgoing: Outgoing, notes: Notes) -> None:
             while bounded.read(PIECE_BYTES):  # padding, and what checks the compression
                 pass
     except (tarfile.TarError, EOFError, ValueError, OverflowError, RecursionError, zlib.error) as err:
-        raise BadInput(f"cp: standard input is no tar archive: {printable(err)}") from err
+        raise BadInput(f"cp: standard input is not a tar archive: {printable(err)}") from err
     except (lzma.LZMAError, zstandard.ZstdError, OSError) as err:
         reason = err.strerror if isinstance(err, OSError) else None
         raise BadInput(f"cp: standard input cannot be read: {printable(reason or err)}") from err
@@ -252,7 +252,7 @@ def _checked(text: str) -> bytes:
 
 
 def _parts(member: tarfile.TarInfo) -> Extents:
-    """Which parts of a file the archive has, one after another."""
+    """Yield the parts of a file that the archive has."""
     sparse = getattr(member, "sparse", None)
     if sparse is None:
         return [(0, member.size)] if member.size else []

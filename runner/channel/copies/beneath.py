@@ -13,7 +13,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class _How(ctypes.Structure):
-    """struct open_how, linux/openat2.h"""
+    """struct open_how, linux/openat2.h."""
 
     _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
 
@@ -41,6 +41,7 @@ class Beneath:
         return self._fd
 
     def forget(self) -> None:
+        """Close the directory that is kept open."""
         if self._name is not None:
             os.close(self._fd)
             self._name = None
@@ -49,7 +50,7 @@ class Beneath:
 def open_directory(base: int, name: bytes) -> int:
     """Open the directory `name` below the directory `base`; the caller closes it. `name` is a checked one, or empty for `base`.
 
-    OSError if any part of it is missing, is a link, or is no directory.
+    OSError if any part of it is missing, is a link, or is not a directory.
     """
     if not name:
         return os.open(b".", _DIRECTORY, dir_fd=base)
@@ -76,7 +77,7 @@ def _openat2(base: int, name: bytes) -> int:
 
 
 def open_in_steps(base: int, name: bytes) -> int:
-    """As `open_directory`, one part at a time, for kernels without openat2."""
+    """Do what `open_directory` does, one component at a time, for kernels without openat2."""
     fd = os.open(b".", _DIRECTORY, dir_fd=base)
     for part in name.split(b"/"):
         try:

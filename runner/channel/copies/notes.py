@@ -1,4 +1,4 @@
-"""What a copy has to say about single files."""
+"""Notes of a copy about single files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a copy goes: docker's rules for SOURCE and TARGET, a table of docs/runner.md. Decided by the user's paths alone."""
+"""Choose the place of a copy by docker's rules for SOURCE and TARGET (docs/runner.md), from the user's paths alone."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ def _plain(path: bytes) -> bytes:
 
 
 def guest_name(path: bytes) -> bytes:
-    """What a copy of `path` in a sandbox, from `guest_path`, is called; CONTENTS if it ends in `/.`, and for the root."""
+    """Return the name for a copy of `path` in a sandbox, from `guest_path`; CONTENTS if it ends in `/.`, and for the root."""
     return posixpath.basename(path.rstrip(b"/")) or CONTENTS
 
 
 def host_name(path: bytes) -> bytes:
-    """What a copy of `path` on this machine is called; CONTENTS if it ends in `/.`, and for the root."""
+    """Return the name for a copy of `path` on this machine; CONTENTS if it ends in `/.`, and for the root."""
     last = os.path.basename(path.rstrip(b"/"))
     return (os.path.basename(os.path.realpath(path)) if last == b".." else last) or CONTENTS
 
 
 class Place(NamedTuple):
-    """Where the copy's root lies on this machine."""
+    """The place of the root of a copy on this machine."""
 
     directory: int  # a descriptor: nothing outside of it is written
     name: bytes  # the root's name in it; empty if it is the root
@@ -59,7 +59,7 @@ class Place(NamedTuple):
 
 
 def find_place(target: bytes, name: bytes) -> Place:
-    """Where a copy called `name` goes if the user names `target`; the caller closes its descriptor. BadInput."""
+    """Return where a copy called `name` goes if the user names `target`; the caller closes its descriptor. BadInput."""
     try:
         info = os.stat(target)
     except FileNotFoundError:
@@ -88,7 +88,7 @@ def _new_place(target: bytes) -> Place:
 
 
 def _last_link(path: bytes) -> bytes:
-    """What `path`, which leads to nothing, names in the end: of a link what it leads to."""
+    """Return what a dangling `path` names in the end, after following links."""
     for _ in range(LINKS_MAX):
         try:
             path = os.path.join(os.path.dirname(path), os.readlink(path))
@@ -105,7 +105,7 @@ def _open(path: bytes) -> int:
 
 
 def kind_of(mode: int) -> str:
-    """What st_mode says something is, with its article."""
+    """Return the file type in st_mode, with its article."""
     kinds = {
         stat.S_IFDIR: "a directory",
         stat.S_IFREG: "a file",

@@ -181,7 +181,7 @@ def _read_unsized(fd: int) -> bytes:
 
 
 def find_extents(fd: int, size: int) -> Extents:
-    """Where a file has data; all of it if the file system does not say. The last may have holes if there are too many."""
+    """Return the data ranges of a file; all of it if unknown. The last range may contain holes if there are too many."""
     extents: Extents = []
     at = 0
     while at < size:

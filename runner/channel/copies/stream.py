@@ -76,7 +76,7 @@ class Hostile(RootdiskError):
 
 
 class Incoming:
-    """What a guest sends, every entry checked. An entry's bytes are in `data` until the next one is asked for."""
+    """The stream from a guest, every entry checked. The bytes of an entry are in `data` until the next one is read."""
 
     def __init__(self, program: Program) -> None:
         self._program = program
@@ -234,7 +234,7 @@ class Lost(Exception):
 
 
 class Outgoing:
-    """What a guest is sent."""
+    """The stream to a guest."""
 
     def __init__(self, program: Program, version: int) -> None:
         self._program = program
@@ -245,7 +245,7 @@ class Outgoing:
         return self.version > 1 or kind in (FILE, DIRECTORY, LINK)
 
     def put(self, entry: Entry) -> None:
-        """Send an entry that is no file."""
+        """Send an entry that is not a file."""
         time = entry.time_ns // 10**9 if self.version == 1 else bounded_time(entry.time_ns)
         lengths = len(entry.name), len(entry.target)
         head = _HEAD.pack(entry.kind, 0, *lengths, entry.mode, time, entry.size)

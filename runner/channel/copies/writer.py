@@ -1,4 +1,4 @@
-"""What a guest sends, as files on this machine."""
+"""Write the stream of a guest to files on this machine."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _TYPES = {FILE: stat.S_IFREG, DIRECTORY: stat.S_IFDIR, LINK: stat.S_IFLNK, FIFO:
 
 
 class _Refused(Exception):
-    """This entry is not written, and why; the copy goes on."""
+    """An entry that is not written, with the reason; the copy continues."""
 
 
 def write_files(incoming: Incoming, place: Place, notes: Notes) -> None:
@@ -63,7 +63,7 @@ class _Writer:
 
     @contextlib.contextmanager
     def failures(self, name: bytes) -> Iterator[None]:
-        """What fails here is noted of the entry `name`, unless the next ones would fail too."""
+        """Note failures for the entry `name`, unless the next entries would fail too."""
         path = os.path.join(self._place.shown, name) if name else self._place.shown
         try:
             yield
