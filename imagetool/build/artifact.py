@@ -66,12 +66,12 @@ class MadeArtifact(NamedTuple):
 
     @property
     def remarks(self) -> tuple[Remark, ...]:
-        """What of the image was changed or left out; of an artifact that was found, only counts are known."""
+        """Remarks about changed or omitted parts of the image. For an artifact that was found, only counts are known."""
         return self.kept[0].receipt.remarks if self.kept else ()
 
     @property
     def left_out(self) -> Mapping[str, int]:
-        """How many things of each kind were changed or left out."""
+        """The numbers of changed or omitted things, by kind."""
         return counts(self.remarks) if self.kept else self._found.left_out
 
     @property

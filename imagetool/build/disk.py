@@ -108,7 +108,7 @@ def make_raw(
 
 
 def _process(image: Image, source: SourceImage) -> Process:
-    """What runs. A user that is none is refused before a layer is read."""
+    """Return the process that runs. An invalid user is refused before a layer is read."""
     process = image.process.apply(source.config.process)
     check_user(process.user, "USER")
     return process

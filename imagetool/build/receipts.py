@@ -51,7 +51,7 @@ _KEY = "[0-9a-f]{64}"
 
 @dataclass(frozen=True, slots=True)
 class SourceReceipt:
-    """Which manifest a source means, and the diff IDs of its layers (digests, if it has none)."""
+    """The manifest that a source names, and the diff IDs of its layers (digests, if it has none)."""
 
     reference: str
     digest: Digest
@@ -71,7 +71,7 @@ class SourceReceipt:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """What `parse` reads."""
+        """Return the JSON value for `parse`."""
         return {
             "reference": self.reference,
             "digest": str(self.digest),
@@ -98,7 +98,7 @@ class DiskReceipt:
     chunks_new: int
     chunks_reused: int
     writer: Mapping[str, str]
-    files: Mapping[str, str]  # the digest of each file beside it that is no blob
+    files: Mapping[str, str]  # digests of the other files, by name
     remarks: tuple[Remark, ...] = ()  # what of the image was changed or left out
 
     FORMAT: ClassVar[int] = 1
@@ -133,7 +133,7 @@ class DiskReceipt:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """What `parse` reads."""
+        """Return the JSON value for `parse`."""
         return {
             "key": self.key,
             "inputs": dict(self.inputs),
@@ -160,7 +160,7 @@ class DiskReceipt:
 
 @dataclass(frozen=True, slots=True)
 class BuiltReceipt:
-    """What the last build of an image made, and of what: a disk in cache/disks, or one that was `published` already."""
+    """The result of the last build of an image, and its inputs: a disk in cache/disks, or one that was `published` already."""
 
     key: str
     inputs: Mapping[str, Any]
@@ -191,7 +191,7 @@ class BuiltReceipt:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """What `parse` reads."""
+        """Return the JSON value for `parse`."""
         return {
             "key": self.key,
             "inputs": dict(self.inputs),
@@ -224,7 +224,7 @@ class ArtifactReceipt:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """What `parse` reads."""
+        """Return the JSON value for `parse`."""
         return {"digest": str(self.digest), "key": self.key, "size": self.size}
 
 
@@ -243,7 +243,7 @@ class PublishedReceipt:
         return cls(_digest(value, "digest"), value.texts("targets", TARGETS_MAX_COUNT))
 
     def to_json(self) -> dict[str, Any]:
-        """What `parse` reads."""
+        """Return the JSON value for `parse`."""
         return {"digest": str(self.digest), "targets": list(self.targets)}
 
 

@@ -67,7 +67,7 @@ class ProcessChange(NamedTuple):
 
 
 class Signing(NamedTuple):
-    """How to sign what is published."""
+    """The signing of published artifacts."""
 
     key: str = ""  # a file, or env://NAME
     passphrase_file: Path | None = None

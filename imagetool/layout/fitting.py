@@ -1,4 +1,4 @@
-"""What an ext4 disk cannot hold of an image is left out or changed, with one remark for each reason.
+"""Omit or change parts of an image that an ext4 disk cannot hold, with a remark for each reason.
 
 Runtimes take such images: Linux answers EOPNOTSUPP to an attribute of a foreign namespace and they go on, nobody reads
 ACLs in text, and a kernel brings a time into what its file system holds. docs/howto/odd-images.md says what happens to what.
@@ -98,7 +98,7 @@ class _Lookup:
         if self._accounts is None:
             try:
                 self._accounts = Accounts(account_files(self._tree, self._read))
-            except BadInput:  # they are no files that could be read
+            except BadInput:  # the files cannot be read
                 self._accounts = Accounts({})
         try:
             if kind == "group":

@@ -171,7 +171,7 @@ def posix_acl(text: bytes, *, minimal_is_none: bool, lookup: Lookup | None = Non
     an ACL that says no more than the mode is b"".
 
     Raises:
-        Malformed: The text is no ACL, or a name is not known.
+        Malformed: The text is not an ACL, or a name is not known.
     """
     return _posix_acl(text, minimal_is_none) if lookup is None else _acl(text, minimal_is_none, lookup)
 

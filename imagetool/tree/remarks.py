@@ -1,4 +1,4 @@
-"""What of an image a disk does not have, or has otherwise than the image says: one remark for each reason."""
+"""Remarks about parts of an image that a disk does not have, or has changed: one for each reason."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ REMARKS_MAX_COUNT = 1000
 
 
 class Remark(NamedTuple):
-    """One line for the user. `times` says how many things of `kind` were changed or left out; "" and 0 if none was."""
+    """A line for the user. `times` says how many things of `kind` were changed or left out; "" and 0 if there are none."""
 
     text: str
     kind: str = ""
