@@ -116,6 +116,7 @@ def test_installed_without_a_compiler(distributions: Path, kind: str, demo: str,
         venv.create(place, with_pip=True)
         pip = [str(place / "bin/python"), "-m", "pip", "install", "-q", "--disable-pip-version-check"]
         run([*pip, f"{file}{extras}"], tmp_path, {**os.environ, "PATH": str(tools)})
+    assert {path.name for path in (plain / "share/man/man1").iterdir()} >= {"runner.1", "imagetool.1"}
     run([str(plain / "bin/runner"), "--help"], tmp_path, env)
     run([str(plain / "bin/imagetool"), "build", "--help"], tmp_path, env)
     done = subprocess.run([plain / "bin/imagetool", "build", "a", "b"], env=env, capture_output=True, text=True)

@@ -16,6 +16,7 @@ from imagetool.build import derivation
 from imagetool.config import schema
 from rootdisk.artifact import zstd_frames
 from rootdisk.artifact.format import Chunk, ChunkIndex, key_tag
+from rootdisk.cli.manual import manual
 from rootdisk.oci.documents import canonical_json
 from runner import cli as runner_cli
 from runner import docker_words
@@ -81,6 +82,32 @@ def _names(action: argparse.Action) -> str:
 
 def _cell(text: str) -> str:
     return text.replace("%(default)s", "").replace("%%", "%").replace("|", "\\|")
+
+
+STATUSES = {
+    "runner": {
+        "0 to 255": "the program's own, of boot, start -a and exec",
+        "124": "--timeout has passed",
+        "125": "the runner failed",
+        "126, 127": "the program could not be run, or was not found",
+        "128 + n": "the program was ended by signal n; 130 after Ctrl-C",
+    },
+    "imagetool": {
+        "0": "done",
+        "1": "failed, or of diff, verify and signatures: there are differences",
+        "2": "wrong input",
+        "130": "interrupted",
+    },
+}
+
+
+def manuals() -> dict[str, str]:
+    """The manual pages, which are in the wheel."""
+    tools = {"runner": runner_cli.parser(), "imagetool": imagetool_cli.parser()}
+    return {
+        f"../man/{name}.1": manual(parser, statuses=STATUSES[name], also=tuple({*tools} - {name}))
+        for name, parser in tools.items()
+    }
 
 
 def docker() -> str:
@@ -226,6 +253,7 @@ def pages() -> dict[str, str]:
     return {
         "commands.md": commands(),
         "../howto/docker.md": docker(),
+        **manuals(),
         "images-toml.md": images_toml(),
         "vectors.json": json.dumps(vectors(), indent=1, sort_keys=True, ensure_ascii=False) + "\n",
     }
