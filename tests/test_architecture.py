@@ -87,3 +87,14 @@ def test_no_test_is_imported() -> None:
     assert wrong.search("    from tests.runner.test_a import b")
     assert wrong.search("from tests.conftest import b")
     assert not [path for path in (ROOT / "tests").rglob("*.py") if wrong.search(path.read_text("utf-8"))]
+
+
+@pytest.mark.parametrize("package", ["rootdisk", "imagetool", "runner"])
+def test_the_page_names_every_room(package: str) -> None:
+    """docs/architecture.md has a row for each room and each module beside the rooms, and for no other."""
+    _, _, page = (ROOT / "docs/architecture.md").read_text("utf-8").partition(f"**{package}/**")
+    table = re.split(r"\n\n(?!\|)", page.lstrip(), maxsplit=1)[0]
+    listed = {name for row in table.splitlines() for name in re.findall(r"`([a-z0-9_]+(?:\.py|/))`", row.split("|")[1])}
+    rooms = {f"{path.parent.name}/" for path in (ROOT / package).glob("*/__init__.py")}
+    modules = {path.name for path in (ROOT / package).glob("*.py") if not path.name.startswith("__")}
+    assert listed == rooms | modules
