@@ -95,21 +95,19 @@ def test_the_others(still: str, runner: Runner, arguments: tuple[str, ...], numb
     assert process.wait(20) in (128 + number, -number)
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [("exec", "talks", "yes"), ("logs", "-f", "talks"), ("cp", "talks:/usr", "-")],
-    ids=lambda arguments: arguments[0],
-)
-def test_output_that_nobody_reads(demo: str, runner: Runner, arguments: tuple[str, ...]) -> None:
-    if "talks" not in rows(runner):
-        assert runner.boot(demo, "exec yes", "-d", "--name", "talks").returncode == 0
-    process = command(runner, *arguments)
-    until_it_waits(process)
-    process.send_signal(signal.SIGINT)
-    until(lambda: process.poll() is not None or not is_pending(process, signal.SIGINT))
-    if process.poll() is None:
-        process.send_signal(signal.SIGINT)
-    process.wait(20)
+def test_output_that_nobody_reads(demo: str, runner: Runner) -> None:
+    assert runner.boot(demo, "exec yes", "-d", "--name", "talks").returncode == 0
+    try:
+        for arguments in (("exec", "talks", "yes"), ("logs", "-f", "talks"), ("cp", "talks:/usr", "-")):
+            process = command(runner, *arguments)
+            until_it_waits(process)
+            process.send_signal(signal.SIGINT)
+            until(lambda one=process: one.poll() is not None or not is_pending(one, signal.SIGINT))  # type: ignore[misc]
+            if process.poll() is None:
+                process.send_signal(signal.SIGINT)
+            process.wait(20)
+    finally:
+        runner("rm", "-f", "talks")
 
 
 @pytest.mark.parametrize("order", [pytest.param(("kill",), marks=pytest.mark.nightly), ("rm", "-f")])
@@ -193,7 +191,7 @@ def test_forty_commands_at_once(demo: str, runner: Runner) -> None:
     finally:
         for process in processes:
             process.kill()
-        runner("rm", "-f", "many", "talks")
+        runner("rm", "-f", "many")
 
 
 def test_a_command_that_cannot_start_ends_itself_only(demo: str, runner: Runner) -> None:
