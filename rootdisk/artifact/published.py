@@ -14,14 +14,16 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from rootdisk.artifact.format import (
+    ARTIFACT_TYPE,
     CONFIG_MAX_BYTES,
     INDEX_MAX_BYTES,
     ArtifactConfig,
     ArtifactManifest,
     ChunkIndex,
+    NotAnArtifact,
 )
-from rootdisk.errors import DigestMismatch
-from rootdisk.oci.documents import Descriptor, Digest, Platform, parse_json
+from rootdisk.errors import BadInput, DigestMismatch
+from rootdisk.oci.documents import Descriptor, Digest, Manifest, Platform, parse_json
 from rootdisk.oci.reference import Reference
 from rootdisk.oci.repository import Joined, RegistryOptions, Repository, read_blob, resolve_chain
 from rootdisk.places import open_repository
@@ -93,7 +95,24 @@ def open_artifact(
 
 def read_artifact(repository: Repository, reference: Reference, platform: Platform) -> PublishedArtifact:
     """Open the artifact that `reference` names in the open `repository`; errors as of `open_artifact`."""
-    *indexes, found = resolve_chain(repository, reference, platform)
+    kinds: list[bool] = []
+
+    def ask(_: Descriptor, raw: bytes) -> Platform | None:
+        """Read the platform of an entry without one from its config; None if it is not an artifact."""
+        manifest = Manifest.parse(raw)
+        kinds.append(manifest.artifact_type == ARTIFACT_TYPE)
+        if not kinds[-1]:
+            return None
+        return ArtifactConfig.parse(
+            read_blob(repository, ArtifactManifest.of(manifest).config, CONFIG_MAX_BYTES)
+        ).platform
+
+    try:
+        *indexes, found = resolve_chain(repository, reference, platform, ask)
+    except BadInput as err:
+        if kinds and not any(kinds):
+            raise NotAnArtifact(err.message, err.hint) from err
+        raise
     return PublishedArtifact(repository, *found, tuple(index.digest for index, _ in indexes))
 
 

@@ -12,8 +12,8 @@ from rootdisk.oci.documents import OCI_CONFIG, OCI_INDEX, OCI_MANIFEST, Digest
 from tests.support.tars import END
 
 GZIP_LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
-AMD64 = {"os": "linux", "architecture": "amd64"}
-ARM64 = {"os": "linux", "architecture": "arm64"}
+AMD64: dict[str, object] = {"os": "linux", "architecture": "amd64"}
+ARM64: dict[str, object] = {"os": "linux", "architecture": "arm64"}
 
 
 class Layout:

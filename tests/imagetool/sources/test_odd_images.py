@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from imagetool.look.inspection import described
 from imagetool.sources.open import SourceImage, open_source
 from rootdisk.errors import BadInput, RootdiskError, Unsupported
 from rootdisk.oci.documents import Digest, Platform
+from rootdisk.oci.repository import RegistryOptions
 from tests.support.odd_images import AMD64, ARM64, Layout
 from tests.support.tars import END, file
 
@@ -48,7 +50,7 @@ def test_a_config_by_an_untrue_type_that_is_none(tmp_path: Path) -> None:
 def test_an_index_without_platforms(tmp_path: Path) -> None:
     """The configs say it; documents that are no images are passed over, and indexes looked into."""
     layout = Layout(tmp_path / "l")
-    arm, intel = layout.image(file(b"arm"), top=ARM64), layout.image(file(b"intel"))  # type: ignore[arg-type]
+    arm, intel = layout.image(file(b"arm"), top=ARM64), layout.image(file(b"intel"))
     helm = layout.image(file(b"x"), config_type="application/vnd.cncf.helm.config.v1+json")
     broken = layout.image(file(b"y"), top={"rootfs": 5})
     blob = layout.blob(b"{}", "application/x-anything")
@@ -70,9 +72,15 @@ def test_an_index_without_platforms(tmp_path: Path) -> None:
         opened(layout.named(layout.index(intel)), ARM)
 
 
+def test_an_index_without_platforms_is_inspected(tmp_path: Path) -> None:
+    layout = Layout(tmp_path / "l")
+    name = layout.named(layout.index(layout.image(file(b"arm"), top=ARM64), layout.image(file(b"intel"))))
+    assert described(name, X86, RegistryOptions())["platform"] == "linux/amd64"
+
+
 def test_an_index_without_platforms_has_its_bounds(tmp_path: Path) -> None:
     layout = Layout(tmp_path / "l")
-    entries = [layout.image(file(b"%d" % n), top=ARM64) for n in range(101)]  # type: ignore[arg-type]
+    entries = [layout.image(file(b"%d" % n), top=ARM64) for n in range(101)]
     with pytest.raises(BadInput, match="more than 100 entries without a platform"):
         opened(layout.named(layout.index(*entries)))
     nest = layout.image(file(b"f"))
