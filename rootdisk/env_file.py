@@ -21,7 +21,7 @@ def parse(data: bytes, what: str) -> list[bytes]:
 
 def numbered(data: bytes, what: str) -> list[tuple[int, bytes]]:
     """Return the same with the number of each line."""
-    found = []
+    variables = []
     for number, line in enumerate(data.removeprefix(_MARK).split(b"\n"), 1):
         line = line.removesuffix(b"\r").lstrip(_BLANK)
         if not line or line.startswith(b"#"):
@@ -41,5 +41,5 @@ def numbered(data: bytes, what: str) -> list[tuple[int, bytes]]:
             if name.startswith(b"export "):
                 raise BadInput(f"{where}: {shown!r} is shell syntax", "write NAME=VALUE, without export")
             raise BadInput(f"{where}: the name {shown!r} contains blanks", "write NAME=VALUE, without blanks around =")
-        found.append((number, line))
-    return found
+        variables.append((number, line))
+    return variables

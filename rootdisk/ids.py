@@ -80,9 +80,9 @@ def parse_signal(text: str) -> int:
         if name == base:
             return number
         if offset != name and 0 < len(offset) <= 2 and _DIGITS.issuperset(offset):
-            found = number + int(offset) if sign == "+" else number - int(offset)
-            if _RTMIN <= found <= SIGNAL_MAX:
-                return found
+            signal_number = number + int(offset) if sign == "+" else number - int(offset)
+            if _RTMIN <= signal_number <= SIGNAL_MAX:
+                return signal_number
     if name.startswith("RT") or f"SIG{name}" not in signal.Signals.__members__:
         raise BadInput(
             f"{printable(text, 40)!r} is not a signal", "write TERM, SIGUSR1, SIGRTMIN+3 or a number from 1 to 64"

@@ -39,6 +39,7 @@ REVIEWED = {
     "imagetool/commands/registry.py::discover_command": "lines of rootdisk/cli/table.py, which escapes",
     "imagetool/commands/look.py::inspect_command": "imagetool/look/readable.py::readable escapes",
     "imagetool/commands/build.py::build_command": "numbers and digests",
+    "imagetool/commands/build.py::_say_what_plain_ignores": "names of options",
     "imagetool/commands/build.py::disk_command": "a path that the user wrote",
     "imagetool/commands/project.py::init_command": "a file of TOML, whose strings are escaped",
     "imagetool/commands/completion.py::schema_command": "a file of ours",

@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from imagetool.commands import options as given
+from imagetool.commands import options as option_values
 from imagetool.progress import reported
 from imagetool.tree.remarks import counts, in_words, show
 from rootdisk.cli.rows import write_rows
@@ -26,9 +26,9 @@ def build_command(options: argparse.Namespace) -> int:
     from imagetool.guest.boot_files import boot_files
 
     target = parse_reference(options.artifact)
-    image = given.image_of(options)
+    image = option_values.image_of(options)
     started = time.monotonic()
-    cache = given.user_cache()
+    cache = option_values.user_cache()
     boot = boot_files(image, cache)
     with reported(quiet=options.quiet) as report, opened(image) as source:
         tag = target.tag or "latest"
@@ -67,10 +67,10 @@ def disk_command(options: argparse.Namespace) -> int:
     from imagetool.guest.boot_files import cached_init
 
     out = Path(options.file)
-    image = given.image_of(options)
+    image = option_values.image_of(options)
     if options.plain:
         _say_what_plain_ignores(options)
-    cache = given.user_cache()
+    cache = option_values.user_cache()
     folder = out.absolute().parent
     if not folder.is_dir():
         raise BadInput(f"{folder} is not a directory", "create it first")
@@ -88,9 +88,7 @@ def disk_command(options: argparse.Namespace) -> int:
 
 def _say_what_plain_ignores(options: argparse.Namespace) -> None:
     names = ("env", "owner", "tls_ca", "allow_secret", "entrypoint", "cmd")
-    given = ["-e" if name == "env" else "--" + name.replace("_", "-") for name in names if getattr(options, name)]
-    if given:
-        text = (
-            f"imagetool: --plain adds nothing to the image: {', '.join(given)} {'do' if given[1:] else 'does'} nothing"
-        )
+    ignored = ["-e" if name == "env" else "--" + name.replace("_", "-") for name in names if getattr(options, name)]
+    if ignored:
+        text = f"imagetool: --plain adds nothing to the image: {', '.join(ignored)} {'do' if ignored[1:] else 'does'} nothing"
         print(text, file=sys.stderr, flush=True)

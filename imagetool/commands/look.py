@@ -9,7 +9,7 @@ import os
 import stat
 import sys
 
-from imagetool.commands import options as given
+from imagetool.commands import options as option_values
 from rootdisk.cli.rows import write_rows
 from rootdisk.errors import BadInput
 from rootdisk.oci.reference import parse_reference
@@ -20,7 +20,7 @@ def inspect_command(options: argparse.Namespace) -> int:
     """Describe an image, artifact or raw disk: as lines on a terminal, else as JSON."""
     from imagetool.look.inspection import described
 
-    found = described(options.what, *given.looked_at(options))
+    found = described(options.what, *option_values.looked_at(options))
     if options.json:
         write_rows([found])
     elif sys.stdout.isatty():
@@ -37,7 +37,7 @@ def ls_command(options: argparse.Namespace) -> int:
     """List a directory on a disk."""
     from imagetool.look import inspection
 
-    with inspection.opened(options.what, *given.looked_at(options)) as found:
+    with inspection.opened(options.what, *option_values.looked_at(options)) as found:
         listed = inspection.listing(found, os.fsencode(options.path), recursive=options.recursive)
         if options.json:
             write_rows(
@@ -62,7 +62,7 @@ def stat_command(options: argparse.Namespace) -> int:
     """Describe a file on a disk."""
     from imagetool.look import inspection
 
-    with inspection.opened(options.what, *given.looked_at(options)) as found:
+    with inspection.opened(options.what, *option_values.looked_at(options)) as found:
         value = inspection.details(found, os.fsencode(options.path))
     if options.json:
         write_rows([value])
@@ -81,7 +81,7 @@ def cat_command(options: argparse.Namespace) -> int:
     """Write a file on a disk to standard output."""
     from imagetool.look import inspection
 
-    with inspection.opened(options.what, *given.looked_at(options)) as found:
+    with inspection.opened(options.what, *option_values.looked_at(options)) as found:
         node = found.reader.lookup(os.fsencode(options.path), follow=True)
         if node.type != stat.S_IFREG:
             raise BadInput(f"{printable(options.path)}: a {inspection.TYPES.get(node.type, 'thing')} and no plain file")
@@ -101,7 +101,7 @@ def diff_command(options: argparse.Namespace) -> int:
     from imagetool.look import inspection
 
     signs = {"added": "+", "removed": "-", "changed": "~"}
-    platform, registry = given.looked_at(options)
+    platform, registry = option_values.looked_at(options)
     with inspection.opened(options.a, platform, registry) as a, inspection.opened(options.b, platform, registry) as b:
         changes = inspection.compared(a, b)
         if options.json:
@@ -124,7 +124,7 @@ def explain_command(options: argparse.Namespace) -> int:
     """Compare the inputs of two artifacts."""
     from imagetool.look import explanation
 
-    found = explanation.between(options.a, options.b, *given.looked_at(options))
+    found = explanation.between(options.a, options.b, *option_values.looked_at(options))
     if options.json:
         write_rows([found._asdict() | {"inputs": [change._asdict() for change in found.inputs]}])
         return 0
@@ -141,7 +141,7 @@ def map_command(options: argparse.Namespace) -> int:
     from rootdisk.artifact.published import open_artifact
     from rootdisk.durable import atomic_write
 
-    looked_at = given.looked_at(options)
+    looked_at = option_values.looked_at(options)
     against = None
     with survey.opened(options.what, *looked_at) as disk:
         if options.against:

@@ -8,7 +8,7 @@ import os
 import sys
 from pathlib import Path
 
-from imagetool.commands import options as given
+from imagetool.commands import options as option_values
 from rootdisk.cli.rows import write_rows
 from rootdisk.errors import BadInput
 from rootdisk.oci.reference import parse_reference
@@ -25,11 +25,11 @@ def init_command(options: argparse.Namespace) -> int:
     alone: Path | None = options.file
     if alone is None:
         template.refuse_existing(IMAGES)  # before anything is asked
-    platform, registry = given.looked_at(options)
+    platform, registry = option_values.looked_at(options)
     reference = parse_reference(options.source)
     with open_source(options.source, platform, registry) as source:
         folder = alone.parent if alone is not None else Path()
-        text = template.described(reference, given.name_of(reference), source, folder)
+        text = template.described(reference, option_values.name_of(reference), source, folder)
     if alone == STANDARD_OUTPUT:
         print(json.dumps([{"file": "", "files": [], "text": text}]) if options.json else text, end="\n")
         return 0
@@ -56,7 +56,7 @@ def doit_command(options: argparse.Namespace) -> int:
 
     from imagetool.config.images import file_named
 
-    os.environ.update(given.pairs(options.set, "--set", "NAME=VALUE"))
+    os.environ.update(option_values.pairs(options.set, "--set", "NAME=VALUE"))
     if options.file is not None:
         os.environ["ROOTDISK_IMAGES"] = str(options.file.absolute())
     described = file_named().absolute()

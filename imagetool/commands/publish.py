@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from imagetool.commands import options as given
+from imagetool.commands import options as option_values
 from imagetool.progress import reported
 from rootdisk.cli.rows import write_rows
 from rootdisk.errors import BadInput
@@ -19,7 +19,7 @@ def copy_command(options: argparse.Namespace) -> int:
 
     with reported(quiet=options.quiet) as report:
         digest = copy(
-            options.source, options.target, given.registry(options), report, referrers=not options.no_referrers
+            options.source, options.target, option_values.registry(options), report, referrers=not options.no_referrers
         )
     print(json.dumps([{"digest": str(digest)}]) if options.json else digest)
     return 0
@@ -29,7 +29,7 @@ def index_command(options: argparse.Namespace) -> int:
     """Publish an index over several artifacts."""
     from imagetool.targets.index import make_index
 
-    digest = make_index(options.target, options.sources, given.registry(options))
+    digest = make_index(options.target, options.sources, option_values.registry(options))
     print(json.dumps([{"digest": str(digest)}]) if options.json else digest)
     return 0
 
@@ -38,7 +38,7 @@ def attach_command(options: argparse.Namespace) -> int:
     """Attach a file to an artifact."""
     from imagetool.targets.attach import attach
 
-    digest = attach(options.what, options.file, options.type, given.registry(options))
+    digest = attach(options.what, options.file, options.type, option_values.registry(options))
     print(json.dumps([{"digest": str(digest)}]) if options.json else digest)
     return 0
 
@@ -49,7 +49,7 @@ def prune_command(options: argparse.Namespace) -> int:
 
     if options.keep is not None and options.keep < 1:
         raise BadInput(f"--keep {options.keep}", "how many versions stay: 1 or more")
-    gone = prune(parse_reference(options.place), given.registry(options), options.keep, delete=options.delete)
+    gone = prune(parse_reference(options.place), option_values.registry(options), options.keep, delete=options.delete)
     if options.json:
         write_rows({"tag": tag, "digest": str(digest)} for tag, digest in gone)
     else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 
-from imagetool.commands import options as given
+from imagetool.commands import options as option_values
 from imagetool.progress import reported
 from rootdisk.cli.rows import write_rows
 from rootdisk.cli.table import table
@@ -40,7 +40,7 @@ def _copy(options: argparse.Namespace, source: str, target: str) -> int:
     from imagetool.targets.copy import copy
 
     with reported(quiet=options.quiet) as report:
-        digest = copy(source, target, given.registry(options), report, referrers=not options.no_referrers)
+        digest = copy(source, target, option_values.registry(options), report, referrers=not options.no_referrers)
     if options.json:
         write_rows([{"digest": str(digest), "target": target}])
     else:
@@ -53,7 +53,7 @@ def tags_command(options: argparse.Namespace) -> int:
     from imagetool.targets.open import open_target
 
     place = _place(options.place)
-    with contextlib.closing(open_target(place, given.registry(options))) as target:
+    with contextlib.closing(open_target(place, option_values.registry(options))) as target:
         found = sorted(target.tags().items())
     rows = [{"tag": tag, "digest": str(digest)} for tag, digest in found]
     if options.json:
@@ -73,7 +73,7 @@ def rm_command(options: argparse.Namespace) -> int:
         reference = parse_reference(text)
         if reference.path is not None and not reference.path.is_dir():
             raise BadInput(f"{printable(reference)} is not there", "see imagetool tags")
-        with contextlib.closing(open_target(reference, given.registry(options))) as target:
+        with contextlib.closing(open_target(reference, option_values.registry(options))) as target:
             tags = target.tags()
             digest = reference.digest or tags.get(reference.tag)
             if digest is None:
@@ -97,7 +97,7 @@ def discover_command(options: argparse.Namespace) -> int:
     from rootdisk.places import open_repository
 
     reference = parse_reference(options.what)
-    with contextlib.closing(open_repository(reference, given.registry(options))) as repository:
+    with contextlib.closing(open_repository(reference, option_values.registry(options))) as repository:
         subject = repository.resolve(reference.name).digest
         found = repository.referrers(subject)
     rows = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from imagetool.commands import options as given
+from imagetool.commands import options as option_values
 from rootdisk.cli.rows import write_rows
 from rootdisk.oci.reference import parse_reference
 from rootdisk.text import one_line
@@ -17,7 +17,7 @@ def sign_command(options: argparse.Namespace) -> int:
 
     key = load_key(KeyOptions(options.key, options.passphrase_file, options.key_command, options.public_key))
     reference = parse_reference(options.what)
-    signed = sign(reference, key, given.registry(options), formats=options.format, identity=options.identity)
+    signed = sign(reference, key, option_values.registry(options), formats=options.format, identity=options.identity)
     if options.json:
         write_rows([{"digests": [str(digest) for digest in signed], "key": key.public.fingerprint}])
     else:
@@ -30,7 +30,7 @@ def signatures_command(options: argparse.Namespace) -> int:
     """List signatures."""
     from imagetool.signing.listing import listed
 
-    found = listed(parse_reference(options.what), options.key, given.registry(options))
+    found = listed(parse_reference(options.what), options.key, option_values.registry(options))
     if options.json:
         write_rows(found)
     else:

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from imagetool.commands import options as given
+from imagetool.commands import options as option_values
 from imagetool.progress import reported
 from rootdisk.cli.rows import write_rows
 from rootdisk.oci.reference import parse_reference
@@ -20,10 +20,12 @@ def verify_command(options: argparse.Namespace) -> int:
     from imagetool.prove.verification import verify
 
     with (
-        tempfile.TemporaryDirectory(prefix="verify-", dir=given.user_cache()) as work,
+        tempfile.TemporaryDirectory(prefix="verify-", dir=option_values.user_cache()) as work,
         reported(quiet=options.quiet) as report,
     ):
-        done = verify(parse_reference(options.what), options.source, *given.looked_at(options), Path(work), report)
+        done = verify(
+            parse_reference(options.what), options.source, *option_values.looked_at(options), Path(work), report
+        )
     identical = done.digest == done.rebuilt
     if options.json:
         value = {"identical": identical, "digest": str(done.digest), "rebuilt": str(done.rebuilt), "init": done.init}

@@ -83,10 +83,10 @@ class FramedDisk:
         return bytes(out)
 
     def _chunk(self, number: int) -> bytes:
-        found = self._raw.get(number)
-        if found is not None:
+        cached = self._raw.get(number)
+        if cached is not None:
             self._raw.move_to_end(number)
-            return found
+            return cached
         chunk = self._index.chunks[number]
         frame = b"".join(self._blobs.read(chunk.blob_offset, chunk.blob_offset + chunk.blob_length))
         raw = unpack(chunk, frame, self._decompressor)

@@ -353,10 +353,10 @@ class ArtifactManifest(NamedTuple):
             )
 
         def one(media_type: str) -> Descriptor | None:
-            found = [layer for layer in manifest.layers if layer.media_type == media_type]
-            if len(found) > 1:
-                raise BadInput(f"artifact manifest: {len(found)} blobs of type {media_type}")
-            return found[0] if found else None
+            blobs = [layer for layer in manifest.layers if layer.media_type == media_type]
+            if len(blobs) > 1:
+                raise BadInput(f"artifact manifest: {len(blobs)} blobs of type {media_type}")
+            return blobs[0] if blobs else None
 
         disk = tuple(layer for layer in manifest.layers if layer.media_type == DISK_TYPE)
         chunks = one(CHUNKS_TYPE)

@@ -27,10 +27,10 @@ _NAME = "rootdisk/policy.json"
 
 def places() -> tuple[Path, ...]:
     """Return where a policy may be, the first that exists counts."""
-    own = named_folder("XDG_CONFIG_HOME")
-    if own is None and (user := home()) is not None:
-        own = user / ".config"
-    return (*(() if own is None else (own / _NAME,)), *SYSTEM)
+    config = named_folder("XDG_CONFIG_HOME")
+    if config is None and (user := home()) is not None:
+        config = user / ".config"
+    return (*(() if config is None else (config / _NAME,)), *SYSTEM)
 
 
 def find(named: Path | None = None) -> Path | None:

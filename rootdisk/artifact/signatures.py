@@ -28,10 +28,10 @@ def signatures_of(repository: Repository, subject: Digest) -> Iterator[Found]:
         BadInput: there are more than SIGNATURES_MAX, or the list of them is malformed or too long.
         RegistryError: the registry cannot be asked.
     """
-    for count, found in enumerate(_all(repository, subject)):
+    for count, signature in enumerate(_all(repository, subject)):
         if count == SIGNATURES_MAX:
             raise BadInput(f"{subject}: more than {SIGNATURES_MAX} signatures", "remove those that are not needed")
-        yield found
+        yield signature
 
 
 def _all(repository: Repository, subject: Digest) -> Iterator[Found]:
@@ -61,16 +61,16 @@ def simple_manifest(repository: Repository, subject: Digest) -> Manifest | None:
     """The manifest of the simple signatures of `subject`, None if there is none."""
     tag = signatures_tag(subject)
     try:
-        found = repository.resolve(tag)
+        descriptor = repository.resolve(tag)
     except RegistryError as err:
         if err.status != 404:
             raise
         return None
     except BadInput:  # a layout's way to say that there is no such tag
         return None
-    if found.media_type not in MANIFEST_TYPES:
+    if descriptor.media_type not in MANIFEST_TYPES:
         return None
-    return Manifest.parse(repository.manifest(found))
+    return Manifest.parse(repository.manifest(descriptor))
 
 
 def _simple(repository: Repository, subject: Digest) -> Iterator[Found]:

@@ -40,8 +40,8 @@ def script(parser: argparse.ArgumentParser, shell: str) -> str:
     makers: dict[str, Callable[[str, Command, list[Command]], Iterator[str]]] = {
         "bash": _bash, "zsh": _zsh, "fish": _fish,
     }  # fmt: skip
-    own = Command("", parser.description or "", tuple(_options(parser)))
-    lines = makers[shell](parser.prog, own, _commands(parser))
+    options = Command("", parser.description or "", tuple(_options(parser)))
+    lines = makers[shell](parser.prog, options, _commands(parser))
     return "".join(f"{line}\n" for line in lines)
 
 
@@ -66,7 +66,7 @@ def _options(parser: argparse.ArgumentParser) -> Iterator[Option]:
         yield Option(tuple(action.option_strings), (action.help or "").replace("%%", "%"), value, choices, many)
 
 
-def _bash(program: str, own: Command, commands: list[Command]) -> Iterator[str]:
+def _bash(program: str, top: Command, commands: list[Command]) -> Iterator[str]:
     names = [command.name for command in commands]
     yield f"_{program}() {{"
     yield "    local command= word words="
@@ -84,7 +84,7 @@ def _bash(program: str, own: Command, commands: list[Command]) -> Iterator[str]:
         if patterns:
             yield f"        {' | '.join(patterns)}) words='{choices}' ;;"
     yield "        *) case $command:${COMP_WORDS[COMP_CWORD]} in"
-    for command in (own, *commands):
+    for command in (top, *commands):
         yield f"            {command.name}:-*) words='{' '.join(command.flags())}' ;;"
         arguments = [choice for option in command.options if not option.flags for choice in option.choices]
         if arguments:
@@ -97,7 +97,7 @@ def _bash(program: str, own: Command, commands: list[Command]) -> Iterator[str]:
     yield f"complete -o bashdefault -o default -F _{program} {program}"
 
 
-def _zsh(program: str, own: Command, commands: list[Command]) -> Iterator[str]:
+def _zsh(program: str, top: Command, commands: list[Command]) -> Iterator[str]:
     def quoted(text: str) -> str:
         return "'" + text.replace("'", "'\\''") + "'"
 
@@ -123,7 +123,7 @@ def _zsh(program: str, own: Command, commands: list[Command]) -> Iterator[str]:
     for command in commands:
         yield f"        {quoted(f'{command.name}:{words(command.help)}')}"
     yield "    )"
-    yield f"    _arguments -C {' '.join(specs(own))} '1:command:->command' '*::argument:->arguments'"
+    yield f"    _arguments -C {' '.join(specs(top))} '1:command:->command' '*::argument:->arguments'"
     yield "    case $state in"
     yield "        command) _describe command commands ;;"
     yield "        arguments) case $words[1] in"
@@ -136,7 +136,7 @@ def _zsh(program: str, own: Command, commands: list[Command]) -> Iterator[str]:
     yield f'if [ "$funcstack[1]" = _{program} ]; then _{program} "$@"; else compdef _{program} {program}; fi'
 
 
-def _fish(program: str, own: Command, commands: list[Command]) -> Iterator[str]:
+def _fish(program: str, top: Command, commands: list[Command]) -> Iterator[str]:
     def quoted(text: str) -> str:
         return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
@@ -151,6 +151,6 @@ def _fish(program: str, own: Command, commands: list[Command]) -> Iterator[str]:
 
     for command in commands:
         yield f"complete -c {program} -n __fish_use_subcommand -f -a {command.name} -d {quoted(command.help)}"
-    yield from line("__fish_use_subcommand", own)
+    yield from line("__fish_use_subcommand", top)
     for command in commands:
         yield from line(f"'__fish_seen_subcommand_from {command.name}'", command)

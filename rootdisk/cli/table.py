@@ -54,15 +54,15 @@ def formatted(template: str, rows: Sequence[Mapping[str, Any]]) -> Iterator[str]
     if template == "json":
         template = "{{json .}}"
     is_table = template.startswith("table ")
-    body = re.sub(r"\\[tn\\]", lambda found: _ESCAPES[found[0]], template.removeprefix("table "))
+    body = re.sub(r"\\[tn\\]", lambda match: _ESCAPES[match[0]], template.removeprefix("table "))
     rest = _FIELD.sub("", body)
     if "{{" in rest or "}}" in rest:
         raise BadInput(f"--format {template!r:.100}", 'write {{.Field}}, {{json .}} or {{.Label "name"}}')
-    lines = [_FIELD.sub(lambda found, row=row: _value(found, row), body) for row in rows]  # type: ignore[misc]
+    lines = [_FIELD.sub(lambda match, row=row: _value(match, row), body) for row in rows]  # type: ignore[misc]
     if not is_table:
         yield from map(one_line_but_tabs, lines)
         return
-    heads = _FIELD.sub(lambda found: (found[3] or found[2]).upper(), body)
+    heads = _FIELD.sub(lambda match: (match[3] or match[2]).upper(), body)
     yield from table(heads.split("\t"), [line.split("\t") for line in lines])
 
 
@@ -71,17 +71,17 @@ def one_line_but_tabs(text: str) -> str:
     return "\n".join("\t".join(map(one_line, line.split("\t"))) for line in text.split("\n"))
 
 
-def _value(found: re.Match[str], row: Mapping[str, Any]) -> str:
+def _value(match: re.Match[str], row: Mapping[str, Any]) -> str:
     value: Any = row
-    for name in filter(None, found[2].split(".")):
+    for name in filter(None, match[2].split(".")):
         known = {str(key).lower(): key for key in value} if isinstance(value, Mapping) else {}
         if name.lower() not in known:
             names = ", ".join(sorted(map(str, row)))
             raise BadInput(f"--format: there is no field {name!r:.60}", f"there are {names}")
         value = value[known[name.lower()]]
-    if found[3] is not None:
-        value = value.get(found[3], "") if isinstance(value, Mapping) else ""
-    if found[1]:
+    if match[3] is not None:
+        value = value.get(match[3], "") if isinstance(value, Mapping) else ""
+    if match[1]:
         return json.dumps(value)
     if isinstance(value, Mapping):
         return ",".join(f"{key}={item}" for key, item in value.items())

@@ -41,9 +41,9 @@ def check_count(count: int, subject: Digest) -> None:
         raise BadInput(f"{subject}: more than {REFERRERS_MAX} referrers are listed", "remove those that are not needed")
 
 
-def of_type(found: Iterable[Descriptor], artifact_type: str) -> tuple[Descriptor, ...]:
+def of_type(descriptors: Iterable[Descriptor], artifact_type: str) -> tuple[Descriptor, ...]:
     """Keep those of `artifact_type` ("": all), each digest once."""
-    different = {item.digest: item for item in found if artifact_type in ("", item.artifact_type)}
+    different = {item.digest: item for item in descriptors if artifact_type in ("", item.artifact_type)}
     return tuple(different.values())
 
 
@@ -55,19 +55,19 @@ def in_layout(
     `ref_name` is the annotation that holds an entry's tag; `read` gives a manifest by its digest.
     """
     tag = referrers_tag(subject)
-    found: list[Descriptor] = []
+    descriptors: list[Descriptor] = []
     loose = [item for item in index.manifests if not item.annotations.get(ref_name)]
     check_count(len(loose), subject)
     for item in index.manifests:
         if item.media_type in INDEX_TYPES and item.annotations.get(ref_name) == tag:
             listed = Index.parse(read(item.digest)).manifests
             check_count(len(listed), subject)
-            found += listed
+            descriptors += listed
     for item in loose:
         if item.media_type not in MANIFEST_TYPES:
             continue
         manifest = Manifest.parse(read(item.digest))
         if manifest.subject is not None and manifest.subject.digest == subject:
             kind = manifest.artifact_type or manifest.config.media_type
-            found.append(Descriptor(item.media_type, item.digest, item.size, artifact_type=kind))
-    return of_type(found, artifact_type)
+            descriptors.append(Descriptor(item.media_type, item.digest, item.size, artifact_type=kind))
+    return of_type(descriptors, artifact_type)

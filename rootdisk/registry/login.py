@@ -31,12 +31,12 @@ def parse_registry(text: str) -> str:
     if name in ("docker.io", "index.docker.io", "registry-1.docker.io"):
         return DOCKER_HUB
     try:
-        found = parse_reference(f"{name}/name").registry
+        registry_name = parse_reference(f"{name}/name").registry
     except BadInput:
         raise BadInput(shown, "write HOST or HOST:PORT, as registry.example:5000") from None
-    if found.lower() != name.lower():
+    if registry_name.lower() != name.lower():
         raise BadInput(shown, "write HOST or HOST:PORT, as registry.example:5000")
-    return found.lower()
+    return registry_name.lower()
 
 
 def check(registry: str, credentials: Credentials, options: RegistryOptions) -> None:
@@ -68,8 +68,8 @@ def save(registry: str, credentials: Credentials) -> str:
         config = _read(path)
         helper = helper_of(config, registry, path)
         if helper:
-            told = {"ServerURL": server_of(registry), "Username": credentials.username, "Secret": credentials.password}
-            _ask(helper, "store", json.dumps(told).encode())
+            login = {"ServerURL": server_of(registry), "Username": credentials.username, "Secret": credentials.password}
+            _ask(helper, "store", json.dumps(login).encode())
         auths = config.setdefault("auths", {})
         for key in keys_of(auths, registry):
             del auths[key]
@@ -86,19 +86,19 @@ def remove(registry: str) -> str:
         return ""
     with _locked(path):
         config = _read(path)
-        found = ""
+        place = ""
         helper = helper_of(config, registry, path)
         if helper:
             _ask(helper, "erase", server_of(registry).encode())
-            found = f"docker-credential-{helper}"
+            place = f"docker-credential-{helper}"
         auths = config.get("auths") or {}
         keys = keys_of(auths, registry)
         for key in keys:
             del auths[key]
         if keys:
             _write(path, config)
-            found = found or printable(path)
-    return found
+            place = place or printable(path)
+    return place
 
 
 def config_path() -> Path:
@@ -140,11 +140,11 @@ def _write(path: Path, config: dict[str, Any]) -> None:
     atomic_write(path.resolve(), json.dumps(config, indent="\t").encode() + b"\n", 0o600)
 
 
-def _ask(helper: str, order: str, given: bytes) -> None:
+def _ask(helper: str, order: str, stdin: bytes) -> None:
     """Give a credential helper an order. Neither its input nor its output is shown: both hold secrets."""
     program = f"docker-credential-{helper}"
     try:
-        done = process.run([program, order], stdin=given, timeout_s=HELPER_TIMEOUT_S)
+        done = process.run([program, order], stdin=stdin, timeout_s=HELPER_TIMEOUT_S)
     except FileNotFoundError:
         raise BadInput(f"{program} is not installed", f"install it, or remove it from {config_path()}") from None
     except OSError as err:

@@ -79,13 +79,13 @@ class RegistryRepository:
             ) as response:
                 return int(response.status_code), str(response.headers.get("Docker-Content-Digest", ""))
 
-        status, said = self.client.retry().run(once)
+        status, digest_header = self.client.retry().run(once)
         if status == 404:
             return None
         try:
             with contextlib.suppress(BadInput):
                 if status == 200:
-                    return Digest.parse(said)
+                    return Digest.parse(digest_header)
             return self.resolve(name).digest
         except RegistryError as err:
             if err.status == 404:
@@ -103,7 +103,7 @@ class RegistryRepository:
 
     def referrers(self, subject: Digest, artifact_type: str = "") -> tuple[Descriptor, ...]:
         """List what is attached to `subject`: by the referrers API, without it by the tag that replaces it."""
-        found: list[Descriptor] = []
+        referrers: list[Descriptor] = []
         path = f"referrers/{subject}" + (f"?artifactType={quote(artifact_type, safe='')}" if artifact_type else "")
         asked: set[str] = set()
         while path:
@@ -117,11 +117,11 @@ class RegistryRepository:
                 if err.status not in _NO_REFERRERS_API or len(asked) > 1:
                     raise
                 return of_type(self._tagged_referrers(subject), artifact_type)
-            found += Index.parse(raw).manifests
-            check_count(len(found), subject)
+            referrers += Index.parse(raw).manifests
+            check_count(len(referrers), subject)
             link = NEXT_PAGE.match(headers.get("Link", ""))
             path = str(url.join(link[1])) if link else ""
-        return of_type(found, artifact_type)
+        return of_type(referrers, artifact_type)
 
     def _tagged_referrers(self, subject: Digest) -> tuple[Descriptor, ...]:
         try:
@@ -130,9 +130,9 @@ class RegistryRepository:
             if err.status != 404:
                 raise
             return ()
-        found = Index.parse(self.manifest(listed)).manifests if listed.media_type in INDEX_TYPES else ()
-        check_count(len(found), subject)
-        return found
+        listed_manifests = Index.parse(self.manifest(listed)).manifests if listed.media_type in INDEX_TYPES else ()
+        check_count(len(listed_manifests), subject)
+        return listed_manifests
 
     def blob(self, descriptor: Descriptor, start: int = 0, end: int | None = None) -> Iterator[bytes]:
         """Yield the bytes [start, end) of a blob in pieces, not verified. Continue after temporary failures."""
@@ -152,11 +152,11 @@ class RegistryRepository:
 
     def _stream(self, descriptor: Descriptor, start: int, stop: int) -> Iterator[bytes]:
         """Yield the bytes of one request for [start, stop). The server may return fewer."""
-        whole = start == 0 and stop == descriptor.size
-        headers = {} if whole else {"Range": f"bytes={start}-{stop - 1}"}
+        is_complete = start == 0 and stop == descriptor.size
+        headers = {} if is_complete else {"Range": f"bytes={start}-{stop - 1}"}
         what = f"{self.client.name}: blob {descriptor.digest.short}"
         with self.client.request(
-            "GET", f"blobs/{descriptor.digest}", expect=(200,) if whole else (200, 206), headers=headers
+            "GET", f"blobs/{descriptor.digest}", expect=(200,) if is_complete else (200, 206), headers=headers
         ) as response:
             if response.status_code == 206:
                 content_range = response.headers.get("Content-Range", "")
@@ -177,7 +177,7 @@ class RegistryRepository:
                         "the copy in the registry is damaged",
                     )
                 skip, count = start, stop - start
-                self.ranges_ignored |= not whole
+                self.ranges_ignored |= not is_complete
             pace = Pace(response)
             while count:
                 piece = pace.read(_PIECE_BYTES)

@@ -51,7 +51,7 @@ def take(
     start = since = time.monotonic()
     limit = WAIT_S if timeout_s is None else timeout_s
     moved = moves() if moves is not None else None
-    told = False
+    is_announced = False
     while True:
         fd = _open(path)
         try:
@@ -73,8 +73,8 @@ def take(
             moved, since = latest, now
         if now - since >= limit:
             raise Busy(f"{what or path.name} is in use by {holder}", "try again later")
-        if not told and now - start >= SAY_S:
-            told = True
+        if not is_announced and now - start >= SAY_S:
+            is_announced = True
             print(one_line(f"waiting for {holder}{f', for {what}' if what else ''}"), file=sys.stderr, flush=True)
         time.sleep(_POLL_S)
 

@@ -39,9 +39,9 @@ class PublicKey(NamedTuple):
             raise BadInput(f"{what}: {len(pem)} bytes are more than a public key has")
         if b"PRIVATE KEY" in pem:
             raise BadInput(f"{what}: a private key", "a policy names public keys: openssl pkey -pubout")
-        found = _PEM.match(pem)
+        match = _PEM.match(pem)
         try:
-            der = base64.b64decode(b"".join(found[1].split()), validate=True) if found else b""
+            der = base64.b64decode(b"".join(match[1].split()), validate=True) if match else b""
         except binascii.Error:
             der = b""
         if not der:

@@ -142,10 +142,12 @@ def _sigstore_signed(item: Fields, folder: Path) -> Requirement:
         if key in _NOT_HERE:
             raise item.wrong(key, "certificates and transparency logs are not checked: name a key")
     _known(item, {"type", "signedIdentity", *_KEYS}, "sigstoreSigned")
-    given = [key for key in _KEYS if key in item.value]
-    if len(given) != 1:
-        raise item.wrong("sigstoreSigned", f"exactly one of {', '.join(_KEYS)}, not {' and '.join(given) or 'none'}")
-    key = given[0]
+    used_keys = [key for key in _KEYS if key in item.value]
+    if len(used_keys) != 1:
+        raise item.wrong(
+            "sigstoreSigned", f"exactly one of {', '.join(_KEYS)}, not {' and '.join(used_keys) or 'none'}"
+        )
+    key = used_keys[0]
     texts = item.texts(key, _KEYS_MAX, limit=1 << 16) if key.endswith("s") else (item.text(key, limit=1 << 16),)
     if not texts or not all(texts):
         raise item.wrong(key, "empty")

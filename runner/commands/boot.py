@@ -12,7 +12,7 @@ from rootdisk.cli.sizes import size_text
 from rootdisk.errors import BadInput
 from rootdisk.oci.reference import parse_reference
 from rootdisk.system import process
-from runner.commands import options as given
+from runner.commands import options as option_values
 from runner.commands import surroundings
 from runner.machine import backend, ports
 from runner.machine.tsc import Counter
@@ -28,18 +28,18 @@ def boot_command(options: argparse.Namespace) -> int:
     """Boot a sandbox. In the foreground, return its program's exit status."""
     counter = Counter()  # it measures while the rest is done
     process.forbid_core()
-    name = given.sandbox_name(options.name or f"sandbox-{os.urandom(4).hex()}", "--name")
+    name = option_values.sandbox_name(options.name or f"sandbox-{os.urandom(4).hex()}", "--name")
     if options.keep and options.rm:
         raise BadInput("--keep and --rm", "use one of them")
     if options.detach and options.interactive:
         raise BadInput("--detach and --interactive", "boot it with -d, then: runner exec -it NAME sh")
-    options.program = given.program(options.program, _flags(options), "ARTIFACT")
-    records = given.boot_records(options, name) + surroundings.records(options)
+    options.program = option_values.program(options.program, _flags(options), "ARTIFACT")
+    records = option_values.boot_records(options, name) + surroundings.records(options)
     spec = _spec(options, name)
     store = Store.open()
     ports.check(spec.forwards)
     _tell_of_network(store, spec)
-    local = given.local(store, options)
+    local = option_values.local(store, options)
     status = launch.launch(launch.create(store, local, _filled(spec, local), records), store, counter)
     if options.detach:
         _print_names(options, [name])
@@ -114,7 +114,7 @@ def _tell_of_network(store: Store, spec: Spec) -> None:
 
 def _print_names(options: argparse.Namespace, names: list[str]) -> None:
     if options.json:
-        given.write_json([{"name": name} for name in names])
+        option_values.write_json([{"name": name} for name in names])
     else:
         for name in names:
             print(name)
@@ -134,18 +134,18 @@ def _spec(options: argparse.Namespace, name: str) -> Spec:
     """All that the command line says; the artifact's part is still empty."""
     if options.cpus is not None and not 1 <= options.cpus <= CPUS_MAX:
         raise BadInput(f"--cpus {options.cpus}", f"1 to {CPUS_MAX}")
-    memory = given.size_bytes(options.memory, "--memory") if options.memory is not None else 0
+    memory = option_values.size_bytes(options.memory, "--memory") if options.memory is not None else 0
     if options.memory is not None and not MEMORY_MIN_MIB <= memory >> 20 <= MEMORY_MAX_MIB:
         limits = f"{size_text(MEMORY_MIN_MIB << 20)} to {size_text(MEMORY_MAX_MIB << 20)}"
         raise BadInput(f"--memory {options.memory!r:.40}", f"write {limits}, as 512m or 1.5g")
-    forwards = given.forwards(options.publish)
+    forwards = option_values.forwards(options.publish)
     if forwards and options.network == "none":
         raise BadInput("--publish and --network none", "without a network no port can be reached")
     if options.timeout is not None and options.timeout <= 0:
         raise BadInput(f"--timeout {options.timeout:g}", "more than 0 seconds; for no limit leave it out")
-    disk_size = given.size_bytes(options.disk_size, "--disk-size") if options.disk_size is not None else 0
+    disk_size = option_values.size_bytes(options.disk_size, "--disk-size") if options.disk_size is not None else 0
     disk_size = -(-disk_size // DISK_UNIT) * DISK_UNIT  # 1.3g is not a whole number of blocks
-    shares = given.volumes(options.volume)
+    shares = option_values.volumes(options.volume)
     return Spec(
         name=name,
         reference=str(parse_reference(options.artifact)),
@@ -163,12 +163,12 @@ def _spec(options: argparse.Namespace, name: str) -> Spec:
         volume_rights=tuple(
             (share.guest, right) for share in shares for right in ("dev", "suid") if right in share.rights
         ),
-        labels=given.labels(options.label),
+        labels=option_values.labels(options.label),
         keep=(options.keep or options.detach) and not options.rm,
         detached=options.detach,
         interactive=options.interactive,
         terminal=options.tty,
-        backend=backend.choose(options.backend, given.platform(options)),
+        backend=backend.choose(options.backend, option_values.platform(options)),
         accelerator=options.accel,
         clone=options.clone,
         timeout_s=options.timeout,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rootdisk.errors import BadInput, RootdiskError
 from rootdisk.text import one_line, printable
-from runner.commands import options as given
+from runner.commands import options as option_values
 from runner.store.store import Store
 
 if TYPE_CHECKING:
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 def pull_command(options: argparse.Namespace) -> int:
     """Fetch an artifact into the store."""
-    local = given.local(Store.open(), options, repair=True)
+    local = option_values.local(Store.open(), options, repair=True)
     counts = {"fetched": local.fetched, "reused": local.reused, "holes": local.holes}
     if options.json:
-        given.write_json([{"digest": str(local.digest), "disk": str(local.disk), **counts}])
+        option_values.write_json([{"digest": str(local.digest), "disk": str(local.disk), **counts}])
         return 0
     print(local.digest)
     if not options.quiet:
@@ -45,9 +45,9 @@ def inspect_command(options: argparse.Namespace) -> int:
         for line in formatted(options.format, [found]):
             print(line)
     elif options.json:
-        given.write_json([found])
+        option_values.write_json([found])
     else:
-        given.write_value(found)
+        option_values.write_value(found)
     return 0
 
 
@@ -55,12 +55,12 @@ def rmi_command(options: argparse.Namespace) -> int:
     """Remove artifacts from the store by name or digest."""
     from runner.sandbox import removal
 
-    platform = str(given.platform(options)) if options.platform else None
+    platform = str(option_values.platform(options)) if options.platform else None
     store = Store.open()
     chosen = [image for text in options.artifact for image in removal.find(store, text, platform)]
     done, freed = removal.remove(store, list(dict.fromkeys(chosen)), force=options.force)
     if options.json:
-        given.write_json([{"done": line} for line in done])
+        option_values.write_json([{"done": line} for line in done])
     else:
         for line in done:
             print(line)
@@ -74,7 +74,7 @@ def _artifact(options: argparse.Namespace) -> dict[str, Any]:
     from runner.store.names import absolute
 
     reference = parse_reference(options.artifact)
-    with open_artifact(reference, given.platform(options), given.registry(options)) as artifact:
+    with open_artifact(reference, option_values.platform(options), option_values.registry(options)) as artifact:
         config = artifact.config.to_json()
         signed = _signed(artifact, absolute(reference), options)
     return {"digest": str(artifact.descriptor.digest), "compressed": artifact.roles.disk_bytes, **signed, **config}
@@ -108,7 +108,7 @@ def prune_command(options: argparse.Namespace) -> int:
 
     if not 0 <= options.older_than < 1e9:  # not NaN either
         raise BadInput(f"--older-than {options.older_than}", "a number of days")
-    limit = given.size_bytes(options.max_size, "--max-size", 0) if options.max_size is not None else None
+    limit = option_values.size_bytes(options.max_size, "--max-size", 0) if options.max_size is not None else None
     store = Store.open()
     removed = prune(store, options.older_than * 86400, limit, dry_run=options.dry_run)
     for found in directory.all_of(store):
@@ -117,7 +117,7 @@ def prune_command(options: argparse.Namespace) -> int:
             what = f"sandbox {name} cannot be read, so what it may need stays: {found.reason}: {found.remedy}"
             print(f"runner: {one_line(what)}", file=sys.stderr)
     if options.json:
-        given.write_json([{"path": str(path), "bytes": size} for path, size in removed])
+        option_values.write_json([{"path": str(path), "bytes": size} for path, size in removed])
     else:
         verb = "would free" if options.dry_run else "freed"
         print(f"{verb} {sum(size for _, size in removed) / 1e6:.1f} MB in {len(removed)} files")
@@ -138,7 +138,7 @@ def verify_command(options: argparse.Namespace) -> int:
     left = _repaired(store, damages) if options.repair else damages
     if options.json:
         rows = [{"path": str(d.path), "what": d.what, "repaired": d not in left} for d in damages]
-        given.write_json([{"checked": checked, "damaged": rows}])
+        option_values.write_json([{"checked": checked, "damaged": rows}])
     else:
         repaired = f", {len(damages) - len(left)} repaired" if options.repair else ""
         print(f"{checked} files, {len(damages)} damaged{repaired}")

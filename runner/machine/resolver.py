@@ -67,15 +67,15 @@ class Resolver(NamedTuple):
         servers = (FORWARDER6 if self.is_ipv6_only() else FORWARDER, *dict.fromkeys(others))
         return self._replace(servers=servers[:_SERVERS_MAX])
 
-    def changed(self, given: Sequence[Record]) -> Resolver:
+    def changed(self, settings: Sequence[Record]) -> Resolver:
         """Return it with what --dns, --dns-search and --dns-option say."""
-        said = {
-            key: tuple(value.decode() for own, value in given if own == key)
+        changes = {
+            key: tuple(value.decode() for own, value in settings if own == key)
             for key in ("dns", "dns-search", "dns-option")
         }
-        search = said["dns-search"] or self.search
+        search = changes["dns-search"] or self.search
         return Resolver(
-            said["dns"] or self.servers, () if search == (".",) else search, said["dns-option"] or self.options
+            changes["dns"] or self.servers, () if search == (".",) else search, changes["dns-option"] or self.options
         )
 
     def text(self) -> str:
@@ -86,15 +86,15 @@ class Resolver(NamedTuple):
         return "".join(f"{line}\n" for line in lines)
 
 
-def records(network: str, given: Sequence[Record], host: Resolver) -> list[Record]:
+def records(network: str, settings: Sequence[Record], host: Resolver) -> list[Record]:
     """Return what the slot says of name servers."""
     if network != "user":
-        return [("resolv", Resolver().changed(given).text().encode())]
+        return [("resolv", Resolver().changed(settings).text().encode())]
     seen = host.as_guest_sees()
-    found: list[Record] = [("resolv", seen.changed(given).text().encode())]
-    if FORWARDER6 in seen.servers or any(key == "dns" and b":" in value for key, value in given):
-        found.append(("ipv6", GUEST6.encode()))
-    return found
+    lines: list[Record] = [("resolv", seen.changed(settings).text().encode())]
+    if FORWARDER6 in seen.servers or any(key == "dns" and b":" in value for key, value in settings):
+        lines.append(("ipv6", GUEST6.encode()))
+    return lines
 
 
 def _is_address(text: str) -> bool:

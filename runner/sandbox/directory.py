@@ -114,13 +114,13 @@ class Sandbox:
     @classmethod
     def rename(cls, state: State, name: str) -> None:
         """Give a sandbox that has ended another name. Busy if it runs; BadInput if another has that name."""
-        opened = cls.open(state)
-        opened.spec = state.spec._replace(name=name)
+        sandbox = cls.open(state)
+        sandbox.spec = state.spec._replace(name=name)
         try:
             if name != state.name:
-                opened.take_name()
+                sandbox.take_name()
         finally:
-            opened.release()
+            sandbox.release()
 
     def take_name(self) -> None:
         """Give the directory its final name, which makes it visible.

@@ -21,16 +21,16 @@ def find(store: Store, text: str, platform: str | None) -> list[Image]:
     known = [image for image in images(store) if platform is None or image.platform == platform]
     digest = text.removeprefix("sha256:").lower()
     if len(digest) >= _DIGEST_MIN and not set(digest) - set("0123456789abcdef"):
-        found = [image for image in known if image.digest.startswith(digest)]
-        if len({image.digest for image in found}) > 1:
+        matching = [image for image in known if image.digest.startswith(digest)]
+        if len({image.digest for image in matching}) > 1:
             raise BadInput(f"{printable(text, 80)} names several artifacts", "write more of the digest: runner images")
-        if found:
-            return found
+        if matching:
+            return matching
     reference = str(absolute(parse_reference(text)))
-    found = [image for image in known if image.reference == reference]
-    if not found:
+    matching = [image for image in known if image.reference == reference]
+    if not matching:
         raise BadInput(f"{printable(reference)} is not in the store", "see runner images")
-    return found
+    return matching
 
 
 def remove(store: Store, chosen: list[Image], *, force: bool) -> tuple[list[str], int]:
@@ -64,13 +64,13 @@ def remove(store: Store, chosen: list[Image], *, force: bool) -> tuple[list[str]
 
 def _refuse_used(store: Store, chosen: list[Image]) -> None:
     for image in chosen:
-        for found in directory.all_of(store):
-            name = printable(found.name)
-            if isinstance(found, Unreadable):
-                raise Busy(f"sandbox {name} cannot be read, and may need it: {found.reason}", f"runner rm {name}")
-            if set(image.files) & found.uses:
+        for sandbox in directory.all_of(store):
+            name = printable(sandbox.name)
+            if isinstance(sandbox, Unreadable):
+                raise Busy(f"sandbox {name} cannot be read, and may need it: {sandbox.reason}", sandbox.remedy)
+            if set(image.files) & sandbox.uses:
                 what = printable(image.reference) or image.digest[:12]
-                raise Busy(f"sandbox {name} needs {what}", f"runner rm {'--force ' if found.running else ''}{name}")
+                raise Busy(f"sandbox {name} needs {what}", f"runner rm {'--force ' if sandbox.running else ''}{name}")
 
 
 def _remove(store: Store, digest: str) -> int:

@@ -32,8 +32,8 @@ def started(store: Store, state: State) -> Iterator[None]:
         Busy: It has been started meanwhile.
         RootdiskError: It does not start.
     """
-    own = launch.records_of(state)
-    if any(name == "read-only" for name, _ in own):
+    kept_records = launch.records_of(state)
+    if any(name == "read-only" for name, _ in kept_records):
         raise BadInput(f"sandbox {state.name} was booted with --read-only", "its changes are gone; start it first")
     spec = state.spec._replace(
         network="none",
@@ -45,10 +45,15 @@ def started(store: Store, state: State) -> Iterator[None]:
         terminal=False,
         timeout_s=None,
     )
-    told = [*(record for record in own if record[0] in _KEPT), *_PROGRAM, ("user", b"0"), ("workdir", b"/")]
+    run_records = [
+        *(record for record in kept_records if record[0] in _KEPT),
+        *_PROGRAM,
+        ("user", b"0"),
+        ("workdir", b"/"),
+    ]
     counter = tsc.Counter()
     process.forbid_core()
-    sock, pid = launch.begin(launch.reopen(store, state, spec, told), store, counter)
+    sock, pid = launch.begin(launch.reopen(store, state, spec, run_records), store, counter)
     with sock:
         _wait_for(sock, messages.READY)
         try:
@@ -59,12 +64,12 @@ def started(store: Store, state: State) -> Iterator[None]:
                 _wait_for(sock, messages.EXIT)
     os.waitpid(pid, 0)
     directory.wait_end(state, _END_S)
-    opened = Sandbox.open(state)
+    sandbox = Sandbox.open(state)
     try:
-        opened.in_use = state.in_use
-        opened.write_state(started=state.started, status=state.status, error=state.error, ended=state.ended)
+        sandbox.in_use = state.in_use
+        sandbox.write_state(started=state.started, status=state.status, error=state.error, ended=state.ended)
     finally:
-        opened.release()
+        sandbox.release()
 
 
 def _wait_for(sock: socket.socket, wanted: int) -> None:

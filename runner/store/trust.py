@@ -81,8 +81,8 @@ class Gate:
         if self.rule.fingerprint in record.verdicts:
             return
         trusted = tuple(dict.fromkeys((*digests, *record.trusted)))
-        found = _signatures(repository, tuple(reversed(digests)))
-        signers, used = self.rule.judge(found, trusted)
+        signatures = _signatures(repository, tuple(reversed(digests)))
+        signers, used = self.rule.judge(signatures, trusted)
         record.trusted = trusted
         record.keep(store, digests[-1], self.rule, signers, used)
 
@@ -100,7 +100,7 @@ class Gate:
         if not fetch:
             raise self.not_kept(manifest)
         with contextlib.closing(open_repository(self.reference, options)) as repository:
-            chain = [found.digest for found, _ in resolve_chain(repository, self.reference, platform)]
+            chain = [descriptor.digest for descriptor, _ in resolve_chain(repository, self.reference, platform)]
             # The tag may have moved on: then signatures of what is in the store count, and no others.
             self.check(store, repository, chain if chain[-1] == manifest else [manifest])
 

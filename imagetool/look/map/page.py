@@ -48,17 +48,17 @@ class Against(NamedTuple):
     chunks: ChunkIndex
 
 
-def page(name: str, disk: s.Disk, found: s.Survey, against: Against | None = None, reads: Sequence[Run] = ()) -> str:
+def page(name: str, disk: s.Disk, surveyed: s.Survey, against: Against | None = None, reads: Sequence[Run] = ()) -> str:
     """Return the page about a surveyed disk with the title `name`. `reads` are those of a boot, in order."""
-    cells = grid(found.runs, found.size, COLUMNS * ROWS_MAX)
-    parts = [_head(name, disk, found), _blocks(found, cells), _files(found)]
+    cells = grid(surveyed.runs, surveyed.size, COLUMNS * ROWS_MAX)
+    parts = [_head(name, disk, surveyed), _blocks(surveyed, cells), _files(surveyed)]
     if against is not None and disk.index is not None:
         parts.append(_chunks(disk.index, against, cells))
     if reads:
-        parts.append(_reads(found, cells, reads))
+        parts.append(_reads(surveyed, cells, reads))
     script = files("imagetool.look.map").joinpath("page.js").read_text("utf-8")
     allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    style = files("imagetool.look.map").joinpath("style.css").read_text("utf-8") + "".join(_colours(found))
+    style = files("imagetool.look.map").joinpath("style.css").read_text("utf-8") + "".join(_colours(surveyed))
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -80,9 +80,9 @@ def page(name: str, disk: s.Disk, found: s.Survey, against: Against | None = Non
 """
 
 
-def _colours(found: s.Survey) -> Iterator[str]:
+def _colours(surveyed: s.Survey) -> Iterator[str]:
     """Yield the CSS colour of each layer: distinct hues, alternating lightness, all readable with black text."""
-    for kind in range(s.FIRST_LAYER, len(found.kinds)):
+    for kind in range(s.FIRST_LAYER, len(surveyed.kinds)):
         place = kind - s.FIRST_LAYER
         yield f".kind{kind} {{ fill: oklch({(0.74, 0.62)[place % 2]} 0.12 {(245 + place * 137.5) % 360:g}); }}\n"
 
@@ -96,13 +96,13 @@ def amount(count: int) -> str:
     return f"{value:.{1 if value < 99.5 else 0}f} {' KMGT'[power]}iB"
 
 
-def _head(name: str, disk: s.Disk, found: s.Survey) -> str:
-    data = sum(run.length for run in found.runs)
-    facts = [("disk", amount(found.size)), ("in use", amount(data)), ("files", f"{len(found.files):,}")]
+def _head(name: str, disk: s.Disk, surveyed: s.Survey) -> str:
+    data = sum(run.length for run in surveyed.runs)
+    facts = [("disk", amount(surveyed.size)), ("in use", amount(data)), ("files", f"{len(surveyed.files):,}")]
     if disk.index is not None:
         full = sum(not chunk.zero for chunk in disk.index.chunks)
         facts += [("compressed", amount(disk.index.blob_end)), ("chunks with data", f"{full:,}")]
-        facts.append(("layers", str(len(found.kinds) - s.FIRST_LAYER)))
+        facts.append(("layers", str(len(surveyed.kinds) - s.FIRST_LAYER)))
     listed = "".join(f"<div><dt>{words}</dt><dd>{value}</dd></div>" for words, value in facts)
     digest = f"<p><code>{escape(disk.digest)}</code></p>" if disk.digest else ""
     return f"<header><h1>{escape(name)}</h1>{digest}<dl>{listed}</dl></header>\n"
@@ -121,25 +121,25 @@ class Look(NamedTuple):
 HOLE = Look("hole", "hole")
 
 
-def _blocks(found: s.Survey, cells: Sequence[Cell]) -> str:
+def _blocks(surveyed: s.Survey, cells: Sequence[Cell]) -> str:
     rooms: dict[int, int] = {}
-    for run in found.runs:
+    for run in surveyed.runs:
         rooms[run.kind] = rooms.get(run.kind, 0) + run.length
     looks = {
         kind: Look(
             f"kind{kind}",
             of.name,
             amount(rooms[kind]),
-            str(kind - s.FIRST_LAYER + 1) if kind >= s.FIRST_LAYER and len(found.kinds) > s.FIRST_LAYER + 1 else "",
+            str(kind - s.FIRST_LAYER + 1) if kind >= s.FIRST_LAYER and len(surveyed.kinds) > s.FIRST_LAYER + 1 else "",
             of.detail,
         )
-        for kind, of in enumerate(found.kinds)
+        for kind, of in enumerate(surveyed.kinds)
         if kind in rooms
     }
-    hole = HOLE._replace(amount=amount(found.size - sum(rooms.values())))
+    hole = HOLE._replace(amount=amount(surveyed.size - sum(rooms.values())))
     shown = [
         looks[_foremost(weight)] if not cell.hole else HOLE
-        for cell, weight in zip(cells, weights(cells, found.runs), strict=True)
+        for cell, weight in zip(cells, weights(cells, surveyed.runs), strict=True)
     ]
     words = f"The disk from its first to its last byte. A square is {_cell_size(cells)}. A hole of any length is one square."
     return _section("Blocks by layer", words, _grid("blocks", "Blocks by layer", cells, shown, looks.values()),
@@ -177,7 +177,7 @@ def _chunks(index: ChunkIndex, against: Against, cells: Sequence[Cell]) -> str:
     return _section("Chunks", words, _grid("chunks", "Chunks by reuse", cells, shown, looks.values()), looks.values())
 
 
-def _reads(found: s.Survey, cells: Sequence[Cell], reads: Sequence[Run]) -> str:
+def _reads(surveyed: s.Survey, cells: Sequence[Cell], reads: Sequence[Run]) -> str:
     merged: list[Run] = []
     for run in sorted(reads):
         if merged and run.offset <= merged[-1].end:
@@ -192,7 +192,7 @@ def _reads(found: s.Survey, cells: Sequence[Cell], reads: Sequence[Run]) -> str:
         shown.append(looks[0 if not part else 1 if part <= 1 / 3 else 2 if part <= 2 / 3 else 3])
         if cell.hole and not part:
             shown[-1] = HOLE
-    room = sum(run.length for run in found.runs)
+    room = sum(run.length for run in surveyed.runs)
     words = (
         f"{len(reads):,} reads of {amount(read)} in all: {100 * read / room:.1f} % of what is in use." if room else ""
     )
@@ -234,17 +234,17 @@ def _grid(name: str, title: str, cells: Sequence[Cell], shown: Sequence[Look], l
     return _svg(name, title, listed, COLUMNS * CELL, height, [*shapes, *marks])
 
 
-def _files(found: s.Survey) -> str:
-    top = tree((file.path, file.room, file.kind) for file in found.files)
-    sizes = {file.path: file for file in found.files}
+def _files(surveyed: s.Survey) -> str:
+    top = tree((file.path, file.room, file.kind) for file in surveyed.files)
+    sizes = {file.path: file for file in surveyed.files}
     pictures = "".join(
-        _treemap(f"files-{form}", form, tiles(top, Box(0, 0, width, height), most=most, head=head, rim=2), found, sizes,
+        _treemap(f"files-{form}", form, tiles(top, Box(0, 0, width, height), most=most, head=head, rim=2), surveyed, sizes,
                  width, height)
         for form, width, height, most, head in (("wide", 960, 560, 320, 15), ("narrow", 360, 520, 110, 13))
     )  # fmt: skip
-    largest = sorted(found.files, key=lambda file: (-file.room, file.path))[:LARGEST_COUNT]
+    largest = sorted(surveyed.files, key=lambda file: (-file.room, file.path))[:LARGEST_COUNT]
     rows = "".join(
-        f'<tr><td>{escape(file.path)}</td><td>{escape(found.kinds[file.kind].name)}</td>'
+        f'<tr><td>{escape(file.path)}</td><td>{escape(surveyed.kinds[file.kind].name)}</td>'
         f'<td class="number">{amount(file.size)}</td></tr>'
         for file in largest
     )  # fmt: skip
@@ -257,11 +257,11 @@ def _files(found: s.Survey) -> str:
 
 
 def _treemap(
-    name: str, form: str, found: Iterable[Tile], disk: s.Survey, sizes: dict[str, s.Sized], width: int, height: int
+    name: str, form: str, tiles_: Iterable[Tile], disk: s.Survey, sizes: dict[str, s.Sized], width: int, height: int
 ) -> str:
     shapes = []
     small = 11
-    for tile in found:
+    for tile in tiles_:
         kind = disk.kinds[tile.kind].name
         count = f"{tile.files:,} file{'s' if tile.files > 1 else ''}"
         if tile.what == "file":

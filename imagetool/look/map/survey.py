@@ -110,7 +110,7 @@ def survey(disk: Disk) -> Survey:
     kinds += [Kind(_layer_name(n, layer.diff_id, len(layers)), layer.diff_id) for n, layer in enumerate(layers, 1)]
     kinds += [] if layers else [Kind("files")]
     by_layer = {layer.diff_id: FIRST_LAYER + n for n, layer in enumerate(layers)}
-    whole = _runs(reader, reader.node(EXT4_JOURNAL_INO), JOURNAL)
+    fixed_runs = _runs(reader, reader.node(EXT4_JOURNAL_INO), JOURNAL)
     seen: set[int] = set()
     files, data, metadata = [], [], []
     for path, node in reader.walk():
@@ -122,11 +122,11 @@ def survey(disk: Disk) -> Survey:
         if node.type != stat.S_IFREG:
             metadata += [run._replace(kind=METADATA) for run in runs]
         elif path == SLOT_PATH:
-            whole += [run._replace(kind=SLOT) for run in runs]
+            fixed_runs += [run._replace(kind=SLOT) for run in runs]
         else:
             data += runs
             files.append(Sized(shown(path), node.size, sum(run.length for run in runs), kind))
-    known = sorted([*whole, *without([*data, *metadata], disk.holes)])
+    known = sorted([*fixed_runs, *without([*data, *metadata], disk.holes)])
     rest = without(without([Run(0, reader.blocks * reader.block_size, METADATA)], disk.holes), known)
     everything = [*known, *(part for run in rest for part in _split(reader, run))]
     return Survey(reader.blocks * reader.block_size, tuple(kinds), tuple(sorted(everything)), tuple(files))
