@@ -163,11 +163,12 @@ echo "of $(cat /etc/machine-id)" > /etc/ssh/ssh_host_rsa_key
 
 
 @needs_root
-def test_names_are_found_where_the_host_has_a_stub(demo: str, runner: Runner, tmp_path: Path) -> None:
-    """The host's resolver listens on its loopback only, as systemd-resolved's stub does."""
-    server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+@pytest.mark.parametrize("address", ["127.0.0.53", "::1"])
+def test_names_are_found_where_the_host_has_a_stub(demo: str, runner: Runner, tmp_path: Path, address: str) -> None:
+    """The host's resolver listens on its loopback only, as systemd-resolved's stub does; or has IPv6 only."""
     try:
-        server.bind(("127.0.0.53", 53))
+        server = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM)
+        server.bind((address, 53))
     except OSError:
         pytest.skip("something listens there already")
     asked = []
@@ -180,11 +181,12 @@ def test_names_are_found_where_the_host_has_a_stub(demo: str, runner: Runner, tm
     thread = threading.Thread(target=answer, daemon=True)
     thread.start()
     resolver = tmp_path / "resolv.conf"
-    resolver.write_text("nameserver 127.0.0.53\n")
+    resolver.write_text(f"nameserver {address}\nsearch a.example\noptions ndots:2\n")
     query = "b'\\x12\\x34\\x01\\x00\\x00\\x01' + bytes(6) + b'\\x05thing\\x07example\\x00\\x00\\x01\\x00\\x01'"
     program = (
-        "import socket; s = socket.socket(2, 2); s.settimeout(20)\n"
-        "name = open('/etc/resolv.conf').read().split()[1]\n"
+        "import socket; text = open('/etc/resolv.conf').read(); name = text.split()[1]\n"
+        "assert text.splitlines()[1:] == ['search a.example', 'options ndots:2'], text\n"
+        "s = socket.socket(10 if ':' in name else 2, 2); s.settimeout(20)\n"
         f"s.sendto({query}, (name, 53)); print(s.recv(512)[:2].hex())"
     )
     boot = [sys.executable, "-m", "runner", "boot", "--entrypoint", "python3", demo, "--", "-c", program]
