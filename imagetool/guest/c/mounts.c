@@ -133,16 +133,21 @@ static int make_links(struct why *why) {
     return failed ? -1 : 0;
 }
 
-/* Makes a directory of the image if it is missing; 01777 as /tmp has it. */
-static int make_place(const char *path, mode_t mode, struct why *why) {
+/* Makes a directory of the image if it is missing. */
+static int make_place(const char *path, struct why *why) {
+    int place = open_place(path, MAKE_DIRECTORY);
+    if (place < 0)
+        return explain(why, "cannot make the directory %s: %s", path, strerror(errno));
+    close(place);
+    return 0;
+}
+
+/* Makes /tmp, also where a link leads to, if it is missing. Whatever else an image has there is its own business. */
+static int make_tmp(struct why *why) {
     struct stat info;
-    int missing = stat(path, &info), place = open_place(path, MAKE_DIRECTORY);
-    int failed = place < 0 || (missing && mode != 0755 && chmod(path, mode));
-    if (failed)
-        explain(why, "cannot make the directory %s: %s", path, strerror(errno));
-    if (place >= 0)
-        close(place);
-    return failed ? -1 : 0;
+    if (!stat("/tmp", &info) || errno != ENOENT)
+        return 0;
+    return make_place("/tmp", why) || (chmod("/tmp", 01777) && explain(why, "/tmp: %s", strerror(errno))) ? -1 : 0;
 }
 
 int mount_all(const struct records *slot, struct why *why) {
@@ -150,12 +155,12 @@ int mount_all(const struct records *slot, struct why *why) {
     const char *size = find_record(slot, "shm-size");
     if (size)
         snprintf(shm, sizeof shm, "mode=1777,size=%.20s", size);
-    if (make_place("/etc", 0755, why) || mount_kernel("proc", "/proc", SAFE, NULL, 0, why) ||
+    if (make_place("/etc", why) || mount_kernel("proc", "/proc", SAFE, NULL, 0, why) ||
         mount_kernel("sysfs", "/sys", SAFE, NULL, 0, why) ||
         mount_kernel("devpts", "/dev/pts", MS_NOSUID | MS_NOEXEC, "mode=0620,ptmxmode=0666,gid=5", 0, why) ||
         mount_kernel("tmpfs", "/dev/shm", SAFE & ~MS_NOEXEC, shm, 0, why) ||
         mount_kernel("mqueue", "/dev/mqueue", SAFE, NULL, 1, why) ||
-        mount_kernel("cgroup2", "/sys/fs/cgroup", SAFE, NULL, 1, why) || mount_run(slot, why) || make_place("/tmp", 01777, why))
+        mount_kernel("cgroup2", "/sys/fs/cgroup", SAFE, NULL, 1, why) || mount_run(slot, why) || make_tmp(why))
         return -1;
     if (mkdir("/run/rootdisk", 0755) && errno != EEXIST)
         return explain(why, "cannot make /run/rootdisk: %s", strerror(errno));
@@ -165,7 +170,7 @@ int mount_all(const struct records *slot, struct why *why) {
 int make_volumes(const struct records *process, struct why *why) {
     const char *key, *value;
     for (size_t at = 0; (value = next_record(process, &at, &key));)
-        if (!strcmp(key, "volume") && make_place(value, 0755, why))
+        if (!strcmp(key, "volume") && make_place(value, why))
             return -1;
     return 0;
 }
