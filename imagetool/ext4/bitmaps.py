@@ -34,12 +34,12 @@ class Groups(NamedTuple):
 
 
 def groups(
-    geometry: Geometry, runs: Iterable[tuple[int, int]], used_inodes: list[bool], directories: Iterable[int], seed: int
+    geometry: Geometry, runs: Iterable[tuple[int, int]], used_inodes: bytes, directories: Iterable[int], seed: int
 ) -> Groups:
     """Sum up which blocks and inodes are used.
 
-    `runs` are all runs of used blocks (first, number), but for the fixed metadata. `used_inodes` says for each inode
-    number if it is used; it may end early: no higher number is. `directories` are inode numbers, `seed` is the disk's.
+    `runs` are all runs of used blocks (first, number), but for the fixed metadata. `used_inodes` has a byte for
+    each inode number, 1 if it is used; it may end early: no higher number is. `directories` are inode numbers, `seed` is the disk's.
     """
     used = _used_blocks(geometry, runs)
     per_group = geometry.inodes_per_group
@@ -66,7 +66,7 @@ def groups(
         if not taken:
             flags |= BG_INODE_UNINIT
         else:
-            top = len(present) - present[::-1].index(True)
+            top = len(present) - present[::-1].index(1)
             unused = per_group - top
             tables.append((group, geometry.inode_table(group), -(-top // INODES_PER_BLOCK)))
             inode_bits = int("".join("1" if there else "0" for there in reversed(present)), 2)

@@ -7,6 +7,7 @@ grown file. What a later layer hides keeps its place and becomes a hole.
 
 from __future__ import annotations
 
+from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 
@@ -48,7 +49,8 @@ def layer_chunks(
             blocks = 0
 
     big: list[File] = []
-    for file in layer.files:
+    cuts = layer.cuts or array("I", bytes(4 * len(layer.files)))
+    for file, cut in zip(layer.files, cuts, strict=True):
         if not file.size:
             continue
         if file.size >= BIG_BYTES or file.segments is not None:
@@ -59,7 +61,7 @@ def layer_chunks(
             yield from close()
         waiting.append(file)
         blocks += size
-        if blocks >= BUCKET_MIN_BLOCKS and file.cut * BUCKET_MEAN_BYTES < size * BLOCK << 32:
+        if blocks >= BUCKET_MIN_BLOCKS and cut * BUCKET_MEAN_BYTES < size * BLOCK << 32:
             yield from close()
     yield from close()
     for file in big:

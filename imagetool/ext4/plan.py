@@ -85,7 +85,7 @@ def _plan(tree: Tree, options: DiskOptions, numbers: Numbers) -> Plan:
         raise TooSmall(end * BLOCK)
     rendering = Rendering(placed, options.uuid, hash_seed, options.time)
     identity = Identity(placed, options.identity) if options.identity else None
-    used_inodes = [n < EXT4_GOOD_OLD_FIRST_INO or i is not None for n, i in enumerate(numbers.by_number)]
+    used_inodes = bytes(n < EXT4_GOOD_OLD_FIRST_INO or i is not None for n, i in enumerate(numbers.by_number))
     directories = (node.number for node in numbers.directories)
     groups = bitmaps.groups(geometry, placed.blocks.used, used_inodes, directories, placed.seed)
     first, *backups = rendering.superblocks(groups)

@@ -95,7 +95,7 @@ class Rendering:
         """
         geometry = self.placed.geometry
         journal = extents.build(self.blocks.runs(EXT4_JOURNAL_INO), (), int)[0]
-        empty = bitmaps.groups(geometry, (), [True] * EXT4_GOOD_OLD_FIRST_INO, (), self.seed)
+        empty = bitmaps.groups(geometry, (), b"\1" * EXT4_GOOD_OLD_FIRST_INO, (), self.seed)
         for group in geometry.backups:
             told = empty if group else groups
             raw = superblock(geometry, self.uuid, self.hash_seed, self.time, told, journal, group)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import stat
 import zlib
+from array import array
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -131,7 +132,6 @@ class _Room:
             layer=self.number,
             size=len(data),
             offset=len(self.data),
-            cut=zlib.crc32(path),
         )
         self.data += data
         self.files_by_path[path] = file
@@ -159,9 +159,10 @@ class _Room:
 
     def finish(self) -> bytes:
         data = bytes(self.data)
-        files = [self.files_by_path[path] for path in sorted(self.files_by_path)]
         names = tuple(sorted(self.files_by_path))
-        self.tree.layers.append(Layer("rootdisk:" + hashlib.sha256(data).hexdigest(), files, names, self.changed))
+        files = [self.files_by_path[path] for path in names]
+        name, cuts = "rootdisk:" + hashlib.sha256(data).hexdigest(), array("I", map(zlib.crc32, names))
+        self.tree.layers.append(Layer(name, files, names, self.changed, cuts))
         return data
 
 

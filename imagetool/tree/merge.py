@@ -15,6 +15,7 @@ Follows image-spec layer.md, "Applying Changesets", and where it is silent conta
 from __future__ import annotations
 
 import stat
+from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass
 from zlib import crc32
@@ -57,7 +58,8 @@ def put_on(tree: Tree, diff_id: str, index: TarIndex) -> None:
 
 
 def _put_on(tree: Tree, diff_id: str, index: TarIndex, spent: _Spent) -> None:
-    tree.layers.append(Layer(diff_id, _Applier(tree, len(tree.layers), index, spent).apply()))
+    files, cuts = _Applier(tree, len(tree.layers), index, spent).apply()
+    tree.layers.append(Layer(diff_id, files, cuts=cuts))
 
 
 RUNTIMES_REFUSE = "container runtimes refuse it too"
@@ -107,16 +109,18 @@ class _Applier:
         self.kept: list[tuple[bytes, File]] = []  # another entry has their path, but they are still there
         self.linked: set[int] = set()  # id() of files, all alive, with a hard link of this layer
 
-    def apply(self) -> list[File]:
+    def apply(self) -> tuple[list[File], array[int]]:
+        """Put all entries into the tree. Returns the layer's files in path order, and the crc32 of their paths."""
         for entry in self.index:
             try:
                 self.entry(entry)
             except _Wrong as err:
                 raise BadInput(f"layer {self.index.name}: entry {_text(entry[7])}: {err}", err.hint) from None
         if not self.kept:
-            return [self.files[path] for path in sorted(self.files)]  # no pairs: they take half of what the files do
+            paths = sorted(self.files)  # no pairs: they take half of what the files do
+            return [self.files[path] for path in paths], array("I", map(crc32, paths))
         files = sorted([*self.files.items(), *self.kept], key=_path)
-        return [file for _, file in files]
+        return [file for _, file in files], array("I", [crc32(path) for path, _ in files])
 
     def entry(self, entry: Entry) -> None:
         kind, mode, uid, gid, mtime_ns, first, second, path, target, xattrs, segments = entry
@@ -160,7 +164,6 @@ class _Applier:
                 size=second,
                 offset=first,
                 segments=segments,
-                cut=crc32(path),
             )
         elif kind == DIRECTORY:
             if isinstance(old, Directory):

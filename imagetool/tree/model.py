@@ -9,6 +9,7 @@ additions nobody changes it.
 from __future__ import annotations
 
 import stat
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
@@ -67,7 +68,7 @@ class Directory(Inode):
 class File(Inode):
     """A regular file. Its bytes are `size` bytes at `offset` of layer number `layer`, or `segments` of it."""
 
-    __slots__ = ("cut", "layer", "offset", "segments", "size")
+    __slots__ = ("layer", "offset", "segments", "size")
 
     def __init__(
         self,
@@ -81,7 +82,6 @@ class File(Inode):
         size: int,
         offset: int,
         segments: tuple[tuple[int, int, int], ...] | None = None,
-        cut: int = 0,
     ):
         self.mode = mode  # not by super(): that is a third of merging's time
         self.uid = uid
@@ -93,7 +93,6 @@ class File(Inode):
         self.offset = offset
         # Sparse file: (offset in the file, offset in the layer's tar, length), ascending, holes between. Else None.
         self.segments = segments
-        self.cut = cut  # crc32 of the path: decides where a bucket of small files ends
 
 
 class Symlink(Inode):
@@ -167,6 +166,8 @@ class Layer:
     files: list[File] = field(default_factory=list)
     names: tuple[bytes, ...] = ()
     changed: list[Inode] = field(default_factory=list)
+    # The crc32 of each file's path: decides where a bucket of small files ends. Empty: all 0.
+    cuts: array[int] = field(default_factory=lambda: array("I"))
 
 
 @dataclass(slots=True)

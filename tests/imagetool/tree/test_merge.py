@@ -112,7 +112,7 @@ def test_layer_files() -> None:
     )
     tree = merged(twice, file(b".wh.b"))
     files = tree.layers[0].files
-    assert [(f.size, f.cut) for f in files] == [
+    assert [(f.size, cut) for f, cut in zip(files, tree.layers[0].cuts, strict=True)] == [
         (0, crc32(b"a.")), (2, crc32(b"b")), (2, crc32(b"c")), (1, crc32(b"c"))
     ]  # fmt: skip
     assert tree.lookup(b"a/l") is files[3]
