@@ -126,6 +126,14 @@ user = "u"
     assert image.process.apply(Process(("sh",), ("-c",))) == Process(("x",), (), "/w", "u")
 
 
+@pytest.mark.parametrize(("line", "pid1"), [("", None), ("process.pid1 = true", True), ("process.pid1 = false", False)])
+def test_process_1(line: str, pid1: bool | None) -> None:
+    """What images.toml says counts; the image's volumes stay."""
+    (image,) = config.parse(f'[image.a]\nsource = "x.y/a"\n{line}\n', FILE)
+    assert image.process.apply(Process(("sh",), volumes=("/data",))) == Process(("sh",), volumes=("/data",), pid1=pid1)
+    assert image.process.to_json() == ({} if pid1 is None else {"pid1": pid1})
+
+
 def test_defaults_table_is_merged() -> None:
     text = '[defaults]\nsize = "1GiB"\ncpus = 2\nenv = {A = "1", B = "1"}\n[image.a]\nsource = "x.y/a"\ncpus = 3\nenv.B = "2"'
     (image,) = config.parse(text, FILE)

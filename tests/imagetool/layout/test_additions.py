@@ -13,6 +13,7 @@ from imagetool.layout.certificates import check_certificates
 from imagetool.tree.model import Directory, File, Layer, Slot, Symlink, Tree
 from rootdisk.artifact.format import Process
 from rootdisk.errors import BadInput
+from rootdisk.oci.fields import Fields
 from tests.support.steps import LINEAR, growth
 
 PASSWD = b"root:x:0:0:root:/root:/bin/bash\ndaemon:x:1:1::/:/bin/false\napp:x:1000:1001::/home/app:/bin/sh"
@@ -253,6 +254,10 @@ def test_process_and_environment_records() -> None:
     assert process_record(process) == (
         b"entrypoint=python3\0entrypoint=-m\0cmd=app\0cmd=a=b\nc\0workdir=/srv\0stopsignal=SIGINT\0user=app:www\0"
     )
+    more = process._replace(volumes=("/data", "/var/lib/db"), pid1=True)
+    assert process_record(more) == process_record(process) + b"volume=/data\0volume=/var/lib/db\0pid1=1\0"
+    assert Process.of(Fields(more.to_json(), "process")) == more
+    assert Process.of(Fields(process.to_json(), "process")) == process
     assert environment(("Q='\"$x\n",)) == b"Q='\"$x\n\0"
     for wrong in ("novalue", "=x", "A=\0"):
         with pytest.raises(BadInput):
