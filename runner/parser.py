@@ -250,7 +250,7 @@ def _add_machine_options(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="HOST:GUEST[:MODE]",
-        help="share a directory of this host; MODE: ro, dev, suid",
+        help="share a directory or file of this host; MODE: ro, dev, suid",
     )
     add("--network", choices=("user", "none"), default="user", help="user: outgoing network and -p; none: no network")
     add("--read-only", action="store_true", help="keep all changes to the root in memory")

@@ -58,6 +58,8 @@ def check(machine: Machine) -> None:
         raise BadInput(
             "--backend krun: the volumes have different rights", "use dev and suid for all volumes or for none"
         )
+    if any(share.is_file for share in machine.shares):
+        raise BadInput("--backend krun: --volume of a file", "share its directory, or use --backend qemu")
     if machine.network == "user" and not passt.is_usable():
         raise RootdiskError(
             "--backend krun: the network needs passt of 2024 or newer", "install it, or use --network none"

@@ -24,13 +24,14 @@ class Forward(NamedTuple):
 
 
 class Share(NamedTuple):
-    """A directory of the host that is mounted in the guest."""
+    """A directory or a file of the host that is mounted in the guest."""
 
     tag: str  # name of the virtiofs device
     path: Path
     guest: str  # mount point in the guest
     read_only: bool
     rights: frozenset[str] = frozenset()  # what the guest may also create in it: dev, suid
+    is_file: bool = False
 
 
 class Machine(NamedTuple):

@@ -19,6 +19,7 @@ from runner.machine.packages import how_to_install
 
 _CAPABILITIES = {"mknod": "dev", "fsetid": "suid"}  # capability, and the right that needs it
 _RIGHTS = {"dev", "suid"}
+_FILE = "file"  # the name of a file that is a volume; imagetool/guest/c/mounts.c
 _MODES = {"ro", "rw", *_RIGHTS}
 _SYSTEM = {"proc", "sys", "dev", ".rootdisk"}  # first components of paths of the kernel or our init
 _GUEST_PATH_MAX_BYTES = 1024
@@ -54,7 +55,7 @@ def _parse(text: str) -> Share:
         raise BadInput(shown, "MODE is a list, for example ro or rw,dev,suid")
     share = Share("", Path(host).absolute(), guest_path(guest, shown), "ro" in modes, frozenset(modes) & _RIGHTS)
     check(share.path)
-    return share
+    return share._replace(is_file=share.path.is_file())
 
 
 def guest_path(text: str, shown: str, what: str = "a volume") -> str:
@@ -67,7 +68,7 @@ def guest_path(text: str, shown: str, what: str = "a volume") -> str:
         raise BadInput(shown, "the path in the guest must be absolute")
     names = [name for name in text.split("/") if name not in ("", ".")]
     if ".." in names or not text.isprintable() or any(len(os.fsencode(name)) > NAME_MAX for name in names):
-        raise BadInput(shown, "the path in the guest must not contain '..' or unprintable characters")
+        raise BadInput(shown, "the path in the guest must be plain: no '..' and no unprintable characters")
     if not names or names[0] in _SYSTEM or names[:2] == ["run", "rootdisk"]:
         raise BadInput(shown, f"{what} cannot be / or in /dev, /proc, /sys, /.rootdisk and /run/rootdisk")
     path = "/" + "/".join(names)
@@ -77,15 +78,15 @@ def guest_path(text: str, shown: str, what: str = "a volume") -> str:
 
 
 def check(path: Path) -> None:
-    """Check that `path` is a readable directory.
+    """Check that `path` is a readable directory or file.
 
     Raises:
         BadInput: It is not.
     """
-    if not path.is_dir():
-        what = "is not a directory" if os.path.lexists(path) else "does not exist"
-        raise BadInput(f"--volume: {printable(path)} {what}", "a volume must be a directory of the host")
-    if not os.access(path, os.R_OK | os.X_OK):
+    if not path.is_dir() and not path.is_file():
+        what = "is not a directory or a file" if os.path.lexists(path) else "does not exist"
+        raise BadInput(f"--volume: {printable(path)} {what}", "a volume must be a directory or a file of the host")
+    if not os.access(path, os.R_OK | (os.X_OK if path.is_dir() else 0)):
         raise BadInput(
             f"--volume: {printable(path)} is not readable", "check its permissions and those of its parent directories"
         )
@@ -127,6 +128,10 @@ def serve(share: Share, folder: Path) -> tuple[Helper, socket.socket]:
     share = share._replace(
         path=share.path.resolve()
     )  # virtiofsd refuses links, and a read-only mount would not cover the target
+    place = folder / share.tag
+    if share.is_file:  # it is served in a directory of its own, so that the guest sees nothing beside it
+        place.mkdir(mode=0o700, exist_ok=True)
+        (place / _FILE).touch(mode=0o600)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     ours = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     with socket_address(folder, f"{share.tag}.sock") as address:
@@ -134,9 +139,9 @@ def serve(share: Share, folder: Path) -> tuple[Helper, socket.socket]:
             listener.bind(address)
             listener.listen(1)
             server = process.start(
-                _command(virtiofsd, share, listener.fileno()),
+                _command(virtiofsd, share._replace(path=place) if share.is_file else share, listener.fileno()),
                 fds=[listener.fileno()],
-                prepare=_prepared(share),
+                prepare=_prepared(share, place / _FILE),
             )
             ours.connect(address)  # while the listener is open: the server may have ended already
         os.unlink(address)
@@ -159,9 +164,10 @@ def _command(virtiofsd: str, share: Share, fd: int) -> list[str]:
     return [virtiofsd, f"--fd={fd}", "-o", f"source={source}", *capabilities]
 
 
-def _prepared(share: Share) -> Callable[[], None]:
-    """Return a function that restricts the new process before it executes virtiofsd."""
-    mount = _read_only(share.path) if share.read_only else None
+def _prepared(share: Share, file: Path) -> Callable[[], None]:
+    """Return a function that restricts the new process before it executes virtiofsd. It sees a share of a file at `file`."""
+    is_bound = share.is_file or share.read_only
+    mount = _bound(share.path, file if share.is_file else share.path, share.read_only) if is_bound else None
     confine = confined(share.rights)
 
     def prepare() -> None:
@@ -180,16 +186,16 @@ def confined(rights: Collection[str]) -> Callable[[], None]:
     return lambda: seccomp.install(filter_)
 
 
-def _read_only(path: Path) -> Callable[[], None]:
-    """Return a function that makes `path` read-only for the calling process, in a new mount namespace."""
+def _bound(path: Path, place: Path, read_only: bool) -> Callable[[], None]:
+    """Return a function that mounts `path` at `place` for the calling process, in a new mount namespace."""
     libc = ctypes.CDLL(None, use_errno=True)
-    target = os.fsencode(path)
+    source, target = os.fsencode(path), os.fsencode(place)
     uid, gid = os.geteuid(), os.getegid()
     attributes = (ctypes.c_uint64 * 4)(_MOUNT_ATTR_RDONLY)  # struct mount_attr: attr_set first
 
     def check(result: int) -> None:
         if result:
-            raise OSError(ctypes.get_errno(), "cannot mount it read-only")
+            raise OSError(ctypes.get_errno(), "cannot mount it")
 
     def prepare() -> None:
         check(libc.unshare(_CLONE_NEWNS | (_CLONE_NEWUSER if uid else 0)))
@@ -198,7 +204,9 @@ def _read_only(path: Path) -> Callable[[], None]:
             Path("/proc/self/uid_map").write_text(f"{uid} {uid} 1")
             Path("/proc/self/gid_map").write_text(f"{gid} {gid} 1")
         check(libc.mount(None, b"/", None, ctypes.c_ulong(_MS_REC | _MS_PRIVATE), None))
-        check(libc.mount(target, target, None, ctypes.c_ulong(_MS_BIND | _MS_REC), None))
+        check(libc.mount(source, target, None, ctypes.c_ulong(_MS_BIND | _MS_REC), None))
+        if not read_only:
+            return
         # Including everything mounted below it.
         size = ctypes.c_size_t(ctypes.sizeof(attributes))
         if not libc.syscall(_SYS_MOUNT_SETATTR, _AT_FDCWD, target, _AT_RECURSIVE, ctypes.byref(attributes), size):
@@ -207,7 +215,7 @@ def _read_only(path: Path) -> Callable[[], None]:
             check(-1)
         # Before Linux 5.12: without the mounts below it.
         check(libc.umount2(target, _MNT_DETACH))
-        check(libc.mount(target, target, None, ctypes.c_ulong(_MS_BIND), None))
+        check(libc.mount(source, target, None, ctypes.c_ulong(_MS_BIND), None))
         flags = ctypes.c_ulong(_MS_REMOUNT | _MS_BIND | _MS_RDONLY)
         check(libc.mount(None, target, None, flags, None))
 

@@ -18,7 +18,9 @@ OPTIONS = {
     "dns-search": "--dns-search",
     "dns-option": "--dns-option",
     "pid1": "--pid1 and --init",
+    "mount-file": "--volume of a file",
 }
+_MOUNTS = ("mount", "mount-file", "tmpfs")
 
 
 def needed(slot: Sequence[Record]) -> str:
@@ -31,16 +33,16 @@ def in_order(slot: Sequence[Record]) -> list[Record]:
 
     BadInput if two things are to be mounted at one place.
     """
-    mounts = [record for record in slot if record[0] in ("mount", "tmpfs")]
+    mounts = [record for record in slot if record[0] in _MOUNTS]
     places = [place_of(record) for record in mounts]
     for place in places:
         if places.count(place) > 1:
             raise BadInput(f"--tmpfs and --volume: both at {printable(place)}", "give each its own place in the guest")
-    others = [record for record in slot if record[0] not in ("mount", "tmpfs")]
+    others = [record for record in slot if record[0] not in _MOUNTS]
     return others + sorted(mounts, key=lambda record: place_of(record).count(b"/"))
 
 
 def place_of(record: Record) -> bytes:
     """Return where in the guest a mount or tmpfs record mounts."""
     parts = record[1].split(b"\t")
-    return parts[1] if record[0] == "mount" else parts[0]
+    return parts[0] if record[0] == "tmpfs" else parts[1]

@@ -146,13 +146,21 @@ def _start_records(spec: Spec) -> list[Record]:
     start_records += [("stdin", b"1")] if spec.interactive else []
     start_records += [("tty", b"1")] if spec.terminal else []
     for share in _shares(spec):
-        start_records.append(("mount", os.fsencode(f"{share.tag}\t{share.guest}\t{'ro' if share.read_only else 'rw'}")))
+        key = "mount-file" if share.is_file else "mount"
+        start_records.append((key, os.fsencode(f"{share.tag}\t{share.guest}\t{'ro' if share.read_only else 'rw'}")))
     return start_records
 
 
 def _shares(spec: Spec) -> tuple[Share, ...]:
     return tuple(
-        Share(f"volume{n}", Path(path), guest, read_only, frozenset(r for g, r in spec.volume_rights if g == guest))
+        Share(
+            f"volume{n}",
+            Path(path),
+            guest,
+            read_only,
+            frozenset(right for place, right in spec.volume_rights if place == guest),
+            Path(path).is_file(),
+        )
         for n, (path, guest, read_only) in enumerate(spec.volumes)
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -59,3 +60,17 @@ def test_a_detached_program_that_cannot_start(demo: str, runner: Runner, program
 def test_a_time_out_says_so(demo: str, runner: Runner) -> None:
     done = runner("run", "--timeout", "5", "--entrypoint", "sleep", demo, "100")
     assert (done.returncode, done.stderr) == (124, "runner: --timeout: stopped after 5 s\n")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="the virtiofsd of QEMU 7 runs as root only")
+def test_a_file_as_a_volume(demo: str, runner: Runner, tmp_path: Path) -> None:
+    """A file of the image is replaced, one that is missing is made; nothing beside it is seen, and :ro holds."""
+    (tmp_path / "file").write_text("of the host\n")
+    (tmp_path / "beside").write_text("secret\n")
+    script = "cat /etc/motd /opt/new/ro; echo more >> /etc/motd; echo no >> /opt/new/ro; ls /run/rootdisk/volumes/*"
+    volumes = ("-v", f"{tmp_path}/file:/etc/motd", "-v", f"{tmp_path}/file:/opt/new/ro:ro")
+    done = runner("run", "-u", "0", *volumes, "--entrypoint", "sh", demo, "-c", script)
+    assert done.stdout.startswith("of the host\nof the host\n")
+    assert "Read-only file system" in done.stderr
+    assert "beside" not in done.stdout
+    assert (tmp_path / "file").read_text() == "of the host\nmore\n"

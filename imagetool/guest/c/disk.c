@@ -22,7 +22,7 @@ int load_modules(const struct records *slot, int first, struct why *why) {
         char *key = strchr(line, ' ');
         if (key)
             *key++ = 0;
-        if (first ? !!key : !key || !find_record(slot, key))
+        if (first ? !!key : !key || !(find_record(slot, key) || (!strcmp(key, "mount") && find_record(slot, "mount-file"))))
             continue;
         snprintf(path, sizeof path, "/modules/%s", line);
         int fd = open(path, O_RDONLY | O_CLOEXEC);

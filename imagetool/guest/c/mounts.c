@@ -214,19 +214,47 @@ static int open_volume(const char *path, const char *what, struct why *why) {
     return explain(why, "%s at %s leads to %s in this image, where none can be", what, path, bad);
 }
 
-/* By virtiofs, or 9p if the kernel has only that. */
-static int mount_volume(const char *value, struct why *why) {
-    char tag[32], path[PATH_MAX], mode[4];
+/* The same for a file; the kernel's own name of what was opened says where it is. */
+static int open_volume_file(const char *path, struct why *why) {
+    static const char *const kept[] = {"/dev/", "/proc/", "/sys/", "/.rootdisk/", "/run/rootdisk/"};
+    char link[32], name[PATH_MAX];
+    int place = open_place(path, MAKE_FILE);
+    if (place < 0)
+        return explain(why, "cannot make the file %s for the volume: %s", path, strerror(errno));
+    snprintf(link, sizeof link, "/proc/self/fd/%d", place);
+    ssize_t length = readlink(link, name, sizeof name - 1);
+    name[length > 0 ? length : 0] = 0;
+    int bad = length <= 0;
+    for (size_t i = 0; i < sizeof kept / sizeof *kept && !bad; i++)
+        bad = !strncmp(name, kept[i], strlen(kept[i]));
+    if (!bad)
+        return place;
+    close(place);
+    return explain(why, "the volume at %s leads to %.300s in this image, where none can be", path, name);
+}
+
+/* By virtiofs, or 9p if the kernel has only that. A file comes in a directory of its own, and is called `file` there. */
+static int mount_volume(const char *value, int is_file, struct why *why) {
+    char tag[32], path[PATH_MAX], mode[4], own[80], source[96];
     if (sscanf(value, "%31[^\t]\t%4095[^\t]\t%3s", tag, path, mode) != 3)
         return explain(why, "the runner sent a volume without tag, path or mode");
-    int place = open_volume(path, "the volume", why);
+    snprintf(own, sizeof own, "/run/rootdisk/volumes/%s", tag);
+    snprintf(source, sizeof source, "%s/file", own);
+    int place = is_file ? open_place(own, MAKE_DIRECTORY) : open_volume(path, "the volume", why);
     if (place < 0)
-        return -1;
+        return is_file ? explain(why, "cannot make %s: %s", own, strerror(errno)) : -1;
     unsigned long flags = MS_NOSUID | MS_NODEV | (strcmp(mode, "ro") ? 0 : MS_RDONLY);
     int failed = mount_at(place, tag, "virtiofs", flags, NULL) &&
                  (errno != ENODEV || mount_at(place, tag, "9p", flags, "trans=virtio,version=9p2000.L,msize=262144"));
     if (failed)
         explain(why, "cannot mount the volume %s: %s%s", path, strerror(errno), errno == ENODEV ? " (the kernel has no virtiofs)" : "");
+    close(place);
+    if (failed || !is_file)
+        return failed ? -1 : 0;
+    if ((place = open_volume_file(path, why)) < 0)
+        return -1;
+    if ((failed = mount_at(place, source, NULL, MS_BIND, NULL)))
+        explain(why, "cannot mount the volume %s: %s", path, strerror(errno));
     close(place);
     return failed ? -1 : 0;
 }
@@ -257,7 +285,7 @@ static int mount_memory(const char *value, struct why *why) {
 int mount_volumes(const struct records *slot, struct why *why) {
     const char *key, *value;
     for (size_t at = 0; (value = next_record(slot, &at, &key));)
-        if ((!strcmp(key, "mount") && mount_volume(value, why)) || (!strcmp(key, "tmpfs") && mount_memory(value, why)))
+        if ((!strcmp(key, "mount") && mount_volume(value, 0, why)) || (!strcmp(key, "mount-file") && mount_volume(value, 1, why)) || (!strcmp(key, "tmpfs") && mount_memory(value, why)))
             return -1;
     return 0;
 }

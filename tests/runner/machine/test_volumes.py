@@ -48,14 +48,14 @@ WRONG = [
     ("{}:/a:z", "MODE"),
     ("{}:/a:ro,", "MODE"),
     ("{}/none:/a", "does not exist"),
-    ("{}/file:/a", "is not a directory"),
+    ("{}/fifo:/a", "is not a directory or a file"),
     ("{}/link:/a", "is not a directory"),
 ]
 
 
 @pytest.mark.parametrize(("text", "words"), WRONG, ids=[repr(text[:20]) for text, _ in WRONG])
 def test_what_is_no_volume(tmp_path: Path, text: str, words: str) -> None:
-    (tmp_path / "file").touch()
+    os.mkfifo(tmp_path / "fifo")
     (tmp_path / "link").symlink_to("none")
     with pytest.raises(BadInput) as caught:
         virtiofsd.parse([text.format(tmp_path)])
