@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import select
+import shlex
 import shutil
 import subprocess
 import sys
@@ -95,7 +96,7 @@ def test_help_has_examples_that_are_right(name: str) -> None:
     assert examples
     for example in examples:
         assert example.startswith(f"imagetool {name} ")
-        cli.parser().parse_args(example.partition(" > ")[0].partition("> ")[0].split()[1:])
+        cli.parser().parse_args(shlex.split(example.partition(" > ")[0].partition("> ")[0])[1:])
 
 
 @pytest.mark.parametrize(
