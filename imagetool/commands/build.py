@@ -29,8 +29,8 @@ def build_command(options: argparse.Namespace) -> int:
     image = option_values.image_of(options)
     started = time.monotonic()
     cache = option_values.user_cache()
-    boot = boot_files(image, cache)
     with reported(quiet=options.quiet) as report, opened(image) as source:
+        boot = boot_files(image, cache)  # a missing source is said before a kernel is fetched
         tag = target.tag or "latest"
         made = publish_artifact(image, source, boot, cache, (target,), tag, force=options.force, report=report)
     disk_cache.keep_only(cache, KEPT_DISKS)
