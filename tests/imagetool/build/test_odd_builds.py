@@ -146,7 +146,8 @@ def test_the_config_has_the_counts_and_only_if_there_are_any() -> None:
     assert "left_out" not in config.to_json()["disk"]
     with_counts = config._replace(left_out={"time": 1, "xattr": 2})
     assert ArtifactConfig.parse(canonical_json(with_counts.to_json())) == with_counts
-    for wrong in ([], {"time": -1}, {"time": "1"}, {str(n): 1 for n in range(17)}, {"time": True}):
+    values: tuple[object, ...] = ([], {"time": -1}, {"time": "1"}, {str(n): 1 for n in range(17)}, {"time": True})
+    for wrong in values:
         value = config.to_json()
         value["disk"]["left_out"] = wrong
         with pytest.raises(BadInput, match="left_out"):
