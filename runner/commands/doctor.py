@@ -11,13 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from rootdisk.cli.rows import write_rows
 from rootdisk.errors import BadInput, RootdiskError
 from rootdisk.oci.documents import Platform
 from rootdisk.oci.reference import parse_reference
 from rootdisk.oci.repository import RegistryOptions
 from rootdisk.system import process
 from rootdisk.text import one_line
-from runner.commands.options import write_json
 from runner.machine import accelerator, backend, krun, passt, qemu, virtiofsd
 from runner.machine.packages import how_to_install
 from runner.store.store import Store
@@ -47,7 +47,7 @@ def doctor_command(options: argparse.Namespace) -> int:
     given = RegistryOptions(plain_http=options.plain_http, ca_file=options.ca_file, read_timeout_s=10)
     lines = [*_machine(), *_store(), *(_registry(name, given) for name in registries)]
     if options.json:
-        write_json([{**line._asdict(), "mark": line.mark} for line in lines])
+        write_rows([{**line._asdict(), "mark": line.mark} for line in lines])
     else:
         width = max(len(line.what) for line in lines)
         for line in lines:

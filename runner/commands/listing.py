@@ -6,16 +6,18 @@ import argparse
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from rootdisk.cli.rows import write_rows
 from rootdisk.cli.table import formatted, shortened, table
 from rootdisk.errors import BadInput
 from rootdisk.text import printable
-from runner.commands.options import write_json
 from runner.sandbox import directory
 from runner.sandbox.directory import State, Unreadable
-from runner.store.images import Image, images
 from runner.store.store import Store
+
+if TYPE_CHECKING:
+    from runner.store.images import Image
 
 REFERENCE_WIDTH = 48
 _STATES = ("running", "exited", "cut off", "unreadable")
@@ -39,7 +41,7 @@ def ps_command(options: argparse.Namespace) -> int:
     if last is not None:
         rows = sorted(rows, key=lambda row: -row.created if isinstance(row, State) else 0)[:last]
     if options.json:
-        write_json([row.to_json() for row in rows])
+        write_rows([row.to_json() for row in rows])
     elif options.quiet:
         _print(printable(row.name) for row in rows)
     elif options.format and options.format != "table":
@@ -53,9 +55,11 @@ def ps_command(options: argparse.Namespace) -> int:
 
 def images_command(options: argparse.Namespace) -> int:
     """List the artifacts in the store."""
+    from runner.store.images import images  # with the artifact's format, which ps does not need
+
     rows = list(filter(_filter(options.filter, _IMAGE_FILTERS), images(Store.open())))
     if options.json:
-        write_json([row.to_json() for row in rows])
+        write_rows([row.to_json() for row in rows])
     elif options.quiet:
         whole = options.no_trunc or options.digests
         _print(dict.fromkeys(f"sha256:{row.digest}" if whole else row.digest[:12] for row in rows))

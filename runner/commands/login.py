@@ -5,16 +5,16 @@ from __future__ import annotations
 import argparse
 import sys
 
+from rootdisk.cli.rows import write_rows
 from rootdisk.errors import BadInput
 from rootdisk.text import printable
-from runner.commands.options import registry as registry_options
-from runner.commands.options import write_json
 
 
 def login_command(options: argparse.Namespace) -> int:
     """Check a name and password with a registry, and save them."""
     from rootdisk.registry import login
     from rootdisk.registry.credentials import Credentials
+    from runner.commands.options import registry as registry_options
 
     registry = login.parse_registry(options.registry)
     username = options.username or _asked(f"Username for {registry}: ")
@@ -27,7 +27,7 @@ def login_command(options: argparse.Namespace) -> int:
     login.check(registry, credentials, registry_options(options))
     place = login.save(registry, credentials)
     if options.json:
-        write_json([{"registry": registry, "username": username, "saved": place}])
+        write_rows([{"registry": registry, "username": username, "saved": place}])
     else:
         print(f"logged in to {printable(registry)} as {printable(username)}; saved in {place}")
     return 0
@@ -40,7 +40,7 @@ def logout_command(options: argparse.Namespace) -> int:
     registry = login.parse_registry(options.registry)
     place = login.remove(registry)
     if options.json:
-        write_json([{"registry": registry, "removed": place}] if place else [])
+        write_rows([{"registry": registry, "removed": place}] if place else [])
     else:
         shown = printable(registry)
         print(f"logged out of {shown}; removed from {place}" if place else f"not logged in to {shown}")

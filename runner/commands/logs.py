@@ -10,10 +10,10 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+from rootdisk.cli.rows import write_rows
 from rootdisk.errors import BadInput
 from rootdisk.text import printable
 from runner.channel import messages
-from runner.commands.options import write_json
 from runner.sandbox import directory
 from runner.sandbox.logs import Reader
 from runner.store.store import Store
@@ -129,7 +129,7 @@ class _Writer:
 
     def close(self) -> None:
         if self._rows is not None:
-            write_json(self._rows)
+            write_rows(self._rows)
 
 
 def _stamp(seconds: float | None) -> bytes:

@@ -12,10 +12,10 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
+from rootdisk.cli.rows import write_rows
 from rootdisk.errors import BadInput, Busy, RootdiskError
 from rootdisk.text import error_text, printable
 from runner.channel import messages
-from runner.commands.options import sandbox_name, write_json
 from runner.sandbox import directory, orders
 from runner.sandbox.directory import Sandbox, State, Unreadable
 from runner.store.store import Store
@@ -71,15 +71,17 @@ def wait_command(options: argparse.Namespace) -> int:
             if not options.json:
                 print(rows[-1]["status"], flush=True)
     if options.json:
-        write_json(rows)
+        write_rows(rows)
     return 0
 
 
 def rename_command(options: argparse.Namespace) -> int:
     """Give a sandbox another name."""
+    from runner.commands.options import sandbox_name  # with much that only boot needs
+
     new = sandbox_name(options.new, "NEW")
     Sandbox.rename(directory.find(Store.open(), options.name), new)
-    write_json([{"name": new}]) if options.json else print(new)
+    write_rows([{"name": new}]) if options.json else print(new)
     return 0
 
 
@@ -114,7 +116,7 @@ def _done(options: argparse.Namespace, found: Sequence[State | Unreadable], fail
     """Print the names of those that it was done to. The first error is raised, the others are printed before it."""
     names = [one.name for one in found if one.name not in failed]
     if options.json:
-        write_json([{"name": name} for name in names])
+        write_rows([{"name": name} for name in names])
     else:
         for name in names:
             print(printable(name))
