@@ -145,7 +145,7 @@ static int end_machine(const char *how, const char *number) {
 int main(int argc, char **argv) {
     if (argc == 3 && (!strcmp(argv[1], "--reboot") || !strcmp(argv[1], "--signal")))
         return end_machine(argv[1], argv[2]);
-    static const char *const nodes[] = {"/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/tty", "/dev/ptmx",
+    static const char *const nodes[] = {"/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/tty", "/dev/console", "/dev/ptmx",
                                         "/dev/fd", "/dev/stdin", "/dev/stdout", "/dev/stderr", "/dev/core", "/etc/mtab"};
     static const char *const mounts[] = {"/", "/proc", "/sys", "/dev", "/dev/pts", "/dev/shm", "/dev/mqueue", "/sys/fs/cgroup", "/run", "/tmp"};
     char cwd[4096];
