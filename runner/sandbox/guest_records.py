@@ -1,14 +1,20 @@
-"""Records of the slot that need care: what older inits do not know, and the order of what is mounted. Pure."""
+"""Records for the slot: those of this start, those that older inits do not know, and the order of mounts."""
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from rootdisk.errors import BadInput
 from rootdisk.records import Record
 from rootdisk.text import printable
+from runner.machine import resolver
+from runner.machine.model import Share
+from runner.sandbox.state import Spec
 
-# Of a record, the option that it is from: inits of older artifacts do not know them.
+# Records that inits of older artifacts do not know, with their options.
 OPTIONS = {
     "tmpfs": "--tmpfs",
     "shm-size": "--shm-size",
@@ -23,26 +29,63 @@ OPTIONS = {
 _MOUNTS = ("mount", "mount-file", "tmpfs")
 
 
+def complete(settings: Sequence[Record], spec: Spec) -> list[Record]:
+    """Return all records for a guest: the settings, and those that are new at every start."""
+    names = resolver.records(spec.network, settings, resolver.Resolver.of_host())
+    return in_order([*settings, *_start_records(spec), *names])
+
+
+def _start_records(spec: Spec) -> list[Record]:
+    """Return the records that are new at every start."""
+    start_records = [
+        ("entropy", os.urandom(64).hex().encode()),
+        ("time", f"{time.time():.3f}".encode()),
+        ("network", spec.network.encode()),
+    ]
+    start_records += [("stdin", b"1")] if spec.interactive else []
+    start_records += [("tty", b"1")] if spec.terminal else []
+    for share in shares(spec):
+        key = "mount-file" if share.is_file else "mount"
+        start_records.append((key, os.fsencode(f"{share.tag}\t{share.guest}\t{'ro' if share.read_only else 'rw'}")))
+    return start_records
+
+
+def shares(spec: Spec) -> tuple[Share, ...]:
+    """Return the volumes of a sandbox as shares of its machine."""
+    return tuple(
+        Share(
+            f"volume{n}",
+            Path(path),
+            guest,
+            read_only,
+            frozenset(right for place, right in spec.volume_rights if place == guest),
+            Path(path).is_file(),
+        )
+        for n, (path, guest, read_only) in enumerate(spec.volumes)
+    )
+
+
 def needed(slot: Sequence[Record]) -> str:
-    """Return the options that an older guest's init does not know, for people; "" for none."""
+    """Return the options that an older init does not know, for messages; "" if there are none."""
     return ", ".join(dict.fromkeys(OPTIONS[key] for key, _ in slot if key in OPTIONS))
 
 
 def in_order(slot: Sequence[Record]) -> list[Record]:
-    """Return the records with what is mounted sorted: a place comes after those above it.
+    """Sort mounts so that a place comes after its parents.
 
-    BadInput if two things are to be mounted at one place.
+    Raises:
+        BadInput: Two mounts have the same place.
     """
     mounts = [record for record in slot if record[0] in _MOUNTS]
     places = [place_of(record) for record in mounts]
     for place in places:
         if places.count(place) > 1:
-            raise BadInput(f"--tmpfs and --volume: both at {printable(place)}", "give each its own place in the guest")
+            raise BadInput(f"--tmpfs and --volume: both at {printable(place)}", "choose another place in the guest")
     others = [record for record in slot if record[0] not in _MOUNTS]
     return others + sorted(mounts, key=lambda record: place_of(record).count(b"/"))
 
 
 def place_of(record: Record) -> bytes:
-    """Return where in the guest a mount or tmpfs record mounts."""
+    """Return the mount point of a mount or tmpfs record."""
     parts = record[1].split(b"\t")
     return parts[0] if record[0] == "tmpfs" else parts[1]

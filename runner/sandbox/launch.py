@@ -27,7 +27,7 @@ from rootdisk.system.debug import debug, is_shown
 from runner.disk import slot
 from runner.disk.clone import Clone, clone, existing
 from runner.machine import accelerator, resolver, tsc
-from runner.machine.model import Forward, Machine, Share, Vm
+from runner.machine.model import Forward, Machine, Vm
 from runner.sandbox import guest_records
 from runner.sandbox.directory import Sandbox, Spec, State, discard
 from runner.store.pull import StoredArtifact
@@ -66,7 +66,7 @@ def create(store: Store, artifact: StoredArtifact, spec: Spec, settings: Sequenc
         kept_records = (*settings, ("machine-id", os.urandom(16).hex().encode()), ("first", b"1"))
         atomic_write(sandbox.folder / "records", records.pack(kept_records), 0o600, durable=spec.keep)
         extent = artifact.config.slot()
-        filled = slot.pack(_all_records(kept_records, spec), extent.length)
+        filled = slot.pack(guest_records.complete(kept_records, spec), extent.length)
         patches = slot.clusters(extent, filled)
         if spec.disk_size != artifact.config.disk_size:
             from runner.disk import grow  # seldom needed
@@ -105,7 +105,7 @@ def reopen(
         atomic_write(path, records.pack(kept_records), 0o600)
         extent = artifact.config.slot()
         settings = kept_records if replacement is None else replacement
-        filled = slot.pack(_all_records(settings, run or state.spec), extent.length)
+        filled = slot.pack(guest_records.complete(settings, run or state.spec), extent.length)
         disk = existing(sandbox.folder)
         slot.rewrite(disk.path, extent, filled, sandbox.folder / "slot.json", overlay=disk.overlay)
         needs = guest_records.needed(settings)
@@ -128,41 +128,6 @@ def _read_records(path: Path, state: State) -> list[Record]:
         why = err.strerror if isinstance(err, OSError) else err
         hint = "its disk can still be read with imagetool"
         raise RootdiskError(f"sandbox {state.name} cannot start: its file `records`: {why}", hint) from err
-
-
-def _all_records(settings: Sequence[Record], spec: Spec) -> list[Record]:
-    """Return all records for a guest: the settings, and those that are new at every start."""
-    names = resolver.records(spec.network, settings, resolver.Resolver.of_host())
-    return guest_records.in_order([*settings, *_start_records(spec), *names])
-
-
-def _start_records(spec: Spec) -> list[Record]:
-    """Return the records that are new at every start."""
-    start_records = [
-        ("entropy", os.urandom(64).hex().encode()),
-        ("time", f"{time.time():.3f}".encode()),
-        ("network", spec.network.encode()),
-    ]
-    start_records += [("stdin", b"1")] if spec.interactive else []
-    start_records += [("tty", b"1")] if spec.terminal else []
-    for share in _shares(spec):
-        key = "mount-file" if share.is_file else "mount"
-        start_records.append((key, os.fsencode(f"{share.tag}\t{share.guest}\t{'ro' if share.read_only else 'rw'}")))
-    return start_records
-
-
-def _shares(spec: Spec) -> tuple[Share, ...]:
-    return tuple(
-        Share(
-            f"volume{n}",
-            Path(path),
-            guest,
-            read_only,
-            frozenset(right for place, right in spec.volume_rights if place == guest),
-            Path(path).is_file(),
-        )
-        for n, (path, guest, read_only) in enumerate(spec.volumes)
-    )
 
 
 def launch(prepared: PreparedSandbox, store: Store, counter: tsc.Counter) -> int:
@@ -400,7 +365,7 @@ def _start(
         spec.keep,
         spec.network,
         tuple(Forward(*forward) for forward in spec.forwards),
-        _shares(spec),
+        guest_records.shares(spec),
         ipv6=resolver.Resolver.of_host().is_ipv6_only(),
     )
     if spec.backend == "krun":
