@@ -50,12 +50,14 @@ def test_only_one_place_starts_programs() -> None:
         for path in (ROOT / folder).rglob("*.py")
         if starts.search(path.read_text("utf-8"))
     }
-    # The keeper is a fork, libkrun's process forks what reads its console, and a command may start itself again.
+    # The keeper is a fork, libkrun's process forks what reads its console, a command may start itself again, and
+    # whether there are user namespaces is tried in a fork.
     once = (
         "rootdisk/system/process.py",
         "rootdisk/system/stdio.py",
         "runner/sandbox/launch.py",
         "runner/machine/krun_process.py",
+        "runner/machine/virtiofsd.py",
     )
     assert found == dict.fromkeys(once, 1)
 
