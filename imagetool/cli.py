@@ -305,6 +305,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
     except KeyboardInterrupt:
         return 130
+    except SystemExit as err:  # --help, and a project that doit cannot load
+        if not isinstance(err.code, str):
+            raise
+        print(error_text(err.code), file=sys.stderr)
+        return 1
     except BrokenPipeError:
         discard_output()
         return 1
