@@ -19,6 +19,7 @@ ROOMS = {
     **dict.fromkeys(("build", "disk"), "build"),
     **dict.fromkeys(("inspect", "ls", "stat", "cat", "diff", "explain", "map"), "look"),
     **dict.fromkeys(("sign", "signatures"), "sign"),
+    "sbom": "sbom",
     **dict.fromkeys(("copy", "index", "attach", "prune"), "publish"),
     **dict.fromkeys(("push", "pull", "tags", "rm", "discover"), "registry"),
     **dict.fromkeys(("schema", "completion"), "completion"),
@@ -117,6 +118,9 @@ def parser() -> Parser:
         parents=(making,),
     )
     build.add_argument("artifact", metavar="ARTIFACT", help="where to publish: registry/repository:tag or oci:DIR:TAG")
+    build.add_argument(
+        "--policy", metavar="FILE", type=Path, help="policy.json for published disks (default: this host's)"
+    )
     build.add_argument("--force", action="store_true", help="move the tag if it names something else")
     disk = command("disk", "write an image's raw disk to a file", "--plain debian:13 debian.ext4", parents=(making,))
     disk.add_argument("file", metavar="FILE")
@@ -218,6 +222,19 @@ def parser() -> Parser:
     sign.add_argument(
         "--identity", metavar="NAME", default="", help="repository[:tag] to sign it as; default: ARTIFACT's"
     )
+    sbom = command(
+        "sbom",
+        "list the packages on an artifact's disk or a raw disk as SPDX or CycloneDX",
+        "oci:disks:13 -o 13.spdx.json",
+        "--attach --format cyclonedx registry.example/web-disk:2",
+        parents=(looking,),
+    )
+    sbom.add_argument("what", metavar="ARTIFACT|FILE")
+    sbom.add_argument(
+        "--format", choices=("spdx", "cyclonedx"), default="spdx", help="SPDX 2.3 or CycloneDX 1.6 (default: spdx)"
+    )
+    sbom.add_argument("--attach", action="store_true", help="attach it to ARTIFACT; print the digest")
+    sbom.add_argument("-o", "--output", metavar="FILE", type=Path, help="default: standard output")
     signatures = command(
         "signatures",
         "list an artifact's signatures; with --key exit 1 if none is by that key",

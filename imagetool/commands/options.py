@@ -31,6 +31,8 @@ def image_of(options: argparse.Namespace) -> Image:
             values[key] = getattr(options, key)
     if options.ca_file:
         values["ca_file"] = str(options.ca_file)
+    if getattr(options, "policy", None):
+        values["policy"] = str(options.policy)
     values["env"] = pairs(options.env, "-e", "NAME=VALUE")
     values["owners"] = pairs(options.owner, "--owner", "PATH=USER[:GROUP]")
     if options.allow_secret:

@@ -15,7 +15,16 @@ MODULES: dict[str, tuple[str, ...]] = {
     "sandboxes": ("state", "slot-record", "records", "name", "qcow2", "grow"),
     "layers": ("tar", "pax", "inflate", "accounts", "certificates", "secrets"),
     "disks": ("ext4",),
-    "trust": ("bundle", "statement", "simple-signature", "policy", "public-key", "cosign-key", "referrers"),
+    "trust": (
+        "bundle",
+        "statement",
+        "simple-signature",
+        "policy",
+        "public-key",
+        "cosign-key",
+        "referrers",
+        "dpkg-status",
+    ),
     "projects": ("images-toml", "receipt", "environment"),
 }
 TARGETS = {name: module for module, names in MODULES.items() for name in names}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -335,3 +337,25 @@ def _raw(place: Place, tag: str) -> bytes:
         return repository.manifest(repository.resolve(tag))
     finally:
         repository.close()
+
+
+def loaded(*arguments: str) -> set[str]:
+    """Modules that a command of the runner has loaded."""
+    program = (
+        "import sys; from runner.cli import main; status = main(sys.argv[1:]); assert status == 0, status; "
+        "print(*sys.modules, file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True)
+    return set(done.stderr.split())
+
+
+def test_what_nobody_asks_for_is_not_loaded(place: Place, tmp_path: Path) -> None:
+    """Without a policy, or with one that accepts anything, no signature and nothing that checks one."""
+    heavy = {"cryptography", "rootdisk.trust.judgement", "rootdisk.trust.keys", "rootdisk.trust.bundle"}
+    for options in ((), ("--policy", str(write_policy(tmp_path / "any.json", {"type": "insecureAcceptAnything"})))):
+        assert not heavy & loaded("pull", "--plain-http", *options, place.name)
+    assert not any("referrers" in path or path.endswith(".sig") for _, path, _ in place.proxy.seen)
+    place.sign()
+    assert heavy <= loaded("pull", "--plain-http", "--policy", str(place.policy), place.name)
+    # What it said is kept, so the next time nothing has to be checked.
+    assert "cryptography" not in loaded("pull", "--plain-http", "--policy", str(place.policy), place.name)

@@ -1,0 +1,39 @@
+"""The command `sbom`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+from imagetool.commands import options as given
+from rootdisk.durable import atomic_write
+from rootdisk.oci.reference import parse_reference
+
+
+def sbom_command(options: argparse.Namespace) -> int:
+    """List the packages of an artifact or disk as an SBOM."""
+    from imagetool.look.inspection import opened
+    from imagetool.sbom.documents import MEDIA_TYPES, document
+    from imagetool.sbom.packages import find
+
+    with opened(options.what, *given.looked_at(options)) as disk:
+        found = find(disk)
+        digest = str(disk.config.disk_digest) if disk.config is not None else Path(options.what).name
+    text = document(found, digest, options.format)
+    if options.attach:
+        from imagetool.targets.attach import attach
+
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder, "sbom.json")
+            file.write_bytes(text)
+            print(
+                attach(str(parse_reference(options.what)), file, MEDIA_TYPES[options.format], given.registry(options))
+            )
+    elif options.output is not None:
+        atomic_write(options.output, text)
+        print(options.output)
+    else:
+        sys.stdout.buffer.write(text)
+    return 0
