@@ -29,7 +29,7 @@ from rootdisk.artifact.format import (
     SlotExtent,
     slots_of,
 )
-from rootdisk.oci.documents import Digest
+from rootdisk.oci.documents import HEX_SHA256, Digest
 from rootdisk.oci.fields import INTEGER_MAX, Fields
 
 __all__ = [
@@ -46,7 +46,7 @@ __all__ = [
 BLOBS_MAX_COUNT = 100_000
 CHUNKS_MAX = 1 << 32
 TARGETS_MAX_COUNT = 1000
-_KEY = "[0-9a-f]{64}"
+_KEY = HEX_SHA256  # a derivation key
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,7 @@ from rootdisk.text import one_line, printable
 
 MIB = 1 << 20
 
+MODE = "0?[0-7]{3,4}"
 _UNITS = (("MiB", 1 << 20), ("GiB", 1 << 30))
 _TEMPLATES = ("git", "date", "source_tag")
 
@@ -338,7 +339,7 @@ def a_user(where: Where) -> str:
 def a_mode(where: Where) -> int:
     """Permission bits, written in octal as chmod takes them."""
     text = where.string()
-    if not re.fullmatch(r"0?[0-7]{3,4}", text):
+    if not re.fullmatch(MODE, text):
         raise where.error(f"{text!r:.80} is not a mode", 'write it in octal, as "0644"')
     return int(text, 8)
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from rootdisk.errors import BadInput, Unsupported
 from rootdisk.ids import check_user
-from rootdisk.oci.documents import Descriptor, Digest, Manifest, Platform, parse_json
+from rootdisk.oci.documents import HEX_SHA256, Descriptor, Digest, Manifest, Platform, parse_json
 from rootdisk.oci.fields import Fields
 from rootdisk.text import printable
 
@@ -275,7 +275,7 @@ class ArtifactConfig(NamedTuple):
             boot.text("cmdline", "", limit=CMDLINE_MAX, pattern="[ -~]*"),
             boot.integer("memory_mib", 1, MEMORY_MAX_MIB),
             boot.integer("cpus", 1, CPUS_MAX),
-            derivation.text("key", limit=64, pattern="[0-9a-f]{64}"),
+            derivation.text("key", limit=64, pattern=HEX_SHA256),
             dict(derivation.inner("inputs").value),
             source.text("reference", ""),
             source.text("digest", "", limit=256),

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple, cast
 
 from rootdisk.errors import BadInput
-from rootdisk.oci.documents import Digest
+from rootdisk.oci.documents import HEX_SHA256, Digest
 
 Kind = Literal["registry", "oci", "oci-archive", "docker-archive", "docker-daemon", "tar"]
 
@@ -75,7 +75,7 @@ def parse_reference(text: str) -> Reference:
     if colon and scheme in _PATH_KINDS:
         return _on_disk(cast(Kind, scheme), rest, text)
     if colon and scheme == "docker-daemon":
-        if re.fullmatch(r"sha256:[0-9a-f]{64}", rest):
+        if re.fullmatch(f"sha256:{HEX_SHA256}", rest):
             return Reference("docker-daemon", digest=Digest.parse(rest))
         return _named("docker-daemon", rest, text)
     if _is_path(text):

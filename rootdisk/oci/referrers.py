@@ -10,10 +10,10 @@ import re
 from collections.abc import Callable, Iterable
 
 from rootdisk.errors import BadInput
-from rootdisk.oci.documents import INDEX_TYPES, MANIFEST_TYPES, Descriptor, Digest, Index, Manifest
+from rootdisk.oci.documents import HEX_SHA256, INDEX_TYPES, MANIFEST_TYPES, Descriptor, Digest, Index, Manifest
 
 REFERRERS_MAX = 1000  # of one manifest
-_TAG = re.compile(r"sha256-[0-9a-f]{64}(\.sig)?\Z")
+_TAG = re.compile(rf"sha256-{HEX_SHA256}(\.sig)?\Z")
 
 
 def referrers_tag(subject: Digest) -> str:

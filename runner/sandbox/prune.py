@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rootdisk.errors import Busy, RootdiskError
+from rootdisk.oci.documents import HEX_DIGEST, HEX_SHA256
 from rootdisk.system.locks import remove_idle
 from rootdisk.system.versions import has_other_version
 from rootdisk.text import printable
@@ -22,14 +23,14 @@ from runner.store.names import read_name
 from runner.store.store import Store
 
 _FORMS = {
-    "disks": re.compile(r"([0-9a-f]{64})\.(?:raw|chunks|partial)\Z|\.([0-9a-f]{64})\.chunks\.[0-9a-f]{16}\Z"),
-    "blobs": re.compile(r"([0-9a-f]{64}|[0-9a-f]{128})\Z|\.([0-9a-f]{64}|[0-9a-f]{128})\.[0-9a-f]{16}\Z"),
+    "disks": re.compile(rf"({HEX_SHA256})\.(?:raw|chunks|partial)\Z|\.({HEX_SHA256})\.chunks\.[0-9a-f]{{16}}\Z"),
+    "blobs": re.compile(rf"({HEX_DIGEST})\Z|\.({HEX_DIGEST})\.[0-9a-f]{{16}}\Z"),
 }
-_VERDICT = re.compile(r"([0-9a-f]{64}|[0-9a-f]{128})\.json\Z")
-_NAME = re.compile(r"[0-9a-f]{64}\Z")
-_DIGEST = re.compile(r"[0-9a-f]{64}(?:[0-9a-f]{64})?\Z")
-_TEMPORARY = re.compile(r"\.[0-9a-f]{64}\.[0-9a-f]{16}\Z")
-_LOCK = re.compile(r"[0-9a-f]{64}(?:[0-9a-f]{64})?(?:\.make)?\Z")
+_VERDICT = re.compile(rf"({HEX_DIGEST})\.json\Z")
+_NAME = re.compile(rf"{HEX_SHA256}\Z")
+_DIGEST = re.compile(rf"{HEX_DIGEST}\Z")
+_TEMPORARY = re.compile(rf"\.{HEX_SHA256}\.[0-9a-f]{{16}}\Z")
+_LOCK = re.compile(rf"{HEX_DIGEST}(?:\.make)?\Z")
 _CLOCK_STEP_NS = 2_000_000_000  # time resolution of the coarsest file systems
 _WRITING_S = 3600  # a temporary file may be in use for that long
 

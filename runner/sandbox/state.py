@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from rootdisk.durable import parse_json
 from rootdisk.limits import PATH_MAX
+from rootdisk.oci.documents import HEX_DIGEST, HEX_SHA256
 from rootdisk.system.versions import check_version
 from rootdisk.text import printable
 
@@ -23,9 +24,9 @@ VERSION = 1
 MAX_BYTES = 1 << 20
 _WORD_MAX = 1000
 _REQUIRED = object()
-_HEX = re.compile(r"[0-9a-f]{64}(?:[0-9a-f]{64})?\Z")  # sha256 or sha512
-_DIGEST = re.compile(r"(?:sha256:)?[0-9a-f]{64}\Z|(?:sha512:)?[0-9a-f]{128}\Z")
-_ANY_DIGEST = re.compile(r"(?<![0-9a-f])(?:[0-9a-f]{64}|[0-9a-f]{128})(?![0-9a-f])")
+_HEX = re.compile(rf"{HEX_DIGEST}\Z")
+_DIGEST = re.compile(rf"(?:sha256:)?{HEX_SHA256}\Z|(?:sha512:)?[0-9a-f]{{128}}\Z")
+_ANY_DIGEST = re.compile(rf"(?<![0-9a-f]){HEX_DIGEST}(?![0-9a-f])")
 
 
 class Spec(NamedTuple):

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from rootdisk.artifact.format import INDEX_MAGIC, INDEX_MAX_BYTES, Chunk, ChunkIndex
 from rootdisk.durable import data_runs, open_file, read_file
 from rootdisk.errors import Busy, RootdiskError
-from rootdisk.oci.documents import Digest, Platform
+from rootdisk.oci.documents import HEX_DIGEST, HEX_SHA256, Digest, Platform
 from rootdisk.oci.reference import parse_reference
 from rootdisk.oci.repository import RegistryOptions
 from rootdisk.system.debug import debug
@@ -21,8 +21,8 @@ from runner.store.names import Name, files_of, read_name
 from runner.store.pull import pull
 from runner.store.store import Store, read_index
 
-_BLOB = re.compile(r"[0-9a-f]{64}(?:[0-9a-f]{64})?\Z")
-_DISK = re.compile(r"[0-9a-f]{64}\.raw\Z")
+_BLOB = re.compile(rf"{HEX_DIGEST}\Z")
+_DISK = re.compile(rf"{HEX_SHA256}\.raw\Z")
 
 
 class Damage(NamedTuple):

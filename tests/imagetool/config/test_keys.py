@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 import trustme
 
 from imagetool.build import derivation
-from imagetool.config import images, schema
+from imagetool.config import images, schema, values
 from imagetool.guest.programs import Guest
 from imagetool.look import explanation
 from rootdisk.oci.documents import Digest
@@ -92,3 +93,11 @@ def test_every_input_is_explained(tmp_path: Path) -> None:
     top = {name for name in found if name not in ("recipe", "guest")}
     names = {*top, *(f"recipe.{name}" for name in found["recipe"]), *(f"guest.{name}" for name in found["guest"])}
     assert names | {"guest.kernel"} == explained
+
+
+def test_patterns_are_the_parser_s() -> None:
+    """A name of an image, and a mode: one grammar in the schema and in the parser."""
+    whole = json.loads(schema.PATH.read_bytes())
+    names = whole["properties"]["image"]["propertyNames"]["pattern"]
+    assert names == f"^{images._NAME.pattern}".replace(r"\Z", "$")
+    assert whole["definitions"]["file"]["properties"]["mode"]["pattern"] == f"^{values.MODE}$"
