@@ -58,6 +58,7 @@ def decimal(value: bytes, what: str) -> int:
     return int(value)
 
 
+@lru_cache(maxsize=8192)
 def id_number(value: bytes) -> int:
     """Return a PAX record's user or group number."""
     try:
@@ -118,16 +119,27 @@ def xattrs(pax: dict[bytes, bytes]) -> Xattrs | None:
     the ACL's text, which may be understood with the image's accounts.
     """
     found: Xattrs = {}
+    wrong: Xattrs = {}
     for key, value in pax.items():
-        if key.startswith(b"LIBARCHIVE.xattr."):
+        if key.startswith(b"SCHILY.xattr."):
+            found[key[13:]] = value  # libarchive writes both forms; this one is exact
+        elif key.startswith(b"LIBARCHIVE.xattr."):
             name = unquote_to_bytes(key[17:])
             try:
                 padded = value + b"=" * (-len(value) % 4)  # libarchive writes no padding
                 found.setdefault(name, binascii.a2b_base64(padded, strict_mode=True))
             except ValueError:
-                found[LEFT_OUT + name] = b"its value is not base64"
-        elif key.startswith(b"SCHILY.xattr."):
-            found[key[13:]] = value  # libarchive writes both forms; this one is exact
+                wrong[name] = b"its value is not base64"
+    # Looked at one by one only if one is wrong: a global header may give 64 to each of millions of entries.
+    if b"" in found or b"\0" in b"".join(found) or max(map(len, (*found, b""))) > XATTR_NAME_MAX_BYTES:
+        wrong |= dict.fromkeys(filter(_cannot_be_a_name, found), b"its name cannot be one")
+    if max(map(len, (*found.values(), b""))) > XATTR_MAX_BYTES:
+        long = (name for name, value in found.items() if len(value) > XATTR_MAX_BYTES and name not in wrong)
+        wrong |= dict.fromkeys(long, b"it is longer than 64 KiB")
+    if wrong:
+        found = {name: value for name, value in found.items() if name not in wrong}
+        for name, why in wrong.items():
+            found[LEFT_OUT + name.replace(b"\0", b"\\0")[:XATTR_NAME_MAX_BYTES]] = why
     for key, name in ACLS.items():
         if key in pax and name not in found:
             try:
@@ -136,22 +148,15 @@ def xattrs(pax: dict[bytes, bytes]) -> Xattrs | None:
                 name, value = LEFT_OUT + key, pax[key][:XATTR_MAX_BYTES]
             if value:
                 found[name] = value
-    for name, value in list(found.items()):
-        why = ""
-        if name.startswith(LEFT_OUT) and len(name) > 1:
-            found[name[: XATTR_NAME_MAX_BYTES + 1]] = found.pop(name)
-        elif not 0 < len(name) <= XATTR_NAME_MAX_BYTES or b"\0" in name:
-            why = "its name cannot be one"
-        elif len(value) > XATTR_MAX_BYTES:
-            why = "it is longer than 64 KiB"
-        if why:
-            del found[name]
-            found[LEFT_OUT + name.replace(b"\0", b"\\0")[:XATTR_NAME_MAX_BYTES]] = why.encode()
     if len(found) > XATTRS_MAX_COUNT:
         for name in sorted(found)[XATTRS_MAX_COUNT:]:
             del found[name]
         found[LEFT_OUT + b"and more"] = b"a file has more than 256 attributes"
     return found or None
+
+
+def _cannot_be_a_name(name: bytes) -> bool:
+    return not 0 < len(name) <= XATTR_NAME_MAX_BYTES or b"\0" in name
 
 
 _TAGS = {  # of an entry without and with a name; include/uapi/linux/posix_acl.h
