@@ -10,6 +10,7 @@ from pathlib import Path
 from imagetool.commands import options as given
 from rootdisk.durable import atomic_write
 from rootdisk.oci.reference import parse_reference
+from rootdisk.text import one_line, printable
 
 
 def sbom_command(options: argparse.Namespace) -> int:
@@ -28,12 +29,12 @@ def sbom_command(options: argparse.Namespace) -> int:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder, "sbom.json")
             file.write_bytes(text)
-            print(
-                attach(str(parse_reference(options.what)), file, MEDIA_TYPES[options.format], given.registry(options))
-            )
+            name = str(parse_reference(options.what))
+            attached = str(attach(name, file, MEDIA_TYPES[options.format], given.registry(options)))
+        print(one_line(attached))
     elif options.output is not None:
         atomic_write(options.output, text)
-        print(options.output)
+        print(printable(options.output))
     else:
         sys.stdout.buffer.write(text)
     return 0
