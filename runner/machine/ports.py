@@ -41,7 +41,8 @@ def are_low(forwards: Iterable[Forward]) -> bool:
 
 
 def _explained(err: OSError, forward: Forward) -> BadInput:
-    what = f"--publish {forward.address}:{forward.host}:{forward.guest}"
+    address = f"[{forward.address}]" if ":" in forward.address else forward.address
+    what = f"--publish {address}:{forward.host}:{forward.guest}"
     kind = "" if forward.protocol == "tcp" else f"/{forward.protocol}"
     if err.errno == errno.EADDRINUSE:
         return BadInput(

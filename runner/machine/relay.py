@@ -32,7 +32,9 @@ def serve(forwards: Sequence[Forward], user: process.User | None) -> tuple[tuple
             inner.append(Forward(forward.protocol, "127.0.0.1", port, forward.guest))
             words.append(f"{forward.protocol}:{outside.fileno()}:{port}")
         argv = [sys.executable, "-I", "-S", str(Path(__file__).with_name("relay_process.py")), *words]
-        server = process.start(argv, fds=[sock.fileno() for sock in sockets], user=user)
+        # It becomes that user itself: others may not be able to read this Python.
+        argv += [f"user:{user.uid}:{user.gid}"] if user is not None else []
+        server = process.start(argv, fds=[sock.fileno() for sock in sockets])
     finally:
         for sock in sockets:
             sock.close()

@@ -1,13 +1,16 @@
-"""The program of relay.py: `relay_process.py tcp:FD:PORT udp:FD:PORT …` relays each socket to a port of 127.0.0.1.
+"""The program of relay.py: `relay_process.py tcp:FD:PORT udp:FD:PORT … [user:UID:GID]` relays each socket to a port of 127.0.0.1.
 
-It runs alone, without this package. At most CONNECTIONS_MAX connections, and as many UDP clients, are served at once; others wait or
+It runs alone, without this package, and loads nothing after it has become another user, who may see none of Python's files. At most CONNECTIONS_MAX connections, and as many UDP clients, are served at once; others wait or
 are dropped.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import os
 import select
+import signal
 import socket
 import sys
 import threading
@@ -15,6 +18,7 @@ import time
 
 CONNECTIONS_MAX = 512
 PIECE_BYTES = 64 << 10
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 IDLE_S = 60.0  # after which a UDP client is forgotten
 
 
@@ -34,8 +38,8 @@ def relay_tcp(listener: socket.socket, port: int) -> None:
 
 def _carry(client: socket.socket, port: int, places: threading.BoundedSemaphore) -> None:
     """Carry one connection, both ways, until both sides have ended theirs."""
-    with contextlib.suppress(OSError), client, socket.create_connection(("127.0.0.1", port), 30) as guest:
-        guest.settimeout(None)
+    with contextlib.suppress(OSError), client, socket.socket(socket.AF_INET, socket.SOCK_STREAM) as guest:
+        guest.connect(("127.0.0.1", port))
         back = threading.Thread(target=_pump, args=(guest, client), daemon=True)
         back.start()
         _pump(client, guest)
@@ -83,8 +87,17 @@ def relay_udp(listener: socket.socket, port: int) -> None:
 def main(words: list[str]) -> None:
     """Relay what each word says, until the process is killed."""
     threads = []
+    libc, parent = ctypes.CDLL(None), os.getppid()
     for word in words:
         protocol, fd, port = word.split(":")
+        if protocol == "user":
+            os.setgroups([])
+            os.setgid(int(port))
+            os.setuid(int(fd))
+            libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # the kernel forgets it when the user changes
+            if os.getppid() != parent:
+                return
+            continue
         target = relay_tcp if protocol == "tcp" else relay_udp
         threads.append(threading.Thread(target=target, args=(socket.socket(fileno=int(fd)), int(port)), daemon=True))
     for thread in threads:

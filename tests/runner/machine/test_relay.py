@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +16,8 @@ from rootdisk.errors import BadInput
 from runner.commands.options import forwards
 from runner.machine import ports, relay
 from runner.machine.model import Forward
+from tests.support.commands import ROOT
+from tests.support.mounts import needs_root
 from tests.support.waiting import until
 
 
@@ -132,8 +137,32 @@ def test_it_carries_both_ways(relayed: tuple[Forward, Forward]) -> None:
                 return False
 
             until(answered)
-    with pytest.raises(BadInput, match="in use"):
+    with pytest.raises(BadInput, match="in use") as found:
         ports.check([tcp])
+    assert f"--publish [::1]:{tcp.host}:7" in str(found.value)
+
+
+@needs_ipv6
+@needs_root
+def test_it_runs_as_the_machine_s_user_and_ends_with_the_keeper() -> None:
+    """Whether or not that user can read this Python; and the kernel is told again whose end is its own."""
+    program = (
+        "import os, sys, time\n"
+        "from rootdisk.system.process import User\n"
+        "from runner.machine import relay\n"
+        "from runner.machine.model import Forward\n"
+        f"_, helper = relay.serve((Forward('tcp', '::1', {_free(1)}, 7),), User(65534, 65534, ()))\n"
+        "print(helper.process.pid, flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    keeper = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, cwd=ROOT)
+    assert keeper.stdout is not None
+    status = Path("/proc", keeper.stdout.readline().decode().strip(), "status")
+    until(lambda: "\nUid:\t65534\t" in status.read_text())
+    keeper.kill()
+    keeper.wait()
+    keeper.stdout.close()
+    until(lambda: not status.exists() or "\nState:\tZ" in status.read_text())
 
 
 @needs_ipv6
