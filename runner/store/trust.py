@@ -135,12 +135,6 @@ def _placed(store: Store, reference: Reference, manifest: Digest) -> Reference:
     return absolute(reference)
 
 
-def signers(store: Store, manifest: Digest) -> list[dict[str, str]]:
-    """List whose signatures of an artifact in the store were accepted."""
-    known = [signer for verdict in _Record.read(store, manifest).verdicts.values() for signer in verdict["signers"]]
-    return list({str(sorted(signer.items())): signer for signer in known}.values())
-
-
 def _signatures(repository: Repository, digests: Sequence[Digest]) -> Iterator[Found]:
     from rootdisk.artifact.signatures import signatures_of
 

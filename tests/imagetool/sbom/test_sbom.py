@@ -13,6 +13,8 @@ from spdx_tools.spdx.parser.parse_anything import parse_file
 from spdx_tools.spdx.validation.document_validator import validate_full_spdx_document
 
 from imagetool.cli import main
+from rootdisk.oci.reference import parse_reference
+from rootdisk.places import open_repository
 from tests.support.commands import Runner
 from tests.support.layouts import write_layout
 from tests.support.tars import END, directory, file
@@ -119,7 +121,9 @@ def test_a_database_that_is_not_one(
 
 
 @pytest.mark.vm
-def test_it_is_what_the_guest_says(demo: str, runner: Runner, capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_is_what_the_guest_says(
+    demo: str, runner: Runner, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """On a Debian image: no package missing, none too many; and a layer for each."""
     assert main(["sbom", demo]) == 0
     value = json.loads(capsys.readouterr().out)
@@ -131,3 +135,11 @@ def test_it_is_what_the_guest_says(demo: str, runner: Runner, capsys: pytest.Cap
     assert told
     assert {(package["name"], package["versionInfo"]) for package in packages} == told
     assert all(package["comment"].startswith("layer sha256:") for package in packages)
+    copy = f"oci:{tmp_path}/copy:1"
+    assert main(["copy", "-q", demo, copy]) == 0
+    capsys.readouterr()
+    assert main(["sbom", "--attach", copy]) == 0
+    repository = open_repository(parse_reference(copy))
+    (attached,) = repository.referrers(repository.resolve("1").digest, "application/spdx+json")
+    repository.close()
+    assert str(attached.digest) == capsys.readouterr().out.strip()

@@ -15,6 +15,7 @@ from imagetool.signing.sign import bundle_of, push_bundle, sign, signed_statemen
 from imagetool.targets.copy import copy
 from imagetool.targets.index import make_index
 from imagetool.targets.open import open_target
+from rootdisk.artifact.format import DISK_TYPE
 from rootdisk.oci.documents import OCI_EMPTY, OCI_INDEX, OCI_MANIFEST, Descriptor, Digest, Manifest, canonical_json
 from rootdisk.oci.reference import parse_reference
 from rootdisk.places import open_repository
@@ -359,3 +360,25 @@ def test_what_nobody_asks_for_is_not_loaded(place: Place, tmp_path: Path) -> Non
     assert heavy <= loaded("pull", "--plain-http", "--policy", str(place.policy), place.name)
     # What it said is kept, so the next time nothing has to be checked.
     assert "cryptography" not in loaded("pull", "--plain-http", "--policy", str(place.policy), place.name)
+
+
+def test_inspect_says_who_signed(place: Place, tmp_path: Path, capsys: Said) -> None:
+    place.sign(formats="both")
+    other = make_keys(tmp_path / "other")
+    place.sign(other)
+    capsys.readouterr()
+    assert place.run("--json", place.name, command="inspect") == 0
+    value = json.loads(capsys.readouterr().out)[0]
+    assert value["policy"] == "accepted"
+    ours = [item for item in value["signatures"] if item["verified"]]
+    assert [item["format"] for item in ours] == ["bundle", "simple"]
+    assert {item["key"] for item in ours} == {place.keys.signer.public.fingerprint}
+    assert {item["identity"] for item in ours} == {place.name}
+    assert len(value["signatures"]) == 3
+    write_policy(place.policy, signed_by(make_keys(tmp_path / "third")))
+    assert place.run("--json", place.name, command="inspect") == 0
+    assert json.loads(capsys.readouterr().out)[0]["policy"].startswith("refused: ")
+    disk = {
+        str(blob.descriptor.digest) for blob in place.made.artifact.blobs if blob.descriptor.media_type == DISK_TYPE
+    }
+    assert not any(path.rpartition("/")[2] in disk for _, path, _ in place.proxy.seen)
