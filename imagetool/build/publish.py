@@ -103,13 +103,16 @@ def sign_published(image: Image, place: Reference, target: Target, descriptor: D
     """Sign what is in `place` and has no name yet, if the image says so: nobody sees the name without the signature."""
     if image.sign is None:
         return
-    from imagetool.signing.sign import Formats, sign_digest
+    from imagetool.signing.sign import Formats, attach_provenance, sign_digest
 
     own = f"{place.place}:{image.version}" if place.kind == "registry" else ""
     named = Descriptor(descriptor.media_type, descriptor.digest, descriptor.size)
     with contextlib.closing(open_repository(place, registry(image))) as repository:
         key, formats = signing_key(image.sign), cast("Formats", image.sign.format)
-        sign_digest(repository, target, named, key, formats=formats, identity=image.sign.identity or own)
+        name = image.sign.identity or own
+        sign_digest(repository, target, named, key, formats=formats, identity=name)
+        if image.sign.provenance and named.media_type == OCI_MANIFEST:
+            attach_provenance(repository, target, named, key, name)
 
 
 def signing_key(sign: Signing) -> SigningKey:

@@ -75,6 +75,7 @@ class Signing(NamedTuple):
     public_key: Path | None = None
     format: str = "bundle"
     identity: str = ""
+    provenance: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,6 +280,7 @@ def _signing(table: Mapping[str, Where], image: Where) -> Signing | None:
         table["public_key"].path() if "public_key" in table else None,
         form,
         table["identity"].string() if "identity" in table else "",
+        table["provenance"].boolean() if "provenance" in table else False,
     )
 
 

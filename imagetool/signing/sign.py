@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import os
 from collections.abc import Iterator
 from functools import partial
 from typing import Literal
@@ -164,6 +165,26 @@ def _attach(
         push_bundle(target, subject, bundle_of(claim, key), SIGN_PREDICATE)
     else:
         _add_simple(repository, target, subject.digest, claim, key)
+
+
+def attach_provenance(
+    repository: Repository, target: Target, subject: Descriptor, key: SigningKey, identity: str
+) -> None:
+    """Attach from what `subject`, an artifact, was built; not if it has provenance of this key already."""
+    from imagetool.signing.provenance import PREDICATE, statement
+
+    for found in signatures_of(repository, subject.digest):
+        if isinstance(found, Unusable) or found.format != "bundle":
+            continue
+        with contextlib.suppress(BadInput):
+            bundle = Bundle.parse(found.document)
+            if key.public.verify(bundle.signature, bundle.signed):
+                made = Statement.parse(bundle.payload_type, bundle.payload)
+                if (made.digest, made.predicate_type) == (subject.digest, PREDICATE):
+                    return
+    artifact = PublishedArtifact(repository, subject, repository.manifest(subject))
+    made = statement(artifact.config, subject.digest, identity, os.environ)
+    push_bundle(target, subject, signed_statement(made, key), PREDICATE)
 
 
 def bundle_of(claim: Claim, key: SigningKey) -> Bundle:

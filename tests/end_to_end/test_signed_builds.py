@@ -6,9 +6,15 @@ from pathlib import Path
 
 import pytest
 
+from imagetool.signing.provenance import PREDICATE
 from imagetool.signing.sign import sign
 from imagetool.targets.index import make_index
+from rootdisk.artifact.signatures import signatures_of
+from rootdisk.oci.documents import Digest
 from rootdisk.oci.reference import parse_reference
+from rootdisk.places import open_repository
+from rootdisk.trust.bundle import SIGN_PREDICATE, Bundle, Statement
+from rootdisk.trust.signatures import Signature
 from tests.support.commands import Runner
 from tests.support.layouts import write_layout
 from tests.support.machines import Machine
@@ -38,7 +44,7 @@ def test_what_is_published_is_signed(
 ) -> None:
     """A clean machine takes it by its key; one with another key, or another policy, builds it."""
     target = f"{registry.name}/signed/app"
-    signing = f'[image.app.sign]\nkey = "{keys.private}"\nformat = "both"\n'
+    signing = f'[image.app.sign]\nkey = "{keys.private}"\nformat = "both"\nprovenance = true\n'
     first = Machine(tmp_path / "first", layout, target)
     first.add(signing)
     status, said = first.build()
@@ -47,6 +53,18 @@ def test_what_is_published_is_signed(
     pull = ("pull", "--plain-http", "--policy", str(policy))
     done = runner(*pull, f"{target}:1")
     assert done.returncode == 0, done.stderr
+
+    repository = open_repository(parse_reference(f"{target}:1"), registry.options)
+    bundles = [
+        found for found in signatures_of(repository, Digest.parse(first.digest())) if isinstance(found, Signature)
+    ]
+    repository.close()
+    told = [
+        Statement.parse(b.payload_type, b.payload)
+        for b in (Bundle.parse(f.document) for f in bundles if not f.signature)
+    ]
+    assert sorted(one.predicate_type for one in told) == [SIGN_PREDICATE, PREDICATE]
+    assert all(str(one.digest) == first.digest() for one in told)
 
     second = Machine(tmp_path / "second", layout, target)
     second.add(signing)
