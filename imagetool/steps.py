@@ -6,8 +6,9 @@ import warnings
 from pathlib import Path
 
 from imagetool.build import receipts
+from imagetool.config.images import Image
 from imagetool.receipts import Receipt
-from imagetool.tasks import uptodate
+from imagetool.tasks import actions, uptodate
 from imagetool.tasks.actions import (
     check,
     demo,
@@ -18,7 +19,6 @@ from imagetool.tasks.actions import (
     init,
     kernel,
     pack,
-    prune,
     publish,
     report,
     reproduce,
@@ -59,6 +59,13 @@ warnings.warn(
 )
 
 SOURCE_RECEIPT = 2
+
+
+def prune(places: Places, image: Image, delete: bool = False, keep: int = 0) -> object:
+    """List or remove what may go from the image's targets; `keep` 0 keeps all versions."""
+    return actions.prune(places, image, {"delete": delete, "keep": str(keep or "")})
+
+
 _KINDS: dict[str, type[Receipt]] = {
     "source": receipts.SourceReceipt,
     "artifact": receipts.ArtifactReceipt,

@@ -67,8 +67,22 @@ def find_built(image: Image, inputs: Mapping[str, Any], targets: Sequence[Refere
     return None
 
 
-def prune(place: Reference, options: RegistryOptions, keep: int | None, *, delete: bool) -> list[tuple[str, Digest]]:
-    """Tags of `place` past the policy (imagetool/targets/prune.py), and removed if `delete`."""
+class Pruned(NamedTuple):
+    """Tags to remove, or removed; in which order versions were taken, in words; bytes freed."""
+
+    tags: list[tuple[str, Digest]]
+    order: str
+    freed: int = 0
+
+
+def prune(place: Reference, options: RegistryOptions, keep: int | None, *, delete: bool) -> Pruned:
+    """Choose the tags of `place` that are not needed (imagetool/targets/prune.py), and remove them if `delete`.
+
+    Raises:
+        BadInput: `keep` is below 1.
+    """
+    if keep is not None and keep < 1:
+        raise BadInput(f"--keep {keep}", "how many versions stay: 1 or more")
     with (
         contextlib.closing(open_repository(place, options)) as repository,
         contextlib.closing(open_target(place, options)) as target,
@@ -80,8 +94,10 @@ def prune(place: Reference, options: RegistryOptions, keep: int | None, *, delet
                 return []
             return [item.digest for item in Index.parse(repository.manifest(found)).manifests]
 
-        tags = target.tags()
-        old = [(tag, tags[tag]) for tag in outdated(tags, children, keep)]
+        tags, published = target.tags(), target.published()
+        old = [(tag, tags[tag]) for tag in outdated(tags, children, keep, published)]
+        order = "by the time they were published" if published else "by their version numbers, as no times are recorded"
+        freed = 0
         if delete:
             gone = dict.fromkeys(digest for _, digest in old)
             for tag, digest in old:
@@ -91,7 +107,8 @@ def prune(place: Reference, options: RegistryOptions, keep: int | None, *, delet
                     gone |= dict.fromkeys(item.digest for item in repository.referrers(digest))
             for digest in gone:
                 target.remove(digest)
-        return old
+            freed = target.sweep()
+        return Pruned(old, order, freed)
 
 
 def _checked(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -17,12 +17,12 @@ from imagetool.progress import Report, silent
 from imagetool.receipts import check_file
 from imagetool.targets.copy import copy_manifest, copy_referrers
 from imagetool.targets.open import open_target
-from imagetool.targets.target import Target, push_blobs
+from imagetool.targets.target import Target, push_blobs, tag_taken
 from rootdisk.artifact.format import key_tag
-from rootdisk.errors import BadInput, DigestMismatch, NotThere, RegistryError, RootdiskError
+from rootdisk.errors import DigestMismatch, NotThere, RegistryError, RootdiskError
 from rootdisk.oci.documents import OCI_MANIFEST, Descriptor, Digest
 from rootdisk.oci.reference import Reference
-from rootdisk.oci.repository import RegistryOptions, Repository
+from rootdisk.oci.repository import Repository
 from rootdisk.places import open_repository
 
 if TYPE_CHECKING:
@@ -42,17 +42,17 @@ def publish(
     """Publish the artifact in every target, under `tag` and its key's; one of several platforms under the latter alone.
 
     Raises:
-        BadInput: the tag names another artifact in a registry, and not `force`.
+        BadInput: the tag names another artifact, and not `force`.
         Damaged: a file is not what it was when it was made.
     """
     tags = (artifact.key_tag,) if image.group else (tag, artifact.key_tag)
-    for reference in targets:
-        if not force and not image.group:
-            refuse_to_move(reference, tag, artifact.descriptor.digest, registry(image))
-        with contextlib.closing(open_target(reference, registry(image))) as target:
+    fixed = {place: () if image.group else fixed_tags(image, place, tag, force=force) for place in targets}
+    refuse_to_move(image, fixed, artifact.descriptor.digest)
+    for place in targets:
+        with contextlib.closing(open_target(place, registry(image))) as target:
             push(artifact, target, (), report)
-            sign_published(image, reference, target, artifact.descriptor)
-            target.push_manifest(artifact.manifest, OCI_MANIFEST, tags)
+            sign_published(image, place, target, artifact.descriptor)
+            target.push_manifest(artifact.manifest, OCI_MANIFEST, tags, fixed=fixed[place])
 
 
 def publish_found(
@@ -67,16 +67,17 @@ def publish_found(
 ) -> None:
     """Publish an artifact that one of the targets has already."""
     tags = (key_tag(key),) if image.group else (tag, key_tag(key))
+    fixed = {place: () if image.group else fixed_tags(image, place, tag, force=force) for place in targets}
+    refuse_to_move(image, fixed, found.descriptor.digest)
     with contextlib.closing(open_repository(found.place, registry(image))) as repository:
-        for reference in targets:
-            if not force and not image.group:
-                refuse_to_move(reference, tag, found.descriptor.digest, registry(image))
-            with contextlib.closing(open_target(reference, registry(image))) as target:
-                if reference.place != found.place.place:
-                    copy_referrers(repository, reference, target, found.descriptor, registry(image), report=report)
+        raw, media_type = repository.manifest(found.descriptor), found.descriptor.media_type
+        for place in targets:
+            with contextlib.closing(open_target(place, registry(image))) as target:
+                if place.place != found.place.place:
+                    copy_referrers(repository, place, target, found.descriptor, registry(image), report=report)
                     copy_manifest(repository, target, found.descriptor, (), report=report)
-                sign_published(image, reference, target, found.descriptor)
-                target.push_manifest(repository.manifest(found.descriptor), found.descriptor.media_type, tags)
+                sign_published(image, place, target, found.descriptor)
+                target.push_manifest(raw, media_type, tags, fixed=fixed[place])
 
 
 def publish_index(images: Sequence[Image], digests: Sequence[Digest], *, force: bool = False) -> Digest:
@@ -84,18 +85,16 @@ def publish_index(images: Sequence[Image], digests: Sequence[Digest], *, force: 
     from imagetool.targets.index import make_index
 
     first, made = images[0], []
-    options = registry(first)
     for place in first.publish:
 
-        def allow(descriptor: Descriptor, place: Reference = place) -> None:
-            if not force:
-                refuse_to_move(place, first.version, descriptor.digest, options)
+        def sign(descriptor: Descriptor, place: Reference = place) -> None:
             if first.sign is not None:
-                with contextlib.closing(open_target(place, options)) as target:
+                with contextlib.closing(open_target(place, registry(first))) as target:
                     sign_published(first, place, target, descriptor)
 
         sources = [f"{place.place}@{digest}" for digest in digests]
-        made.append(make_index(f"{place.place}:{first.version}", sources, options, allow))
+        fixed = bool(fixed_tags(first, place, first.version, force=force))
+        made.append(make_index(f"{place.place}:{first.version}", sources, registry(first), sign, fixed=fixed))
     return made[0]
 
 
@@ -122,20 +121,22 @@ def signing_key(sign: Signing) -> SigningKey:
     return load_key(KeyOptions(sign.key, sign.passphrase_file, sign.key_command, sign.public_key))
 
 
-def refuse_to_move(place: Reference, tag: str, digest: Digest, options: RegistryOptions) -> None:
-    """BadInput where `tag` names something else in a registry: others rely on it. `latest` is there to be moved."""
-    if place.kind != "registry" or tag == "latest":
-        return
-    repository = open_repository(place, options)
-    try:
-        found = resolved_tag(repository, tag)
-        if found is not None and found.digest != digest:
-            raise BadInput(
-                f"{place.place}:{tag} is {found.digest.short} already, and this is {digest.short}",
-                "raise the version, or move the tag with --force",
-            )
-    finally:
-        repository.close()
+def fixed_tags(image: Image, place: Reference, tag: str, *, force: bool) -> tuple[str, ...]:
+    """The tags that do not move: a version that others may rely on. `latest` is there to be moved.
+
+    A layout in the project's own cache is nobody else's; it can be deleted at any time.
+    """
+    private = place.path is not None and image.cache is not None and place.path.is_relative_to(image.cache)
+    return () if force or private or tag == "latest" else (tag,)
+
+
+def refuse_to_move(image: Image, fixed: Mapping[Reference, Sequence[str]], digest: Digest) -> None:
+    """BadInput if a tag of `fixed` names something else than `digest` in its place: said before anything is sent."""
+    for place, tags in fixed.items():
+        for tag in tags:
+            found = find_published(place, image, tag)
+            if found is not None and found != digest:
+                raise tag_taken(f"{place.place}:{tag}", found, digest)
 
 
 def find_published(place: Reference, image: Image, name: str | Digest) -> Digest | None:
@@ -180,7 +181,14 @@ def resolved_tag(repository: Repository, tag: str) -> Descriptor | None:
         return None
 
 
-def push(artifact: Artifact, target: Target, tags: tuple[str, ...], report: Report = silent) -> None:
+def push(
+    artifact: Artifact,
+    target: Target,
+    tags: Sequence[str],
+    report: Report = silent,
+    *,
+    fixed: Sequence[str] = (),
+) -> None:
     """Blobs that are not there yet, then the manifest. Damaged if a file is not what it was when it was made."""
 
     def content(blob: Blob) -> Content:
@@ -193,4 +201,4 @@ def push(artifact: Artifact, target: Target, tags: tuple[str, ...], report: Repo
             if isinstance(blob.data, Path):
                 check_file(blob.data, blob.descriptor.digest)
         raise
-    target.push_manifest(artifact.manifest, OCI_MANIFEST, tags)
+    target.push_manifest(artifact.manifest, OCI_MANIFEST, tags, fixed=fixed)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 
 from imagetool.commands import options as option_values
 from imagetool.progress import reported
 from rootdisk.cli.rows import write_rows
-from rootdisk.errors import BadInput
 from rootdisk.oci.reference import parse_reference
 from rootdisk.text import one_line
 
@@ -47,12 +47,13 @@ def prune_command(options: argparse.Namespace) -> int:
     """List tags that are not needed, or remove them."""
     from imagetool.build.cached_artifact import prune
 
-    if options.keep is not None and options.keep < 1:
-        raise BadInput(f"--keep {options.keep}", "how many versions stay: 1 or more")
-    gone = prune(parse_reference(options.place), option_values.registry(options), options.keep, delete=options.delete)
+    done = prune(parse_reference(options.place), option_values.registry(options), options.keep, delete=options.delete)
     if options.json:
-        write_rows({"tag": tag, "digest": str(digest)} for tag, digest in gone)
+        write_rows({"tag": tag, "digest": str(digest)} for tag, digest in done.tags)
     else:
-        for tag, digest in gone:
+        for tag, digest in done.tags:
             print(one_line(f"{tag} {digest}"))
+    if not options.quiet:
+        freed = f"; {done.freed / 1e6:.1f} MB freed" if done.freed else ""
+        print(f"versions were ordered {done.order}{freed}", file=sys.stderr)
     return 0

@@ -108,6 +108,7 @@ class Image:
     sign: Signing | None = None
     policy: Path | None = None  # of published disks that are used; this host's if None
     source_policy: bool = False
+    cache: Path | None = None  # the project's own, whose layouts are nobody else's
     group: str = ""  # the name in images.toml where this is one of several platforms: an index of all has the version
 
 
@@ -146,7 +147,22 @@ def parse(text: str, path: Path, variables: Mapping[str, str] | None = None) -> 
         if one.group and one.name in taken:
             raise (images / name).error(f"makes {one.name}, which is an image of its own", "give one another name")
         taken.add(one.name)
+    _refuse_shared_targets(images, found)
     return tuple(image for _, image in found)
+
+
+def _refuse_shared_targets(images: Where, found: list[tuple[str, Image]]) -> None:
+    """BadInput if two images are published under one name: each would take it from the other."""
+    names: dict[tuple[str, str], str] = {}
+    for key, image in found:
+        for place in image.publish:
+            where = os.path.realpath(place.path) if place.path is not None else str(place.place)
+            other = names.setdefault((where, image.version), key)
+            if other != key:
+                raise (images / key).error(
+                    f"is published as {printable(place.place)}:{image.version}, and so is {other}",
+                    "give one another publish or version",
+                )
 
 
 def of_command_line(name: str, described: Mapping[str, Any]) -> Image:
@@ -256,6 +272,7 @@ def _image(image: Where, defaults: Where | None, *, command_line: bool = False) 
         _signing(table("sign"), image),
         get("policy", Where.path, None),
         get("source_policy", Where.boolean, False),
+        (image.file.parent / "cache").absolute(),
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import tarfile
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from imagetool.content import Content
@@ -45,6 +45,14 @@ class ArchiveTarget:
         """Return no tags: the archive is new."""
         return {}
 
+    def published(self) -> dict[str, float]:
+        """Return nothing: an archive is new."""
+        return {}
+
+    def sweep(self) -> int:
+        """Remove nothing."""
+        return 0
+
     def remove(self, digest: Digest) -> None:
         """Refuse to remove anything.
 
@@ -57,7 +65,7 @@ class ArchiveTarget:
         """Write a blob."""
         self._layout.push_blob(descriptor, content)
 
-    def push_manifest(self, raw: bytes, media_type: str, tags: Sequence[str]) -> Digest:
+    def push_manifest(self, raw: bytes, media_type: str, tags: Sequence[str], *, fixed: Collection[str] = ()) -> Digest:
         """Write a manifest. With a tag, finish the archive."""
         digest = self._layout.push_manifest(raw, media_type, tags)
         attached = media_type == OCI_MANIFEST and Manifest.parse(raw).subject is not None

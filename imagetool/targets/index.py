@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from imagetool.sources.image_config import ImageConfig
 from imagetool.targets.copy import copy_manifest, copy_referrers
@@ -30,15 +30,17 @@ def make_index(
     target: str,
     sources: Sequence[str],
     options: RegistryOptions | None = None,
-    allow: Callable[[Descriptor], None] = lambda descriptor: None,
+    before: Callable[[Descriptor], None] = lambda descriptor: None,
+    *,
+    fixed: bool = False,
 ) -> Digest:
     """Copy `sources` to the repository of `target` and write an index of them as `target`. Return its digest.
 
-    If a source is an index, its manifests are listed. `allow` is called with the index before the tag is written, and may
-    raise to prevent that.
+    If a source is an index, its manifests are listed. `before` is called with the index before the tag is written, and may
+    raise to prevent that. With `fixed` the tag does not move.
 
     Raises:
-        BadInput: `target` has no tag, or two sources have the same platform.
+        BadInput: `target` has no tag, or it is `fixed` and names something else; or two sources have the same platform.
         Unsupported: A source is not an image or artifact.
     """
     to = parse_reference(target)
@@ -62,8 +64,8 @@ def make_index(
                     copy_manifest(repository, place, descriptor, (), mount)
         listed = tuple(entries[platform] for platform in sorted(entries, key=str))
         raw = canonical_json(Index(OCI_INDEX, listed, {}).to_json())
-        allow(Descriptor(OCI_INDEX, Digest.of(raw), len(raw)))
-        return place.push_manifest(raw, OCI_INDEX, (to.tag,))
+        before(Descriptor(OCI_INDEX, Digest.of(raw), len(raw)))
+        return place.push_manifest(raw, OCI_INDEX, (to.tag,), fixed=(to.tag,) if fixed else ())
 
 
 def _manifests(repository: Repository, source: Reference) -> Sequence[Descriptor]:

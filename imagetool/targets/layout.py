@@ -10,27 +10,34 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from imagetool.content import PIECE_BYTES, Content, pieces
+from imagetool.targets.target import tag_taken
 from rootdisk.errors import BadInput, DigestMismatch
 from rootdisk.oci.documents import (
+    INDEX_TYPES,
     MANIFEST_MAX_BYTES,
+    MANIFEST_TYPES,
     OCI_INDEX,
     OCI_MANIFEST,
     Descriptor,
     Digest,
+    Index,
     Manifest,
     canonical_json,
     parse_json,
 )
 from rootdisk.oci.layout import REF_NAME, LayoutRepository
 from rootdisk.oci.repository import describe_manifest, verified
+from rootdisk.text import printable
 
+PUBLISHED = "io.rootdisk.published"  # of an entry of index.json: when its tag was written, seconds since 1970
 _PARTIAL = ".partial-"
 _PARTIAL_MAX_AGE_S = 86400  # older ones were left by killed processes
 
@@ -38,8 +45,9 @@ _PARTIAL_MAX_AGE_S = 86400  # older ones were left by killed processes
 class LayoutTarget:
     """A layout directory, created if it is missing. See the protocol `Target`."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, *, record_time: bool = False) -> None:
+        """Open or make the layout at `path`; with `record_time` it is recorded when each tag is written."""
+        self._path, self._record_time, self._use = path, record_time, -1
         try:
             path.mkdir(parents=True, exist_ok=True)
             self._directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -48,15 +56,20 @@ class LayoutTarget:
         try:
             with self._locked():
                 self._prepare()
+            # Whoever sweeps waits for none of us, and removes nothing as long as we write.
+            _make_directory(self._directory, "blobs")
+            self._use = os.open("blobs", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._directory)
+            fcntl.flock(self._use, fcntl.LOCK_SH)
         except BaseException:
             self.close()
             raise
 
     def close(self) -> None:
         """Close the directory."""
-        if self._directory >= 0:
-            os.close(self._directory)
-            self._directory = -1
+        for fd in (self._use, self._directory):
+            if fd >= 0:
+                os.close(fd)
+        self._use = self._directory = -1
 
     def has_blob(self, descriptor: Descriptor) -> bool:
         """Return whether the layout has an intact blob. A damaged one is removed."""
@@ -84,11 +97,11 @@ class LayoutTarget:
             if not isinstance(content, Path) or not _link(folder, descriptor, content):
                 _write(folder, descriptor.digest.hex, verified(pieces(content), descriptor))
 
-    def push_manifest(self, raw: bytes, media_type: str, tags: Sequence[str]) -> Digest:
-        """Write a manifest or index and point `tags` to it.
+    def push_manifest(self, raw: bytes, media_type: str, tags: Sequence[str], *, fixed: Collection[str] = ()) -> Digest:
+        """Write a manifest or index and point `tags` to it; those in `fixed` do not move.
 
         Raises:
-            BadInput: It is too large, or index.json is full.
+            BadInput: It is too large, index.json is full, or a tag in `fixed` names something else.
         """
         digest = Digest.of(raw)
         if len(raw) > MANIFEST_MAX_BYTES:
@@ -98,6 +111,10 @@ class LayoutTarget:
         self.push_blob(descriptor, lambda: iter([raw]))
         if tags:
             with self._locked():
+                taken = self.tags()
+                for tag in fixed:
+                    if taken.get(tag, digest) != digest:
+                        raise tag_taken(f"oci:{self._path}:{tag}", taken[tag], digest)
                 self._list(descriptor, tags)
         return digest
 
@@ -111,8 +128,59 @@ class LayoutTarget:
         finally:
             repository.close()
 
+    def published(self) -> dict[str, float]:
+        """Return when each tag was written, seconds since 1970, as far as that is recorded."""
+        found = {}
+        with contextlib.closing(LayoutRepository(self._path)) as listed:
+            for item in listed.index().manifests:
+                text = item.annotations.get(PUBLISHED, "")
+                if (tag := item.annotations.get(REF_NAME)) and re.fullmatch(r"[0-9]{1,12}(\.[0-9]{1,9})?", text):
+                    found[tag] = float(text)
+        return found
+
+    def sweep(self) -> int:
+        """Remove blobs that nothing needs; return their bytes. None are removed while another process writes here."""
+        with self._locked():
+            try:
+                fcntl.flock(self._use, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return 0
+            try:
+                return self._sweep(self._needed())
+            finally:
+                fcntl.flock(self._use, fcntl.LOCK_SH)
+
+    def _needed(self) -> set[Digest]:
+        """Every blob that index.json leads to; BadInput if something cannot be followed, so that nothing is removed."""
+        needed: set[Digest] = set()
+        with contextlib.closing(LayoutRepository(self._path)) as layout:
+            waiting = list(layout.index().manifests)
+            while waiting:
+                item = waiting.pop()
+                if item.digest in needed:
+                    continue
+                needed.add(item.digest)
+                if item.media_type in INDEX_TYPES:
+                    waiting += Index.parse(layout.manifest(item.digest)).manifests
+                elif item.media_type in MANIFEST_TYPES:
+                    manifest = Manifest.parse(layout.manifest(item.digest))
+                    needed |= {manifest.config.digest, *(layer.digest for layer in manifest.layers)}
+                else:
+                    raise BadInput(f"oci:{self._path}: a manifest of type {printable(item.media_type, 120)}")
+        return needed
+
+    def _sweep(self, needed: set[Digest]) -> int:
+        freed = 0
+        for algorithm in ("sha256", "sha512"):
+            folder = self._path / "blobs" / algorithm
+            for name in os.listdir(folder) if folder.is_dir() and not folder.is_symlink() else ():
+                if re.fullmatch(r"[0-9a-f]{64}|[0-9a-f]{128}", name) and Digest(algorithm, name) not in needed:
+                    freed += (folder / name).lstat().st_size
+                    (folder / name).unlink()
+        return freed
+
     def remove(self, digest: Digest) -> None:
-        """Remove a manifest and everything attached to it from index.json. Blobs stay: other processes may rely on them."""
+        """Remove a manifest and everything attached to it from index.json. Blobs stay until `sweep`."""
         with self._locked():
             index = dict(self._read_index())
             index["manifests"] = [item for item in index["manifests"] if not self._belongs_to(item, digest)]
@@ -143,7 +211,8 @@ class LayoutTarget:
         named = any(item.get("digest") == str(descriptor.digest) for item in kept)
         for tag in sorted(set(tags)):
             if tag:
-                kept.append({**descriptor.to_json(), "annotations": {REF_NAME: tag}})
+                time_s = {PUBLISHED: f"{time.time():.6f}"} if self._record_time else {}
+                kept.append({**descriptor.to_json(), "annotations": {REF_NAME: tag, **time_s}})
             elif not moved and not named:
                 kept.append(descriptor.to_json())
         index["manifests"] = kept

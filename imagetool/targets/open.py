@@ -21,7 +21,7 @@ def open_target(reference: Reference, options: RegistryOptions | None = None) ->
     if reference.kind == "oci" and reference.path is not None:
         from imagetool.targets.layout import LayoutTarget
 
-        return LayoutTarget(reference.path)
+        return LayoutTarget(reference.path, record_time=True)
     if reference.kind == "oci-archive" and reference.path is not None:
         from imagetool.targets.archive import ArchiveTarget
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Collection, Mapping, Sequence
 from urllib.parse import urlencode
 
 from imagetool.content import Content
 from imagetool.targets.push_client import PushClient
+from imagetool.targets.target import tag_taken
 from imagetool.targets.upload import Upload
 from rootdisk.errors import BadInput, DigestMismatch, RegistryError, Unsupported
 from rootdisk.oci.documents import (
@@ -30,6 +33,7 @@ from rootdisk.oci.repository import RegistryOptions, check_manifest, describe_ma
 from rootdisk.registry.repository import ACCEPT, RegistryRepository
 from rootdisk.text import printable
 
+SETTLE_S = 1.5
 TAGS_PAGE = 1000
 TAGS_MAX_COUNT = 100_000
 _NEXT = re.compile(r"\s*<([^>]*)>\s*;\s*rel=\"?next")
@@ -97,21 +101,39 @@ class RegistryTarget:
         except RegistryError:
             return False  # not allowed, or not supported: send the blob
 
-    def push_manifest(self, raw: bytes, media_type: str, tags: Sequence[str]) -> Digest:
-        """Write a manifest or index and point `tags` to it.
+    def push_manifest(self, raw: bytes, media_type: str, tags: Sequence[str], *, fixed: Collection[str] = ()) -> Digest:
+        """Write a manifest or index and point `tags` to it; those in `fixed` do not move.
 
         Raises:
-            BadInput: It is too large.
+            BadInput: It is too large, or a tag in `fixed` names something else.
         """
         digest = Digest.of(raw)
         if len(raw) > MANIFEST_MAX_BYTES:
             raise BadInput(f"manifest {digest}: {len(raw)} bytes are more than the {MANIFEST_MAX_BYTES} allowed")
         for name in [tag for tag in tags if tag] or [str(digest)]:
+            if name in fixed:
+                self._refuse_taken(name, digest)
             accepted_subject = self._put_manifest(name, raw, media_type, digest)
+        new = [name for name in fixed if name in tags]
+        if new:
+            time.sleep(SETTLE_S)
+            for name in new:
+                self._refuse_taken(name, digest)
         subject = Manifest.parse(raw).subject if media_type == OCI_MANIFEST else None
         if subject is not None and accepted_subject != str(subject.digest):
             self._list_referrer(subject.digest, describe_manifest(raw, digest, self.client.name))
         return digest
+
+    def _refuse_taken(self, tag: str, digest: Digest) -> None:
+        """BadInput if `tag` names something else.
+
+        A registry knows no compare and swap. So a tag is looked at just before it is written and again a while after, which is
+        longer than anybody takes from looking to writing: of several who write it at once the last has it, and all see that.
+        """
+        with contextlib.closing(RegistryRepository(*self._place)) as repository:
+            found = repository.current(tag)
+        if found is not None and found != digest:
+            raise tag_taken(f"{self.client.name}:{tag}", found, digest)
 
     def _list_referrer(self, subject: Digest, referrer: Descriptor) -> None:
         """Add an entry to the tag that lists referrers, for registries without the referrers API.
@@ -154,6 +176,14 @@ class RegistryTarget:
             return {name: repository.resolve(name).digest for name in names}
         finally:
             repository.close()
+
+    def published(self) -> dict[str, float]:
+        """None: a registry records no times."""
+        return {}
+
+    def sweep(self) -> int:
+        """Leave blobs to the registry, which collects them itself."""
+        return 0
 
     def remove(self, digest: Digest) -> None:
         """Delete a manifest and its tags.

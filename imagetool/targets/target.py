@@ -5,13 +5,14 @@ The caller writes blobs first and the manifest last, so no tag ever names someth
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
 from imagetool.content import Content
 from imagetool.progress import Counted, Report, silent
+from rootdisk.errors import BadInput
 from rootdisk.oci.documents import Descriptor, Digest
 
 UPLOADS = 4  # parallel uploads: registries need time to hash and store each blob
@@ -30,7 +31,7 @@ class Target(Protocol):
             DigestMismatch: `content` does not match `descriptor`.
         """
 
-    def push_manifest(self, raw: bytes, media_type: str, tags: Sequence[str]) -> Digest:
+    def push_manifest(self, raw: bytes, media_type: str, tags: Sequence[str], *, fixed: Collection[str] = ()) -> Digest:
         """Write a manifest or index after its blobs, and point `tags` to it. Return its digest.
 
         The tag "" lists it without a name. No tags at all means that it is only stored, for example as part of an index.
@@ -39,11 +40,25 @@ class Target(Protocol):
     def tags(self) -> dict[str, Digest]:
         """Return every tag and the manifest that it names."""
 
+    def published(self) -> dict[str, float]:
+        """Return when each tag was written, seconds since 1970, as far as that is recorded."""
+
+    def sweep(self) -> int:
+        """Remove blobs that nothing needs, if that is ours to do; return their bytes."""
+
     def remove(self, digest: Digest) -> None:
         """Remove a manifest and all tags that name it."""
 
     def close(self) -> None:
         """Release files and connections."""
+
+
+def tag_taken(name: str, found: Digest, wanted: Digest) -> BadInput:
+    """The error that a tag that others rely on names something else already."""
+    return BadInput(
+        f"{name} is {found.short} already, and this is {wanted.short}",
+        "raise the version, or move the tag with --force",
+    )
 
 
 def push_blobs(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec
 
@@ -25,9 +26,9 @@ from imagetool.receipts import load, save, write_receipt
 from imagetool.tasks.places import Places, link
 from imagetool.tree.remarks import in_words, show
 from rootdisk.artifact.format import key_tag
-from rootdisk.errors import RootdiskError
+from rootdisk.errors import BadInput, RootdiskError
 from rootdisk.oci.documents import Platform
-from rootdisk.text import describe_error, one_line
+from rootdisk.text import describe_error, one_line, printable
 
 if TYPE_CHECKING:
     from imagetool.build.artifact import MadeArtifact
@@ -203,17 +204,25 @@ def reproduce(places: Places, image: Image, described: Path) -> None:
 
 
 @step
-def prune(places: Places, image: Image, delete: bool = False, keep: int = 0) -> None:
-    """List old versions and unused keys in the image's targets, or remove them; `keep` 0 keeps all versions."""
+def prune(places: Places, image: Image, for_all: Mapping[str, Any], delete: bool = False, keep: str = "") -> None:
+    """List old versions and unused keys in the image's targets, or remove them; `for_all` are options of all images."""
     from imagetool.build import cached_artifact, disk
 
+    delete, keep = delete or for_all["delete"], keep or for_all["keep"]
+    if keep and not re.fullmatch(r"[0-9]{1,9}", keep):
+        raise BadInput(f"--keep {printable(keep, 40)}", "how many versions stay: 1 or more")
     for place in image.publish:
-        old = cached_artifact.prune(place, disk.registry(image), keep or None, delete=delete)
-        for tag, digest in old:
+        if place.path is not None and not (place.path / "oci-layout").exists():
+            continue
+        options = disk.registry(image)
+        done = cached_artifact.prune(place, options, int(keep) if keep else None, delete=delete)
+        for tag, digest in done.tags:
             how = "removed" if delete else "would remove"
             print(one_line(f"{image.name}: {how} {place.place}:{tag} ({digest.short})"))
-        if not old:
+        if not done.tags:
             print(f"{image.name}: nothing to remove from {place.place}")
+        freed = f"; {done.freed / 1e6:.1f} MB freed" if done.freed else ""
+        print(f"{image.name}: versions were ordered {done.order}{freed}")
 
 
 @step

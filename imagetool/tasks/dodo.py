@@ -20,6 +20,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from doit import task_params
 from doit.tools import config_changed
 
 import imagetool
@@ -252,22 +253,20 @@ def task_reproduce() -> Iterator[Task]:
         }
 
 
-def task_prune() -> Iterator[Task]:
-    """Say what may go from the targets: unused keys, versions past --keep N; --delete removes them."""
+PRUNE: list[dict[str, Any]] = [
+    {"name": "delete", "long": "delete", "type": bool, "default": False, "help": "remove it"},
+    {"name": "keep", "long": "keep", "type": str, "default": "", "help": "keep the N versions published last"},
+]
+
+
+@task_params(PRUNE)  # type: ignore[untyped-decorator]
+def task_prune(**for_all: Any) -> Iterator[Task]:
+    """List what may go from the targets: unused keys, versions past --keep N; --delete removes it."""
     for image in IMAGES:
         yield {
             "name": image.name,
-            "actions": [(actions.prune, [PLACES, image])],
-            "params": [
-                {"name": "delete", "long": "delete", "type": bool, "default": False, "help": "remove it"},
-                {
-                    "name": "keep",
-                    "long": "keep",
-                    "type": int,
-                    "default": 0,
-                    "help": "how many versions to keep; 0: all",
-                },
-            ],
+            "actions": [(actions.prune, [PLACES, image, for_all])],
+            "params": PRUNE,
             "uptodate": [False],
         }
 

@@ -167,9 +167,9 @@ def test_pruning_a_registry(tmp_path: Path, registry: RunningRegistry) -> None:
     before = target.tags()
     assert len(before) == 7
     wanted = ["1.1", KEYS[1]]  # 1.0 is in the index of 2.0
-    assert [tag for tag, _ in prune(reference, registry.options, 2, delete=False)] == wanted
+    assert [tag for tag, _ in prune(reference, registry.options, 2, delete=False).tags] == wanted
     assert target.tags() == before
-    assert [tag for tag, _ in prune(reference, registry.options, 2, delete=True)] == wanted
+    assert [tag for tag, _ in prune(reference, registry.options, 2, delete=True).tags] == wanted
     assert target.tags() == {tag: digest for tag, digest in before.items() if tag not in wanted}
     for name, platform in (("2.0", "v5"), ("1.2", "v7")):
         with open_source(f"{place}:{name}", Platform("linux", "arm", platform), registry.options) as image:
@@ -208,8 +208,8 @@ def test_attached_files_go_with_what_they_are_attached_to(tmp_path: Path, regist
     with contextlib.closing(open_target(reference, options)) as target:
         lists = {f"sha256-{digest.hex}" for digest in subjects.values()} if kind == "registry" else set()
         assert set(target.tags()) == {"1", "2"} | lists
-        assert prune(reference, options, 2, delete=True) == []
-        gone = [tag for tag, _ in prune(reference, options, 1, delete=True)]
+        assert prune(reference, options, 2, delete=True).tags == []
+        gone = [tag for tag, _ in prune(reference, options, 1, delete=True).tags]
         assert gone == ["1"] + [f"sha256-{subjects[1].hex}"] * (kind == "registry")
         assert set(target.tags()) == {"2"} | lists - set(gone)
     if kind == "registry":
@@ -264,7 +264,7 @@ def test_pruning_a_layout(tmp_path: Path) -> None:
     for number, platform in enumerate((AMD64, ARM64)):
         write_image(tmp_path / "l", str(number), platform)
     reference = parse_reference(f"oci:{tmp_path}/l")
-    assert [tag for tag, _ in prune(reference, None, 1, delete=True)] == ["0"]  # type: ignore[arg-type]
+    assert [tag for tag, _ in prune(reference, None, 1, delete=True).tags] == ["0"]  # type: ignore[arg-type]
     with open_source(f"oci:{tmp_path}/l:1", ARM64) as image:
         check_content(image)
     assert json.loads((tmp_path / "l/index.json").read_bytes())["mediaType"] == OCI_INDEX
