@@ -23,6 +23,7 @@ from imagetool.packing.reuse import INDEX, blob_name
 from imagetool.progress import Report, silent
 from imagetool.receipts import Damaged, check_file
 from imagetool.sources.open import SourceImage
+from imagetool.targets.rights import check_push
 from imagetool.tree.remarks import Remark, counts, refuse
 from rootdisk import __version__
 from rootdisk.artifact import zstd_frames
@@ -103,7 +104,7 @@ def make_artifact(
 
     Raises:
         Damaged: the guest's files are not what `boot` says.
-        RegistryError: a target cannot be asked.
+        RegistryError: a target cannot be asked, or would refuse what is built.
         BadInput: the image is strict, and something of it had to be changed or left out.
         RootdiskError: the source cannot be read, or is another one than `source` says by now.
     """
@@ -112,7 +113,7 @@ def make_artifact(
     key = derivation.derivation_key(inputs)
 
     was_kept = disk_cache.is_kept(cache, key)
-    kept = disk_cache.find_disk(cache, key)
+    kept = disk_cache.find_disk(cache, key)  # nobody removes it until this process ends
     made_now = kept is None
     if kept is not None and image.strict:
         refuse(kept.receipt.remarks)
@@ -121,6 +122,7 @@ def make_artifact(
         found = None if was_kept else find_built(image, inputs, targets)
         if found is not None and not (image.strict and found.left_out):  # what was left out is said if it is made
             return MadeArtifact(key, inputs, found.descriptor.digest, found=found)
+        check_push(targets, disk.registry(image))
         with _opened(image, source) as opened, disk_cache.new_disk(cache) as folder:
             if opened.manifest_digest != digest:
                 raise RootdiskError(f"{image.source} changed while it was built", "start the build again")

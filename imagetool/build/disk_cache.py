@@ -6,6 +6,7 @@ Beside the packed disk (imagetool/packing/reuse.py) lies disk.json, its receipt:
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -21,7 +22,10 @@ from rootdisk.oci.documents import Digest
 
 RECEIPT = "disk.json"
 CHECKED = (INDEX, KEYS, PARTS)  # whose digests are in the receipt beside those of the blobs
+KEPT_COUNT = 16
+KEPT_BYTES = 20 << 30
 _PARTIAL = ".partial-"
+_used: list[int] = []  # locks, held until the process ends
 
 
 class KeptDisk(NamedTuple):
@@ -42,6 +46,7 @@ def find_disk(cache: Path, key: str) -> KeptDisk | None:
         return None
     folder = cache / "disks" / key
     try:
+        _use(folder)
         disk = check_disk(folder)
         os.utime(folder)  # when it was last used
         return disk
@@ -57,10 +62,13 @@ def new_disk(cache: Path) -> Iterator[Path]:
     disks = cache / "disks"
     disks.mkdir(parents=True, exist_ok=True)
     work = disks / f"{_PARTIAL}{os.urandom(8).hex()}"  # tempfile takes longer to load than this
-    work.mkdir(mode=0o755)
+    with _locked(disks):
+        work.mkdir(mode=0o755)
+        lock = _lock(work, fcntl.LOCK_EX)
     try:
         yield work
     finally:
+        os.close(lock)
         if work.exists():
             shutil.rmtree(work)
 
@@ -77,6 +85,7 @@ def keep_disk(work: Path, receipt: DiskReceipt) -> KeptDisk:
         shutil.rmtree(folder)  # the rest of a removal that was killed
         work.rename(folder)
     fsync_dir(folder.parent)
+    _use(folder)
     return KeptDisk(folder, receipt)
 
 
@@ -116,11 +125,68 @@ def remove_damaged(cache: Path) -> None:
             _remove(folder)
 
 
-def keep_only(cache: Path, count: int) -> None:
-    """Remove all but the `count` disks used last."""
-    disks = sorted((cache / "disks").glob("[0-9a-f]*"), key=lambda path: path.stat().st_mtime, reverse=True)
-    for folder in disks[count:]:
-        shutil.rmtree(folder, ignore_errors=True)
+def tidy(cache: Path) -> None:
+    """Remove what has had its time: disks past KEPT_COUNT or KEPT_BYTES, those used least lately first; rests of dead builds.
+
+    A disk that a living process uses, or that a project's cache/NAME/disk leads to, stays.
+    """
+    disks = cache / "disks"
+    if not disks.is_dir():
+        return
+    linked = {link.resolve() for link in cache.glob("*/disk")}
+    with _locked(disks):
+        for folder in disks.glob(f"{_PARTIAL}*"):
+            _remove_unused(folder)
+        folders = [(path.stat().st_mtime, path) for path in disks.glob("[0-9a-f]*")]
+        seen: set[int] = set()
+        count = size = 0
+        for _, folder in sorted(folders, reverse=True):
+            count, size = count + 1, size + _room(folder, seen)
+            if (count > KEPT_COUNT or size > KEPT_BYTES) and folder.resolve() not in linked:
+                _remove_unused(folder)
+
+
+def _room(folder: Path, seen: set[int]) -> int:
+    """Bytes that the files of `folder` take on the disk; a file of several names counts once."""
+    found = [path.lstat() for path in folder.iterdir()]
+    size = sum(info.st_blocks * 512 for info in found if info.st_ino not in seen)
+    seen |= {info.st_ino for info in found}
+    return size
+
+
+def _remove_unused(folder: Path) -> None:
+    with contextlib.suppress(OSError):  # in use, or gone
+        lock = _lock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            _remove(folder)
+        finally:
+            os.close(lock)
+
+
+def _use(folder: Path) -> None:
+    """Keep others from removing the disk until this process ends."""
+    with contextlib.suppress(OSError):
+        _used.append(_lock(folder, fcntl.LOCK_SH))
+
+
+@contextlib.contextmanager
+def _locked(disks: Path) -> Iterator[None]:
+    """One process at a time makes directories here or removes them; for moments only."""
+    lock = _lock(disks, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        os.close(lock)
+
+
+def _lock(folder: Path, how: int) -> int:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, how)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
 
 
 def _remove(folder: Path) -> None:

@@ -15,14 +15,12 @@ from rootdisk.cli.rows import write_rows
 from rootdisk.errors import BadInput
 from rootdisk.oci.reference import parse_reference
 
-KEPT_DISKS = 16  # in the cache, for their chunks
-
 
 def build_command(options: argparse.Namespace) -> int:
     """Build the artifact of an image and publish it."""
-    from imagetool.build import disk_cache
     from imagetool.build.artifact import publish_artifact
     from imagetool.build.disk import opened
+    from imagetool.build.disk_cache import tidy
     from imagetool.guest.boot_files import boot_files
 
     target = parse_reference(options.artifact)
@@ -33,7 +31,7 @@ def build_command(options: argparse.Namespace) -> int:
         boot = boot_files(image, cache)  # a missing source is said before a kernel is fetched
         tag = target.tag or "latest"
         made = publish_artifact(image, source, boot, cache, (target,), tag, force=options.force, report=report)
-    disk_cache.keep_only(cache, KEPT_DISKS)
+    tidy(cache)
     if not options.quiet:
         show(made.remarks, "imagetool")
     chunks_new, chunks_reused = made.chunks

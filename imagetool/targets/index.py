@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from imagetool.sources.image_config import ImageConfig
 from imagetool.targets.copy import copy_manifest, copy_referrers

@@ -145,6 +145,7 @@ def pack(places: Places, image: Image) -> None:
 def publish(places: Places, image: Image, force: bool = False) -> None:
     """Publish the artifact in every target."""
     from imagetool.build.artifact import publish_artifact
+    from imagetool.build.disk_cache import tidy
 
     started = time.monotonic()
     source = load(places.receipt(image, "source"), SourceReceipt)
@@ -161,6 +162,7 @@ def publish(places: Places, image: Image, force: bool = False) -> None:
         made = publish_artifact(
             image, source.digest, boot, places.cache, image.publish, image.version, gate, force=force, report=report
         )
+    tidy(places.cache)
     name = f"@{made.digest}" if image.group else f":{image.version}"
     targets = tuple(f"{target.place}{name}" for target in image.publish)
     save(places.receipt(image, "published"), PublishedReceipt(made.digest, targets))

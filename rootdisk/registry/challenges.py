@@ -20,6 +20,7 @@ from rootdisk.oci.repository import RegistryOptions
 from rootdisk.registry.answers import read_bounded, status_error
 from rootdisk.registry.credentials import Credentials, find_credentials
 from rootdisk.registry.http import Session
+from rootdisk.text import printable
 from rootdisk.urls import parse_url
 
 TOKEN_MAX_BYTES = 1 << 20
@@ -38,6 +39,7 @@ class Auth:
         self._lock = threading.Lock()
         self._value = ""
         self._expires = 0.0
+        self._where = ""  # the file of the credentials that were used
 
     @property
     def token(self) -> str | None:
@@ -68,7 +70,7 @@ class Auth:
             raise RegistryError(f"{method} {url.shown}: {status}, after a redirect", temporary=True, status=status)
         if status == 403:
             with original:
-                raise status_error(method, original, f"{self._registry}/{self._repository}")
+                raise status_error(method, original, f"{self._registry}/{self._repository}", self.hint)
         original.close()
         with self._lock:
             # Another thread may have done it already.
@@ -87,16 +89,22 @@ class Auth:
             return self._bearer(challenges["bearer"], credentials)
         if "basic" in challenges:
             if credentials is None or not credentials.username:
-                raise RegistryError(f"{self._registry} requires a login", self._hint, status=401)
+                raise RegistryError(f"{self._registry} requires a login", self.hint, status=401)
             return credentials.basic, float("inf")
         raise RegistryError(f"{self._registry}: its kind of authentication is not supported", status=401)
 
     def _credentials(self) -> Credentials | None:
-        return find_credentials(self._registry, self._repository)
+        credentials = find_credentials(self._registry, self._repository)
+        self._where = credentials.where if credentials is not None else ""
+        return credentials
 
     @property
-    def _hint(self) -> str:
-        return f"log in: runner login {self._registry} (or docker, podman or skopeo login)"
+    def hint(self) -> str:
+        """What to do if the registry refuses: which credentials it was given, from which file."""
+        login = f"log in: runner login {self._registry} (or docker, podman or skopeo login)"
+        return (
+            f"the credentials for {self._registry} are from {printable(self._where)}; {login}" if self._where else login
+        )
 
     def _bearer(self, challenge: Mapping[str, str], credentials: Credentials | None) -> tuple[str, float]:
         try:
@@ -118,11 +126,11 @@ class Auth:
             response = self._session.once("GET", realm.with_query(urlencode(fields)), headers=headers)
         with response:
             if response.status_code != 200:
-                raise status_error("GET", response, f"token service of {self._registry}", self._hint)
+                raise status_error("GET", response, f"token service of {self._registry}", self.hint)
             raw = read_bounded(response, TOKEN_MAX_BYTES)
         token, lifetime = _token(raw)
         if not re.fullmatch(r"[!-~]+", token):
-            raise RegistryError(f"token service of {self._registry}: no token in its answer", self._hint)
+            raise RegistryError(f"token service of {self._registry}: no token in its answer", self.hint)
         return f"Bearer {token}", lifetime
 
 

@@ -121,7 +121,9 @@ class RegistryClient:
         if response.status_code in expect:
             return response
         with response:
-            raise status_error(method, response, self.name)
+            raise status_error(
+                method, response, self.name, self.auth.hint if response.status_code in (401, 403) else ""
+            )
 
     def _exchange(self, method: str, url: str, headers: dict[str, str], data: Any) -> requests.Response:
         """Send a request with the current authorization. Answer a challenge once and send it again."""

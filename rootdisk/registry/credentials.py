@@ -35,6 +35,7 @@ class Credentials(NamedTuple):
     password: str = ""
     identity_token: str = ""
     registry_token: str = ""  # sent to the registry unchanged
+    where: str = ""  # the file that has them or names their helper
 
     def __repr__(self) -> str:
         return f"Credentials({self.username!r}, …)"
@@ -64,7 +65,7 @@ def find_credentials(registry: str, repository: str) -> Credentials | None:
             continue
         config = parse_json(raw, f"credentials {path}", FILE_MAX_BYTES)
         if credentials := _in_config(config, registry, repository, path):
-            return credentials
+            return credentials._replace(where=str(path))
     return None
 
 
