@@ -68,9 +68,12 @@ def new_disk(cache: Path) -> Iterator[Path]:
     try:
         yield work
     finally:
-        os.close(lock)
         if work.exists():
             shutil.rmtree(work)
+            os.close(lock)
+        else:  # it is kept, and in use
+            fcntl.flock(lock, fcntl.LOCK_SH)
+            _used.append(lock)
 
 
 def keep_disk(work: Path, receipt: DiskReceipt) -> KeptDisk:
@@ -81,11 +84,11 @@ def keep_disk(work: Path, receipt: DiskReceipt) -> KeptDisk:
         work.rename(folder)
     except OSError:
         if (folder / RECEIPT).exists():
+            _use(folder)
             return check_disk(folder)
         shutil.rmtree(folder)  # the rest of a removal that was killed
         work.rename(folder)
     fsync_dir(folder.parent)
-    _use(folder)
     return KeptDisk(folder, receipt)
 
 

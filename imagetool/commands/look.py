@@ -8,12 +8,20 @@ import json
 import os
 import stat
 import sys
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from imagetool.commands import options as option_values
 from rootdisk.cli.rows import write_rows
 from rootdisk.errors import BadInput
 from rootdisk.oci.reference import parse_reference
 from rootdisk.text import one_line, printable
+
+if TYPE_CHECKING:
+    from imagetool.look.inspection import InspectedDisk
+    from rootdisk.oci.documents import Platform
+    from rootdisk.oci.repository import RegistryOptions
 
 
 def inspect_command(options: argparse.Namespace) -> int:
@@ -96,13 +104,23 @@ def cat_command(options: argparse.Namespace) -> int:
     return 0
 
 
+def _opened(text: str, platform: Platform, options: RegistryOptions) -> AbstractContextManager[InspectedDisk]:
+    """Open a raw disk, or an artifact by reference or by its name in images.toml."""
+    from imagetool.look import explanation, inspection
+
+    if Path(text).is_file():
+        return inspection.opened(text, platform, options)
+    return inspection.opened_artifact(*explanation.named(text, platform, options))
+
+
 def diff_command(options: argparse.Namespace) -> int:
     """Compare two disks by file; 1 if they differ."""
     from imagetool.look import inspection
 
     signs = {"added": "+", "removed": "-", "changed": "~"}
     platform, registry = option_values.looked_at(options)
-    with inspection.opened(options.a, platform, registry) as a, inspection.opened(options.b, platform, registry) as b:
+    first, second = (_opened(text, platform, registry) for text in (options.a, options.b))
+    with first as a, second as b:
         changes = inspection.compared(a, b)
         if options.json:
             rows = (

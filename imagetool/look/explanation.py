@@ -5,6 +5,7 @@ Names of variables are shown, never their values.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -12,9 +13,10 @@ from typing import NamedTuple
 
 from imagetool.build import derivation
 from imagetool.config import schema
+from imagetool.config.images import Image
 from imagetool.look import inspection
 from rootdisk.artifact.published import PublishedArtifact, open_artifact
-from rootdisk.errors import BadInput
+from rootdisk.errors import BadInput, RootdiskError
 from rootdisk.oci.documents import Digest, Platform
 from rootdisk.oci.reference import Reference, parse_reference
 from rootdisk.oci.repository import RegistryOptions
@@ -70,7 +72,7 @@ class Between(NamedTuple):
 
 def between(a: str, b: str, platform: Platform, options: RegistryOptions) -> Between:
     """Compare artifacts `a` and `b`: references, or names of images in ./images.toml."""
-    first, second = (open_artifact(*_reference(text, platform), options) for text in (a, b))
+    first, second = (open_artifact(*named(text, platform, options)) for text in (a, b))
     with first as old, second as new:
         files = Counter(
             change.kind
@@ -124,20 +126,38 @@ def words(difference: Between) -> Iterator[str]:
     yield f"to pull: {difference.pull_bytes / 1e6:.1f} MB of {difference.whole_bytes / 1e6:.1f} MB"
 
 
-def _reference(text: str, platform: Platform) -> tuple[Reference, Platform]:
-    """Parse a reference, or return the first place and the platform of the image `text` in ./images.toml."""
+def named(text: str, platform: Platform, options: RegistryOptions) -> tuple[Reference, Platform, RegistryOptions]:
+    """Parse a reference, or find what the image `text` in images.toml is published as; with how to speak to its registry.
+
+    Raises:
+        BadInput: It is not a reference, or images.toml has a name that is nearly the same.
+    """
     from imagetool.config import images as config
 
     described = config.file_named()
-    if ":" in text or "/" in text or not described.exists():
-        return parse_reference(text), platform
+    if not described.exists():
+        return parse_reference(text), platform, options
+    if ":" in text or "/" in text:
+        reference = parse_reference(text)
+        if reference.kind != "registry":
+            return reference, platform, options
+        with contextlib.suppress(RootdiskError):  # a file that is wrong says nothing about a reference
+            for image in config.load(described):
+                if any(place.registry == reference.registry for place in image.publish):
+                    return reference, platform, _options(image, options)
+        return reference, platform, options
     images = config.load(described)
     known = {image.group: (image, platform) for image in images if image.group}
     known |= {image.name: (image, image.platform) for image in images}
     if text in known:
         image, wanted = known[text]
-        return parse_reference(f"{image.publish[0].place}:{image.version}"), wanted
+        return parse_reference(f"{image.publish[0].place}:{image.version}"), wanted, _options(image, options)
     near = difflib.get_close_matches(text, known, n=1)
     if near:
         raise BadInput(f"{described.name} has no image {text}", f"did you mean {near[0]}?")
-    return parse_reference(text), platform
+    return parse_reference(text), platform, options
+
+
+def _options(image: Image, options: RegistryOptions) -> RegistryOptions:
+    """The options of the command line, and what images.toml says where they say nothing."""
+    return options._replace(plain_http=options.plain_http or image.plain_http, ca_file=options.ca_file or image.ca_file)

@@ -23,6 +23,7 @@ from uuid import UUID
 
 from imagetool.ext4.reader import Node, Reader
 from imagetool.sources.open import open_source
+from rootdisk.artifact.disk import FramedDisk
 from rootdisk.artifact.format import ArtifactConfig, NotAnArtifact
 from rootdisk.artifact.published import PublishedArtifact, open_artifact
 from rootdisk.errors import BadInput
@@ -54,11 +55,24 @@ class InspectedDisk:
 
     reader: Reader
     config: ArtifactConfig | None = None
+    frames: FramedDisk | None = None  # the artifact's, if it is in one
 
     @classmethod
     def of(cls, artifact: PublishedArtifact) -> InspectedDisk:
         """Return the disk of an open artifact."""
-        return cls(Reader(artifact.disk()), artifact.config)
+        frames = artifact.disk()
+        return cls(Reader(frames), artifact.config, frames)
+
+    def content_key(self, node: Node) -> list[tuple[int, bytes, int, int]] | None:
+        """Describe a file's content by chunk digests, without fetching it: equal keys, equal bytes. None for a raw disk."""
+        if self.frames is None:
+            return None
+        size = self.reader.block_size
+        return [
+            (extent.logical, *piece)
+            for extent in self.reader.extents(node)
+            for piece in self.frames.content(extent.physical * size, extent.count * size)
+        ]
 
     def layer(self, node: Node) -> str:
         """Return the diff ID of the layer that an inode comes from, or "" if unknown."""
@@ -74,7 +88,14 @@ def opened(what: str, platform: Platform, options: RegistryOptions) -> Iterator[
         with Reader.open(Path(what)) as reader:
             yield InspectedDisk(reader)
         return
-    with open_artifact(parse_reference(what), platform, options) as artifact:
+    with opened_artifact(parse_reference(what), platform, options) as disk:
+        yield disk
+
+
+@contextlib.contextmanager
+def opened_artifact(reference: Reference, platform: Platform, options: RegistryOptions) -> Iterator[InspectedDisk]:
+    """Open the disk of an artifact. Only the parts read are fetched."""
+    with open_artifact(reference, platform, options) as artifact:
         yield InspectedDisk.of(artifact)
 
 
@@ -162,18 +183,22 @@ def digest(reader: Reader, node: Node) -> str:
 
 
 class _Digests:
-    """Cache of digests of files on two disks: a file with many names is read once."""
+    """Cache of digests of files on two disks. A file with many names is read once, one in equal chunks not at all."""
 
-    def __init__(self) -> None:
+    def __init__(self, a: InspectedDisk, b: InspectedDisk) -> None:
+        self._a, self._b = a, b
         self._known: dict[tuple[int, int], tuple[str, str]] = {}
 
-    def of(self, a: Reader, old: Node, b: Reader, new: Node) -> tuple[str, str]:
+    def of(self, old: Node, new: Node) -> tuple[str, str]:
+        key = self._a.content_key(old)
+        if key is not None and key == self._b.content_key(new):
+            return "", ""
         if min(old.links, new.links) < 2:
-            return digest(a, old), digest(b, new)
-        key = old.number, new.number
-        if key not in self._known:
-            self._known[key] = digest(a, old), digest(b, new)
-        return self._known[key]
+            return digest(self._a.reader, old), digest(self._b.reader, new)
+        numbers = old.number, new.number
+        if numbers not in self._known:
+            self._known[numbers] = digest(self._a.reader, old), digest(self._b.reader, new)
+        return self._known[numbers]
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,8 +211,10 @@ class Change:
 
 
 def compared(a: InspectedDisk, b: InspectedDisk) -> Iterator[Change]:
-    """Yield every path that differs between the disks, sorted by bytes."""
-    digests = _Digests()
+    """Yield every path that differs between the disks, sorted by bytes. Chunks that both have are fetched once at most."""
+    digests = _Digests(a, b)
+    if a.frames is not None and b.frames is not None:
+        b.frames.share(a.frames)
     left, right = a.reader.walk(), b.reader.walk()
     old, new = next(left, None), next(right, None)
     while old is not None or new is not None:
@@ -223,7 +250,7 @@ def _differences(a: Reader, old: Node, b: Reader, new: Node, digests: _Digests) 
         if old.type == stat.S_IFREG:
             pairs["size"] = (str(old.size), str(new.size))
             if old.size == new.size:
-                pairs["sha256" if old.size <= HASHED_MAX_BYTES else "sha256_of_data"] = digests.of(a, old, b, new)
+                pairs["sha256" if old.size <= HASHED_MAX_BYTES else "sha256_of_data"] = digests.of(old, new)
         elif old.type == stat.S_IFLNK:
             pairs["target"] = (shown(a.target(old)), shown(b.target(new)))
         elif old.type in (stat.S_IFCHR, stat.S_IFBLK):

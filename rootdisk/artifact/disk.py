@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from bisect import bisect_right
 from collections import OrderedDict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
 import zstandard
 
-from rootdisk.artifact.format import ChunkIndex
+from rootdisk.artifact.format import Chunk, ChunkIndex
 from rootdisk.artifact.zstd_frames import unpack
 from rootdisk.errors import BadInput
 from rootdisk.oci.repository import Joined
@@ -62,6 +63,19 @@ class FramedDisk:
         self._decompressor = zstandard.ZstdDecompressor()
         self._raw: OrderedDict[int, bytes] = OrderedDict()
         self.size = index.disk_size
+        self._like: tuple[FramedDisk, dict[bytes, int]] | None = None
+
+    def share(self, other: FramedDisk) -> None:
+        """Take chunks that `other` has, by their sha256, from there: each is fetched once."""
+        self._like = other, {chunk.sha256: n for n, chunk in enumerate(other._index.chunks) if not chunk.zero}
+
+    def content(self, offset: int, length: int) -> Iterator[tuple[bytes, int, int]]:
+        """Describe what is at `offset` by digests, without reading it: chunks' sha256, offset in each, and length."""
+        while length > 0:
+            chunk = self._index.chunks[bisect_right(self._starts, offset) - 1]
+            count = min(length, chunk.end - offset)
+            yield chunk.sha256, 0 if chunk.zero else offset - chunk.offset, count
+            offset, length = offset + count, length - count
 
     def read(self, offset: int, length: int) -> bytes:
         """Return exactly `length` bytes from `offset` on.
@@ -88,12 +102,23 @@ class FramedDisk:
             self._raw.move_to_end(number)
             return cached
         chunk = self._index.chunks[number]
-        frame = b"".join(self._blobs.read(chunk.blob_offset, chunk.blob_offset + chunk.blob_length))
-        raw = unpack(chunk, frame, self._decompressor)
+        raw = self._from_other(chunk)
+        if raw is None:
+            frame = b"".join(self._blobs.read(chunk.blob_offset, chunk.blob_offset + chunk.blob_length))
+            raw = unpack(chunk, frame, self._decompressor)
         self._raw[number] = raw
         if len(self._raw) > CACHED_CHUNKS:
             self._raw.popitem(last=False)
         return raw
+
+    def _from_other(self, chunk: Chunk) -> bytes | None:
+        if self._like is None:
+            return None
+        other, numbers = self._like
+        number = numbers.get(chunk.sha256)
+        if number is None or other._index.chunks[number].length != chunk.length:
+            return None
+        return other._chunk(number)
 
     def close(self) -> None:
         """Close the repository."""
