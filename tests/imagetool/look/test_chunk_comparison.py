@@ -19,25 +19,15 @@ from tests.support.tars import END, directory, file
 LARGE = 3 << 20
 
 
-def built(place: Path) -> list[str]:
-    noise = random.Random(1)
-    base = directory(b"data") + b"".join(file(b"data/%d" % n, noise.randbytes(LARGE)) for n in range(4)) + END
-    names = []
-    for version, text in (("1", b"one"), ("2", b"two")):
-        write_layout(place / f"source{version}", "t", [base, file(b"changed", text) + END])
-        target = f"oci:{place}/out:{version}"
-        done = run(
-            "imagetool",
-            "build",
-            "--size=64MiB",
-            f"oci:{place}/source{version}:t",
-            target,
-            cwd=place,
-            ROOTDISK_CACHE=str(place / "c"),
-        )
-        assert done.returncode == 0, done.stderr
-        names.append(target)
-    return names
+def build(place: Path, version: str, layers: list[bytes]) -> str:
+    write_layout(place / f"source{version}", "t", layers)
+    (place / "images.toml").write_text(
+        f'[image.app]\nsource = "oci:source{version}:t"\nkernel = "none"\nsize = "64MiB"\npublish = "oci:out"\n'
+        f'version = "{version}"\n'
+    )
+    done = run("imagetool", "doit", "build", cwd=place)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return f"oci:{place}/out:{version}"
 
 
 def test_only_what_differs_is_fetched(tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
@@ -50,7 +40,10 @@ def test_only_what_differs_is_fetched(tmp_path: Path, monkeypatch) -> None:  # t
         return plain(self, start, end)
 
     monkeypatch.setattr(Joined, "read", counting)
-    first, second = (parse_reference(name) for name in built(tmp_path))
+    noise = random.Random(1)
+    base = directory(b"data") + b"".join(file(b"data/%d" % n, noise.randbytes(LARGE)) for n in range(4)) + END
+    layers = {version: [base, file(b"changed", text) + END] for version, text in (("1", b"one"), ("2", b"two"))}
+    first, second = (parse_reference(build(tmp_path, *pair)) for pair in layers.items())
     options = RegistryOptions()
     with open_artifact(first, Platform.host(), options) as a, open_artifact(second, Platform.host(), options) as b:
         changes = list(inspection.compared(inspection.InspectedDisk.of(a), inspection.InspectedDisk.of(b)))
@@ -67,12 +60,7 @@ def test_a_changed_file_of_the_same_size_is_seen(tmp_path: Path) -> None:
     data = bytearray(random.Random(2).randbytes(LARGE))
     names = []
     for version in ("1", "2"):
-        write_layout(
-            tmp_path / f"source{version}", "t", [file(b"large", bytes(data)) + file(b"same", b"x" * 9000) + END]
-        )
-        names.append(f"oci:{tmp_path}/out:{version}")
-        command = ("imagetool", "build", "--size=64MiB", f"oci:{tmp_path}/source{version}:t", names[-1])
-        assert run(*command, cwd=tmp_path, ROOTDISK_CACHE=str(tmp_path / "c")).returncode == 0
+        names.append(build(tmp_path, version, [file(b"large", bytes(data)) + file(b"same", b"x" * 9000) + END]))
         data[LARGE // 2] ^= 1
     done = run("imagetool", "diff", *names, cwd=tmp_path)
     assert (done.returncode, done.stdout.count("\n")) == (1, 1)
