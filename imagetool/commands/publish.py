@@ -55,5 +55,5 @@ def prune_command(options: argparse.Namespace) -> int:
             print(one_line(f"{tag} {digest}"))
     if not options.quiet:
         freed = f"; {done.freed / 1e6:.1f} MB freed" if done.freed else ""
-        print(f"versions were ordered {done.order}{freed}", file=sys.stderr)
+        print(one_line(f"versions were ordered {done.order}{freed}"), file=sys.stderr)
     return 0

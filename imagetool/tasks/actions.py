@@ -224,7 +224,7 @@ def prune(places: Places, image: Image, for_all: Mapping[str, Any], delete: bool
         if not done.tags:
             print(f"{image.name}: nothing to remove from {place.place}")
         freed = f"; {done.freed / 1e6:.1f} MB freed" if done.freed else ""
-        print(f"{image.name}: versions were ordered {done.order}{freed}")
+        print(one_line(f"{image.name}: versions were ordered {done.order}{freed}"))
 
 
 @step
