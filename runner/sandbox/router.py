@@ -34,15 +34,15 @@ from runner.channel.messages import (
 )
 from runner.sandbox.clients import Client, Session
 
-CLIENTS_MAX = 128  # that have a session or wait for the end
-LOGS_MAX = 10_000  # lines of a guest that are shown with --debug
-HOLD_VERSION = 2  # of the channel: older guests do not know HOLD
-OPTIONS_VERSION = 3  # older inits do not know --tmpfs and others
-READ_BYTES = 64 << 10  # from the guest at once
-VISITORS_MAX = 128  # that have only given an order, or not even that; the oldest goes for a new one
-SESSIONS_MAX = 512  # also those whose client has gone and whose program has not ended yet
-ROOM = 128 << 10  # bytes under way to the guest, from where on clients are not read
-REASON_BYTES = 4 << 10  # of what a program that cannot be started says
+CLIENTS_MAX = 128  # clients that have a session or wait for the end
+LOGS_MAX = 10_000  # lines of a guest that --debug shows
+HOLD_VERSION = 2  # channel version of guests that know HOLD
+OPTIONS_VERSION = 3  # channel version of guests that know --tmpfs and other options
+READ_BYTES = 64 << 10  # limit of a read from the guest
+VISITORS_MAX = 128  # other clients; a new one replaces the oldest
+SESSIONS_MAX = 512  # including those without a client whose program still runs
+ROOM = 128 << 10  # bytes queued for the guest; above that, clients are not read
+REASON_BYTES = 4 << 10  # of the output of a program that cannot be started
 _SIGHUP = 1
 FULL = f"{CLIENTS_MAX} clients are connected to this sandbox, which is the limit"
 TOO_MANY = f"{SESSIONS_MAX} commands run in this sandbox, which is the limit"
@@ -177,7 +177,7 @@ class Router:
         elif kind == messages.CREDIT and session is not None and is_number(payload):
             session.grant(messages.number(payload))
         elif kind == messages.CREDIT and client is self.main:
-            pass  # for what a program that cannot be started has said
+            pass  # for the output of a program that cannot be started
         elif kind == messages.RESIZE and session is not None and is_number(payload):
             session.size = payload
         else:
