@@ -74,7 +74,7 @@ def rebuilds(bench: Bench, before: Path, after: Path) -> list[Row]:
         source.symlink_to(image)
 
     def command(place: Path, options: Sequence[str]) -> list[str]:
-        return [*TOOL, "build", *options, f"oci:{source}:latest", f"oci:{place}:1"]
+        return [*TOOL, "build", "--force", *options, f"oci:{source}:latest", f"oci:{place}:1"]
 
     name_as(before)
     bench.fresh(out)()
