@@ -30,10 +30,12 @@ def fit(tree: Tree, read: ReadFile) -> list[Remark]:
     """
     lookup = _Lookup(tree, read)
     faults: dict[Inode, tuple[str, list[Fault]]] = {}
-    for inode, layer in tree.noted.items():
-        found = _fit(inode, lookup)
-        if found:
-            faults[inode] = layer, found
+    for layer, inodes in reversed(tree.noted.items()):  # the last layer that says something of an inode counts
+        for inode in inodes:
+            found = _fit(inode, lookup)
+            if found:
+                faults[inode] = layer, found
+    tree.noted.clear()
     if not faults:
         return []
     firsts: dict[tuple[str, str], tuple[str, int]] = {}  # by kind and reason: the first file in words, and how many

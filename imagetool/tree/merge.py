@@ -91,7 +91,7 @@ class _Applier:
 
     def __init__(self, tree: Tree, number: int, index: TarIndex, spent: _Spent) -> None:
         self.root = root = tree.root
-        self.noted = tree.noted
+        self.noted = tree.noted.setdefault(index.name, [])
         self.number = number
         self.index = index
         self.spent = spent
@@ -141,7 +141,7 @@ class _Applier:
                 raise _Wrong("the root is not a directory", "make the layer again")
             _describe(self.root, mode, uid, gid, mtime_ns, xattrs)
             if xattrs or not FIRST_NS <= mtime_ns < AFTER_NS:
-                self.noted[self.root] = self.index.name
+                self.noted.append(self.root)
             return None
         directory = self.found.get(parent_path) or self.parent(parent_path)
         children = directory.children
@@ -186,7 +186,7 @@ class _Applier:
             layer = old.layer if isinstance(old, Special) and stat.S_IFMT(old.mode) == type_ else self.number
             new = Special(type_ | mode, uid, gid, mtime_ns, xattrs, major=first, minor=second, layer=layer)
         if xattrs or not FIRST_NS <= mtime_ns < AFTER_NS:
-            self.noted[new] = self.index.name
+            self.noted.append(new)
         if old is not None and old is not new and isinstance(old, (Directory, Symlink)):
             self.forget()
         children[name] = new

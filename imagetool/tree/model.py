@@ -176,8 +176,8 @@ class Tree:
 
     root: Directory = field(default_factory=Directory)
     layers: list[Layer] = field(default_factory=list)
-    # Inodes that an ext4 disk may not hold as they are (attributes, an odd time), with the name of the layer that says so.
-    noted: dict[Inode, str] = field(default_factory=dict)
+    # Inodes that an ext4 disk may not hold as they are (attributes, an odd time), by the name of the layer that says so.
+    noted: dict[str, list[Inode]] = field(default_factory=dict)
 
     def walk(self) -> Iterator[tuple[bytes, Inode]]:
         """Every name and its inode, parents before children, names in bytewise order; the root is b"/"."""
