@@ -9,6 +9,7 @@ import contextlib
 import fcntl
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -133,6 +134,9 @@ def tidy(cache: Path) -> None:
 
     A disk that a living process uses, or that a project's cache/NAME/disk leads to, stays.
     """
+    from imagetool.guest import kernel  # whoever only checks a disk needs none of it
+
+    kernel.tidy(cache / "kernels", time.time())
     disks = cache / "disks"
     if not disks.is_dir():
         return

@@ -19,6 +19,8 @@ from rootdisk.errors import BadInput, RootdiskError
 from rootdisk.oci.documents import Digest, Platform
 from rootdisk.system import process
 
+DAY_S = 86400
+KEPT_COUNT = 4
 RECEIPT = "unpacked.json"  # in an unpacked package: digests of what is used of it
 META = {
     ("debian", "amd64"): "linux-image-cloud-amd64",
@@ -67,7 +69,20 @@ def find(wanted: str, platform: Platform, cache: Path) -> Kernel:
             shutil.rmtree(place)
     if not place.exists():
         _unpack(apt, names, platform.architecture, place)
+    os.utime(place)  # when it was last used
     return _in(place)
+
+
+def tidy(packages: Path, now_s: float) -> None:
+    """Remove unpacked packages and boot files past KEPT_COUNT of each, those used least lately first, and rests of dead builds.
+
+    What was used in the last day stays: another process may use it.
+    """
+    for pattern, keep in (("linux-image-*_*", KEPT_COUNT), ("boot-*", KEPT_COUNT), (".kernel-*", 0)):
+        found = sorted(((path.stat().st_mtime, path) for path in packages.glob(pattern)), reverse=True)
+        for used_s, path in found[keep:]:
+            if used_s < now_s - DAY_S:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def _check(place: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from imagetool.build import disk_cache
+from imagetool.guest import kernel
 
 PROGRAM = """
 import sys, time
@@ -85,3 +86,15 @@ def test_rests_of_dead_builds(tmp_path: Path) -> None:
 def test_without_a_cache(tmp_path: Path) -> None:
     disk_cache.tidy(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_kernels(tmp_path: Path) -> None:
+    now = 1_000_000_000
+    for number in range(8):
+        for name in (f"linux-image-6.{number}_amd64", f"boot-{number}", f".kernel-{number}"):
+            (tmp_path / name).mkdir()
+            age = 2 * kernel.DAY_S + number if number else 60
+            os.utime(tmp_path / name, (now - age, now - age))
+    kernel.tidy(tmp_path, now)
+    names = set(os.listdir(tmp_path))
+    assert names == {".kernel-0", *(f"boot-{n}" for n in range(4)), *(f"linux-image-6.{n}_amd64" for n in range(4))}
