@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -120,7 +121,8 @@ def test_other_users_cannot_write_to_what_is_made(project: Path) -> None:
     assert not [path for path in made if path.stat().st_mode & 0o002]
 
 
-def test_sigterm_keeps_what_is_finished(project: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_keeps_what_is_finished(project: Path, number: signal.Signals) -> None:
     """The step that was under way is done again; the ones before it are not."""
     (project / "slow.py").write_text(
         "import time\ndef sleep():\n    print('sleeping', flush=True)\n    time.sleep(60)\n"
@@ -147,9 +149,9 @@ def task_slow():
     while (line := running.stdout.readline()) and line != "sleeping\n":
         lines.append(line)
     assert ".  first\n" in lines
-    running.terminate()
-    assert running.wait(120) == 143
-    running.communicate()
+    running.send_signal(number)
+    assert running.wait(120) == 128 + number
+    assert "Traceback" not in running.communicate()[1]
     status, out, _ = doit(project, "first")
     assert (status, out) == (0, "-- first\n")
 
