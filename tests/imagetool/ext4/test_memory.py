@@ -61,7 +61,7 @@ def test_a_plan_keeps_no_blocks(case: str) -> None:
 
 @pytest.mark.nightly
 @pytest.mark.parametrize(
-    ("kind", "count", "limit"), [("directories", 400_000, 300), ("attribute blocks", 200_000, 300), ("files", 300_000, 180)]
+    ("kind", "count", "limit"), [("directories", 400_000, 300), ("attribute blocks", 200_000, 300), ("files", 300_000, 200)]
 )  # fmt: skip
 def test_a_whole_build(kind: str, count: int, limit: int, tmp_path: Path) -> None:
     """MiB of memory at most for an image of many entries, a thousand to a directory."""
