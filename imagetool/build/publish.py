@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from imagetool.build.disk import registry
-from imagetool.build.receipts import PublishedReceipt
+from imagetool.build.published import find_published
 from imagetool.config.images import Image, Signing
 from imagetool.content import Content
 from imagetool.packing.manifest import Artifact, Blob
@@ -19,7 +19,7 @@ from imagetool.targets.copy import copy_manifest, copy_referrers
 from imagetool.targets.open import open_target
 from imagetool.targets.target import Target, push_blobs, tag_taken
 from rootdisk.artifact.format import key_tag
-from rootdisk.errors import DigestMismatch, NotThere, RegistryError, RootdiskError
+from rootdisk.errors import DigestMismatch, NotThere, RegistryError
 from rootdisk.oci.documents import OCI_MANIFEST, Descriptor, Digest
 from rootdisk.oci.reference import Reference
 from rootdisk.oci.repository import Repository
@@ -137,32 +137,6 @@ def refuse_to_move(image: Image, fixed: Mapping[Reference, Sequence[str]], diges
             found = find_published(place, image, tag)
             if found is not None and found != digest:
                 raise tag_taken(f"{place.place}:{tag}", found, digest)
-
-
-def find_published(place: Reference, image: Image, name: str | Digest) -> Digest | None:
-    """Ask `place` which manifest `name` is now; None if it does not have it.
-
-    Raises:
-        RegistryError: the registry does not say.
-    """
-    if place.path is not None and not (place.path / "oci-layout").exists():
-        return None
-    with contextlib.closing(open_repository(place, registry(image))) as repository:
-        return repository.current(name)
-
-
-def check_published(images: Sequence[Image], receipt: PublishedReceipt) -> None:
-    """Ask every target whether it still has what `receipt` says; `images` are one, or those of a group's index.
-
-    Raises:
-        RootdiskError: one does not, or does not say.
-    """
-    image = images[0]
-    by_digest = len(images) == 1 and image.group
-    for place in image.publish:
-        name = receipt.digest if by_digest else image.version
-        if find_published(place, image, name) != receipt.digest:
-            raise RootdiskError(f"{place.place}:{name} is not {receipt.digest.short} any more")
 
 
 def resolved_tag(repository: Repository, tag: str) -> Descriptor | None:

@@ -43,14 +43,14 @@ def disk_is_there(task: object, values: object, places: Places, image: Image) ->
 
 def is_published(task: object, values: object, path: Path, images: Sequence[Image]) -> bool:
     """Whether every target still has, under its name, what the receipt at `path` says; `images` are one, or a group."""
-    from imagetool.build.publish import check_published
+    from imagetool.build.published import check_published
 
     return _is_whole(path, lambda: check_published(images, load(path, PublishedReceipt)))
 
 
 def _check_built(places: Places, image: Image) -> None:
     from imagetool.build.disk_cache import check_disk
-    from imagetool.build.publish import find_published
+    from imagetool.build.published import find_published
 
     built = load(places.receipt(image, "disk"), BuiltReceipt)
     if not built.published:
