@@ -130,11 +130,11 @@ def remove_damaged(cache: Path) -> None:
 
 
 def tidy(cache: Path) -> None:
-    """Remove what has had its time: disks past KEPT_COUNT or KEPT_BYTES, those used least lately first; rests of dead builds.
+    """Remove the least recently used disks past KEPT_COUNT or KEPT_BYTES, old kernels, and what dead builds have left.
 
     A disk that a living process uses, or that a project's cache/NAME/disk leads to, stays.
     """
-    from imagetool.guest import kernel  # whoever only checks a disk needs none of it
+    from imagetool.guest import kernel  # a check of a disk does not need it
 
     kernel.tidy(cache / "kernels", time.time())
     disks = cache / "disks"
@@ -178,7 +178,7 @@ def _use(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _locked(disks: Path) -> Iterator[None]:
-    """One process at a time makes directories here or removes them; for moments only."""
+    """Hold the lock under which directories of kept disks are made and removed, for moments only."""
     lock = _lock(disks, fcntl.LOCK_EX)
     try:
         yield

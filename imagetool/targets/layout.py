@@ -56,7 +56,7 @@ class LayoutTarget:
         try:
             with self._locked():
                 self._prepare()
-            # Whoever sweeps waits for none of us, and removes nothing as long as we write.
+            # A sweep does not wait for us; it removes nothing as long as we write.
             _make_directory(self._directory, "blobs")
             self._use = os.open("blobs", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._directory)
             fcntl.flock(self._use, fcntl.LOCK_SH)

@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple, cast
 
 from rootdisk.errors import BadInput
 from rootdisk.oci.documents import HEX_SHA256, Digest
+from rootdisk.text import printable
 
 Kind = Literal["registry", "oci", "oci-archive", "docker-archive", "docker-daemon", "tar"]
 
@@ -79,9 +80,10 @@ def parse_reference(text: str) -> Reference:
             return Reference("docker-daemon", digest=Digest.parse(rest))
         return _named("docker-daemon", rest, text)
     if _is_path(text):
-        hint = f"write oci:{text} for an OCI layout; imagetool also reads tar:FILE, docker-archive:FILE and oci-archive:FILE"
+        shown = printable(text, 200)
+        hint = f"write oci:{shown} for an OCI layout; imagetool also reads tar:FILE, docker-archive:FILE and oci-archive:FILE"
         if not text.startswith(("/", ".", "~")):
-            hint += f"; if it is an image, name its registry: {DOCKER_HUB}/{'' if '/' in text else 'library/'}{text}"
+            hint += f"; if it is an image, name its registry: {DOCKER_HUB}/{'' if '/' in text else 'library/'}{shown}"
         there = "a file or directory" if os.path.lexists(text) else "a path, and there is no such file"
         raise BadInput(f"reference {text!r:.200} is {there}", hint[:600])
     if text.startswith(("http://", "https://", "docker://")):

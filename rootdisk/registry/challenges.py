@@ -100,7 +100,7 @@ class Auth:
 
     @property
     def hint(self) -> str:
-        """What to do if the registry refuses: which credentials it was given, from which file."""
+        """The advice if the registry refuses: which credentials it got, from which file."""
         login = f"log in: runner login {self._registry} (or docker, podman or skopeo login)"
         return (
             f"the credentials for {self._registry} are from {printable(self._where)}; {login}" if self._where else login

@@ -126,7 +126,7 @@ def test_a_variable_that_does_not_fit(demo: str, empty_runner: Runner) -> None:
     big = ["-e", "BIG=" + "x" * 100_000]
     done = empty_runner("boot", *big, *big, *big, demo)
     assert done.returncode == 125
-    assert "the slot holds 262144" in one_line(done.stderr, "runner")
+    assert "the slot has 262144" in one_line(done.stderr, "runner")
     assert not list((empty_runner.store / "sandboxes").iterdir())
 
 

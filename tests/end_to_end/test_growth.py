@@ -65,7 +65,7 @@ def test_a_larger_disk(demo: str, tmp_path: Path) -> None:
     assert complaints(raw(runner.store, "larger", tmp_path / "raw")) == []
     done = runner("boot", "--disk-size", "4g", demo)
     assert done.returncode == 125
-    assert done.stderr == "runner: --disk-size: 4096 MiB: the artifact's disk has 8192 MiB; at most 16 TiB\n"
+    assert done.stderr == "runner: --disk-size: 4GiB: the artifact's disk has 8GiB; at most 16TiB\n"
 
 
 @pytest.mark.vm

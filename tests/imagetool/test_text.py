@@ -27,6 +27,7 @@ EVIL = b"\x1b]0;title\x07\n\xe2\x80\xae\xc2\x9b31m\xff"
 def imagetool(tmp_path: Path, *arguments: str | bytes) -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(
         [sys.executable, "-m", "imagetool", *arguments],
+        cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT), "ROOTDISK_CACHE": str(tmp_path / "cache")},
         capture_output=True,
         timeout=100,
