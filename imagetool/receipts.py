@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self, TypeVar
 
-from rootdisk.durable import write_json
+from rootdisk.durable import opener, read_file, write_json
 from rootdisk.errors import BadInput, RootdiskError
 from rootdisk.oci.documents import Digest, canonical_json
 from rootdisk.oci.fields import Fields, parse_value
@@ -77,12 +77,12 @@ def save(path: Path, receipt: Receipt, *, durable: bool = False) -> None:
 def read_receipt(path: Path) -> dict[str, Any]:
     """The receipt at `path`; RootdiskError if it is missing, Damaged if it is not what was written."""
     try:
-        value = parse_value(path.read_bytes(), path.name, MAX_BYTES)
+        value = parse_value(read_file(path, MAX_BYTES), path.name, MAX_BYTES)
     except FileNotFoundError as err:
         raise RootdiskError(f"{path.name} of {path.parent.name} is missing", "doit build makes it") from err
     except OSError as err:
         raise Damaged(f"{path}: {err.strerror}", HINT) from err
-    except BadInput:
+    except (BadInput, ValueError):
         value = None
     if not isinstance(value, dict) or value.pop(CHECK, None) != _check(value):
         raise Damaged(f"{path} is damaged, or an older rootdisk's", HINT)
@@ -98,7 +98,7 @@ def write_receipt(path: Path, value: Mapping[str, Any], *, durable: bool = False
 def check_file(path: Path, digest: object) -> None:
     """Damaged if the file at `path` is missing, or is not what `digest` (as a receipt has it) names."""
     try:
-        with path.open("rb") as file:
+        with open(path, "rb", opener=opener) as file:
             hashed = hashlib.file_digest(file, "sha256")
     except OSError as err:
         raise Damaged(f"{path}: {err.strerror}") from err

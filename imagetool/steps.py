@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from pathlib import Path
 
@@ -52,6 +53,8 @@ __all__ = [
     "resolve",
 ]
 
+if not sys.warnoptions:  # Python shows it only for __main__ by default, and doit imports dodo.py
+    warnings.filterwarnings("default", message="this dodo.py is of an older", category=DeprecationWarning)
 warnings.warn(
     "this dodo.py is of an older rootdisk: put `from imagetool.tasks.dodo import *` in its place",
     DeprecationWarning,

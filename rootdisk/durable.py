@@ -11,6 +11,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 
 _FICLONE = 0x40049409  # linux/fs.h
 _JSON_MAX_BYTES = 1 << 20
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _COPY_BYTES = 1 << 30  # asked for in one copy_file_range or sendfile call
 
 
@@ -145,7 +147,7 @@ def read_json(path: Path, max_bytes: int = _JSON_MAX_BYTES) -> Any:
 
 
 def parse_json(raw: bytes) -> Any:
-    """Parse untrusted JSON. Duplicate keys, NaN and Infinity are refused.
+    """Parse untrusted JSON. Duplicate keys, NaN, Infinity and strings that no file name could be are refused.
 
     Raises:
         ValueError: `raw` is not such JSON; the message continues a sentence that names the file.
@@ -163,9 +165,14 @@ def parse_json(raw: bytes) -> Any:
     if not raw.strip():
         raise ValueError("is empty")
     try:
-        return json.loads(raw, parse_constant=refuse, object_pairs_hook=unique)
+        value = json.loads(raw, parse_constant=refuse, object_pairs_hook=unique)
+        if _SURROGATE.search(raw):  # a path that is not UTF-8 has some; others cannot be encoded later
+            os.fsencode(json.dumps(value, ensure_ascii=False))
+        return value
     except json.JSONDecodeError as err:
         raise ValueError(f"is cut off or damaged: {err}") from err
+    except UnicodeEncodeError as err:
+        raise ValueError("has half of a surrogate pair") from err
     except UnicodeDecodeError as err:
         raise ValueError(f"is damaged: {err.reason}") from err
     except RecursionError as err:

@@ -22,6 +22,7 @@ from imagetool.tree.index import TarIndex
 from imagetool.tree.inflate import Inflated, inflate
 from imagetool.tree.layers import FileSource
 from imagetool.tree.tar import scan
+from rootdisk.durable import opener
 from rootdisk.errors import BadInput, RootdiskError
 from rootdisk.oci.documents import Digest
 
@@ -69,7 +70,7 @@ class LayerData:
         if self.blob.diff_id is not None:
             path = self._index_path(self.blob.diff_id)
             with contextlib.suppress(OSError, RootdiskError):
-                return str(self.blob.diff_id), TarIndex.unpack(path.read_bytes(), self.name)
+                return str(self.blob.diff_id), TarIndex.unpack(_recall(path), self.name)
         self.tar()
         assert self._inflated is not None
         found = scan(self._fd, self._inflated.size, self.name, bare=self.blob.bare)
@@ -84,7 +85,7 @@ class LayerData:
         path = self.indexes / f"{self.blob.diff_id.hex if self.blob.diff_id else ''}-{offset}-{size}"
         if self.blob.diff_id is not None:
             with contextlib.suppress(OSError):
-                kept = path.read_bytes()
+                kept = _recall(path)
                 if len(kept) == size + 32 and hashlib.sha256(kept[32:]).digest() == kept[:32]:
                     return kept[32:]
         data = bytearray(size)
@@ -152,7 +153,7 @@ def kept_directories(cache: Path, names: str) -> Directories | None:
     path = cache / "indexes" / f"directories-{names}"
     with contextlib.suppress(OSError, RootdiskError):
         os.utime(path)
-        return Directories.unpack(path.read_bytes())
+        return Directories.unpack(_recall(path))
     return None
 
 
@@ -176,6 +177,12 @@ def _unnamed(folder: Path) -> int:
         fd, name = tempfile.mkstemp(dir=folder)
         os.unlink(name)
         return fd
+
+
+def _recall(path: Path) -> bytes:
+    """Read what `_remember` has written."""
+    with open(path, "rb", opener=opener) as file:
+        return file.read()
 
 
 def _remember(path: Path, data: bytes) -> None:

@@ -8,7 +8,6 @@ sandbox and leaves it alone.
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -232,7 +231,7 @@ def _time(value: object) -> float:
 
 
 def _seconds(value: object) -> float:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value) or value < 0:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < 1 << 62:
         raise ValueError("is not a number of seconds")
     return float(value)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -139,3 +140,7 @@ def test_a_damaged_memory_is_made_again(tmp_path: Path) -> None:
     for number, damaged in enumerate((data[:-1], data[:20], b"", flipped, b"RDNAMES1" + data[8:])):
         kept.write_bytes(damaged)
         assert made(image(tmp_path / "l"), tmp_path / str(number), tmp_path / "cache")[:2] == clean[:2]
+    for number, path in enumerate(sorted((tmp_path / "cache/indexes").iterdir())):
+        path.unlink()
+        os.mkfifo(path)  # reading it would wait for ever
+        assert made(image(tmp_path / "l"), tmp_path / f"fifo{number}", tmp_path / "cache")[:2] == clean[:2]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from imagetool.build.receipts import (
     PublishedReceipt,
     SourceReceipt,
 )
-from imagetool.receipts import Damaged, Receipt, load, save, write_receipt
+from imagetool.receipts import MAX_BYTES, Damaged, Receipt, check_file, load, save, write_receipt
 from rootdisk.artifact.format import LayerInodes, Process, SlotExtent
 from rootdisk.errors import RootdiskError
 from rootdisk.oci.documents import Digest
@@ -156,6 +157,35 @@ def test_a_missing_receipt_is_not_a_damaged_one(tmp_path: Path) -> None:
     (tmp_path / "directory").mkdir()
     with pytest.raises(Damaged):
         load(tmp_path / "directory", InitReceipt)
+
+
+IN_ITS_PLACE: dict[str, Callable[[Path], object]] = {
+    "FIFO": os.mkfifo,
+    "directory": Path.mkdir,
+    "link": lambda path: path.symlink_to("other"),
+    "broken link": lambda path: path.symlink_to("nowhere"),
+    "link to itself": lambda path: path.symlink_to(path.name),
+    "endless": lambda path: path.symlink_to("/dev/zero"),
+    "huge": lambda path: path.write_bytes(bytes(MAX_BYTES + 1)),
+}
+
+
+@pytest.mark.parametrize("kind", IN_ITS_PLACE)
+def test_what_is_in_the_place_of_a_receipt(tmp_path: Path, kind: str) -> None:
+    """It is neither waited for nor followed nor read without end, and a new one takes its place, except of a directory."""
+    receipt = InitReceipt(ONE)
+    save(tmp_path / "other", receipt)
+    path = tmp_path / "receipt.json"
+    IN_ITS_PLACE[kind](path)
+    with pytest.raises(Damaged):
+        load(path, InitReceipt)
+    with pytest.raises(Damaged):
+        check_file(path, ONE)
+    if kind != "directory":
+        save(path, receipt)
+        assert load(path, InitReceipt) == receipt
+        assert path.is_file()
+        assert not path.is_symlink()
 
 
 def test_inputs_are_kept_as_they_are(tmp_path: Path) -> None:

@@ -144,9 +144,13 @@ def test_an_old_copy_of_dodo_works_and_warns(place: Path) -> None:
         assert done.returncode == 0, (command, done.stdout + done.stderr)
         assert "DeprecationWarning" in done.stderr
         assert "from imagetool.tasks.dodo import *" in done.stderr
-    done = run("doit", "build", cwd=place, VERSION="1")
+    done = run("doit", "build", cwd=place, VERSION="1", PYTHONWARNINGS="")
     assert done.returncode == 0
     assert ".  " not in done.stdout  # nothing again
+    # By default, too:
+    assert done.stderr.count("dodo.py:18: DeprecationWarning: this dodo.py is of an older rootdisk") == 1
+    done = run("doit", "list", cwd=place, VERSION="1", PYTHONWARNINGS="ignore")
+    assert done.stderr == ""
     # And the line that takes its place finds all that it has made.
     (place / "dodo.py").write_text("from imagetool.tasks.dodo import *\n")
     done = run("doit", "build", cwd=place, VERSION="1")

@@ -110,6 +110,8 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "nested": written(b"[" * 200_000),
     "NaN": changed(lambda value: value.update(started=float("nan"))),
     "a large number": written(b'{"version": 1' + b"0" * 5000 + b"}"),
+    "a number that no float can be": changed(lambda value: value["spec"].update(timeout_s=10**400)),
+    "half of a surrogate pair": changed(lambda value: value["spec"].update(reference="\ud800")),
     "gone": lambda folder: (folder / "state.json").unlink(),
     "a directory": replaced("state.json", Path.mkdir),
     "a link": replaced("state.json", lambda path: path.symlink_to("/etc/passwd")),
@@ -331,7 +333,13 @@ def test_every_field_is_checked() -> None:
 
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.just(10**400)
+    | st.floats()
+    | st.text(max_size=20)
+    | st.text(st.characters(categories=["Cs"]), min_size=1, max_size=2),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
     max_leaves=10,
 )
@@ -359,6 +367,7 @@ def test_any_value_of_a_field(field: str, value: object) -> None:
     assert isinstance(state, State)
     assert "/" not in "".join(state.spec.uses)
     json.dumps(state.to_json(), allow_nan=False)
+    os.fsencode(json.dumps(state.to_json(), ensure_ascii=False))
     assert state.text
     again = json.dumps(state_json(state.raw, state.spec)).encode()
     assert parse(again, Path("a"), False) == state
