@@ -1,7 +1,7 @@
 """The pipeline: `make_artifact()` is the one way from a source image to an artifact.
 
-`imagetool build`, doit's tasks, `doit reproduce` and `imagetool verify` call it. What leads to it: imagetool/guest/ makes
-init, kernel and initramfs. What leads away from it: imagetool/build/publish.py.
+`imagetool build`, doit's tasks, `doit reproduce` and `imagetool verify` call it. Before it, imagetool/guest/
+makes init, kernel and initramfs. After it, imagetool/build/publish.py publishes the artifact.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ CMDLINE = "console=ttyS0 reboot=t panic=-1 quiet rdinit=/init"
 
 
 class MadeArtifact(NamedTuple):
-    """An artifact, and where it is: put together of a kept disk, or found published. One of the two is None."""
+    """An artifact: assembled from a kept disk, or found published. Exactly one of `kept` and `found` is set."""
 
     key: str
     inputs: dict[str, object]
     digest: Digest
     kept: tuple[KeptDisk, Artifact] | None = None
     found: FoundArtifact | None = None
-    made_now: bool = False  # else it was here, or there, before
+    made_now: bool = False  # False if the disk was in the cache, or the artifact in a target
 
     @property
     def disk_size(self) -> int:
@@ -91,43 +91,45 @@ def make_artifact(
     report: Report = silent,
     threads: int | None = None,
 ) -> MadeArtifact:
-    """Turn a source image into an artifact, or find the one that these inputs have made before.
+    """Turn a source image into an artifact, or find the one that was built earlier from the same inputs.
 
     source, settings, guest, compressor ─▶ inputs ─▶ derivation key
       the key is in `cache`/disks?    ─▶ that disk
-      the key's tag is in a target?   ─▶ that artifact, if it is exactly of these inputs
+      the key's tag is in a target?   ─▶ that artifact, if it has exactly these inputs
       else layers ─▶ tree ─▶ plan ─▶ chunks ─▶ blobs (disk.make_disk), kept under the key
     disk, kernel, initramfs ─▶ config ─▶ manifest
 
-    `source` is the open source, or the digest of its manifest; then it is opened if a disk has to be made. `targets` are
-    the places where the artifact is going to be published. Two processes may do the same: both get one artifact.
+    `source` is the open source, or the digest of its manifest: then it is opened only if a disk has to be made.
+    `targets` are the places where the artifact will be published. Two processes may do the same at once: both get the
+    same artifact.
 
     Raises:
         Damaged: the guest's files are not what `boot` says.
         RegistryError: a target cannot be asked, or would refuse what is built.
-        BadInput: the image is strict, and something of it had to be changed or left out.
-        RootdiskError: the source cannot be read, or is another one than `source` says by now.
+        BadInput: the image is strict, and a part of it had to be changed or left out.
+        RootdiskError: the source cannot be read, or no longer has the digest `source`.
     """
     digest = source if isinstance(source, Digest) else source.manifest_digest
     inputs = derivation.inputs(image, digest, boot.guest, zstd_frames.versions())
     key = derivation.derivation_key(inputs)
 
     was_kept = disk_cache.is_kept(cache, key)
-    kept = disk_cache.find_disk(cache, key)  # nobody removes it until this process ends
+    kept = disk_cache.find_disk(cache, key)  # locked: nobody removes it until this process ends
     made_now = kept is None
     if kept is not None and image.strict:
         refuse(kept.receipt.remarks)
     if kept is None:
-        # What was damaged here may be damaged in a layout, too, whose blobs are links to ours.
+        # If the kept disk was damaged, a layout may be damaged too: its blobs are hard links to ours.
         found = None if was_kept else find_built(image, inputs, targets)
-        if found is not None and not (image.strict and found.left_out):  # what was left out is said if it is made
+        # A strict build is made even so, to say what it has to leave out.
+        if found is not None and not (image.strict and found.left_out):
             return MadeArtifact(key, inputs, found.descriptor.digest, found=found)
         check_push(targets, disk.registry(image))
-        with _opened(image, source) as opened, disk_cache.new_disk(cache) as folder:
-            if opened.manifest_digest != digest:
+        with _open_source(image, source) as source_image, disk_cache.new_disk(cache) as folder:
+            if source_image.manifest_digest != digest:
                 raise RootdiskError(f"{image.source} changed while it was built", "start the build again")
-            made = disk.make_disk(image, opened, _init(boot), folder, cache, report, threads)
-            kept = disk_cache.keep_disk(folder, _receipt(made, key, inputs, folder))
+            packed = disk.make_disk(image, source_image, _init(boot), folder, cache, report, threads)
+            kept = disk_cache.keep_disk(folder, _receipt(packed, key, inputs, folder))
 
     artifact = assemble_artifact(image, kept, boot)
     return MadeArtifact(key, inputs, artifact.descriptor.digest, (kept, artifact), made_now=made_now)
@@ -140,39 +142,39 @@ def publish_artifact(
     cache: Path,
     targets: tuple[Reference, ...],
     tag: str,
-    gate: Callable[[MadeArtifact], None] = lambda made: None,
+    gate: Callable[[MadeArtifact], None] = lambda artifact: None,
     *,
     force: bool = False,
     report: Report = silent,
     threads: int | None = None,
 ) -> MadeArtifact:
-    """Make the artifact as `make_artifact`, and publish it in every target. A kept file that is damaged is made again.
+    """Make the artifact with `make_artifact` and publish it in every target. A damaged kept file is made again.
 
-    `gate` is given the artifact before it is published, and may raise.
+    `gate` is called with the artifact before it is published; if it raises, nothing is published.
     """
-    made = make_artifact(image, source, boot, cache, targets, report=report, threads=threads)
+    artifact = make_artifact(image, source, boot, cache, targets, report=report, threads=threads)
     try:
-        gate(made)
-        _publish(made, image, targets, tag, force, report)
+        gate(artifact)
+        _publish(artifact, image, targets, tag, force, report)
     except Damaged:
         disk_cache.remove_damaged(cache)
-        made = make_artifact(image, source, boot, cache, targets, report=report, threads=threads)
-        gate(made)
-        _publish(made, image, targets, tag, force, report)
-    return made
+        artifact = make_artifact(image, source, boot, cache, targets, report=report, threads=threads)
+        gate(artifact)
+        _publish(artifact, image, targets, tag, force, report)
+    return artifact
 
 
 def _publish(
-    made: MadeArtifact, image: Image, targets: tuple[Reference, ...], tag: str, force: bool, report: Report
+    artifact: MadeArtifact, image: Image, targets: tuple[Reference, ...], tag: str, force: bool, report: Report
 ) -> None:
-    if made.kept is not None:
-        publish(made.kept[1], image, targets, tag, force=force, report=report)
-    elif made.found is not None:
-        publish_found(made.found, made.key, image, targets, tag, force=force, report=report)
+    if artifact.kept is not None:
+        publish(artifact.kept[1], image, targets, tag, force=force, report=report)
+    elif artifact.found is not None:
+        publish_found(artifact.found, artifact.key, image, targets, tag, force=force, report=report)
 
 
 def assemble_artifact(image: Image, disk: KeptDisk, boot: BootFiles) -> Artifact:
-    """Put the artifact together: the kept `disk`, and kernel and initramfs, if there are any.
+    """Assemble the artifact from the kept `disk` and, if there are any, kernel and initramfs.
 
     Raises:
         Damaged: kernel or initramfs is not what `boot` says.
@@ -215,8 +217,8 @@ def assemble_artifact(image: Image, disk: KeptDisk, boot: BootFiles) -> Artifact
     )
 
 
-def _opened(image: Image, source: SourceImage | Digest) -> contextlib.AbstractContextManager[SourceImage]:
-    return disk.opened(image) if isinstance(source, Digest) else contextlib.nullcontext(source)
+def _open_source(image: Image, source: SourceImage | Digest) -> contextlib.AbstractContextManager[SourceImage]:
+    return disk.open_image(image) if isinstance(source, Digest) else contextlib.nullcontext(source)
 
 
 def _init(boot: BootFiles) -> bytes:
@@ -226,23 +228,23 @@ def _init(boot: BootFiles) -> bytes:
     return data
 
 
-def _receipt(made: disk.Disk, key: str, inputs: dict[str, object], folder: Path) -> DiskReceipt:
-    packed = made.packed
+def _receipt(built: disk.Disk, key: str, inputs: dict[str, object], folder: Path) -> DiskReceipt:
+    packed = built.packed
     return DiskReceipt(
         key=key,
         inputs=inputs,
         size=packed.index.disk_size,
         digest=packed.index.disk_digest(),
         blobs=tuple((part.digest, part.size) for part in packed.parts),
-        slots=made.slots,
-        layers=made.layers,
-        uuid=made.uuid,
-        process=made.process,
-        labels=made.labels,
-        source_digest=made.source_digest,
+        slots=built.slots,
+        layers=built.layers,
+        uuid=built.uuid,
+        process=built.process,
+        labels=built.labels,
+        source_digest=built.source_digest,
         chunks_new=packed.new_chunks,
         chunks_reused=packed.reused_chunks,
         writer={"rootdisk": __version__, **zstd_frames.versions()},
         files=disk_cache.files_of(folder),
-        remarks=made.remarks,
+        remarks=built.remarks,
     )

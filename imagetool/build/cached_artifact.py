@@ -32,20 +32,20 @@ from rootdisk.trust.judgement import Unusable
 
 
 class FoundArtifact(NamedTuple):
-    """An artifact of the wanted inputs in a target. Sizes are bytes."""
+    """A published artifact that was built from the wanted inputs. Sizes are bytes."""
 
     place: Reference
     descriptor: Descriptor
     disk_size: int
     compressed: int
     chunks: int  # those with data
-    left_out: Mapping[str, int]  # things of the image that were changed or left out, by kind
+    left_out: Mapping[str, int]  # counts of what was changed or left out, by kind
 
 
 def find_built(image: Image, inputs: Mapping[str, Any], targets: Sequence[Reference]) -> FoundArtifact | None:
-    """Find the first of `targets` that has the artifact of `inputs`.
+    """Find the artifact of `inputs` in the first of `targets` that has it; None if none has.
 
-    A target that does not have it, or has something else under its name, counts as a miss; the latter with a warning.
+    If a target has something else under the tag of the key, a warning is printed and the next one is tried.
 
     Raises:
         RegistryError: a target cannot be asked at all, so it could not be published to either.
@@ -62,13 +62,15 @@ def find_built(image: Image, inputs: Mapping[str, Any], targets: Sequence[Refere
             except RegistryError:
                 raise
             except RootdiskError as err:
-                what = f"{image.name}: {place.place}:{tag} is not believed, so it is built: {one_line(str(err))}"
-                print(what, file=sys.stderr)
+                warning = (
+                    f"{image.name}: {place.place}:{tag} is not accepted, so the disk is built: {one_line(str(err))}"
+                )
+                print(warning, file=sys.stderr)
     return None
 
 
 class Pruned(NamedTuple):
-    """Tags to remove, or removed; in which order versions were taken, in words; bytes freed."""
+    """Tags to remove or removed; how versions were ordered, in words; bytes freed."""
 
     tags: list[tuple[str, Digest]]
     order: str
@@ -76,36 +78,36 @@ class Pruned(NamedTuple):
 
 
 def prune(place: Reference, options: RegistryOptions, keep: int | None, *, delete: bool) -> Pruned:
-    """Choose the tags of `place` that are not needed (imagetool/targets/prune.py), and remove them if `delete`.
+    """Choose the tags of `place` that are not needed (imagetool/targets/prune.py), and remove them if `delete` is true.
 
     Raises:
         BadInput: `keep` is below 1.
     """
     if keep is not None and keep < 1:
-        raise BadInput(f"--keep {keep}", "how many versions stay: 1 or more")
+        raise BadInput(f"--keep {keep}", "give the number of versions to keep, 1 or more")
     with (
         contextlib.closing(open_repository(place, options)) as repository,
         contextlib.closing(open_target(place, options)) as target,
     ):
 
         def children(digest: Digest) -> list[Digest]:
-            found = repository.resolve(digest)
-            if found.media_type not in INDEX_TYPES:
+            descriptor = repository.resolve(digest)
+            if descriptor.media_type not in INDEX_TYPES:
                 return []
-            return [item.digest for item in Index.parse(repository.manifest(found)).manifests]
+            return [item.digest for item in Index.parse(repository.manifest(descriptor)).manifests]
 
         tags, published = target.tags(), target.published()
         old = [(tag, tags[tag]) for tag in outdated(tags, children, keep, published)]
         order = "by the time they were published" if published else "by their version numbers, as no times are recorded"
         freed = 0
         if delete:
-            gone = dict.fromkeys(digest for _, digest in old)
+            unused = dict.fromkeys(digest for _, digest in old)
             for tag, digest in old:
                 if belongs_to_digest(tag):
-                    gone |= dict.fromkeys(children(digest))
+                    unused |= dict.fromkeys(children(digest))
                 else:
-                    gone |= dict.fromkeys(item.digest for item in repository.referrers(digest))
-            for digest in gone:
+                    unused |= dict.fromkeys(item.digest for item in repository.referrers(digest))
+            for digest in unused:
                 target.remove(digest)
             freed = target.sweep()
         return Pruned(old, order, freed)
@@ -114,11 +116,11 @@ def prune(place: Reference, options: RegistryOptions, keep: int | None, *, delet
 def _checked(
     repository: Repository, place: Reference, descriptor: Descriptor, inputs: Mapping[str, Any], image: Image
 ) -> FoundArtifact:
-    """Compare the artifact with what is wanted; RootdiskError if it is not the artifact of `inputs`."""
+    """Check that the artifact was built from `inputs`; RootdiskError if not."""
     artifact = PublishedArtifact(repository, descriptor, repository.manifest(descriptor))
     config = artifact.config
     if config.derivation_key != derivation.derivation_key(inputs) or dict(config.inputs) != dict(inputs):
-        raise BadInput("it was made of other inputs")
+        raise BadInput("it was built from other inputs")
     if config.platform != image.platform:
         raise BadInput(f"it is for {config.platform}")
     check_signed(repository, place, descriptor.digest, image)
@@ -130,16 +132,16 @@ def check_signed(repository: Repository, place: Reference, digest: Digest, image
     """Check that a published artifact may be used instead of a build.
 
     Raises:
-        Refused: It is not signed as the policy asks.
-        BadInput: This build would sign it, and the same key has not: then its bytes are somebody's claim.
+        Refused: it is not signed as the policy requires.
+        BadInput: this build signs with a key that has not signed the artifact, so anybody may have made it.
     """
     rule = rule_for(place._replace(tag="", digest=digest), image.policy)
     if rule is not None:
         rule.judge(signatures_of(repository, digest), [digest])
     if image.sign is not None:
         key = signing_key(image.sign).public
-        for found in signatures_of(repository, digest):
+        for signature in signatures_of(repository, digest):
             with contextlib.suppress(BadInput):
-                if not isinstance(found, Unusable) and (claim := found.claim(key)) and claim.digest == digest:
+                if not isinstance(signature, Unusable) and (claim := signature.claim(key)) and claim.digest == digest:
                     return
-        raise BadInput("the key that signs here has not signed it")
+        raise BadInput("it is not signed with this build's key")

@@ -15,18 +15,18 @@ from rootdisk.artifact.format import LAYOUT_VERSION
 from rootdisk.oci.documents import Digest, canonical_json
 from rootdisk.text import one_line
 
-_DEPTH_MAX = 16  # of keys that are told apart, far more than ours have
-WRITER_VERSION = 6  # to bump whenever the same inputs give other bytes
+_DEPTH_MAX = 16  # nesting that explain() compares; our inputs have far less
+WRITER_VERSION = 6  # raise it whenever the same inputs give other bytes
 
 
 def settings(image: Image) -> dict[str, Any]:
-    """The part of the inputs that images.toml decides, and our own version: known before anything is asked or read."""
+    """The part of the inputs that images.toml decides, and our own version: known before a registry is asked or a file is read."""
     certificates = {"ca": image.tls_ca, "client": image.tls_client}
-    own: dict[str, Any] = {
+    optional: dict[str, Any] = {
         "files": [file.to_json() for file in image.files],
         "remove": list(image.remove),
         "max_blob": image.max_blob,
-        # Who owns "/" once got our own directory too: only such disks became others, and need another key.
+        # An owner of "/" once got our own directory too. Only those disks changed, so only they get another key.
         "spared": any(not owner.path.strip("/.") for owner in image.owners),
     }
     return {
@@ -45,7 +45,7 @@ def settings(image: Image) -> dict[str, Any]:
             ],
             "process": image.process.to_json(),
             "labels": dict(image.labels),
-            **{name: what for name, what in own.items() if what},
+            **{name: value for name, value in optional.items() if value},
         },
     }
 
@@ -61,7 +61,7 @@ def derivation_key(inputs: Mapping[str, Any]) -> str:
 
 
 class Change(NamedTuple):
-    """An input by its name, and what it was and is; "" where it is not there. Values of variables are in neither."""
+    """An input by name, with its value before and after; "" if it is missing. Values of variables are never included."""
 
     name: str
     before: str
@@ -115,8 +115,8 @@ def _leaves(value: object, name: str = "", depth: int = 0) -> Iterator[tuple[str
 
 
 def _text(value: object) -> str:
-    """Any JSON value as text, those too that are in no artifact of ours: NaN, or a thousand brackets."""
+    """Any JSON value as text, also one that we never write: NaN, or a thousand nested lists."""
     try:
         return canonical_json(value).decode()
     except (ValueError, RecursionError):
-        return "(no plain JSON)"
+        return "(not plain JSON)"

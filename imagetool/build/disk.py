@@ -1,7 +1,7 @@
-"""The way of the data: a source image becomes a packed disk, or a raw one.
+"""Build pipeline: turn a source image into a packed or raw disk.
 
-`make_disk` is the whole conversion in one function. What leads to it and away from it: imagetool/guest/ makes init, kernel
-and initramfs, imagetool/build/disk_cache.py keeps packed disks, imagetool/build/publish.py makes and publishes artifacts.
+`make_disk` is the whole conversion. Around it: imagetool/guest/ makes init, kernel and initramfs, disk_cache.py keeps
+packed disks, artifact.py makes artifacts of them, and publish.py publishes those.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from imagetool.build import derivation
-from imagetool.build import layer_data as layer_data
+from imagetool.build import derivation, layer_data
 from imagetool.config.images import Image
 from imagetool.ext4.plan import DiskOptions, Plan, plan, write_disk
 from imagetool.layout.additions import Additions, Owner, add
@@ -33,13 +32,13 @@ from rootdisk.errors import BadInput
 from rootdisk.ids import check_user
 from rootdisk.oci.repository import RegistryOptions
 
-# RFC 9562, version 4, the same on all disks. Every metadata checksum starts from it, so one of its own for each image or
-# version would make all metadata chunks others; and it names no disk: each sandbox's copy has the same anyway.
+# RFC 9562, version 4, the same on all disks. Every metadata checksum starts from it: if each image or version had its own,
+# no metadata chunk could be reused. It could not identify a disk either, since the copy of each sandbox has the same.
 DISK_UUID = "971bd09b-26f4-42b3-be09-30f5186d89c1"
 
 
 class Disk(NamedTuple):
-    """A packed disk and what its artifact's config says of it."""
+    """A packed disk and what its artifact's config says about it."""
 
     packed: Packed
     slots: tuple[SlotExtent, ...]
@@ -51,8 +50,8 @@ class Disk(NamedTuple):
     remarks: tuple[Remark, ...] = ()  # what was changed or left out
 
 
-def opened(image: Image) -> contextlib.AbstractContextManager[SourceImage]:
-    """The image's source, for its platform; the policy is asked about it if the image says so."""
+def open_image(image: Image) -> contextlib.AbstractContextManager[SourceImage]:
+    """Open the image's source for its platform; check the policy for it if the image has `source_policy`."""
     rule = rule_for(image.source, image.policy) if image.source_policy else None
     return open_source(str(image.source), image.platform, registry(image), rule)
 
@@ -71,54 +70,60 @@ def make_disk(
     report: Report = silent,
     threads: int | None = None,
 ) -> Disk:
-    """The disk of `image`, packed into the empty directory `out` by `threads`; `init` is the guest's.
+    """Build the disk of `image` and pack it into the empty directory `out`, with `threads` threads.
 
-    Blobs and chunks of earlier disks under `cache`/disks are used again.
+    `init` is the guest's init program. Blobs and chunks of earlier disks under `cache`/disks are reused.
 
     Raises:
-        BadInput: The image is strict, and something of the source had to be changed or left out.
+        BadInput: the image is strict, and a part of the source had to be changed or left out.
     """
     process = _process(image, source)
     with (
-        layer_data.opened(source, cache, _own_layer(image), report) as layers,
+        layer_data.open_layers(source, cache, _own_layer(image), report) as layers,
         Earlier(sorted((cache / "disks").glob("[0-9a-f]*"))) as earlier,
         _no_cycles(),
     ):
-        sources, made, remarks = _planned(image, source, layers, init, cache)
+        sources, disk_plan, remarks = _plan(image, source, layers, init, cache)
         packed = pack(
-            made, sources, out, earlier=earlier, max_blob=image.max_blob, threads=threads, progress=report("packing")
+            disk_plan,
+            sources,
+            out,
+            earlier=earlier,
+            max_blob=image.max_blob,
+            threads=threads,
+            progress=report("packing"),
         )
     digest = str(source.manifest_digest)
-    return Disk(packed, made.slots, made.layers, DISK_UUID, process, source.config.labels, digest, remarks)
+    return Disk(packed, disk_plan.slots, disk_plan.layers, DISK_UUID, process, source.config.labels, digest, remarks)
 
 
 def make_raw(
     image: Image, source: SourceImage, init: bytes | None, out: Path, cache: Path, report: Report = silent
 ) -> tuple[Remark, ...]:
-    """Only the raw, sparse disk of `image`, as the new file `out`; without `init` its own tree and nothing added.
+    """Write the raw, sparse disk of `image` as the new file `out`. Without `init`, nothing is added to the image.
 
-    Returns what was changed or left out.
+    Return remarks about what was changed or left out.
     """
     if init is not None:
         _process(image, source)
-    with layer_data.opened(source, cache, _own_layer(image), report) as layers, _no_cycles():
-        sources, made, remarks = _planned(image, source, layers, init, cache)
-        write_disk(made, sources, out, report("writing"))
+    with layer_data.open_layers(source, cache, _own_layer(image), report) as layers, _no_cycles():
+        sources, disk_plan, remarks = _plan(image, source, layers, init, cache)
+        write_disk(disk_plan, sources, out, report("writing"))
     return remarks
 
 
 def _process(image: Image, source: SourceImage) -> Process:
-    """Return the process that runs. An invalid user is refused before a layer is read."""
+    """Return the process that the disk will run. An invalid user is refused before a layer is read."""
     process = image.process.apply(source.config.process)
     check_user(process.user, "USER")
     return process
 
 
-def _planned(
+def _plan(
     image: Image, source: SourceImage, layers: list[layer_data.LayerData], init: bytes | None, cache: Path
 ) -> tuple[list[Source], Plan, tuple[Remark, ...]]:
-    """Layers to tree, additions into the tree, tree to plan; where the plan's bytes are read from; and remarks."""
-    tree = _merged(image, layers)
+    """Merge the layers, add our files and plan the disk. Return the sources of its data, the plan, and remarks."""
+    tree = _merge(image, layers)
     remarks = (*source.remarks, *fit(tree, lambda file: _read(layers, file)))
     if image.strict:
         refuse(remarks)
@@ -126,14 +131,14 @@ def _planned(
     if init is not None:
         additions = _additions(image, source.config, init)
         sources.append(BytesSource(add(tree, lambda file: _read(layers, file), additions)))
-    layers_of = [layer.diff_id for layer in tree.layers if not layer.names]
-    identity = derivation.derivation_key({"writer": derivation.WRITER_VERSION, "uuid": DISK_UUID, "layers": layers_of})
+    diff_ids = [layer.diff_id for layer in tree.layers if not layer.names]
+    identity = derivation.derivation_key({"writer": derivation.WRITER_VERSION, "uuid": DISK_UUID, "layers": diff_ids})
     kept = layer_data.kept_directories(cache, identity)
     uuid = bytes.fromhex(DISK_UUID.replace("-", ""))
-    made = plan(tree, DiskOptions(image.size, uuid, directories=kept, identity=identity.encode()))
-    if made.directories is not kept:
-        layer_data.keep_directories(cache, identity, made.directories)
-    return sources, made, remarks
+    disk_plan = plan(tree, DiskOptions(image.size, uuid, directories=kept, identity=identity.encode()))
+    if disk_plan.directories is not kept:
+        layer_data.keep_directories(cache, identity, disk_plan.directories)
+    return sources, disk_plan, remarks
 
 
 def _own_layer(image: Image) -> LayerBlob | None:
@@ -145,29 +150,29 @@ def _own_layer(image: Image) -> LayerBlob | None:
     return own_layer(image.files, image.remove)
 
 
-def _merged(image: Image, layers: list[layer_data.LayerData]) -> Tree:
-    found = layer_data.scanned(layers)
+def _merge(image: Image, layers: list[layer_data.LayerData]) -> Tree:
+    indexes = layer_data.scan_layers(layers)
     if not image.files and not image.remove:
-        return merge(_taken(found))
+        return merge(_release(indexes))
     from imagetool.layout.own_files import check_removed
 
-    own = found.pop()
-    tree = merge(_taken(found))
+    own_files = indexes.pop()
+    tree = merge(_release(indexes))
     check_removed(tree, image.remove)
-    put_on(tree, *own)
+    put_on(tree, *own_files)
     return tree
 
 
-def _taken(found: list[tuple[str, TarIndex]]) -> Iterator[tuple[str, TarIndex]]:
-    """Each index, no longer kept: the tree takes the memory."""
-    found.reverse()
-    while found:
-        yield found.pop()
+def _release(indexes: list[tuple[str, TarIndex]]) -> Iterator[tuple[str, TarIndex]]:
+    """Yield each index and drop it from the list, so that its memory is free while the tree grows."""
+    indexes.reverse()
+    while indexes:
+        yield indexes.pop()
 
 
 @contextlib.contextmanager
 def _no_cycles() -> Iterator[None]:
-    """The collector of cycles off: there are none here, and it looks at every inode again and again."""
+    """Turn the garbage collector off: there are no cycles here, and it would visit every inode again and again."""
     was_on = gc.isenabled()
     gc.disable()
     try:
@@ -191,5 +196,5 @@ def _additions(image: Image, config: ImageConfig, init: bytes) -> Additions:
 
 def _read(layers: list[layer_data.LayerData], file: File) -> bytes:
     if file.segments is not None:
-        raise BadInput("an account file of the image is sparse", "write it plainly")
+        raise BadInput("an account file of the image is a sparse file", "store it in the image without holes")
     return layers[file.layer].read_kept(file.offset, file.size)

@@ -1,6 +1,6 @@
-"""Packed disks by derivation key, under `cache`/disks/KEY/: what has been made once is not made again.
+"""Packed disks by derivation key, under `cache`/disks/KEY/: a disk that is kept need not be built again.
 
-Beside the packed disk (imagetool/packing/reuse.py) lies disk.json, its receipt: all that an artifact's config says of it.
+Beside the packed disk (imagetool/packing/reuse.py) is disk.json, its receipt: all that an artifact's config says about it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from rootdisk.errors import RootdiskError
 from rootdisk.oci.documents import Digest
 
 RECEIPT = "disk.json"
-CHECKED = (INDEX, KEYS, PARTS)  # whose digests are in the receipt beside those of the blobs
+CHECKED = (INDEX, KEYS, PARTS)  # files whose digests are in the receipt, besides the blobs
 KEPT_COUNT = 16
 KEPT_BYTES = 20 << 30
 _PARTIAL = ".partial-"
@@ -37,12 +37,12 @@ class KeptDisk(NamedTuple):
 
 
 def is_kept(cache: Path, key: str) -> bool:
-    """Whether there is a disk of that key, damaged or not."""
+    """Return whether there is a disk with this key, damaged or not."""
     return (cache / "disks" / key / RECEIPT).exists()
 
 
 def find_disk(cache: Path, key: str) -> KeptDisk | None:
-    """Find the disk of that key; None if there is none. A damaged one is removed, with one line."""
+    """Find the disk with this key; None if there is none. A damaged one is removed, and one line printed."""
     if not is_kept(cache, key):
         return None
     folder = cache / "disks" / key
@@ -59,7 +59,7 @@ def find_disk(cache: Path, key: str) -> KeptDisk | None:
 
 @contextlib.contextmanager
 def new_disk(cache: Path) -> Iterator[Path]:
-    """An empty directory for a disk to be packed into. At the end it is gone, unless `keep_disk` has taken it."""
+    """Make an empty directory to pack a disk into. It is removed at the end, unless `keep_disk` renamed it."""
     disks = cache / "disks"
     disks.mkdir(parents=True, exist_ok=True)
     work = disks / f"{_PARTIAL}{os.urandom(8).hex()}"  # tempfile takes longer to load than this
@@ -78,7 +78,7 @@ def new_disk(cache: Path) -> Iterator[Path]:
 
 
 def keep_disk(work: Path, receipt: DiskReceipt) -> KeptDisk:
-    """Give the packed disk in `work` its receipt and its name. If another process was quicker, its disk is the one."""
+    """Give the packed disk in `work` its receipt and its name. If another process was quicker, return its disk."""
     save(work / RECEIPT, receipt, durable=True)
     folder = work.with_name(receipt.key)
     try:
@@ -87,7 +87,7 @@ def keep_disk(work: Path, receipt: DiskReceipt) -> KeptDisk:
         if (folder / RECEIPT).exists():
             _use(folder)
             return check_disk(folder)
-        shutil.rmtree(folder)  # the rest of a removal that was killed
+        shutil.rmtree(folder)  # left by a removal that was killed
         work.rename(folder)
     fsync_dir(folder.parent)
     return KeptDisk(folder, receipt)
@@ -99,10 +99,10 @@ def files_of(work: Path) -> dict[str, str]:
 
 
 def check_disk(folder: Path, *, blobs: bool = False) -> KeptDisk:
-    """Check a kept disk against its receipt. Of its blobs only the sizes, unless `blobs`: publishing reads them anyway.
+    """Check a kept disk against its receipt. Of its blobs only the sizes are checked, unless `blobs` is true: publishing reads them anyway.
 
     Raises:
-        Damaged: a file is not what the receipt says, or the receipt is another disk's.
+        Damaged: a file is not what the receipt says, or the receipt belongs to another disk.
         RootdiskError: there is no receipt.
     """
     receipt = load(folder / RECEIPT, DiskReceipt)
@@ -120,7 +120,7 @@ def check_disk(folder: Path, *, blobs: bool = False) -> KeptDisk:
 
 
 def remove_damaged(cache: Path) -> None:
-    """Read every kept disk whole, and remove what is damaged: a blob may be linked into several."""
+    """Read all files of every kept disk, and remove damaged disks: a blob may be linked into several."""
     for folder in sorted((cache / "disks").glob("[0-9a-f]*")):
         try:
             check_disk(folder, blobs=True)
@@ -130,9 +130,9 @@ def remove_damaged(cache: Path) -> None:
 
 
 def tidy(cache: Path) -> None:
-    """Remove the least recently used disks past KEPT_COUNT or KEPT_BYTES, old kernels, and what dead builds have left.
+    """Remove the least recently used disks past KEPT_COUNT or KEPT_BYTES, old kernels, and what killed builds have left.
 
-    A disk that a living process uses, or that a project's cache/NAME/disk leads to, stays.
+    A disk that a living process uses, or that a project's link cache/NAME/disk points to, stays.
     """
     from imagetool.guest import kernel  # a check of a disk does not need it
 
@@ -148,16 +148,16 @@ def tidy(cache: Path) -> None:
         seen: set[int] = set()
         count = size = 0
         for _, folder in sorted(folders, reverse=True):
-            count, size = count + 1, size + _room(folder, seen)
+            count, size = count + 1, size + _disk_usage(folder, seen)
             if (count > KEPT_COUNT or size > KEPT_BYTES) and folder.resolve() not in linked:
                 _remove_unused(folder)
 
 
-def _room(folder: Path, seen: set[int]) -> int:
-    """Bytes that the files of `folder` take on the disk; a file of several names counts once."""
-    found = [path.lstat() for path in folder.iterdir()]
-    size = sum(info.st_blocks * 512 for info in found if info.st_ino not in seen)
-    seen |= {info.st_ino for info in found}
+def _disk_usage(folder: Path, seen: set[int]) -> int:
+    """Bytes that the files of `folder` take on the disk; a file with several names counts once."""
+    files = [path.lstat() for path in folder.iterdir()]
+    size = sum(info.st_blocks * 512 for info in files if info.st_ino not in seen)
+    seen |= {info.st_ino for info in files}
     return size
 
 
@@ -178,7 +178,7 @@ def _use(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _locked(disks: Path) -> Iterator[None]:
-    """Hold the lock under which directories of kept disks are made and removed, for moments only."""
+    """Hold the lock for making and removing directories of kept disks; held for moments only."""
     lock = _lock(disks, fcntl.LOCK_EX)
     try:
         yield
@@ -197,8 +197,8 @@ def _lock(folder: Path, how: int) -> int:
 
 
 def _remove(folder: Path) -> None:
-    """At once, as far as others see."""
-    gone = folder.with_name(f"{_PARTIAL}{os.urandom(8).hex()}")
+    """Remove a disk. For other processes it is gone at once: it is renamed first."""
+    removed = folder.with_name(f"{_PARTIAL}{os.urandom(8).hex()}")
     with contextlib.suppress(FileNotFoundError):
-        folder.rename(gone)
-        shutil.rmtree(gone, ignore_errors=True)
+        folder.rename(removed)
+        shutil.rmtree(removed, ignore_errors=True)

@@ -1,7 +1,7 @@
-"""A source image's layers while a disk is made of them: verified, inflated into unnamed files, scanned.
+"""A source image's layers while a disk is built from them: verified, inflated into unnamed files, scanned.
 
-What a layer's tar lists is remembered by diff ID; a layer whose index is known is inflated only when a chunk of its
-data is really wanted. Two layers are inflated at once.
+The index of a layer's tar is kept by diff ID. A layer with a known index is inflated only if a chunk of its data is
+needed. Two layers are inflated at once.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ PARALLEL = 2
 ENTRIES_MAX_COUNT = 1 << 23  # of all layers; some 300 bytes of memory each
 KEPT_DIRECTORIES = 16
 LAYERS_MAX_COUNT = 512  # each may have a file open
-HEAP_MAX_BYTES = 512 << 20  # their names and attributes
+HEAP_MAX_BYTES = 512 << 20  # of their names and attributes
 
 
 @dataclass(eq=False)
 class LayerData:
-    """A layer as a Source. The tar is made when it is first read. Threads may share it."""
+    """A layer as a Source. It is inflated when it is first read. Threads may share it."""
 
     blob: LayerBlob
     name: str
@@ -51,14 +51,14 @@ class LayerData:
         self.tar().read_into(buffer, offset)
 
     def tar(self) -> FileSource:
-        """The layer's tar, verified."""
+        """Return the layer's tar, inflated and verified."""
         with self._lock:
             if self._fd < 0:
                 fd = _unnamed(self.work)
                 try:
-                    expected, wanted = self.blob.descriptor, self.blob.diff_id
-                    read = Counted(self.report(f"layer {self.name}"), expected.size).pieces("", self.blob.open())
-                    self._inflated = inflate(read, fd, expected=expected, diff_id=wanted, name=self.name)
+                    expected, diff_id = self.blob.descriptor, self.blob.diff_id
+                    pieces = Counted(self.report(f"layer {self.name}"), expected.size).pieces("", self.blob.open())
+                    self._inflated = inflate(pieces, fd, expected=expected, diff_id=diff_id, name=self.name)
                 except BaseException:
                     os.close(fd)
                     raise
@@ -66,22 +66,22 @@ class LayerData:
         return FileSource(self._fd, self.name)
 
     def index(self) -> tuple[str, TarIndex]:
-        """The diff ID and what the tar holds."""
+        """Return the diff ID and the index of the tar."""
         if self.blob.diff_id is not None:
             path = self._index_path(self.blob.diff_id)
             with contextlib.suppress(OSError, RootdiskError):
                 return str(self.blob.diff_id), TarIndex.unpack(_recall(path), self.name)
         self.tar()
         assert self._inflated is not None
-        found = scan(self._fd, self._inflated.size, self.name, bare=self.blob.bare)
-        _remember(self._index_path(self._inflated.diff_id), found.pack())
-        return str(self._inflated.diff_id), found
+        tar_index = scan(self._fd, self._inflated.size, self.name, bare=self.blob.bare)
+        _remember(self._index_path(self._inflated.diff_id), tar_index.pack())
+        return str(self._inflated.diff_id), tar_index
 
     def _index_path(self, diff_id: Digest) -> Path:
-        return self.indexes / f"{'tar-' if self.blob.bare else ''}{diff_id.hex}"  # they are read in two ways
+        return self.indexes / f"{'tar-' if self.blob.bare else ''}{diff_id.hex}"  # a bare tar is scanned differently
 
     def read_kept(self, offset: int, size: int) -> bytes:
-        """A small run of the tar, remembered like its index, so that the layer need not be inflated for it again."""
+        """Return a small part of the tar. It is kept like the index, so that the layer need not be inflated for it again."""
         path = self.indexes / f"{self.blob.diff_id.hex if self.blob.diff_id else ''}-{offset}-{size}"
         if self.blob.diff_id is not None:
             with contextlib.suppress(OSError):
@@ -102,12 +102,12 @@ class LayerData:
 
 
 @contextlib.contextmanager
-def opened(
+def open_layers(
     source: SourceImage, cache: Path, own: LayerBlob | None = None, report: Report = silent
 ) -> Iterator[list[LayerData]]:
-    """The layers of `source`, base first, and `own` over them.
+    """Open the layers of `source`, base first, and `own` on top.
 
-    `cache` is a directory of ours: indexes stay there, tars do not.
+    `cache` is the project's cache: indexes stay in it, tars do not.
     """
     work, indexes = cache / "tmp", cache / "indexes"
     for folder in (work, indexes):
@@ -127,11 +127,11 @@ def opened(
             layer.close()
 
 
-def scanned(layers: list[LayerData]) -> list[tuple[str, TarIndex]]:
-    """Every layer's diff ID and index, in order."""
+def scan_layers(layers: list[LayerData]) -> list[tuple[str, TarIndex]]:
+    """Return the diff ID and index of every layer, in order."""
     if not layers:
         raise BadInput("the image has no layers", "is it an image?")
-    found: list[tuple[str, TarIndex]] = []
+    indexes: list[tuple[str, TarIndex]] = []
     entries = heap = 0
     with ThreadPoolExecutor(PARALLEL, "layer") as pool:
         try:
@@ -142,14 +142,14 @@ def scanned(layers: list[LayerData]) -> list[tuple[str, TarIndex]]:
                         f"layer {layer.name}: past {ENTRIES_MAX_COUNT} entries or {HEAP_MAX_BYTES} bytes of names",
                         "is the image made to do harm?",
                     )
-                found.append((diff_id, index))
+                indexes.append((diff_id, index))
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
-    return found
+    return indexes
 
 
 def kept_directories(cache: Path, names: str) -> Directories | None:
-    """The directories' content that `names` decides, where it has been kept."""
+    """Return the kept content of the directories for the identity `names`; None if it is not kept."""
     path = cache / "indexes" / f"directories-{names}"
     with contextlib.suppress(OSError, RootdiskError):
         os.utime(path)
@@ -158,7 +158,7 @@ def kept_directories(cache: Path, names: str) -> Directories | None:
 
 
 def keep_directories(cache: Path, names: str, directories: Directories) -> None:
-    """Keep them, and the last few others."""
+    """Keep the content of directories, and remove all but the last few."""
     indexes = cache / "indexes"
     _remember(indexes / f"directories-{names}", directories.pack())
     with contextlib.suppress(OSError):  # another process may remove the same
@@ -168,7 +168,7 @@ def keep_directories(cache: Path, names: str, directories: Directories) -> None:
 
 
 def _unnamed(folder: Path) -> int:
-    """A file without a name: gone with the process, however that ends."""
+    """Open a file without a name: it is gone when the process ends, however that happens."""
     try:
         return os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
     except OSError:  # a file system without O_TMPFILE

@@ -1,4 +1,4 @@
-"""Publishing: an artifact gets its names in a layout or a registry, and names that others rely on do not move."""
+"""Publishing: give an artifact its tags in a layout or a registry. Tags that others rely on do not move."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ def publish(
     force: bool = False,
     report: Report = silent,
 ) -> None:
-    """Publish the artifact in every target, under `tag` and its key's; one of several platforms under the latter alone.
+    """Publish the artifact in every target, under `tag` and the tag of its key. One of several platforms gets only the latter.
 
     Raises:
-        BadInput: the tag names another artifact, and not `force`.
-        Damaged: a file is not what it was when it was made.
+        BadInput: the tag names another artifact, and `force` is false.
+        Damaged: a file has changed since it was made.
     """
     tags = (artifact.key_tag,) if image.group else (tag, artifact.key_tag)
     fixed = {place: () if image.group else fixed_tags(image, place, tag, force=force) for place in targets}
@@ -65,7 +65,7 @@ def publish_found(
     force: bool = False,
     report: Report = silent,
 ) -> None:
-    """Publish an artifact that one of the targets has already."""
+    """Publish an artifact that one of the targets already has."""
     tags = (key_tag(key),) if image.group else (tag, key_tag(key))
     fixed = {place: () if image.group else fixed_tags(image, place, tag, force=force) for place in targets}
     refuse_to_move(image, fixed, found.descriptor.digest)
@@ -81,10 +81,10 @@ def publish_found(
 
 
 def publish_index(images: Sequence[Image], digests: Sequence[Digest], *, force: bool = False) -> Digest:
-    """The index over artifacts that are published, in every place under their version; `images` are one group's."""
+    """Publish the index over published artifacts, in every place, tagged with their version. `images` are those of one group."""
     from imagetool.targets.index import make_index
 
-    first, made = images[0], []
+    first, indexes = images[0], []
     for place in first.publish:
 
         def sign(descriptor: Descriptor, place: Reference = place) -> None:
@@ -94,56 +94,56 @@ def publish_index(images: Sequence[Image], digests: Sequence[Digest], *, force: 
 
         sources = [f"{place.place}@{digest}" for digest in digests]
         fixed = bool(fixed_tags(first, place, first.version, force=force))
-        made.append(make_index(f"{place.place}:{first.version}", sources, registry(first), sign, fixed=fixed))
-    return made[0]
+        indexes.append(make_index(f"{place.place}:{first.version}", sources, registry(first), sign, fixed=fixed))
+    return indexes[0]
 
 
 def sign_published(image: Image, place: Reference, target: Target, descriptor: Descriptor) -> None:
-    """Sign what is in `place` and has no name yet, if the image says so: nobody sees the name without the signature."""
+    """Sign an artifact before it is tagged, if the image says so: nobody sees the tag without the signature."""
     if image.sign is None:
         return
     from imagetool.signing.sign import Formats, attach_provenance, sign_digest
 
-    own = f"{place.place}:{image.version}" if place.kind == "registry" else ""
-    named = Descriptor(descriptor.media_type, descriptor.digest, descriptor.size)
+    default_name = f"{place.place}:{image.version}" if place.kind == "registry" else ""
+    subject = Descriptor(descriptor.media_type, descriptor.digest, descriptor.size)
     with contextlib.closing(open_repository(place, registry(image))) as repository:
         key, formats = signing_key(image.sign), cast("Formats", image.sign.format)
-        name = image.sign.identity or own
-        sign_digest(repository, target, named, key, formats=formats, identity=name)
-        if image.sign.provenance and named.media_type == OCI_MANIFEST:
-            attach_provenance(repository, target, named, key, name)
+        name = image.sign.identity or default_name
+        sign_digest(repository, target, subject, key, formats=formats, identity=name)
+        if image.sign.provenance and subject.media_type == OCI_MANIFEST:
+            attach_provenance(repository, target, subject, key, name)
 
 
 def signing_key(sign: Signing) -> SigningKey:
-    """Open the key that signs."""
+    """Open the key that `sign` names."""
     from imagetool.signing.keys import KeyOptions, load_key
 
     return load_key(KeyOptions(sign.key, sign.passphrase_file, sign.key_command, sign.public_key))
 
 
 def fixed_tags(image: Image, place: Reference, tag: str, *, force: bool) -> tuple[str, ...]:
-    """The tags that do not move: a version that others may rely on. `latest` is there to be moved.
+    """Return the tags that do not move: a version that others may rely on. `latest` may move.
 
-    A layout in the project's own cache is nobody else's; it can be deleted at any time.
+    Nobody else relies on a layout in the project's own cache: it can be deleted at any time.
     """
     private = place.path is not None and image.cache is not None and place.path.is_relative_to(image.cache)
     return () if force or private or tag == "latest" else (tag,)
 
 
 def refuse_to_move(image: Image, fixed: Mapping[Reference, Sequence[str]], digest: Digest) -> None:
-    """BadInput if a tag of `fixed` names something else than `digest` in its place: said before anything is sent."""
+    """Raise BadInput if a tag of `fixed` names another manifest than `digest` in its place. Done before anything is sent."""
     for place, tags in fixed.items():
         for tag in tags:
-            found = find_published(place, image, tag)
-            if found is not None and found != digest:
-                raise tag_taken(f"{place.place}:{tag}", found, digest)
+            published = find_published(place, image, tag)
+            if published is not None and published != digest:
+                raise tag_taken(f"{place.place}:{tag}", published, digest)
 
 
 def resolved_tag(repository: Repository, tag: str) -> Descriptor | None:
     """Resolve `tag`; None if it is missing, in a registry or a layout.
 
     Raises:
-        RegistryError: the registry does not say, for want of credentials among other things.
+        RegistryError: the registry does not answer the question, for example because credentials are missing.
     """
     try:
         return repository.resolve(tag)
@@ -163,7 +163,11 @@ def push(
     *,
     fixed: Sequence[str] = (),
 ) -> None:
-    """Blobs that are not there yet, then the manifest. Damaged if a file is not what it was when it was made."""
+    """Push the missing blobs, then the manifest.
+
+    Raises:
+        Damaged: a file has changed since it was made.
+    """
 
     def content(blob: Blob) -> Content:
         return blob.data if isinstance(blob.data, Path) else partial(iter, [blob.data])
@@ -171,7 +175,7 @@ def push(
     try:
         push_blobs(target, [(blob.descriptor, content(blob)) for blob in artifact.blobs], report=report)
     except DigestMismatch:
-        for blob in artifact.blobs:  # is it ours that is not what it was?
+        for blob in artifact.blobs:  # has one of our files changed?
             if isinstance(blob.data, Path):
                 check_file(blob.data, blob.descriptor.digest)
         raise

@@ -1,4 +1,4 @@
-"""Whether targets still have what was published. doit asks before each build, so this loads little."""
+"""Check that targets still have what was published. doit asks before each build, so this module imports little."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from rootdisk.places import open_repository
 
 
 def find_published(place: Reference, image: Image, name: str | Digest) -> Digest | None:
-    """Ask `place` which manifest `name` is now; None if it does not have it.
+    """Ask `place` which manifest `name` refers to; None if it does not have it.
 
     Raises:
-        RegistryError: the registry does not say.
+        RegistryError: the registry does not answer the question.
     """
     if place.path is not None and not (place.path / "oci-layout").exists():
         return None
@@ -29,10 +29,10 @@ def find_published(place: Reference, image: Image, name: str | Digest) -> Digest
 
 
 def check_published(images: Sequence[Image], receipt: PublishedReceipt) -> None:
-    """Ask every target whether it still has what `receipt` says; `images` are one, or those of a group's index.
+    """Ask every target whether it still has what `receipt` says; `images` is one image, or all of a group with an index.
 
     Raises:
-        RootdiskError: one does not, or does not say.
+        RootdiskError: a target no longer has it, or does not answer.
     """
     image = images[0]
     by_digest = len(images) == 1 and image.group

@@ -1,11 +1,11 @@
-"""The receipts of a build, each a frozen value that is checked when it is read; RECEIPTS has those of all rooms.
+"""The receipts of a build, each a frozen value that is checked when it is read. RECEIPTS lists all of them.
 
-cache/NAME/source.json          SourceReceipt      which digest the source means
+cache/NAME/source.json          SourceReceipt      the digest that the source names
 cache/NAME/kernel.json          KernelReceipt      kernel and initramfs beside it
 cache/NAME/disk.json            BuiltReceipt       the disk, and where it is: in cache/disks, or published already
 cache/NAME/artifact.json        ArtifactReceipt    the artifact of that disk
 cache/NAME/published.json       PublishedReceipt   where it is published
-cache/disks/KEY/disk.json       DiskReceipt        all that an artifact's config says of the disk beside it
+cache/disks/KEY/disk.json       DiskReceipt        all that an artifact's config says about the disk beside it
 cache/guest/ARCH/init.json      InitReceipt        the guest's init beside it
 """
 
@@ -82,7 +82,7 @@ class SourceReceipt:
 
 @dataclass(frozen=True, slots=True)
 class DiskReceipt:
-    """A packed disk: all that an artifact's config says of it. Sizes are bytes."""
+    """A packed disk: all that an artifact's config says about it. Sizes are bytes."""
 
     key: str
     inputs: Mapping[str, Any]
@@ -99,7 +99,7 @@ class DiskReceipt:
     chunks_reused: int
     writer: Mapping[str, str]
     files: Mapping[str, str]  # digests of the other files, by name
-    remarks: tuple[Remark, ...] = ()  # what of the image was changed or left out
+    remarks: tuple[Remark, ...] = ()  # what was changed or left out of the image
 
     FORMAT: ClassVar[int] = 1
 
@@ -210,7 +210,7 @@ class ArtifactReceipt:
 
     digest: Digest
     key: str
-    size: int  # of all its blobs of the disk, bytes
+    size: int  # of all the disk's blobs, bytes
 
     FORMAT: ClassVar[int] = 1
 
@@ -230,7 +230,7 @@ class ArtifactReceipt:
 
 @dataclass(frozen=True, slots=True)
 class PublishedReceipt:
-    """An artifact, or the index of a group's, and every name that it was published under."""
+    """An artifact, or the index of a group, and every name that it was published under."""
 
     digest: Digest
     targets: tuple[str, ...]

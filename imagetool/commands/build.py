@@ -19,7 +19,7 @@ from rootdisk.oci.reference import parse_reference
 def build_command(options: argparse.Namespace) -> int:
     """Build the artifact of an image and publish it."""
     from imagetool.build.artifact import publish_artifact
-    from imagetool.build.disk import opened
+    from imagetool.build.disk import open_image
     from imagetool.build.disk_cache import tidy
     from imagetool.guest.boot_files import boot_files
 
@@ -27,31 +27,31 @@ def build_command(options: argparse.Namespace) -> int:
     image = option_values.image_of(options)
     started = time.monotonic()
     cache = option_values.user_cache()
-    with reported(quiet=options.quiet) as report, opened(image) as source:
-        boot = boot_files(image, cache)  # a missing source is said before a kernel is fetched
+    with reported(quiet=options.quiet) as report, open_image(image) as source:
+        boot = boot_files(image, cache)  # the source is open: if it is missing, no kernel is fetched
         tag = target.tag or "latest"
-        made = publish_artifact(image, source, boot, cache, (target,), tag, force=options.force, report=report)
+        artifact = publish_artifact(image, source, boot, cache, (target,), tag, force=options.force, report=report)
     tidy(cache)
     if not options.quiet:
-        show(made.remarks, "imagetool")
-    chunks_new, chunks_reused = made.chunks
+        show(artifact.remarks, "imagetool")
+    chunks_new, chunks_reused = artifact.chunks
     summary = {
-        "digest": str(made.digest),
-        "found": str(made.found.place.place) if made.found else "",
-        "disk_size": made.disk_size,
-        "compressed": made.compressed,
+        "digest": str(artifact.digest),
+        "found": str(artifact.found.place.place) if artifact.found else "",
+        "disk_size": artifact.disk_size,
+        "compressed": artifact.compressed,
         "chunks_new": chunks_new,
         "chunks_reused": chunks_reused,
-        "left_out": dict(made.left_out),
+        "left_out": dict(artifact.left_out),
         "seconds": round(time.monotonic() - started, 2),
     }
     if options.json:
         write_rows([summary])
     else:
-        how = "found in the target" if made.found else f"{chunks_new} chunks new, {chunks_reused} reused"
-        how += f", {in_words(made.left_out)}" if made.left_out else ""
+        how = "found in the target" if artifact.found else f"{chunks_new} chunks new, {chunks_reused} reused"
+        how += f", {in_words(artifact.left_out)}" if artifact.left_out else ""
         print(
-            f"{made.digest} {made.disk_size >> 20} MiB disk, {made.compressed / 1e6:.1f} MB compressed, {how}, "
+            f"{artifact.digest} {artifact.disk_size >> 20} MiB disk, {artifact.compressed / 1e6:.1f} MB compressed, {how}, "
             f"{summary['seconds']} s"
         )
     return 0
@@ -74,7 +74,7 @@ def disk_command(options: argparse.Namespace) -> int:
         raise BadInput(f"{folder} is not a directory", "create it first")
     with tempfile.TemporaryDirectory(prefix=".disk-", dir=folder) as name:
         init = None if options.plain else cached_init(image.platform, cache).read_bytes()
-        with reported(quiet=options.quiet) as report, build.opened(image) as source:
+        with reported(quiet=options.quiet) as report, build.open_image(image) as source:
             remarks = build.make_raw(image, source, init, Path(name, "disk"), cache, report)
         Path(name, "disk").replace(out)
     if not options.quiet:

@@ -247,7 +247,7 @@ def build_again(task: Mapping[str, Any]) -> Digest:
     boot = BootFiles.of(out / "init", out, make_kernel(image, out / "init", out, Path(task["kernels"])))
     targets = (Reference("oci", path=out / "layout"),)
     threads = task.get("threads")
-    with disk.opened(image) as source:
+    with disk.open_image(image) as source:
         return publish_artifact(image, source, boot, out / "cache", targets, TAG, threads=threads).digest
 
 

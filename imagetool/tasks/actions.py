@@ -89,7 +89,7 @@ def resolve(places: Places, image: Image) -> None:
     """Ask which digest the source means today."""
     from imagetool.build import disk
 
-    with disk.opened(image) as source:
+    with disk.open_image(image) as source:
         layers = tuple(str(layer.diff_id or layer.descriptor.digest) for layer in source.layers)
         receipt = SourceReceipt(str(image.source), source.manifest_digest, str(image.platform), layers)
     save(places.receipt(image, "source"), receipt)
@@ -212,7 +212,7 @@ def prune(places: Places, image: Image, for_all: Mapping[str, Any], delete: bool
 
     delete, keep = delete or for_all["delete"], keep or for_all["keep"]
     if keep and not re.fullmatch(r"[0-9]{1,9}", keep):
-        raise BadInput(f"--keep {printable(keep, 40)}", "how many versions stay: 1 or more")
+        raise BadInput(f"--keep {printable(keep, 40)}", "give the number of versions to keep, 1 or more")
     for place in image.publish:
         if place.path is not None and not (place.path / "oci-layout").exists():
             continue

@@ -130,7 +130,7 @@ def test_a_forged_key_is_found_out(tmp_path: Path, layout: Path, registry: Runni
     forged(registry, target, key, how)
     status, said = second.build()
     assert status == 0, said
-    assert f"app: {target}:{key} is not believed, so it is built" in said
+    assert f"app: {target}:{key} is not accepted, so the disk is built" in said
     assert second.made
     assert second.digest() == first.digest()
     repository = open_repository(parse_reference(target), registry.options)

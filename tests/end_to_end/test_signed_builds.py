@@ -83,7 +83,7 @@ def test_what_is_published_is_signed(
         machine.add(text, before="" if text else f'policy = "{refusing}"\n')
         status, said = machine.build()
         assert status == 0, said
-        assert "is not believed, so it is built" in said
+        assert "is not accepted, so the disk is built" in said
         assert machine.made
         assert machine.digest() == first.digest()
 

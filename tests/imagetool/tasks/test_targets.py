@@ -68,7 +68,7 @@ def test_prune_keeps_what_was_published_last(tmp_path: Path) -> None:
         for command in (("prune", f"--keep={wrong}"), ("prune:app", f"--keep={wrong}")):
             status, said = doit(tmp_path, *command)
             assert status != 0
-            assert "how many versions stay: 1 or more" in said
+            assert "give the number of versions to keep, 1 or more" in said
         assert run("imagetool", "prune", f"--keep={wrong}", "oci:out", cwd=tmp_path).returncode == 2
     before = sum(path.stat().st_size for path in (tmp_path / "out/blobs/sha256").iterdir())
     status, said = doit(tmp_path, "prune", "--keep=2", "--delete")

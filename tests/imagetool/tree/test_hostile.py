@@ -90,15 +90,15 @@ def test_entries_and_names_of_all_layers_are_bounded(monkeypatch: pytest.MonkeyP
         for bound, value in (("ENTRIES_MAX_COUNT", 19), ("HEAP_MAX_BYTES", 79), ("LAYERS_MAX_COUNT", 19), ("", 0)):
             with monkeypatch.context() as patch:
                 if not bound:
-                    with layer_data.opened(image, tmp_path / "cache") as found:
-                        assert len(layer_data.scanned(found)) == 20
+                    with layer_data.open_layers(image, tmp_path / "cache") as found:
+                        assert len(layer_data.scan_layers(found)) == 20
                     continue
                 patch.setattr(layer_data, bound, value)
                 with (
                     pytest.raises(BadInput, match=r"past .* entries|has 20 layers, more than 19"),
-                    layer_data.opened(image, tmp_path / "cache") as found,
+                    layer_data.open_layers(image, tmp_path / "cache") as found,
                 ):
-                    layer_data.scanned(found)
+                    layer_data.scan_layers(found)
 
 
 def test_unknown_type() -> None:
