@@ -1,4 +1,4 @@
-"""boot and start."""
+"""The commands boot, start and restart."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ DISK_UNIT = 4096
 
 def boot_command(options: argparse.Namespace) -> int:
     """Boot a sandbox. In the foreground, return its program's exit status."""
-    counter = Counter()  # it measures while the rest is done
+    counter = Counter()  # measures while the rest of this function runs
     process.forbid_core()
     name = option_values.sandbox_name(options.name or f"sandbox-{os.urandom(4).hex()}", "--name")
     if options.keep and options.rm:
@@ -38,9 +38,9 @@ def boot_command(options: argparse.Namespace) -> int:
     spec = _spec(options, name)
     store = Store.open()
     ports.check(spec.forwards)
-    _tell_of_network(store, spec)
-    local = option_values.local(store, options)
-    status = launch.launch(launch.create(store, local, _filled(spec, local), records), store, counter)
+    _explain_network(store, spec)
+    artifact = option_values.artifact(store, options)
+    status = launch.launch(launch.create(store, artifact, _with_defaults(spec, artifact), records), store, counter)
     if options.detach:
         _print_names(options, [name])
     with contextlib.suppress(OSError):
@@ -55,13 +55,13 @@ def start_command(options: argparse.Namespace) -> int:
     counter = Counter()
     process.forbid_core()
     store = Store.open()
-    found = [directory.find(store, name) for name in dict.fromkeys(options.name)]
-    if options.attach and len(found) > 1:
+    states = [directory.find(store, name) for name in dict.fromkeys(options.name)]
+    if options.attach and len(states) > 1:
         raise BadInput("--attach with several sandboxes", "start them one by one")
-    for state in found:
+    for state in states:
         if state.running:
-            raise BadInput(f"sandbox {state.name} runs already", f"runner exec {state.name} COMMAND")
-    return _start(options, store, found, counter)
+            raise BadInput(f"sandbox {state.name} is already running", f"runner exec {state.name} COMMAND")
+    return _start(options, store, states, counter)
 
 
 def restart_command(options: argparse.Namespace) -> int:
@@ -71,35 +71,35 @@ def restart_command(options: argparse.Namespace) -> int:
     counter = Counter()
     process.forbid_core()
     store = Store.open()
-    found = [directory.find(store, name) for name in dict.fromkeys(options.name)]
-    for state in found:
+    states = [directory.find(store, name) for name in dict.fromkeys(options.name)]
+    for state in states:
         if not state.spec.keep:
             raise BadInput(f"sandbox {state.name} is removed when it stops", "boot it with --keep or -d to restart it")
-    for err in stop(found, options.time).values():
+    for err in stop(states, options.time).values():
         raise err
     options.attach = options.interactive = False
-    return _start(options, store, [directory.find(store, state.name) for state in found], counter)
+    return _start(options, store, [directory.find(store, state.name) for state in states], counter)
 
 
-def _start(options: argparse.Namespace, store: Store, found: list[State], counter: Counter) -> int:
+def _start(options: argparse.Namespace, store: Store, states: list[State], counter: Counter) -> int:
     status, started = 0, []
-    for state in found:
+    for state in states:
         spec = state.spec._replace(detached=not options.attach)
         if options.interactive:
             spec = spec._replace(interactive=True)
         ports.check(spec.forwards)
-        one = launch.launch(launch.reopen(store, state._replace(spec=spec)), store, counter)
-        status = status or one
+        exit_status = launch.launch(launch.reopen(store, state._replace(spec=spec)), store, counter)
+        status = status or exit_status
         started.append(state.name)
     if not options.attach:
         _print_names(options, started)
     return status
 
 
-def _tell_of_network(store: Store, spec: Spec) -> None:
-    """Tell a person at the first boot how far QEMU's own network reaches."""
-    told = store.root / "told-network"
-    if spec.network == "none" or spec.backend == "krun" or not sys.stderr.isatty() or told.exists():
+def _explain_network(store: Store, spec: Spec) -> None:
+    """At the first boot, tell the user what a guest can reach through QEMU's own network."""
+    marker = store.root / "told-network"
+    if spec.network == "none" or spec.backend == "krun" or not sys.stderr.isatty() or marker.exists():
         return
     from runner.machine import passt
 
@@ -109,7 +109,7 @@ def _tell_of_network(store: Store, spec: Spec) -> None:
             file=sys.stderr,
         )
         with contextlib.suppress(OSError):
-            told.touch(mode=0o600)
+            marker.touch(mode=0o600)
 
 
 def _print_names(options: argparse.Namespace, names: list[str]) -> None:
@@ -121,7 +121,7 @@ def _print_names(options: argparse.Namespace, names: list[str]) -> None:
 
 
 def _flags(options: argparse.Namespace) -> set[str]:
-    """The options of boot, as they are written."""
+    """The option strings of boot, such as `--name`; empty if they are not needed."""
     from rootdisk.cli.arguments import subparsers
     from runner.parser import parser
 
@@ -131,7 +131,7 @@ def _flags(options: argparse.Namespace) -> set[str]:
 
 
 def _spec(options: argparse.Namespace, name: str) -> Spec:
-    """All that the command line says; the artifact's part is still empty."""
+    """Return what the command line specifies; the fields that come from the artifact are still empty."""
     if options.cpus is not None and not 1 <= options.cpus <= CPUS_MAX:
         raise BadInput(f"--cpus {options.cpus}", f"1 to {CPUS_MAX}")
     memory = option_values.size_bytes(options.memory, "--memory") if options.memory is not None else 0
@@ -142,7 +142,7 @@ def _spec(options: argparse.Namespace, name: str) -> Spec:
     if forwards and options.network == "none":
         raise BadInput("--publish and --network none", "without a network no port can be reached")
     if options.timeout is not None and options.timeout <= 0:
-        raise BadInput(f"--timeout {options.timeout:g}", "more than 0 seconds; for no limit leave it out")
+        raise BadInput(f"--timeout {options.timeout:g}", "more than 0 seconds; omit it for no limit")
     disk_size = option_values.size_bytes(options.disk_size, "--disk-size") if options.disk_size is not None else 0
     disk_size = -(-disk_size // DISK_UNIT) * DISK_UNIT  # 1.3g is not a whole number of blocks
     shares = option_values.volumes(options.volume)
@@ -175,15 +175,15 @@ def _spec(options: argparse.Namespace, name: str) -> Spec:
     )
 
 
-def _filled(spec: Spec, local: StoredArtifact) -> Spec:
-    """With what the artifact says where the command line does not."""
+def _with_defaults(spec: Spec, artifact: StoredArtifact) -> Spec:
+    """Fill in the artifact's own values for what the command line does not specify."""
     return spec._replace(
-        artifact=str(local.digest),
-        disk=local.config.disk_digest.hex,
-        config=local.config_digest.hex,
-        kernel=local.kernel.name if local.kernel else None,
-        initramfs=local.initramfs.name if local.initramfs else None,
-        disk_size=spec.disk_size or local.config.disk_size,
-        memory_mib=spec.memory_mib or local.config.memory_mib,
-        cpus=spec.cpus or local.config.cpus,
+        artifact=str(artifact.digest),
+        disk=artifact.config.disk_digest.hex,
+        config=artifact.config_digest.hex,
+        kernel=artifact.kernel.name if artifact.kernel else None,
+        initramfs=artifact.initramfs.name if artifact.initramfs else None,
+        disk_size=spec.disk_size or artifact.config.disk_size,
+        memory_mib=spec.memory_mib or artifact.config.memory_mib,
+        cpus=spec.cpus or artifact.config.cpus,
     )

@@ -1,4 +1,4 @@
-"""doctor: what this machine can do, and the remedy for what it cannot."""
+"""The command doctor: check what this machine can do, and say how to fix what is missing."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from runner.machine.packages import how_to_install
 from runner.store.store import Store
 
 FREE_MIN_BYTES = 2 << 30
-# Where locks between hosts or holes in files do not work as the store needs them.
+# On these, locks between hosts or holes in files do not work as the store needs them.
 NETWORK_TYPES = ("nfs", "nfs4", "cifs", "smb3", "9p", "fuse.sshfs")
 
 
@@ -33,7 +33,7 @@ class Line(NamedTuple):
     what: str
     good: bool
     text: str
-    needed: bool = False  # nothing boots without it, or it was asked for
+    needed: bool = False  # nothing boots without it, or the user asked for it
 
     @property
     def mark(self) -> str:
@@ -42,10 +42,10 @@ class Line(NamedTuple):
 
 
 def doctor_command(options: argparse.Namespace) -> int:
-    """Show what this machine can do for the user who asks, and how to fix what is missing; 1 if something needed fails."""
-    registries = [_named(text) for text in options.registry]
-    given = RegistryOptions(plain_http=options.plain_http, ca_file=options.ca_file, read_timeout_s=10)
-    lines = [*_machine(), *_store(), *(_registry(name, given) for name in registries)]
+    """Show what this machine can do for this user, and how to fix what is missing; return 1 if a needed check fails."""
+    registries = [_parse_registry(text) for text in options.registry]
+    connection = RegistryOptions(plain_http=options.plain_http, ca_file=options.ca_file, read_timeout_s=10)
+    lines = [*_machine(), *_store(), *(_registry(name, connection) for name in registries)]
     if options.json:
         write_rows([{**line._asdict(), "mark": line.mark} for line in lines])
     else:
@@ -76,7 +76,7 @@ def _machine() -> Iterator[Line]:
 
 
 def _volumes() -> Line:
-    """Whether the user who asks can share directories, read-only ones too."""
+    """Check whether this user can share directories, read-only ones too."""
     try:
         path = virtiofsd.program()
     except RootdiskError as err:
@@ -121,8 +121,8 @@ def _store() -> Iterator[Line]:
             probe.unlink()
         except OSError as err:
             fix = f"sudo chown -R {os.geteuid()} {store.root} && chmod -R u+rwX {store.root}"
-            full = "make room: runner prune" if err.errno in (errno.ENOSPC, errno.EDQUOT) else fix
-            yield Line("store", False, f"{folder}: {err.strerror}: {full}", needed=True)
+            advice = "make room: runner prune" if err.errno in (errno.ENOSPC, errno.EDQUOT) else fix
+            yield Line("store", False, f"{folder}: {err.strerror}: {advice}", needed=True)
             return
     free = shutil.disk_usage(store.root).free
     enough = free > FREE_MIN_BYTES
@@ -149,54 +149,58 @@ def _sharing(root: Path) -> str:
 
 
 def _file_system(path: Path) -> str:
-    """The type of the file system that `path` is on; proc(5), mountinfo."""
+    """Return the type of the file system of `path`; proc(5), mountinfo."""
     number = os.stat(path).st_dev
     wanted = f"{os.major(number)}:{os.minor(number)}"
     best, kind = -1, "unknown"
     for line in Path("/proc/self/mountinfo").read_text("utf-8", "replace").splitlines():
         fields = line.split()
         mount = fields[4]
-        is_it = fields[2] == wanted or (fields[2].startswith("0:") and Path(mount) in (path, *path.parents))
-        if is_it and len(mount) > best and (Path(mount) in (path, *path.parents)):
+        matches = fields[2] == wanted or (fields[2].startswith("0:") and Path(mount) in (path, *path.parents))
+        if matches and len(mount) > best and (Path(mount) in (path, *path.parents)):
             best, kind = len(mount), fields[fields.index("-") + 1]
     return kind
 
 
-def _named(text: str) -> str:
-    """The registry that `text` names; BadInput."""
-    found = None
+def _parse_registry(text: str) -> str:
+    """Return the registry that `text` names; BadInput if it is not one."""
+    registry = None
     with contextlib.suppress(BadInput):
-        found = parse_reference(f"{text}/name").registry
-    if found is None or found.lower() != text.lower():
+        registry = parse_reference(f"{text}/name").registry
+    if registry is None or registry.lower() != text.lower():
         raise BadInput(f"{text!r:.80} is not a registry", "write HOST or HOST:PORT, as registry.example:5000")
-    return found
+    return registry
 
 
-def _registry(name: str, given: RegistryOptions) -> Line:
-    """Whether a registry answers at all, by HTTPS or HTTP; that it wants a password is an answer. It gets no credentials."""
+def _registry(name: str, connection: RegistryOptions) -> Line:
+    """Check that a registry answers, by HTTPS or HTTP. No credentials are sent; asking for a password is an answer."""
     import requests
     import urllib3
 
     from rootdisk.registry.answers import network_error
     from rootdisk.registry.client import RegistryClient
 
-    for plain_http in (True,) if given.plain_http else (False, True):
-        client = RegistryClient(name, "name", given._replace(plain_http=plain_http))
+    for plain_http in (True,) if connection.plain_http else (False, True):
+        client = RegistryClient(name, "name", connection._replace(plain_http=plain_http))
         url = client.url("/v2/")
         try:
             with client.session.once("GET", url, headers={}) as answer:
                 note = (
-                    "" if not plain_http else " over HTTP" if given.plain_http else " over HTTP only: use --plain-http"
+                    ""
+                    if not plain_http
+                    else " over HTTP"
+                    if connection.plain_http
+                    else " over HTTP only: use --plain-http"
                 )
                 good = answer.status_code in (200, 401)
                 return Line(name, good, f"answers {answer.status_code}{note}", needed=True)
         except RootdiskError as err:
             return Line(name, False, str(err), needed=True)
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as err:
-            found = network_error("GET", str(url), err)
-            if "certificate" in found.message:
-                hint = found.hint or "give the registry's CA with --ca-file FILE"
-                return Line(name, False, f"{found.message}: {hint}", needed=True)
+            error = network_error("GET", str(url), err)
+            if "certificate" in error.message:
+                hint = error.hint or "give the registry's CA with --ca-file FILE"
+                return Line(name, False, f"{error.message}: {hint}", needed=True)
         finally:
             client.close()
     return Line(name, False, "does not answer: check the name, the network and the proxy", needed=True)

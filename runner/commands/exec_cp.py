@@ -1,4 +1,4 @@
-"""exec and cp: what runs beside a sandbox's program."""
+"""The commands exec and cp: work in a sandbox beside its main program."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def _connection(name: str, stack: contextlib.ExitStack) -> Callable[[], socket.s
 
 
 def _place(text: str) -> tuple[str | None, str]:
-    """A sandbox's name, None for this machine, and the path there; as docker has it, ./a:b is a path here."""
+    """Return a sandbox's name (None for this machine) and the path there. As in docker, ./a:b is a path on this machine."""
     name, colon, path = text.partition(":")
     if not colon or "/" in name or name.startswith("."):
         return None, text

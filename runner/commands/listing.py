@@ -1,4 +1,4 @@
-"""ps and images: what there is, as tables, lines or JSON."""
+"""The commands ps and images: list sandboxes and artifacts as tables, lines or JSON."""
 
 from __future__ import annotations
 
@@ -30,13 +30,15 @@ def ps_command(options: argparse.Namespace) -> int:
     if last is not None and last < 1:
         raise BadInput(f"--last {last}", "list 1 or more")
     is_wanted = _filter(options.filter, _PS_FILTERS)
-    every = options.all or last is not None or any(text.startswith(("status=", "exited=")) for text in options.filter)
+    list_all = (
+        options.all or last is not None or any(text.startswith(("status=", "exited=")) for text in options.filter)
+    )
     rows: list[Row] = [
-        found
-        for found in directory.all_of(Store.open())
-        if (found.running or every)
-        and (isinstance(found, Unreadable) or not found.name.startswith("."))
-        and is_wanted(found)
+        row
+        for row in directory.all_of(Store.open())
+        if (row.running or list_all)
+        and (isinstance(row, Unreadable) or not row.name.startswith("."))
+        and is_wanted(row)
     ]
     if last is not None:
         rows = sorted(rows, key=lambda row: -row.created if isinstance(row, State) else 0)[:last]
@@ -61,17 +63,17 @@ def images_command(options: argparse.Namespace) -> int:
     if options.json:
         write_rows([row.to_json() for row in rows])
     elif options.quiet:
-        whole = options.no_trunc or options.digests
-        _print(dict.fromkeys(f"sha256:{row.digest}" if whole else row.digest[:12] for row in rows))
+        full_digest = options.no_trunc or options.digests
+        _print(dict.fromkeys(f"sha256:{row.digest}" if full_digest else row.digest[:12] for row in rows))
     elif options.format and options.format != "table":
         _print(formatted(options.format, [_image_fields(row) for row in rows]))
     else:
         limit = 10_000 if options.no_trunc else REFERENCE_WIDTH
-        whole = options.no_trunc or options.digests
+        full_digest = options.no_trunc or options.digests
         lines = [
             (
                 shortened(printable(row.reference) if row.reference else "<none>", limit),
-                f"sha256:{row.digest}" if whole else row.digest[:12],
+                f"sha256:{row.digest}" if full_digest else row.digest[:12],
                 row.platform,
                 f"{row.disk_size / (1 << 20):.0f} MiB",
                 f"{row.stored_bytes / 1e6:.1f} MB",
@@ -85,7 +87,7 @@ def images_command(options: argparse.Namespace) -> int:
 
 
 def age(seconds: float) -> str:
-    """A time span in its largest unit."""
+    """Return a time span in its largest unit, for example `3 h`."""
     for name, length in (("d", 86400), ("h", 3600), ("m", 60)):
         if seconds >= length:
             return f"{int(seconds / length)} {name}"
@@ -113,7 +115,7 @@ def _ports(row: State) -> str:
 
 
 def _ps_fields(row: Row) -> dict[str, Any]:
-    """Return the fields that --format can name: those of docker, and ours as in --json."""
+    """Return the fields that --format can name: docker's, and ours as in --json."""
     if isinstance(row, Unreadable):
         empty = dict.fromkeys(("ID", "Image", "RunningFor", "Ports", "CreatedAt", "Mounts", "Networks", "Command"), "")
         more = {"Names": row.name, "Status": "unreadable", "State": "unreadable", "Labels": {}, "Label": {}}
@@ -196,7 +198,7 @@ _IMAGE_FILTERS: dict[str, Callable[[str], Callable[[Image], bool]]] = {
 
 
 def _is_of(reference: str, digest: str, text: str) -> bool:
-    """Whether `text` names an artifact: its reference with or without tag, or the start of its digest."""
+    """Return whether `text` names an artifact: by its reference with or without tag, or by the start of its digest."""
     if not text:
         return False
     place = reference.partition("@")[0]
@@ -218,11 +220,14 @@ def _matches(reference: str, pattern: str) -> bool:
 
 
 def _filter(texts: Sequence[str], known: Mapping[str, Callable[[str], Callable[[Any], bool]]]) -> Callable[[Any], bool]:
-    """Whether a row is wanted by KEY=VALUE each: one value of every key, as docker has it, but all labels. BadInput."""
+    """Return a function that says whether a row passes the filters KEY=VALUE.
+
+    As in docker, one of the values of a key is enough, but a row must have all labels. BadInput for an unknown key.
+    """
     wanted: dict[str, list[Callable[[Any], bool]]] = {}
     for text in texts:
         key, equals, value = text.partition("=")
         if not equals or key not in known:
             raise BadInput(f"--filter {printable(text, 80)!r}", f"write KEY=VALUE; KEY is one of {', '.join(known)}")
         wanted.setdefault(text if key == "label" else key, []).append(known[key](value))
-    return lambda row: all(any(one(row) for one in some) for some in wanted.values())
+    return lambda row: all(any(passes(row) for passes in alternatives) for alternatives in wanted.values())

@@ -1,4 +1,4 @@
-"""login and logout: credentials for a registry, where docker keeps them."""
+"""The commands login and logout: save and remove credentials for a registry, in the file that docker uses."""
 
 from __future__ import annotations
 
@@ -17,10 +17,14 @@ def login_command(options: argparse.Namespace) -> int:
     from runner.commands.options import registry as registry_options
 
     registry = login.parse_registry(options.registry)
-    username = options.username or _asked(f"Username for {registry}: ")
+    username = options.username or _ask(f"Username for {registry}: ")
     if not username or not username.isprintable() or ":" in username:
         raise BadInput(f"--username {printable(username, 80)!r}", "a name without ':'")
-    password = _given(login.PASSWORD_MAX) if options.password_stdin else _secret(f"Password for {username}: ")
+    password = (
+        _password_from_stdin(login.PASSWORD_MAX)
+        if options.password_stdin
+        else _ask_password(f"Password for {username}: ")
+    )
     if not password:
         raise BadInput("the password is empty", "with --password-stdin it is read from standard input")
     credentials = Credentials(username, password)
@@ -34,7 +38,7 @@ def login_command(options: argparse.Namespace) -> int:
 
 
 def logout_command(options: argparse.Namespace) -> int:
-    """Remove what login has saved."""
+    """Remove the credentials that login saved."""
     from rootdisk.registry import login
 
     registry = login.parse_registry(options.registry)
@@ -47,14 +51,14 @@ def logout_command(options: argparse.Namespace) -> int:
     return 0
 
 
-def _asked(prompt: str) -> str:
+def _ask(prompt: str) -> str:
     if not sys.stdin.isatty():
         raise BadInput("no user name, and standard input is not a terminal", "give --username and --password-stdin")
     print(prompt, end="", file=sys.stderr, flush=True)
     return sys.stdin.readline().strip()
 
 
-def _given(limit: int) -> str:
+def _password_from_stdin(limit: int) -> str:
     data = sys.stdin.buffer.read(limit + 1)
     if len(data) > limit:
         raise BadInput("the password on standard input is too long", "is it the right file?")
@@ -64,7 +68,7 @@ def _given(limit: int) -> str:
         raise BadInput("the password on standard input is not text", "is it the right file?") from None
 
 
-def _secret(prompt: str) -> str:
+def _ask_password(prompt: str) -> str:
     if not sys.stdin.isatty():
         raise BadInput("no password, and standard input is not a terminal", "give --password-stdin")
     import getpass

@@ -1,4 +1,4 @@
-"""logs: what a detached sandbox's program has written, or a guest's kernel."""
+"""The command logs: print the output of a detached sandbox's program, or of a guest's kernel."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _UNIX = re.compile(r"[0-9]{9,11}(?:\.[0-9]{1,9})?")
 
 
 class Piece(NamedTuple):
-    """Output of one stream: a line with its end, or the part of one."""
+    """Output of one stream: a line with its end, or a part of a line."""
 
     time: float | None
     kind: int
@@ -36,7 +36,7 @@ def logs_command(options: argparse.Namespace) -> int:
     tail = _tail(options.tail)
     since, until = _time(options.since, "--since"), _time(options.until, "--until")
     if options.console and (since is not None or until is not None or options.timestamps):
-        raise BadInput("--console", "a console has no times: leave out --since, --until and --timestamps")
+        raise BadInput("--console", "a console has no times: omit --since, --until and --timestamps")
     state = directory.find(Store.open(), options.name)
     path = state.folder / ("console.log" if options.console else "output.log")
     if not path.exists():
@@ -73,29 +73,29 @@ def _pieces(reader: Reader, *, framed: bool) -> Iterator[Piece]:
 def _within(pieces: Iterable[Piece], since: float | None, until: float | None) -> Iterator[Piece]:
     for piece in pieces:
         if piece.time is None and (since is not None or until is not None):
-            raise BadInput("this log has no times: an older runner wrote it", "leave out --since and --until")
+            raise BadInput("this log has no times: an older runner wrote it", "omit --since and --until")
         if (since is None or piece.time >= since) and (until is None or piece.time <= until):  # type: ignore[operator]
             yield piece
 
 
 def _last(pieces: Iterable[Piece], count: int | None) -> list[Piece]:
-    """The last `count` lines of `pieces`; None: all. The end of a stream that has no line end is a line too."""
+    """Return the last `count` lines of `pieces`, or all if None. An unfinished line at the end of a stream counts as a line."""
     lines: deque[Piece] = deque(maxlen=count)
     open_lines: dict[int, Piece] = {}
     for piece in pieces:
         for data in _split(piece.data):
-            before = open_lines.pop(piece.kind, None)
-            whole = Piece(before.time if before else piece.time, piece.kind, (before.data if before else b"") + data)
+            start = open_lines.pop(piece.kind, None)
+            line = Piece(start.time if start else piece.time, piece.kind, (start.data if start else b"") + data)
             if data.endswith(b"\n"):
-                lines.append(whole)
+                lines.append(line)
             else:
-                open_lines[piece.kind] = whole
+                open_lines[piece.kind] = line
     lines.extend(open_lines.values())
     return list(lines)
 
 
 def _split(data: bytes) -> list[bytes]:
-    """Lines by \\n alone, with their ends."""
+    """Split data at \\n only, and keep the line ends."""
     return [part for part in re.split(b"(?<=\n)", data) if part]
 
 
@@ -135,8 +135,8 @@ class _Writer:
 def _stamp(seconds: float | None) -> bytes:
     if seconds is None or seconds > 253402300799:
         return b"- "
-    whole = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
-    return f"{whole}.{int(seconds * 1000) % 1000:03}Z ".encode()
+    to_the_second = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
+    return f"{to_the_second}.{int(seconds * 1000) % 1000:03}Z ".encode()
 
 
 def _tail(text: str) -> int | None:
@@ -148,12 +148,12 @@ def _tail(text: str) -> int | None:
 
 
 def _time(text: str | None, option: str) -> float | None:
-    """A time as docker takes it: 10m or 1h30m ago, Unix seconds, or RFC 3339; BadInput."""
+    """Parse a time as docker does: 10m or 1h30m ago, Unix seconds, or RFC 3339. BadInput names the option."""
     if text is None:
         return None
-    found = _DURATION.fullmatch(text)
-    if text and found:
-        days, hours, minutes, seconds = (float(part or 0) for part in found.groups())
+    duration = _DURATION.fullmatch(text)
+    if text and duration:
+        days, hours, minutes, seconds = (float(part or 0) for part in duration.groups())
         return time.time() - (days * 86400 + hours * 3600 + minutes * 60 + seconds)
     if _UNIX.fullmatch(text):
         return float(text)

@@ -34,7 +34,7 @@ _FORWARD = re.compile(
 
 
 def write_json(rows: Iterable[object]) -> None:
-    """Print results for programs: always an array, also of one."""
+    """Print results as JSON, always as an array."""
     write_rows(rows)
 
 
@@ -44,16 +44,16 @@ def write_value(value: object) -> None:
 
 
 def sandbox_name(text: str, option: str) -> str:
-    """A sandbox's name; BadInput if it cannot be one."""
+    """Check a sandbox's name and return it; BadInput if it is not valid."""
     if not _NAME.match(text):
         raise BadInput(f"{option} {text!r:.80}", "lower-case letters, digits, - _ and . only, 63 at most")
     return text
 
 
 def program(words: Sequence[str], parser_options: Collection[str], usage: str) -> list[str]:
-    """The words behind ARTIFACT or NAME: all of them are the command; one -- before it is left out.
+    """Return the command, which is all words after ARTIFACT or NAME; a -- before it is dropped.
 
-    BadInput for options of ours that stand there with a -- after them, as older runners took them.
+    BadInput if there is an option of ours before a --: older runners accepted options there.
     """
     if words[:1] == ["--"]:
         return list(words[1:])
@@ -63,7 +63,7 @@ def program(words: Sequence[str], parser_options: Collection[str], usage: str) -
 
 
 def platform(options: argparse.Namespace) -> Platform:
-    """The platform of --platform, else this machine's."""
+    """Return the platform of --platform, or this machine's if it is not given."""
     return Platform.parse(options.platform) if options.platform else Platform.host()
 
 
@@ -72,8 +72,11 @@ def registry(options: argparse.Namespace) -> RegistryOptions:
     return RegistryOptions(plain_http=options.plain_http, ca_file=options.ca_file)
 
 
-def local(store: Store, options: argparse.Namespace, *, repair: bool = False) -> StoredArtifact:
-    """The artifact of the command line, fetched as --pull says, and if it is damaged and `repair` is true."""
+def artifact(store: Store, options: argparse.Namespace, *, repair: bool = False) -> StoredArtifact:
+    """Return the artifact that the command line names, fetched as --pull says.
+
+    If it is damaged and `repair` is true, it is fetched again.
+    """
     from rootdisk.cli.progress import shown_progress
 
     reference = parse_reference(options.artifact)
@@ -103,7 +106,7 @@ def size_bytes(text: str, option: str, least: int = 1) -> int:
 
 
 def program_records(options: argparse.Namespace) -> list[Record]:
-    """Variables, working directory and user: of a sandbox's main program, and of exec's."""
+    """Return the records for variables, working directory, user and command: for `boot` and `exec`."""
     records: list[Record] = []
     if options.tty and "TERM" in os.environ:
         records.append(("term", os.fsencode(os.environ["TERM"])))
@@ -121,7 +124,7 @@ def program_records(options: argparse.Namespace) -> list[Record]:
 
 
 def boot_records(options: argparse.Namespace, name: str) -> list[Record]:
-    """The slot's records of a whole `boot` command line."""
+    """Return the slot's records for a `boot` command line."""
     records = program_records(options)
     for key, path in (("tls-ca", options.tls_ca), ("tls-cert", options.tls_cert), ("tls-key", options.tls_key)):
         if path is not None:
@@ -137,7 +140,7 @@ def boot_records(options: argparse.Namespace, name: str) -> list[Record]:
 
 
 def _variable(text: bytes) -> list[Record]:
-    """NAME=VALUE; or NAME, with this process's value, and nothing where it has none."""
+    """Return the record for NAME=VALUE, or for NAME with this process's value; nothing if it has none."""
     name, equals, _ = text.partition(b"=")
     if not name:
         raise BadInput(f"-e {os.fsdecode(text)!r:.80}", "write NAME=VALUE or NAME")
@@ -148,7 +151,7 @@ def _variable(text: bytes) -> list[Record]:
 
 
 def read(path: Path, option: str) -> bytes:
-    """A small file that an option names."""
+    """Read a small file that an option names."""
     try:
         with path.open("rb") as file:
             data = file.read(SMALL_FILE_MAX_BYTES + 1)
@@ -160,20 +163,20 @@ def read(path: Path, option: str) -> bytes:
 
 
 def labels(texts: Sequence[str]) -> tuple[tuple[str, str], ...]:
-    """NAME=VALUE each, or NAME; the last of a name counts."""
-    found = {}
+    """Parse labels, each NAME=VALUE or NAME. If a name is repeated, the last one counts."""
+    labels_by_name = {}
     for text in texts:
         name, _, value = text.partition("=")
         if not name:
             raise BadInput(f"--label {text!r:.80}", "write NAME=VALUE")
-        found[name] = value
-    if sum(len(name) + len(value) for name, value in found.items()) > LABELS_MAX_CHARACTERS:
+        labels_by_name[name] = value
+    if sum(len(name) + len(value) for name, value in labels_by_name.items()) > LABELS_MAX_CHARACTERS:
         raise BadInput(f"--label: more than {LABELS_MAX_CHARACTERS} characters in all", "labels are for short words")
-    return tuple(sorted(found.items()))
+    return tuple(sorted(labels_by_name.items()))
 
 
 def hostname(text: str) -> str:
-    """A name for the guest; BadInput if Linux or a resolver does not take it."""
+    """Check a host name for the guest and return it; BadInput if Linux or a resolver would not accept it."""
     if not _HOST_NAME.fullmatch(text):
         raise BadInput(
             f"--hostname {text!r:.80}", "letters, digits, - _ and ., at most 64, the first a letter or digit"
@@ -182,37 +185,37 @@ def hostname(text: str) -> str:
 
 
 def forwards(texts: Sequence[str]) -> tuple[Forward, ...]:
-    """[ADDRESS:]HOST:GUEST[/udp] each, as docker has it, but for the default address: this machine only."""
-    found = tuple(map(_forward, texts))
-    for number, (one, text) in enumerate(zip(found, texts, strict=True)):
-        if any(_overlap(one, other) for other in found[:number]):
-            raise BadInput(f"--publish {text!r:.60}", f"port {one.host} of {one.address} is published twice")
-    return found
+    """Parse ports, each [ADDRESS:]HOST:GUEST[/udp], as in docker. But the default address is this machine only."""
+    parsed = tuple(map(_forward, texts))
+    for number, (forward, text) in enumerate(zip(parsed, texts, strict=True)):
+        if any(_overlap(forward, other) for other in parsed[:number]):
+            raise BadInput(f"--publish {text!r:.60}", f"port {forward.host} of {forward.address} is published twice")
+    return parsed
 
 
-def _overlap(one: Forward, other: Forward) -> bool:
-    """Whether two forwards want the same port: of one address, or one of all addresses of its kind."""
-    same_port = (one.protocol, one.host) == (other.protocol, other.host)
-    same_kind = (":" in one.address) == (":" in other.address)
+def _overlap(first: Forward, second: Forward) -> bool:
+    """Return whether two forwards use the same port of the same address, or of an address and all addresses."""
+    same_port = (first.protocol, first.host) == (second.protocol, second.host)
+    same_kind = (":" in first.address) == (":" in second.address)
     return (
         same_port
         and same_kind
-        and (one.address == other.address or bool({one.address, other.address} & {"0.0.0.0", "::"}))
+        and (first.address == second.address or bool({first.address, second.address} & {"0.0.0.0", "::"}))
     )
 
 
 def _forward(text: str) -> Forward:
-    found = _FORWARD.fullmatch(text)
-    address = _address(found[1] or "127.0.0.1") if found else ""
-    if not found or not address or not all(0 < int(port) < 1 << 16 for port in (found[2], found[3])):
+    match = _FORWARD.fullmatch(text)
+    address = _address(match[1] or "127.0.0.1") if match else ""
+    if not match or not address or not all(0 < int(port) < 1 << 16 for port in (match[2], match[3])):
         raise BadInput(
             f"--publish {text!r:.60}", "write HOST:GUEST or ADDRESS:HOST:GUEST, as 8080:80, [::1]:8080:80 or 53:53/udp"
         )
-    return Forward(found[4] or "tcp", address, int(found[2]), int(found[3]))
+    return Forward(match[4] or "tcp", address, int(match[2]), int(match[3]))
 
 
 def _address(text: str) -> str:
-    """Return an address as everybody reads it; "" if it is none. inet_aton(3) reads 010 as 8."""
+    """Return an address in its usual form; "" if it is not one. inet_aton(3) would read 010 as 8."""
     family = socket.AF_INET6 if text.startswith("[") else socket.AF_INET
     try:
         return socket.inet_ntop(family, socket.inet_pton(family, text.strip("[]")))
@@ -221,7 +224,7 @@ def _address(text: str) -> str:
 
 
 def volumes(texts: Sequence[str]) -> tuple[Share, ...]:
-    """HOST:GUEST[:MODE] each; BadInput."""
+    """Parse volumes, each HOST:GUEST[:MODE]; BadInput names the wrong one."""
     if not texts:
         return ()
     from runner.machine.virtiofsd import parse

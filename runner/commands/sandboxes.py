@@ -20,53 +20,53 @@ from runner.sandbox import directory, orders
 from runner.sandbox.directory import Sandbox, State, Unreadable
 from runner.store.store import Store
 
-STOPPED_S = 60.0  # beyond what the program has: for its guest to write everything back, and its keeper to end
-Found = TypeVar("Found", State, State | Unreadable)
+STOPPED_S = 60.0  # in addition to the time for the program: the guest writes everything back, the keeper exits
+SandboxState = TypeVar("SandboxState", State, State | Unreadable)
 
 
 def stop_command(options: argparse.Namespace) -> int:
     """Ask the programs of sandboxes to end, all at once, and wait until the sandboxes have ended."""
-    found = _found(options.name)
-    failed = stop(found, options.time)
-    return _done(options, found, failed)
+    sandboxes = _find(options.name)
+    failed = stop(sandboxes, options.time)
+    return _done(options, sandboxes, failed)
 
 
-def stop(found: Sequence[State], seconds: int) -> dict[str, RootdiskError]:
-    """Stop all of `found` at once; what went wrong, by name."""
+def stop(sandboxes: Sequence[State], seconds: int) -> dict[str, RootdiskError]:
+    """Stop all of `sandboxes` at once; return the errors by name."""
     if seconds < 0:
         raise BadInput(f"--time {seconds}", "0 or more seconds")
-    seconds = min(seconds, 0xFFFF_FFFF)  # more is for ever too
+    seconds = min(seconds, 0xFFFF_FFFF)  # this is for ever already
 
     def order(state: State) -> None:
         if state.running:
             orders.give(state, messages.frame_number(messages.STOP, seconds))
 
-    return _on_all(found, order, lambda state: directory.wait_end(state, seconds + STOPPED_S))
+    return _on_all(sandboxes, order, lambda state: directory.wait_end(state, seconds + STOPPED_S))
 
 
 def kill_command(options: argparse.Namespace) -> int:
     """End sandboxes at once, or send their programs a signal."""
     number = _signal(options.signal) if options.signal else None
-    found = _found(options.name)
-    for state in found:
+    sandboxes = _find(options.name)
+    for state in sandboxes:
         if not state.running:
             raise directory.not_running(state)
     if number is None or number == signal.SIGKILL:
-        failed = _end(found)
+        failed = _end(sandboxes)
     else:
         order = messages.frame_number(messages.SIGNAL, number)
-        failed = _on_all(found, lambda state: orders.give(state, order), lambda state: None, forgive=False)
-    return _done(options, found, failed)
+        failed = _on_all(sandboxes, lambda state: orders.give(state, order), lambda state: None, forgive=False)
+    return _done(options, sandboxes, failed)
 
 
 def wait_command(options: argparse.Namespace) -> int:
     """Wait until sandboxes end; print the exit status of each."""
-    found = _found(options.name)
+    sandboxes = _find(options.name)
     with contextlib.ExitStack() as stack:
-        # All at once: one that is removed when it ends would not be found after the one before it.
-        sockets = [_waiting(state, stack) for state in found]
+        # Connect to all first: a sandbox that is removed when it ends could not be found later.
+        sockets = [_watch_end(state, stack) for state in sandboxes]
         rows = []
-        for state, sock in zip(found, sockets, strict=True):
+        for state, sock in zip(sandboxes, sockets, strict=True):
             rows.append({"name": state.name, "status": _status(state, sock)})
             if not options.json:
                 print(rows[-1]["status"], flush=True)
@@ -88,33 +88,35 @@ def rename_command(options: argparse.Namespace) -> int:
 def rm_command(options: argparse.Namespace) -> int:
     """Remove sandboxes that have ended; with --force, end running ones first."""
     store = Store.open()
-    found = [directory.find_any(store, name) for name in dict.fromkeys(options.name)]
+    sandboxes = [directory.find_any(store, name) for name in dict.fromkeys(options.name)]
     if not options.force:
-        for one in found:
-            directory.check_removable(one, force=False)
-            if one.running:
-                name = printable(one.name)
-                other = "" if isinstance(one, Unreadable) else f"runner stop {name}, or "
-                raise BadInput(f"sandbox {name} runs", f"{other}runner rm --force {name}")
-    failed = _end([one for one in found if one.running])
-    for one in found:
-        if one.name not in failed and os.path.lexists(one.folder):
+        for sandbox in sandboxes:
+            directory.check_removable(sandbox, force=False)
+            if sandbox.running:
+                name = printable(sandbox.name)
+                gentler = "" if isinstance(sandbox, Unreadable) else f"runner stop {name}, or "
+                raise BadInput(f"sandbox {name} runs", f"{gentler}runner rm --force {name}")
+    failed = _end([sandbox for sandbox in sandboxes if sandbox.running])
+    for sandbox in sandboxes:
+        if sandbox.name not in failed and os.path.lexists(sandbox.folder):
             try:
-                directory.remove(one)
+                directory.remove(sandbox)
             except RootdiskError as err:
-                failed[one.name] = err
-    return _done(options, found, failed)
+                failed[sandbox.name] = err
+    return _done(options, sandboxes, failed)
 
 
-def _found(names: list[str]) -> list[State]:
-    """All of them, before anything is done to one."""
+def _find(names: list[str]) -> list[State]:
+    """Find all of them, before anything is done to one."""
     store = Store.open()
     return [directory.find(store, name) for name in dict.fromkeys(names)]
 
 
-def _done(options: argparse.Namespace, found: Sequence[State | Unreadable], failed: dict[str, RootdiskError]) -> int:
-    """Print the names of those that it was done to. The first error is raised, the others are printed before it."""
-    names = [one.name for one in found if one.name not in failed]
+def _done(
+    options: argparse.Namespace, sandboxes: Sequence[State | Unreadable], failed: dict[str, RootdiskError]
+) -> int:
+    """Print the names of the sandboxes without an error. Raise the last error, after printing the others."""
+    names = [sandbox.name for sandbox in sandboxes if sandbox.name not in failed]
     if options.json:
         write_rows([{"name": name} for name in names])
     else:
@@ -129,45 +131,52 @@ def _done(options: argparse.Namespace, found: Sequence[State | Unreadable], fail
 
 
 def _on_all(
-    found: Sequence[Found], order: Callable[[Found], None], wait: Callable[[Found], None], *, forgive: bool = True
+    sandboxes: Sequence[SandboxState],
+    order: Callable[[SandboxState], None],
+    wait: Callable[[SandboxState], None],
+    *,
+    forgive: bool = True,
 ) -> dict[str, RootdiskError]:
-    """Give all an order, then wait for each; what went wrong, by name. One that ends before its order is none with `forgive`."""
+    """Give all an order, then wait for each; return the errors by name.
+
+    With `forgive`, a sandbox may end before it gets its order.
+    """
     failed: dict[str, RootdiskError] = {}
     for step in (order, wait):
-        for one in found:
-            if one.name in failed:
+        for sandbox in sandboxes:
+            if sandbox.name in failed:
                 continue
             try:
-                with _may_have_ended(one) if forgive else contextlib.nullcontext():
-                    step(one)
+                with _may_have_ended(sandbox) if forgive else contextlib.nullcontext():
+                    step(sandbox)
             except RootdiskError as err:
-                failed[one.name] = err
+                failed[sandbox.name] = err
     return failed
 
 
-def _end(found: Sequence[Found]) -> dict[str, RootdiskError]:
-    """End all of `found` at once: by an order, or with their keepers if those do not carry it out."""
-    running = [one for one in found if one.running]
+def _end(sandboxes: Sequence[SandboxState]) -> dict[str, RootdiskError]:
+    """End all of `sandboxes` at once: by an order, or by ending their keepers if those do not carry it out."""
+    running = [sandbox for sandbox in sandboxes if sandbox.running]
 
-    def order(one: Found) -> None:
+    def order(sandbox: SandboxState) -> None:
         with contextlib.suppress(Busy):
-            orders.give(one, messages.frame(messages.KILL))
+            orders.give(sandbox, messages.frame(messages.KILL))
 
     return _on_all(running, order, orders.end)
 
 
 @contextlib.contextmanager
-def _may_have_ended(found: State | Unreadable) -> Iterator[None]:
+def _may_have_ended(sandbox: State | Unreadable) -> Iterator[None]:
     """Ignore the failure of an order if the sandbox has just ended by itself."""
     try:
         yield
     except BadInput:
-        if directory.is_running(found):
+        if directory.is_running(sandbox):
             raise
 
 
-def _waiting(state: State, stack: contextlib.ExitStack) -> socket.socket | None:
-    """A connection that says how the sandbox ends; None if it has ended."""
+def _watch_end(state: State, stack: contextlib.ExitStack) -> socket.socket | None:
+    """Open a connection on which the keeper reports the end of the sandbox; None if it has ended."""
     if not state.running:
         return None
     with _may_have_ended(state):
@@ -179,7 +188,7 @@ def _waiting(state: State, stack: contextlib.ExitStack) -> socket.socket | None:
 
 
 def _status(state: State, sock: socket.socket | None) -> int:
-    """The exit status of a sandbox, when it has ended."""
+    """Wait until a sandbox has ended and return its exit status."""
     if sock is not None:
         decoder = messages.Decoder()
         with contextlib.suppress(ConnectionError):

@@ -1,4 +1,4 @@
-"""Commands on the store: pull, inspect, prune, verify."""
+"""Commands on the store: pull, inspect, rmi, prune, verify."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 def pull_command(options: argparse.Namespace) -> int:
     """Fetch an artifact into the store."""
-    local = option_values.local(Store.open(), options, repair=True)
-    counts = {"fetched": local.fetched, "reused": local.reused, "holes": local.holes}
+    artifact = option_values.artifact(Store.open(), options, repair=True)
+    counts = {"fetched": artifact.fetched, "reused": artifact.reused, "holes": artifact.holes}
     if options.json:
-        option_values.write_json([{"digest": str(local.digest), "disk": str(local.disk), **counts}])
+        option_values.write_json([{"digest": str(artifact.digest), "disk": str(artifact.disk), **counts}])
         return 0
-    print(local.digest)
+    print(artifact.digest)
     if not options.quiet:
         words = ", ".join(f"{value / 1e6:.1f} MB {name}" for name, value in counts.items())
         print(words if any(counts.values()) else "already in the store", file=sys.stderr)
@@ -35,19 +35,19 @@ def inspect_command(options: argparse.Namespace) -> int:
     """Show what an artifact is, or a sandbox by its name."""
     from runner.sandbox import directory
 
-    if not set(options.artifact) & set("/:@"):  # no reference of an artifact is so short
-        found = directory.find_any(Store.open(), options.artifact).to_json()
+    if not set(options.artifact) & set("/:@"):  # every reference of an artifact contains one of these
+        document = directory.find_any(Store.open(), options.artifact).to_json()
     else:
-        found = _artifact(options)
+        document = _artifact(options)
     if options.format:
         from rootdisk.cli.table import formatted
 
-        for line in formatted(options.format, [found]):
+        for line in formatted(options.format, [document]):
             print(line)
     elif options.json:
-        option_values.write_json([found])
+        option_values.write_json([document])
     else:
-        option_values.write_value(found)
+        option_values.write_value(document)
     return 0
 
 
@@ -58,11 +58,11 @@ def rmi_command(options: argparse.Namespace) -> int:
     platform = str(option_values.platform(options)) if options.platform else None
     store = Store.open()
     chosen = [image for text in options.artifact for image in removal.find(store, text, platform)]
-    done, freed = removal.remove(store, list(dict.fromkeys(chosen)), force=options.force)
+    actions, freed = removal.remove(store, list(dict.fromkeys(chosen)), force=options.force)
     if options.json:
-        option_values.write_json([{"done": line} for line in done])
+        option_values.write_json([{"done": line} for line in actions])
     else:
-        for line in done:
+        for line in actions:
             print(line)
         print(f"freed {freed / 1e6:.1f} MB", file=sys.stderr)
     return 0
@@ -81,24 +81,24 @@ def _artifact(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _signed(artifact: PublishedArtifact, reference: Reference, options: argparse.Namespace) -> dict[str, Any]:
-    """Say what signatures an artifact has, whose they are by the keys of the policy, and what the policy says of them."""
+    """Return the signatures of an artifact, whose keys of the policy made them, and whether the policy accepts it."""
     from rootdisk.artifact.policies import load, rule_for
     from rootdisk.artifact.signatures import signatures_of
     from rootdisk.trust.judgement import Refused, who_signed
 
     digests = (artifact.descriptor.digest, *artifact.indexes)
-    found = [signature for digest in digests for signature in signatures_of(artifact.repository, digest)]
+    signatures = [signature for digest in digests for signature in signatures_of(artifact.repository, digest)]
     rule = rule_for(reference, options.policy)
     keys = [key for condition in rule.conditions for key in condition.keys] if rule is not None else []
-    said: dict[str, Any] = {"signatures": list(who_signed(found, keys))}
+    result: dict[str, Any] = {"signatures": list(who_signed(signatures, keys))}
     if load(options.policy) is not None:
-        said["policy"] = "accepted"
+        result["policy"] = "accepted"
         try:
             if rule is not None:
-                rule.judge(found, digests)
+                rule.judge(signatures, digests)
         except Refused as err:
-            said["policy"] = f"refused: {err}"
-    return said
+            result["policy"] = f"refused: {err}"
+    return result
 
 
 def prune_command(options: argparse.Namespace) -> int:
@@ -106,16 +106,16 @@ def prune_command(options: argparse.Namespace) -> int:
     from runner.sandbox import directory
     from runner.sandbox.prune import prune
 
-    if not 0 <= options.older_than < 1e9:  # not NaN either
+    if not 0 <= options.older_than < 1e9:  # rejects NaN too
         raise BadInput(f"--older-than {options.older_than}", "a number of days")
     limit = option_values.size_bytes(options.max_size, "--max-size", 0) if options.max_size is not None else None
     store = Store.open()
     removed = prune(store, options.older_than * 86400, limit, dry_run=options.dry_run)
-    for found in directory.all_of(store):
-        if isinstance(found, directory.Unreadable):
-            name = printable(found.name)
-            what = f"sandbox {name} cannot be read, so what it may need stays: {found.reason}: {found.remedy}"
-            print(f"runner: {one_line(what)}", file=sys.stderr)
+    for sandbox in directory.all_of(store):
+        if isinstance(sandbox, directory.Unreadable):
+            name = printable(sandbox.name)
+            warning = f"sandbox {name} cannot be read, so what it may need stays: {sandbox.reason}: {sandbox.remedy}"
+            print(f"runner: {one_line(warning)}", file=sys.stderr)
     if options.json:
         option_values.write_json([{"path": str(path), "bytes": size} for path, size in removed])
     else:
@@ -135,37 +135,38 @@ def verify_command(options: argparse.Namespace) -> int:
         print(f"runner: {printable(path)}: {text}", file=sys.stderr)
     for damage in damages:
         print(f"runner: {printable(damage.path)}: {one_line(damage.what)}", file=sys.stderr)
-    left = _repaired(store, damages) if options.repair else damages
+    still_damaged = _repair_all(store, damages) if options.repair else damages
     if options.json:
-        rows = [{"path": str(d.path), "what": d.what, "repaired": d not in left} for d in damages]
+        rows = [{"path": str(d.path), "what": d.what, "repaired": d not in still_damaged} for d in damages]
         option_values.write_json([{"checked": checked, "damaged": rows}])
     else:
-        repaired = f", {len(damages) - len(left)} repaired" if options.repair else ""
+        repaired = f", {len(damages) - len(still_damaged)} repaired" if options.repair else ""
         print(f"{checked} files, {len(damages)} damaged{repaired}")
-        if left and not options.repair:
+        if still_damaged and not options.repair:
             print("runner verify --repair fetches them again", file=sys.stderr)
-    return 1 if left else 0
+    return 1 if still_damaged else 0
 
 
-def _repaired(store: Store, damages: list[Damage]) -> list[Damage]:
-    """Make them whole again; those that are not. What stands against it is said."""
-    left, unknown = [], damages
-    while unknown:
-        tried = {damage: _repair(store, damage) for damage in unknown}
-        left += [damage for damage, done in tried.items() if done is False]
-        before, unknown = len(unknown), [damage for damage, done in tried.items() if done is None]
-        if len(unknown) == before:
-            break  # else the manifest or config that leads to them may be whole by now
-    for damage in unknown:
+def _repair_all(store: Store, damages: list[Damage]) -> list[Damage]:
+    """Repair damaged files; return those that stay damaged. The reasons are printed."""
+    still_damaged, without_origin = [], damages
+    while without_origin:
+        results = {damage: _repair(store, damage) for damage in without_origin}
+        still_damaged += [damage for damage, repaired in results.items() if repaired is False]
+        before = len(without_origin)
+        without_origin = [damage for damage, repaired in results.items() if repaired is None]
+        if len(without_origin) == before:
+            break  # otherwise the manifest or config that leads to them may have been repaired: try again
+    for damage in without_origin:
         print(
             f"runner: {printable(damage.path)}: the store does not know its origin: runner pull its artifact",
             file=sys.stderr,
         )
-    return [damage for damage in damages if damage in left or damage in unknown]
+    return [damage for damage in damages if damage in still_damaged or damage in without_origin]
 
 
 def _repair(store: Store, damage: Damage) -> bool | None:
-    """Whether it is whole again; None if the store does not know its origin. What else stands against it is said."""
+    """Repair a damaged file; return whether it worked, None if its origin is unknown. Other reasons are printed."""
     from runner.sandbox import directory
     from runner.store.verify import repair
 

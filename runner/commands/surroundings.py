@@ -1,4 +1,4 @@
-"""Parse options for the surroundings of a guest's program: memory file systems, limits, names, name servers. Pure."""
+"""Parse options for the environment of a guest's program: tmpfs, limits, host names, name servers. Pure."""
 
 from __future__ import annotations
 
@@ -53,27 +53,27 @@ GATEWAY = "10.0.2.2"
 
 def records(options: argparse.Namespace) -> list[Record]:
     """Return the slot's records for these options; BadInput names the option that is wrong."""
-    found = [("tmpfs", _tmpfs(text)) for text in options.tmpfs]
-    places = [value.partition("\t")[0] for _, value in found]
+    texts = [("tmpfs", _tmpfs(text)) for text in options.tmpfs]
+    places = [value.partition("\t")[0] for _, value in texts]
     for place in places:
         if places.count(place) > 1:
             raise BadInput(f"--tmpfs: {printable(place)} twice", "give each place once")
     if options.shm_size is not None:
-        found.append(("shm-size", str(size_bytes(options.shm_size, "--shm-size"))))
-    found += [("ulimit", _limit(text)) for text in options.ulimit]
-    found += [("host", _host(text)) for text in options.add_host]
-    found += [("dns", _address(text, "--dns")) for text in options.dns]
-    found += [("dns-search", _matching(text, "--dns-search", _NAME)) for text in options.dns_search]
-    found += [("dns-option", _matching(text, "--dns-option", _WORD)) for text in options.dns_option]
+        texts.append(("shm-size", str(size_bytes(options.shm_size, "--shm-size"))))
+    texts += [("ulimit", _limit(text)) for text in options.ulimit]
+    texts += [("host", _host(text)) for text in options.add_host]
+    texts += [("dns", _address(text, "--dns")) for text in options.dns]
+    texts += [("dns-search", _matching(text, "--dns-search", _NAME)) for text in options.dns_search]
+    texts += [("dns-option", _matching(text, "--dns-option", _WORD)) for text in options.dns_option]
     if options.pid1 and options.init:
-        raise BadInput("--pid1 and --init", "one of them only")
+        raise BadInput("--pid1 and --init", "use one of them")
     if options.pid1 or options.init:
-        found.append(("pid1", str(int(options.pid1))))
-    return [(key, value.encode()) for key, value in found]
+        texts.append(("pid1", str(int(options.pid1))))
+    return [(key, value.encode()) for key, value in texts]
 
 
 def _tmpfs(text: str) -> str:
-    """PATH[:OPTIONS] as PATH, a tab and options, sizes in bytes."""
+    """Convert PATH[:OPTIONS] to PATH, a tab and the options, with sizes in bytes."""
     shown = f"--tmpfs '{printable(text, 120)}'"
     path, _, words = text.partition(":")
     from runner.machine.virtiofsd import guest_path
@@ -105,21 +105,21 @@ def _tmpfs_word(word: str, shown: str) -> str:
 
 def _limit(text: str) -> str:
     shown = f"--ulimit '{printable(text, 80)}'"
-    found = re.fullmatch(r"([a-z]+)=(-1|[0-9]{1,19})(?::(-1|[0-9]{1,19}))?", text)
-    if found is None or found[1] not in _LIMITS:
+    match = re.fullmatch(r"([a-z]+)=(-1|[0-9]{1,19})(?::(-1|[0-9]{1,19}))?", text)
+    if match is None or match[1] not in _LIMITS:
         raise BadInput(
             shown, f"write NAME=SOFT or NAME=SOFT:HARD, -1 for no limit; NAME is one of {', '.join(_LIMITS)}"
         )
-    soft, hard = (_UNLIMITED if number == "-1" else int(number) for number in (found[2], found[3] or found[2]))
+    soft, hard = (_UNLIMITED if number == "-1" else int(number) for number in (match[2], match[3] or match[2]))
     if soft > hard:
         raise BadInput(shown, "the soft limit is above the hard one")
-    if found[1] == "nofile" and hard > _FILES_MAX:
+    if match[1] == "nofile" and hard > _FILES_MAX:
         raise BadInput(shown, f"a guest has at most {_FILES_MAX:,} open files")
-    return f"{found[1]}\t{soft}\t{hard}"
+    return f"{match[1]}\t{soft}\t{hard}"
 
 
 def _host(text: str) -> str:
-    """NAME:ADDRESS or NAME=ADDRESS as a line of /etc/hosts."""
+    """Convert NAME:ADDRESS or NAME=ADDRESS to a line of /etc/hosts."""
     shown = f"--add-host '{printable(text, 120)}'"
     name, sign, address = text.partition("=") if "=" in text else text.partition(":")
     if not sign or not _NAME.fullmatch(name):
@@ -130,7 +130,7 @@ def _host(text: str) -> str:
 
 
 def _address(text: str, option: str) -> str:
-    """An IPv4 or IPv6 address, spelled as everybody reads it."""
+    """Return an IPv4 or IPv6 address in its usual form; BadInput if it is not one."""
     family = socket.AF_INET6 if ":" in text else socket.AF_INET
     try:
         return socket.inet_ntop(family, socket.inet_pton(family, text))
