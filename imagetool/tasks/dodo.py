@@ -29,7 +29,7 @@ from imagetool.build.receipts import ArtifactReceipt, SourceReceipt
 from imagetool.config import images as config
 from imagetool.config.images import Image
 from imagetool.receipts import Receipt
-from imagetool.tasks import actions, uptodate
+from imagetool.tasks import actions, records, uptodate
 from imagetool.tasks.places import Places, lock, make_cache
 from rootdisk.errors import RootdiskError
 from rootdisk.system.stdio import settle
@@ -43,9 +43,10 @@ for number in (signal.SIGTERM, signal.SIGINT):
 DESCRIBED = config.file_named().absolute()
 ROOT = DESCRIBED.parent
 PLACES = Places(ROOT / "cache")
+RECORDS = PLACES.cache / "doit.sqlite3"  # doit's own
 DOIT_CONFIG = {
     "backend": "sqlite3",
-    "dep_file": str(PLACES.cache / "doit.sqlite3"),
+    "dep_file": str(RECORDS),
     "default_tasks": ["build"],
     "verbosity": 2,
 }
@@ -61,8 +62,11 @@ LOOKS_ONLY = {"list", "help", "info", "dumpdb", "tabcompletion"}
 try:
     IMAGES = config.load(DESCRIBED)
     make_cache(PLACES.cache)  # doit's own records lie there, even to list
-    LOOKS = multiprocessing.parent_process() is not None or bool(LOOKS_ONLY & set(sys.argv[1:]))
+    IS_PART = multiprocessing.parent_process() is not None
+    LOOKS = IS_PART or bool(LOOKS_ONLY & set(sys.argv[1:]))
     LOCK = -1 if LOOKS else lock(PLACES.cache)  # until this process ends
+    if not IS_PART:
+        records.check(RECORDS, replace=not LOOKS)
 except RootdiskError as err:
     sys.exit(f"doit: {err}")
 GROUPS = {image.group: [one for one in IMAGES if one.group == image.group] for image in IMAGES if image.group}

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from imagetool.receipts import Damaged
+from imagetool.tasks import records
+from rootdisk.errors import RootdiskError
 from tests.support.commands import ROOT
 
 IMAGES = '[image.one]\nsource = "oci:layout:x"\n[image.two]\nsource = "oci:layout:y"\n'
@@ -107,6 +113,78 @@ def test_a_lock_that_is_a_link_is_not_followed(project: Path) -> None:
         (project / "cache" / ".lock").unlink()
     assert (project / "precious").read_text() == "precious"
     assert not (project / "new").exists()
+
+
+def replaced(make: Callable[[Path], object]) -> Callable[[Path], object]:
+    def damage(path: Path) -> None:
+        path.unlink()
+        make(path)
+
+    return damage
+
+
+RECORDS: dict[str, Callable[[Path], object]] = {
+    "garbage": lambda path: path.write_bytes(b"\xff garbage {" * 400),
+    "cut off": lambda path: os.truncate(path, path.stat().st_size // 2),
+    "a page": lambda path: path.write_bytes(path.read_bytes()[:4096] + b"\xff" * (path.stat().st_size - 4096)),
+    "not JSON": lambda path: change_records(path, "update doit set task_data = '{'"),
+    "no object": lambda path: change_records(path, "update doit set task_data = '[]'"),
+    "another table": lambda path: change_records(path, "alter table doit rename to other"),
+    "directory": replaced(Path.mkdir),
+    "link": replaced(lambda path: path.symlink_to("../images.toml")),
+    "broken link": replaced(lambda path: path.symlink_to("nowhere")),
+    "FIFO": replaced(os.mkfifo),
+}
+
+
+def change_records(path: Path, statement: str) -> None:
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        database.execute(statement)
+        database.commit()
+
+
+def test_each_damage_of_records_is_found(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert doit(project, "init")[0] == 0
+    path = project / "cache/doit.sqlite3"
+    records.check(path, replace=True)
+    whole = path.read_bytes()
+    for name, damage in RECORDS.items():
+        damage(path)
+        with pytest.raises(Damaged):
+            records.check(path, replace=False)
+        if name == "directory":
+            with pytest.raises(RootdiskError, match="Is a directory: remove it"):
+                records.check(path, replace=True)
+            path.rmdir()
+        else:
+            records.check(path, replace=True)
+        assert not os.path.lexists(path), name
+        records.check(path, replace=True)
+        assert not os.path.lexists(path)
+        path.write_bytes(whole)
+    assert capsys.readouterr().err.count("it is made again") == len(RECORDS)
+
+
+@pytest.mark.parametrize("damage", ["garbage", "directory"])
+def test_damaged_records_of_doit_are_made_again(project: Path, damage: str) -> None:
+    """With one line; who only looks is told. A directory in their place is one error."""
+    assert doit(project, "init")[0] == 0
+    path = project / "cache/doit.sqlite3"
+    RECORDS[damage](path)
+    status, _, errors = doit(project, "list")
+    assert status == 1
+    assert errors.startswith(f"doit: {path}")
+    assert errors.count("\n") == 1
+    status, out, errors = doit(project, "init")
+    assert errors.startswith(str(path))
+    assert "Traceback" not in errors
+    if damage == "directory":
+        assert status == 1
+        assert errors.endswith(f"doit: {path}: Is a directory: remove it\n")
+        return
+    assert (status, errors.count("\n")) == (0, 1)
+    assert ".  init" in out
+    assert doit(project, "init")[1].startswith("-- init")
 
 
 def test_other_users_cannot_write_to_what_is_made(project: Path) -> None:
