@@ -25,6 +25,8 @@ FROM_KEEPER = FROM_GUEST | {NOTICE}
 FROM_CLIENT = frozenset({STDIN, RESIZE, SIGNAL, EXEC, STOP, CREDIT, KILL, WAIT})
 
 CHANNEL_VERSION = 3  # the newest that is known here; 1 has no HOLD, 2 no POWER
+HOLD_VERSION = 2  # of guests that know HOLD
+OPTIONS_VERSION = 3  # of guests that know --tmpfs and other options
 # What POWER says: a program has ended the machine. A reboot is not done, so it counts as a failure.
 POWERED_OFF, HALTED, REBOOTED = 1, 2, 3
 REBOOTED_STATUS = 129
@@ -121,3 +123,21 @@ class Decoder:
             if found[0] == INVALID:
                 raise broken_rules()
             yield found
+
+
+def incompatible(version: int, needs: str) -> GuestError | None:
+    """Return an error if this runner and a guest's init of this channel version cannot work together.
+
+    `needs` names options that only guests of OPTIONS_VERSION know; "" for none.
+    """
+    if not 1 <= version <= CHANNEL_VERSION:
+        return GuestError(
+            f"the disk's init uses channel version {version}; this runner knows 1 to {CHANNEL_VERSION}",
+            "use a newer rootdisk, or build the artifact with this one",
+        )
+    if needs and version < OPTIONS_VERSION:
+        return GuestError(
+            f"the disk's init comes from an older rootdisk, which does not know {needs}",
+            "build the artifact again, or omit the option",
+        )
+    return None

@@ -17,11 +17,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from selectors import EVENT_READ, EVENT_WRITE
 from typing import IO
 
-from rootdisk.system import process
 from rootdisk.text import one_line
 from runner.channel import messages
 from runner.channel.messages import GuestError
@@ -31,7 +30,7 @@ from runner.sandbox.clients import Client
 from runner.sandbox.logs import Log
 from runner.sandbox.room import CONTINUE, Monitor, Room
 from runner.sandbox.router import Router
-from runner.sandbox.watched import Source, Watched, receive
+from runner.sandbox.watched import Source, Watched, receive, signals
 
 STOP_S = 10  # for a program to end after the stop signal
 GRACE_S = 5.0  # in addition, for its guest
@@ -109,7 +108,7 @@ class Keeper:
             Silent: The machine has sent nothing for `silent_s` seconds.
         """
         router = self._router
-        with _signals() as wake, contextlib.ExitStack() as stack:
+        with signals() as wake, contextlib.ExitStack() as stack:
             for source in (wake, *self._logs):
                 self._watched.watch(source, EVENT_READ)
             for watched in (wake, *self._logs, self._vm.channel, self._listener, self._vm.monitor):
@@ -393,19 +392,3 @@ class Keeper:
         self._joined.pop(client, None)
         self._router.leave(client)
         self._watched.close(sock)
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[socket.socket]:
-    """Yield a socket that becomes readable after SIGTERM, SIGINT or SIGHUP, which stop the sandbox."""
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        ours.setblocking(False)
-        theirs.setblocking(False)
-        for name in process.heard(signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(name, lambda *_: None)
-        signal.set_wakeup_fd(theirs.fileno())
-        try:
-            yield ours
-        finally:
-            signal.set_wakeup_fd(-1)

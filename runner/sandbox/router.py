@@ -36,8 +36,6 @@ from runner.sandbox.clients import Client, Session
 
 CLIENTS_MAX = 128  # clients that have a session or wait for the end
 LOGS_MAX = 10_000  # lines of a guest that --debug shows
-HOLD_VERSION = 2  # channel version of guests that know HOLD
-OPTIONS_VERSION = 3  # channel version of guests that know --tmpfs and other options
 READ_BYTES = 64 << 10  # limit of a read from the guest
 VISITORS_MAX = 128  # other clients; a new one replaces the oldest
 SESSIONS_MAX = 512  # including those without a client whose program still runs
@@ -57,7 +55,7 @@ class Router:
 
         Args:
             write_output: Gets the output of the main program of a detached sandbox. Without it the main client does.
-            needs: Names options that only guests of channel version OPTIONS_VERSION know.
+            needs: Names options that only guests of channel version messages.OPTIONS_VERSION know.
         """
         self.status: int | None = None  # exit status of the program
         self.error: GuestError | None = None  # why the sandbox failed
@@ -255,7 +253,7 @@ class Router:
         if self._owed_stop is not None and len(self._out) < ROOM:
             self._out += frame_number(messages.STOP, self._owed_stop)
             self._owed_stop = None
-        if self._hold is not None and self._version >= HOLD_VERSION and len(self._out) < ROOM:
+        if self._hold is not None and self._version >= messages.HOLD_VERSION and len(self._out) < ROOM:
             self._out += frame_number(messages.HOLD, int(self._hold))
             self._hold = None
         for session in self._sessions.values():
@@ -345,7 +343,7 @@ class Router:
             return
         self._is_ready = True
         self._version = messages.number(payload) if is_number(payload) else 1
-        if (error := self._incompatible()) is not None:
+        if (error := messages.incompatible(self._version, self._needs)) is not None:
             self.error = error
             return
         if self.main in self.clients:
@@ -365,20 +363,6 @@ class Router:
         if text is not None and not self._is_powered and self.main in self.clients and not self.main.leaves:
             self._is_powered = True
             self.main.put(messages.NOTICE, text.encode())
-
-    def _incompatible(self) -> GuestError | None:
-        """Return an error if this runner and the guest's init cannot work together."""
-        if not 1 <= self._version <= messages.CHANNEL_VERSION:
-            return GuestError(
-                f"the disk's init uses channel version {self._version}; this runner knows 1 to {messages.CHANNEL_VERSION}",
-                "use a newer rootdisk, or build the artifact with this one",
-            )
-        if self._needs and self._version < OPTIONS_VERSION:
-            return GuestError(
-                f"the disk's init comes from an older rootdisk, which does not know {self._needs}",
-                "build the artifact again, or omit the option",
-            )
-        return None
 
     def _ended(self, session: Session, status: int) -> None:
         if session is self._main_session:

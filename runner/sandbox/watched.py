@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import selectors
+import signal
 import socket
+from collections.abc import Iterator
 from typing import IO
+
+from rootdisk.system import process
 
 Source = socket.socket | IO[bytes]
 _WAIT_MAX_S = 3600.0  # for a single call; the kernel accepts at most 24 days
@@ -51,3 +56,19 @@ def receive(source: Source, size: int) -> bytes | None:
         return None
     except OSError:
         return b""
+
+
+@contextlib.contextmanager
+def signals() -> Iterator[socket.socket]:
+    """Yield a socket that becomes readable after SIGTERM, SIGINT or SIGHUP, which stop the sandbox."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)
+        theirs.setblocking(False)
+        for name in process.heard(signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(name, lambda *_: None)
+        signal.set_wakeup_fd(theirs.fileno())
+        try:
+            yield ours
+        finally:
+            signal.set_wakeup_fd(-1)
