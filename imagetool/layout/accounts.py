@@ -17,12 +17,12 @@ LAST_ID = 60000
 
 
 class Accounts:
-    """The account files of an image, each read once; `files` has the bytes of those that there are, by name."""
+    """The account files of an image, each read once. `files` maps the names of existing ones to their bytes."""
 
     def __init__(self, files: Mapping[str, bytes]) -> None:
         self._files = files
         self._added: dict[str, list[str]] = {}
-        self._users: dict[str, tuple[int, int]] = {}  # uid and primary gid; of a name that is there twice the first
+        self._users: dict[str, tuple[int, int]] = {}  # uid and primary gid; if a name is there twice, the first counts
         self._groups: dict[str, int] = {}
         self._uids: dict[int, str] = {}
         self._gids: set[int] = set()
@@ -49,10 +49,10 @@ class Accounts:
         Raises:
             BadInput: Its line has a number that is out of range.
         """
-        found = self._users.get(name)
-        if found is None and f"user {name}" in self._bad:
+        ids = self._users.get(name)
+        if ids is None and f"user {name}" in self._bad:
             raise BadInput(f"owners: user {printable(name)} has no valid number in the image's /etc/passwd", RANGE)
-        return found
+        return ids
 
     def group_id(self, name: str) -> int | None:
         """Return the gid of the group `name`, or None if there is none.
@@ -60,21 +60,21 @@ class Accounts:
         Raises:
             BadInput: Its line has a number that is out of range.
         """
-        found = self._groups.get(name)
-        if found is None and f"group {name}" in self._bad:
+        gid = self._groups.get(name)
+        if gid is None and f"group {name}" in self._bad:
             raise BadInput(f"owners: group {printable(name)} has no valid number in the image's /etc/group", RANGE)
-        return found
+        return gid
 
     def add_user(self, name: str, uid: int | None, gid: int | None, home: str, shell: str) -> tuple[int, int]:
-        """Add user `name` and a group for it; its uid and gid.
+        """Add user `name` and a group for it; return uid and gid.
 
-        Free ids are the lowest from 10001 on that no user and no group has. BadInput if `uid` belongs to another.
+        Without `uid`, the lowest id from 10001 on that no user and no group has. BadInput if `uid` is taken.
         """
         if not name or any(c in name for c in ":\n\0/") or name.startswith("-"):
             raise BadInput(f"owners: {printable(name)!r} cannot be a user name")
         if uid is not None and uid in self._uids:
-            other = printable(self._uids[uid])
-            raise BadInput(f"owners: uid {uid} for new user {name} belongs to {other}", "choose another uid")
+            holder = printable(self._uids[uid])
+            raise BadInput(f"owners: uid {uid} for new user {name} belongs to {holder}", "choose another uid")
         if uid is None:
             uid = next((n for n in range(FIRST_ID, LAST_ID) if n not in self._uids and n not in self._gids), None)
             if uid is None:
@@ -98,15 +98,15 @@ class Accounts:
         return uid, gid
 
     def changed(self) -> dict[str, bytes]:
-        """The new bytes of the files that have another line, or are new."""
-        first = {"passwd": b"root:x:0:0:root:/root:/bin/sh\n", "group": b"root:x:0:\n"}
-        found = {}
+        """Return the new bytes of files that were added or got lines, by name."""
+        defaults = {"passwd": b"root:x:0:0:root:/root:/bin/sh\n", "group": b"root:x:0:\n"}
+        new_files = {}
         for name in FILES:
             if name in self._added:
-                data = self._files.get(name, first.get(name, b""))
+                data = self._files.get(name, defaults.get(name, b""))
                 lines = "".join(f"{line}\n" for line in self._added[name]).encode()
-                found[name] = data + (b"" if not data or data.endswith(b"\n") else b"\n") + lines
-        return found
+                new_files[name] = data + (b"" if not data or data.endswith(b"\n") else b"\n") + lines
+        return new_files
 
     def _add(self, name: str, line: str) -> None:
         self._added.setdefault(name, []).append(line)

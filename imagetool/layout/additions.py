@@ -1,8 +1,8 @@
-"""Layout version 1: what we add to an image's tree, as docs/layout-1.md describes it.
+"""Layout version 1: add our files to an image's tree, as docs/layout-1.md describes.
 
     add(tree, read, additions) -> bytes      the tree is changed in place; the bytes are the last layer's data
 
-Everything added lies in a last layer of its own, so that a new environment or certificate changes a few small chunks.
+Everything added is in a last layer of its own, so that a new environment or certificate changes a few small chunks.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ ReadFile = Callable[[File], bytes]
 class Owner(NamedTuple):
     """The owner of `path` and everything below it: user and group, by name or number; "" is the group of the user.
 
-    A user that the image has not is made, with its group, when `create`; so is a missing `path`, as a directory.
+    With `create`, a missing user is added with its group, and a missing `path` is made as a directory.
     """
 
     path: str
@@ -45,7 +45,7 @@ class Owner(NamedTuple):
 
     @classmethod
     def parse(cls, path: str, text: str) -> Owner:
-        """`text` is user, user:group, uid or uid:gid. BadInput where it is not."""
+        """Parse user, user:group, uid or uid:gid; BadInput if `text` is none of them."""
         user, colon, group = text.partition(":")
         if not user or (colon and not group):
             raise BadInput(f"{text!r:.80} is not an owner", "write user, user:group or uid:gid")
@@ -54,7 +54,7 @@ class Owner(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Additions:
-    """All that is added. `env` are `NAME=value` texts in order, the later one wins; certificates are PEM bytes."""
+    """Everything that is added. `env` are `NAME=value` texts, of which later ones win; certificates are PEM bytes."""
 
     init: bytes
     process: Process
@@ -62,25 +62,26 @@ class Additions:
     tls_ca: bytes | None = None
     tls_client: bytes | None = None
     owners: tuple[Owner, ...] = ()
-    file_owners: tuple[Owner, ...] = ()  # of these names alone, not of what is below
+    file_owners: tuple[Owner, ...] = ()  # of these paths only, not of what is below
     slots: Mapping[str, int] = field(default_factory=lambda: {"slot": SLOT_BYTES})
 
 
 def add(tree: Tree, read: ReadFile, additions: Additions) -> bytes:
-    """Put the additions into `tree`; the bytes are the data of its new last layer. `read` gives a file's bytes.
+    """Put the additions into `tree`; return the data of its new last layer. `read` returns a file's bytes.
 
-    BadInput: the image has `/.rootdisk` already, an owner's path or user is missing, an account file cannot be read.
+    Raises:
+        BadInput: the image already has `/.rootdisk`, an owner's path or user is missing, an account file cannot be read.
     """
     if ROOM in tree.root.children:
-        raise BadInput("the image has /.rootdisk already", "give the image that the disk was made from")
-    room = _Room(tree, len(tree.layers))
-    room.files(additions)
-    _own(tree, read, additions, room)
-    return room.finish()
+        raise BadInput("the image already has /.rootdisk", "use the image that this disk was made from")
+    own_layer = _OwnLayer(tree, len(tree.layers))
+    own_layer.files(additions)
+    _set_owners(tree, read, additions, own_layer)
+    return own_layer.finish()
 
 
 def process_record(process: Process) -> bytes:
-    """The content of /.rootdisk/process."""
+    """Return the content of /.rootdisk/process."""
     texts = [("entrypoint", value) for value in process.entrypoint]
     texts += [("cmd", value) for value in process.cmd]
     texts += [("workdir", process.workdir), ("stopsignal", process.stop_signal)]
@@ -93,7 +94,7 @@ def process_record(process: Process) -> bytes:
 
 
 def environment(env: tuple[str, ...]) -> bytes:
-    """The content of /.rootdisk/env: each name once, where it stood first, with its last value."""
+    """Return the content of /.rootdisk/env: each name once, in the order of its first appearance, with its last value."""
     values: dict[str, str] = {}
     for text in env:
         name, equals, value = text.partition("=")
@@ -110,8 +111,8 @@ def _packed(what: str, texts: Iterable[tuple[str, str]]) -> bytes:
         raise BadInput(f"{what}: {err.message}", err.hint) from err
 
 
-class _Room:
-    """The last layer while it is being made: one run of bytes, and the files that lie in it."""
+class _OwnLayer:
+    """The last layer while it is being built: its bytes, and the files in them."""
 
     def __init__(self, tree: Tree, number: int) -> None:
         self.tree = tree
@@ -122,7 +123,7 @@ class _Room:
         self.top = Directory(layer=number)
 
     def put(self, parent: Directory, path: bytes, data: bytes, like: Inode) -> None:
-        """A file at `path`, the last name of it in `parent`, with the metadata of `like`."""
+        """Add a file at `path`, which is in the directory `parent`, with the metadata of `like`."""
         file = File(
             like.mode,
             like.uid,
@@ -166,8 +167,8 @@ class _Room:
         return data
 
 
-def _own(tree: Tree, read: ReadFile, additions: Additions, room: _Room) -> None:
-    """Set owners, and make the users they need. A file may belong to a user that is made for another path."""
+def _set_owners(tree: Tree, read: ReadFile, additions: Additions, own_layer: _OwnLayer) -> None:
+    """Set owners, and add the users that they need. A file may belong to a user that is added for another path."""
     owners, of_files = additions.owners, additions.file_owners
     accounts = Accounts({} if all(map(_numbers_only, (*owners, *of_files))) else account_files(tree, read))
     ids = [_ids(tree, accounts, owner) for owner in (*owners, *of_files)]
@@ -175,37 +176,37 @@ def _own(tree: Tree, read: ReadFile, additions: Additions, room: _Room) -> None:
         above, _, last = owner.path.encode().rpartition(b"/")
         parent = tree.resolve(above)
         inode = parent.children.get(last) if isinstance(parent, Directory) else None
-        if inode is None:  # the layer of files has made it
+        if inode is None:  # but the layer of files added it
             raise BadInput(
                 f"files: {printable(owner.path)} is not found again", "its path goes through links in circles"
             )
-        inode.uid, inode.gid = uid, gid  # its mode was chosen with its owner: chown would take bits from it
-        room.changed.append(inode)
+        inode.uid, inode.gid = uid, gid  # its mode was chosen with its owner, so it keeps set-id bits
+        own_layer.changed.append(inode)
     for owner, (uid, gid) in zip(owners, ids, strict=False):
         node = _named(tree, owner.path)
         if node is None and owner.create:
-            node = _make_directory(tree, owner.path, room.number)
+            node = _make_directory(tree, owner.path, own_layer.number)
         if node is None:
             raise BadInput(f"owners: the image has no {printable(owner.path)}", "fix the path, or add create = true")
-        room.changed += _chown(node, uid, gid, room.top)
+        own_layer.changed += _chown(node, uid, gid, own_layer.top)
     changed = accounts.changed()
     if not changed:
         return
-    found = tree.resolve(b"/etc")
-    if found is room.top:
+    etc_inode = tree.resolve(b"/etc")
+    if etc_inode is own_layer.top:
         raise BadInput("owners: /etc of the image leads to /.rootdisk, which is rootdisk's own place", "give numbers")
-    etc = found if isinstance(found, Directory) else _make_directory(tree, "/etc", room.number)
+    etc = etc_inode if isinstance(etc_inode, Directory) else _make_directory(tree, "/etc", own_layer.number)
     for name, data in changed.items():
         like = tree.resolve(b"/etc/" + name.encode()) or Inode(stat.S_IFREG | 0o644)
-        room.put(etc, b"etc/" + name.encode(), data, like)  # a real file, in the place of a link too
+        own_layer.put(etc, b"etc/" + name.encode(), data, like)  # a real file, even if a link was there
 
 
 def _named(tree: Tree, path: str) -> Inode | None:
-    """The inode at `path`, or None; BadInput if a link of the image lies on it: that would decide what is given away."""
+    """The inode at `path`, or None; BadInput if the path goes through a link of the image: the image could redirect it."""
     node: Inode | None = tree.root
     names = [name for name in path.encode("utf-8", "surrogateescape").split(b"/") if name not in (b"", b".")]
     if names[:1] == [ROOM]:
-        raise BadInput(f"owners: {printable(path)} is rootdisk's own place", "leave it out")
+        raise BadInput(f"owners: {printable(path)} is rootdisk's own place", "omit it")
     for count, name in enumerate(names, 1):
         node = node.children.get(name) if isinstance(node, Directory) else None
         if isinstance(node, Symlink):
@@ -225,10 +226,10 @@ def _ids(tree: Tree, accounts: Accounts, owner: Owner) -> tuple[int, int]:
     """Return uid and gid of `owner`. The user is added to the accounts if `owner` asks for it."""
     if is_number(owner.user):
         uid = gid = _id(owner.user, owner)
-    elif (found := accounts.user(owner.user)) is not None:
-        uid, gid = found
+    elif (ids := accounts.user(owner.user)) is not None:
+        uid, gid = ids
         if owner.uid not in (None, uid):
-            raise BadInput(f"owners: {owner.user} is uid {uid} in the image, not {owner.uid}", "leave uid out")
+            raise BadInput(f"owners: {owner.user} is uid {uid} in the image, not {owner.uid}", "omit uid")
     elif owner.create:
         shell = "/bin/sh" if tree.resolve(b"/bin/sh") is not None else "/sbin/nologin"
         uid, gid = accounts.add_user(owner.user, owner.uid, owner.gid, owner.path, shell)
@@ -238,10 +239,10 @@ def _ids(tree: Tree, accounts: Accounts, owner: Owner) -> tuple[int, int]:
     if is_number(owner.group):
         gid = _id(owner.group, owner)
     elif owner.group:
-        found_gid = accounts.group_id(owner.group)
-        if found_gid is None:
+        group_gid = accounts.group_id(owner.group)
+        if group_gid is None:
             raise BadInput(f"owners: the image has no group {printable(owner.group)}", "give its number")
-        gid = found_gid
+        gid = group_gid
     elif owner.gid is not None:
         gid = owner.gid
     if not (is_id(uid) and is_id(gid)):
@@ -262,28 +263,30 @@ def account_files(tree: Tree, read: ReadFile) -> dict[str, bytes]:
     Raises:
         BadInput: One is not a file, or is larger than 8 MiB.
     """
-    found: dict[str, bytes] = {}
+    files: dict[str, bytes] = {}
     for name in FILES:
         inode = tree.resolve(b"/etc/" + name.encode())
         if inode is None:
             continue
         if not isinstance(inode, File) or inode.size > ACCOUNT_MAX_BYTES:
-            raise BadInput(f"owners: /etc/{name} of the image is not a plain file of sensible size")
-        found[name] = read(inode)
-    return found
+            raise BadInput(
+                f"owners: /etc/{name} of the image is not a plain file of at most {ACCOUNT_MAX_BYTES >> 20} MiB"
+            )
+        files[name] = read(inode)
+    return files
 
 
-def _chown(top: Inode, uid: int, gid: int, spared: Inode) -> list[Inode]:
+def _chown(top: Inode, uid: int, gid: int, excluded: Inode) -> list[Inode]:
     """Change owners like chown -R -h. A program loses its set-id bits and capabilities with its owner (chown(2)).
 
-    Links lead nowhere here; `spared` is the directory of ours, which is root's even if the rest is not.
+    Links are not followed. `excluded` is our own directory: it stays root's.
     """
-    waiting, met = [top], []
+    waiting, changed = [top], []
     while waiting:
         inode = waiting.pop()
-        if inode is spared:
+        if inode is excluded:
             continue
-        met.append(inode)
+        changed.append(inode)
         if isinstance(inode, File) and (inode.uid, inode.gid) != (uid, gid):
             if inode.mode & 0o111:
                 inode.mode &= ~(stat.S_ISUID | stat.S_ISGID)
@@ -292,7 +295,7 @@ def _chown(top: Inode, uid: int, gid: int, spared: Inode) -> list[Inode]:
         inode.uid, inode.gid = uid, gid
         if isinstance(inode, Directory):
             waiting.extend(inode.children.values())
-    return met
+    return changed
 
 
 def _make_directory(tree: Tree, path: str, layer: int) -> Directory:

@@ -1,6 +1,6 @@
-"""Archives and compressed data among what a build adds, looked through for private keys: gzip, bzip2, xz, zstd, tar, zip.
+"""Search archives and compressed data that a build adds for private keys: gzip, bzip2, xz, zstd, tar, zip.
 
-What is damaged, encrypted or past the bounds is left, and the reason is given back, so that the builder can say it.
+What is damaged, encrypted or above a limit is skipped, and the reason is returned, so that the build can print it.
 """
 
 from __future__ import annotations
@@ -33,22 +33,22 @@ class _Decompressor(Protocol):
 def search(file: BinaryIO, head: bytes, look: Callable[[BinaryIO], str], unread: list[str]) -> str:
     """Find the first private key in the archive `file`, which begins with `head`; "" if it has none or is not an archive.
 
-    `look` says what private key is in one of its files. If not all of the archive is read, `unread` gets the reason.
+    `look` returns the private key in one of its files, in words. If not all of the archive is read, `unread` gets the reason.
     """
     for name, member in _members(file, head, unread):
-        found = look(member)
-        if found:
-            return f"{found} in {printable(name, 100)}" if name else found
+        key = look(member)
+        if key:
+            return f"{key} in {printable(name, 100)}" if name else key
     return ""
 
 
 def is_archive(head: bytes) -> bool:
-    """Return whether a file that begins with `head` is one that search() looks into."""
+    """Return whether search() looks into a file that begins with `head`."""
     return head.startswith(_ZIP) or compression(head) in _COMPRESSED or _is_tar(head)
 
 
 def _members(file: BinaryIO, head: bytes, unread: list[str]) -> Iterator[tuple[str, BinaryIO]]:
-    """Each file in it with its name, as far as it can be read; compressed data is one without a name."""
+    """Yield the name and content of each file, as far as it can be read. Compressed data is one file without a name."""
     try:
         if head.startswith(_ZIP):
             yield from _of_zip(file, unread)
@@ -56,15 +56,15 @@ def _members(file: BinaryIO, head: bytes, unread: list[str]) -> Iterator[tuple[s
             yield "", _bounded(_inflated(file, head), unread)
         elif _is_tar(head):
             yield from _of_tar(file, unread)
-    except Exception as err:  # each library has its own for what is damaged
+    except Exception as err:  # each library has its own errors for damaged data
         if isinstance(err, OSError) and err.errno:
             raise
         unread.append(DAMAGED)
 
 
 def _inflated(file: BinaryIO, head: bytes) -> Iterator[bytes]:
-    how = compression(head)
-    if how == "zstd":
+    kind = compression(head)
+    if kind == "zstd":
         import zstandard
 
         reader = zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW_MAX_BYTES).stream_reader(
@@ -72,11 +72,11 @@ def _inflated(file: BinaryIO, head: bytes) -> Iterator[bytes]:
         )
         while piece := reader.read(_PIECE_BYTES):
             yield piece
-    elif how == "gzip":
+    elif kind == "gzip":
         import gzip
 
         with gzip.GzipFile(fileobj=file, mode="rb") as unpacked:
-            while piece := unpacked.read1(64 << 10):  # all there is before the damage
+            while piece := unpacked.read1(64 << 10):  # everything before the damage
                 yield piece
     else:
         import bz2
@@ -84,20 +84,20 @@ def _inflated(file: BinaryIO, head: bytes) -> Iterator[bytes]:
 
         data = b""
         while data := data or file.read(_PIECE_BYTES):
-            made: object = (
-                bz2.BZ2Decompressor() if how == "bzip2" else lzma.LZMADecompressor(memlimit=2 * ZSTD_WINDOW_MAX_BYTES)
+            decompressor: object = (
+                bz2.BZ2Decompressor() if kind == "bzip2" else lzma.LZMADecompressor(memlimit=2 * ZSTD_WINDOW_MAX_BYTES)
             )
-            member = cast(_Decompressor, made)
-            while not member.eof:
-                yield member.decompress(data, _PIECE_BYTES)
-                data = file.read(_PIECE_BYTES) if member.needs_input else b""
-                if member.needs_input and not data:
+            stream = cast(_Decompressor, decompressor)
+            while not stream.eof:
+                yield stream.decompress(data, _PIECE_BYTES)
+                data = file.read(_PIECE_BYTES) if stream.needs_input else b""
+                if stream.needs_input and not data:
                     return
-            data = member.unused_data.lstrip(b"\0")
+            data = stream.unused_data.lstrip(b"\0")
 
 
 def _bounded(pieces: Iterator[bytes], unread: list[str]) -> BinaryIO:
-    """The pieces, up to the bound, as a file that can be read twice; what cannot be read ends it."""
+    """Return the pieces, up to the limit, as a file that can be read twice. It ends where data cannot be read."""
     import tempfile
 
     out = tempfile.SpooledTemporaryFile(max_size=8 << 20)  # noqa: SIM115
@@ -109,7 +109,7 @@ def _bounded(pieces: Iterator[bytes], unread: list[str]) -> BinaryIO:
             if count > INFLATED_MAX_BYTES:
                 unread.append(_too_long())
                 break
-    except Exception as err:  # as above: what came before the damage is looked at
+    except Exception as err:  # as above: the data before the damage is searched
         if isinstance(err, OSError) and err.errno:
             raise
         unread.append(DAMAGED)
@@ -128,18 +128,18 @@ def _too_many() -> str:
 def _of_zip(file: BinaryIO, unread: list[str]) -> Iterator[tuple[str, BinaryIO]]:
     import zipfile
 
-    left = INFLATED_MAX_BYTES
+    left_bytes = INFLATED_MAX_BYTES
     with zipfile.ZipFile(file) as archive:
         for number, member in enumerate(archive.infolist()):
-            if number >= MEMBERS_MAX_COUNT or left <= 0:
-                unread.append(_too_many() if left > 0 else _too_long())
+            if number >= MEMBERS_MAX_COUNT or left_bytes <= 0:
+                unread.append(_too_many() if left_bytes > 0 else _too_long())
                 return
             if member.is_dir():
                 continue
             if member.flag_bits & 1:
                 unread.append(ENCRYPTED)
                 continue
-            left -= member.file_size
+            left_bytes -= member.file_size
             with archive.open(member) as opened:
                 yield (
                     member.filename,
@@ -150,16 +150,16 @@ def _of_zip(file: BinaryIO, unread: list[str]) -> Iterator[tuple[str, BinaryIO]]
 def _of_tar(file: BinaryIO, unread: list[str]) -> Iterator[tuple[str, BinaryIO]]:
     import tarfile
 
-    left = INFLATED_MAX_BYTES
+    left_bytes = INFLATED_MAX_BYTES
     with tarfile.open(fileobj=file, mode="r|") as archive:
         for number, member in enumerate(archive):
-            if number >= MEMBERS_MAX_COUNT or left <= 0:
-                unread.append(_too_many() if left > 0 else _too_long())
+            if number >= MEMBERS_MAX_COUNT or left_bytes <= 0:
+                unread.append(_too_many() if left_bytes > 0 else _too_long())
                 return
-            opened = archive.extractfile(member) if member.isreg() else None
-            if opened is not None:
-                left -= member.size
-                yield member.name, _bounded(iter(lambda opened=opened: opened.read(_PIECE_BYTES), b""), unread)  # type: ignore[misc]
+            content = archive.extractfile(member) if member.isreg() else None
+            if content is not None:
+                left_bytes -= member.size
+                yield member.name, _bounded(iter(lambda content=content: content.read(_PIECE_BYTES), b""), unread)  # type: ignore[misc]
 
 
 def _is_tar(head: bytes) -> bool:

@@ -1,7 +1,7 @@
-"""The certificates a build may carry: public ones, and nothing else.
+"""Check the certificates that a build may carry: public ones, and nothing else.
 
-An artifact is published; a private key in it is a leak. So a PEM file given to a build may hold CERTIFICATE blocks
-(RFC 7468) and nothing more, and each must be one.
+An artifact is published; a private key in it is a leak. So a PEM file given to a build may hold only
+CERTIFICATE blocks (RFC 7468), and each must be a certificate.
 """
 
 from __future__ import annotations
@@ -21,16 +21,17 @@ _DEPTH_MAX = 16
 
 
 def check_certificates(data: bytes, what: str) -> bytes:
-    """The PEM certificates in `data`, one after the other, each checked, text between them left out.
+    """Return the PEM certificates in `data`, each checked, without the text between them.
 
-    BadInput names `what`: too large, no certificate, a damaged one, or any private key (with the option that takes keys).
+    Raises:
+        BadInput: `data` is too large, has no certificate or a damaged one, or holds a private key. It names `what`.
     """
     if len(data) > PEM_MAX_BYTES:
         raise BadInput(f"{what}: larger than {PEM_MAX_BYTES >> 20} MiB", "is it a PEM file?")
     if key := secrets.in_bytes(data):
         raise BadInput(
             f"{what}: holds {key}, and a build is published",
-            "leave it out and give it to each sandbox: runner boot --tls-key FILE",
+            "remove it and give it to each sandbox: runner boot --tls-key FILE",
         )
     blocks = [match.group(0) for match in _BLOCK.finditer(data) if match.group(1) == b"CERTIFICATE"]
     if not blocks:
@@ -45,22 +46,22 @@ def check_certificates(data: bytes, what: str) -> bytes:
 
 
 def _is_certificate(der: bytes) -> bool:
-    """Whether `der` is one Certificate by its form (RFC 5280, section 4.1), every length in it right.
+    """Return whether `der` has the form of one Certificate (RFC 5280, section 4.1), with correct lengths.
 
-    What is in it is the guest's to judge; a library that parses it all takes longer to load than a disk to rebuild.
+    The guest checks the content: loading a library that parses all of it would take longer than rebuilding a disk.
     """
-    whole = _elements(der)
-    return [tag for tag, _ in whole] == [_SEQUENCE] and [tag for tag, _ in _elements(whole[0][1])] == _CERTIFICATE
+    outer = _elements(der)
+    return [tag for tag, _ in outer] == [_SEQUENCE] and [tag for tag, _ in _elements(outer[0][1])] == _CERTIFICATE
 
 
 def _elements(data: bytes, depth: int = 0) -> list[tuple[int, bytes]]:
-    """DER's elements (X.690) in `data`, tag and content, those within checked too; ValueError where a length is wrong."""
-    found: list[tuple[int, bytes]] = []
+    """Return tag and content of the DER elements (X.690) in `data`, after checking inner ones; ValueError if a length is wrong."""
+    elements: list[tuple[int, bytes]] = []
     at = 0
     while at < len(data):
         head = data[at : at + 2]
         if len(head) < 2 or head[0] & 0x1F == 0x1F or depth > _DEPTH_MAX:
-            raise ValueError("no DER")
+            raise ValueError("not DER")
         at += 2
         length = head[1]
         if length & 0x80:
@@ -68,12 +69,12 @@ def _elements(data: bytes, depth: int = 0) -> list[tuple[int, bytes]]:
             length = int.from_bytes(data[at : at + count])
             at += count
             if not 1 <= count <= 4 or length < 0x80:
-                raise ValueError("a length that is not DER's")
+                raise ValueError("a length that is not valid in DER")
         content = data[at : at + length]
         if len(content) != length:
             raise ValueError("an element that ends too early")
         if head[0] & 0x20:
             _elements(content, depth + 1)
-        found.append((head[0], content))
+        elements.append((head[0], content))
         at += length
-    return found
+    return elements

@@ -1,7 +1,7 @@
 """Omit or change parts of an image that an ext4 disk cannot hold, with a remark for each reason.
 
-Runtimes take such images: Linux answers EOPNOTSUPP to an attribute of a foreign namespace and they go on, nobody reads
-ACLs in text, and a kernel brings a time into what its file system holds. docs/howto/odd-images.md says what happens to what.
+Runtimes accept such images: Linux refuses an attribute of a foreign namespace with EOPNOTSUPP and they go on, nobody reads
+ACLs as text, and a kernel clamps times to what its file system can hold. docs/howto/odd-images.md lists what is done.
 """
 
 from __future__ import annotations
@@ -17,49 +17,49 @@ from rootdisk.errors import BadInput
 from rootdisk.ext4.format import TIME_MAX, TIME_MIN
 from rootdisk.text import printable
 
-Fault = tuple[str, str, str]  # kind, what of the file, and why with what is done about it
+Fault = tuple[str, str, str]  # kind, the part of the file, and the reason with what is done
 
 _NS = 1_000_000_000
-_TOO_MUCH = "with the others it is more than an inode and a block hold: left out"
+_TOO_MUCH = "with the others it does not fit into an inode and a block: left out"
 
 
 def fit(tree: Tree, read: ReadFile) -> list[Remark]:
-    """Make `tree` one that ext4 can hold, and return what was changed or left out of the files that can be seen.
+    """Change `tree` so that ext4 can hold it; return what was changed or left out of files that have a name.
 
-    Names in ACLs are looked up in the accounts of the image. `read` gives a file's bytes.
+    Names in ACLs are looked up in the accounts of the image. `read` returns a file's bytes.
     """
     lookup = _Lookup(tree, read)
     faults: dict[Inode, tuple[str, list[Fault]]] = {}
-    for layer, inodes in reversed(tree.noted.items()):  # the last layer that says something of an inode counts
+    for layer, inodes in reversed(tree.noted.items()):  # the last layer that has a fault for an inode counts
         for inode in inodes:
-            found = _fit(inode, lookup)
-            if found:
-                faults[inode] = layer, found
+            inode_faults = _fit(inode, lookup)
+            if inode_faults:
+                faults[inode] = layer, inode_faults
     tree.noted.clear()
     if not faults:
         return []
-    firsts: dict[tuple[str, str], tuple[str, int]] = {}  # by kind and reason: the first file in words, and how many
+    examples: dict[tuple[str, str], tuple[str, int]] = {}  # by kind and reason: the first file, in words, and a count
     for path, inode in tree.walk():
-        layer, found = faults.pop(inode, ("", []))
-        for kind, what, why in found:
-            first, times = firsts.get((kind, why), (f"{printable(path)} (layer {layer}): {what}", 0))
-            firsts[kind, why] = first, times + 1
+        layer, inode_faults = faults.pop(inode, ("", []))
+        for kind, what, why in inode_faults:
+            example, times = examples.get((kind, why), (f"{printable(path)} (layer {layer}): {what}", 0))
+            examples[kind, why] = example, times + 1
     return [
-        Remark(f"{first}: {why}{f'; and {times - 1} more like it' if times > 1 else ''}", kind, times)
-        for (kind, why), (first, times) in firsts.items()
+        Remark(f"{example}: {why}{f'; and {times - 1} more like it' if times > 1 else ''}", kind, times)
+        for (kind, why), (example, times) in examples.items()
     ]
 
 
 def _fit(inode: Inode, lookup: Lookup) -> list[Fault]:
-    """Change one inode; its faults."""
-    found: list[Fault] = []
+    """Change one inode; return its faults."""
+    faults: list[Fault] = []
     if not FIRST_NS <= inode.mtime_ns < AFTER_NS:
         nearest = TIME_MIN if inode.mtime_ns < 0 else TIME_MAX
         why = f"ext4 holds {TIME_MIN} to {TIME_MAX}, so the nearest is taken"
-        found.append(("time", f"the time {inode.mtime_ns // _NS} s", why))
+        faults.append(("time", f"the time {inode.mtime_ns // _NS} s", why))
         inode.mtime_ns = nearest * _NS
     if not inode.xattrs:
-        return found
+        return faults
     kept: dict[bytes, bytes] = {}
     for name, value in inode.xattrs.items():
         shown = printable(name.removeprefix(LEFT_OUT), 80)
@@ -71,26 +71,26 @@ def _fit(inode: Inode, lookup: Lookup) -> list[Fault]:
             try:
                 value = posix_acl(value, minimal_is_none=key.endswith(b"access"), lookup=lookup)
             except Malformed as err:
-                found.append(("acl", f"ACL {shown}: {err}", "left out"))
+                faults.append(("acl", f"ACL {shown}: {err}", "left out"))
                 continue
             name = ACLS[key]
             why = xattr.problem(name, value) if value else ""
         else:
             kind, why = "xattr", value.decode()
         if why:
-            found.append((kind, f"{'ACL' if kind == 'acl' else 'extended attribute'} {shown}", f"{why}: left out"))
+            faults.append((kind, f"{'ACL' if kind == 'acl' else 'extended attribute'} {shown}", f"{why}: left out"))
         elif value or not name.startswith(b"system.posix_acl_"):
             kept[name] = value
     for name in xattr.too_much(kept):
         del kept[name]
-        found.append(("xattr", f"extended attribute {printable(name, 80)}", _TOO_MUCH))
-    if found or kept != inode.xattrs:
+        faults.append(("xattr", f"extended attribute {printable(name, 80)}", _TOO_MUCH))
+    if faults or kept != inode.xattrs:
         inode.xattrs = kept or None
-    return found
+    return faults
 
 
 class _Lookup:
-    """Numbers of names in the accounts of the image, which are read when the first is asked for."""
+    """Look up names in the accounts of the image, which are read at the first call."""
 
     def __init__(self, tree: Tree, read: ReadFile) -> None:
         self._tree, self._read = tree, read

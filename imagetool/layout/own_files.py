@@ -1,9 +1,9 @@
-"""The builder's own files, and what shall not be on the disk: one more layer over the image's, as a tar made here.
+"""Files that images.toml adds, and paths that it removes: one more layer on top of the image's, as a tar made here.
 
-    of_text(…), of_path(…) -> OwnFile            what images.toml asks for, hashed, and what private key is in it
+    of_text(…), of_path(…) -> OwnFile            what images.toml asks for, hashed and searched for private keys
     own_layer(files, removed) -> LayerBlob       plain tar: whiteouts, then the files; no clock, no owner, no umask in it
 
-Files have time 0 and belong to root in the tar; whom they are to belong to is looked up in the image's accounts later.
+In the tar, files have time 0 and belong to root. Their owners are looked up in the image's accounts later.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from rootdisk.errors import BadInput, RootdiskError
 from rootdisk.oci.documents import Descriptor, Digest
 from rootdisk.text import printable
 
-NEAR_MAX_COUNT = 10_000  # names of the image that a wrong one is compared with
+NEAR_MAX_COUNT = 10_000  # names in the image that a wrong one is compared with
 FILES_MAX_COUNT = 10_000  # each is listed in the artifact's config
 PIECE_BYTES = 1 << 20
 PLAIN_LAYER = "application/vnd.oci.image.layer.v1.tar"
-NEST_MAX = 200  # directories in directories
+NEST_MAX = 200  # depth of directories
 
 
 class OwnFile(NamedTuple):
     """An entry to put on the disk: a regular file, a directory or a symbolic link.
 
-    `path` is absolute; `mode` the whole st_mode; `owner` user[:group], "" for root; `size` in bytes and `digest` are of a
-    file's `content`, `target` is a link's.
+    `path` is absolute. `mode` is the complete st_mode. `owner` is user[:group], or "" for root. `size` (bytes) and `digest`
+    are those of a file's `content`; `target` is that of a link.
     """
 
     path: str
@@ -45,17 +45,17 @@ class OwnFile(NamedTuple):
     digest: str = ""
     target: str = ""
     content: Path | bytes = b""
-    secret: str = ""  # what private key is in it, in words
-    unread: str = ""  # why not all of it was looked through for one
+    secret: str = ""  # the private key in it, in words
+    unread: str = ""  # why not all of it was searched for one
 
     def to_json(self) -> dict[str, Any]:
-        """Return what of it decides the disk."""
-        what = {"digest": self.digest, "target": self.target, "owner": self.owner}
-        return {"path": self.path, "mode": f"{self.mode:06o}", **{key: text for key, text in what.items() if text}}
+        """Return the fields that decide the disk."""
+        optional = {"digest": self.digest, "target": self.target, "owner": self.owner}
+        return {"path": self.path, "mode": f"{self.mode:06o}", **{key: text for key, text in optional.items() if text}}
 
 
 def of_text(path: str, text: str, mode: int | None, owner: str) -> OwnFile:
-    """A file of the UTF-8 `text`."""
+    """Return a file that holds `text` as UTF-8."""
     data = text.encode()
     permissions = 0o644 if mode is None else mode
     digest = str(Digest.of(data))
@@ -74,18 +74,20 @@ def leads_out(source: Path, folder: Path) -> str:
 
 
 def of_path(path: str, source: Path, mode: int | None, owner: str, folder: Path, *, follow: bool) -> Iterator[OwnFile]:
-    """The file `source` as `path`, or a directory with all below.
+    """Yield the file `source` as `path`, or a directory with everything below it.
 
-    Without `mode` files are 0755 if their owner may execute them, else 0644, as git has it; directories are 0755.
-    `source` must not be a link out of `folder`, and links below it are put as links; with `follow`, what a link leads to
-    is put in its place, wherever it is.
-    BadInput: `source` cannot be read, or is not a file, directory or symbolic link.
+    Without `mode`, files are 0755 if their owner may execute them, else 0644, as in git; directories are 0755.
+    `source` must not be a link out of `folder`, and links below it stay links. With `follow`, a link is replaced by
+    its target, wherever that is.
+
+    Raises:
+        BadInput: `source` cannot be read, or is not a file, directory or symbolic link.
     """
     try:
         if not follow and (out := leads_out(source, folder)):
             raise BadInput(
                 f"{printable(source)} is a link to {printable(out)}, out of its directory",
-                "write follow = true to put what it leads to",
+                "write follow = true to add its target",
             )
         yield from _of_path(path, source, source.stat(), mode, owner, follow, ())
     except OSError as err:
@@ -95,19 +97,19 @@ def of_path(path: str, source: Path, mode: int | None, owner: str, folder: Path,
 def _of_path(
     path: str,
     source: Path,
-    found: os.stat_result,
+    info: os.stat_result,
     mode: int | None,
     owner: str,
     follow: bool,
     above: tuple[tuple[int, int], ...],
 ) -> Iterator[OwnFile]:
-    if stat.S_ISLNK(found.st_mode):
+    if stat.S_ISLNK(info.st_mode):
         target = os.readlink(source)
         _check_text(target, source)
         yield OwnFile(path, stat.S_IFLNK | 0o777, owner, target=target)
-    elif stat.S_ISDIR(found.st_mode):
-        here = found.st_dev, found.st_ino
-        if here in above or len(above) > NEST_MAX:
+    elif stat.S_ISDIR(info.st_mode):
+        identity = info.st_dev, info.st_ino
+        if identity in above or len(above) > NEST_MAX:
             raise BadInput(f"{printable(source)}: links in circles, or more than {NEST_MAX} directories in each other")
         yield OwnFile(path, stat.S_IFDIR | 0o755, owner)
         for name in sorted(os.listdir(source)):
@@ -115,19 +117,21 @@ def _of_path(
             if name.startswith(".wh."):
                 raise BadInput(f"{printable(inner)}: a name that begins with .wh. is a whiteout", "use remove = […]")
             _check_text(name, inner)
-            there = os.stat(inner, follow_symlinks=follow)
-            yield from _of_path(f"{path.rstrip('/')}/{name}", inner, there, mode, owner, follow, (*above, here))
-    elif stat.S_ISREG(found.st_mode):
-        permissions = mode if mode is not None else 0o755 if found.st_mode & stat.S_IXUSR else 0o644
+            inner_info = os.stat(inner, follow_symlinks=follow)
+            yield from _of_path(
+                f"{path.rstrip('/')}/{name}", inner, inner_info, mode, owner, follow, (*above, identity)
+            )
+    elif stat.S_ISREG(info.st_mode):
+        permissions = mode if mode is not None else 0o755 if info.st_mode & stat.S_IXUSR else 0o644
         with source.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256")
             size = file.tell()
             file.seek(0)
             unread: list[str] = []
             secret = secrets.in_stream(file, unread=unread)
-        found_digest = str(Digest("sha256", digest.hexdigest()))
+        digest_text = str(Digest("sha256", digest.hexdigest()))
         kind = stat.S_IFREG | permissions
-        yield OwnFile(path, kind, owner, size, found_digest, content=source, secret=secret, unread="".join(unread[:1]))
+        yield OwnFile(path, kind, owner, size, digest_text, content=source, secret=secret, unread="".join(unread[:1]))
     else:
         raise BadInput(
             f"{printable(source)} is not a file, directory or symbolic link", "make device files in the image"
@@ -142,7 +146,7 @@ def _check_text(name: str, source: Path) -> None:
 
 
 def own_layer(files: Sequence[OwnFile], removed: Sequence[str]) -> LayerBlob:
-    """`files` and whiteouts for the paths `removed` as a layer; RootdiskError where a file is not what it was."""
+    """`files` and whiteouts for the paths `removed` as a layer; RootdiskError if a file has changed."""
     digest, size = hashlib.sha256(), 0
     for piece in _tar(files, removed):
         digest.update(piece)
@@ -152,16 +156,16 @@ def own_layer(files: Sequence[OwnFile], removed: Sequence[str]) -> LayerBlob:
 
 
 def check_removed(tree: Tree, removed: Iterable[str]) -> None:
-    """BadInput where the image has not what is to be removed."""
+    """Raise BadInput if the image does not have a path that is to be removed."""
     for path in removed:
         above, _, name = path.encode().rpartition(b"/")
         parent = tree.resolve(above)
         names = parent.children if isinstance(parent, Directory) else {}
         if name not in names:
-            some = [os.fsdecode(other) for other in itertools.islice(names, NEAR_MAX_COUNT)]
-            near = difflib.get_close_matches(name.decode(), some, n=1)
+            candidates = [os.fsdecode(other) for other in itertools.islice(names, NEAR_MAX_COUNT)]
+            near = difflib.get_close_matches(name.decode(), candidates, n=1)
             above_text = path.rpartition("/")[0]
-            hint = f"did you mean {above_text}/{printable(near[0])}?" if near else "fix the path, or leave it out"
+            hint = f"did you mean {above_text}/{printable(near[0])}?" if near else "fix the path, or omit it"
             raise BadInput(f"remove: the image has no {path}", hint)
 
 

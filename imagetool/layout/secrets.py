@@ -1,11 +1,10 @@
-"""Private keys in what a build adds, by what they look like: an artifact is published, and a key in it is a leak.
+"""Find private keys in what a build adds, by their form: an artifact is published, so a key in it is a leak.
 
-    in_bytes(data), in_stream(file) -> what was found, in words; "" without any
-    `unread` of both gets the reasons if an archive was not looked through to its end
+    in_bytes(data), in_stream(file) -> the kind of key, in words; "" if there is none
+    `unread` gets the reason if an archive was not searched to its end
 
-docs/reference/secrets.md says what is looked for and what is not; keep both the same. Rules are short texts that stand in
-every key of a kind, and DER read far enough to be sure. Archives and compressed data are looked through by
-imagetool/layout/archives.py.
+docs/reference/secrets.md says what is found and what is not; keep both the same. A rule is a short text that is in every
+key of a kind; DER is parsed far enough to be sure. imagetool/layout/archives.py searches archives and compressed data.
 """
 
 from __future__ import annotations
@@ -19,21 +18,21 @@ from typing import BinaryIO, NamedTuple
 from rootdisk.compression import GZIP, ZSTD
 
 PIECE_BYTES = 1 << 20
-OVERLAP_BYTES = 32 << 10  # of two pieces: no key is longer, but for RSA of more than 100,000 bits
-TEXT_MAX_BYTES = 4 << 20  # longer text is not looked through for base64 of anything but text
+OVERLAP_BYTES = 32 << 10  # of two pieces: no key is longer, except RSA of more than 100,000 bits
+TEXT_MAX_BYTES = 4 << 20  # in longer text, only base64 of text is found
 BASE64_MAX_BYTES = 64 << 10
 DEPTH_MAX = 4  # base64 in an archive in an archive …
 
 
 class _Rule(NamedTuple):
-    """`anchor` is in each key of the kind, and nearly nowhere else; then `pattern` decides."""
+    """Rule for a kind of key: `anchor` is in each of them, and nearly nowhere else; then `pattern` decides."""
 
     kind: str
     anchor: bytes
     pattern: re.Pattern[bytes] | None = None
 
 
-# Programs know a key's first line too: something of a key has to follow, and more of it after a quotation mark.
+# Programs contain a key's first line too. So key data has to follow it, and more of it after a quotation mark.
 _LINE_END = rb"\s|\\+[nr]|&#1[03];|%0[AD]"
 _FOLLOWED = rb"(?:(?:" + _LINE_END + rb")*(?:[A-Za-z0-9+/=]{2}|\Z)|(?:[\"'+,]|" + _LINE_END + rb")*[A-Za-z0-9+/]{24})"
 _RULES = (
@@ -49,7 +48,7 @@ _RULES = (
     _Rule("a GnuPG private key", b"private-key", re.compile(rb"(?:\A|\n)Key: \((?:protected-)?private-key")),
 )  # fmt: skip
 _GNUPG = (b"(11:private-key(", b"(21:protected-private-key(")
-# In base64 a text has three forms, by where it begins in a group of three bytes.
+# In base64 a text has three forms, depending on where it begins in a group of three bytes.
 _IN_BASE64 = {
     b"PRIVATE KEY-----": "a PEM private key in base64",
     b"PRIVATE KEY BLOCK-----": "a PGP private key in base64",
@@ -73,7 +72,7 @@ _KEY_OIDS = (_RSA, _EC, _DSA, _DH, *_EDWARDS)
 _ENCRYPTION_OIDS = (b"\x2a\x86\x48\x86\xf7\x0d\x01\x05", b"\x2a\x86\x48\x86\xf7\x0d\x01\x0c\x01")  # PKCS #5, #12
 _PKCS7 = b"\x2a\x86\x48\x86\xf7\x0d\x01\x07"
 _KEY_BAGS = (b"\x2a\x86\x48\x86\xf7\x0d\x01\x0c\x0a\x01\x01", b"\x2a\x86\x48\x86\xf7\x0d\x01\x0c\x0a\x01\x02")
-# What begins a key's DER after its outermost header: a version, and an algorithm or a number of a key's length.
+# The beginning of a key's DER after the outermost header: a version, then an algorithm or a number as long as a key.
 _DER_START = re.compile(rb"\x02\x01[\x00\x01](?:\x30|\x02[\x41\x81\x82]|\x04[\x1c\x20\x30\x42])")
 _SEQUENCE, _INTEGER, _OCTETS, _OID = 0x30, 0x02, 0x04, 0x06
 _PGP_TAGS = (5, 7)  # RFC 9580: secret key, secret subkey
@@ -86,30 +85,30 @@ def in_bytes(data: bytes, depth: int = 0, unread: list[str] | None = None) -> st
 
 
 def in_stream(file: BinaryIO, depth: int = 0, unread: list[str] | None = None) -> str:
-    """Search like `in_bytes` in a file that can be read again from its beginning."""
+    """Search a file like `in_bytes`. The file must be seekable."""
     from imagetool.layout import archives
 
     unread = [] if unread is None else unread
     head = file.read(TEXT_MAX_BYTES + 1)
-    found = _beginning(head) or _anywhere(head)
-    if not found and depth >= DEPTH_MAX and archives.is_archive(head):
+    kind = _beginning(head) or _anywhere(head)
+    if not kind and depth >= DEPTH_MAX and archives.is_archive(head):
         unread.append(f"archives in it are more than {DEPTH_MAX} deep")
-    if found or depth >= DEPTH_MAX:
-        return found
+    if kind or depth >= DEPTH_MAX:
+        return kind
     if len(head) <= TEXT_MAX_BYTES and b"\0" not in head[:4096]:
-        found = _in_base64(head, depth, unread)
-    before = head
-    while not found and (piece := file.read(PIECE_BYTES)):
-        before = before[-OVERLAP_BYTES:] + piece
-        found = _anywhere(before)
-    if found:
-        return found
+        kind = _in_base64(head, depth, unread)
+    window = head
+    while not kind and (piece := file.read(PIECE_BYTES)):
+        window = window[-OVERLAP_BYTES:] + piece
+        kind = _anywhere(window)
+    if kind:
+        return kind
     file.seek(0)
     return archives.search(file, head, lambda member: in_stream(member, depth + 1, unread), unread)
 
 
 def _beginning(data: bytes) -> str:
-    """Keys that are told by how a whole file begins."""
+    """Return the kind of a key that is recognised by the beginning of the file."""
     if data[:1] == b"\x30":
         return _der_key(data, 0) or _encrypted(data)
     if data.startswith(_GNUPG):
@@ -132,23 +131,25 @@ def _anywhere(data: bytes) -> str:
     for start in _DER_START.finditer(data):
         for head in (2, 3, 4):  # bytes of the header before it
             at = start.start() - head
-            if at >= 0 and data[at] == _SEQUENCE and (found := _der_key(data, at)):
-                return found
+            if at >= 0 and data[at] == _SEQUENCE and (key := _der_key(data, at)):
+                return key
     return ""
 
 
 def _in_base64(text: bytes, depth: int, unread: list[str]) -> str:
-    """Keys in text's runs of base64, over several lines too; and in whatever the whole is base64 of."""
+    """Search the base64 in `text`, over several lines too. If all of the text is base64, search what it encodes."""
     for run in _RUN.finditer(text):
-        coded = run[0]
-        whole = len(coded) * 10 > len(text) * 9  # nothing but a name, perhaps
-        data = _decoded(coded if whole else coded[:BASE64_MAX_BYTES])
-        found = in_bytes(data, depth + 1, unread) if whole or data[:2] in _MAGICS else _beginning(data)
-        if not found:  # a line of words before it may be one run with it
-            starts = (line.end() for line in _LINE.finditer(coded) if _may_be_der(_decoded(coded[line.end() :][:16])))
-            found = next(filter(None, (_beginning(_decoded(coded[at : at + BASE64_MAX_BYTES])) for at in starts)), "")
-        if found:
-            return found if found.endswith("in base64") else f"{found} in base64"
+        encoded = run[0]
+        is_whole_text = len(encoded) * 10 > len(text) * 9  # except a name, perhaps
+        data = _decoded(encoded if is_whole_text else encoded[:BASE64_MAX_BYTES])
+        kind = in_bytes(data, depth + 1, unread) if is_whole_text or data[:2] in _MAGICS else _beginning(data)
+        if not kind:  # a line of words before it may belong to the same run
+            starts = (
+                line.end() for line in _LINE.finditer(encoded) if _may_be_der(_decoded(encoded[line.end() :][:16]))
+            )
+            kind = next(filter(None, (_beginning(_decoded(encoded[at : at + BASE64_MAX_BYTES])) for at in starts)), "")
+        if kind:
+            return kind if kind.endswith("in base64") else f"{kind} in base64"
     return ""
 
 
@@ -169,21 +170,21 @@ _MAGICS = (b"PK", b"BZ", b"\xfd7", GZIP, ZSTD[:2])  # the first two bytes
 
 
 def _is_jwk(data: bytes) -> bool:
-    """A JSON object with kty and a secret number: d of RSA, EC and OKP keys, k of symmetric ones."""
+    """Return whether there is a JSON object with kty and a secret number: d of RSA, EC and OKP keys, k of symmetric ones."""
     at = data.find(b"kty")
     while at >= 0:
         start = max(data.rfind(b"{", max(0, at - _JWK_BYTES), at), 0)
         end = data.find(b"}", at, at + _JWK_BYTES)
-        whole = data[start : end if end >= 0 else at + _JWK_BYTES]
-        for secret in _JWK.finditer(whole):
-            if secret[0].lstrip(b"\\")[1:2] == b"d" or _JWK_SYMMETRIC.search(whole):
+        jwk = data[start : end if end >= 0 else at + _JWK_BYTES]
+        for secret in _JWK.finditer(jwk):
+            if secret[0].lstrip(b"\\")[1:2] == b"d" or _JWK_SYMMETRIC.search(jwk):
                 return True
         at = data.find(b"kty", at + 3)
     return False
 
 
 def _der_key(data: bytes, at: int) -> str:
-    """The kind of private key whose DER begins at `at`: PKCS #1, PKCS #8, SEC 1, DSA's own form, or PKCS #12 with a key."""
+    """Return the kind of private key whose DER begins at `at`: PKCS #1, PKCS #8, SEC 1, DSA, or PKCS #12 with a key."""
     outer = _element(data, at)
     if outer is None or outer.tag != _SEQUENCE:
         return ""
@@ -201,13 +202,13 @@ def _der_key(data: bytes, at: int) -> str:
     if tags[:2] == [_INTEGER, _OCTETS] and version == b"\1" and set(tags[2:]) <= {0xA0, 0xA1}:
         return "an EC private key" if 20 <= parts[1].end - parts[1].start <= 66 and len(tags) > 2 else ""
     if tags[:2] == [_INTEGER, _SEQUENCE] and version == b"\3" and _oid(data, parts[1]).startswith(_PKCS7):
-        whole = data[at : outer.end]
-        return "a PKCS #12 file with a private key" if any(bag in whole for bag in _KEY_BAGS) else ""
+        pkcs12 = data[at : outer.end]
+        return "a PKCS #12 file with a private key" if any(bag in pkcs12 for bag in _KEY_BAGS) else ""
     return ""
 
 
 def _encrypted(data: bytes) -> str:
-    """PKCS #8 with a password; and PKCS #12 whose lengths are not known from its beginning (BER)."""
+    """Recognise PKCS #8 with a password, and PKCS #12 with indefinite lengths (BER)."""
     if data[:5] == b"\x30\x80\x02\x01\x03" and any(bag in data for bag in _KEY_BAGS):
         return "a PKCS #12 file with a private key"
     outer = _element(data, 0)
@@ -224,7 +225,7 @@ class _Element(NamedTuple):
 
 
 def _element(data: bytes, at: int) -> _Element | None:
-    """DER's element at `at`; None where none is, or only the beginning of one."""
+    """Parse the DER element at `at`; None if there is none, or only the beginning of one."""
     head = data[at : at + 6]
     if len(head) < 2:
         return None
@@ -238,16 +239,16 @@ def _element(data: bytes, at: int) -> _Element | None:
 
 
 def _elements(data: bytes, outer: _Element) -> list[_Element]:
-    """Return the elements of `outer`; empty unless they use it up. Ten elements are more than any key has."""
-    found: list[_Element] = []
+    """Return the elements of `outer`; empty unless they fill it exactly. No key has more than ten elements."""
+    elements: list[_Element] = []
     at = outer.start
-    while at < outer.end and len(found) <= 10:
+    while at < outer.end and len(elements) <= 10:
         inner = _element(data, at)
         if inner is None or inner.end > outer.end:
             return []
-        found.append(inner)
+        elements.append(inner)
         at = inner.end
-    return found if at == outer.end else []
+    return elements if at == outer.end else []
 
 
 def _oid(data: bytes, sequence: _Element) -> bytes:
@@ -274,12 +275,12 @@ def _is_pgp_key(data: bytes) -> bool:
 
 
 def _forms(text: bytes) -> list[bytes]:
-    """The base64 of `text` in the middle of other bytes, without the letters that those decide."""
-    found = []
+    """Return the forms of base64 of `text` between other bytes, without the letters that depend on those."""
+    forms = []
     for shift in range(3):
         coded = base64.b64encode(bytes(shift) + text + bytes(-(shift + len(text)) % 3))
-        found.append(coded[(0, 2, 3)[shift] : (8 * (shift + len(text))) // 6])
-    return found
+        forms.append(coded[(0, 2, 3)[shift] : (8 * (shift + len(text))) // 6])
+    return forms
 
 
 _BASE64_ANCHORS = tuple((form, kind) for text, kind in _IN_BASE64.items() for form in _forms(text))

@@ -69,7 +69,7 @@ def test_the_files_of_layout_1() -> None:
 def test_an_image_with_a_rootdisk_folder_is_refused() -> None:
     image = Image()
     image.tree.root.children[b".rootdisk"] = Directory()
-    with pytest.raises(BadInput, match=r"has /\.rootdisk already"):
+    with pytest.raises(BadInput, match=r"already has /\.rootdisk"):
         image.add()
 
 

@@ -72,7 +72,7 @@ FAULTS: dict[str, tuple[list[tuple[bytes, bytes]], str]] = {
     "a NUL in a record": ([(XATTR + b"\0SCHILY.acl.default", b"\xff")], "its name cannot be one"),
     "not base64": ([(b"LIBARCHIVE.xattr.user.a", b"*")], "user.a: its value is not base64"),
     "a long value": ([(XATTR + b"user.a", bytes(65537))], "user.a: it is longer than 64 KiB"),
-    "more than a block holds": ([(XATTR + b"user.a", b"v" * 4090)], "user.a: with the others it is more"),
+    "more than a block holds": ([(XATTR + b"user.a", b"v" * 4090)], "user.a: with the others it does not fit"),
     "a binary ACL with an unknown tag": (
         [(XATTR + b"system.posix_acl_access", acl(*MINIMAL, (0x40, 7, 0)))], "system.posix_acl_access: it is not a valid ACL"
     ),
