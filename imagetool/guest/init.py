@@ -10,6 +10,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from rootdisk.durable import atomic_write
 from rootdisk.errors import BadInput, RootdiskError
 from rootdisk.oci.documents import Digest, Platform
 from rootdisk.system import process
@@ -57,10 +58,9 @@ def build_init(out: Path, platform: Platform) -> Digest:
         done = process.run(command, cwd=room, env=environment)
         if done.status:
             raise RootdiskError(f"{Path(compiler).name} failed on the guest's init: {done.complaint.strip()[-800:]}")
-        program.chmod(0o755)
-        digest = Digest.of(program.read_bytes())
-        program.replace(out)
-    return digest
+        data = program.read_bytes()
+    atomic_write(out, data, 0o755, durable=False)
+    return Digest.of(data)
 
 
 def _compiler(platform: Platform) -> str:

@@ -22,7 +22,7 @@ from imagetool.build.receipts import (
 from imagetool.config.images import Image
 from imagetool.guest.programs import BootFiles
 from imagetool.progress import reported
-from imagetool.receipts import load, save, write_receipt
+from imagetool.receipts import HINT, load, save, write_receipt
 from imagetool.tasks.places import Places, link
 from imagetool.tree.remarks import in_words, show
 from rootdisk.artifact.format import key_tag
@@ -46,10 +46,17 @@ def step(function: Callable[P, None]) -> Callable[P, TaskFailed | None]:
         except RootdiskError as err:
             return TaskFailed(one_line(str(err)))
         except OSError as err:
-            return TaskFailed(one_line(describe_error(err)))
+            return TaskFailed(one_line(f"{describe_error(err)}{_remedy(err, *args)}"))
         return None
 
     return action
+
+
+def _remedy(err: OSError, places: object = None, *_: object) -> str:
+    """The hint for an error, if something else is in the place of a file or directory of the cache."""
+    in_the_way = isinstance(err, (FileExistsError, IsADirectoryError, NotADirectoryError))
+    is_ours = isinstance(places, Places) and Path(os.fsdecode(err.filename or "")).is_relative_to(places.cache)
+    return f": something else is in its place: {HINT}" if in_the_way and is_ours else ""
 
 
 @step

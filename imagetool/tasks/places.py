@@ -80,4 +80,9 @@ def link(target: Path, name: Path) -> None:
     partial = name.with_name(f".{name.name}.{os.getpid()}")
     partial.unlink(missing_ok=True)
     partial.symlink_to(os.path.relpath(target, name.parent))
-    partial.replace(name)
+    try:
+        partial.replace(name)
+    except OSError as err:  # a directory is in its place
+        partial.unlink()
+        err.filename, err.filename2 = str(name), None
+        raise

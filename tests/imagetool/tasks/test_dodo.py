@@ -18,7 +18,10 @@ import pytest
 from imagetool.receipts import Damaged
 from imagetool.tasks import records
 from rootdisk.errors import RootdiskError
+from rootdisk.oci.documents import Platform
 from tests.support.commands import ROOT
+from tests.support.layouts import write_layout
+from tests.support.tars import END, directory
 
 IMAGES = '[image.one]\nsource = "oci:layout:x"\n[image.two]\nsource = "oci:layout:y"\n'
 
@@ -113,6 +116,24 @@ def test_a_lock_that_is_a_link_is_not_followed(project: Path) -> None:
         (project / "cache" / ".lock").unlink()
     assert (project / "precious").read_text() == "precious"
     assert not (project / "new").exists()
+
+
+def test_a_directory_in_the_place_of_what_is_made(project: Path) -> None:
+    """One line says what is in the way and what to do; nothing is left behind."""
+    write_layout(project / "layout", "x", [directory(b"etc") + END])
+    (project / "images.toml").write_text('[image.one]\nsource = "oci:layout:x"\nkernel = "none"\nsize = "64MiB"\n')
+    remedy = "Is a directory: something else is in its place: remove it and start doit build again\n"
+    cache = project / "cache"
+    places = [cache / "guest" / Platform.host().architecture / "init", cache / "one/source.json", cache / "one/disk"]
+    for path in places:
+        path.mkdir(parents=True)
+        status, out, errors = doit(project, "build:one")
+        assert status == 1
+        assert f"\n{path}: {remedy}" in out
+        assert "Traceback" not in out + errors
+        path.rmdir()
+        assert not list(cache.glob("*/.*"))
+    assert doit(project, "build:one")[0] == 0
 
 
 def replaced(make: Callable[[Path], object]) -> Callable[[Path], object]:
