@@ -45,7 +45,7 @@ class ProcessChange(NamedTuple):
     pid1: bool | None = None
 
     def apply(self, process: Process) -> Process:
-        """The image's `process` with these changes."""
+        """Return the image's `process` with these changes."""
         own_cmd = process.cmd if self.entrypoint is None else ()
         return Process(
             process.entrypoint if self.entrypoint is None else self.entrypoint,
@@ -58,7 +58,7 @@ class ProcessChange(NamedTuple):
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Only what is changed."""
+        """Return only what is changed."""
         lists = {"entrypoint": self.entrypoint, "cmd": self.cmd}
         changed: dict[str, Any] = {key: list(value) for key, value in lists.items() if value is not None}
         texts = {"workdir": self.workdir, "user": self.user}
@@ -88,9 +88,9 @@ class Image:
     version: str = "1"
     platform: Platform = field(default_factory=Platform.host)
     plain_http: bool = False
-    ca_file: Path | None = None  # PEM, trusted beside the system's own
+    ca_file: Path | None = None  # PEM, trusted in addition to the system's
     size: int = 8 << 30
-    max_blob: int | None = None  # compressed, of each of the disk's; None where none is ever so large
+    max_blob: int | None = None  # largest compressed size of a blob of the disk; None if no blob is ever so large
     kernel: str = "debian"  # or "none", or an absolute path
     memory: int = 512 * MIB
     cpus: int = 1
@@ -100,16 +100,16 @@ class Image:
     owners: tuple[Owner, ...] = ()
     process: ProcessChange = field(default_factory=ProcessChange)
     labels: Mapping[str, str] = field(default_factory=dict)
-    files: tuple[OwnFile, ...] = ()  # put over the image's, by path
+    files: tuple[OwnFile, ...] = ()  # added to the image or replacing its files, by path
     remove: tuple[str, ...] = ()  # absolute paths
     check: bool = False  # before it is published
     probe: tuple[str, ...] = ()  # the command that a check runs in a sandbox; its status counts
-    strict: bool = False  # refuse an image of which something has to be changed or left out
+    strict: bool = False  # refuse an image if a part of it has to be changed or left out
     sign: Signing | None = None
-    policy: Path | None = None  # of published disks that are used; this host's if None
+    policy: Path | None = None  # for published disks that are used; None: this host's
     source_policy: bool = False
-    cache: Path | None = None  # the project's own, whose layouts are nobody else's
-    group: str = ""  # the name in images.toml where this is one of several platforms: an index of all has the version
+    cache: Path | None = None  # the project's own; nobody else uses layouts in it
+    group: str = ""  # the name in images.toml if this is one of several platforms; their index gets the version as tag
 
 
 def file_named() -> Path:
@@ -118,7 +118,7 @@ def file_named() -> Path:
 
 
 def load(path: Path) -> tuple[Image, ...]:
-    """Every image of the file, in its order; BadInput on anything that is not exactly understood."""
+    """Return every image of the file, in its order; BadInput for anything that is not exactly understood."""
     try:
         text = path.read_text("utf-8")
     except OSError as err:
@@ -152,7 +152,7 @@ def parse(text: str, path: Path, variables: Mapping[str, str] | None = None) -> 
 
 
 def _refuse_shared_targets(images: Where, found: list[tuple[str, Image]]) -> None:
-    """BadInput if two images are published under one name: each would take it from the other."""
+    """Raise BadInput if two images are published under the same name: each would take it from the other."""
     names: dict[tuple[str, str], str] = {}
     for key, image in found:
         for place in image.publish:
@@ -166,7 +166,7 @@ def _refuse_shared_targets(images: Where, found: list[tuple[str, Image]]) -> Non
 
 
 def of_command_line(name: str, described: Mapping[str, Any]) -> Image:
-    """An image `described` as images.toml would; paths are relative to the working directory."""
+    """Return an image `described` as in images.toml; paths are relative to the working directory."""
     top = Where({"image": {name: dict(described)}}, Path("command line").absolute(), "")
     return _image(top / "image" / name, None, command_line=True)
 
@@ -312,7 +312,7 @@ def _process(table: Mapping[str, Where], allowed: Mapping[str, str]) -> ProcessC
 
 
 def _files(items: list[Where], allowed: Mapping[str, str]) -> tuple[OwnFile, ...]:
-    """All files, by path: of the same path the last counts, so an image's replaces the defaults'."""
+    """Return all files by path. The last one of a path counts, so an image's file replaces that of the defaults."""
     if not items:
         return ()
     from imagetool.layout import own_files as files

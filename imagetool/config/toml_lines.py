@@ -23,7 +23,7 @@ _VARIABLE = re.compile(r"\$\$\{|\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<def
 
 
 class Substituted(str):
-    """A string in which variables had their values put; where a number or true or false is expected, it may be one."""
+    """A string in which variables were replaced; if a number, true or false is expected, it may be one."""
 
 
 class Where(NamedTuple):
@@ -37,7 +37,7 @@ class Where(NamedTuple):
 
     @classmethod
     def parse(cls, text: str, file: Path, variables: Mapping[str, str] | None = None) -> Where:
-        """Parse the whole file; BadInput with the line where it is not TOML."""
+        """Parse the file; BadInput with the line if it is not TOML."""
         import tomllib  # the command line has no TOML
 
         try:
@@ -82,12 +82,12 @@ class Where(NamedTuple):
         return BadInput(f"{self.file.name}{place}: {printable('.'.join(map(str, self.keys)))}: {what}", hint)
 
     def unknown(self, known: Sequence[str]) -> BadInput:
-        """The error that there is no such key, with the nearest that there is."""
+        """Return the error for an unknown key, with the nearest known one."""
         near = difflib.get_close_matches(self.key, known, n=1)
         return self.error("unknown key", f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}")
 
     def known(self, names: Sequence[str]) -> None:
-        """BadInput where this table has another key than `names`."""
+        """Raise BadInput if this table has a key that is not in `names`."""
         for key in self.table():
             if key not in names:
                 raise (self / key).unknown(names)
@@ -118,7 +118,7 @@ class Where(NamedTuple):
         return value
 
     def items(self) -> list[Where]:
-        """The array's values, each where it stands."""
+        """Return the array's values, each with its position."""
         return [self / number for number in range(len(self._typed(list)))]
 
     def string(self) -> str:
@@ -145,7 +145,7 @@ class Where(NamedTuple):
         return value
 
     def path(self) -> Path:
-        """A file's name, relative to the file's directory."""
+        """Return the path of a file, relative to the directory of images.toml."""
         text: str = self._typed(str)  # a file's name need not be text
         if not text or "\0" in text:
             raise self.error(f"{printable(text, 80)!r} is not a path")

@@ -1,4 +1,4 @@
-"""The single values of images.toml: each function takes where one stands and gives what it means, or says what is wrong."""
+"""Parse the single values of images.toml. Each function takes a value with its position, and returns it or raises BadInput."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def a_reference(where: Where) -> Reference:
 
 
 def targets(where: Where) -> tuple[Reference, ...]:
-    """Places without tags: the version is the tag."""
+    """Read places without tags: the version is the tag."""
     found = []
     for text in (str(where.value),) if isinstance(where.value, str) else strings(where):
         try:
@@ -208,7 +208,7 @@ def refuse_secret(
 
 
 def plain_text(where: Where, name: str, allowed: Container[str]) -> str:
-    """A text that is published, without a private key."""
+    """Read a text that is published; BadInput if it holds a private key."""
     text = where.string()
     _refuse_secret_text(where, name, text, allowed)
     return text
@@ -229,7 +229,7 @@ def _refuse_secret_text(where: Where, name: str, text: str, allowed: Container[s
 
 
 def variable(where: Where, allowed: Container[str] = ()) -> str:
-    """NAME=value of a key of `env`."""
+    """Return NAME=value for a key of `env`."""
     name, value = where.key, where.value
     if isinstance(value, dict) and value.get("secret") is True:
         raise where.error(
@@ -277,7 +277,7 @@ def _variable(where: Where, name: str, text: str, allowed: Container[str], place
 
 
 def certificates(where: Where) -> bytes:
-    """The PEM file's certificates, one after the other, and nothing else of it."""
+    """Read the certificates of a PEM file, and nothing else in it."""
     data = _read(where, PEM_MAX_BYTES + 1)
     try:
         return check_certificates(data, str(where.value))
@@ -337,7 +337,7 @@ def a_user(where: Where) -> str:
 
 
 def a_mode(where: Where) -> int:
-    """Permission bits, written in octal as chmod takes them."""
+    """Read permission bits, written in octal as for chmod."""
     text = where.string()
     if not re.fullmatch(MODE, text):
         raise where.error(f"{text!r:.80} is not a mode", 'write it in octal, as "0644"')
@@ -371,7 +371,7 @@ def absolute(where: Where) -> str:
 
 
 def path_in_image(where: Where) -> str:
-    """An absolute path of a name that may be added or removed, without a slash at its end."""
+    """Read the absolute path of a file that may be added or removed, without a slash at the end."""
     text = absolute(where).rstrip("/")
     parts = text.split("/")[1:]
     if not parts or not all(parts) or {".", ".."} & set(parts) or "\0" in text:

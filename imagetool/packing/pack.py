@@ -22,7 +22,7 @@ from typing import NamedTuple
 from imagetool.ext4.chunk import DiskChunk
 from imagetool.ext4.plan import Plan
 from imagetool.packing.parts import Part, divide
-from imagetool.packing.reuse import INDEX, KEY_BYTES, KEYS, Earlier, Found, PackedPart, blob_name, write_parts
+from imagetool.packing.reuse import INDEX, KEY_BYTES, KEYS, Earlier, EarlierBlob, PackedPart, blob_name, write_parts
 from imagetool.tree.model import Source
 from rootdisk.artifact.format import ZERO_CHUNK_MAX_BYTES, Chunk, ChunkIndex
 from rootdisk.artifact.zstd_frames import compressor, seek_table, zero_frame
@@ -78,9 +78,9 @@ def pack(
 
     def frame(chunk: DiskChunk) -> _Frame:
         if earlier is not None and chunk.key is not None:
-            found = earlier.frame(chunk.key, chunk.length)
-            if found is not None:
-                return _Frame(found[1], found[0], False, True)
+            earlier_frame = earlier.frame(chunk.key, chunk.length)
+            if earlier_frame is not None:
+                return _Frame(earlier_frame[1], earlier_frame[0], False, True)
         raw = chunk.render(sources)
         if raw == bytes(len(raw)):
             return _Frame(bytes(32), b"", True, False)
@@ -88,19 +88,19 @@ def pack(
             local.compressor = compressor()
         return _Frame(hashlib.sha256(raw).digest(), local.compressor.compress(raw), False, False)
 
-    divided = divide(plan.chunks, plan.size, max_blob)
-    linked: dict[int, Found] = {}
-    for number, part in enumerate(divided):
-        found = earlier and earlier.link(part.key, part.end - part.start, folder / blob_name(number))
-        if found:
-            linked[number] = found
-    wanted = [chunk for number, part in enumerate(divided) if number not in linked for chunk in part.chunks]
+    parts = divide(plan.chunks, plan.size, max_blob)
+    linked: dict[int, EarlierBlob] = {}
+    for number, part in enumerate(parts):
+        earlier_blob = earlier and earlier.link(part.key, part.end - part.start, folder / blob_name(number))
+        if earlier_blob:
+            linked[number] = earlier_blob
+    wanted = [chunk for number, part in enumerate(parts) if number not in linked for chunk in part.chunks]
     out = _Packer()
     with ThreadPoolExecutor(workers, "pack") as pool, ThreadPoolExecutor(SYNCS, "sync") as syncer:
         frames = _in_order(pool, frame, wanted, window=4 * workers)
         syncs: list[Future[None]] = []
         done = 0
-        for number, part in enumerate(divided):
+        for number, part in enumerate(parts):
             if number in linked:
                 out.take(part, linked[number])
                 done += sum(chunk.length for chunk in part.chunks)
@@ -113,7 +113,7 @@ def pack(
                     done += chunk.length
                     if progress is not None:
                         progress(done, total)
-                out.end(part, last=part is divided[-1])
+                out.end(part, last=part is parts[-1])
             except BaseException:
                 os.close(fd)
                 raise
@@ -163,11 +163,11 @@ class _Packer:
         digest = Digest("sha256", self.hash.hexdigest())
         self.parts.append(PackedPart(part.key, digest, size, len(self.chunks) - self.first_chunk))
 
-    def take(self, part: Part, found: Found) -> None:
-        """Take the blob `found` for `part` as it is."""
+    def take(self, part: Part, earlier_blob: EarlierBlob) -> None:
+        """Use the blob `earlier_blob` for `part` as it is."""
         assert part.start == self.at
-        move, shift = self.at - found.chunks[0].offset, self.offset - found.chunks[0].blob_offset
-        for chunk in found.chunks:
+        move, shift = self.at - earlier_blob.chunks[0].offset, self.offset - earlier_blob.chunks[0].blob_offset
+        for chunk in earlier_blob.chunks:
             self.chunks.append(
                 Chunk(
                     chunk.offset + move,
@@ -178,14 +178,14 @@ class _Packer:
                     chunk.zero,
                 )
             )
-        self.keys.append(found.keys)
-        self.parts.append(found.part)
-        self.offset += found.part.size
+        self.keys.append(earlier_blob.keys)
+        self.parts.append(earlier_blob.part)
+        self.offset += earlier_blob.part.size
         self.at = part.end
-        self.reused += sum(not chunk.zero for chunk in found.chunks)
+        self.reused += sum(not chunk.zero for chunk in earlier_blob.chunks)
 
     def _hole(self, end: int) -> None:
-        """Zeros up to `end`."""
+        """Add zeros up to `end`."""
         while self.at < end:
             length = min(end - self.at, ZERO_CHUNK_MAX_BYTES)
             self._add(zero_frame(length), length, bytes(32), True, bytes(KEY_BYTES))
@@ -207,7 +207,7 @@ class _Packer:
 def _in_order(
     pool: ThreadPoolExecutor, work: Callable[[DiskChunk], _Frame], chunks: Iterable[DiskChunk], window: int
 ) -> Iterator[_Frame]:
-    """`work` of every chunk, in the chunks' order, at most `window` of them in memory."""
+    """Yield the result of `work` for every chunk, in order, with at most `window` results in memory."""
     waiting: deque[Future[_Frame]] = deque()
     try:
         for chunk in chunks:

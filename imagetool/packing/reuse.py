@@ -43,7 +43,7 @@ class PackedPart(NamedTuple):
     chunks: int
 
 
-class Found(NamedTuple):
+class EarlierBlob(NamedTuple):
     """An earlier blob, its chunks and their keys."""
 
     path: Path
@@ -72,7 +72,7 @@ class Earlier:
 
     def __init__(self, folders: Iterable[Path]) -> None:
         self._frames: dict[bytes, tuple[Path, int, Chunk]] = {}  # blob, offset in it, chunk
-        self._parts: dict[bytes, Found] = {}
+        self._parts: dict[bytes, EarlierBlob] = {}
         self._descriptors: dict[Path, int] = {}
         for folder in folders:
             self._add(folder)
@@ -96,31 +96,31 @@ class Earlier:
                 for item in described["parts"]
             ]
         except (OSError, RootdiskError, ValueError, KeyError, TypeError):
-            return  # being made, pruned or damaged: its chunks are only not reused
+            return  # being made, pruned or damaged: its chunks are not reused
         if len(keys) != KEY_BYTES * len(chunks) or sum(part.chunks for part in parts) != len(chunks):
             return
         first, none = 0, bytes(KEY_BYTES)
         for number, part in enumerate(parts):
             path = folder / blob_name(number)
-            own = chunks[first : first + part.chunks]
-            own_keys = keys[first * KEY_BYTES : (first + part.chunks) * KEY_BYTES]
+            part_chunks = chunks[first : first + part.chunks]
+            part_keys = keys[first * KEY_BYTES : (first + part.chunks) * KEY_BYTES]
             if part.key is not None:
-                self._parts[part.key] = Found(path, part, own, own_keys)
-            for place, chunk in enumerate(own):
-                key = own_keys[place * KEY_BYTES : (place + 1) * KEY_BYTES]
+                self._parts[part.key] = EarlierBlob(path, part, part_chunks, part_keys)
+            for place, chunk in enumerate(part_chunks):
+                key = part_keys[place * KEY_BYTES : (place + 1) * KEY_BYTES]
                 if key != none:
-                    self._frames[key] = (path, chunk.blob_offset - own[0].blob_offset, chunk)
+                    self._frames[key] = (path, chunk.blob_offset - part_chunks[0].blob_offset, chunk)
             first += part.chunks
 
-    def link(self, key: bytes | None, length: int, path: Path) -> Found | None:
+    def link(self, key: bytes | None, length: int, path: Path) -> EarlierBlob | None:
         """Link the blob with `key`, of `length` bytes of disk, to `path` and return it; None if there is none."""
-        found = self._parts.get(key) if key is not None else None
-        if found is None or sum(chunk.length for chunk in found.chunks) != length:
+        blob = self._parts.get(key) if key is not None else None
+        if blob is None or sum(chunk.length for chunk in blob.chunks) != length:
             return None
         try:
-            os.link(found.path, path, follow_symlinks=False)
-            if path.stat().st_size == found.part.size:
-                return found
+            os.link(blob.path, path, follow_symlinks=False)
+            if path.stat().st_size == blob.part.size:
+                return blob
             path.unlink()
         except OSError:
             pass  # pruned meanwhile, or a file system without links: its frames may still be there
@@ -131,10 +131,10 @@ class Earlier:
 
         The frame is verified.
         """
-        place = self._frames.get(key)
-        if place is None or place[2].length != length:
+        location = self._frames.get(key)
+        if location is None or location[2].length != length:
             return None
-        path, offset, chunk = place
+        path, offset, chunk = location
         try:
             frame = os.pread(self._descriptor(path), chunk.blob_length, offset)
             raw = zstandard.ZstdDecompressor().decompress(frame, max_output_size=length)
@@ -146,9 +146,9 @@ class Earlier:
 
     def _descriptor(self, path: Path) -> int:
         if path not in self._descriptors:
-            opened = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            if self._descriptors.setdefault(path, opened) != opened:  # another thread was quicker
-                os.close(opened)
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            if self._descriptors.setdefault(path, descriptor) != descriptor:  # another thread was quicker
+                os.close(descriptor)
         return self._descriptors[path]
 
     def __enter__(self) -> Earlier:

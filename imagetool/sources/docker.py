@@ -1,4 +1,4 @@
-"""Asking a Docker (or Podman) daemon for an image: GET /images/NAME/get of its HTTP interface, the stream of `docker save`."""
+"""Ask a Docker (or Podman) daemon for an image: GET /images/NAME/get of its HTTP interface, the stream of `docker save`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class _UnixConnection(http.client.HTTPConnection):
 
 
 def save_image(reference: Reference) -> IO[bytes]:
-    """The archive of `reference` in an unnamed temporary file, at its start; asks the daemon that DOCKER_HOST names."""
+    """Save `reference` to an unnamed temporary file, and return it at its start. Asks the daemon that DOCKER_HOST names."""
     name = str(reference.digest) if not reference.repository else str(reference).removeprefix("docker-daemon:")
     archive = tempfile.TemporaryFile()  # noqa: SIM115  the caller's to close
     connection = _connect(os.environ.get("DOCKER_HOST") or DEFAULT_HOST)

@@ -112,16 +112,21 @@ def check_image(
         _check_layer(layer, f"{where}: layer {number}")
     if len(config.diff_ids) != len(manifest.layers):
         raise BadInput(f"{where}: {len(manifest.layers)} layers, and {len(config.diff_ids)} diff_ids in the config")
-    own = config.platform
-    if own == platform:
+    config_platform = config.platform
+    if config_platform == platform:
         return config.remarks
     if listed == platform:
-        said = (own.os, own.architecture) != (platform.os, platform.architecture) or config.variant_said
-        text = f"{where}: its index says {platform}, its config {own or 'no platform'}: the index is believed"
-        return (*config.remarks, *([Remark(text)] if said else []))
-    if own in (Platform("", ""), Platform("linux", "")):
+        is_contradiction = (config_platform.os, config_platform.architecture) != (
+            platform.os,
+            platform.architecture,
+        ) or config.variant_said
+        text = (
+            f"{where}: its index says {platform}, its config {config_platform or 'no platform'}: the index is believed"
+        )
+        return (*config.remarks, *([Remark(text)] if is_contradiction else []))
+    if config_platform in (Platform("", ""), Platform("linux", "")):
         return (*config.remarks, Remark(f"{where}: its config names no platform: {platform} is believed"))
-    err = no_variant(platform, [(own, ())])
+    err = no_variant(platform, [(config_platform, ())])
     raise BadInput(f"{where}: {err.message}", err.hint)
 
 

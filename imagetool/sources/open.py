@@ -62,10 +62,10 @@ class SourceImage(NamedTuple):
 def open_source(
     text: str, platform: Platform, options: RegistryOptions | None = None, rule: Rule | None = None
 ) -> Iterator[SourceImage]:
-    """The image that `text` names, for exactly `platform`; its layers can be opened until the context ends.
+    """Open the image that `text` names, for exactly `platform`. Its layers can be read until the context ends.
 
     Raises:
-        Refused: it is not signed as `rule` asks.
+        Refused: it is not signed as `rule` requires.
     """
     reference = parse_reference(text)
     if rule is not None and reference.kind not in ("registry", "oci", "oci-archive"):
@@ -111,7 +111,7 @@ def _from_repository(
             return None
         try:
             return ImageConfig.parse(read_blob(repository, manifest.config, MANIFEST_MAX_BYTES)).platform
-        except BadInput:  # by its type it could be an image, by its content it is none
+        except BadInput:  # its type could be that of an image, its content is not
             return None
 
     chain = resolve_chain(repository, reference, platform, ask)

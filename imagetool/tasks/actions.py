@@ -93,7 +93,7 @@ def kernel(places: Places, image: Image) -> None:
 
 @step
 def resolve(places: Places, image: Image) -> None:
-    """Ask which digest the source means today."""
+    """Ask which digest the source has today."""
     from imagetool.build import disk
 
     with disk.open_image(image) as source:
@@ -104,7 +104,7 @@ def resolve(places: Places, image: Image) -> None:
 
 @step
 def disk(places: Places, image: Image) -> None:
-    """Make the disk, or find it: in a target, if somebody has published it, or in the cache."""
+    """Make the disk, or find it in the cache or in a target."""
     from imagetool.build.artifact import make_artifact
 
     started = time.monotonic()
@@ -115,7 +115,7 @@ def disk(places: Places, image: Image) -> None:
     if made.kept is not None:
         link(made.kept[0].folder, places.disk(image))
     else:
-        places.disk(image).unlink(missing_ok=True)  # it would be another one
+        places.disk(image).unlink(missing_ok=True)  # it would lead to another disk
     save(
         places.receipt(image, "disk"),
         BuiltReceipt(
@@ -142,7 +142,7 @@ def disk(places: Places, image: Image) -> None:
 
 @step
 def pack(places: Places, image: Image) -> None:
-    """Write which artifact the disk has become."""
+    """Write the receipt of the artifact made from the disk."""
     built = load(places.receipt(image, "disk"), BuiltReceipt)
     receipt = ArtifactReceipt(built.artifact, key_tag(built.key), built.compressed)
     save(places.receipt(image, "artifact"), receipt)
@@ -158,11 +158,11 @@ def publish(places: Places, image: Image, force: bool = False) -> None:
     source = load(places.receipt(image, "source"), SourceReceipt)
     boot = boot_files(places, image)
 
-    def gate(made: MadeArtifact) -> None:
+    def gate(artifact: MadeArtifact) -> None:
         if image.check:
             from imagetool.tasks.check import check_before
 
-            words = check_before(image, made, _check_place(places, image))
+            words = check_before(image, artifact, _check_place(places, image))
             print(one_line(f"{image.name}: before it is published: {words}"), flush=True)
 
     with reported() as report:
@@ -184,10 +184,10 @@ def index(places: Places, images: Sequence[Image], force: bool = False) -> None:
 
     started = time.monotonic()
     digests = [load(places.receipt(image, "published"), PublishedReceipt).digest for image in images]
-    made = publish_index(images, digests, force=force)
+    index_digest = publish_index(images, digests, force=force)
     first = images[0]
     targets = tuple(f"{target.place}:{first.version}" for target in first.publish)
-    save(places.index(first), PublishedReceipt(made, targets))
+    save(places.index(first), PublishedReceipt(index_digest, targets))
     for target in targets:
         _say(first.group, f"published {target} for {', '.join(str(image.platform) for image in images)}", started)
 
@@ -204,7 +204,7 @@ def check(places: Places, image: Image) -> None:
 
 @step
 def reproduce(places: Places, image: Image, described: Path) -> None:
-    """Build twice from nothing, in circumstances as different as can be, and compare with the last build's artifact."""
+    """Build twice from nothing, in environments as different as possible, and compare with the last build's artifact."""
     from imagetool.prove.reproduction import reproduce
 
     digest = load(places.receipt(image, "artifact"), ArtifactReceipt).digest
@@ -236,7 +236,7 @@ def prune(places: Places, image: Image, for_all: Mapping[str, Any], delete: bool
 
 @step
 def explain(places: Places, image: Image, dodo: dict[str, Any]) -> None:
-    """Say which input has changed since the last build, what that changes, and which tasks run for it."""
+    """Print which inputs have changed since the last build, what they change, and which tasks will run."""
     from imagetool.tasks.explain import lines
 
     for line in lines(places, image, dodo):
@@ -273,7 +273,7 @@ def boot_files(places: Places, image: Image) -> BootFiles:
     """The files that boot an image, as its receipts say.
 
     Raises:
-        Damaged: a receipt is not what was written.
+        Damaged: a receipt has changed since it was written.
     """
     receipt = load(places.receipt(image, "kernel"), KernelReceipt)
     return BootFiles.of(places.init(image.platform) / "init", places.of(image), receipt)

@@ -1,4 +1,4 @@
-"""The check of an artifact, published or to be: fetched as a host does, e2fsck, our own reader, what it runs, and a boot."""
+"""Check an artifact, before or after it is published: fetch it as a host does, then e2fsck, our reader, its process, a boot."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ DEFAULT_PATH = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 def check_artifact(image: Image, places: Sequence[Reference], digest: Digest, work: Path) -> str:
     """Check the artifact `digest` in every place; return in words what was done.
 
-    All of it is fetched from each place, as a host does that has nothing yet. e2fsck finds nothing, our own reader reads every
-    byte, what the image runs is on the disk, and it boots: with `probe` its command, which has to end with 0. An artifact
-    without a kernel is not booted. `work` is a directory that is not there yet, and is gone afterwards.
+    The artifact is fetched completely from each place, as by a host that has nothing yet. e2fsck must find nothing, our own
+    reader reads every byte, the program must be on the disk, and the disk must boot. With `probe`, that command must exit
+    with 0. An artifact without a kernel is not booted. `work` is a new directory, which is removed at the end.
 
     Raises:
         RootdiskError: something is wrong with it, or it cannot be fetched.
@@ -45,7 +45,7 @@ def check_artifact(image: Image, places: Sequence[Reference], digest: Digest, wo
         for number, place in enumerate(places):
             reference, store = place._replace(tag="", digest=digest), work / f"store-{number}"
             disk = fetched(image, reference, store)
-            if number == 0:  # the others are the same bytes: their name is their digest
+            if number == 0:  # the others have the same digest, so the same bytes
                 done = _check_disk(image, reference, disk, store)
             shutil.rmtree(store)
     finally:
@@ -90,10 +90,10 @@ def check_with_e2fsck(path: Path) -> None:
     done = process.run([e2fsck, "-fn", str(path)])
     if done.status:
         raise RootdiskError(f"e2fsck found errors in {path}: {done.text[-500:].strip()}")
-    # e2fsck ends with 0 when it only complains of wrong counts or checksums.
+    # e2fsck exits with 0 if it only complains about wrong counts or checksums.
     talk = [line for line in done.text.splitlines() if line and not line.startswith(("Pass ", f"{path}: "))]
     if talk:
-        raise RootdiskError(f"e2fsck complains of {path}: {' '.join(talk)[:500]}")
+        raise RootdiskError(f"e2fsck complains about {path}: {' '.join(talk)[:500]}")
 
 
 def read_through(path: Path) -> int:
@@ -107,7 +107,7 @@ def read_through(path: Path) -> int:
 
 
 def check_process(reader: Reader, runs: Process) -> None:
-    """Look for what the image runs: its program, its working directory, its user and group.
+    """Check that the program of the image, its working directory, user and group are on the disk.
 
     Raises:
         RootdiskError: one of them is not on the disk.
@@ -143,7 +143,7 @@ def _accounts(reader: Reader, file: str) -> set[bytes]:
 
 
 def _path(reader: Reader) -> list[str]:
-    """The directories of PATH, as the disk's own environment has it."""
+    """Return the directories of PATH in the disk's environment."""
     variables = dict(item.partition(b"=")[::2] for item in _small_file(reader, "/.rootdisk/env").split(b"\0"))
     return os.fsdecode(variables.get(b"PATH") or DEFAULT_PATH).split(":")
 
@@ -160,20 +160,20 @@ def fetched(image: Image, reference: Reference, store: Path) -> Path:
     done = process.run([*_runner("pull", image), "--json", str(reference)], env=_environment(store))
     if done.status:
         raise RootdiskError(one_line(done.complaint.strip().removeprefix("runner: ")))
-    (found,) = json.loads(done.text)
-    return Path(found["disk"])
+    (result,) = json.loads(done.text)
+    return Path(result["disk"])
 
 
 def boot(image: Image, reference: Reference, store: Path) -> None:
-    """Boot the artifact as a sandbox that runs the image's `probe`, or only says `rootdisk`; RootdiskError if it fails."""
+    """Boot the artifact as a sandbox that runs the image's `probe`, or prints `rootdisk` without one; RootdiskError if it fails."""
     program, *words = image.probe or ("/.rootdisk/init", "--version")
     command = [*_runner("boot", image), "--network", "none", "--timeout", str(BOOT_S)]
     done = process.run([*command, "--entrypoint", program, str(reference), *words], env=_environment(store))
-    said = printable((done.complaint or done.text)[-500:].strip(), 500)
+    output = printable((done.complaint or done.text)[-500:].strip(), 500)
     if done.status and image.probe:
-        raise RootdiskError(f"{image.name}: the probe ended with {done.status}: {said}")
+        raise RootdiskError(f"{image.name}: the probe ended with {done.status}: {output}")
     if done.status or (not image.probe and "rootdisk" not in done.text):
-        raise RootdiskError(f"{image.name} does not boot: {said}")
+        raise RootdiskError(f"{image.name} does not boot: {output}")
 
 
 def _environment(store: Path) -> dict[str, str]:
@@ -181,7 +181,7 @@ def _environment(store: Path) -> dict[str, str]:
 
 
 def _runner(command: str, image: Image) -> list[str]:
-    """A command of the runner on the image's registries and platform: the tools meet as their users do."""
+    """Return a command line of the runner for the image's registries and platform: the tools meet only on the command line."""
     words = [sys.executable, "-m", "runner", command, "--platform", str(image.platform)]
     words += ["--plain-http"] if image.plain_http else []
     return words + (["--ca-file", str(image.ca_file)] if image.ca_file else [])

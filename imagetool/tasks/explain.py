@@ -1,4 +1,4 @@
-"""`doit explain`: what has changed since the last build, and which tasks run for it."""
+"""`doit explain`: tell what has changed since the last build, and which tasks will run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ STEPS = ("init", "kernel", "resolve", "disk", "pack", "publish")
 
 
 def lines(places: Places, image: Image, dodo: dict[str, Any]) -> Iterator[str]:
-    """Say which input has changed since the last build, what that changes, and which tasks run; `dodo` as in `tasks`."""
+    """Yield which inputs have changed since the last build, what they change, and which tasks will run; `dodo` as in `tasks`."""
     receipt = places.receipt(image, "disk")
     try:
         built = load(receipt, BuiltReceipt) if receipt.exists() else None
@@ -39,7 +39,7 @@ def lines(places: Places, image: Image, dodo: dict[str, Any]) -> Iterator[str]:
 
 
 def _inputs(places: Places, image: Image, source: SourceReceipt) -> dict[str, Any]:
-    """The derivation key's inputs as the receipts and images.toml have them now."""
+    """Return the inputs of the derivation key, from the receipts and images.toml as they are now."""
     kernel = load(places.receipt(image, "kernel"), KernelReceipt)
     boot = BootFiles.of(places.init(image.platform) / "init", places.of(image), kernel)
     return derivation.inputs(image, source.digest, boot.guest, zstd_frames.versions())
@@ -58,7 +58,7 @@ def tasks(dodo: dict[str, Any], image: str, architecture: str) -> Iterator[str]:
         why = list(_reasons(step, status.reasons))
         if why:
             yield f"{step}: runs, as {', '.join(why)}"
-            before = before or (step if step != "resolve" else "")  # which has run just now
+            before = before or (step if step != "resolve" else "")  # which has just run
         elif before:
             yield f"{step}: runs if {before} makes something else"
         else:

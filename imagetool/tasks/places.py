@@ -1,7 +1,7 @@
 """The places of everything that tasks make, and the lock that keeps two runs apart.
 
 A receipt is a small JSON file under cache/NAME/: source.json, kernel.json, disk.json, artifact.json, published.json. It says
-what was made of what, and it is the edge between two tasks. Disks lie in cache/disks/KEY/, by derivation key, so going back
+what was made from what, and it is the edge between two tasks. Disks are in cache/disks/KEY/, by derivation key, so going back
 to earlier inputs builds nothing; cache/NAME/disk is a link to the current one.
 """
 
@@ -49,7 +49,7 @@ class Places:
 
 
 def make_cache(cache: Path) -> None:
-    """Make the directory of everything made, to which other users cannot write.
+    """Make the cache directory. Other users cannot write to it.
 
     Raises:
         RootdiskError: it cannot be made.
@@ -64,11 +64,11 @@ def make_cache(cache: Path) -> None:
 def lock(cache: Path) -> int:
     """Be the only run in `cache` until this process ends; return the descriptor that holds the lock.
 
-    doit itself does not lock, and two runs would lose each other's records. Another run is waited for, for an hour at most;
-    who it is is said.
+    doit itself does not lock, and two runs would lose each other's records. Wait for another run for an hour at most, and print
+    which one it is.
 
     Raises:
-        Busy: another run has the cache for longer.
+        Busy: another run holds the lock for longer.
         RootdiskError: the cache cannot be written.
     """
     return locks.take(cache / ".lock", timeout_s=LOCK_WAIT_S, what=f"the cache {cache}", doing="doit")

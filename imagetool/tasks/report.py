@@ -13,7 +13,7 @@ from rootdisk.errors import RootdiskError
 
 
 class Built(NamedTuple):
-    """An image; sizes are bytes. An empty digest means that it is not built or published yet."""
+    """The last build of an image; sizes are bytes. An empty digest means that it is not built or published yet."""
 
     name: str
     platform: str
@@ -22,7 +22,7 @@ class Built(NamedTuple):
     targets: tuple[str, ...] = ()
     source: str = ""
     source_digest: str = ""
-    found: bool = False  # under its key in a target, so that nothing was built
+    found: bool = False  # it was in a target, so nothing was built
     disk_size: int = 0
     compressed: int = 0
     chunks_new: int = 0
@@ -54,7 +54,7 @@ class Built(NamedTuple):
 
 
 def markdown(images: Iterable[Built]) -> str:
-    """A table and the digests, as GitHub and GitLab show them."""
+    """Return a table and the digests, in the Markdown of GitHub and GitLab."""
     rows, digests = [], []
     for image in images:
         if not image.digest:

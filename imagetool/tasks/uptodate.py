@@ -1,6 +1,6 @@
-"""Whether what a task made is still whole: doit's `uptodate`. doit gives each function the task and its saved values first.
+"""Check that the results of a task are still there: doit's `uptodate`. doit passes the task and its saved values first.
 
-What a receipt says is checked here, not believed: files by their digests, published artifacts by asking their place.
+A receipt alone is not trusted: files are checked by their digests, published artifacts by asking the target.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from rootdisk.oci.documents import Platform
 
 
 def init_is_whole(task: object, values: object, places: Places, platform: Platform) -> bool:
-    """Whether the guest's init is as it was made."""
+    """Return whether the guest's init is unchanged."""
     from imagetool.guest.boot_files import check_init
 
     return _is_whole(places.init(platform) / "init.json", lambda: check_init(places.init(platform)))
 
 
 def kernel_is_whole(task: object, values: object, places: Places, image: Image) -> bool:
-    """Whether kernel and initramfs are as they were made."""
+    """Return whether kernel and initramfs are unchanged."""
     from imagetool.guest.boot_files import check_kernel
 
     receipt = places.receipt(image, "kernel")
@@ -32,17 +32,17 @@ def kernel_is_whole(task: object, values: object, places: Places, image: Image) 
 
 
 def receipt_is_whole(task: object, values: object, path: str, kind: type[Receipt]) -> bool:
-    """Whether a receipt is as it was written, and of this version."""
+    """Return whether a receipt is unchanged and of this version."""
     return _is_whole(Path(path), lambda: load(Path(path), kind))
 
 
 def disk_is_there(task: object, values: object, places: Places, image: Image) -> bool:
-    """Whether the disk that the last run of `disk` has left, here or in a target, is still there and whole."""
+    """Return whether the disk of the last run of `disk` is still there and complete, here or in a target."""
     return _is_whole(places.receipt(image, "disk"), lambda: _check_built(places, image))
 
 
 def is_published(task: object, values: object, path: Path, images: Sequence[Image]) -> bool:
-    """Whether every target still has, under its name, what the receipt at `path` says; `images` are one, or a group."""
+    """Return whether every target still has what the receipt at `path` says. `images` is one image, or a group."""
     from imagetool.build.published import check_published
 
     return _is_whole(path, lambda: check_published(images, load(path, PublishedReceipt)))

@@ -67,7 +67,7 @@ TOO_MUCH = "is the image made to do harm?"
 
 
 class _Wrong(Exception):
-    """An entry cannot be applied: why, and what the user can make of it."""
+    """An entry cannot be applied: the reason, and a hint for the user."""
 
     def __init__(self, why: str, hint: str = RUNTIMES_REFUSE) -> None:
         super().__init__(why)
@@ -100,13 +100,13 @@ class _Applier:
         # Of every directory that was walked through: the one it is in, and its name there. Never the whole path as
         # text, which links make much longer than the entry that names it.
         self.above: dict[Directory, Place] = {}
-        # The places this layer has put something, parents too: what its own whiteouts spare. Only kept when there are any.
+        # Where this layer has put something, and the parents: its own whiteouts spare them. None if it has no whiteouts.
         self.own: set[Place] | None = set() if index.whiteouts else None
         # Every directory that a path has led to, the last one last: there are several if a link on it has moved.
         self.led_to: dict[bytes, list[Directory]] = {b"": [root]}
         self.files: dict[bytes, File] = {}  # this layer's, by path as it stands in the tar
-        self.modes: dict[int, int] = {}  # each is one object in memory, whatever number of files has it
-        self.kept: list[tuple[bytes, File]] = []  # another entry has their path, but they are still there
+        self.modes: dict[int, int] = {}  # one object in memory for each mode, however many files have it
+        self.kept: list[tuple[bytes, File]] = []  # files whose path another entry has taken, but which still exist
         self.linked: set[int] = set()  # id() of files, all alive, with a hard link of this layer
 
     def apply(self) -> tuple[list[File], array[int]]:
@@ -295,14 +295,14 @@ class _Applier:
             place = self.above.get(place[0])
 
     def hide(self, parent_path: bytes, name: bytes | None) -> None:
-        """Remove `name`, or all, from the directory at `parent_path`, but for what is this layer's own."""
+        """Remove `name`, or all, from the directory at `parent_path`, except what this layer itself has put there."""
         if name in (b"", b".", b".."):
             raise _Wrong("a whiteout that names nothing", "make the layer again")
-        found = self.walk(parent_path, make=False)
-        if found is None:
+        parent = self.walk(parent_path, make=False)
+        if parent is None:
             return
         assert self.own is not None
-        stack = [(found, [name] if name is not None else list(found.children))]
+        stack = [(parent, [name] if name is not None else list(parent.children))]
         while stack:
             directory, names = stack.pop()
             self.spend(len(names))

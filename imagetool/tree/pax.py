@@ -104,55 +104,55 @@ _MEANINGFUL = frozenset(
 
 
 def says_something(key: bytes) -> bool:
-    """Whether a record of this key, but for those of sparse files, changes how an entry is read."""
+    """Return whether a record with this key changes how an entry is read (not counting those of sparse files)."""
     return key in _MEANINGFUL or key.startswith((b"SCHILY.xattr.", b"LIBARCHIVE.xattr.", b"SCHILY.acl."))
 
 
-LEFT_OUT = b"\0"  # begins the name of what an index notes of an attribute that cannot be one: the rest names it
+LEFT_OUT = b"\0"  # in an index, begins the name of an entry for an invalid attribute; the rest is its name
 ACLS = {b"SCHILY.acl.access": b"system.posix_acl_access", b"SCHILY.acl.default": b"system.posix_acl_default"}
 
 
 def xattrs(pax: dict[bytes, bytes]) -> Xattrs | None:
-    """Return the extended attributes by full name, in the form that getxattr(2) gives; None without any.
+    """Return the extended attributes by full name, in the form that getxattr(2) gives; None if there are none.
 
-    What cannot be an attribute is under a name that begins with LEFT_OUT, and the value says why. Such a name of ACLS has
-    the ACL's text, which may be understood with the image's accounts.
+    An invalid attribute is under a name that begins with LEFT_OUT, and its value is the reason. For a name of ACLS, the value is
+    the ACL's text: it may be valid with the image's accounts.
     """
-    found: Xattrs = {}
+    attributes: Xattrs = {}
     wrong: Xattrs = {}
     for key, value in pax.items():
         if key.startswith(b"SCHILY.xattr."):
-            found[key[13:]] = value  # libarchive writes both forms; this one is exact
+            attributes[key[13:]] = value  # libarchive writes both forms; this one is exact
         elif key.startswith(b"LIBARCHIVE.xattr."):
             name = unquote_to_bytes(key[17:])
             try:
                 padded = value + b"=" * (-len(value) % 4)  # libarchive writes no padding
-                found.setdefault(name, binascii.a2b_base64(padded, strict_mode=True))
+                attributes.setdefault(name, binascii.a2b_base64(padded, strict_mode=True))
             except ValueError:
                 wrong[name] = b"its value is not base64"
-    # Looked at one by one only if one is wrong: a global header may give 64 to each of millions of entries.
-    if b"" in found or b"\0" in b"".join(found) or max(map(len, (*found, b""))) > XATTR_NAME_MAX_BYTES:
-        wrong |= dict.fromkeys(filter(_cannot_be_a_name, found), b"its name cannot be one")
-    if max(map(len, (*found.values(), b""))) > XATTR_MAX_BYTES:
-        long = (name for name, value in found.items() if len(value) > XATTR_MAX_BYTES and name not in wrong)
+    # Check each only if one is wrong: a global header may give 64 to each of millions of entries.
+    if b"" in attributes or b"\0" in b"".join(attributes) or max(map(len, (*attributes, b""))) > XATTR_NAME_MAX_BYTES:
+        wrong |= dict.fromkeys(filter(_cannot_be_a_name, attributes), b"its name cannot be one")
+    if max(map(len, (*attributes.values(), b""))) > XATTR_MAX_BYTES:
+        long = (name for name, value in attributes.items() if len(value) > XATTR_MAX_BYTES and name not in wrong)
         wrong |= dict.fromkeys(long, b"it is longer than 64 KiB")
     if wrong:
-        found = {name: value for name, value in found.items() if name not in wrong}
+        attributes = {name: value for name, value in attributes.items() if name not in wrong}
         for name, why in wrong.items():
-            found[LEFT_OUT + name.replace(b"\0", b"\\0")[:XATTR_NAME_MAX_BYTES]] = why
+            attributes[LEFT_OUT + name.replace(b"\0", b"\\0")[:XATTR_NAME_MAX_BYTES]] = why
     for key, name in ACLS.items():
-        if key in pax and name not in found:
+        if key in pax and name not in attributes:
             try:
                 value = posix_acl(pax[key], minimal_is_none=key.endswith(b"access"))
             except Malformed:
                 name, value = LEFT_OUT + key, pax[key][:XATTR_MAX_BYTES]
             if value:
-                found[name] = value
-    if len(found) > XATTRS_MAX_COUNT:
-        for name in sorted(found)[XATTRS_MAX_COUNT:]:
-            del found[name]
-        found[LEFT_OUT + b"and more"] = b"a file has more than 256 attributes"
-    return found or None
+                attributes[name] = value
+    if len(attributes) > XATTRS_MAX_COUNT:
+        for name in sorted(attributes)[XATTRS_MAX_COUNT:]:
+            del attributes[name]
+        attributes[LEFT_OUT + b"and more"] = b"a file has more than 256 attributes"
+    return attributes or None
 
 
 def _cannot_be_a_name(name: bytes) -> bool:

@@ -24,7 +24,7 @@ _REASONS_MAX = 3
 
 
 class Refused(RootdiskError):
-    """The policy refuses it."""
+    """The policy refuses the artifact."""
 
 
 class Signer(NamedTuple):
@@ -121,7 +121,7 @@ class Rule(NamedTuple):
 
 
 class Unusable(NamedTuple):
-    """Something in a signature's place that is none, and why."""
+    """Data in the place of a signature that is not one, and the reason."""
 
     why: str
 

@@ -102,7 +102,7 @@ def _candidates(reference: Reference) -> Iterator[str]:
 
 
 def _scope(value: Fields, transport: str, scope: str) -> str:
-    """`scope`, if it may be one. One that can never match would be a requirement that nobody sees is left out."""
+    """Check `scope` and return it. A scope that can never match would hide a requirement, so it is an error."""
     if transport == "docker" and scope:
         wild = scope.startswith("*.")
         if "*" in scope.removeprefix("*") or ("*" in scope and not wild) or "//" in scope or scope.endswith("/"):

@@ -1,4 +1,4 @@
-"""A signature of either format, and what it says once a key has shown that it is that key's."""
+"""Signatures of both formats, and what they say after a key has verified them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Claim(NamedTuple):
 
 
 class Signature(NamedTuple):
-    """A signature as it was found, not checked yet."""
+    """A signature that is not checked yet."""
 
     format: Format
     document: bytes  # the bundle, or the simple payload

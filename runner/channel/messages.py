@@ -1,7 +1,7 @@
-"""Frames: what guest, keeper and clients say to one another; docs/layout-1.md, "The channel". Pure.
+"""Frames: the messages between guest, keeper and clients; docs/layout-1.md, "The channel". Pure.
 
 What comes in is hostile: lengths are bounded, nothing is buffered without bound, and a frame that breaks the rules is
-passed over, so that those after it are still read.
+skipped, so that the frames after it are still read.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator
 
 from rootdisk.errors import RootdiskError
 
-INVALID = 0  # never sent: what Decoder.take makes of a frame that breaks the rules
+INVALID = 0  # never sent: Decoder.take returns it for a frame that breaks the rules
 # From the guest.
 READY, STDOUT, STDERR, EXIT, ERROR, LOG, POWER = 1, 2, 3, 4, 5, 6, 7
 # To the guest; CREDIT goes both ways.
@@ -24,7 +24,7 @@ TO_GUEST = frozenset({STDIN, RESIZE, SIGNAL, EXEC, ACK, STOP, CREDIT, HOLD})
 FROM_KEEPER = FROM_GUEST | {NOTICE}
 FROM_CLIENT = frozenset({STDIN, RESIZE, SIGNAL, EXEC, STOP, CREDIT, KILL, WAIT})
 
-CHANNEL_VERSION = 3  # the newest that is known here; 1 has no HOLD, 2 no POWER
+CHANNEL_VERSION = 3  # the newest known version; 1 has no HOLD, 2 has no POWER
 HOLD_VERSION = 2  # of guests that know HOLD
 OPTIONS_VERSION = 3  # of guests that know --tmpfs and other options
 # What POWER says: a program has ended the machine. A reboot is not done, so it counts as a failure.
@@ -43,7 +43,7 @@ REQUEST_MAX = 250_000  # of a frame from a client: an EXEC's command and variabl
 
 
 class GuestError(RootdiskError):
-    """The guest, or what we hear of it, says why the sandbox failed."""
+    """The sandbox failed; the guest, or its output, gives the reason."""
 
 
 def frame(kind: int, payload: bytes = b"", session: int = 0) -> bytes:
@@ -52,17 +52,17 @@ def frame(kind: int, payload: bytes = b"", session: int = 0) -> bytes:
 
 
 def frame_number(kind: int, number: int, session: int = 0) -> bytes:
-    """A frame whose payload is a le32."""
+    """Encode a frame with a le32 as payload."""
     return frame(kind, struct.pack("<I", number & 0xFFFF_FFFF), session)
 
 
 def is_number(payload: bytes) -> bool:
-    """Whether `payload` is a le32."""
+    """Return whether `payload` is a le32."""
     return len(payload) == 4
 
 
 def number(payload: bytes) -> int:
-    """The le32 that is all of `payload`."""
+    """Decode a `payload` that is a le32."""
     if not is_number(payload):
         raise broken_rules()
     return int.from_bytes(payload, "little")
@@ -74,7 +74,7 @@ def broken_rules() -> GuestError:
 
 
 class Decoder:
-    """Bytes in, frames out: (kind, session, payload). It holds one frame and what came with it, not more."""
+    """Bytes in, frames out: (kind, session, payload). At most one frame, and what was received with it, is held."""
 
     def __init__(self, kinds: Collection[int] = FROM_KEEPER, payload_max: int = PAYLOAD_MAX) -> None:
         self._data = bytearray()
@@ -83,7 +83,7 @@ class Decoder:
         self._skipped = 0  # bytes of a broken frame that are still to come
 
     def __len__(self) -> int:
-        """Bytes that are held."""
+        """Return the number of bytes that are held."""
         return len(self._data)
 
     def add(self, data: bytes) -> None:
@@ -93,7 +93,7 @@ class Decoder:
         self._data += memoryview(data)[passed:]
 
     def next_kind(self) -> int | None:
-        """The kind of the frame that `take` would return."""
+        """Return the kind of the frame that `take` would return; None if it is not complete."""
         if len(self._data) < HEADER.size:
             return None
         length, kind, zero, _ = HEADER.unpack_from(self._data)
@@ -102,7 +102,7 @@ class Decoder:
         return int(kind) if len(self._data) >= HEADER.size + length else None
 
     def take(self) -> tuple[int, int, bytes] | None:
-        """The next whole frame; INVALID, its session and nothing for one that is too long or of an unknown kind."""
+        """Return the next complete frame, or None. One that is too long or of an unknown kind is (INVALID, session, b"")."""
         kind = self.next_kind()
         if kind is None:
             return None
@@ -117,12 +117,12 @@ class Decoder:
         return kind, session, payload
 
     def feed(self, data: bytes) -> Iterator[tuple[int, int, bytes]]:
-        """The frames that are whole with `data`; GuestError on what the other side would never send."""
+        """Add `data` and yield the complete frames; GuestError for a frame that breaks the rules."""
         self.add(data)
-        while (found := self.take()) is not None:
-            if found[0] == INVALID:
+        while (received := self.take()) is not None:
+            if received[0] == INVALID:
                 raise broken_rules()
-            yield found
+            yield received
 
 
 def incompatible(version: int, needs: str) -> GuestError | None:

@@ -15,28 +15,28 @@ from runner.channel.messages import WINDOW, Decoder, frame, frame_number, number
 _ERRORS_MAX_BYTES = 64 << 10
 _PIECE_BYTES = 64 << 10
 _RECEIVE_BYTES = 256 << 10
-_CREDIT_BYTES = WINDOW // 4  # what has been taken is reported when it is so much
+_CREDIT_BYTES = WINDOW // 4  # consumed output is reported to the guest in steps of this size
 _UNSENT_MAX_BYTES = 2 * _PIECE_BYTES
 
 
 class Ended(RootdiskError):
-    """The program has ended and takes no more; its errors say why."""
+    """The program has ended and reads no more input; its error output says why."""
 
 
 class Program:
     """A program in a guest, run as root there.
 
-    It may send no more than it was allowed to, so what is held of it here stays below WINDOW, whatever the guest does.
+    It may send only what it was allowed to, so at most WINDOW bytes are held here, whatever the guest does.
     """
 
     def __init__(self, sock: socket.socket, argv: list[bytes]) -> None:
         self._sock = sock
         self._decoder = Decoder()
-        self._credit = WINDOW  # what the guest still takes
-        self._allowed = WINDOW  # what it may still send
+        self._credit = WINDOW  # bytes that the guest still accepts
+        self._allowed = WINDOW  # bytes that it may still send
         self._input = bytearray()
         self._out = bytearray()
-        self._taken = 0  # bytes of what it has sent that it may be told of
+        self._unreported = 0  # bytes consumed here that the guest has not been told of
         self._unsent = bytearray()
         self._errors = bytearray()
         self.errors_are_cut = False
@@ -46,19 +46,19 @@ class Program:
         self._send(frame(messages.EXEC, pack_records(request)))
 
     def read(self, count: int) -> bytes:
-        """Up to `count` bytes of its output; b"" at the end."""
+        """Read up to `count` bytes of its output; b"" at the end."""
         while not self._out and self.status is None:
             self._receive()
         data = bytes(self._out[:count])
         del self._out[:count]
-        self._taken += len(data)
-        if self._taken >= _CREDIT_BYTES:
+        self._unreported += len(data)
+        if self._unreported >= _CREDIT_BYTES:
             self._allow()
             self._push()
         return data
 
     def answers(self, seconds: float) -> bool:
-        """Whether it has sent something, or has ended, within `seconds`."""
+        """Return whether it sends something or ends within `seconds`."""
         end = time.monotonic() + seconds
         waiting = select.poll()
         waiting.register(self._sock, select.POLLIN)
@@ -69,20 +69,20 @@ class Program:
         return True
 
     def read_exactly(self, count: int) -> bytes:
-        """`count` bytes; fewer only at the end."""
+        """Read `count` bytes; fewer only at the end."""
         data = bytearray()
         while len(data) < count and (piece := self.read(count - len(data))):
             data += piece
         return bytes(data)
 
     def write(self, data: bytes) -> None:
-        """Give it `data`, in its turn; Ended if it has ended before it has taken everything."""
+        """Queue `data` for its input; Ended if it ends before it has read everything."""
         self._input += data
         if len(self._input) >= _PIECE_BYTES:
             self.flush()
 
     def flush(self) -> None:
-        """Send what it has been given."""
+        """Send all queued input."""
         while self._input:
             while not self._credit:
                 self._receive()
@@ -94,7 +94,7 @@ class Program:
             self._send(frame(messages.STDIN, piece))
 
     def finish(self) -> None:
-        """Close its input and wait for its end, its `status`."""
+        """Close its input and wait until it ends; then `status` is set."""
         self.flush()
         if self.status is None:
             self._send(frame(messages.STDIN))
@@ -102,22 +102,22 @@ class Program:
             self._receive()
 
     def errors(self) -> list[bytes]:
-        """Return its messages, in lines."""
+        """Return its error output as lines."""
         return [line for line in bytes(self._errors).replace(b"\0", b"\n").split(b"\n") if line.strip()]
 
     def _allow(self) -> None:
-        """Let it send as much again as we have taken, unless it does not even read that."""
-        if self._taken >= _CREDIT_BYTES and len(self._unsent) <= _UNSENT_MAX_BYTES:
-            self._unsent += frame_number(messages.CREDIT, self._taken)
-            self._allowed += self._taken
-            self._taken = 0
+        """Allow it to send as many bytes as were consumed, unless it does not even read such frames."""
+        if self._unreported >= _CREDIT_BYTES and len(self._unsent) <= _UNSENT_MAX_BYTES:
+            self._unsent += frame_number(messages.CREDIT, self._unreported)
+            self._allowed += self._unreported
+            self._unreported = 0
 
     def _send(self, data: bytes) -> None:
         self._unsent += data
         self._push()
 
     def _push(self) -> None:
-        """Send what is to be sent; meanwhile take what comes, as a guest may do one only after the other."""
+        """Send what is queued, and receive meanwhile: a guest may be unable to read before it has written."""
         if not self._unsent:
             return
         waiting = select.poll()
@@ -127,7 +127,7 @@ class Program:
             if events & ~select.POLLOUT:
                 self._take()
             else:
-                # When the program has ended, nobody may be there any more to hear it; what it has said is still to be read.
+                # After the program has ended, the other side may be gone; its output must still be read.
                 try:
                     del self._unsent[: self._sock.send(self._unsent[:_PIECE_BYTES], socket.MSG_DONTWAIT)]
                 except BlockingIOError:
@@ -136,7 +136,7 @@ class Program:
                     self._unsent.clear()
 
     def _receive(self) -> None:
-        """Wait for something that it sends."""
+        """Wait until it sends something."""
         self._take()
         self._push()
 
@@ -160,7 +160,7 @@ class Program:
                 room = _ERRORS_MAX_BYTES - len(self._errors)
                 self._errors += payload[:room]
                 self.errors_are_cut |= len(payload) > room
-                self._taken += len(payload)
+                self._unreported += len(payload)
                 self._allow()
             elif kind == messages.CREDIT:
                 self._credit = min(WINDOW, self._credit + number(payload))

@@ -26,7 +26,7 @@ _CTRL_C = b"\3"
 
 
 class Lost(RootdiskError):
-    """The keeper has gone without saying how the program ended."""
+    """The keeper is gone, and did not say how the program ended."""
 
 
 class Interrupted(BaseException):
@@ -37,7 +37,7 @@ class Interrupted(BaseException):
         self.number = number
 
 
-# Handed on like the others, and nothing is expected of the program. Not those of job control, which are for this process itself.
+# Forwarded like the others, but the program is not expected to end. Signals of job control are for this process itself.
 _PASSED = (signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH)
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -64,12 +64,12 @@ class _Signals:
         self._has_terminal = _has_terminal()
 
     def lives(self) -> None:
-        """Something has come."""
+        """Note that something was received from the sandbox."""
         self._lived = True
 
     def signal(self, number: int, _: object) -> None:
         if number == signal.SIGWINCH and self._size != (size := window()):
-            self._size = size  # it is the window's doing
+            self._size = size  # the window was resized
         elif number == signal.SIGQUIT and not self._lived and (self._given or self._has_quit):
             raise Interrupted(number)
         elif number in _PASSED or (number == signal.SIGHUP and self._is_main and not self.has_hung_up()):
@@ -85,7 +85,7 @@ class _Signals:
             self._hand_on(signal.SIGTERM if number == signal.SIGHUP and self._is_main else number)
 
     def has_hung_up(self) -> bool:
-        """Whether the terminal that this process was started from is gone."""
+        """Return whether the terminal that this process was started from is gone."""
         return self._has_terminal and not _has_terminal()
 
     def alarm(self, *_: object) -> None:
@@ -96,7 +96,7 @@ class _Signals:
 
 
 def _has_terminal() -> bool:
-    """Whether this process has a controlling terminal that answers."""
+    """Return whether this process has a controlling terminal that works."""
     try:
         os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC | os.O_NONBLOCK))
     except OSError:
@@ -112,17 +112,17 @@ class Session:
         self._sock.setblocking(False)
         self._out = bytearray()
         self._decoder = Decoder()
-        self._credit = WINDOW  # bytes of input the guest still takes
+        self._credit = WINDOW  # bytes of input that the guest still accepts
         self._ready = False
         self._status: int | None = None
         self._ended = False
-        self._held: list[int] = []  # signals to a program that has not started
+        self._held: list[int] = []  # signals for a program that has not started
         self._signals: _Signals | None = None
         self._break_at: float | None = None  # since when a Ctrl-C that was typed has had no answer
 
     @property
     def is_ready(self) -> bool:
-        """Whether the program has started."""
+        """Return whether the program has started."""
         return self._ready
 
     def send(self, kind: int, payload: bytes = b"") -> None:
@@ -147,11 +147,14 @@ class Session:
         is_main: bool = False,
         ready: bool = False,
     ) -> int:
-        """Carry everything until the other side is done; the program's exit status.
+        """Forward input, output and signals until the program ends; return its exit status.
 
-        `ready` says that input may be sent before READY has come. `on_signal` hands a signal on;
-        _Signals says when one ends this instead, with 128 and its number.
-        GuestError with the reason if the sandbox failed; Lost.
+        With `ready`, input may be sent before READY is received. `on_signal` forwards a signal; _Signals says which signals
+        end this process instead, with status 128 plus their number.
+
+        Raises:
+            GuestError: the sandbox failed; the reason is in the message.
+            Lost: the keeper is gone.
         """
         self._signals = _Signals(on_signal, patience_s, is_main) if on_signal is not None else None
         try:
@@ -185,7 +188,7 @@ class Session:
         return self._status
 
     def _watch(self, stdin: int | None, selector: selectors.BaseSelector) -> bool:
-        """Look at standard input as long as the guest takes it; whether it is a file, to be read without waiting."""
+        """Watch standard input while the guest accepts input. Return whether it is a file, which is read without waiting."""
         if stdin is None:
             return False
         if self._ready and self._credit > 0 and not self._out:
@@ -193,7 +196,7 @@ class Session:
                 selector.register(stdin, selectors.EVENT_READ)
             except KeyError:
                 pass
-            except PermissionError:  # epoll's answer to files, which are always ready
+            except PermissionError:  # epoll refuses files, which are always ready
                 return True
         elif stdin in selector.get_map():
             selector.unregister(stdin)
@@ -227,7 +230,7 @@ class Session:
         return None
 
     def _typed_break(self) -> None:
-        """A Ctrl-C goes to the program; one after a while in which the first had no answer at all ends this process."""
+        """A Ctrl-C goes to the program. If the first had no answer for a while, the next one ends this process."""
         now = time.monotonic()
         if self._break_at is None:
             self._break_at = now
@@ -269,7 +272,7 @@ class Session:
 
 @contextlib.contextmanager
 def _handled(signals: _Signals | None, on_resize: Callable[[], None] | None) -> Iterator[socket.socket]:
-    """A socket that becomes readable with a signal, whose handler has run then."""
+    """Install the handlers; yield a socket that becomes readable after a signal has been handled."""
     handlers: dict[signal.Signals, Callable[[int, object], None]] = {}
     if signals is not None:
         handlers.update(dict.fromkeys(process.heard(*_ENDING, *_PASSED), signals.signal))
@@ -293,7 +296,7 @@ def _handled(signals: _Signals | None, on_resize: Callable[[], None] | None) -> 
 
 @contextlib.contextmanager
 def raw_terminal(wanted: bool) -> Iterator[None]:
-    """Our terminal hands every key on."""
+    """Put the terminal into raw mode, so that every key goes to the program."""
     if not wanted or not os.isatty(0):
         yield
         return
@@ -301,14 +304,14 @@ def raw_terminal(wanted: bool) -> Iterator[None]:
 
     before = termios.tcgetattr(0)
     try:
-        tty.setraw(0, termios.TCSANOW)  # what has been typed already is for the program
+        tty.setraw(0, termios.TCSANOW)  # keep what was typed already: it is for the program
         yield
     finally:
-        termios.tcsetattr(0, termios.TCSANOW, before)  # to wait for what is not read may take for ever
+        termios.tcsetattr(0, termios.TCSANOW, before)  # without waiting for output: that may take for ever
 
 
 def window() -> tuple[int, int]:
-    """Our terminal's rows and columns."""
+    """Return the terminal's rows and columns."""
     try:
         rows, columns = struct.unpack("HHHH", fcntl.ioctl(sys.stdout.fileno(), termios.TIOCGWINSZ, bytes(8)))[:2]
     except (OSError, ValueError):
