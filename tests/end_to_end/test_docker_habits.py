@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.commands import Runner
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.vm
 
@@ -24,12 +25,14 @@ def test_a_life(demo: str, runner: Runner, tmp_path: Path) -> None:
     used = json.loads(runner("inspect", "habits").stdout)["in_use"]
     assert used["accelerator"] in ("kvm", "tcg")
     assert used["clone"] == "overlay"
+    until(lambda: "three" in runner("logs", "habits").stdout)
     done = runner("logs", "--tail", "2", "-t", "habits")
     lines = (done.stdout + done.stderr).splitlines()
     assert len(lines) == 2
     assert all(re.match(r"[0-9-]{10}T[0-9:.]{12}Z (two|three)$", line) for line in lines)
     assert runner("logs", "--since", "1h", "habits").stdout == "one\nthree\n"
     assert "sandbox habits runs" in runner("rename", "habits", "other").stderr
+    until(lambda: runner("exec", "habits", "cat", "/sandbox/out").stdout == "out\n")
     assert runner("stop", "-t", "1", "habits").stdout == "habits\n"
     before = runner("inspect", "habits").stdout
     copied = runner("cp", "habits:/sandbox/out", str(tmp_path))
@@ -42,7 +45,7 @@ def test_a_life(demo: str, runner: Runner, tmp_path: Path) -> None:
     assert runner("rename", "habits", "other").stdout == "other\n"
     assert "no sandbox 'habits'" in runner("inspect", "habits").stderr
     assert runner("restart", "-t", "1", "other").stdout == "other\n"
-    assert "put in" in runner("logs", "--tail", "1", "other").stdout
+    until(lambda: "put in" in runner("logs", "--tail", "1", "other").stdout)
     assert "needs" in runner("rmi", demo).stderr
     assert runner("rm", "-f", "other").returncode == 0
 
