@@ -119,6 +119,7 @@ def clean(demo: str) -> Iterator[Clean]:
 
 @needs_root
 @needs_registry
+@pytest.mark.nightly  # it builds a wheel and installs it twice: two minutes
 @pytest.mark.vm
 def test_their_commands(clean: Clean) -> None:
     """First GitHub's, then GitLab's as another machine would, then what goes wrong."""
