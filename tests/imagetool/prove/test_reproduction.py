@@ -63,8 +63,8 @@ def test_what_is_planted_is_found(copied: Path) -> None:
     plant(
         copied,
         "imagetool/build/artifact.py",
-        "uuid=made.uuid,",
-        'uuid=made.uuid[:-2] + str(10 + abs(__import__("time").timezone) // 3600),',
+        "uuid=built.uuid,",
+        'uuid=built.uuid[:-2] + str(10 + abs(__import__("time").timezone) // 3600),',
     )
     said = found(copied, "time zone", "uid")
     assert "file /.rootdisk/env: changed: owner " in said
