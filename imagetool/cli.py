@@ -74,6 +74,7 @@ def parser() -> Parser:
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
 
     def command(name: str, words: str, *examples: str, parents: tuple[Parser, ...] = ()) -> Parser:
+        """Add a command with its examples."""
         shown = "\n".join(("examples:", *(f"  imagetool {name} {example}" for example in examples)))
         return commands.add_parser(
             name, parents=[common, *parents], help=words, description=f"{words[0].upper()}{words[1:]}.", epilog=shown

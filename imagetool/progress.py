@@ -61,6 +61,7 @@ class _Bars:
         self._tasks: dict[str, TaskID] = {}
 
     def step(self, what: str) -> Progress:
+        """Return the progress of the step `what`."""
         return lambda done, total: self._show(what, done, total)
 
     def _show(self, what: str, done: int, total: int) -> None:
@@ -77,6 +78,7 @@ class _Bars:
                 del self._began[what]
 
     def close(self) -> None:
+        """Remove the bars."""
         if self._rich is not None:
             self._rich.stop()
 

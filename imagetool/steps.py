@@ -77,5 +77,5 @@ _KINDS: dict[str, type[Receipt]] = {
 
 
 def receipt_is_whole(task: object, values: object, path: str) -> bool:
-    """Whether a receipt is as it was written, and of this version."""
+    """Return whether a receipt is as it was written, and of this version."""
     return uptodate.receipt_is_whole(task, values, path, _KINDS[Path(path).stem])

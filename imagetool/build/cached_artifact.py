@@ -91,6 +91,7 @@ def prune(place: Reference, options: RegistryOptions, keep: int | None, *, delet
     ):
 
         def children(digest: Digest) -> list[Digest]:
+            """Return what an index lists; nothing for a manifest."""
             descriptor = repository.resolve(digest)
             if descriptor.media_type not in INDEX_TYPES:
                 return []

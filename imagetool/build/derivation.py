@@ -51,7 +51,7 @@ def settings(image: Image) -> dict[str, Any]:
 
 
 def inputs(image: Image, source: Digest, guest: Guest, compressor: Mapping[str, str]) -> dict[str, Any]:
-    """All inputs: the settings, the source's manifest digest, the guest's programs, the compressor's versions and level."""
+    """Return the inputs: the settings, the source's manifest digest, the guest's programs, the compressor's versions and level."""
     return {**settings(image), "source": str(source), "guest": guest.to_json(), "compressor": dict(compressor)}
 
 

@@ -172,7 +172,7 @@ def _release(indexes: list[tuple[str, TarIndex]]) -> Iterator[tuple[str, TarInde
 
 @contextlib.contextmanager
 def _no_cycles() -> Iterator[None]:
-    """Turn the garbage collector off: there are no cycles here, and it would visit every inode again and again."""
+    """Turn the garbage collector off: nothing here refers to itself, and it would visit every inode again and again."""
     was_on = gc.isenabled()
     gc.disable()
     try:

@@ -103,7 +103,7 @@ def check_disk(folder: Path, *, blobs: bool = False) -> KeptDisk:
 
     Raises:
         Damaged: a file is not what the receipt says, or the receipt belongs to another disk.
-        RootdiskError: there is no receipt.
+        RootdiskError: the receipt is missing.
     """
     receipt = load(folder / RECEIPT, DiskReceipt)
     if folder.resolve().name != receipt.key:

@@ -88,6 +88,7 @@ def publish_index(images: Sequence[Image], digests: Sequence[Digest], *, force: 
     for place in first.publish:
 
         def sign(descriptor: Descriptor, place: Reference = place) -> None:
+            """Sign the index."""
             if first.sign is not None:
                 with contextlib.closing(open_target(place, registry(first))) as target:
                     sign_published(first, place, target, descriptor)

@@ -77,7 +77,7 @@ def rm_command(options: argparse.Namespace) -> int:
             tags = target.tags()
             digest = reference.digest or tags.get(reference.tag)
             if digest is None:
-                raise BadInput(f"{printable(reference)}: there is no such tag", "see imagetool tags")
+                raise BadInput(f"{printable(reference)}: the tag does not exist", "see imagetool tags")
             others = sorted(tag for tag, named in tags.items() if named == digest and tag != reference.tag)
             if others and not options.force:
                 shown = printable(", ".join(others), 200)

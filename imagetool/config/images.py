@@ -203,10 +203,12 @@ def _image(image: Where, defaults: Where | None, *, command_line: bool = False) 
     places = [place for place in (defaults, image) if place is not None]
 
     def get(key: str, parse: Callable[[Where], T], default: T) -> T:
+        """Parse the image's value of `key`, else that of the defaults, else return `default`."""
         found = [place / key for place in places if key in place.table()]
         return parse(found[-1]) if found else default
 
     def table(key: str) -> dict[str, Where]:
+        """Return the table `key` of defaults and image, merged by name."""
         merged: dict[str, Where] = {}
         for place in places:
             if key in place.table():
@@ -216,6 +218,7 @@ def _image(image: Where, defaults: Where | None, *, command_line: bool = False) 
         return merged
 
     def items(key: str) -> list[Where]:
+        """Return the items of the lists `key`, the defaults' first."""
         return [item for place in places if key in place.table() for item in (place / key).items()]
 
     reference = get("source", values.a_reference, None)

@@ -55,6 +55,7 @@ class Where(NamedTuple):
 
     def _substituted(self, text: str, variables: Mapping[str, str]) -> Substituted:
         def value(found: re.Match[str]) -> str:
+            """Return what a ${…} stands for."""
             if found[0].startswith("$$"):
                 return found[0][1:]
             name, default = found["name"], found["default"]

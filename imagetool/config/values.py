@@ -66,6 +66,7 @@ def version(where: Where, source: Reference) -> str:
     text = where.string()
 
     def value(found: re.Match[str]) -> str:
+        """Return what a {…} stands for."""
         name = found[1]
         if name == "git":
             return _git(where)

@@ -114,6 +114,7 @@ class _Hashing:
         self.sha256 = hashlib.sha256()
 
     def write(self, data: bytes) -> int:
+        """Write, hash and count `data`."""
         self.sha256.update(data)
         return self.file.write(data)
 

@@ -46,7 +46,7 @@ class Dimension(NamedTuple):
 def reproduce(image: Image, described: Path, built: Digest, place: Path, kernels: Path) -> Iterator[str]:
     """Build `image` of the file `described` twice in `place`, and say what came of it, line by line.
 
-    RootdiskError where one of the two is not `built`, after the lines that say what differs and why; then both stay in
+    RootdiskError if one of the two is not `built`, after the lines that say what differs and why; then both stay in
     `place`. Kernel packages are taken from `kernels`.
     """
     if place.exists():
@@ -83,7 +83,7 @@ def reproduce(image: Image, described: Path, built: Digest, place: Path, kernels
 
 
 def _dimensions(described: Path) -> tuple[list[Dimension], list[tuple[str, str]]]:
-    """All that can be changed on this machine, and of the rest why not."""
+    """Return what can be changed on this machine, and of the rest why not."""
     tried = [
         Dimension("user name", {"USER": "somebody", "LOGNAME": "somebody", "HOME": "/nonexistent"}),
         Dimension("time zone", {"TZ": "<+14>-14"}),  # a name would need the package tzdata, and mean UTC without it
@@ -275,6 +275,7 @@ def _reverse_directories() -> None:
             self.close()
 
         def close(self) -> None:
+            """End the iteration."""
             self._found = iter(())
 
     os.scandir = Reversed  # type: ignore[assignment]

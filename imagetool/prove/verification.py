@@ -146,7 +146,7 @@ def _own_file(found: inspection.InspectedDisk, number: int, recorded: Mapping[st
 
 
 def _taken(found: inspection.InspectedDisk, path: str, digest: str, out: Path) -> Path:
-    """The file at `path` on the artifact's disk, as the file `out`; RootdiskError where it has not `digest`."""
+    """Write the file at `path` on the artifact's disk to `out`, and return `out`. RootdiskError if it does not have `digest`."""
     reader = found.reader
     with out.open("wb") as file:
         for data in inspection.content(reader, reader.lookup(path.encode(), follow=True)):
@@ -167,6 +167,7 @@ def _boot_files(published: PublishedArtifact, inputs: Mapping[str, Any], work: P
     _taken(inspection.InspectedDisk.of(published), "/.rootdisk/init", recorded["init"], work / "init")
 
     def blob(descriptor: Descriptor | None, file: str) -> Path | None:
+        """Write a blob of the artifact to a file; None if there is no such blob."""
         if descriptor is None:
             return None
         (work / file).write_bytes(read_blob(published.repository, descriptor, KERNEL_MAX_BYTES))

@@ -79,6 +79,7 @@ def _rounds(state: list[int]) -> list[int]:
     x = list(state)
 
     def quarter(a: int, b: int, c: int, d: int) -> None:
+        """Mix four words of the state."""
         for to, one, two, bits in ((b, a, d, 7), (c, b, a, 9), (d, c, b, 13), (a, d, c, 18)):
             total = (x[one] + x[two]) & _WORD
             x[to] ^= (total << bits | total >> (32 - bits)) & _WORD

@@ -51,6 +51,7 @@ def _builder(environment: Mapping[str, str]) -> tuple[str, str]:
     """Return the builder's id and the invocation's, from GitHub's or GitLab's variables."""
 
     def url(*names: str) -> str:
+        """Join variables to a URL; "" if one is missing or the result is not a plain URL."""
         words = [environment.get(name, "") for name in names]
         text = "/".join(word.strip("/") for word in words)
         return text if all(words) and _URL.match(text) else ""

@@ -25,14 +25,17 @@ class _Auth(oras.auth.TokenAuth):  # type: ignore[misc]
 
     @property
     def token(self) -> str | None:
+        """The current Authorization value, or None."""
         return self._auth.token
 
     def get_auth_header(self) -> dict[str, str]:
+        """Return the current Authorization header; {} if there is none."""
         return self._auth.get_auth_header()
 
     def authenticate_request(
         self, original: requests.Response, headers: dict[str, str], refresh: bool = False
     ) -> tuple[dict[str, str], bool]:
+        """Handle a response 401 or 403: return the headers for another try, and True."""
         return self._auth.authenticate_request(original, headers, refresh)
 
 

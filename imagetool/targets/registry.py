@@ -58,6 +58,7 @@ class RegistryTarget:
         """
 
         def once() -> bool:
+            """Ask with HEAD, else with GET."""
             try:
                 return self._has("HEAD", descriptor, {})
             except RegistryError as err:
@@ -178,7 +179,7 @@ class RegistryTarget:
             repository.close()
 
     def published(self) -> dict[str, float]:
-        """None: a registry records no times."""
+        """Return nothing: a registry records no times."""
         return {}
 
     def sweep(self) -> int:
@@ -193,6 +194,7 @@ class RegistryTarget:
         """
 
         def once() -> int:
+            """Delete it; return the status, 405 if it is still there."""
             with self.client.request("DELETE", f"manifests/{digest}", expect=(200, 202, 204, 404, 405)) as response:
                 status = int(response.status_code)
             if status == 404:  # already deleted, or deleting is not supported
@@ -210,6 +212,7 @@ class RegistryTarget:
         """Write a manifest. Return the digest of its subject if the registry has processed it, else ""."""
 
         def once() -> tuple[str, str]:
+            """Send it; return the digest and the subject of the answer."""
             headers = {"Content-Type": media_type}
             # The specification says 201. Some registries answer 200, or 202 before the manifest is visible.
             with self.client.request(

@@ -25,6 +25,7 @@ def _begin_upload(place: Reference, options: RegistryOptions) -> None:
     from rootdisk.registry.client import RegistryClient
 
     def once() -> str:
+        """Begin the upload; return its URL."""
         with client.request("POST", "blobs/uploads/", expect=(201, 202)) as response:
             return str(response.headers.get("Location", ""))
 

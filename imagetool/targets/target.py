@@ -73,6 +73,7 @@ def push_blobs(
     counted = Counted(report("publishing"), sum(descriptor.size for descriptor, _ in unique.values()))
 
     def push(descriptor: Descriptor, content: Content) -> None:
+        """Write one blob and count its bytes."""
         digest = descriptor.digest
         counted_content = content if isinstance(content, Path) else lambda: counted.pieces(digest, content())
         target.push_blob(descriptor, counted_content, mount=mount)

@@ -82,6 +82,7 @@ class Upload:
             return
 
         def once() -> tuple[str, str]:
+            """Return the range that is there, and the URL to go on with."""
             with self._client.request("GET", place, expect=(204,)) as response:
                 return response.headers.get("Range", ""), _location(response)
 

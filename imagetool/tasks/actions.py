@@ -41,6 +41,7 @@ def step(function: Callable[P, None]) -> Callable[P, TaskFailed | None]:
 
     @functools.wraps(function)
     def action(*args: P.args, **kwargs: P.kwargs) -> TaskFailed | None:
+        """Run the function."""
         try:
             function(*args, **kwargs)
         except RootdiskError as err:
@@ -159,6 +160,7 @@ def publish(places: Places, image: Image, force: bool = False) -> None:
     boot = boot_files(places, image)
 
     def gate(artifact: MadeArtifact) -> None:
+        """Check the artifact, if the image says so."""
         if image.check:
             from imagetool.tasks.check import check_before
 
