@@ -1,4 +1,7 @@
-"""A blob's bytes: a file, or a function that gives them from the start each time it is called, as an upload may be sent twice."""
+"""A blob's bytes: bytes, a file, or a function that gives them from the start each time it is called.
+
+An upload may be sent twice.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,16 @@ from pathlib import Path
 
 from rootdisk.errors import RootdiskError
 
-Content = Path | Callable[[], Iterator[bytes]]
+Content = bytes | Path | Callable[[], Iterator[bytes]]
 
 PIECE_BYTES = 1 << 20
 
 
 def pieces(content: Content) -> Iterator[bytes]:
-    """The bytes of `content`, from the start."""
+    """Yield the bytes of `content`, from the start."""
+    if isinstance(content, bytes):
+        yield content
+        return
     if not isinstance(content, Path):
         yield from content()
         return

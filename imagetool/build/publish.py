@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from imagetool.build.disk import registry
 from imagetool.build.published import find_published
 from imagetool.config.images import Image, Signing
-from imagetool.content import Content
-from imagetool.packing.manifest import Artifact, Blob
+from imagetool.packing.manifest import Artifact
 from imagetool.progress import Report, silent
 from imagetool.receipts import check_file
 from imagetool.targets.copy import copy_manifest, copy_referrers
@@ -99,14 +97,13 @@ def publish_index(images: Sequence[Image], digests: Sequence[Digest], *, force: 
     return indexes[0]
 
 
-def sign_published(image: Image, place: Reference, target: Target, descriptor: Descriptor) -> None:
+def sign_published(image: Image, place: Reference, target: Target, subject: Descriptor) -> None:
     """Sign an artifact before it is tagged, if the image says so: nobody sees the tag without the signature."""
     if image.sign is None:
         return
     from imagetool.signing.sign import Formats, attach_provenance, sign_digest
 
     default_name = f"{place.place}:{image.version}" if place.kind == "registry" else ""
-    subject = Descriptor(descriptor.media_type, descriptor.digest, descriptor.size)
     with contextlib.closing(open_repository(place, registry(image))) as repository:
         key, formats = signing_key(image.sign), cast("Formats", image.sign.format)
         name = image.sign.identity or default_name
@@ -156,28 +153,17 @@ def resolved_tag(repository: Repository, tag: str) -> Descriptor | None:
         return None
 
 
-def push(
-    artifact: Artifact,
-    target: Target,
-    tags: Sequence[str],
-    report: Report = silent,
-    *,
-    fixed: Sequence[str] = (),
-) -> None:
+def push(artifact: Artifact, target: Target, tags: Sequence[str], report: Report = silent) -> None:
     """Push the missing blobs, then the manifest.
 
     Raises:
         Damaged: a file has changed since it was made.
     """
-
-    def content(blob: Blob) -> Content:
-        return blob.data if isinstance(blob.data, Path) else partial(iter, [blob.data])
-
     try:
-        push_blobs(target, [(blob.descriptor, content(blob)) for blob in artifact.blobs], report=report)
+        push_blobs(target, artifact.blobs, report=report)
     except DigestMismatch:
         for blob in artifact.blobs:  # has one of our files changed?
             if isinstance(blob.data, Path):
                 check_file(blob.data, blob.descriptor.digest)
         raise
-    target.push_manifest(artifact.manifest, OCI_MANIFEST, tags, fixed=fixed)
+    target.push_manifest(artifact.manifest, OCI_MANIFEST, tags)

@@ -60,7 +60,7 @@ def _write(layout: Path, work: Path, platform: Platform) -> Digest:
             target.push_blob(descriptor, blobs / descriptor.digest.hex)  # a link
         raw = canonical_json(_config(platform, [diff_id for _, diff_id in written]))
         config = Descriptor(OCI_CONFIG, Digest.of(raw), len(raw))
-        target.push_blob(config, lambda: iter([raw]))
+        target.push_blob(config, raw)
         manifest = Manifest(OCI_MANIFEST, "", config, tuple(descriptor for descriptor, _ in written), {})
         return target.push_manifest(canonical_json(manifest.to_json()), OCI_MANIFEST, (TAG,))
 

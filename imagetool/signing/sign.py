@@ -10,16 +10,16 @@ import base64
 import contextlib
 import os
 from collections.abc import Iterator
-from functools import partial
 from typing import Literal
 
 import rootdisk
 from imagetool.signing.keys import SigningKey
+from imagetool.targets.attach import push_attached
 from imagetool.targets.copy import copy_manifest
 from imagetool.targets.layout import LayoutTarget
 from imagetool.targets.open import open_target
 from imagetool.targets.simple import push_simple
-from imagetool.targets.target import Target, push_blobs
+from imagetool.targets.target import Target
 from rootdisk.artifact.format import ARTIFACT_TYPE
 from rootdisk.artifact.published import PublishedArtifact
 from rootdisk.artifact.signatures import signatures_of, simple_manifest
@@ -27,13 +27,10 @@ from rootdisk.errors import BadInput, Unsupported
 from rootdisk.oci.documents import (
     INDEX_TYPES,
     MANIFEST_TYPES,
-    OCI_EMPTY,
-    OCI_MANIFEST,
     Descriptor,
     Digest,
     Index,
     Manifest,
-    canonical_json,
 )
 from rootdisk.oci.layout import REF_NAME
 from rootdisk.oci.reference import Reference, parse_reference
@@ -45,7 +42,6 @@ from rootdisk.trust.signatures import Claim, Format
 from rootdisk.trust.simple import PAYLOAD_TYPE, SIGNATURE, Payload
 
 Formats = Literal["bundle", "simple", "both"]
-_EMPTY = b"{}"
 _BLOB_MAX_BYTES = 1 << 44
 
 
@@ -202,15 +198,12 @@ def signed_statement(statement: Statement, key: SigningKey) -> Bundle:
 def push_bundle(target: Target, subject: Descriptor, bundle: Bundle, predicate_type: str) -> Digest:
     """Attach `bundle` to `subject`; the digest of the manifest that does so."""
     raw = bundle.to_json()
-    config = Descriptor(OCI_EMPTY, Digest.of(_EMPTY), len(_EMPTY))
     layer = Descriptor(BUNDLE_TYPE, Digest.of(raw), len(raw))
     annotations = {
         "dev.sigstore.bundle.content": "dsse-envelope",
         "dev.sigstore.bundle.predicateType": predicate_type,
     }
-    manifest = Manifest(OCI_MANIFEST, BUNDLE_TYPE, config, (layer,), annotations, subject)
-    push_blobs(target, [(config, partial(iter, [_EMPTY])), (layer, partial(iter, [raw]))])
-    return target.push_manifest(canonical_json(manifest.to_json()), OCI_MANIFEST, ("",))
+    return push_attached(target, subject, layer, raw, annotations)
 
 
 def _add_simple(repository: Repository, target: Target, subject: Digest, claim: Claim, key: SigningKey) -> None:
@@ -218,4 +211,4 @@ def _add_simple(repository: Repository, target: Target, subject: Digest, claim: 
     payload = Payload(claim.digest, claim.identity).to_json(f"imagetool {rootdisk.__version__}")
     signature = base64.b64encode(key.sign(payload)).decode()
     layer = Descriptor(PAYLOAD_TYPE, Digest.of(payload), len(payload), {SIGNATURE: signature})
-    push_simple(target, subject, [(layer, partial(iter, [payload]))], simple_manifest(repository, subject))
+    push_simple(target, subject, [(layer, payload)], simple_manifest(repository, subject))

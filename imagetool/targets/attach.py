@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
+from imagetool.content import Content
 from imagetool.packing.manifest import TITLE
 from imagetool.targets.open import open_target
-from imagetool.targets.target import push_blobs
+from imagetool.targets.target import Target, push_blobs
 from rootdisk.errors import BadInput
 from rootdisk.oci.documents import OCI_EMPTY, OCI_MANIFEST, Descriptor, Digest, Manifest, canonical_json
 from rootdisk.oci.reference import parse_reference
 from rootdisk.oci.repository import RegistryOptions
 from rootdisk.places import open_repository
 
-EMPTY = b"{}"
+_EMPTY = b"{}"
 
 
 def attach(name: str, file: Path, media_type: str, options: RegistryOptions | None = None) -> Digest:
@@ -36,10 +39,21 @@ def attach(name: str, file: Path, media_type: str, options: RegistryOptions | No
             size = stream.tell()
     except OSError as err:
         raise BadInput(f"cannot read {file}: {err.strerror}") from err
-    config = Descriptor(OCI_EMPTY, Digest.of(EMPTY), len(EMPTY))
     layer = Descriptor(media_type, digest, size, {TITLE: file.name})
-    subject_descriptor = Descriptor(subject.media_type, subject.digest, subject.size)
-    manifest = Manifest(OCI_MANIFEST, media_type, config, (layer,), {}, subject_descriptor)
     with contextlib.closing(open_target(reference, options)) as target:
-        push_blobs(target, [(config, lambda: iter([EMPTY])), (layer, file)])
-        return target.push_manifest(canonical_json(manifest.to_json()), OCI_MANIFEST, ("",))
+        return push_attached(target, subject, layer, file)
+
+
+def push_attached(
+    target: Target,
+    subject: Descriptor,
+    layer: Descriptor,
+    content: Content,
+    annotations: Mapping[str, str] = MappingProxyType({}),
+) -> Digest:
+    """Attach `layer` with its `content` to `subject`. Return the digest of the manifest, whose type is that of the layer."""
+    config = Descriptor(OCI_EMPTY, Digest.of(_EMPTY), len(_EMPTY))
+    plain = Descriptor(subject.media_type, subject.digest, subject.size)
+    manifest = Manifest(OCI_MANIFEST, layer.media_type, config, (layer,), annotations, plain)
+    push_blobs(target, [(config, _EMPTY), (layer, content)])
+    return target.push_manifest(canonical_json(manifest.to_json()), OCI_MANIFEST, ("",))

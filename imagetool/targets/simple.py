@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
 from imagetool.content import Content
 from imagetool.targets.target import Target, push_blobs
@@ -38,7 +37,7 @@ def push_simple(
     described = Descriptor(OCI_CONFIG, Digest.of(config), len(config))
     annotations = earlier.annotations if earlier is not None else {}
     manifest = Manifest(OCI_MANIFEST, "", described, tuple(layers), annotations)
-    push_blobs(target, [(described, partial(iter, [config])), *added], mount)
+    push_blobs(target, [(described, config), *added], mount)
     target.push_manifest(canonical_json(manifest.to_json()), OCI_MANIFEST, (signatures_tag(subject),))
 
 

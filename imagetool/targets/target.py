@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Protocol
 
 from imagetool.content import Content
@@ -75,7 +74,7 @@ def push_blobs(
     def push(descriptor: Descriptor, content: Content) -> None:
         """Write one blob and count its bytes."""
         digest = descriptor.digest
-        counted_content = content if isinstance(content, Path) else lambda: counted.pieces(digest, content())
+        counted_content = (lambda: counted.pieces(digest, content())) if callable(content) else content
         target.push_blob(descriptor, counted_content, mount=mount)
         counted.at(digest, descriptor.size)
 
