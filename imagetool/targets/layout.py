@@ -13,12 +13,12 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from imagetool.content import PIECE_BYTES, Content, pieces
-from imagetool.targets.target import tag_taken
+from imagetool.targets.target import manifest_digest, tag_taken
 from rootdisk.errors import BadInput, DigestMismatch
 from rootdisk.oci.documents import (
     INDEX_TYPES,
@@ -103,12 +103,10 @@ class LayoutTarget:
         Raises:
             BadInput: It is too large, index.json is full, or a tag in `fixed` names something else.
         """
-        digest = Digest.of(raw)
-        if len(raw) > MANIFEST_MAX_BYTES:
-            raise BadInput(f"manifest {digest}: {len(raw)} bytes are more than the {MANIFEST_MAX_BYTES} allowed")
+        digest = manifest_digest(raw)
         described = describe_manifest(raw, digest, f"oci:{self._path}", media_type)
         descriptor = Descriptor(media_type, digest, len(raw), artifact_type=described.artifact_type)
-        self.push_blob(descriptor, lambda: iter([raw]))
+        self.push_blob(descriptor, raw)
         if tags:
             with self._locked():
                 taken = self.tags()
@@ -120,13 +118,8 @@ class LayoutTarget:
 
     def tags(self) -> dict[str, Digest]:
         """Return every tag and the manifest that it names."""
-        repository = LayoutRepository(self._path)
-        try:
-            return {
-                tag: item.digest for item in repository.index().manifests if (tag := item.annotations.get(REF_NAME))
-            }
-        finally:
-            repository.close()
+        with contextlib.closing(LayoutRepository(self._path)) as listed:
+            return {tag: item.digest for item in listed.index().manifests if (tag := item.annotations.get(REF_NAME))}
 
     def published(self) -> dict[str, float]:
         """Return when each tag was written, seconds since 1970, as far as that is recorded."""
@@ -181,24 +174,14 @@ class LayoutTarget:
 
     def remove(self, digest: Digest) -> None:
         """Remove a manifest and everything attached to it from index.json. Blobs stay until `sweep`."""
-        with self._locked():
-            index = dict(self._read_index())
-            index["manifests"] = [item for item in index["manifests"] if not self._belongs_to(item, digest)]
-            _write(self._directory, "index.json", iter([canonical_json(index)]))
-
-    def _belongs_to(self, item: dict[str, Any], digest: Digest) -> bool:
-        """Return whether an entry is the manifest `digest` or is attached to it."""
-        if item["digest"] == str(digest):
-            return True
-        if item["mediaType"] != OCI_MANIFEST:
-            return False
-        with contextlib.closing(LayoutRepository(self._path)) as layout:
-            subject = Manifest.parse(layout.manifest(Digest.parse(item["digest"]))).subject
-        return subject is not None and subject.digest == digest
+        with self._locked(), contextlib.closing(LayoutRepository(self._path)) as layout:
+            index = self._read_index()
+            index["manifests"] = [item for item in index["manifests"] if not _belongs_to(layout, item, digest)]
+            _write(self._directory, "index.json", [canonical_json(index)])
 
     def _list(self, descriptor: Descriptor, tags: Sequence[str]) -> None:
         """Point `tags` to `descriptor` in index.json. Other entries and unknown fields are unchanged."""
-        index = dict(self._read_index())
+        index = self._read_index()
         moved = {tag for tag in tags if tag}
         kept = [
             item
@@ -219,15 +202,12 @@ class LayoutTarget:
         raw = canonical_json(index)
         if len(raw) > MANIFEST_MAX_BYTES:
             raise BadInput(f"oci:{self._path}: index.json is full", "write to another layout directory")
-        _write(self._directory, "index.json", iter([raw]))
+        _write(self._directory, "index.json", [raw])
 
     def _read_index(self) -> dict[str, Any]:
-        repository = LayoutRepository(self._path)
-        try:
-            repository.index()  # check every entry
-            return dict(parse_json(repository.index_json(), f"oci:{self._path}: index.json"))
-        finally:
-            repository.close()
+        with contextlib.closing(LayoutRepository(self._path)) as layout:
+            layout.index()  # check every entry
+            return dict(parse_json(layout.index_json(), f"oci:{self._path}: index.json"))
 
     def _prepare(self) -> None:
         """Create the missing parts of an empty layout. Refuse a directory with other files."""
@@ -242,8 +222,8 @@ class LayoutTarget:
             _make_directory(self._directory, "blobs")
             if "index.json" not in names:
                 empty = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": []}
-                _write(self._directory, "index.json", iter([canonical_json(empty)]))
-            _write(self._directory, "oci-layout", iter([json.dumps({"imageLayoutVersion": "1.0.0"}).encode()]))
+                _write(self._directory, "index.json", [canonical_json(empty)])
+            _write(self._directory, "oci-layout", [json.dumps({"imageLayoutVersion": "1.0.0"}).encode()])
         LayoutRepository(self._path).close()  # check the version
 
     @contextlib.contextmanager
@@ -274,6 +254,16 @@ class LayoutTarget:
             os.close(folder)
 
 
+def _belongs_to(layout: LayoutRepository, item: dict[str, Any], digest: Digest) -> bool:
+    """Return whether an entry is the manifest `digest` or is attached to it."""
+    if item["digest"] == str(digest):
+        return True
+    if item["mediaType"] != OCI_MANIFEST:
+        return False
+    subject = Manifest.parse(layout.manifest(Digest.parse(item["digest"]))).subject
+    return subject is not None and subject.digest == digest
+
+
 def _is_intact(folder: int, descriptor: Descriptor) -> bool:
     """Return whether the content of a blob matches its digest."""
     try:
@@ -295,7 +285,7 @@ def _make_directory(parent: int, name: str) -> bool:
     return True
 
 
-def _write(folder: int, name: str, content: Iterator[bytes]) -> None:
+def _write(folder: int, name: str, content: Iterable[bytes]) -> None:
     """Write the file `name` in `folder` atomically: temporary file, sync, rename, sync of the directory."""
     for stale in os.listdir(folder) if name != "index.json" else ():
         if stale.startswith(_PARTIAL):

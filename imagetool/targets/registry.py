@@ -10,13 +10,11 @@ from urllib.parse import urlencode
 
 from imagetool.content import Content
 from imagetool.targets.push_client import PushClient
-from imagetool.targets.target import tag_taken
+from imagetool.targets.target import manifest_digest, tag_taken
 from imagetool.targets.upload import Upload
 from rootdisk.errors import BadInput, DigestMismatch, RegistryError, Unsupported
 from rootdisk.oci.documents import (
-    INDEX_TYPES,
     MANIFEST_MAX_BYTES,
-    MANIFEST_TYPES,
     OCI_INDEX,
     OCI_MANIFEST,
     Descriptor,
@@ -108,9 +106,7 @@ class RegistryTarget:
         Raises:
             BadInput: It is too large, or a tag in `fixed` names something else.
         """
-        digest = Digest.of(raw)
-        if len(raw) > MANIFEST_MAX_BYTES:
-            raise BadInput(f"manifest {digest}: {len(raw)} bytes are more than the {MANIFEST_MAX_BYTES} allowed")
+        digest = manifest_digest(raw)
         for name in [tag for tag in tags if tag] or [str(digest)]:
             if name in fixed:
                 self._refuse_taken(name, digest)
@@ -142,15 +138,13 @@ class RegistryTarget:
         See distribution-spec 1.1, "Pushing Manifests with Subject".
         """
         tag = referrers_tag(subject)
-        repository = RegistryRepository(*self._place)
-        try:
-            listed = Index.parse(repository.manifest(repository.resolve(tag))).manifests
-        except RegistryError as err:
-            if err.status != 404:
-                raise
-            listed = ()
-        finally:
-            repository.close()
+        with contextlib.closing(RegistryRepository(*self._place)) as repository:
+            try:
+                listed = Index.parse(repository.manifest(repository.resolve(tag))).manifests
+            except RegistryError as err:
+                if err.status != 404:
+                    raise
+                listed = ()
         if all(item.digest != referrer.digest for item in listed):
             raw = canonical_json(Index(OCI_INDEX, (*listed, referrer), {}).to_json())
             self.push_manifest(raw, OCI_INDEX, (tag,))
@@ -172,11 +166,8 @@ class RegistryTarget:
                     raise BadInput(f"{self.client.name}: tag {printable(name, 128)!r} is not valid")
             match = _NEXT.match(headers.get("Link", ""))
             path = match[1] if match else ""
-        repository = RegistryRepository(*self._place)
-        try:
+        with contextlib.closing(RegistryRepository(*self._place)) as repository:
             return {name: repository.resolve(name).digest for name in names}
-        finally:
-            repository.close()
 
     def published(self) -> dict[str, float]:
         """Return nothing: a registry records no times."""
@@ -224,11 +215,10 @@ class RegistryTarget:
         stored, subject = self.client.retry().run(once)
         if stored != str(digest):
             # The header is optional before distribution-spec 1.1: read the manifest back.
-            accept = {"Accept": ", ".join((*MANIFEST_TYPES, *INDEX_TYPES))}
             retry = self.client.retry()
             while True:
                 try:
-                    present, _ = self.client.get(f"manifests/{name}", MANIFEST_MAX_BYTES, accept)
+                    present, _ = self.client.get(f"manifests/{name}", MANIFEST_MAX_BYTES, ACCEPT)
                     break
                 except RegistryError as err:
                     err.temporary |= err.status == 404

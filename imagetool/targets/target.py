@@ -12,7 +12,7 @@ from typing import Protocol
 from imagetool.content import Content
 from imagetool.progress import Counted, Report, silent
 from rootdisk.errors import BadInput
-from rootdisk.oci.documents import Descriptor, Digest
+from rootdisk.oci.documents import MANIFEST_MAX_BYTES, Descriptor, Digest
 
 UPLOADS = 4  # parallel uploads: registries need time to hash and store each blob
 
@@ -58,6 +58,14 @@ def tag_taken(name: str, found: Digest, wanted: Digest) -> BadInput:
         f"{name} is {found.short} already, and this is {wanted.short}",
         "raise the version, or move the tag with --force",
     )
+
+
+def manifest_digest(raw: bytes) -> Digest:
+    """Return the digest of a manifest or index that is to be written; BadInput if it is too large for readers."""
+    digest = Digest.of(raw)
+    if len(raw) > MANIFEST_MAX_BYTES:
+        raise BadInput(f"manifest {digest}: {len(raw)} bytes are more than the {MANIFEST_MAX_BYTES} allowed")
+    return digest
 
 
 def push_blobs(
