@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,6 +34,26 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(
             f"too little room: {place} has {free_gb} GB free, the tests need {needed} GB; set TMPDIR to another directory"
         )
+
+
+@pytest.fixture(autouse=True)
+def _process_as_before() -> Iterator[None]:
+    """Undo what a command that a test runs in this process leaves in it: variables, working directory, umask, signals.
+
+    `imagetool doit` sets all of them, as it otherwise has a process of its own.
+    """
+    variables, folder, umask = os.environ.copy(), Path.cwd(), os.umask(0o077)
+    os.umask(umask)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD)}
+    yield
+    for number, handler in handlers.items():
+        if signal.getsignal(number) is not handler:
+            signal.signal(number, handler)
+    os.umask(umask)
+    os.chdir(folder)
+    for name in os.environ.keys() - variables.keys():
+        del os.environ[name]
+    os.environ.update(variables)
 
 
 @pytest.fixture(scope="session")
