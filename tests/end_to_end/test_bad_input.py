@@ -31,11 +31,6 @@ def artifact(demo: str, tmp_path: Path) -> Path:
     return place
 
 
-@pytest.fixture
-def empty_runner(tmp_path: Path) -> Runner:
-    return Runner(tmp_path / "store")
-
-
 def blob(layout: Path, title: str) -> Path:
     """The blob with that title in the layout's artifact `1`."""
     listed = json.loads((layout / "index.json").read_bytes())["manifests"]

@@ -276,13 +276,10 @@ def test_a_user_s_program_and_what_options_say(artifact: str, runner: Runner) ->
 def test_process_1(artifact: str, runner: Runner) -> None:
     """A PID namespace of its own, which exec joins; /proc is that namespace's."""
     assert runner("boot", "-d", "--name", "first", "--pid1", artifact, "--", "--wait").returncode == 0
-    try:
-        said = runner("logs", "first").stdout
-        check(said, Context(host="first"), **{"process-1": "yes", "container": "rootdisk"})
-        check(runner("exec", "first", "/bin/probe").stdout, Context(host="first"))
-        assert runner("cp", "first:/proc/1/cmdline", "-").stdout.count("/bin/probe")
-    finally:
-        runner("rm", "-f", "first")
+    said = runner("logs", "first").stdout
+    check(said, Context(host="first"), **{"process-1": "yes", "container": "rootdisk"})
+    check(runner("exec", "first", "/bin/probe").stdout, Context(host="first"))
+    assert runner("cp", "first:/proc/1/cmdline", "-").stdout.count("/bin/probe")
 
 
 POWER_OFF, HALT, RESTART = "4321fedc", "cdef0123", "01234567"  # linux/reboot.h

@@ -125,15 +125,12 @@ def test_a_caller_gets_back_what_is_its_own(demo: str, runner: Runner, tmp_path:
         echo "$seen"
     """
     done = shell(runner, script, str(lock), str(away))
-    try:
-        assert (done.stdout, done.stderr) == ("caller\n", "")
-        with lock.open() as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        (machine,) = machines(runner, "caller")
-        for pid in (machine, rows(runner)["caller"]["pid"]):
-            assert os.readlink(f"/proc/{pid}/cwd") == "/"
-    finally:
-        runner("rm", "-f", "caller")
+    assert (done.stdout, done.stderr) == ("caller\n", "")
+    with lock.open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    (machine,) = machines(runner, "caller")
+    for pid in (machine, rows(runner)["caller"]["pid"]):
+        assert os.readlink(f"/proc/{pid}/cwd") == "/"
 
 
 def test_ignored_signals_stay_ignored(demo: str, runner: Runner) -> None:

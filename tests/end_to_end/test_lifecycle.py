@@ -330,27 +330,24 @@ def test_ports(demo: str, runner: Runner) -> None:
     low = () if os.geteuid() else ("-p", "127.9.8.7:1023:80")
     options = ("-d", "--name", "web", "-p", f"{port}:80", *low, "-u", "0", "--entrypoint", "python3")
     assert runner("boot", *options, demo, "--", "-c", server).returncode == 0
-    try:
 
-        def answer(address: tuple[str, int] = ("127.0.0.1", port)) -> bytes:
-            try:
-                with socket.create_connection(address, timeout=5) as connection:
-                    return connection.recv(100)
-            except OSError:
-                return b""
+    def answer(address: tuple[str, int] = ("127.0.0.1", port)) -> bytes:
+        try:
+            with socket.create_connection(address, timeout=5) as connection:
+                return connection.recv(100)
+        except OSError:
+            return b""
 
-        until(lambda: answer() == b"web\n", 30)
-        if low:
-            assert answer(("127.9.8.7", 1023)) == b"web\n"
-            (pid,) = machines(runner, "web")
-            status = Path(f"/proc/{pid}/status").read_text()
-            assert f"CapEff:\t{1 << 10:016x}" in status  # CAP_NET_BIND_SERVICE, and nothing else of root's
-        assert f"127.0.0.1:{port}->80/tcp" in runner("ps").stdout
-        done = runner.boot(demo, "true", "-p", f"{port}:80")
-        assert done.returncode == 125
-        assert f"port {port} is in use" in done.stderr
-    finally:
-        runner("rm", "-f", "web")
+    until(lambda: answer() == b"web\n", 30)
+    if low:
+        assert answer(("127.9.8.7", 1023)) == b"web\n"
+        (pid,) = machines(runner, "web")
+        status = Path(f"/proc/{pid}/status").read_text()
+        assert f"CapEff:\t{1 << 10:016x}" in status  # CAP_NET_BIND_SERVICE, and nothing else of root's
+    assert f"127.0.0.1:{port}->80/tcp" in runner("ps").stdout
+    done = runner.boot(demo, "true", "-p", f"{port}:80")
+    assert done.returncode == 125
+    assert f"port {port} is in use" in done.stderr
 
 
 def test_volumes(demo: str, runner: Runner, tmp_path: Path) -> None:

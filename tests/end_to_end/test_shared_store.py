@@ -6,18 +6,12 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from tests.support.commands import ROOT, Runner
 
 pytestmark = pytest.mark.vm
-
-
-@pytest.fixture
-def empty_runner(tmp_path: Path) -> Runner:
-    return Runner(tmp_path / "store")
 
 
 def test_ten_boots_at_once_of_one_name(demo: str, empty_runner: Runner) -> None:

@@ -97,17 +97,14 @@ def test_the_others(still: str, runner: Runner, arguments: tuple[str, ...], numb
 
 def test_output_that_nobody_reads(demo: str, runner: Runner) -> None:
     assert runner.boot(demo, "exec yes", "-d", "--name", "talks").returncode == 0
-    try:
-        for arguments in (("exec", "talks", "yes"), ("logs", "-f", "talks"), ("cp", "talks:/usr", "-")):
-            process = command(runner, *arguments)
-            until_it_waits(process)
+    for arguments in (("exec", "talks", "yes"), ("logs", "-f", "talks"), ("cp", "talks:/usr", "-")):
+        process = command(runner, *arguments)
+        until_it_waits(process)
+        process.send_signal(signal.SIGINT)
+        until(lambda one=process: one.poll() is not None or not is_pending(one, signal.SIGINT))  # type: ignore[misc]
+        if process.poll() is None:
             process.send_signal(signal.SIGINT)
-            until(lambda one=process: one.poll() is not None or not is_pending(one, signal.SIGINT))  # type: ignore[misc]
-            if process.poll() is None:
-                process.send_signal(signal.SIGINT)
-            process.wait(20)
-    finally:
-        runner("rm", "-f", "talks")
+        process.wait(20)
 
 
 @pytest.mark.parametrize("order", [pytest.param(("kill",), marks=pytest.mark.nightly), ("rm", "-f")])
@@ -191,18 +188,14 @@ def test_forty_commands_at_once(demo: str, runner: Runner) -> None:
     finally:
         for process in processes:
             process.kill()
-        runner("rm", "-f", "many")
 
 
 def test_a_command_that_cannot_start_ends_itself_only(demo: str, runner: Runner) -> None:
     assert runner.boot(demo, LOOP, "-d", "--name", "odd").returncode == 0
-    try:
-        done = runner("exec", "-u", "nobody-of-that-name", "odd", "true")
-        assert (done.returncode, done.stderr) == (125, "runner: the image has no user nobody-of-that-name\n")
-        done = runner("exec", "-w", "", "-e", "A=1", "-e", "A=2", "odd", "sh", "-c", "echo $A")
-        assert done.stdout == "2\n"
-        done = runner("exec", "odd", "echo", *(["x" * 100_000] * 3))
-        assert (done.returncode, "250,000 are the most" in done.stderr) == (125, True)
-        assert runner("exec", "odd", "sh", "-c", "echo ${#1}", "sh", "x" * 120_000).stdout == "120000\n"
-    finally:
-        runner("rm", "-f", "odd")
+    done = runner("exec", "-u", "nobody-of-that-name", "odd", "true")
+    assert (done.returncode, done.stderr) == (125, "runner: the image has no user nobody-of-that-name\n")
+    done = runner("exec", "-w", "", "-e", "A=1", "-e", "A=2", "odd", "sh", "-c", "echo $A")
+    assert done.stdout == "2\n"
+    done = runner("exec", "odd", "echo", *(["x" * 100_000] * 3))
+    assert (done.returncode, "250,000 are the most" in done.stderr) == (125, True)
+    assert runner("exec", "odd", "sh", "-c", "echo ${#1}", "sh", "x" * 120_000).stdout == "120000\n"
