@@ -19,7 +19,6 @@ from tests.support.commands import ROOT
 
 SECONDS = 2.0
 MEMORY_BYTES = 300 << 20
-_PROJECT = ROOT
 
 
 class Fault(NamedTuple):
@@ -83,6 +82,6 @@ def _fault(err: BaseException) -> Fault:
 def _place(err: BaseException) -> str:
     """The innermost frame of ours; for assertions of the tests, theirs."""
     frames = traceback.extract_tb(err.__traceback__)
-    ours = [one for one in frames if one.filename.startswith(str(_PROJECT)) and os.sep + ".venv" not in one.filename]
+    ours = [one for one in frames if one.filename.startswith(str(ROOT)) and os.sep + ".venv" not in one.filename]
     last = ours[-1] if ours else frames[-1]
-    return f"{os.path.relpath(last.filename, _PROJECT)}:{last.lineno} {last.name}"
+    return f"{os.path.relpath(last.filename, ROOT)}:{last.lineno} {last.name}"

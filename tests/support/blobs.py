@@ -7,7 +7,7 @@ from rootdisk.oci.documents import OCI_CONFIG, OCI_MANIFEST, Descriptor, Digest,
 from rootdisk.oci.reference import parse_reference
 from rootdisk.oci.repository import RegistryOptions
 
-DATA = bytes(range(256)) * 12_000  # 3 MB  # 3 MB
+DATA = bytes(range(256)) * 12_000  # 3 MB
 BLOB = Descriptor("application/octet-stream", Digest.of(DATA), len(DATA))
 EMPTY = Descriptor(OCI_CONFIG, Digest.of(b"{}"), 2)
 RAW = canonical_json(Manifest(OCI_MANIFEST, "", EMPTY, (BLOB,), {}).to_json())

@@ -8,9 +8,7 @@ from runner.channel.copies.stream import HELLO
 from tests.support.guests import END2, entry1, entry2
 
 Make = Callable[..., bytes]
-OUTSIDE = (
-    b"/outside"  # a link's target; the tests put a real path there  # a link's target; the tests put a real path there
-)
+OUTSIDE = b"/outside"  # a link's target; the tests put a real path there
 
 
 def escapes(e: Make, outside: bytes = OUTSIDE) -> dict[str, bytes]:
@@ -54,7 +52,7 @@ def escapes(e: Make, outside: bytes = OUTSIDE) -> dict[str, bytes]:
     }
 
 
-def escapes2(outside: bytes = OUTSIDE) -> dict[str, bytes]:
+def escapes2() -> dict[str, bytes]:
     """Those that version 2 has more."""
     e, root = entry2, entry2(b"d", b"")
     return {
@@ -76,4 +74,4 @@ def escapes2(outside: bytes = OUTSIDE) -> dict[str, bytes]:
 def hostile(outside: bytes = OUTSIDE) -> dict[str, bytes]:
     first = {f"1: {what}": stream for what, stream in escapes(entry1, outside).items()}
     second = {f"2: {what}": HELLO + stream + END2 for what, stream in escapes(entry2, outside).items()}
-    return first | second | {f"2: {what}": HELLO + stream for what, stream in escapes2(outside).items()}
+    return first | second | {f"2: {what}": HELLO + stream for what, stream in escapes2().items()}

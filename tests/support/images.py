@@ -43,7 +43,7 @@ def a_tar(name: str) -> bytes:
     return buffer.getvalue()
 
 
-TARS = [a_tar("one"), a_tar("two"), a_tar("one")]  # a layer that is there twice  # a layer that is there twice
+TARS = [a_tar("one"), a_tar("two"), a_tar("one")]  # a layer that is there twice
 
 
 def write_image(

@@ -394,7 +394,7 @@ def test_certificates_with_a_key_in_any_form(tmp_path: Path, case: str) -> None:
             load(tmp_path, '[image.a.tls]\nca = "ca.pem"')
 
 
-def test_the_command_line(tmp_path: Path) -> None:
+def test_the_command_line() -> None:
     from imagetool import cli
     from imagetool.commands.options import image_of
 

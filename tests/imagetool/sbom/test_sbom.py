@@ -85,7 +85,7 @@ def locators(value: dict[str, Any]) -> set[str]:
     return {ref["referenceLocator"] for package in value["packages"] for ref in package.get("externalRefs", ())}
 
 
-def test_spdx(disk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_spdx(disk: Path, tmp_path: Path) -> None:
     for name in ("a.spdx.json", "b.spdx.json"):
         assert main(["sbom", str(disk), "-o", str(tmp_path / name)]) == 0
     assert (tmp_path / "a.spdx.json").read_bytes() == (tmp_path / "b.spdx.json").read_bytes()

@@ -18,7 +18,6 @@ from tests.support.odd_images import AMD64, ARM64, Layout
 from tests.support.tars import END, file
 
 X86, ARM = Platform("linux", "amd64"), Platform("linux", "arm64")
-HERE = Path(__file__)
 
 
 def opened(name: str, platform: Platform = X86) -> SourceImage:

@@ -26,7 +26,7 @@ def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ROOTDISK_STORE", str(tmp_path / "store"))
 
 
-def test_saved_as_docker_does(tmp_path: Path) -> None:
+def test_saved_as_docker_does() -> None:
     path = login.config_path()
     login.save("registry.example:5000", ANN)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -47,7 +47,7 @@ def test_saved_as_docker_does(tmp_path: Path) -> None:
     assert not [name for name in os.listdir(path.parent) if name != path.name]
 
 
-def test_a_damaged_file_stays(tmp_path: Path) -> None:
+def test_a_damaged_file_stays() -> None:
     path = login.config_path()
     path.parent.mkdir(parents=True, exist_ok=True)
     for text in ("{", "[]", '{"auths": []}'):

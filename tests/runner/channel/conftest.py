@@ -13,7 +13,7 @@ from tests.support.guests import build_init, can_sanitize
 
 
 @pytest.fixture(scope="session")
-def init(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def init() -> Iterator[Path]:
     """The program, where every user can run it."""
     if not can_sanitize():
         pytest.skip("no gcc with sanitizers")

@@ -119,7 +119,7 @@ def test_only_files_are_replaced_by_files(here: Path, kind: str, nested: bool) -
     assert path.lstat().st_ino == before.st_ino
 
 
-def test_modes_and_times(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_modes_and_times(here: Path) -> None:
     stream = (
         entry1(b"d", b"", mode=0o6555, time=10**9)
         + entry1(b"f", b"a", mode=0o4755, time=(1 << 63) - 1)
@@ -255,7 +255,7 @@ def test_steps_are_as_safe_as_openat2(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("target", ["-", "new"])
 @pytest.mark.parametrize("stream", [b"", HELLO, HELLO + END2, HELLO[:3]])
-def test_nothing_is_no_copy(here: Path, stream: bytes, target: str, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+def test_nothing_is_no_copy(here: Path, stream: bytes, target: str) -> None:
     """A guest that sends nothing and says that all went well."""
     with pytest.raises(RootdiskError, match=r"sent nothing|in the middle"):
         command.copy_out(sends(stream).connect, "/x", target if target == "-" else str(here / target))

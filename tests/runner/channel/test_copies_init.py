@@ -275,9 +275,7 @@ def test_files_whose_size_says_nothing(init: Path, tmp_path: Path, direction: st
 
 
 @pytest.mark.parametrize("direction", ["out", "in"])
-def test_files_that_cannot_be_read(
-    init: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], direction: str
-) -> None:
+def test_files_that_cannot_be_read(init: Path, tmp_path: Path, direction: str) -> None:
     (tmp_path / "new").mkdir()
     with pytest.raises(RootdiskError, match="/proc/self/mem: "):
         copy(direction, init, "/proc/self/mem", f"{tmp_path}/new")

@@ -226,7 +226,7 @@ def test_archives_that_inflate(init: Path, tmp_path: Path, monkeypatch: pytest.M
         tracemalloc.stop()
 
 
-def test_many_members_take_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_members_take_no_memory() -> None:
     data = b"".join(archive(member(f"{n:06}"), end=False) for n in range(5000)) + bytes(1024)
     guest = FakeGuest(lambda argv: (HELLO, 0, b""))
     with guest.connect() as sock:

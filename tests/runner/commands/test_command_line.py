@@ -102,7 +102,7 @@ def test_errors_say_what_to_type(words: list[str], hint: str, capfd: pytest.Capt
     assert hint in said(capfd, *words)
 
 
-def test_ports_are_bound_first(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ports_are_bound_first() -> None:
     with socket.socket() as sock, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams:
         sock.bind(("127.0.0.1", 0))
         sock.listen()

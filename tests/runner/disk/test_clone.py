@@ -131,7 +131,7 @@ def test_a_rewrite_cut_off_can_be_done_again(base: Path, tmp_path: Path) -> None
     assert read(disk.path, EXTENT.offset, EXTENT.length) == new.data
 
 
-def test_no_reflink_is_one_clear_error(base: Path, tmp_path: Path) -> None:
+def test_no_reflink_is_one_clear_error(base: Path) -> None:
     """Where the file system has none; nothing is left."""
     shm = Path("/dev/shm") / f"rootdisk-{os.getpid()}"
     shm.mkdir()

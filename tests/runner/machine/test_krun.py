@@ -63,7 +63,7 @@ def written(vm: Vm) -> str:
 
 
 @needs_compiler
-def test_every_call_in_order(fake: FakeKrun, machine: Machine, tmp_path: Path) -> None:
+def test_every_call_in_order(fake: FakeKrun, machine: Machine) -> None:
     vm = krun.start(machine)
     said, console = ended(vm)
     assert b"from the guest\n" in said
@@ -123,7 +123,7 @@ FUNCTIONS = (
 
 @needs_compiler
 @pytest.mark.parametrize("function", FUNCTIONS)
-def test_every_failure_is_one_line(fake: FakeKrun, machine: Machine, tmp_path: Path, function: str) -> None:
+def test_every_failure_is_one_line(fake: FakeKrun, machine: Machine, function: str) -> None:
     fake.fails(function, errno.EINVAL)
     vm = krun.start(machine)
     assert vm.wait(20) == "exit status 1"
@@ -135,7 +135,7 @@ def test_every_failure_is_one_line(fake: FakeKrun, machine: Machine, tmp_path: P
 
 
 @needs_compiler
-def test_no_kernel_is_said(fake: FakeKrun, machine: Machine, tmp_path: Path) -> None:
+def test_no_kernel_is_said(fake: FakeKrun, machine: Machine) -> None:
     fake.fails("krun_start_enter", errno.ENOENT)
     vm = krun.start(machine)
     assert vm.wait(20) == "exit status 1"
@@ -160,7 +160,7 @@ def test_an_old_library(machine: Machine, tmp_path: Path, monkeypatch: pytest.Mo
 @needs_compiler
 @needs_root
 @pytest.mark.root
-def test_it_ends_when_nobody_listens(fake: FakeKrun, machine: Machine, tmp_path: Path) -> None:
+def test_it_ends_when_nobody_listens(fake: FakeKrun, machine: Machine) -> None:
     """Also as another user, when no signal comes at the runner's death."""
     fake.plays("sleep")
     vm = krun.start(machine, USER)
@@ -222,7 +222,7 @@ def test_what_to_install(tmp_path: Path, release: str | None, hint: str) -> None
 
 
 @pytest.mark.nightly
-def test_the_real_library(machine: Machine, tmp_path: Path) -> None:
+def test_the_real_library(machine: Machine) -> None:
     """That all we call is there, and that a machine begins, where KVM works."""
     try:
         library = ctypes.CDLL(krun.LIBRARY)

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from rootdisk.artifact.format import SlotExtent
 from rootdisk.durable import atomic_write
 from rootdisk.errors import BadInput
 from rootdisk.oci.documents import Platform
@@ -32,7 +31,6 @@ from tests.support.sandboxes import spec_of
 
 CHUNK = 128 << 10
 MADE = small()
-SLOT = SlotExtent("slot", 0, 256 << 10)
 
 
 @pytest.fixture(scope="module")

@@ -80,7 +80,7 @@ def test_layers_of_an_artifact(demo: str) -> None:
     assert sum(run.length for run in found.runs if run.kind == s.SLOT) == 256 << 10
 
 
-def test_the_same_disk_is_the_same_page(drawn: Path, demo: str, tmp_path: Path) -> None:
+def test_the_same_disk_is_the_same_page(drawn: Path, demo: str) -> None:
     trace = str(drawn.with_name("trace"))
     argv = ["imagetool", "map", demo, "--against", demo, "--trace", trace]
     again = run(*argv, PYTHONHASHSEED="7", LC_ALL="C")
