@@ -154,9 +154,11 @@ def parse_json(raw: bytes) -> Any:
     """
 
     def refuse(constant: str) -> None:
+        """Refuse NaN and Infinity, which Python would read."""
         raise ValueError(f"holds {constant}, which is not JSON")
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        """Return an object's members; refuse a key that stands twice."""
         value = dict(pairs)
         if len(value) != len(pairs):
             raise ValueError("has a key twice")

@@ -68,7 +68,7 @@ def parse_signal(text: str) -> int:
     """Return the number of a signal: `TERM`, `SIGTERM`, `15`, `SIGRTMIN+3`, `RTMAX-1`. Case does not matter.
 
     Raises:
-        BadInput: There is no such signal.
+        BadInput: `text` is not a signal.
     """
     import signal  # loaded when it is needed: most commands name no signal
 

@@ -353,6 +353,7 @@ class ArtifactManifest(NamedTuple):
             )
 
         def one(media_type: str) -> Descriptor | None:
+            """Return the blob of a type, or None. BadInput: there are several."""
             blobs = [layer for layer in manifest.layers if layer.media_type == media_type]
             if len(blobs) > 1:
                 raise BadInput(f"artifact manifest: {len(blobs)} blobs of type {media_type}")

@@ -2,7 +2,7 @@
 
 The first of these counts: the file that the command line names, `$XDG_CONFIG_HOME/rootdisk/policy.json`,
 `/etc/rootdisk/policy.json`, `/etc/containers/policy.json`. A file that is there and cannot be read is an error. Without any
-of them there is no policy, and everything is accepted. Modules that understand policies are loaded if there is one.
+of them everything is accepted. Modules that understand policies are loaded if there is one.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def load(named: Path | None = None) -> Policy | None:
 
 
 def rule_for(reference: Reference, named: Path | None = None) -> Rule | None:
-    """Return what the policy of this host asks of `reference`; None if there is no policy, or it accepts anything.
+    """Return what the policy of this host asks of `reference`; None if it accepts anything, or none is set.
 
     Raises:
         BadInput: The policy or one of its keys cannot be read.

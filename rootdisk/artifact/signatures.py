@@ -22,7 +22,7 @@ SIGNATURES_MAX = 64  # of one manifest; each costs two requests and a check
 
 
 def signatures_of(repository: Repository, subject: Digest) -> Iterator[Found]:
-    """All signatures of `subject`: bundles, then simple ones.
+    """Yield the signatures of `subject`: bundles, then simple ones.
 
     Raises:
         BadInput: there are more than SIGNATURES_MAX, or the list of them is malformed or too long.
@@ -58,7 +58,7 @@ def _bundle(repository: Repository, subject: Digest, descriptor: Descriptor) -> 
 
 
 def simple_manifest(repository: Repository, subject: Digest) -> Manifest | None:
-    """The manifest of the simple signatures of `subject`, None if there is none."""
+    """Return the manifest of the simple signatures of `subject`, or None."""
     tag = signatures_tag(subject)
     try:
         descriptor = repository.resolve(tag)

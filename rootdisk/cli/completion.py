@@ -99,15 +99,19 @@ def _bash(program: str, top: Command, commands: list[Command]) -> Iterator[str]:
 
 def _zsh(program: str, top: Command, commands: list[Command]) -> Iterator[str]:
     def quoted(text: str) -> str:
+        """Quote a word for the shell."""
         return "'" + text.replace("'", "'\\''") + "'"
 
     def words(text: str) -> str:
+        """Escape what has a meaning in a specification of _arguments."""
         return text.replace("\\", "\\\\").replace("[", "\\[").replace("]", "\\]").replace(":", "\\:")
 
     def values(option: Option) -> str:
+        """Say how the value of an option is completed."""
         return f":{words(option.value)}:" + (f"({' '.join(option.choices)})" if option.choices else "_files")
 
     def specs(command: Command) -> Iterator[str]:
+        """Yield the specifications of a command's options for _arguments."""
         for option in command.options:
             if not option.flags:
                 yield quoted(("*" if option.repeats else "") + values(option))
@@ -138,9 +142,11 @@ def _zsh(program: str, top: Command, commands: list[Command]) -> Iterator[str]:
 
 def _fish(program: str, top: Command, commands: list[Command]) -> Iterator[str]:
     def quoted(text: str) -> str:
+        """Quote a word for the shell."""
         return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
     def line(condition: str, command: Command) -> Iterator[str]:
+        """Yield a line for each option of a command, valid under `condition`."""
         for option in command.options:
             flags = [f"-l {flag[2:]}" if flag.startswith("--") else f"-s {flag[1:]}" for flag in option.flags]
             choices = [f"-x -a {quoted(' '.join(option.choices))}"] if option.choices else []

@@ -73,6 +73,6 @@ def _argument(action: argparse.Action) -> str:
 
 
 def _text(text: str) -> str:
-    """Text that groff shows as it is."""
+    """Escape text, so that groff shows it unchanged."""
     text = re.sub(r"\s+", " ", text).replace("\\", "\\e").replace("-", "\\-").replace("…", "...").replace("×", "x")
     return f"\\&{text}" if text.startswith((".", "'")) else text

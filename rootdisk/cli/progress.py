@@ -41,6 +41,7 @@ def _bar(what: str) -> Iterator[Progress]:
     shown = start + QUIET_S - EVERY_S
 
     def show(done: int, total: int) -> None:
+        """Write the line, unless it was written just now."""
         nonlocal shown
         now = time.monotonic()
         if now - shown < EVERY_S or not done:

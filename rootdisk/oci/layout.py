@@ -168,7 +168,7 @@ def find(index: Index, name: str | Digest, where: str, describe: Callable[[Diges
     `describe` is called for a digest that index.json does not list.
 
     Raises:
-        BadInput: There is no such image, or there are several.
+        BadInput: The layout does not have the image, or has several.
     """
     if isinstance(name, Digest):
         return next((item for item in index.manifests if item.digest == name), None) or describe(name)

@@ -48,6 +48,7 @@ class Auth:
 
     @token.setter
     def token(self, value: str | None) -> None:
+        """Set the Authorization value; None forgets it."""
         self._value = value or ""
 
     def get_auth_header(self) -> dict[str, str]:
@@ -60,7 +61,7 @@ class Auth:
         """Handle a response 401 or 403: return the headers for another try, and True.
 
         Raises:
-            RegistryError: There is no answer to the challenge, or access is denied.
+            RegistryError: The challenge cannot be answered, or access is denied.
         """
         method = str(original.request.method)
         url, status = parse_url(original.url), original.status_code

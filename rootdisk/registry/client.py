@@ -141,6 +141,7 @@ class RegistryClient:
         """Return a small document of at most `max_bytes` and its headers, with retries."""
 
         def once() -> tuple[bytes, Mapping[str, str]]:
+            """Ask once."""
             with self.request("GET", path, expect=(200,), headers=headers) as response:
                 return read_bounded(response, max_bytes), response.headers
 

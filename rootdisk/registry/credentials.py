@@ -59,7 +59,7 @@ def find_credentials(registry: str, repository: str) -> Credentials | None:
             with path.open("rb") as stream:
                 raw = stream.read(FILE_MAX_BYTES + 1)
         except OSError as err:
-            # Missing, or in a home directory that we may not read: there are no credentials.
+            # Missing, or in a home directory that we may not read: nothing is saved.
             if required and not isinstance(err, FileNotFoundError):
                 raise BadInput(f"credentials {path}: {err.strerror}") from err
             continue
@@ -112,7 +112,7 @@ def server_of(registry: str) -> str:
 
 
 def helper_of(config: Mapping[str, Any], registry: str, path: Path) -> str:
-    """The helper that has a registry's secret, "" if the file itself has it."""
+    """Return the helper that has a registry's secret, "" if the file itself has it."""
     helpers = _mapping(config, "credHelpers", path)
     for key in _exact_first(helpers, registry):
         if _place(key)[0] == registry:
@@ -122,7 +122,7 @@ def helper_of(config: Mapping[str, Any], registry: str, path: Path) -> str:
 
 
 def keys_of(auths: Mapping[str, Any], registry: str) -> list[str]:
-    """The keys of `auths` that are for all of a registry."""
+    """Return the keys of `auths` that are for all of a registry."""
     return [key for key in auths if _place(key) == (registry, "")]
 
 

@@ -124,6 +124,7 @@ class _Watched:
         self._watch, self._reach, self._home = watch, reach, home
 
     def getresponse(self) -> Any:
+        """Return the response; waiting for its head has a deadline."""
         assert isinstance(self, HTTPConnection)
         response = self._watch.head(self)
         # Only after a response: an address that the name resolved to, but that is silent, need not be the registry.

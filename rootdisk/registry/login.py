@@ -25,7 +25,7 @@ PASSWORD_MAX = 64 << 10
 
 
 def parse_registry(text: str) -> str:
-    """The registry that `text` names, HOST or HOST:PORT; BadInput."""
+    """Return the registry that `text` names, HOST or HOST:PORT. BadInput if it is not one."""
     shown = f"{printable(text, 80)!r} is not a registry"
     name = text.removeprefix("https://").removesuffix("/v1/").removesuffix("/")
     if name in ("docker.io", "index.docker.io", "registry-1.docker.io"):
@@ -43,10 +43,14 @@ def check(registry: str, credentials: Credentials, options: RegistryOptions) -> 
     """Ask the registry whether it takes `credentials`. BadInput if it does not; RegistryError if it cannot be asked."""
 
     class GivenAuth(Auth):
+        """Answers with the credentials to check, not with saved ones."""
+
         def _credentials(self) -> Credentials | None:
             return credentials
 
     class Client(RegistryClient):
+        """Sends requests with the credentials to check."""
+
         def _make_auth(self, registry: str, repository: str) -> Auth:
             return GivenAuth(registry, repository, self.session, self.options)
 
@@ -62,7 +66,7 @@ def check(registry: str, credentials: Credentials, options: RegistryOptions) -> 
 
 
 def save(registry: str, credentials: Credentials) -> str:
-    """Save `credentials` for `registry`; where, in words."""
+    """Save `credentials` for `registry`; return where, in words."""
     path = config_path()
     with _locked(path):
         config = _read(path)
@@ -80,7 +84,7 @@ def save(registry: str, credentials: Credentials) -> str:
 
 
 def remove(registry: str) -> str:
-    """Remove what is saved for `registry`: where it was, in words; "" if there was nothing."""
+    """Remove what is saved for `registry`; return where it was, in words; "" if there was nothing."""
     path = config_path()
     if not path.exists():
         return ""
@@ -102,7 +106,7 @@ def remove(registry: str) -> str:
 
 
 def config_path() -> Path:
-    """The file that credentials are saved in."""
+    """Return the file that credentials are saved in."""
     if named := os.environ.get("REGISTRY_AUTH_FILE"):
         return Path(named).absolute()
     if folder := os.environ.get("DOCKER_CONFIG"):

@@ -74,6 +74,7 @@ class RegistryRepository:
         """A HEAD, which no registry counts as a pull; a GET if the registry knows no HEAD or does not say the digest."""
 
         def once() -> tuple[int, str]:
+            """Ask once; return the status and the digest header."""
             with self.client.request(
                 "HEAD", f"manifests/{name}", expect=(200, 404, 405, 501), headers=ACCEPT
             ) as response:

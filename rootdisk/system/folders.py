@@ -13,7 +13,7 @@ def user_folder(variable: str, below_home: str, alternative: str) -> Path:
     """Return the directory that the environment variable `variable` names, else `below_home` in the home directory.
 
     Raises:
-        BadInput: There is no home directory. The hint names `alternative`, another variable that can be set.
+        BadInput: The user has no home directory. The hint names `alternative`, another variable that can be set.
     """
     folder = named_folder(variable)
     if folder is not None:

@@ -189,6 +189,7 @@ def start(
     prctl = libc.prctl
 
     def become() -> None:
+        """Prepare the new process: signals, limits, user, and its end with this one."""
         reset_signals()
         if prepare is not None:
             prepare()

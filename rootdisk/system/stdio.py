@@ -90,17 +90,20 @@ class _Waiting(io.FileIO):
     """A standard descriptor that waits even if it is non-blocking. Errors of standard error are ignored: nobody can see them."""
 
     def readinto(self, buffer: Any) -> int:
+        """Read into `buffer`, after waiting for input."""
         while (count := super().readinto(buffer)) is None:
             _wait(self.fileno(), select.POLLIN)
         return count
 
     def readall(self) -> bytes:
+        """Read to the end."""
         data, piece = bytearray(), bytearray(1 << 16)
         while count := self.readinto(piece):
             data += piece[:count]
         return bytes(data)
 
     def write(self, data: Any) -> int:
+        """Write what fits, after waiting for room."""
         try:
             while (count := super().write(data)) is None:
                 _wait(self.fileno(), select.POLLOUT)

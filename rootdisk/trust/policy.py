@@ -80,7 +80,7 @@ class Policy(NamedTuple):
 
 
 def _candidates(reference: Reference) -> Iterator[str]:
-    """Scopes that cover `reference`, the most specific first, "" last."""
+    """Yield the scopes that cover `reference`, the most specific first, "" last."""
     if reference.path is not None:
         path = reference.path.absolute().resolve()
         if reference.tag:

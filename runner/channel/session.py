@@ -68,6 +68,7 @@ class _Signals:
         self._lived = True
 
     def signal(self, number: int, _: object) -> None:
+        """Forward a signal, or end this process, as the class says."""
         if number == signal.SIGWINCH and self._size != (size := window()):
             self._size = size  # the window was resized
         elif number == signal.SIGQUIT and not self._lived and (self._given or self._has_quit):
@@ -89,6 +90,7 @@ class _Signals:
         return self._has_terminal and not _has_terminal()
 
     def alarm(self, *_: object) -> None:
+        """End this process: the time after a signal is over, and it was not a SIGINT to a sandbox that still talks."""
         number, self._last = self._last, None
         self._given.clear()
         if number is not None and not (number == signal.SIGINT and self._lived):

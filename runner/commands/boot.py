@@ -121,7 +121,7 @@ def _print_names(options: argparse.Namespace, names: list[str]) -> None:
 
 
 def _flags(options: argparse.Namespace) -> set[str]:
-    """The option strings of boot, such as `--name`; empty if they are not needed."""
+    """Return the option strings of boot, such as `--name`; empty if they are not needed."""
     from rootdisk.cli.arguments import subparsers
     from runner.parser import parser
 

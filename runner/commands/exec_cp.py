@@ -66,6 +66,7 @@ def _connection(name: str, stack: contextlib.ExitStack) -> Callable[[], socket.s
     is_started = state.running
 
     def connected() -> socket.socket:
+        """Connect to the keeper, which is started first if need be."""
         nonlocal is_started
         if not is_started:
             from runner.sandbox import visit

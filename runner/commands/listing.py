@@ -161,6 +161,7 @@ def _label(wanted: str) -> Callable[[Row], bool]:
     name, equals, value = wanted.partition("=")
 
     def has(row: Row) -> bool:
+        """Return whether a row has the label."""
         labels = dict(row.spec.labels) if isinstance(row, State) else {}
         return name in labels and (not equals or labels[name] == value)
 

@@ -108,6 +108,7 @@ class _Writer:
         self._at_start = {messages.STDOUT: True, messages.STDERR: True}
 
     def write(self, piece: Piece) -> None:
+        """Write a piece to its stream, or keep it for the array."""
         stream = "stderr" if piece.kind == messages.STDERR else "stdout"
         if self._rows is not None:
             text = piece.data.decode("utf-8", "replace")
@@ -124,10 +125,12 @@ class _Writer:
             self._at_start[piece.kind] = line.endswith(b"\n")
 
     def flush(self) -> None:
+        """Flush both streams."""
         for stream in (sys.stdout, sys.stderr):
             stream.buffer.flush()
 
     def close(self) -> None:
+        """Print the array."""
         if self._rows is not None:
             write_rows(self._rows)
 

@@ -38,6 +38,7 @@ def stop(sandboxes: Sequence[State], seconds: int) -> dict[str, RootdiskError]:
     seconds = min(seconds, 0xFFFF_FFFF)  # this is for ever already
 
     def order(state: State) -> None:
+        """Give a running sandbox the order to stop."""
         if state.running:
             orders.give(state, messages.frame_number(messages.STOP, seconds))
 
@@ -159,6 +160,7 @@ def _end(sandboxes: Sequence[SandboxState]) -> dict[str, RootdiskError]:
     running = [sandbox for sandbox in sandboxes if sandbox.running]
 
     def order(sandbox: SandboxState) -> None:
+        """Give the order to end; a keeper that does not answer is killed later."""
         with contextlib.suppress(Busy):
             orders.give(sandbox, messages.frame(messages.KILL))
 

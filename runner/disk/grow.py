@@ -58,10 +58,12 @@ class _Base(NamedTuple):
 
     @property
     def groups(self) -> int:
+        """The number of groups."""
         return group_count(self.blocks)
 
     @property
     def table_blocks(self) -> int:
+        """The number of blocks of a group's inode table."""
         return self.inodes_per_group // f.INODES_PER_BLOCK
 
     @property
@@ -70,6 +72,7 @@ class _Base(NamedTuple):
         return len(self.descriptors) // BLOCK
 
     def descriptor(self, group: int) -> bytes:
+        """Return the descriptor of a group as stored."""
         return self.descriptors[group * DESC_SIZE : (group + 1) * DESC_SIZE]
 
 

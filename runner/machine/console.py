@@ -40,7 +40,7 @@ def power_of(text: bytes) -> int | None:
 
 
 def tail(path: Path) -> list[str]:
-    """Return the last lines of a log, at most TAIL_BYTES, made safe to show. Return [] if there is no log."""
+    """Return the last lines of a log, at most TAIL_BYTES, made safe to show; [] without a log."""
     data = _end(path, TAIL_BYTES)
     if len(data) < TAIL_BYTES:
         data = _end(path.with_name(f"{path.name}.old"), TAIL_BYTES - len(data)) + data

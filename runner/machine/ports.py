@@ -31,7 +31,7 @@ def check(forwards: Iterable[tuple[str, str, int, int]]) -> None:
 
 
 def are_low(forwards: Iterable[Forward]) -> bool:
-    """Whether one of the ports is open to root alone."""
+    """Return whether one of the ports is open to root alone."""
     try:
         with open(_UNPRIVILEGED, encoding="ascii") as file:
             first = int(file.read(16))

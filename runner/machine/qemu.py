@@ -45,7 +45,7 @@ class Handles(NamedTuple):
 
     @property
     def all(self) -> list[int]:
-        """All descriptors."""
+        """The descriptors that QEMU inherits."""
         named = (
             self.channel,
             self.console,
@@ -106,6 +106,7 @@ def start(machine: Machine, folder: Path, user: process.User | None = None) -> V
     with contextlib.ExitStack() as ours, contextlib.ExitStack() as helpers:
 
         def inherit(path: Path, flags: int) -> int:
+            """Open a file for QEMU to inherit; this process closes it at the end."""
             fd = open_file(path, flags)
             ours.callback(os.close, fd)
             return fd

@@ -102,7 +102,7 @@ def _is_address(text: str) -> bool:
 
 
 def _packed(text: str) -> bytes:
-    """An address's bytes, without its interface; b"" if it is none."""
+    """Return an address's bytes, without its interface; b"" if it is not an address."""
     try:
         return socket.inet_pton(socket.AF_INET6 if ":" in text else socket.AF_INET, text.partition("%")[0])
     except (OSError, ValueError):
@@ -110,7 +110,7 @@ def _packed(text: str) -> bytes:
 
 
 def _is_reachable(text: str) -> bool:
-    """Whether an address means the same to a guest as to its host."""
+    """Return whether an address means the same to a guest as to its host."""
     data = _packed(text)
     if len(data) == 4:
         return data[0] not in (0, 127)

@@ -93,6 +93,8 @@ def install(filter_: bytes) -> None:
     """
 
     class Program(ctypes.Structure):
+        """struct sock_fprog, linux/filter.h."""
+
         _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_char_p))
 
     libc = ctypes.CDLL(None, use_errno=True)

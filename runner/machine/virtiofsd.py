@@ -171,6 +171,7 @@ def _prepared(share: Share, file: Path) -> Callable[[], None]:
     confine = confined(share.rights)
 
     def prepare() -> None:
+        """Mount the share, then install the filter."""
         if mount is not None:
             mount()
         confine()
@@ -194,10 +195,12 @@ def _bound(path: Path, place: Path, read_only: bool) -> Callable[[], None]:
     attributes = (ctypes.c_uint64 * 4)(_MOUNT_ATTR_RDONLY)  # struct mount_attr: attr_set first
 
     def check(result: int) -> None:
+        """Raise OSError if a call has failed."""
         if result:
             raise OSError(ctypes.get_errno(), "cannot mount it")
 
     def prepare() -> None:
+        """Mount `source` at `target`, read-only if asked."""
         check(libc.unshare(_CLONE_NEWNS | (_CLONE_NEWUSER if uid else 0)))
         if uid:
             Path("/proc/self/setgroups").write_text("deny")

@@ -24,7 +24,7 @@ LOST = "runner: {} bytes of output are missing here: the host's disk was full\n"
 
 
 def time_frames(seconds: float) -> bytes:
-    """The two frames that hold a time."""
+    """Return the two frames that hold a time."""
     value = int(seconds * 1000)
     parts = (value >> 24 & 0xFFFFFF, value & 0xFFFFFF)
     return b"".join(HEADER.pack(0, STDOUT, part >> 16, part & 0xFFFF) for part in parts)

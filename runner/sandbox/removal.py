@@ -17,7 +17,7 @@ _DIGEST_MIN = 8  # characters of a digest that name an artifact
 
 
 def find(store: Store, text: str, platform: str | None) -> list[Image]:
-    """The artifacts that `text` means: a name, all platforms of it; or a digest, all names of it. BadInput if none."""
+    """Return the artifacts that `text` means: a name, all platforms of it; or a digest, all names of it. BadInput if none."""
     known = [image for image in images(store) if platform is None or image.platform == platform]
     digest = text.removeprefix("sha256:").lower()
     if len(digest) >= _DIGEST_MIN and not set(digest) - set("0123456789abcdef"):
@@ -34,7 +34,7 @@ def find(store: Store, text: str, platform: str | None) -> list[Image]:
 
 
 def remove(store: Store, chosen: list[Image], *, force: bool) -> tuple[list[str], int]:
-    """Remove names, and what no other name and no sandbox needs: what was done, in lines, and the bytes freed.
+    """Remove names, and what no other name and no sandbox needs; return what was done, in lines, and the bytes freed.
 
     BadInput if a sandbox needs one of them and not `force`.
     """
@@ -74,7 +74,7 @@ def _refuse_used(store: Store, chosen: list[Image]) -> None:
 
 
 def _remove(store: Store, digest: str) -> int:
-    """Remove what the hex digest names, unless a sandbox needs it or somebody uses it just now: the bytes that it took."""
+    """Remove what the hex digest names, unless a sandbox needs it or somebody uses it just now; return the freed bytes."""
     paths = [store.root / "disks" / f"{digest}.raw", store.root / "disks" / f"{digest}.chunks"]
     freed = 0
     with contextlib.suppress(Busy), store.removing(digest):

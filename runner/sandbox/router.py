@@ -85,17 +85,17 @@ class Router:
 
     @property
     def held(self) -> int:
-        """All buffered bytes."""
+        """The number of buffered bytes."""
         return len(self._decoder) + len(self._out) + sum(client.held for client in self.clients)
 
     @property
     def is_ready(self) -> bool:
-        """Whether the program has started."""
+        """Return whether the program has started."""
         return self._is_ready
 
     @property
     def is_over(self) -> bool:
-        """Whether the sandbox has to end."""
+        """Return whether the sandbox has to end."""
         return self.status is not None or self.error is not None or self.is_killed or self.left
 
     # Clients

@@ -208,6 +208,7 @@ def _texts(value: object) -> dict[str, str]:
 
 def _text(max_chars: int) -> Check:
     def check(value: object) -> str:
+        """Return `value` if it is a short enough string."""
         if not isinstance(value, str) or len(value) > max_chars or "\0" in value:
             raise ValueError("is not a string of allowed length")
         return value
@@ -217,6 +218,7 @@ def _text(max_chars: int) -> Check:
 
 def _whole(low: int, high: int) -> Check:
     def check(value: object) -> int:
+        """Return `value` if it is a whole number in the range."""
         if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
             raise ValueError(f"is not a number from {low} to {high}")
         return value
@@ -256,6 +258,7 @@ def _named_digest(value: object) -> str:
 
 def _one_of(*words: str) -> Check:
     def check(value: object) -> str:
+        """Return `value` if it is one of the words."""
         if value not in words:
             raise ValueError(f"is not one of {', '.join(words)}")
         return str(value)
@@ -271,6 +274,7 @@ def _rows(*checks: Check) -> Check:
     """Check a list of lists: one check for each column."""
 
     def check(value: object) -> tuple[tuple[Any, ...], ...]:
+        """Return `value` as tuples, each column checked."""
         if not isinstance(value, list) or not all(isinstance(row, list) and len(row) == len(checks) for row in value):
             raise ValueError(f"is not a list of lists of {len(checks)}")
         return tuple(tuple(each(item) for each, item in zip(checks, row, strict=True)) for row in value)

@@ -145,6 +145,7 @@ def _missing(store: Store, fd: int, data: list[Chunk], damaged: Path) -> list[Ch
         return data
 
     def provide(chunk: Chunk) -> bool:
+        """Return whether the partial file has the chunk, if need be copied from another disk."""
         return _holds(fd, chunk) or (chunk.sha256 in places and _copy(*places[chunk.sha256], fd, chunk))
 
     from rootdisk.system.threads import pool_of

@@ -108,6 +108,7 @@ class Store:
         partial = self.disk(digest).with_suffix(".partial")
 
         def progress() -> object:
+            """Return a value that changes while the partial file grows."""
             with contextlib.suppress(FileNotFoundError):
                 info = partial.lstat()
                 return info.st_mtime_ns, info.st_blocks

@@ -54,7 +54,7 @@ _TIME_MAX_S = 1 << 40
 
 
 def write_tar(incoming: Incoming, out: BinaryIO, root: bytes, notes: Notes) -> None:
-    """All of `incoming` as a tar archive, in a directory `root`."""
+    """Write `incoming` as a tar archive, in a directory `root`."""
     written = 0
     for entry in incoming:
         name = root + b"/" + entry.name if entry.name else root
@@ -124,6 +124,7 @@ class _Member(tarfile.TarInfo):
 
     @classmethod
     def fromtarfile(cls, archive: tarfile.TarFile) -> _Member:
+        """Read the next header. ReadError instead of an end: it is damaged, or has no end mark."""
         # What TarFile.next calls in every version; updates of Python 3.11 and 3.13 have stopped calling frombuf.
         try:
             return super().fromtarfile(archive)
@@ -158,6 +159,7 @@ class _Bounded:
         self.left = _HEADERS_MAX_BYTES
 
     def read(self, count: int) -> bytes:
+        """Read up to `count` bytes."""
         data = self._file.read(count)
         self.left -= len(data)
         if self.left < 0:

@@ -31,6 +31,7 @@ def _ended_by_signals() -> Iterator[None]:
     """SIGTERM and SIGHUP end this process as Ctrl-C does: at once, and what is half written is removed."""
 
     def end(number: int, _: object) -> None:
+        """End this process with the status of a signal."""
         raise SystemExit(128 + number)
 
     before = {one: signal.signal(one, end) for one in process.heard(signal.SIGTERM, signal.SIGHUP)}

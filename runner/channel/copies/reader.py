@@ -59,6 +59,7 @@ class _Reader:
         self._notes = notes
 
     def send(self, follow: bool) -> None:
+        """Send the source, and if it is a directory everything in it."""
         if self._put(None, self._source, b"", follow) != DIRECTORY:
             return
         try:
@@ -73,7 +74,7 @@ class _Reader:
             os.close(root)
 
     def _send_below(self, beneath: Beneath) -> None:
-        """Everything in the root, a directory before what is in it, and sorted."""
+        """Send everything in the root, a directory before what is in it, and sorted."""
         levels = [(b"", self._list(beneath, b""))]
         while levels:
             folder, names = levels[-1]
@@ -164,7 +165,7 @@ class _Reader:
 
 
 def _is_unsized(fd: int, info: os.stat_result) -> bool:
-    """Whether the size may say nothing, as in /proc and /sys. Else a file without blocks is empty or one hole."""
+    """Return whether the size may say nothing, as in /proc and /sys. Else a file without blocks is empty or one hole."""
     if not info.st_size:
         return True
     return not info.st_blocks and info.st_size <= _UNSIZED_STEP_BYTES and find_extents(fd, info.st_size) != []

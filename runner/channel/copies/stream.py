@@ -53,7 +53,7 @@ class Entry(NamedTuple):
 
 
 def is_name(name: bytes) -> bool:
-    """Whether `name` is a path that stays below where it begins, and that Linux takes."""
+    """Return whether `name` is a path that stays below where it begins, and that Linux takes."""
     return len(name) <= NAME_MAX_BYTES and b"\0" not in name and all(map(_is_part, name.split(b"/")))
 
 
@@ -62,7 +62,7 @@ def _is_part(part: bytes) -> bool:
 
 
 def is_device(major: int, minor: int) -> bool:
-    """Whether Linux has devices of these numbers; include/linux/kdev_t.h."""
+    """Return whether Linux has devices of these numbers; include/linux/kdev_t.h."""
     return 0 <= major < 1 << 12 and 0 <= minor < 1 << 20
 
 
@@ -92,12 +92,12 @@ class Incoming:
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing has come at all."""
+        """Return whether nothing has come at all."""
         return self.version == 1 and not self._begun
 
     @property
     def has_root(self) -> bool:
-        """Whether an entry has come."""
+        """Return whether an entry has come."""
         return self._order.began
 
     def __iter__(self) -> Iterator[Entry]:
@@ -201,6 +201,7 @@ class _Order:
         self._names = 0
 
     def check(self, entry: Entry) -> None:
+        """Refuse an entry that does not follow the ones before it."""
         if not self.began:
             self.began = True
             if entry.name:
@@ -241,7 +242,7 @@ class Outgoing:
         self.version = version
 
     def takes(self, kind: bytes) -> bool:
-        """Whether the guest's init knows entries of this kind."""
+        """Return whether the guest's init knows entries of this kind."""
         return self.version > 1 or kind in (FILE, DIRECTORY, LINK)
 
     def put(self, entry: Entry) -> None:

@@ -26,7 +26,7 @@ class _Refused(Exception):
 
 
 def write_files(incoming: Incoming, place: Place, notes: Notes) -> None:
-    """All of `incoming` at `place`. RootdiskError if it cannot go on; what single files lack is in `notes`."""
+    """Write `incoming` at `place`. RootdiskError if it cannot go on; what single files lack is in `notes`."""
     with Beneath(place.directory) as beneath:
         writer = _Writer(place, beneath, notes)
         for entry in incoming:
@@ -75,6 +75,7 @@ class _Writer:
             self._notes.failure(path, err.strerror or "cannot be written")
 
     def write(self, entry: Entry, incoming: Incoming) -> None:
+        """Write an entry below the place."""
         path = b"/".join(filter(None, (self._place.name, entry.name)))
         if not path:
             return  # the directory that the user named; it stays as it is
@@ -100,7 +101,7 @@ class _Writer:
             os.rename(temporary, last, src_dir_fd=directory, dst_dir_fd=directory)
 
     def _is_there(self, directory: int, name: bytes, kind: bytes) -> bool:
-        """Whether nothing is to be done, as there is a directory or FIFO; _Refused if what is there is of another kind."""
+        """Return whether the directory or FIFO exists already; _Refused if something of another kind does."""
         try:
             mode = os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode
         except FileNotFoundError:
@@ -110,7 +111,7 @@ class _Writer:
         return kind in (DIRECTORY, FIFO)
 
     def _write_file(self, entry: Entry, incoming: Incoming, directory: int, name: bytes) -> bool:
-        """Whether it is whole."""
+        """Write a file and return whether it is complete."""
         fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=directory)
         try:
             for offset, piece in incoming.data:
