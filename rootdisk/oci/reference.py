@@ -8,6 +8,7 @@ kinds follow containers-transports(5): `oci:DIR:TAG`, `oci-archive:FILE:TAG`, `d
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from pathlib import Path
@@ -20,6 +21,7 @@ from rootdisk.text import printable
 Kind = Literal["registry", "oci", "oci-archive", "docker-archive", "docker-daemon", "tar"]
 
 DOCKER_HUB = "docker.io"
+HUB_NAMES = (DOCKER_HUB, "index.docker.io", "registry-1.docker.io")
 _PATH_KINDS = ("oci", "oci-archive", "docker-archive", "tar")
 _FILE_ENDINGS = (
     *(".tar", ".tgz", ".txz", ".tbz2", ".tzst", ".gz", ".xz", ".bz2", ".zst", ".zip"),
@@ -118,6 +120,19 @@ def _on_disk(kind: Kind, rest: str, text: str) -> Reference:
     return Reference(kind, tag=tag, digest=digest, path=Path(path))
 
 
+def registry_of(text: str) -> str:
+    """Return the registry that `text` names, HOST or HOST:PORT. Docker Hub's other names are not taken.
+
+    Raises:
+        BadInput: `text` is not a registry.
+    """
+    with contextlib.suppress(BadInput):
+        registry = parse_reference(f"{text}/name").registry
+        if registry.lower() == text.lower():
+            return registry
+    raise BadInput(f"{printable(text, 80)!r} is not a registry", "write HOST or HOST:PORT, as registry.example:5000")
+
+
 def is_tag(text: str) -> bool:
     """Return whether `text` is a valid tag; distribution-spec, "Pulling manifests"."""
     return bool(re.match(_TAG, text))
@@ -143,7 +158,7 @@ def _named(kind: Kind, name: str, text: str) -> Reference:
         registry, path = first, remainder
     else:
         registry, path = DOCKER_HUB, rest
-    if registry in ("index.docker.io", "registry-1.docker.io"):
+    if registry in HUB_NAMES:
         registry = DOCKER_HUB
     repository, colon, tag = path.partition(":")
     if registry == DOCKER_HUB and "/" not in repository:

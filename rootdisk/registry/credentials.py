@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from rootdisk.errors import BadInput, RegistryError
 from rootdisk.oci.documents import parse_json
-from rootdisk.oci.reference import DOCKER_HUB
+from rootdisk.oci.reference import DOCKER_HUB, HUB_NAMES
 from rootdisk.system import process
 from rootdisk.system.folders import home, named_folder
 from rootdisk.text import printable
@@ -24,7 +24,6 @@ FILE_MAX_BYTES = 1 << 20
 HELPER_TIMEOUT_S = 60  # a helper may ask the user to unlock a key ring
 
 _HUB_KEY = "https://index.docker.io/v1/"  # the key of Docker Hub in files of docker login
-_HUB_NAMES = ("docker.io", "index.docker.io", "registry-1.docker.io")
 _HELPER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
 
 
@@ -142,7 +141,7 @@ def _place(key: str) -> tuple[str, str]:
     if text != key or namespace in ("v1", "v2"):
         namespace = ""
     host = host.lower()
-    return DOCKER_HUB if host in _HUB_NAMES else host, namespace
+    return DOCKER_HUB if host in HUB_NAMES else host, namespace
 
 
 def _inline(value: Mapping[str, Any], key: str, path: Path) -> Credentials | None:
@@ -165,36 +164,43 @@ def _inline(value: Mapping[str, Any], key: str, path: Path) -> Credentials | Non
 
 def _ask_helper(name: str, server: str, path: Path) -> Credentials | None:
     """Ask docker-credential-NAME. Protocol of docker-credential-helpers: the server on stdin, JSON on stdout."""
-    if not _HELPER.match(name):
-        raise BadInput(f"credentials {path}: {name!r:.80} is not a valid name of a credential helper")
     program = f"docker-credential-{name}"
-    try:
-        # Never show its stdout, not even after a failure: it may contain secrets.
-        done = process.run([program, "get"], stdin=server.encode(), timeout_s=HELPER_TIMEOUT_S)
-    except FileNotFoundError:
-        raise BadInput(
-            f"{program} is not installed, but {path} requires it", "install it, or remove it from that file"
-        ) from None
-    except OSError as err:
-        raise RegistryError(f"{program}: {type(err).__name__}", f"try it: echo {server} | {program} get") from None
+    hint = f"try it: echo {server} | {program} get"
+    done = run_helper(name, "get", server.encode(), path, hint)
     if done.status:
         if b"credentials not found" in done.out.lower():
             return None
-        raise RegistryError(
-            f"{program} failed with exit status {done.status}", f"try it: echo {server} | {program} get"
-        )
+        raise RegistryError(f"{program} failed with exit status {done.status}", hint)
     try:
         answer = parse_json(done.out, program, FILE_MAX_BYTES)
         username, secret = answer["Username"], answer["Secret"]
         if not isinstance(username, str) or not isinstance(secret, str):
             raise TypeError
     except (BadInput, KeyError, TypeError):
-        raise RegistryError(
-            f"{program} did not answer with valid JSON", f"try it: echo {server} | {program} get"
-        ) from None
+        raise RegistryError(f"{program} did not answer with valid JSON", hint) from None
     if username == "<token>":
         return Credentials("", identity_token=secret)
     return Credentials(username, secret) if username or secret else None
+
+
+def run_helper(name: str, order: str, stdin: bytes, path: Path, hint: str = "") -> process.Done:
+    """Give docker-credential-NAME, which the file `path` names, an order. Never show its input and output: secrets.
+
+    Raises:
+        BadInput: It is not installed, or `name` is not a helper's.
+        RegistryError: It cannot be started, or does not answer; `hint` says what to do.
+    """
+    if not _HELPER.match(name):
+        raise BadInput(f"credentials {path}: {name!r:.80} is not a valid name of a credential helper")
+    program = f"docker-credential-{name}"
+    try:
+        return process.run([program, order], stdin=stdin, timeout_s=HELPER_TIMEOUT_S)
+    except FileNotFoundError:
+        raise BadInput(
+            f"{program} is not installed, but {path} requires it", "install it, or remove it from that file"
+        ) from None
+    except OSError as err:
+        raise RegistryError(f"{program} {order}: {type(err).__name__}", hint) from None
 
 
 def _string(value: Mapping[str, Any], key: str, what: object) -> str:

@@ -11,12 +11,11 @@ from typing import Any
 from rootdisk.durable import atomic_write, read_file
 from rootdisk.errors import BadInput, RegistryError
 from rootdisk.oci.documents import parse_json
-from rootdisk.oci.reference import DOCKER_HUB, parse_reference
+from rootdisk.oci.reference import DOCKER_HUB, HUB_NAMES, registry_of
 from rootdisk.oci.repository import RegistryOptions
 from rootdisk.registry.challenges import Auth
 from rootdisk.registry.client import RegistryClient
-from rootdisk.registry.credentials import FILE_MAX_BYTES, HELPER_TIMEOUT_S, Credentials, helper_of, keys_of, server_of
-from rootdisk.system import process
+from rootdisk.registry.credentials import FILE_MAX_BYTES, Credentials, helper_of, keys_of, run_helper, server_of
 from rootdisk.system.folders import home
 from rootdisk.system.locks import held
 from rootdisk.text import printable
@@ -26,17 +25,8 @@ PASSWORD_MAX = 64 << 10
 
 def parse_registry(text: str) -> str:
     """Return the registry that `text` names, HOST or HOST:PORT. BadInput if it is not one."""
-    shown = f"{printable(text, 80)!r} is not a registry"
     name = text.removeprefix("https://").removesuffix("/v1/").removesuffix("/")
-    if name in ("docker.io", "index.docker.io", "registry-1.docker.io"):
-        return DOCKER_HUB
-    try:
-        registry_name = parse_reference(f"{name}/name").registry
-    except BadInput:
-        raise BadInput(shown, "write HOST or HOST:PORT, as registry.example:5000") from None
-    if registry_name.lower() != name.lower():
-        raise BadInput(shown, "write HOST or HOST:PORT, as registry.example:5000")
-    return registry_name.lower()
+    return DOCKER_HUB if name in HUB_NAMES else registry_of(name).lower()
 
 
 def check(registry: str, credentials: Credentials, options: RegistryOptions) -> None:
@@ -73,7 +63,7 @@ def save(registry: str, credentials: Credentials) -> str:
         helper = helper_of(config, registry, path)
         if helper:
             login = {"ServerURL": server_of(registry), "Username": credentials.username, "Secret": credentials.password}
-            _ask(helper, "store", json.dumps(login).encode())
+            _ask(helper, "store", json.dumps(login).encode(), path)
         auths = config.setdefault("auths", {})
         for key in keys_of(auths, registry):
             del auths[key]
@@ -93,7 +83,7 @@ def remove(registry: str) -> str:
         place = ""
         helper = helper_of(config, registry, path)
         if helper:
-            _ask(helper, "erase", server_of(registry).encode())
+            _ask(helper, "erase", server_of(registry).encode(), path)
             place = f"docker-credential-{helper}"
         auths = config.get("auths") or {}
         keys = keys_of(auths, registry)
@@ -144,14 +134,9 @@ def _write(path: Path, config: dict[str, Any]) -> None:
     atomic_write(path.resolve(), json.dumps(config, indent="\t").encode() + b"\n", 0o600)
 
 
-def _ask(helper: str, order: str, stdin: bytes) -> None:
-    """Give a credential helper an order. Neither its input nor its output is shown: both hold secrets."""
-    program = f"docker-credential-{helper}"
-    try:
-        done = process.run([program, order], stdin=stdin, timeout_s=HELPER_TIMEOUT_S)
-    except FileNotFoundError:
-        raise BadInput(f"{program} is not installed", f"install it, or remove it from {config_path()}") from None
-    except OSError as err:
-        raise RegistryError(f"{program} {order}: {type(err).__name__}") from None
+def _ask(helper: str, order: str, stdin: bytes, path: Path) -> None:
+    done = run_helper(helper, order, stdin, path)
     if done.status and not (order == "erase" and b"not found" in done.out.lower() + done.err.lower()):
-        raise RegistryError(f"{program} {order} ended with {done.status}", "see what it needs: is its key ring open?")
+        raise RegistryError(
+            f"docker-credential-{helper} {order} ended with {done.status}", "see what it needs: is its key ring open?"
+        )

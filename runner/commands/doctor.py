@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import errno
 import os
 import shutil
@@ -12,9 +11,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rootdisk.cli.rows import write_rows
-from rootdisk.errors import BadInput, RootdiskError
+from rootdisk.errors import RootdiskError
 from rootdisk.oci.documents import Platform
-from rootdisk.oci.reference import parse_reference
+from rootdisk.oci.reference import registry_of
 from rootdisk.oci.repository import RegistryOptions
 from rootdisk.system import process
 from rootdisk.text import one_line
@@ -43,7 +42,7 @@ class Line(NamedTuple):
 
 def doctor_command(options: argparse.Namespace) -> int:
     """Show what this machine can do for this user, and how to fix what is missing; return 1 if a needed check fails."""
-    registries = [_parse_registry(text) for text in options.registry]
+    registries = [registry_of(text) for text in options.registry]
     connection = RegistryOptions(plain_http=options.plain_http, ca_file=options.ca_file, read_timeout_s=10)
     lines = [*_machine(), *_store(), *(_registry(name, connection) for name in registries)]
     if options.json:
@@ -160,16 +159,6 @@ def _file_system(path: Path) -> str:
         if matches and len(mount) > best and (Path(mount) in (path, *path.parents)):
             best, kind = len(mount), fields[fields.index("-") + 1]
     return kind
-
-
-def _parse_registry(text: str) -> str:
-    """Return the registry that `text` names; BadInput if it is not one."""
-    registry = None
-    with contextlib.suppress(BadInput):
-        registry = parse_reference(f"{text}/name").registry
-    if registry is None or registry.lower() != text.lower():
-        raise BadInput(f"{text!r:.80} is not a registry", "write HOST or HOST:PORT, as registry.example:5000")
-    return registry
 
 
 def _registry(name: str, connection: RegistryOptions) -> Line:
