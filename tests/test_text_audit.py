@@ -21,8 +21,6 @@ SAFE_NAMES = {"digest", "short", "strerror"}  # hex digits of rootdisk.oci.docum
 # Function, and why its text is ours or the user's own.
 REVIEWED = {
     "rootdisk/cli/progress.py::_bar": "words of ours and numbers, and a reference that went through printable()",
-    "runner/commands/boot.py::_print_names": "a sandbox's name, which was checked",
-    "runner/commands/sandboxes.py::rename_command": "a sandbox's name, which was checked",
     "runner/commands/sandboxes.py::wait_command": "a number",
     "runner/commands/listing.py::_print": "lines of rootdisk/cli/table.py, which escapes",
     "runner/commands/login.py::login_command": "a path that went through printable()",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 
+from rootdisk.text import printable
+
 
 def write_rows(rows: Iterable[object]) -> int:
     """Print `rows` as a JSON array as they come, and return how many there were."""
@@ -14,3 +16,12 @@ def write_rows(rows: Iterable[object]) -> int:
         count += 1
     print("\n]" if count else "[]")
     return count
+
+
+def write_names(names: Iterable[str], *, as_json: bool) -> None:
+    """Print the names of what a command was done to: a line each, or as rows."""
+    if as_json:
+        write_rows({"name": name} for name in names)
+        return
+    for name in names:
+        print(printable(name))

@@ -8,6 +8,7 @@ import os
 import sys
 
 from rootdisk.artifact.format import CPUS_MAX, MEMORY_MAX_MIB, MEMORY_MIN_MIB
+from rootdisk.cli.rows import write_names
 from rootdisk.cli.sizes import size_text
 from rootdisk.errors import BadInput
 from rootdisk.oci.reference import parse_reference
@@ -42,7 +43,7 @@ def boot_command(options: argparse.Namespace) -> int:
     artifact = option_values.artifact(store, options)
     status = launch.launch(launch.create(store, artifact, _with_defaults(spec, artifact), records), store, counter)
     if options.detach:
-        _print_names(options, [name])
+        write_names([name], as_json=options.json)
     with contextlib.suppress(OSError):
         directory.sweep(store)
     return status
@@ -92,7 +93,7 @@ def _start(options: argparse.Namespace, store: Store, states: list[State], count
         status = status or exit_status
         started.append(state.name)
     if not options.attach:
-        _print_names(options, started)
+        write_names(started, as_json=options.json)
     return status
 
 
@@ -112,21 +113,13 @@ def _explain_network(store: Store, spec: Spec) -> None:
             marker.touch(mode=0o600)
 
 
-def _print_names(options: argparse.Namespace, names: list[str]) -> None:
-    if options.json:
-        option_values.write_json([{"name": name} for name in names])
-    else:
-        for name in names:
-            print(name)
-
-
 def _flags(options: argparse.Namespace) -> set[str]:
     """Return the option strings of boot, such as `--name`; empty if they are not needed."""
+    if "--" not in options.program:
+        return set()
     from rootdisk.cli.arguments import subparsers
     from runner.parser import parser
 
-    if "--" not in options.program:
-        return set()
     return set(subparsers(parser("boot"))["boot"]._option_string_actions)
 
 

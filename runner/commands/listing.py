@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rootdisk.cli.rows import write_rows
@@ -60,16 +60,15 @@ def images_command(options: argparse.Namespace) -> int:
     from runner.store.images import images  # with the artifact's format, which ps does not need
 
     rows = list(filter(_filter(options.filter, _IMAGE_FILTERS), images(Store.open())))
+    full_digest = options.no_trunc or options.digests
     if options.json:
         write_rows([row.to_json() for row in rows])
     elif options.quiet:
-        full_digest = options.no_trunc or options.digests
         _print(dict.fromkeys(f"sha256:{row.digest}" if full_digest else row.digest[:12] for row in rows))
     elif options.format and options.format != "table":
         _print(formatted(options.format, [_image_fields(row) for row in rows]))
     else:
         limit = 10_000 if options.no_trunc else REFERENCE_WIDTH
-        full_digest = options.no_trunc or options.digests
         lines = [
             (
                 shortened(printable(row.reference) if row.reference else "<none>", limit),
@@ -94,8 +93,8 @@ def age(seconds: float) -> str:
     return f"{max(int(seconds), 0)} s"
 
 
-def _print(lines: object) -> None:
-    for line in lines:  # type: ignore[attr-defined]
+def _print(lines: Iterable[str]) -> None:
+    for line in lines:
         print(line)
 
 

@@ -7,11 +7,10 @@ import json
 import os
 import re
 import socket
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from rootdisk import env_file
-from rootdisk.cli.rows import write_rows
 from rootdisk.cli.sizes import HINT, parse_size
 from rootdisk.errors import BadInput
 from rootdisk.ids import check_user
@@ -31,11 +30,6 @@ _HOST_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")  # sethostname(2): 6
 _FORWARD = re.compile(
     r"(?:([0-9]{1,3}(?:\.[0-9]{1,3}){3}|\[[0-9A-Fa-f:.]{2,45}\]):)?([0-9]{1,5}):([0-9]{1,5})(?:/(tcp|udp))?"
 )
-
-
-def write_json(rows: Iterable[object]) -> None:
-    """Print results as JSON, always as an array."""
-    write_rows(rows)
 
 
 def write_value(value: object) -> None:

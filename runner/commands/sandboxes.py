@@ -5,15 +5,15 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import re
 import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
-from rootdisk.cli.rows import write_rows
+from rootdisk.cli.rows import write_names, write_rows
 from rootdisk.errors import BadInput, Busy, RootdiskError
+from rootdisk.ids import parse_signal
 from rootdisk.text import error_text, printable
 from runner.channel import messages
 from runner.sandbox import directory, orders
@@ -82,7 +82,7 @@ def rename_command(options: argparse.Namespace) -> int:
 
     new = sandbox_name(options.new, "NEW")
     Sandbox.rename(directory.find(Store.open(), options.name), new)
-    write_rows([{"name": new}]) if options.json else print(new)
+    write_names([new], as_json=options.json)
     return 0
 
 
@@ -117,17 +117,12 @@ def _done(
     options: argparse.Namespace, sandboxes: Sequence[State | Unreadable], failed: dict[str, RootdiskError]
 ) -> int:
     """Print the names of the sandboxes without an error. Raise the last error, after printing the others."""
-    names = [sandbox.name for sandbox in sandboxes if sandbox.name not in failed]
-    if options.json:
-        write_rows([{"name": name} for name in names])
-    else:
-        for name in names:
-            print(printable(name))
-    *others, last = failed.values() if failed else (None,)
-    for err in others:
+    write_names((sandbox.name for sandbox in sandboxes if sandbox.name not in failed), as_json=options.json)
+    errors = list(failed.values())
+    for err in errors[:-1]:
         print(f"runner: {error_text(str(err))}", file=sys.stderr)
-    if last is not None:
-        raise last
+    if errors:
+        raise errors[-1]
     return 0
 
 
@@ -209,10 +204,7 @@ def _status(state: State, sock: socket.socket | None) -> int:
 
 
 def _signal(text: str) -> int:
-    name = text.upper().removeprefix("SIG")
-    if re.fullmatch("[0-9]{1,2}", name) and 0 < int(name) < signal.NSIG:
-        return int(name)
     try:
-        return signal.Signals[f"SIG{name}"].value
-    except KeyError as err:
-        raise BadInput(f"--signal {text!r:.40}", "write HUP, USR1, 15 or the like") from err
+        return parse_signal(text)
+    except BadInput as err:
+        raise BadInput(f"--signal {text!r:.40}", err.hint) from err

@@ -6,6 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
+from rootdisk.cli.rows import write_rows
 from rootdisk.errors import BadInput, RootdiskError
 from rootdisk.text import one_line, printable
 from runner.commands import options as option_values
@@ -22,7 +23,7 @@ def pull_command(options: argparse.Namespace) -> int:
     artifact = option_values.artifact(Store.open(), options, repair=True)
     counts = {"fetched": artifact.fetched, "reused": artifact.reused, "holes": artifact.holes}
     if options.json:
-        option_values.write_json([{"digest": str(artifact.digest), "disk": str(artifact.disk), **counts}])
+        write_rows([{"digest": str(artifact.digest), "disk": str(artifact.disk), **counts}])
         return 0
     print(artifact.digest)
     if not options.quiet:
@@ -45,7 +46,7 @@ def inspect_command(options: argparse.Namespace) -> int:
         for line in formatted(options.format, [document]):
             print(line)
     elif options.json:
-        option_values.write_json([document])
+        write_rows([document])
     else:
         option_values.write_value(document)
     return 0
@@ -60,7 +61,7 @@ def rmi_command(options: argparse.Namespace) -> int:
     chosen = [image for text in options.artifact for image in removal.find(store, text, platform)]
     actions, freed = removal.remove(store, list(dict.fromkeys(chosen)), force=options.force)
     if options.json:
-        option_values.write_json([{"done": line} for line in actions])
+        write_rows([{"done": line} for line in actions])
     else:
         for line in actions:
             print(line)
@@ -117,7 +118,7 @@ def prune_command(options: argparse.Namespace) -> int:
             warning = f"sandbox {name} cannot be read, so what it may need stays: {sandbox.reason}: {sandbox.remedy}"
             print(f"runner: {one_line(warning)}", file=sys.stderr)
     if options.json:
-        option_values.write_json([{"path": str(path), "bytes": size} for path, size in removed])
+        write_rows([{"path": str(path), "bytes": size} for path, size in removed])
     else:
         verb = "would free" if options.dry_run else "freed"
         print(f"{verb} {sum(size for _, size in removed) / 1e6:.1f} MB in {len(removed)} files")
@@ -138,7 +139,7 @@ def verify_command(options: argparse.Namespace) -> int:
     still_damaged = _repair_all(store, damages) if options.repair else damages
     if options.json:
         rows = [{"path": str(d.path), "what": d.what, "repaired": d not in still_damaged} for d in damages]
-        option_values.write_json([{"checked": checked, "damaged": rows}])
+        write_rows([{"checked": checked, "damaged": rows}])
     else:
         repaired = f", {len(damages) - len(still_damaged)} repaired" if options.repair else ""
         print(f"{checked} files, {len(damages)} damaged{repaired}")
