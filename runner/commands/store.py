@@ -55,10 +55,12 @@ def inspect_command(options: argparse.Namespace) -> int:
 def rmi_command(options: argparse.Namespace) -> int:
     """Remove artifacts from the store by name or digest."""
     from runner.sandbox import removal
+    from runner.store.images import images
 
     platform = str(option_values.platform(options)) if options.platform else None
     store = Store.open()
-    chosen = [image for text in options.artifact for image in removal.find(store, text, platform)]
+    known = images(store)
+    chosen = [image for text in options.artifact for image in removal.find(known, text, platform)]
     actions, freed = removal.remove(store, list(dict.fromkeys(chosen)), force=options.force)
     if options.json:
         write_rows([{"done": line} for line in actions])

@@ -100,9 +100,8 @@ def reopen(
     sandbox = Sandbox.open(state)
     try:
         artifact = StoredArtifact.kept(store, state.spec)
-        path = sandbox.folder / "records"
-        kept_records = [record for record in _read_records(path, state) if record[0] != "first"]
-        atomic_write(path, records.pack(kept_records), 0o600)
+        kept_records = [record for record in records_of(state) if record[0] != "first"]
+        atomic_write(sandbox.folder / "records", records.pack(kept_records), 0o600)
         extent = artifact.config.slot()
         settings = kept_records if replacement is None else replacement
         filled = slot.pack(guest_records.complete(settings, run or state.spec), extent.length)
@@ -116,14 +115,13 @@ def reopen(
 
 
 def records_of(state: State) -> list[Record]:
-    """Return the records for every start of a kept sandbox."""
-    return _read_records(state.folder / "records", state)
+    """Return the records for every start of a kept sandbox.
 
-
-def _read_records(path: Path, state: State) -> list[Record]:
-    """Return the records for every start of a kept sandbox."""
+    Raises:
+        RootdiskError: They cannot be read.
+    """
     try:
-        return records.unpack(read_file(path, SLOT_MAX_BYTES))
+        return records.unpack(read_file(state.folder / "records", SLOT_MAX_BYTES))
     except (OSError, ValueError) as err:
         why = err.strerror if isinstance(err, OSError) else err
         hint = "its disk can still be read with imagetool"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 
 from rootdisk.errors import BadInput, Busy
 from rootdisk.oci.reference import parse_reference
@@ -16,9 +17,9 @@ from runner.store.store import Store
 _DIGEST_MIN = 8  # characters of a digest that name an artifact
 
 
-def find(store: Store, text: str, platform: str | None) -> list[Image]:
-    """Return the artifacts that `text` means: a name, all platforms of it; or a digest, all names of it. BadInput if none."""
-    known = [image for image in images(store) if platform is None or image.platform == platform]
+def find(known: Sequence[Image], text: str, platform: str | None) -> list[Image]:
+    """Return those of `known` that `text` means: a name, all platforms of it; or a digest, all names of it. BadInput if none."""
+    known = [image for image in known if platform is None or image.platform == platform]
     digest = text.removeprefix("sha256:").lower()
     if len(digest) >= _DIGEST_MIN and not set(digest) - set("0123456789abcdef"):
         matching = [image for image in known if image.digest.startswith(digest)]
@@ -63,8 +64,9 @@ def remove(store: Store, chosen: list[Image], *, force: bool) -> tuple[list[str]
 
 
 def _refuse_used(store: Store, chosen: list[Image]) -> None:
+    sandboxes = list(directory.all_of(store)) if chosen else []
     for image in chosen:
-        for sandbox in directory.all_of(store):
+        for sandbox in sandboxes:
             name = printable(sandbox.name)
             if isinstance(sandbox, Unreadable):
                 raise Busy(f"sandbox {name} cannot be read, and may need it: {sandbox.reason}", sandbox.remedy)

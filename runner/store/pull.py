@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -154,7 +153,7 @@ def _present(store: Store, raw: bytes, platform: Platform, reference: Reference,
     """Return the artifact of the manifest `raw`, held, if all parts are in the store. With `repair`, none may be damaged."""
     roles = ArtifactManifest.parse(raw)
     boot = [role.digest for role in (roles.kernel, roles.initramfs) if role is not None]
-    manifest = Digest("sha256", hashlib.sha256(raw).hexdigest())
+    manifest = Digest.of(raw)
     digests = [digest.hex for digest in (manifest, roles.config.digest, *boot)]
     lease = store.lease(digests)
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import re
@@ -183,7 +182,6 @@ def _origin(store: Store, digest: str) -> Name | None:
     """Return the name of an artifact that the content of a hex digest belongs to."""
     for path in sorted((store.root / "names").iterdir()):
         name = read_name(path)
-        with contextlib.suppress(OSError, ValueError, RootdiskError):
-            if name is not None and digest in files_of(store, name):
-                return name
+        if name is not None and digest in files_of(store, name):
+            return name
     return None
