@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from rootdisk.errors import BadInput
@@ -19,6 +19,7 @@ VALUES_MAX = 400_000  # a manifest of 4 MiB has about 150,000; each takes up to 
 DEPTH_MAX = 64
 TEXT_MAX = 4096
 INTEGER_MAX = (1 << 63) - 1
+NOT_KNOWN = "not a field that is known here"
 _NO_NUL = r"[^\0]*"
 
 
@@ -109,6 +110,16 @@ class Fields(NamedTuple):
     def wrong(self, key: str, why: str) -> BadInput:
         """Return the error for a field that is not valid."""
         return BadInput(f"{self.what}: {key}: {why}", self.hint)
+
+    def only(self, known: Collection[str], why: str) -> None:
+        """Refuse a field that is not among `known`, because it could be the one that matters.
+
+        Raises:
+            BadInput: There is one; the message ends with `why`.
+        """
+        for key in self.value:
+            if key not in known:
+                raise self.wrong(printable(key, 80), why)
 
     def inner(self, key: str) -> Fields:
         """Return the object at `key`."""

@@ -7,13 +7,12 @@ transparency logs are not read: which key is believed is the policy's to say.
 from __future__ import annotations
 
 import base64
-import binascii
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from rootdisk.errors import BadInput, Unsupported
 from rootdisk.oci.documents import Digest, canonical_json
-from rootdisk.oci.fields import Fields, parse_value
+from rootdisk.oci.fields import NOT_KNOWN, Fields, parse_value
 
 BUNDLE_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
 _BUNDLE_TYPES = (BUNDLE_TYPE, "application/vnd.dev.sigstore.bundle+json;version=0.3")
@@ -50,23 +49,23 @@ class Bundle(NamedTuple):
             Unsupported: It is of another version, or cannot be checked with a public key.
         """
         value = Fields.of(parse_value(raw, "bundle", BUNDLE_MAX_BYTES), "bundle")
-        _only(value, _BUNDLE)
+        value.only(_BUNDLE, NOT_KNOWN)
         media_type = value.text("mediaType", limit=255)
         if media_type not in _BUNDLE_TYPES:
             raise Unsupported(f"bundle: mediaType {media_type!r:.120}", "only version 0.3 is read")
         if "messageSignature" in value.value or "dsseEnvelope" not in value.value:
             raise Unsupported("bundle: messageSignature", "only a dsseEnvelope says what it signs")
         material = value.inner("verificationMaterial")
-        _only(material, _MATERIAL)
+        material.only(_MATERIAL, NOT_KNOWN)
         if "publicKey" not in material.value:
             raise Unsupported("bundle: signed with a certificate", "only signatures of a key are checked")
         hint = material.inner("publicKey").text("hint", "")
         envelope = value.inner("dsseEnvelope")
-        _only(envelope, {"payload", "payloadType", "signatures"})
+        envelope.only({"payload", "payloadType", "signatures"}, NOT_KNOWN)
         signatures = list(envelope.objects("signatures", 1))
         if len(signatures) != 1:
             raise BadInput(f"bundle: {len(signatures)} signatures", "a bundle has exactly one")
-        _only(signatures[0], {"sig", "keyid"})
+        signatures[0].only({"sig", "keyid"}, NOT_KNOWN)
         return cls(
             envelope.text("payloadType", limit=255),
             _base64(envelope, "payload"),
@@ -144,15 +143,9 @@ class Statement(NamedTuple):
         )
 
 
-def _only(value: Fields, known: set[str]) -> None:
-    for key in value.value:
-        if key not in known:
-            raise value.wrong(key[:80], "not a field that is known here")
-
-
 def _base64(value: Fields, key: str) -> bytes:
     text = value.text(key, limit=_TEXT_MAX)
     try:
         return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
+    except ValueError:
         raise value.wrong(key, "not base64") from None

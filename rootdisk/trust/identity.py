@@ -34,9 +34,7 @@ class Identity(NamedTuple):
         if kind not in _FIELDS:
             raise value.wrong("type", f"{kind!r:.80} is not known: {', '.join(_FIELDS)}")
         names = _FIELDS[kind]
-        for key in value.value:
-            if key not in ("type", *names):
-                raise value.wrong(key[:80], f"not a field of {kind}")
+        value.only(("type", *names), f"not a field of {kind}")
         texts = [value.text(name, limit=1024) for name in names]
         if kind in ("exactReference", "exactRepository"):
             found = _reference(texts[0])

@@ -9,7 +9,6 @@ What is not exactly understood is an error, never left out: a field that is not 
 from __future__ import annotations
 
 import base64
-import binascii
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -52,9 +51,7 @@ class Policy(NamedTuple):
     def parse(cls, raw: bytes, where: str, folder: Path = Path("/")) -> Policy:
         """Parse a policy; relative paths of keys are below `folder`. BadInput names what is not understood."""
         value = Fields.of(parse_value(raw, where, POLICY_MAX_BYTES), where)
-        for key in value.value:
-            if key not in ("default", "transports"):
-                raise value.wrong(printable(key, 80), "not a field of a policy")
+        value.only(("default", "transports"), "not a field of a policy")
         default = tuple(_requirements(value, "default", folder))
         transports: dict[str, dict[str, tuple[Requirement, ...]]] = {}
         outer = Fields.of(value.value.get("transports", {}), f"{where}: transports")
@@ -115,10 +112,9 @@ def _scope(value: Fields, transport: str, scope: str) -> str:
 
 
 def _requirements(outer: Fields, key: str, folder: Path) -> Iterator[Requirement]:
-    shown = Fields(outer.value, outer.what)
-    if key not in shown.value:
+    if key not in outer.value:
         raise outer.wrong(key, "missing")
-    items = list(shown.objects(key, 100))
+    items = list(outer.objects(key, 100))
     if not items:
         raise outer.wrong(
             printable(key, 120) or '""', "no requirement in it: insecureAcceptAnything, reject or sigstoreSigned"
@@ -126,10 +122,10 @@ def _requirements(outer: Fields, key: str, folder: Path) -> Iterator[Requirement
     for item in items:
         kind = item.text("type", limit=80)
         if kind in ("insecureAcceptAnything", "reject"):
-            _known(item, {"type"}, kind)
+            item.only({"type"}, f"not a field of {kind} that is known")
             yield Requirement(kind)
         elif kind == "signedBy":
-            _known(item, {"type", *_SIGNED_BY}, kind)
+            item.only({"type", *_SIGNED_BY}, f"not a field of {kind} that is known")
             yield Requirement(kind)
         elif kind == "sigstoreSigned":
             yield _sigstore_signed(item, folder)
@@ -141,7 +137,7 @@ def _sigstore_signed(item: Fields, folder: Path) -> Requirement:
     for key in item.value:
         if key in _NOT_HERE:
             raise item.wrong(key, "certificates and transparency logs are not checked: name a key")
-    _known(item, {"type", "signedIdentity", *_KEYS}, "sigstoreSigned")
+    item.only({"type", "signedIdentity", *_KEYS}, "not a field of sigstoreSigned that is known")
     used_keys = [key for key in _KEYS if key in item.value]
     if len(used_keys) != 1:
         raise item.wrong(
@@ -156,15 +152,9 @@ def _sigstore_signed(item: Fields, folder: Path) -> Requirement:
         return Requirement("sigstoreSigned", tuple(folder / text for text in texts), (), identity)
     try:
         data = tuple(base64.b64decode(text, validate=True) for text in texts)
-    except (binascii.Error, ValueError):
+    except ValueError:
         raise item.wrong(key, "not base64") from None
     return Requirement("sigstoreSigned", (), data, identity)
-
-
-def _known(item: Fields, known: set[str], kind: str) -> None:
-    for key in item.value:
-        if key not in known:
-            raise item.wrong(printable(key, 80), f"not a field of {kind} that is known")
 
 
 ReadKey = Callable[[Path], bytes]

@@ -7,12 +7,11 @@ layer of the manifest that the tag `sha256-HEX.sig` names; the signature is an a
 from __future__ import annotations
 
 import base64
-import binascii
 from typing import NamedTuple
 
 from rootdisk.errors import BadInput
 from rootdisk.oci.documents import Digest, canonical_json
-from rootdisk.oci.fields import Fields, parse_value
+from rootdisk.oci.fields import NOT_KNOWN, Fields, parse_value
 
 PAYLOAD_TYPE = "application/vnd.dev.cosign.simplesigning.v1+json"
 SIGNATURE = "dev.cosignproject.cosign/signature"  # the annotation
@@ -62,13 +61,11 @@ def signature_of(text: str) -> bytes:
         if not text or len(text) > _SIGNATURE_MAX:
             raise ValueError
         return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
+    except ValueError:
         raise BadInput("simple signature: not base64") from None
 
 
 def _exactly(value: Fields, known: set[str]) -> None:
-    for key in value.value:
-        if key not in known:
-            raise value.wrong(key[:80], "not a field that is known here")
+    value.only(known, NOT_KNOWN)
     for key in known - value.value.keys() - {"optional"}:
         raise value.wrong(key, "missing")
