@@ -17,7 +17,7 @@ from rootdisk.oci.reference import registry_of
 from rootdisk.oci.repository import RegistryOptions
 from rootdisk.system import process
 from rootdisk.text import one_line
-from runner.machine import accelerator, backend, krun, passt, qemu, virtiofsd
+from runner.machine import accelerator, krun, passt, qemu, virtiofsd
 from runner.machine.packages import how_to_install
 from runner.store.store import Store
 
@@ -60,7 +60,7 @@ def _machine() -> Iterator[Line]:
         path = qemu.program(host)
         yield Line("qemu", True, f"{_version(path)}, {path}", needed=True)
     except RootdiskError as err:
-        yield Line("qemu", False, f"{err.message}: {backend.hint(host)}", needed=not krun.is_installed())
+        yield Line("qemu", False, str(err), needed=not krun.is_installed())
     if krun.is_installed():
         yield Line("libkrun", True, krun.library())
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 OS_RELEASE = Path("/etc/os-release")
@@ -23,8 +24,11 @@ _SINCE = {
 }
 
 
-def how_to_install(package: str, os_release: Path | None = None) -> str:
-    """Return the command that installs `package` here, or why there is none; all that are known for an unknown system."""
+def how_to_install(package: str | Mapping[str, str], os_release: Path | None = None) -> str:
+    """Return the command that installs `package` here, or why there is none; all that are known for an unknown system.
+
+    If its name differs, `package` has it for each of the systems.
+    """
     try:
         text = (os_release or OS_RELEASE).read_text("utf-8", "replace")
     except OSError:
@@ -32,10 +36,13 @@ def how_to_install(package: str, os_release: Path | None = None) -> str:
     fields = dict(re.findall(r'^(ID|ID_LIKE|VERSION_ID|PRETTY_NAME)="?([^"\n]*)"?$', text, re.MULTILINE))
     system = f"{fields.get('ID', '')} {fields.get('ID_LIKE', '')}"
     number = re.match(r"[0-9]{1,4}(?:\.[0-9]{1,4})?", fields.get("VERSION_ID", ""))
-    since, instead = _SINCE.get((package, fields.get("ID", "")), (0.0, ""))
-    if number and float(number[0]) < since:
-        if not instead:
-            return f"{fields.get('PRETTY_NAME', system)} has none that is new enough"
-        package = instead
-    known = [f"{command} {package}" for name, command in _INSTALL.items() if name in system]
-    return known[0] if known else "; ".join(f"{name}: {command} {package}" for name, command in _INSTALL.items())
+    if isinstance(package, str):
+        since, instead = _SINCE.get((package, fields.get("ID", "")), (0.0, ""))
+        if number and float(number[0]) < since:
+            if not instead:
+                return f"{fields.get('PRETTY_NAME', system)} has none that is new enough"
+            package = instead
+        package = dict.fromkeys(_INSTALL, package)
+    commands = {name: f"{command} {package[name]}" for name, command in _INSTALL.items()}
+    known = [command for name, command in commands.items() if name in system]
+    return known[0] if known else "; ".join(f"{name}: {command}" for name, command in commands.items())

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rootdisk.system import process
 from runner.machine.model import Forward, Helper
-from runner.machine.resolver import FORWARDER6
+from runner.machine.resolver import FORWARDER, FORWARDER6
 
 
 def is_usable() -> bool:
@@ -30,7 +30,7 @@ def command(forwards: Sequence[Forward], fd: int, ipv6: bool = False) -> list[st
     """Return passt's argv. `ipv6`: the host has IPv6 name servers only, so that the guest needs IPv6 to reach them."""
     argv = ["passt", "--foreground", "--quiet", "--fd", str(fd), *([] if ipv6 else ["--ipv4-only"])]
     argv += ["--dns-forward", FORWARDER6] if ipv6 else []
-    argv += ["--address", "10.0.2.15", "--netmask", "24", "--gateway", "10.0.2.2", "--dns-forward", "10.0.2.3"]
+    argv += ["--address", "10.0.2.15", "--netmask", "24", "--gateway", "10.0.2.2", "--dns-forward", FORWARDER]
     argv += ["--no-dhcp", "--no-map-gw"]
     for forward in forwards:
         option = "--tcp-ports" if forward.protocol == "tcp" else "--udp-ports"

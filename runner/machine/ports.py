@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import socket
 from collections.abc import Iterable
@@ -10,24 +11,35 @@ from collections.abc import Iterable
 from rootdisk.errors import BadInput
 from runner.machine.model import Forward
 
-_KINDS = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
+KINDS = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
 _UNPRIVILEGED = "/proc/sys/net/ipv4/ip_unprivileged_port_start"
 
 
 def check(forwards: Iterable[tuple[str, str, int, int]]) -> None:
     """Bind each port for a moment; BadInput says which is in use, or what it needs."""
-    for protocol, address, port, guest in forwards:
-        with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, _KINDS[protocol]) as sock:
-            if ":" in address:
-                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            if protocol == "tcp":
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that are ending do not count
-            try:
-                sock.bind((address, port))
-                if protocol == "tcp":
-                    sock.listen(1)
-            except OSError as err:
-                raise _explained(err, Forward(protocol, address, port, guest)) from err
+    for forward in itertools.starmap(Forward, forwards):
+        try:
+            listener(forward).close()
+        except OSError as err:
+            raise _explained(err, forward) from err
+
+
+def listener(forward: Forward) -> socket.socket:
+    """Bind the host's port; of an IPv6 address, not that of IPv4 ones with it."""
+    is_ipv6 = ":" in forward.address
+    sock = socket.socket(socket.AF_INET6 if is_ipv6 else socket.AF_INET, KINDS[forward.protocol])
+    try:
+        if is_ipv6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        if forward.protocol == "tcp":
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that are ending do not count
+        sock.bind((forward.address, forward.host))
+        if forward.protocol == "tcp":
+            sock.listen(128)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
 
 
 def are_low(forwards: Iterable[Forward]) -> bool:

@@ -27,7 +27,22 @@ from runner.machine.model import Machine, Vm
 PROGRAMS = {"amd64": "qemu-system-x86_64", "arm64": "qemu-system-aarch64"}
 KINDS = ("microvm", "q35")
 VERSION = 1  # of the file with the machine type
-PACKAGES = {"amd64": "qemu-system-x86", "arm64": "qemu-system-arm"}
+PACKAGES = {  # by the systems of packages.py
+    "amd64": {
+        "debian": "qemu-system-x86",
+        "fedora": "qemu-system-x86-core",
+        "arch": "qemu-system-x86",
+        "alpine": "qemu-system-x86_64",
+        "suse": "qemu-x86",
+    },
+    "arm64": {
+        "debian": "qemu-system-arm",
+        "fedora": "qemu-system-aarch64-core",
+        "arch": "qemu-system-aarch64",
+        "alpine": "qemu-system-aarch64",
+        "suse": "qemu-arm",
+    },
+}
 
 
 class Handles(NamedTuple):
@@ -63,14 +78,16 @@ def program(platform: Platform) -> str:
     """Return the path of QEMU for `platform`.
 
     Raises:
-        RootdiskError: It is not installed.
+        RootdiskError: It is not installed; the hint says how to install it.
     """
     name = PROGRAMS.get(platform.architecture)
     if name is None:
         raise RootdiskError(f"no QEMU machine for {platform}")
     path = process.find(name)
     if path is None:
-        raise RootdiskError(f"{name} is not installed", f"apt-get install {PACKAGES[platform.architecture]}")
+        from runner.machine.packages import how_to_install
+
+        raise RootdiskError(f"{name} is not installed", how_to_install(PACKAGES[platform.architecture]))
     return path
 
 

@@ -12,8 +12,7 @@ from pathlib import Path
 
 from rootdisk.system import process
 from runner.machine.model import Forward, Helper
-
-_KINDS = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
+from runner.machine.ports import KINDS, listener
 
 
 def serve(forwards: Sequence[Forward], user: process.User | None) -> tuple[tuple[Forward, ...], Helper | None]:
@@ -41,23 +40,7 @@ def serve(forwards: Sequence[Forward], user: process.User | None) -> tuple[tuple
     return (*(forward for forward in forwards if forward not in others), *inner), Helper(server, "IPv6 ports", False)
 
 
-def listener(forward: Forward) -> socket.socket:
-    """Bind a port of an IPv6 address, and not of IPv4 ones with it."""
-    sock = socket.socket(socket.AF_INET6, _KINDS[forward.protocol])
-    try:
-        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        if forward.protocol == "tcp":
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind((forward.address, forward.host))
-        if forward.protocol == "tcp":
-            sock.listen(128)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
-
-
 def _free_port(protocol: str) -> int:
-    with socket.socket(socket.AF_INET, _KINDS[protocol]) as sock:
+    with socket.socket(socket.AF_INET, KINDS[protocol]) as sock:
         sock.bind(("127.0.0.1", 0))
         return int(sock.getsockname()[1])

@@ -106,8 +106,17 @@ def program() -> str:
 
 def check_user(path: str) -> None:
     """Check that a user who is not root can run this virtiofsd; RootdiskError says what to do."""
-    if "--shared-dir" not in process.run([path, "--help"], timeout_s=process.PROBE_S).text and os.geteuid():
-        raise RootdiskError("--volume: this virtiofsd runs only as root", "install virtiofsd 1.0 or newer")
+    if os.geteuid() and _is_old(path):
+        raise _for_root_only()
+
+
+def _is_old(path: str) -> bool:
+    """Return whether a virtiofsd is older than 1.0: it has other options, and runs only as root."""
+    return "--shared-dir" not in process.run([path, "--help"], timeout_s=process.PROBE_S).text
+
+
+def _for_root_only() -> RootdiskError:
+    return RootdiskError("--volume: this virtiofsd runs only as root", "install virtiofsd 1.0 or newer")
 
 
 def has_user_namespaces() -> bool:
@@ -152,13 +161,12 @@ def _command(virtiofsd: str, share: Share, fd: int) -> list[str]:
     is_root = os.geteuid() == 0
     # Without FSETID the kernel clears these bits when a program is changed.
     dropped = ":".join(f"-{name}" for name, right in _CAPABILITIES.items() if right not in share.rights)
-    done = process.run([virtiofsd, "--help"], timeout_s=process.PROBE_S)
-    if "--shared-dir" in done.text:
+    if not _is_old(virtiofsd):
         capabilities = [f"--modcaps={dropped}"] if dropped and is_root else []
         sandbox = "namespace" if is_root else "none"
         return [virtiofsd, "--fd", str(fd), "--shared-dir", str(share.path), "--sandbox", sandbox, *capabilities]
     if not is_root:
-        raise RootdiskError("--volume: this virtiofsd runs only as root", "install virtiofsd 1.0 or newer")
+        raise _for_root_only()
     source = str(share.path).replace("\\", "\\\\").replace(",", "\\,")
     capabilities = ["-o", f"modcaps={dropped}"] if dropped else []
     return [virtiofsd, f"--fd={fd}", "-o", f"source={source}", *capabilities]
