@@ -122,6 +122,9 @@ def parser() -> Parser:
     build.add_argument(
         "--policy", metavar="FILE", type=Path, help="policy.json for published disks (default: this host's)"
     )
+    build.add_argument(
+        "--verity", action="store_true", help="add a dm-verity tree: boot --read-only then checks every block it reads"
+    )
     build.add_argument("--force", action="store_true", help="move the tag if it names something else")
     disk = command("disk", "write an image's raw disk to a file", "--plain debian:13 debian.ext4", parents=(making,))
     disk.add_argument("file", metavar="FILE")

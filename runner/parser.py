@@ -254,6 +254,7 @@ def _add_machine_options(parser: argparse.ArgumentParser) -> None:
     )
     add("--network", choices=("user", "none"), default="user", help="user: outgoing network and -p; none: no network")
     add("--read-only", action="store_true", help="keep all changes to the root in memory")
+    add("--verify", action="store_true", help="hash the artifact's files in the store before they are used")
     add(
         "--tmpfs",
         action="append",

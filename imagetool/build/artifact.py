@@ -19,7 +19,7 @@ from imagetool.build.receipts import DiskReceipt
 from imagetool.config.images import Image
 from imagetool.guest.programs import BootFiles
 from imagetool.packing.manifest import Artifact, Blob, assemble
-from imagetool.packing.reuse import INDEX, blob_name
+from imagetool.packing.reuse import INDEX, TREE, blob_name
 from imagetool.progress import Report, silent
 from imagetool.receipts import Damaged, check_file
 from imagetool.sources.open import SourceImage
@@ -27,7 +27,14 @@ from imagetool.targets.rights import check_push
 from imagetool.tree.remarks import Remark, counts, refuse
 from rootdisk import __version__
 from rootdisk.artifact import zstd_frames
-from rootdisk.artifact.format import CHUNKS_TYPE, INITRAMFS_TYPE, KERNEL_TYPE, LAYOUT_VERSION, ArtifactConfig
+from rootdisk.artifact.format import (
+    CHUNKS_TYPE,
+    INITRAMFS_TYPE,
+    KERNEL_TYPE,
+    LAYOUT_VERSION,
+    VERITY_TYPE,
+    ArtifactConfig,
+)
 from rootdisk.errors import RootdiskError
 from rootdisk.oci.documents import Digest
 from rootdisk.oci.reference import Reference
@@ -203,6 +210,7 @@ def assemble_artifact(image: Image, disk: KeptDisk, boot: BootFiles) -> Artifact
         labels={**receipt.labels, **image.labels},
         layers=receipt.layers,
         left_out=counts(receipt.remarks),
+        verity=receipt.verity,
     )
     blobs = [
         Blob.of_disk(disk.folder / blob_name(n), digest, size, n if len(receipt.blobs) > 1 else None)
@@ -214,6 +222,7 @@ def assemble_artifact(image: Image, disk: KeptDisk, boot: BootFiles) -> Artifact
         Blob.of_bytes(CHUNKS_TYPE, (disk.folder / INDEX).read_bytes()),
         Blob.of_bytes(KERNEL_TYPE, boot.kernel.read_bytes()) if boot.kernel else None,
         Blob.of_bytes(INITRAMFS_TYPE, boot.initramfs.read_bytes()) if boot.initramfs else None,
+        Blob.of_bytes(VERITY_TYPE, (disk.folder / TREE).read_bytes()) if receipt.verity else None,
     )
 
 
@@ -247,4 +256,5 @@ def _receipt(built: disk.Disk, key: str, inputs: dict[str, object], folder: Path
         writer={"rootdisk": __version__, **zstd_frames.versions()},
         files=disk_cache.files_of(folder),
         remarks=built.remarks,
+        verity=built.verity,
     )

@@ -26,6 +26,7 @@ def settings(image: Image) -> dict[str, Any]:
         "files": [file.to_json() for file in image.files],
         "remove": list(image.remove),
         "max_blob": image.max_blob,
+        "verity": image.verity,
         # An owner of "/" once got our own directory too. Only those disks changed, so only they get another key.
         "spared": any(not owner.path.strip("/.") for owner in image.owners),
     }

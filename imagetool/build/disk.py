@@ -18,7 +18,7 @@ from imagetool.ext4.plan import DiskOptions, Plan, plan, write_disk
 from imagetool.layout.additions import Additions, Owner, add
 from imagetool.layout.fitting import fit
 from imagetool.packing.pack import Packed, pack
-from imagetool.packing.reuse import Earlier
+from imagetool.packing.reuse import TREE, Earlier
 from imagetool.progress import Report, silent
 from imagetool.sources.image_config import ImageConfig
 from imagetool.sources.open import LayerBlob, SourceImage, open_source
@@ -28,6 +28,8 @@ from imagetool.tree.model import BytesSource, File, Source, Tree
 from imagetool.tree.remarks import Remark, refuse
 from rootdisk.artifact.format import LayerInodes, Process, SlotExtent
 from rootdisk.artifact.policies import rule_for
+from rootdisk.artifact.verity import Verity
+from rootdisk.durable import atomic_write
 from rootdisk.errors import BadInput
 from rootdisk.ids import check_user
 from rootdisk.oci.repository import RegistryOptions
@@ -48,6 +50,7 @@ class Disk(NamedTuple):
     labels: Mapping[str, str]
     source_digest: str
     remarks: tuple[Remark, ...] = ()  # what was changed or left out
+    verity: Verity | None = None
 
 
 def open_image(image: Image) -> contextlib.AbstractContextManager[SourceImage]:
@@ -93,8 +96,23 @@ def make_disk(
             threads=threads,
             progress=report("packing"),
         )
-    digest = str(source.manifest_digest)
-    return Disk(packed, disk_plan.slots, disk_plan.layers, DISK_UUID, process, source.config.labels, digest, remarks)
+    tree = None
+    if image.verity:
+        from imagetool.packing.verity import make_tree
+
+        tree = make_tree(out, packed.index, len(packed.parts))
+        atomic_write(out / TREE, tree.blob)
+    return Disk(
+        packed,
+        disk_plan.slots,
+        disk_plan.layers,
+        DISK_UUID,
+        process,
+        source.config.labels,
+        str(source.manifest_digest),
+        remarks,
+        tree.verity if tree else None,
+    )
 
 
 def make_raw(

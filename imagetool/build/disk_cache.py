@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from imagetool.build.receipts import DiskReceipt
-from imagetool.packing.reuse import INDEX, KEYS, PARTS, blob_name
+from imagetool.packing.reuse import INDEX, KEYS, PARTS, TREE, blob_name
 from imagetool.receipts import Damaged, check_file, load, made_again, save
 from rootdisk.durable import fsync_dir
 from rootdisk.errors import RootdiskError
@@ -95,7 +95,8 @@ def keep_disk(work: Path, receipt: DiskReceipt) -> KeptDisk:
 
 def files_of(work: Path) -> dict[str, str]:
     """Return the digests of a packed disk's files other than blobs, for its receipt."""
-    return {name: str(Digest.of((work / name).read_bytes())) for name in CHECKED}
+    names = (*CHECKED, TREE) if (work / TREE).exists() else CHECKED
+    return {name: str(Digest.of((work / name).read_bytes())) for name in names}
 
 
 def check_disk(folder: Path, *, blobs: bool = False) -> KeptDisk:
@@ -108,7 +109,7 @@ def check_disk(folder: Path, *, blobs: bool = False) -> KeptDisk:
     receipt = load(folder / RECEIPT, DiskReceipt)
     if folder.resolve().name != receipt.key:
         raise Damaged(f"{folder} holds another disk", "remove it and start doit build again")
-    for name in CHECKED:
+    for name in (*CHECKED, TREE) if receipt.verity else CHECKED:
         check_file(folder / name, receipt.files.get(name))
     for number, (digest, size) in enumerate(receipt.blobs):
         path = folder / blob_name(number)

@@ -29,6 +29,7 @@ from rootdisk.artifact.format import (
     SlotExtent,
     slots_of,
 )
+from rootdisk.artifact.verity import Verity
 from rootdisk.oci.documents import HEX_SHA256, Digest
 from rootdisk.oci.fields import INTEGER_MAX, Fields
 
@@ -100,6 +101,7 @@ class DiskReceipt:
     writer: Mapping[str, str]
     files: Mapping[str, str]  # digests of the other files, by name
     remarks: tuple[Remark, ...] = ()  # what was changed or left out of the image
+    verity: Verity | None = None  # the dm-verity tree beside it
 
     FORMAT: ClassVar[int] = 1
 
@@ -130,6 +132,7 @@ class DiskReceipt:
             value.strings("writer", 64, limit=256),
             value.strings("files", 64, limit=256),
             tuple(map(Remark.parse, value.objects("remarks", REMARKS_MAX_COUNT, []))),
+            Verity.of(value.inner("verity"), size) if value.value.get("verity") is not None else None,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -150,6 +153,7 @@ class DiskReceipt:
             "writer": dict(self.writer),
             "files": dict(self.files),
             "remarks": [remark.to_json() for remark in self.remarks],
+            **({"verity": self.verity.to_json()} if self.verity else {}),
         }
 
     @property

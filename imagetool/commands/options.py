@@ -29,6 +29,8 @@ def image_of(options: argparse.Namespace) -> Image:
     for key in ("platform", "size"):
         if getattr(options, key):
             values[key] = getattr(options, key)
+    if getattr(options, "verity", False):
+        values["verity"] = True
     if options.ca_file:
         values["ca_file"] = str(options.ca_file)
     if getattr(options, "policy", None):

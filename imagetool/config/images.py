@@ -92,6 +92,7 @@ class Image:
     size: int = 8 << 30
     max_blob: int | None = None  # largest compressed size of a blob of the disk; None if no blob is ever so large
     kernel: str = "debian"  # or "none", or an absolute path
+    verity: bool = False  # whether the artifact has a dm-verity tree of its disk
     memory: int = 512 * MIB
     cpus: int = 1
     env: tuple[str, ...] = ()  # NAME=value, in the file's order
@@ -234,6 +235,8 @@ def _image(image: Where, defaults: Where | None, *, command_line: bool = False) 
         )
     if kernel == "none" and "probe" in image.table():
         raise (image / "probe").error('cannot run, as kernel = "none"', "leave it out, or give the image a kernel")
+    if kernel == "none" and get("verity", Where.boolean, False):
+        raise image.error('has verity and kernel = "none"', "leave one out: the guest's kernel checks the disk")
     own_layout = Reference("oci", path=(image.file.parent / "cache" / "artifacts" / name).absolute())
     of_files: tuple[str, ...] = get("env_files", lambda where: values.variables(where, allowed), ())
     variables = (*of_files, *(values.variable(where, allowed) for where in table("env").values()))
@@ -259,6 +262,7 @@ def _image(image: Where, defaults: Where | None, *, command_line: bool = False) 
         get("size", values.disk_size, 8 << 30),
         get("max_blob", values.blob_size, None),
         kernel,
+        get("verity", Where.boolean, False),
         get("memory", values.memory, 512 * MIB),
         get("cpus", values.cpus, 1),
         variables,

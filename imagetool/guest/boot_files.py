@@ -11,6 +11,7 @@ from imagetool.guest import prebuilt
 from imagetool.guest.programs import BootFiles, InitReceipt, KernelReceipt
 from imagetool.receipts import Damaged, check_file, load, made_again, save
 from rootdisk.durable import atomic_write
+from rootdisk.errors import BadInput
 from rootdisk.oci.documents import Digest, Platform
 
 DAY_S = 86400
@@ -60,10 +61,16 @@ def make_kernel(image: Image, init: Path, directory: Path, packages: Path) -> Ke
         return KernelReceipt()
     from imagetool.guest.initramfs import Module
     from imagetool.guest.initramfs import build as build_initramfs
-    from imagetool.guest.kernel import find
+    from imagetool.guest.kernel import find, has_module
 
     kernel = find(image.kernel, image.platform, packages)
-    modules = [Module(path.name, path.read_bytes(), key) for path, key in kernel.modules]
+    if image.verity and not has_module(kernel, "dm_verity"):
+        raise BadInput(
+            f"verity: the kernel {kernel.version} has no dm-verity", "use another kernel, or leave verity out"
+        )
+    modules = [
+        Module(path.name, path.read_bytes(), key) for path, key in kernel.modules if key != "verity" or image.verity
+    ]
     initramfs = build_initramfs(init.read_bytes(), modules)
     vmlinuz = kernel.vmlinuz.read_bytes()
     for name, data in (("vmlinuz", vmlinuz), ("initramfs", initramfs)):
@@ -74,6 +81,7 @@ def make_kernel(image: Image, init: Path, directory: Path, packages: Path) -> Ke
 def cached_kernel(image: Image, init: Path, cache: Path) -> tuple[Path, KernelReceipt]:
     """Make a kernel like `make_kernel`, in a directory of the cache, which is returned too. apt is asked for a newer package once a day."""
     what = f"{image.kernel}\0{image.platform}\0{Digest.of(init.read_bytes())}"
+    what += "\0verity" if image.verity else ""
     directory = cache / "kernels" / f"boot-{Digest.of(what.encode()).short}"
     receipt = directory / "kernel.json"
     if image.kernel == "debian" and receipt.exists() and time.time() - receipt.stat().st_mtime < DAY_S:

@@ -34,6 +34,9 @@ WANTED = {
     **dict.fromkeys(("virtio_ring", "virtio", "virtio_mmio", "virtio_pci_legacy_dev", "virtio_pci_modern_dev"), ""),
     **dict.fromkeys(("virtio_pci", "virtio_blk", "virtio_console", "failover", "net_failover", "virtio_net"), ""),
     **dict.fromkeys(("rng_core", "virtio_rng"), ""),
+    # dm-verity: others load it before the disk is mounted. Kernels differ in which of them are built in.
+    **dict.fromkeys(("dax", "dm_mod", "dm_bufio", "reed_solomon", "dm_verity"), "verity"),
+    **dict.fromkeys(("libsha256", "sha256_generic", "sha256_ssse3", "sha256_arm64", "sha2_ce"), "verity"),
     "overlay": "read-only",
     **dict.fromkeys(("fuse", "virtiofs", "netfs", "fscache", "9pnet", "9pnet_virtio", "9p"), "mount"),
 }
@@ -73,6 +76,16 @@ def find(wanted: str, platform: Platform, cache: Path) -> Kernel:
     return _in(place)
 
 
+def has_module(kernel: Kernel, name: str) -> bool:
+    """Return whether the kernel has a module, loadable or built in. True if the kernel does not say what is built in."""
+    if any(path.name.partition(".ko")[0].replace("-", "_") == name for path, _ in kernel.modules):
+        return True
+    root = kernel.vmlinuz.parent.parent
+    lists = [root / base / kernel.version / "modules.builtin" for base in ("lib/modules", "usr/lib/modules")]
+    texts = [path.read_text("utf-8", "replace") for path in lists if path.exists()]
+    return not texts or any(f"/{name}.ko" in text.replace("-", "_") for text in texts)
+
+
 def tidy(packages: Path, now_s: float) -> None:
     """Remove unpacked packages and boot files past KEPT_COUNT of each, those used least lately first, and rests of dead builds.
 
@@ -87,9 +100,10 @@ def tidy(packages: Path, now_s: float) -> None:
 
 def _check(place: Path) -> None:
     """Damaged if what is used of an unpacked package is not what it was when it was unpacked."""
-    if not (place / RECEIPT).exists():  # an older rootdisk's
+    files = read_receipt(place / RECEIPT).get("files", {}) if (place / RECEIPT).exists() else {}
+    if any(str(path.relative_to(place)) not in files for path in _used(place)):  # an older rootdisk used fewer
         _record(place)
-    files = read_receipt(place / RECEIPT).get("files", {})
+        files = read_receipt(place / RECEIPT).get("files", {})
     for path in _used(place):
         check_file(path, files.get(str(path.relative_to(place))))
 

@@ -100,7 +100,7 @@ def _layers_of(side: PublishedArtifact) -> list[str]:
 
 
 def _other_bytes(old: PublishedArtifact | None, new: PublishedArtifact) -> int:
-    """Return the size of manifest, config, chunk index, kernel and initramfs that `old` does not have."""
+    """Return the size of manifest, config and the blobs beside the disk that `old` does not have."""
     if old is not None and old.descriptor.digest == new.descriptor.digest:
         return 0
     old_blobs = _small_blobs(old) if old is not None else {}
@@ -108,9 +108,7 @@ def _other_bytes(old: PublishedArtifact | None, new: PublishedArtifact) -> int:
 
 
 def _small_blobs(side: PublishedArtifact) -> dict[Digest, int]:
-    roles = side.roles
-    blobs = (roles.config, roles.chunks, roles.kernel, roles.initramfs)
-    return {blob.digest: blob.size for blob in blobs if blob is not None}
+    return {blob.digest: blob.size for blob in (side.roles.config, *side.roles.extras)}
 
 
 def words(difference: Between) -> Iterator[str]:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from imagetool.packing.reuse import BLOB, blob_name
+from imagetool.packing.reuse import BLOB, TREE, blob_name
 from rootdisk.artifact.format import (
     ARTIFACT_TYPE,
     CHUNKS_TYPE,
@@ -17,6 +17,7 @@ from rootdisk.artifact.format import (
     DISK_TYPE,
     INITRAMFS_TYPE,
     KERNEL_TYPE,
+    VERITY_TYPE,
     ArtifactConfig,
     key_tag,
 )
@@ -27,6 +28,7 @@ TITLES = {
     CHUNKS_TYPE: "rootfs.ext4.chunks",
     KERNEL_TYPE: "vmlinuz",
     INITRAMFS_TYPE: "initramfs",
+    VERITY_TYPE: TREE,
 }
 
 
@@ -64,12 +66,10 @@ class Artifact(NamedTuple):
         return Descriptor(OCI_MANIFEST, Digest.of(self.manifest), len(self.manifest), artifact_type=ARTIFACT_TYPE)
 
 
-def assemble(
-    config: ArtifactConfig, disk: Sequence[Blob], chunks: Blob, kernel: Blob | None, initramfs: Blob | None
-) -> Artifact:
-    """Assemble the artifact of a packed disk; `kernel` and `initramfs` are None if it has none."""
+def assemble(config: ArtifactConfig, disk: Sequence[Blob], chunks: Blob, *optional: Blob | None) -> Artifact:
+    """Assemble the artifact of a packed disk; `optional` are kernel, initramfs and dm-verity tree, None if it has none."""
     config_blob = Blob.of_bytes(CONFIG_TYPE, canonical_json(config.to_json()))
-    layers = [blob for blob in (*disk, chunks, kernel, initramfs) if blob is not None]
+    layers = [blob for blob in (*disk, chunks, *optional) if blob is not None]
     annotations = {"org.opencontainers.image.base.digest": config.source_digest}
     if config.source:
         annotations["org.opencontainers.image.base.name"] = config.source

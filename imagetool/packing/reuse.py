@@ -25,6 +25,7 @@ from rootdisk.artifact.zstd_frames import versions
 from rootdisk.errors import RootdiskError
 from rootdisk.oci.documents import Digest
 
+TREE = "rootfs.ext4.verity.zst"  # the dm-verity tree, if the disk has one: imagetool/packing/verity.py
 BLOB, INDEX, KEYS, PARTS = "rootfs.ext4.zst", "rootfs.ext4.chunks", "rootfs.ext4.keys", "rootfs.ext4.parts"
 KEY_BYTES = 32
 

@@ -110,6 +110,7 @@ def _image(published: PublishedArtifact, inputs: Mapping[str, Any], options: Reg
             ca_file=options.ca_file,
             size=int(made["size"]),
             max_blob=made.get("max_blob"),
+            verity=bool(made.get("verity")),
             memory=int(made["memory"]),
             cpus=int(made["cpus"]),
             env=tuple(made["env"]),

@@ -124,7 +124,13 @@ def task_kernel() -> Iterator[Task]:
             "file_dep": [str(PLACES.init(image.platform) / "init.json")],
             "targets": [_receipt(image, "kernel")],
             "uptodate": [
-                config_changed({"kernel": image.kernel, "platform": str(image.platform)}),
+                config_changed(
+                    {
+                        "kernel": image.kernel,
+                        "platform": str(image.platform),
+                        **({"verity": True} if image.verity else {}),
+                    }
+                ),
                 image.kernel in ("debian", "none"),  # a directory of one's own is looked through each time
                 (uptodate.kernel_is_whole, [PLACES, image]),
             ],

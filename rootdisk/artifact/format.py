@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from rootdisk.artifact.verity import Verity
 from rootdisk.errors import BadInput, Unsupported
 from rootdisk.ids import check_user
 from rootdisk.oci.documents import HEX_SHA256, Descriptor, Digest, Manifest, Platform, parse_json
@@ -24,6 +25,7 @@ DISK_TYPE = "application/vnd.rootdisk.disk.v1.ext4+zstd"
 CHUNKS_TYPE = "application/vnd.rootdisk.chunks.v1"
 KERNEL_TYPE = "application/vnd.rootdisk.kernel.v1"
 INITRAMFS_TYPE = "application/vnd.rootdisk.initramfs.v1"
+VERITY_TYPE = "application/vnd.rootdisk.verity.v1"
 
 FORMAT_VERSION = 1
 LAYOUT_VERSION = 1
@@ -244,6 +246,7 @@ class ArtifactConfig(NamedTuple):
     left_out: Mapping[str, int] = MappingProxyType(
         {}
     )  # what the disk does not have as the image says: how many, by kind
+    verity: Verity | None = None
 
     @classmethod
     def parse(cls, raw: bytes) -> ArtifactConfig:
@@ -287,6 +290,7 @@ class ArtifactConfig(NamedTuple):
                 for layer in disk.objects("layers", LAYERS_MAX_COUNT, [])
             ),
             _left_out(disk),
+            Verity.of(disk.inner("verity"), size) if disk.value.get("verity") is not None else None,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -302,6 +306,7 @@ class ArtifactConfig(NamedTuple):
                 "slots": [{"name": s.name, "offset": s.offset, "length": s.length} for s in self.slots],
                 "layers": [{"diff_id": layer.diff_id, "first_inode": layer.first} for layer in self.layers],
                 **({"left_out": dict(self.left_out)} if self.left_out else {}),
+                **({"verity": self.verity.to_json()} if self.verity else {}),
             },
             "process": self.process.to_json(),
             "boot": {
@@ -336,6 +341,7 @@ class ArtifactManifest(NamedTuple):
     chunks: Descriptor
     kernel: Descriptor | None
     initramfs: Descriptor | None
+    verity: Descriptor | None = None
 
     @classmethod
     def parse(cls, raw: bytes) -> ArtifactManifest:
@@ -363,7 +369,13 @@ class ArtifactManifest(NamedTuple):
         chunks = one(CHUNKS_TYPE)
         if not disk or chunks is None or manifest.config.media_type != CONFIG_TYPE:
             raise BadInput("artifact manifest: config, disk or chunk index is missing", "the artifact is damaged")
-        return cls(manifest.config, disk, chunks, one(KERNEL_TYPE), one(INITRAMFS_TYPE))
+        return cls(manifest.config, disk, chunks, one(KERNEL_TYPE), one(INITRAMFS_TYPE), one(VERITY_TYPE))
+
+    @property
+    def extras(self) -> tuple[Descriptor, ...]:
+        """The blobs beside the disk's: chunk index, and what there is of kernel, initramfs and dm-verity tree."""
+        optional = (self.kernel, self.initramfs, self.verity)
+        return (self.chunks, *(blob for blob in optional if blob is not None))
 
     @property
     def disk_bytes(self) -> int:

@@ -58,6 +58,11 @@ def check(machine: Machine) -> None:
         raise BadInput(
             "--backend krun: the volumes have different rights", "use dev and suid for all volumes or for none"
         )
+    if machine.verity is not None:
+        raise BadInput(
+            "--backend krun: --read-only of an artifact with dm-verity",
+            "libkrun's kernel does not check the disk: use --backend qemu",
+        )
     if any(share.is_file for share in machine.shares):
         raise BadInput("--backend krun: --volume of a file", "share its directory, or use --backend qemu")
     if machine.network == "user" and not passt.is_usable():

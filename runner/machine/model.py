@@ -55,6 +55,7 @@ class Machine(NamedTuple):
     shares: tuple[Share, ...] = ()
     ipv6: bool = False  # the guest needs IPv6, for the host's name servers
     kind: str = ""  # machine type of QEMU; "" for the default
+    verity: Path | None = None  # the dm-verity tree, as a second disk
 
     @property
     def file_max_bytes(self) -> int:

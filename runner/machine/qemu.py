@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from rootdisk.artifact.verity import SERIAL
 from rootdisk.durable import open_file
 from rootdisk.errors import BadInput, RootdiskError
 from rootdisk.oci.documents import Platform
@@ -57,6 +58,7 @@ class Handles(NamedTuple):
     base: int | None
     shares: tuple[int, ...] = ()  # connected to the server of each volume
     network: int | None = None  # connected to passt
+    verity: int | None = None
 
     @property
     def all(self) -> list[int]:
@@ -70,6 +72,7 @@ class Handles(NamedTuple):
             self.disk,
             self.base,
             self.network,
+            self.verity,
         )
         return [fd for fd in (*named, *self.shares) if fd is not None]
 
@@ -164,6 +167,7 @@ def start(machine: Machine, folder: Path, user: process.User | None = None) -> V
             inherit(machine.base, os.O_RDONLY) if machine.base else None,
             tuple(shares),
             network,
+            inherit(machine.verity, os.O_RDONLY) if machine.verity else None,
         )
         running = process.start(
             command(qemu, machine._replace(forwards=forwards), handles),
@@ -227,7 +231,12 @@ def _disk(machine: Machine, handles: Handles) -> Sequence[str]:
         base = "node-name=base,driver=raw,read-only=on,file.driver=file,file.filename=/dev/fdset/2"
         argv += ["-blockdev", base]
         root += ",backing=base"
-    return [*argv, "-blockdev", root, "-device", "virtio-blk-pci,drive=root,werror=enospc,rerror=report"]
+    argv += ["-blockdev", root, "-device", "virtio-blk-pci,drive=root,werror=enospc,rerror=report"]
+    if handles.verity is not None:
+        argv += ["-add-fd", f"fd={handles.verity},set=3"]
+        argv += ["-blockdev", "node-name=verity,driver=raw,read-only=on,file.driver=file,file.filename=/dev/fdset/3"]
+        argv += ["-device", f"virtio-blk-pci,drive=verity,serial={SERIAL},rerror=report"]
+    return argv
 
 
 def _network(machine: Machine, handles: Handles) -> str:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn
 from rootdisk import records
 from rootdisk.artifact.format import SLOT_MAX_BYTES
 from rootdisk.durable import atomic_write, read_file, socket_address
-from rootdisk.errors import RootdiskError
+from rootdisk.errors import BadInput, RootdiskError
 from rootdisk.records import Record
 from rootdisk.system import process
 from rootdisk.system.debug import debug, is_shown
@@ -53,6 +53,7 @@ class PreparedSandbox(NamedTuple):
     slot_digest: str
     spec: Spec  # of this run
     needs: str = ""  # options that an older init does not support
+    is_read_only: bool = False
 
 
 def create(store: Store, artifact: StoredArtifact, spec: Spec, settings: Sequence[Record]) -> PreparedSandbox:
@@ -61,6 +62,11 @@ def create(store: Store, artifact: StoredArtifact, spec: Spec, settings: Sequenc
     Raises:
         RootdiskError: It cannot be created; nothing is left of it.
     """
+    is_read_only = any(key == "read-only" for key, _ in settings)
+    if is_read_only and spec.verity and spec.disk_size != artifact.config.disk_size:
+        raise BadInput(
+            "--disk-size with --read-only: dm-verity checks the disk as it was built", "leave out one of the two"
+        )
     sandbox = Sandbox.create(store, spec)
     try:
         kept_records = (*settings, ("machine-id", os.urandom(16).hex().encode()), ("first", b"1"))
@@ -76,7 +82,8 @@ def create(store: Store, artifact: StoredArtifact, spec: Spec, settings: Sequenc
         slot.write(disk.path, extent, filled, sandbox.folder / "slot.json", overlay=disk.overlay, durable=spec.keep)
         sandbox.take_name()
         disk = disk._replace(path=sandbox.folder / disk.path.name)
-        return PreparedSandbox(sandbox, artifact, disk, filled.digest, spec, guest_records.needed(kept_records))
+        needs = guest_records.needed(kept_records)
+        return PreparedSandbox(sandbox, artifact, disk, filled.digest, spec, needs, is_read_only)
     except BaseException:
         sandbox.remove()
         raise
@@ -108,7 +115,8 @@ def reopen(
         disk = existing(sandbox.folder)
         slot.rewrite(disk.path, extent, filled, sandbox.folder / "slot.json", overlay=disk.overlay)
         needs = guest_records.needed(settings)
-        return PreparedSandbox(sandbox, artifact, disk, filled.digest, run or state.spec, needs)
+        is_read_only = any(key == "read-only" for key, _ in settings)
+        return PreparedSandbox(sandbox, artifact, disk, filled.digest, run or state.spec, needs, is_read_only)
     except BaseException:
         sandbox.release()
         raise
@@ -345,6 +353,10 @@ def _start(
     words = [artifact.config.cmdline, f"rootdisk.slot={prepared.slot_digest}"]
     if accelerator_name == "tcg" and artifact.config.platform.architecture == "amd64" and (khz := counter.khz()):
         words.append(f"tsc_early_khz={khz}")
+    verity = artifact.config.verity if artifact.verity and prepared.is_read_only else None
+    if verity is not None:
+        slot_extent = artifact.config.slot()
+        words.append(verity.cmdline(slot_extent.offset, slot_extent.length))
     if is_shown():
         words.append("rootdisk.debug=1")
     machine = Machine(
@@ -365,6 +377,7 @@ def _start(
         tuple(Forward(*forward) for forward in spec.forwards),
         guest_records.shares(spec),
         ipv6=resolver.Resolver.of_host().is_ipv6_only(),
+        verity=artifact.verity if verity is not None else None,
     )
     if spec.backend == "krun":
         from runner.machine import krun

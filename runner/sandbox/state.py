@@ -54,12 +54,14 @@ class Spec(NamedTuple):
     backend: str | None = None
     clone: str | None = None
     timeout_s: float | None = None
+    verity: str | None = None  # hex digest of the dm-verity tree
 
     @property
     def uses(self) -> set[str]:
         """The hex digests that must stay in the store while the sandbox exists."""
         manifest = self.artifact.partition(":")[2]
-        return {digest for digest in (manifest, self.disk, self.config, self.kernel, self.initramfs) if digest}
+        digests = (manifest, self.disk, self.config, self.kernel, self.initramfs, self.verity)
+        return {digest for digest in digests if digest}
 
 
 class State(NamedTuple):
@@ -306,4 +308,5 @@ _SPEC: dict[str, Check] = {
     "backend": _or_none(_one_of("qemu", "krun")),
     "clone": _or_none(_one_of("overlay", "reflink", "copy")),
     "timeout_s": _or_none(_seconds),
+    "verity": _or_none(_hex),
 }

@@ -42,7 +42,7 @@ def fetch(
     progress: Progress | None,
     served: Collection[str] = (),
 ) -> Counts:
-    """Fetch disk, kernel and initramfs if they are missing or damaged.
+    """Fetch disk, kernel, initramfs and dm-verity tree if they are missing or damaged.
 
     For content that is in the store but not in `served` (hex digests), the repository must prove that it has it; see
     possession.py.
@@ -58,6 +58,9 @@ def fetch(
             for role in (roles.kernel, roles.initramfs)
             if role
         ]
+        if roles.verity and config.verity:
+            again = config.verity.tree.hex not in served
+            boot.append(pool.submit(store.verity_tree, repository, roles.verity, config.verity, again=again))
         try:
             counts = Counts(0, 0, 0)
             with store.making(config.disk_digest):

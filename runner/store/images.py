@@ -73,6 +73,7 @@ def _artifact(store: Store, digest: str) -> Image | None:
     except (OSError, RootdiskError, ValueError):
         return None
     boot = [role.digest for role in (roles.kernel, roles.initramfs) if role is not None]
+    boot += [config.verity.tree] if roles.verity and config.verity else []
     stored = info.st_blocks * 512
     for blob in boot:
         with contextlib.suppress(OSError):

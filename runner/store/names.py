@@ -76,7 +76,10 @@ def files_of(store: Store, name: Name) -> set[str]:
     with contextlib.suppress(OSError, ValueError, RootdiskError):
         roles = ArtifactManifest.parse(store.read_blob(name.manifest, MANIFEST_MAX_BYTES))
         digests |= {role.digest.hex for role in (roles.config, roles.kernel, roles.initramfs) if role is not None}
-        digests.add(store.read_config(roles.config.digest.hex).disk_digest.hex)
+        config = store.read_config(roles.config.digest.hex)
+        digests.add(config.disk_digest.hex)
+        if roles.verity and config.verity:
+            digests.add(config.verity.tree.hex)
     return digests
 
 

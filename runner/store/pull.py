@@ -40,6 +40,7 @@ class StoredArtifact(NamedTuple):
     fetched: int = 0
     reused: int = 0
     holes: int = 0
+    verity: Path | None = None  # the dm-verity tree
 
     @classmethod
     def kept(cls, store: Store, spec: Spec) -> StoredArtifact:
@@ -57,7 +58,8 @@ class StoredArtifact(NamedTuple):
             _refuse_damaged(store, sorted(spec.uses), f"sandbox {spec.name}")
             config = store.read_config(spec.config)
             disk = store.disk(config.disk_digest)
-            missing = [path for path in (disk, kernel, initramfs) if path is not None and not path.exists()]
+            verity = store.root / "blobs" / spec.verity if spec.verity is not None else None
+            missing = [path for path in (disk, kernel, initramfs, verity) if path is not None and not path.exists()]
             if missing:
                 raise FileNotFoundError
         except RootdiskError:
@@ -68,7 +70,8 @@ class StoredArtifact(NamedTuple):
             raise RootdiskError(
                 f"sandbox {spec.name}: its artifact is no longer in the store", f"runner pull {spec.reference}"
             ) from err
-        return cls(Digest.parse(spec.artifact), config, Digest("sha256", spec.config), disk, kernel, initramfs, lease)
+        digest, config_digest = Digest.parse(spec.artifact), Digest("sha256", spec.config)
+        return cls(digest, config, config_digest, disk, kernel, initramfs, lease, verity=verity)
 
     def release(self) -> None:
         """Close the locks of this process. The artifact may then be removed, unless another process holds it."""
@@ -127,6 +130,8 @@ def pull(
             if config is None:
                 continue
             _check_platform(config, platform, reference)
+            if (roles.verity is None) != (config.verity is None):
+                raise BadInput(f"{reference}: config and manifest disagree about dm-verity", "the artifact is damaged")
             from runner.store.fetch import fetch as fetch_disk
 
             counts = fetch_disk(store, artifact.repository, roles, config, progress, served_digests)
@@ -160,13 +165,16 @@ def _present(store: Store, raw: bytes, platform: Platform, reference: Reference,
         _refuse_damaged(store, digests, str(reference))
         config = store.read_config(roles.config.digest.hex)
         _check_platform(config, platform, reference)
-        lease += store.lease([config.disk_digest.hex])
+        tree = config.verity.tree if roles.verity and config.verity else None
+        lease += store.lease([config.disk_digest.hex, *([tree.hex] if tree else [])])
         disk = store.disk(config.disk_digest)
         os.utime(disk)  # record the last use, for prune
-        for digest in boot:
+        for digest in (*boot, tree) if tree else boot:
             os.utime(store.blob_path(digest))
-        _refuse_damaged(store, [config.disk_digest.hex], str(reference))
+        _refuse_damaged(store, [config.disk_digest.hex, *([tree.hex] if tree else [])], str(reference))
         _check_size(disk, config.disk_size)
+        if tree and config.verity:
+            _check_size(store.blob_path(tree), config.verity.tree_size)
         for role in (roles.config, roles.kernel, roles.initramfs):
             if role is not None:
                 _check_size(store.blob_path(role.digest), role.size)
@@ -184,7 +192,8 @@ def _present(store: Store, raw: bytes, platform: Platform, reference: Reference,
     kernel, initramfs = (
         store.blob_path(role.digest) if role is not None else None for role in (roles.kernel, roles.initramfs)
     )
-    return StoredArtifact(manifest, config, roles.config.digest, disk, kernel, initramfs, lease)
+    verity = store.blob_path(tree) if tree else None
+    return StoredArtifact(manifest, config, roles.config.digest, disk, kernel, initramfs, lease, verity=verity)
 
 
 def _refuse_damaged(store: Store, digests: Iterable[str], what: str) -> None:

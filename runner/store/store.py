@@ -1,7 +1,7 @@
 """The store: verified content by digest, shared by all processes of one user on one host.
 
     ROOT/format            the format of the store: "1"
-    ROOT/blobs/HEX         manifests and their small blobs: config, kernel, initramfs
+    ROOT/blobs/HEX         manifests and their small blobs: config, kernel, initramfs, dm-verity tree
     ROOT/names/HEX         the manifest that a reference named at the last request
     ROOT/disks/HEX.raw     a sparse root disk; HEX is its disk digest. HEX.chunks is its chunk index
     ROOT/damaged/HEX       the reason why disk or blob HEX must not be used until `verify --repair`
@@ -26,6 +26,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from rootdisk.artifact.format import CONFIG_MAX_BYTES, INDEX_MAX_BYTES, ArtifactConfig, ChunkIndex
+from rootdisk.artifact.verity import BLOB_SLACK_BYTES, Verity, decompressed
 from rootdisk.durable import atomic_write, read_file
 from rootdisk.errors import RootdiskError
 from rootdisk.oci.documents import Descriptor, Digest
@@ -192,6 +193,16 @@ class Store:
         path = self.blob_path(descriptor.digest)
         if again or not path.exists() or self.damage(descriptor.digest.hex):
             self.write_blob(descriptor.digest, blob_pieces(repository, descriptor, max_bytes))
+        return path
+
+    def verity_tree(
+        self, repository: Repository, descriptor: Descriptor, verity: Verity, *, again: bool = False
+    ) -> Path:
+        """Return the path of a dm-verity tree; as `blob`. It is kept decompressed, as QEMU reads it."""
+        path = self.blob_path(verity.tree)
+        if again or not path.exists() or self.damage(verity.tree.hex):
+            pieces = blob_pieces(repository, descriptor, verity.tree_size + BLOB_SLACK_BYTES)
+            self.write_blob(verity.tree, decompressed(pieces, verity))
         return path
 
     def write_blob(self, digest: Digest, data: bytes | Iterable[bytes]) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rootdisk.artifact.format import INDEX_MAGIC, INDEX_MAX_BYTES, Chunk, ChunkIndex
+from rootdisk.cli.progress import Progress
 from rootdisk.durable import data_runs, open_file, read_file
 from rootdisk.errors import Busy, RootdiskError
 from rootdisk.oci.documents import HEX_DIGEST, HEX_SHA256, Digest, Platform
@@ -17,8 +18,8 @@ from rootdisk.oci.reference import parse_reference
 from rootdisk.oci.repository import RegistryOptions
 from rootdisk.system.debug import debug
 from runner.store.names import Name, files_of, read_name
-from runner.store.pull import pull
-from runner.store.store import Store, read_index
+from runner.store.pull import StoredArtifact, pull
+from runner.store.store import Damaged, Store, read_index
 
 _BLOB = re.compile(rf"{HEX_DIGEST}\Z")
 _DISK = re.compile(rf"{HEX_SHA256}\.raw\Z")
@@ -70,6 +71,29 @@ def verify(store: Store) -> Report:
     return Report(checked, damages, other_versions)
 
 
+def check(store: Store, artifact: StoredArtifact, progress: Progress | None = None) -> None:
+    """Hash the files of one artifact: its disk in the order of the chunk index, and what boots it. A damaged one is marked.
+
+    Raises:
+        Damaged: A file is not what its digest says.
+    """
+    for path in (artifact.kernel, artifact.initramfs, artifact.verity, artifact.disk):
+        if path is None:
+            continue
+        digest = path.stem if path.suffix else path.name
+        try:
+            fd = open_file(path)
+        except OSError as err:
+            raise Damaged(digest, f"it cannot be read: {err.strerror}") from err
+        try:
+            what = _wrong(path, fd, progress)
+            if what:
+                _mark(store, digest, what, path, os.fstat(fd))
+                raise Damaged(digest, what)
+        finally:
+            os.close(fd)
+
+
 def _files(store: Store) -> Iterator[Path]:
     """Yield the blobs and disks with names of this version."""
     for path in sorted((store.root / "blobs").iterdir()):
@@ -100,11 +124,11 @@ def _mark(store: Store, digest: str, what: str, path: Path, read: os.stat_result
     return bool(what)
 
 
-def _wrong(path: Path, fd: int) -> str:
+def _wrong(path: Path, fd: int, progress: Progress | None = None) -> str:
     """Return what is wrong with the blob or disk `path`, open at `fd`, or ""."""
     try:
         if path.suffix:
-            return _wrong_disk(path, fd)
+            return _wrong_disk(path, fd, progress)
         algorithm = "sha256" if len(path.name) == 64 else "sha512"
         with open(fd, "rb", closefd=False) as file:
             is_intact = hashlib.file_digest(file, algorithm).hexdigest() == path.name
@@ -113,7 +137,7 @@ def _wrong(path: Path, fd: int) -> str:
         return f"it cannot be read: {err.strerror}"
 
 
-def _wrong_disk(path: Path, fd: int) -> str:
+def _wrong_disk(path: Path, fd: int, progress: Progress | None = None) -> str:
     try:
         index = read_index(path)
     except (OSError, ValueError, RootdiskError) as err:
@@ -122,9 +146,14 @@ def _wrong_disk(path: Path, fd: int) -> str:
         return "its chunk index belongs to another disk"
     if os.fstat(fd).st_size != index.disk_size:
         return "its length is wrong"
-    for chunk in index.chunks:
-        if not chunk.zero and _sha256(fd, chunk) != chunk.sha256:
+    data = [chunk for chunk in index.chunks if not chunk.zero]
+    done, total = 0, sum(chunk.length for chunk in data)
+    for chunk in data:
+        if _sha256(fd, chunk) != chunk.sha256:
             return f"the chunk at {chunk.offset} is damaged"
+        done += chunk.length
+        if progress is not None:
+            progress(done, total)
     for start in _not_zero(fd, index):
         return f"there is data at {start}, which should be a hole"
     return ""

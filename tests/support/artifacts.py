@@ -68,7 +68,7 @@ def sample(raw: Sequence[bytes], frames: Sequence[bytes] | None = None, blobs: i
     config = ArtifactConfig(
         1, Platform.host(), at, index.disk_digest(), "", (), Process(), "", 256, 1, "0" * 64, {}, "", "", {}
     )  # fmt: skip
-    artifact = assemble(config, disk, Blob.of_bytes(CHUNKS_TYPE, index.pack()), None, None)
+    artifact = assemble(config, disk, Blob.of_bytes(CHUNKS_TYPE, index.pack()))
     return Sample(artifact, index, b"".join(raw), disk[0].descriptor)
 
 

@@ -12,8 +12,15 @@
 
 enum { SLOT_MOST = 1 << 24, LIST_MOST = 1 << 20, SLOT_HEADER = 16 };
 
-/* Of /modules/load the lines without a key; later those whose record the slot has. */
-int load_modules(const struct records *slot, int first, struct why *why) {
+/* Whether a module with this key is loaded before the disk is mounted: without a key, or for a disk behind dm-verity. */
+static int is_early(const struct guest *guest, const char *key) { return !key || (guest->verity && !strcmp(key, "verity")); }
+
+static int is_wanted(const struct guest *guest, const char *key) {
+    return find_record(&guest->slot, key) || (!strcmp(key, "mount") && find_record(&guest->slot, "mount-file"));
+}
+
+/* Of /modules/load the early lines; later those whose record the slot has. */
+int load_modules(const struct guest *guest, int first, struct why *why) {
     size_t length;
     char *list = read_file("/modules/load", LIST_MOST, &length), *save, path[256];
     if (!list)
@@ -22,7 +29,7 @@ int load_modules(const struct records *slot, int first, struct why *why) {
         char *key = strchr(line, ' ');
         if (key)
             *key++ = 0;
-        if (first ? !!key : !key || !(find_record(slot, key) || (!strcmp(key, "mount") && find_record(slot, "mount-file"))))
+        if (first ? !is_early(guest, key) : is_early(guest, key) || !is_wanted(guest, key))
             continue;
         snprintf(path, sizeof path, "/modules/%s", line);
         int fd = open(path, O_RDONLY | O_CLOEXEC);
@@ -38,11 +45,14 @@ int load_modules(const struct records *slot, int first, struct why *why) {
 }
 
 static int mount_root(const struct guest *guest, struct why *why) {
+    const char *device = guest->verity ? set_up_verity(guest->verity, guest->root_device, why) : guest->root_device;
     double deadline = now() + 10;
+    if (!device)
+        return -1;
     mkdir("/root", 0755);
-    while (mount(guest->root_device, "/root", "ext4", MS_NOATIME, guest->root_flags)) {
+    while (mount(device, "/root", "ext4", MS_NOATIME | (guest->verity ? MS_RDONLY : 0), guest->root_flags)) {
         if ((errno != ENOENT && errno != ENXIO) || now() > deadline)
-            return explain(why, "cannot mount %.200s: %s%s", guest->root_device, strerror(errno),
+            return explain(why, "cannot mount %.200s: %s%s", device, strerror(errno),
                            errno == ENOENT ? " (no such disk: is virtio_blk in the kernel, and the disk attached?)" : "");
         usleep(1000);
     }
@@ -117,8 +127,8 @@ static int enter(const char *root, struct why *why) {
 int enter_disk(struct guest *guest, struct why *why) {
     const char *root = "/root";
     if (access("/.rootdisk/init", F_OK)) {
-        if (load_modules(&guest->slot, 1, why) || mount_root(guest, why) || read_slot(guest, "/root/.rootdisk/slot", why) ||
-            load_modules(&guest->slot, 0, why))
+        if (load_modules(guest, 1, why) || mount_root(guest, why) || read_slot(guest, "/root/.rootdisk/slot", why) ||
+            load_modules(guest, 0, why))
             return -1;
         unlink("/init");
         if (find_record(&guest->slot, "read-only") && !(root = overlay_root("/root", "/upper", why)))

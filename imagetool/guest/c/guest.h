@@ -16,12 +16,14 @@ struct guest {
     struct program program;       /* the main program */
     struct channel channel;
     const char *root_device, *root_flags;
+    char *verity; /* what the command line says of the disk's dm-verity tree; NULL if it is not used */
     char slot_digest[65];
 };
 
 /* Set-up steps, in the order of a boot. Each returns 0, or -1 and why. */
-int load_modules(const struct records *slot, int first, struct why *);
+int load_modules(const struct guest *, int first, struct why *);
 int enter_disk(struct guest *, struct why *);
+const char *set_up_verity(char *spec, const char *disk, struct why *);
 int mount_all(const struct records *slot, struct why *);
 int configure(struct guest *, struct why *);
 int configure_network(const struct records *slot, struct why *);

@@ -55,6 +55,8 @@ static int read_cmdline(struct guest *guest, struct why *why) {
             guest->root_device = word + 14;
         else if (!strncmp(word, "rootdisk.rootflags=", 19))
             guest->root_flags = word + 19;
+        else if (!strncmp(word, "rootdisk.verity=", 16))
+            guest->verity = word + 16;
         else if (!strcmp(word, "rootdisk.debug=1"))
             guest->log.debug = 1;
     }

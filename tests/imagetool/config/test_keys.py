@@ -30,6 +30,7 @@ CHANGED = {
     "size": PLAIN + 'size = "1g"',
     "max_blob": PLAIN + 'max_blob = "100m"',
     "kernel": PLAIN + 'kernel = "none"',
+    "verity": PLAIN + "verity = true",
     "memory": PLAIN + 'memory = "1g"',
     "cpus": PLAIN + "cpus = 2",
     "env_files": PLAIN + 'env_files = ["e.env"]',
@@ -86,7 +87,7 @@ def test_every_input_is_explained(tmp_path: Path) -> None:
     text = PLAIN + "\n".join(
         CHANGED[key].removeprefix(PLAIN)
         for key in PROPERTIES
-        if CHANGED[key].startswith(PLAIN) and key not in ("allow_secret", "probe")
+        if CHANGED[key].startswith(PLAIN) and key not in ("allow_secret", "probe", "kernel")
     )
     explained = {*schema.effects(), *explanation.OTHER_EFFECTS}
     found = inputs(text.replace("env = {A", "env = {B").replace('"/a" = "1"', '"/" = "1"'), tmp_path)

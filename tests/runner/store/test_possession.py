@@ -110,7 +110,7 @@ def test_the_index_of_another_disk(proxy: FaultProxy) -> None:
     index = Blob.of_bytes(CHUNKS_TYPE, OTHER.index.pack())
     config = ArtifactConfig.parse(config_of(MADE))
     disk = [blob for blob in MADE.artifact.blobs if blob.descriptor.media_type == DISK_TYPE]
-    artifact = assemble(config, disk, index, None, None)
+    artifact = assemble(config, disk, index)
     serve_manifest(proxy, artifact.manifest)
     serve_blob(proxy, OTHER.index.pack())
     serve_blob(proxy, config_of(MADE))

@@ -1,0 +1,157 @@
+"""The hash tree of a disk for the kernel's dm-verity: its place in the config, its size, and how the guest is told of it.
+
+The format is version 1 of the kernel's Documentation/admin-guide/device-mapper/verity.rst, with the superblock that
+`veritysetup` of cryptsetup reads: sha256, blocks of 4 KiB, top level first. Algorithm, salt and UUID are the same for all
+disks, so equal ranges of two disks have equal blocks in their trees.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Iterable, Iterator
+from typing import IO, Any, NamedTuple, cast
+
+from rootdisk.errors import BadInput, DigestMismatch, Unsupported
+from rootdisk.oci.documents import HEX_SHA256, Digest
+from rootdisk.oci.fields import Fields
+
+VERSION = 1
+ALGORITHM = "sha256"
+BLOCK_BYTES = 4096
+HASH_BYTES = 32
+HASHES = BLOCK_BYTES // HASH_BYTES  # in a block of the tree
+SALT = hashlib.sha256(b"rootdisk verity 1").digest()
+UUID = bytes.fromhex("5a0f0c5f3c1d4e0b8a5e7c1f2b9d6e31")  # RFC 9562, version 4, the same for all trees
+SERIAL = "rootdisk-verity"  # by which the guest finds the tree's disk; at most 20 bytes in virtio-blk
+SECTOR_BYTES = 512
+BLOB_SLACK_BYTES = 1 << 20  # a zstd frame is never much longer than its content
+_WINDOW_MAX_BYTES = 8 << 20
+_PIECE_BYTES = 1 << 20
+# lib/verity/verity.c of cryptsetup, struct verity_sb: signature, version, hash type, UUID, algorithm, block sizes,
+# number of data blocks, size of the salt, salt.
+_SUPERBLOCK = struct.Struct("<8sII16s32sIIQH6x256s168x")
+
+
+class Verity(NamedTuple):
+    """The tree of a disk: what the config says about it."""
+
+    root_hash: str  # 64 hex digits
+    data_blocks: int
+    tree: Digest  # of the tree's bytes, not compressed
+    tree_size: int  # bytes
+
+    @classmethod
+    def of(cls, value: Fields, disk_size: int) -> Verity:
+        """Parse the config's value for a disk of `disk_size` bytes.
+
+        Raises:
+            BadInput: A key is missing or wrong, or the tree is another disk's.
+            Unsupported: A newer format, or another algorithm.
+        """
+        fixed = (value.value.get("version"), value.value.get("algorithm"), value.value.get("salt"))
+        if fixed != (VERSION, ALGORITHM, SALT.hex()) or isinstance(fixed[0], bool):
+            raise Unsupported("the disk's dm-verity tree has an unknown format", "a newer rootdisk may read it")
+        for key in ("data_block_size", "hash_block_size"):
+            value.integer(key, BLOCK_BYTES, BLOCK_BYTES)
+        blocks = value.integer("data_blocks", 1, disk_size // BLOCK_BYTES)
+        if blocks * BLOCK_BYTES != disk_size:
+            raise value.wrong("data_blocks", f"{blocks} blocks are not the disk's {disk_size} bytes")
+        size = tree_size(blocks)
+        tree = value.inner("tree")
+        return cls(
+            value.text("root_hash", limit=64, pattern=HEX_SHA256),
+            blocks,
+            Digest.parse(tree.value.get("digest")),
+            tree.integer("size", size, size),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the config's value."""
+        return {
+            "version": VERSION,
+            "algorithm": ALGORITHM,
+            "data_block_size": BLOCK_BYTES,
+            "hash_block_size": BLOCK_BYTES,
+            "data_blocks": self.data_blocks,
+            "salt": SALT.hex(),
+            "root_hash": self.root_hash,
+            "tree": {"digest": str(self.tree), "size": self.tree_size},
+        }
+
+    def cmdline(self, slot_offset: int, slot_length: int) -> str:
+        """Return the word for the kernel's command line: root hash, salt, data blocks, and the slot's sectors."""
+        sectors = f"{slot_offset // SECTOR_BYTES}:{slot_length // SECTOR_BYTES}"
+        return f"rootdisk.verity={self.root_hash}:{SALT.hex()}:{self.data_blocks}:{sectors}"
+
+
+def level_blocks(data_blocks: int) -> list[int]:
+    """Return the number of blocks of each level of the tree, the lowest first. The last one is 1."""
+    levels: list[int] = []
+    count = data_blocks
+    while not levels or count > 1:
+        count = -(-count // HASHES)
+        levels.append(count)
+    return levels
+
+
+def tree_size(data_blocks: int) -> int:
+    """Return the size of the tree in bytes, with its superblock."""
+    return BLOCK_BYTES * (1 + sum(level_blocks(data_blocks)))
+
+
+def superblock(data_blocks: int) -> bytes:
+    """Return the first block of a tree."""
+    packed = _SUPERBLOCK.pack(
+        b"verity\0\0",
+        VERSION,
+        1,  # the hash of a block begins with the salt
+        UUID,
+        ALGORITHM.encode(),
+        BLOCK_BYTES,
+        BLOCK_BYTES,
+        data_blocks,
+        len(SALT),
+        SALT,
+    )
+    return packed + bytes(BLOCK_BYTES - len(packed))
+
+
+def decompressed(pieces: Iterable[bytes], verity: Verity) -> Iterator[bytes]:
+    """Yield the tree in the compressed blob `pieces`, and check that it is the config's.
+
+    Raises:
+        DigestMismatch: It is another one.
+        BadInput: It is not a zstd frame.
+    """
+    import zstandard  # takes a while to load
+
+    digest, size = hashlib.sha256(), 0
+    source = cast("IO[bytes]", _Pieces(pieces))  # nothing but read() is asked of it
+    reader = zstandard.ZstdDecompressor(max_window_size=_WINDOW_MAX_BYTES).stream_reader(source)
+    try:
+        while piece := reader.read(_PIECE_BYTES):
+            size += len(piece)
+            if size > verity.tree_size:
+                break
+            digest.update(piece)
+            yield piece
+    except zstandard.ZstdError as err:
+        raise BadInput(f"the dm-verity tree cannot be decompressed: {err}", "the artifact is damaged") from err
+    if size != verity.tree_size or digest.hexdigest() != verity.tree.hex:
+        raise DigestMismatch("the dm-verity tree is not that of the config", "the artifact is damaged")
+
+
+class _Pieces:
+    """The bytes of an iterator, for a reader that asks for some at a time."""
+
+    def __init__(self, pieces: Iterable[bytes]) -> None:
+        self._pieces, self._rest = iter(pieces), b""
+
+    def read(self, size: int = -1) -> bytes:
+        """Return up to `size` bytes; none at the end."""
+        if not self._rest:
+            self._rest = next(self._pieces, b"")
+        count = len(self._rest) if size < 0 else size
+        data, self._rest = self._rest[:count], self._rest[count:]
+        return data
