@@ -18,6 +18,11 @@ def write_rows(rows: Iterable[object]) -> int:
     return count
 
 
+def write_value(value: object) -> None:
+    """Print one result as indented JSON."""
+    print(json.dumps(value, indent=1))
+
+
 def write_names(names: Iterable[str], *, as_json: bool) -> None:
     """Print the names of what a command was done to: a line each, or as rows."""
     if as_json:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from rootdisk.errors import BadInput
 from rootdisk.records import pack
+from rootdisk.system import process
 from rootdisk.text import printable
 from runner.channel import messages
-from runner.commands.options import program_records
+from runner.options.values import program_records
 from runner.sandbox import directory
 from runner.sandbox.directory import State
 from runner.sandbox.orders import connect
@@ -53,10 +55,27 @@ def cp_command(options: argparse.Namespace) -> int:
     if (source[0] is None) == (target[0] is None):
         raise BadInput("cp copies between a sandbox and this machine", "write NAME:PATH on one side")
     with contextlib.ExitStack() as stack:
+        stack.enter_context(_ended_by_signals())
         connect = _connection(source[0] or target[0] or "", stack)
         if source[0] is not None:
             return command.copy_out(connect, source[1], target[1], follow=options.follow_link)
         return command.copy_in(connect, source[1], target[1], follow=options.follow_link)
+
+
+@contextlib.contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP end this process as Ctrl-C does: at once, and what is half written is removed."""
+
+    def end(number: int, _: object) -> None:
+        """End this process with the status of a signal."""
+        raise SystemExit(128 + number)
+
+    before = {one: signal.signal(one, end) for one in process.heard(signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
 
 
 def _connection(name: str, stack: contextlib.ExitStack) -> Callable[[], socket.socket]:

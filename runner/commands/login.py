@@ -14,7 +14,7 @@ def login_command(options: argparse.Namespace) -> int:
     """Check a name and password with a registry, and save them."""
     from rootdisk.registry import login
     from rootdisk.registry.credentials import Credentials
-    from runner.commands.options import registry as registry_options
+    from runner.options.values import registry as registry_options
 
     registry = login.parse_registry(options.registry)
     username = options.username or _ask(f"Username for {registry}: ")

@@ -6,10 +6,10 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
-from rootdisk.cli.rows import write_rows
+from rootdisk.cli.rows import write_rows, write_value
 from rootdisk.errors import BadInput, RootdiskError
 from rootdisk.text import one_line, printable
-from runner.commands import options as option_values
+from runner.options import values as option_values
 from runner.store.store import Store
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def inspect_command(options: argparse.Namespace) -> int:
     elif options.json:
         write_rows([document])
     else:
-        option_values.write_value(document)
+        write_value(document)
     return 0
 
 

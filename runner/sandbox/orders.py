@@ -1,4 +1,4 @@
-"""Connect to the keeper of a running sandbox and send it orders."""
+"""Connect to the keeper of a running sandbox and send it orders; act on several sandboxes at once."""
 
 from __future__ import annotations
 
@@ -7,16 +7,23 @@ import os
 import signal
 import socket
 import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 from rootdisk.durable import socket_address
-from rootdisk.errors import Busy
+from rootdisk.errors import BadInput, Busy, RootdiskError
+from runner.channel import messages
 from runner.channel.messages import KILL, frame
-from runner.sandbox.liveness import not_running, wait_end
+from runner.sandbox import directory
+from runner.sandbox.liveness import is_running, not_running, wait_end
 from runner.sandbox.state import State, Unreadable
+from runner.store.store import Store
 
 CONNECT_S = 10.0  # if the keeper hangs or its queue of waiting clients is full
 END_S = 15.0  # from KILL to the end of the sandbox
+STOPPED_S = 60.0  # in addition to the time for the program: the guest writes everything back, the keeper exits
 _RETRY_S = 0.05
+SandboxState = TypeVar("SandboxState", State, State | Unreadable)
 
 
 def connect(state: State | Unreadable) -> socket.socket:
@@ -93,3 +100,109 @@ def _kill_keeper(state: State | Unreadable) -> None:
         pass
     finally:
         os.close(process)
+
+
+def stop_all(sandboxes: Sequence[State], seconds: int) -> dict[str, RootdiskError]:
+    """Stop all of `sandboxes` at once; return the errors by name."""
+    if seconds < 0:
+        raise BadInput(f"--time {seconds}", "0 or more seconds")
+    seconds = min(seconds, 0xFFFF_FFFF)  # this is for ever already
+
+    def order(state: State) -> None:
+        """Give a running sandbox the order to stop."""
+        if state.running:
+            give(state, messages.frame_number(messages.STOP, seconds))
+
+    return _on_all(sandboxes, order, lambda state: wait_end(state, seconds + STOPPED_S))
+
+
+def kill_all(sandboxes: Sequence[State], number: int | None = None) -> dict[str, RootdiskError]:
+    """End all of `sandboxes`, or send their programs the signal `number`; return the errors by name.
+
+    Raises:
+        BadInput: One of them does not run; nothing was done then.
+    """
+    for state in sandboxes:
+        if not state.running:
+            raise not_running(state)
+    if number is None or number == signal.SIGKILL:
+        return end_all(sandboxes)
+    order = messages.frame_number(messages.SIGNAL, number)
+    return _on_all(sandboxes, lambda state: give(state, order), lambda state: None, forgive=False)
+
+
+def _on_all(
+    sandboxes: Sequence[SandboxState],
+    order: Callable[[SandboxState], None],
+    wait: Callable[[SandboxState], None],
+    *,
+    forgive: bool = True,
+) -> dict[str, RootdiskError]:
+    """Give all an order, then wait for each; return the errors by name.
+
+    With `forgive`, a sandbox may end before it gets its order.
+    """
+    failed: dict[str, RootdiskError] = {}
+    for step in (order, wait):
+        for sandbox in sandboxes:
+            if sandbox.name in failed:
+                continue
+            try:
+                with _may_have_ended(sandbox) if forgive else contextlib.nullcontext():
+                    step(sandbox)
+            except RootdiskError as err:
+                failed[sandbox.name] = err
+    return failed
+
+
+def end_all(sandboxes: Sequence[SandboxState]) -> dict[str, RootdiskError]:
+    """End all of `sandboxes` at once: by an order, or by ending their keepers if those do not carry it out."""
+    running = [sandbox for sandbox in sandboxes if sandbox.running]
+
+    def order(sandbox: SandboxState) -> None:
+        """Give the order to end; a keeper that does not answer is killed later."""
+        with contextlib.suppress(Busy):
+            give(sandbox, messages.frame(messages.KILL))
+
+    return _on_all(running, order, end)
+
+
+@contextlib.contextmanager
+def _may_have_ended(sandbox: State | Unreadable) -> Iterator[None]:
+    """Ignore the failure of an order if the sandbox has just ended by itself."""
+    try:
+        yield
+    except BadInput:
+        if is_running(sandbox):
+            raise
+
+
+def watch_end(state: State, stack: contextlib.ExitStack) -> socket.socket | None:
+    """Open a connection on which the keeper reports the end of the sandbox; None if it has ended."""
+    if not state.running:
+        return None
+    with _may_have_ended(state):
+        sock = stack.enter_context(connect(state))
+        with contextlib.suppress(ConnectionError):
+            sock.sendall(messages.frame(messages.WAIT))
+        return sock
+    return None
+
+
+def status_of(store: Store, state: State, sock: socket.socket | None) -> int:
+    """Wait until a sandbox has ended and return its exit status."""
+    if sock is not None:
+        decoder = messages.Decoder()
+        with contextlib.suppress(ConnectionError):
+            while data := sock.recv(4096):
+                for kind, _, payload in decoder.feed(data):
+                    if kind == messages.EXIT:
+                        return messages.number(payload)
+                    if kind == messages.ERROR:
+                        raise Busy(payload.decode(errors="replace"))
+    if state.running:
+        wait_end(state)
+        state = directory.find(store, state.spec.name)  # it ended in between
+    if state.status is None:
+        raise BadInput(f"sandbox {state.spec.name} was cut off", "its keeper was killed: it has no exit status")
+    return state.status

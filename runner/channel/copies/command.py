@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 
 from rootdisk.errors import BadInput, RootdiskError
-from rootdisk.system import process
 from rootdisk.text import one_line
 from runner.channel.copies import archive, reader, writer
 from runner.channel.copies.notes import Notes
@@ -26,22 +24,6 @@ _ARCHIVE = b""  # in place of a name: the target is a directory, and entries bri
 Connect = Callable[[], socket.socket]  # to the sandbox's keeper
 
 
-@contextlib.contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP end this process as Ctrl-C does: at once, and what is half written is removed."""
-
-    def end(number: int, _: object) -> None:
-        """End this process with the status of a signal."""
-        raise SystemExit(128 + number)
-
-    before = {one: signal.signal(one, end) for one in process.heard(signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for one, handler in before.items():
-            signal.signal(one, handler)
-
-
 def copy_out(connect: Connect, source: str, target: str, *, follow: bool = False) -> int:
     """`source` in a sandbox to `target` here, or for `-` to standard output as a tar archive."""
     path = guest_path(source)
@@ -50,7 +32,6 @@ def copy_out(connect: Connect, source: str, target: str, *, follow: bool = False
         raise BadInput("cp: TARGET is empty", "write . for the working directory")
     notes = Notes()
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_ended_by_signals())
         place = None if target == "-" else find_place(host_path(target), name)
         if place is not None:
             stack.callback(os.close, place.directory)
@@ -87,7 +68,6 @@ def copy_in(connect: Connect, source: str, target: str, *, follow: bool = False)
     if source != "-":
         os.stat(here, follow_symlinks=follow)  # the sandbox is left alone if there is nothing to copy
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_ended_by_signals())
         program, outgoing = _start_unpack(connect, guest_path(target), name, stack)
         try:
             if source == "-":

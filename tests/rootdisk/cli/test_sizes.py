@@ -10,7 +10,7 @@ import pytest
 from imagetool.config import images, schema
 from rootdisk.cli.sizes import PATTERN, parse_size, size_text
 from rootdisk.errors import BadInput
-from runner.commands.options import size_bytes
+from runner.options.values import size_bytes
 
 MIB, GIB = 1 << 20, 1 << 30
 SIZES = {

@@ -13,8 +13,9 @@ from rootdisk import __version__
 from rootdisk.cli.arguments import command_first
 from rootdisk.errors import BadInput
 from runner.cli import main, parser
-from runner.commands import logs, options
 from runner.machine import ports
+from runner.options import values as options
+from runner.sandbox import lines
 from runner.sandbox.logs import Log, Reader
 
 
@@ -128,12 +129,12 @@ def test_a_log_has_times_that_older_runners_do_not_see(tmp_path: Path) -> None:
     assert [(kind, data) for _, kind, data in found] == [(2, b"one\ntw"), (3, b"bad\n"), (2, b"o\nthree")]
     assert all(before - 0.002 <= when <= time.time() for when, _, _ in found if when is not None)
     assert None not in [when for when, _, _ in found]
-    pieces = list(logs._pieces(Reader(log.path), framed=True))
-    assert [piece.data for piece in logs._last(pieces, 2)] == [b"two\n", b"three"]
-    assert [piece.data for piece in logs._last(pieces, 0)] == []
-    assert [piece.data for piece in logs._last(pieces, None)] == [b"one\n", b"bad\n", b"two\n", b"three"]
+    pieces = list(lines.pieces(Reader(log.path), framed=True))
+    assert [piece.data for piece in lines.last_lines(pieces, 2)] == [b"two\n", b"three"]
+    assert [piece.data for piece in lines.last_lines(pieces, 0)] == []
+    assert [piece.data for piece in lines.last_lines(pieces, None)] == [b"one\n", b"bad\n", b"two\n", b"three"]
 
 
 @pytest.mark.parametrize("text", ["10m", "1h30m", "1.5s", "1700000000", "2025-06-01", "2025-06-01T10:00:00Z"])
 def test_times(text: str) -> None:
-    assert 0 < (logs._time(text, "--since") or 0) <= time.time()
+    assert 0 < (lines.parse_time(text, "--since") or 0) <= time.time()

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from rootdisk.errors import BadInput
-from runner.commands.options import forwards
 from runner.machine import ports, relay
 from runner.machine.model import Forward
+from runner.options.values import forwards
 from tests.support.commands import ROOT
 from tests.support.mounts import needs_root
 from tests.support.waiting import until

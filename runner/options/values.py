@@ -1,9 +1,8 @@
-"""Read the options of commands: artifacts, records of the slot, sizes, ports, volumes."""
+"""Read options: artifacts, records of the slot, sizes, ports, volumes."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import socket
@@ -30,11 +29,6 @@ _HOST_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")  # sethostname(2): 6
 _FORWARD = re.compile(
     r"(?:([0-9]{1,3}(?:\.[0-9]{1,3}){3}|\[[0-9A-Fa-f:.]{2,45}\]):)?([0-9]{1,5}):([0-9]{1,5})(?:/(tcp|udp))?"
 )
-
-
-def write_value(value: object) -> None:
-    """Print one result as indented JSON."""
-    print(json.dumps(value, indent=1))
 
 
 def sandbox_name(text: str, option: str) -> str:

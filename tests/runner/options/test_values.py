@@ -6,8 +6,8 @@ import pytest
 
 from rootdisk.errors import BadInput
 from runner.cli import parser
-from runner.commands import options
 from runner.commands.boot import boot_command
+from runner.options import values as options
 
 
 @pytest.mark.parametrize("text", ["1_0", "１２", "²", " 5", "5 ", "1e3", "0x10", "nan", "inf", "", "9" * 30, "+5"])

@@ -10,7 +10,7 @@ from rootdisk.errors import BadInput
 from rootdisk.ids import id_or_none
 from rootdisk.records import Record
 from rootdisk.text import printable
-from runner.commands.options import size_bytes
+from runner.options.values import size_bytes
 
 _FLAGS = {
     "ro",

@@ -8,8 +8,8 @@ import pytest
 
 from rootdisk.errors import BadInput
 from rootdisk.records import Record
-from runner.commands import surroundings
 from runner.machine.resolver import Resolver, records
+from runner.options import surroundings
 from runner.parser import parser
 from runner.sandbox import guest_records
 

@@ -1,0 +1,142 @@
+"""Options of a boot: check them, fetch the artifact, and create the sandbox."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from typing import NamedTuple
+
+from rootdisk.artifact.format import CPUS_MAX, MEMORY_MAX_MIB, MEMORY_MIN_MIB
+from rootdisk.cli.sizes import size_text
+from rootdisk.errors import BadInput
+from rootdisk.oci.reference import parse_reference
+from rootdisk.records import Record
+from runner.machine import backend
+from runner.options import surroundings
+from runner.options import values as option_values
+from runner.sandbox import launch
+from runner.sandbox.directory import Spec
+from runner.sandbox.launch import PreparedSandbox
+from runner.store.pull import StoredArtifact
+from runner.store.store import Store
+
+DISK_UNIT = 4096
+
+
+class Request(NamedTuple):
+    """The checked options of a boot. Fields of `spec` that come from the artifact are still empty."""
+
+    spec: Spec
+    records: list[Record]  # for the slot
+
+
+def request(options: argparse.Namespace) -> Request:
+    """Check the options of `boot` and return what they ask for.
+
+    Raises:
+        BadInput: An option is wrong; the message names it.
+    """
+    name = option_values.sandbox_name(options.name or f"sandbox-{os.urandom(4).hex()}", "--name")
+    if options.keep and options.rm:
+        raise BadInput("--keep and --rm", "use one of them")
+    if options.detach and options.interactive:
+        raise BadInput("--detach and --interactive", "boot it with -d, then: runner exec -it NAME sh")
+    options.program = option_values.program(options.program, _flags(options), "ARTIFACT")
+    records = option_values.boot_records(options, name) + surroundings.records(options)
+    return Request(_spec(options, name), records)
+
+
+def create(store: Store, options: argparse.Namespace, wanted: Request) -> PreparedSandbox:
+    """Fetch the artifact as the options say, and create the sandbox.
+
+    Raises:
+        RootdiskError: It cannot be fetched or created; nothing is left of the sandbox.
+    """
+    artifact = option_values.artifact(store, options)
+    try:
+        if options.verify:
+            _verify(store, artifact, options)
+        return launch.create(store, artifact, _with_defaults(wanted.spec, artifact), wanted.records)
+    except BaseException:
+        artifact.release()
+        raise
+
+
+def _verify(store: Store, artifact: StoredArtifact, options: argparse.Namespace) -> None:
+    """Hash the artifact's files in the store before anything boots from them."""
+    from rootdisk.cli.progress import shown_progress
+    from rootdisk.text import printable
+    from runner.store.verify import check
+
+    with shown_progress(f"verifying {printable(options.artifact)}", quiet=options.quiet) as progress:
+        check(store, artifact, progress)
+
+
+def _flags(options: argparse.Namespace) -> set[str]:
+    """Return the option strings of boot, such as `--name`; empty if they are not needed."""
+    if "--" not in options.program:
+        return set()
+    from rootdisk.cli.arguments import subparsers
+    from runner.parser import parser
+
+    return set(subparsers(parser("boot"))["boot"]._option_string_actions)
+
+
+def _spec(options: argparse.Namespace, name: str) -> Spec:
+    """Return what the command line specifies; the fields that come from the artifact are still empty."""
+    if options.cpus is not None and not 1 <= options.cpus <= CPUS_MAX:
+        raise BadInput(f"--cpus {options.cpus}", f"1 to {CPUS_MAX}")
+    memory = option_values.size_bytes(options.memory, "--memory") if options.memory is not None else 0
+    if options.memory is not None and not MEMORY_MIN_MIB <= memory >> 20 <= MEMORY_MAX_MIB:
+        limits = f"{size_text(MEMORY_MIN_MIB << 20)} to {size_text(MEMORY_MAX_MIB << 20)}"
+        raise BadInput(f"--memory {options.memory!r:.40}", f"write {limits}, as 512m or 1.5g")
+    forwards = option_values.forwards(options.publish)
+    if forwards and options.network == "none":
+        raise BadInput("--publish and --network none", "without a network no port can be reached")
+    if options.timeout is not None and options.timeout <= 0:
+        raise BadInput(f"--timeout {options.timeout:g}", "more than 0 seconds; omit it for no limit")
+    disk_size = option_values.size_bytes(options.disk_size, "--disk-size") if options.disk_size is not None else 0
+    disk_size = -(-disk_size // DISK_UNIT) * DISK_UNIT  # 1.3g is not a whole number of blocks
+    shares = option_values.volumes(options.volume)
+    return Spec(
+        name=name,
+        reference=str(parse_reference(options.artifact)),
+        artifact="",
+        disk="",
+        config="",
+        kernel=None,
+        initramfs=None,
+        disk_size=disk_size,
+        memory_mib=memory >> 20,
+        cpus=options.cpus or 0,
+        network=options.network,
+        forwards=forwards,
+        volumes=tuple((str(share.path), share.guest, share.read_only) for share in shares),
+        volume_rights=tuple(
+            (share.guest, right) for share in shares for right in ("dev", "suid") if right in share.rights
+        ),
+        labels=option_values.labels(options.label),
+        keep=(options.keep or options.detach) and not options.rm,
+        detached=options.detach,
+        interactive=options.interactive,
+        terminal=options.tty,
+        backend=backend.choose(options.backend, option_values.platform(options)),
+        accelerator=options.accel,
+        clone=options.clone,
+        timeout_s=options.timeout,
+    )
+
+
+def _with_defaults(spec: Spec, artifact: StoredArtifact) -> Spec:
+    """Fill in the artifact's own values for what the command line does not specify."""
+    return spec._replace(
+        artifact=str(artifact.digest),
+        disk=artifact.config.disk_digest.hex,
+        config=artifact.config_digest.hex,
+        kernel=artifact.kernel.name if artifact.kernel else None,
+        initramfs=artifact.initramfs.name if artifact.initramfs else None,
+        verity=artifact.verity.name if artifact.verity else None,
+        disk_size=spec.disk_size or artifact.config.disk_size,
+        memory_mib=spec.memory_mib or artifact.config.memory_mib,
+        cpus=spec.cpus or artifact.config.cpus,
+    )
