@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from imagetool.build import derivation
@@ -16,7 +16,7 @@ from imagetool.build.disk import registry
 from imagetool.build.publish import resolved_tag, signing_key
 from imagetool.config.images import Image
 from imagetool.targets.open import open_target
-from imagetool.targets.prune import outdated
+from imagetool.targets.prune import outdated, unordered, versions
 from rootdisk.artifact.format import key_tag
 from rootdisk.artifact.policies import rule_for
 from rootdisk.artifact.published import PublishedArtifact
@@ -70,11 +70,16 @@ def find_built(image: Image, inputs: Mapping[str, Any], targets: Sequence[Refere
 
 
 class Pruned(NamedTuple):
-    """Tags to remove or removed; how versions were ordered, in words; bytes freed."""
+    """Tags to remove or removed; how versions were ordered, in words ("" if none can go); bytes freed."""
 
     tags: list[tuple[str, Digest]]
     order: str
     freed: int = 0
+
+    def remarks(self) -> list[str]:
+        """Say how versions were ordered, and what was freed."""
+        order = [f"versions were ordered {self.order}"] if self.order else []
+        return order + ([f"{self.freed / 1e6:.1f} MB freed"] if self.freed else [])
 
 
 def prune(place: Reference, options: RegistryOptions, keep: int | None, *, delete: bool) -> Pruned:
@@ -97,9 +102,10 @@ def prune(place: Reference, options: RegistryOptions, keep: int | None, *, delet
                 return []
             return [item.digest for item in Index.parse(repository.manifest(descriptor)).manifests]
 
-        tags, published = target.tags(), target.published()
+        tags = target.tags()
+        published = target.published(versions(tags)) if keep is not None else {}
         old = [(tag, tags[tag]) for tag in outdated(tags, children, keep, published)]
-        order = "by the time they were published" if published else "by their version numbers, as no times are recorded"
+        order = _order(tags, published) if keep is not None else ""
         freed = 0
         if delete:
             unused = dict.fromkeys(digest for _, digest in old)
@@ -112,6 +118,14 @@ def prune(place: Reference, options: RegistryOptions, keep: int | None, *, delet
                 target.remove(digest)
             freed = target.sweep()
         return Pruned(old, order, freed)
+
+
+def _order(tags: Collection[str], published: Collection[str]) -> str:
+    """Say how versions were ordered, and which stay because nobody knows their age."""
+    order = "by the time they were published" if published else "by number, as no times are recorded"
+    stay = sorted(unordered(tags, published))
+    shown = ", ".join(stay[:5]) + (f" and {len(stay) - 5} more" if stay[5:] else "")
+    return f"{order}; kept, as their age is not known: {shown}" if stay else order
 
 
 def _checked(

@@ -54,6 +54,6 @@ def prune_command(options: argparse.Namespace) -> int:
         for tag, digest in done.tags:
             print(one_line(f"{tag} {digest}"))
     if not options.quiet:
-        freed = f"; {done.freed / 1e6:.1f} MB freed" if done.freed else ""
-        print(one_line(f"versions were ordered {done.order}{freed}"), file=sys.stderr)
+        for line in done.remarks():
+            print(one_line(line), file=sys.stderr)
     return 0

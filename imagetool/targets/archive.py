@@ -45,7 +45,7 @@ class ArchiveTarget:
         """Return no tags: the archive is new."""
         return {}
 
-    def published(self) -> dict[str, float]:
+    def published(self, tags: Collection[str]) -> dict[str, float]:
         """Return nothing: an archive is new."""
         return {}
 

@@ -121,13 +121,13 @@ class LayoutTarget:
         with contextlib.closing(LayoutRepository(self._path)) as listed:
             return {tag: item.digest for item in listed.index().manifests if (tag := item.annotations.get(REF_NAME))}
 
-    def published(self) -> dict[str, float]:
-        """Return when each tag was written, seconds since 1970, as far as that is recorded."""
+    def published(self, tags: Collection[str]) -> dict[str, float]:
+        """Return when each of `tags` was written, seconds since 1970, as far as that is recorded."""
         found = {}
         with contextlib.closing(LayoutRepository(self._path)) as listed:
             for item in listed.index().manifests:
                 text = item.annotations.get(PUBLISHED, "")
-                if (tag := item.annotations.get(REF_NAME)) and re.fullmatch(r"[0-9]{1,12}(\.[0-9]{1,9})?", text):
+                if (tag := item.annotations.get(REF_NAME)) in tags and re.fullmatch(r"[0-9]{1,12}(\.[0-9]{1,9})?", text):
                     found[tag] = float(text)
         return found
 

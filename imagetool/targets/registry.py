@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 import time
 from collections.abc import Collection, Mapping, Sequence
+from email.utils import parsedate_to_datetime
 from urllib.parse import urlencode
 
 from imagetool.content import Content
@@ -169,9 +171,21 @@ class RegistryTarget:
         with contextlib.closing(RegistryRepository(*self._place)) as repository:
             return {name: repository.resolve(name).digest for name in names}
 
-    def published(self) -> dict[str, float]:
-        """Return nothing: a registry records no times."""
-        return {}
+    def published(self, tags: Collection[str]) -> dict[str, float]:
+        """Return when each of `tags` was written, if the registry says so of all: `Last-Modified`, RFC 9110, section 8.8.2."""
+        times: dict[str, float] = {}
+
+        def once(tag: str) -> str:
+            """Ask for the headers of one manifest; return the time's text, "" if there is none."""
+            with self.client.request("HEAD", f"manifests/{tag}", expect=(200, 404, 405, 501), headers=ACCEPT) as answer:
+                return str(answer.headers.get("Last-Modified", ""))
+
+        for tag in tags:
+            try:
+                times[tag] = parsedate_to_datetime(self.client.retry().run(functools.partial(once, tag))).timestamp()
+            except (ValueError, OverflowError):
+                return {}  # most registries say it of none
+        return times
 
     def sweep(self) -> int:
         """Leave blobs to the registry, which collects them itself."""

@@ -39,8 +39,8 @@ class Target(Protocol):
     def tags(self) -> dict[str, Digest]:
         """Return every tag and the manifest that it names."""
 
-    def published(self) -> dict[str, float]:
-        """Return when each tag was written, seconds since 1970, as far as that is recorded."""
+    def published(self, tags: Collection[str]) -> dict[str, float]:
+        """Return when each of `tags` was written, seconds since 1970, as far as that is recorded."""
 
     def sweep(self) -> int:
         """Remove blobs that nothing needs, if that is ours to do; return their bytes."""

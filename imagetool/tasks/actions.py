@@ -232,8 +232,8 @@ def prune(places: Places, image: Image, for_all: Mapping[str, Any], delete: bool
             print(one_line(f"{image.name}: {how} {place.place}:{tag} ({digest.short})"))
         if not done.tags:
             print(f"{image.name}: nothing to remove from {place.place}")
-        freed = f"; {done.freed / 1e6:.1f} MB freed" if done.freed else ""
-        print(one_line(f"{image.name}: versions were ordered {done.order}{freed}"))
+        for line in done.remarks():
+            print(one_line(f"{image.name}: {line}"))
 
 
 @step

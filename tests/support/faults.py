@@ -121,7 +121,7 @@ def run_faults(upstream: str) -> Iterator[FaultProxy]:
                 headers["Content-Length"] = str(len(data))
             if fault and kind == "as":
                 status = fault.status
-                headers = {k: v for k, v in headers.items() if k != "Docker-Content-Digest"}
+                headers = {k: v for k, v in headers.items() if k != "Docker-Content-Digest"} | fault.headers
             start = int(headers.get("Content-Range", "bytes 0-").split()[1].partition("-")[0])
             if kind == "shifted" and status == 206:
                 headers["Content-Range"] = headers["Content-Range"].replace(f"{start}-", f"{start + 1}-")

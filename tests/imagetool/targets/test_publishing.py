@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from imagetool import cli
 from imagetool.build.cached_artifact import prune
 from imagetool.sources.open import open_source
 from imagetool.targets.attach import attach
@@ -35,7 +36,7 @@ from rootdisk.oci.reference import parse_reference
 from rootdisk.oci.repository import read_blob
 from rootdisk.places import open_repository
 from tests.support.commands import ROOT
-from tests.support.faults import Fault, run_faults
+from tests.support.faults import ALWAYS, Fault, run_faults
 from tests.support.images import AMD64, ARM64, check_content, needs_skopeo, skopeo, write_image, write_index
 from tests.support.processes import peak_bytes
 from tests.support.registry import RunningRegistry, needs_registry, run_registry
@@ -145,13 +146,22 @@ KEYS = [f"key-{n:032x}" for n in range(9)]
         ({"1": D[1], "2": D[1], KEYS[1]: D[1]}, 1, []),  # the same artifact under a name that stays
         ({"latest": D[1], "1": D[1], "2": D[2], KEYS[1]: D[1]}, 1, []),
         ({"1": D[8], KEYS[1]: D[1], KEYS[2]: D[2], KEYS[3]: D[3]}, None, [KEYS[3]]),  # 8 is an index of 1 and 2
-        ({"v1": D[1], "v2": D[2], "main": D[3]}, 0, ["main", "v1", "v2"]),
+        ({"v1": D[1], "v2": D[2], "main": D[3]}, 1, ["v1"]),  # nobody knows how old main is
+        ({"9f8e7d6": D[1], "a1b2c3d": D[2], "0b1c2d3": D[3], KEYS[1]: D[1]}, 1, []),  # commits
+        ({"1.4-9f8e7d6": D[1], "1.4-a1b2c3d": D[2], "1.3-fffffff": D[3]}, 1, ["1.3-fffffff"]),  # of one number
+        ({"1.10-rc1": D[1], "1.10": D[2], "1.9": D[3], "V1.8": D[4]}, 1, ["1.10-rc1", "1.9", "V1.8"]),
         ({"key-short": D[1], "key-" + "g" * 32: D[2]}, None, []),  # not ours
         ({}, 3, []),
     ],
 )
 def test_what_is_outdated(tags: dict[str, Digest], keep: int | None, gone: list[str]) -> None:
     assert outdated(tags, lambda digest: [D[1], D[2]] if digest == D[8] else [], keep) == gone
+
+
+def test_times_count_before_numbers() -> None:
+    tags = {"9f8e7d6": D[1], "2.0": D[2], "1.0": D[3], "main": D[4]}
+    assert outdated(tags, lambda _: [], 1, {"9f8e7d6": 3.0, "2.0": 2.0, "1.0": 1.0}) == ["1.0", "2.0"]
+    assert outdated(tags, lambda _: [], 2, {"2.0": 2.0, "1.0": 3.0}) == []
 
 
 @needs_registry
@@ -175,6 +185,27 @@ def test_pruning_a_registry(tmp_path: Path, registry: RunningRegistry) -> None:
         with open_source(f"{place}:{name}", Platform("linux", "arm", platform), registry.options) as image:
             check_content(image)
     target.close()
+
+
+@needs_registry
+def test_a_registry_that_says_when(tmp_path: Path, registry: RunningRegistry, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its times count; without them a version that nobody can order stays, and is named."""
+    for number, tag in enumerate(("9f8e7d6", "a1b2c3d", "0.9")):
+        write_image(tmp_path / "l", tag, Platform("linux", "arm", f"v{number + 5}"), variant=True)
+        copy(f"oci:{tmp_path}/l:{tag}", f"{registry.name}/some/image:{tag}", registry.options)
+    command = ["prune", "--plain-http", "--keep", "1"]
+    assert cli.main([*command, f"{registry.name}/some/image"]) == 0
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "ordered by number, as no times are recorded; kept, as their age is not known: 9f8e7d6, a1b2c3d" in said.err
+    with run_faults(registry.name) as proxy:
+        for second, tag in enumerate(("9f8e7d6", "a1b2c3d", "0.9")):
+            headers = {"Last-Modified": f"Sun, 29 Nov 2026 12:00:0{5 - second} GMT"}
+            proxy.add(Fault("as", f"/manifests/{tag}", ALWAYS, method="HEAD", status=200, headers=headers))
+        assert cli.main([*command, f"{proxy.name}/some/image"]) == 0
+        said = capsys.readouterr()
+        assert [line.split()[0] for line in said.out.splitlines()] == ["0.9", "a1b2c3d"]
+        assert said.err == "versions were ordered by the time they were published\n"
 
 
 @needs_registry
