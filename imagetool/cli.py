@@ -24,6 +24,7 @@ ROOMS = {
     **dict.fromkeys(("push", "pull", "tags", "rm", "discover"), "registry"),
     **dict.fromkeys(("schema", "completion"), "completion"),
     "verify": "verify",
+    "clean": "clean",
     **dict.fromkeys(("init", "doit"), "project"),
 }
 EPILOG = "See imagetool COMMAND --help. Options may also stand before the command: imagetool --debug ls …"
@@ -292,6 +293,8 @@ def parser() -> Parser:
     prune.add_argument("place", metavar="REPOSITORY", help="registry/repository or oci:DIR")
     prune.add_argument("--keep", type=whole_number, metavar="N", help="keep the N newest versions (default: all)")
     prune.add_argument("--delete", action="store_true", help="delete the listed tags (default: list only)")
+    clean = command("clean", "empty your cache of disks, kernels and indexes; builds make them again", "--dry-run")
+    clean.add_argument("--dry-run", action="store_true", help="list what would be removed, and remove nothing")
     completion = command(
         "completion",
         "print a shell's completion script for imagetool",

@@ -120,7 +120,7 @@ def prune(place: Reference, options: RegistryOptions, keep: int | None, *, delet
         return Pruned(old, order, freed)
 
 
-def _order(tags: Collection[str], published: Collection[str]) -> str:
+def _order(tags: Collection[str], published: Mapping[str, float]) -> str:
     """Say how versions were ordered, and which stay because nobody knows their age."""
     order = "by the time they were published" if published else "by number, as no times are recorded"
     stay = sorted(unordered(tags, published))

@@ -127,7 +127,9 @@ class LayoutTarget:
         with contextlib.closing(LayoutRepository(self._path)) as listed:
             for item in listed.index().manifests:
                 text = item.annotations.get(PUBLISHED, "")
-                if (tag := item.annotations.get(REF_NAME)) in tags and re.fullmatch(r"[0-9]{1,12}(\.[0-9]{1,9})?", text):
+                if (tag := item.annotations.get(REF_NAME, "")) in tags and re.fullmatch(
+                    r"[0-9]{1,12}(\.[0-9]{1,9})?", text
+                ):
                     found[tag] = float(text)
         return found
 

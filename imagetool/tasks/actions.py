@@ -282,6 +282,10 @@ def boot_files(places: Places, image: Image) -> BootFiles:
 
 
 def _check_place(places: Places, image: Image) -> Path:
+    """Name a new directory for a check; what checks that were killed have left goes."""
+    from imagetool.tasks.clean import remove_rests
+
+    remove_rests(places.of(image))
     return places.of(image) / f".check-{os.getpid()}"
 
 

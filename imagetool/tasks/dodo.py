@@ -30,6 +30,7 @@ from imagetool.config import images as config
 from imagetool.config.images import Image
 from imagetool.receipts import Receipt
 from imagetool.tasks import actions, records, uptodate
+from imagetool.tasks.clean import Clean
 from imagetool.tasks.places import Places, lock, make_cache
 from rootdisk.errors import RootdiskError
 from rootdisk.system.stdio import settle
@@ -230,11 +231,25 @@ def task_index() -> Iterator[Task]:
 def task_build() -> Iterator[Task]:
     """Build and publish: everything, or one image with build:NAME."""
     names = ", ".join([image.name for image in IMAGES] + list(GROUPS)) or "images.toml has none"
-    yield {"name": None, "doc": f"Build and publish: everything, or one image with build:NAME ({names})."}
+    yield {
+        "name": None,
+        "doc": f"Build and publish: everything, or one image with build:NAME ({names}).",
+        "clean": [Clean(PLACES, IMAGES, everything=True)],
+    }
     for image in IMAGES:
-        yield {"name": image.name, "actions": None, "task_dep": [f"publish:{image.name}"]}
-    for group in GROUPS:
-        yield {"name": group, "actions": None, "task_dep": [f"index:{group}"]}
+        yield {
+            "name": image.name,
+            "actions": None,
+            "task_dep": [f"publish:{image.name}"],
+            "clean": [Clean(PLACES, [image], everything=False)],
+        }
+    for group, images in GROUPS.items():
+        yield {
+            "name": group,
+            "actions": None,
+            "task_dep": [f"index:{group}"],
+            "clean": [Clean(PLACES, images, everything=False)],
+        }
 
 
 def task_check() -> Iterator[Task]:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from imagetool.build import derivation
-from imagetool.build.receipts import BuiltReceipt, KernelReceipt, SourceReceipt
+from imagetool.build.receipts import BuiltReceipt, KernelReceipt, PublishedReceipt, SourceReceipt
 from imagetool.config.images import Image
 from imagetool.guest.programs import BootFiles
 from imagetool.look import explanation
 from imagetool.receipts import Damaged, load
 from imagetool.tasks.places import Places
 from rootdisk.artifact import zstd_frames
+from rootdisk.errors import RootdiskError
+from rootdisk.text import one_line
 
 STEPS = ("init", "kernel", "resolve", "disk", "pack", "publish")
 
@@ -33,9 +36,26 @@ def lines(places: Places, image: Image, dodo: dict[str, Any]) -> Iterator[str]:
         layers = explanation.compared_layers(built.source_layers, source.layers)
         changes = list(explanation.lines(derivation.explain(built.inputs, _inputs(places, image, source)), layers))
         how = "changed since the last build" if changes else f"{built.key[:12]} is current"
+        changes += _targets(places, image)
         yield f"{image.name}: {how}"
-        yield from (f"  {line}" for line in changes)
+        yield from (f"  {one_line(line)}" for line in changes)
     yield from (f"  {line}" for line in tasks(dodo, image.name, image.platform.architecture))
+
+
+def _targets(places: Places, image: Image) -> Iterator[str]:
+    """Yield what has changed in where the disk is published, and as which version."""
+    receipt = places.index(image) if image.group else places.receipt(image, "published")
+    try:
+        before = load(receipt, PublishedReceipt).targets
+    except RootdiskError:  # not published yet, or again
+        return
+    now = tuple(f"{target.place}:{image.version}" for target in image.publish)
+    gone, new = ([name for name in names if name not in others] for names, others in ((before, now), (now, before)))
+    for old, name in itertools.zip_longest(gone, new, fillvalue=""):
+        if old and name:
+            yield f"published as {name}, before as {old}"
+        else:
+            yield f"published as {name} too" if name else f"not published as {old} any more"
 
 
 def _inputs(places: Places, image: Image, source: SourceReceipt) -> dict[str, Any]:

@@ -188,7 +188,9 @@ def test_pruning_a_registry(tmp_path: Path, registry: RunningRegistry) -> None:
 
 
 @needs_registry
-def test_a_registry_that_says_when(tmp_path: Path, registry: RunningRegistry, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_registry_that_says_when(
+    tmp_path: Path, registry: RunningRegistry, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Its times count; without them a version that nobody can order stays, and is named."""
     for number, tag in enumerate(("9f8e7d6", "a1b2c3d", "0.9")):
         write_image(tmp_path / "l", tag, Platform("linux", "arm", f"v{number + 5}"), variant=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -128,6 +129,18 @@ def test_what_is_gone_from_a_target_is_published_again(tmp_path: Path) -> None:
     assert doit(tmp_path, "build")[0] == 0
     assert "1" in tags(tmp_path / "out")
     assert ".  " not in doit(tmp_path, "build")[1]
+
+
+def test_explain_shows_another_version(tmp_path: Path) -> None:
+    project(tmp_path, "oci:out", "1", "one")
+    assert doit(tmp_path, "build")[0] == 0
+    said = doit(tmp_path, "explain:app")[1]
+    assert "published as" not in said
+    project(tmp_path, "oci:out", "2", "one")
+    said = doit(tmp_path, "explain:app")[1]
+    assert "is current" in said
+    assert re.search(r"  published as oci:\S*out:2, before as oci:\S*out:1\n", said)
+    assert "publish: runs, as its settings have changed" in said
 
 
 def test_two_images_with_one_target(tmp_path: Path) -> None:
