@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from rootdisk import __version__
 from rootdisk.cli.arguments import Parser, command_first, whole_number
+from rootdisk.cli.tools import RUNNER_COMMANDS
 from rootdisk.errors import RootdiskError
 from rootdisk.system.stdio import OutputError, discard_output, settle, speak_utf8
 from rootdisk.text import describe_error, error_text
@@ -71,7 +73,8 @@ def parser() -> Parser:
     making.add_argument("--tls-ca", metavar="FILE", help="give the guest these CA certificates (PEM)")
 
     top = Parser("imagetool", description="OCI images in, bootable ext4 root disks out.", epilog=EPILOG)
-    top.add_argument("--version", action="version", version=f"imagetool {__version__}", help="print the version")
+    top.elsewhere = _elsewhere
+    top.add_argument("-v", "--version", action="version", version=f"imagetool {__version__}", help="print the version")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
 
     def command(name: str, words: str, *examples: str, parents: tuple[Parser, ...] = ()) -> Parser:
@@ -307,10 +310,28 @@ def parser() -> Parser:
     return top
 
 
+def _elsewhere(command: str, word: str) -> str:
+    """Say what to type for a command of the runner, or for an option of `docker build`; "" if it is neither."""
+    if not command and word in RUNNER_COMMANDS:
+        return f"the runner has it: runner {word}"
+    if command == "build" and word in ("-t", "--tag", "-f", "--file"):
+        return "it makes a disk of an image that is built already: imagetool build SOURCE ARTIFACT"
+    return ""
+
+
+def _end(number: int, frame: object) -> None:
+    """End by a signal as by an error: what is half made goes."""
+    signal.signal(number, signal.SIG_IGN)
+    sys.exit(128 + number)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status: 0, 1 (failed, or a difference was found), 2 (wrong input), 130."""
     if argv is None:
         speak_utf8()
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, _end)
     settle()
     words = command_first(list(sys.argv[1:] if argv is None else argv), ("--ca-file", "--platform"))
     if words[:1] == ["help"]:

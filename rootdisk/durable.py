@@ -17,6 +17,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from rootdisk.errors import BadInput
+from rootdisk.text import printable
+
 _FICLONE = 0x40049409  # linux/fs.h
 _JSON_MAX_BYTES = 1 << 20
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
@@ -74,6 +77,21 @@ def atomic_write(path: Path, data: bytes | Iterable[bytes], mode: int = 0o644, *
         raise
     if durable:
         fsync_dir(path.parent)
+
+
+def check_output(path: Path) -> None:
+    """Check that a file can be written or replaced at `path`, which a user has named, before the work that fills it.
+
+    Raises:
+        BadInput: A directory or device is there, or the directory is missing.
+    """
+    name = printable(path)
+    if path.is_dir():
+        raise BadInput(f"{name} is a directory", "name a file")
+    if not path.absolute().parent.is_dir():
+        raise BadInput(f"{printable(path.absolute().parent)} is not a directory", "create it first")
+    if path.exists() and not path.is_file():
+        raise BadInput(f"{name} is a device, pipe or socket", "write to a file, and copy that with dd or cat")
 
 
 def write_at(fd: int, data: bytes | bytearray, offset: int) -> None:

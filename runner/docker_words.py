@@ -13,6 +13,7 @@ COMMANDS = {
     "build": NOT + "build the image with docker or buildah, then its disk: imagetool build SOURCE ARTIFACT",
     "builder": NOT + "imagetool prune and doit prune tidy up builds",
     "buildx": NOT + "build the image with docker or buildah, then its disk: imagetool build SOURCE ARTIFACT",
+    "checkpoint": NOT + "a machine's memory is not kept; runner stop and runner start keep its disk",
     "commit": NOT + "change the image and build its disk again: imagetool build SOURCE ARTIFACT",
     "compose": NOT + "start each sandbox with runner boot -d, or use an orchestrator",
     "config": NOT + "give settings to each sandbox: runner boot -e, --env-file",
@@ -20,7 +21,7 @@ COMMANDS = {
     "context": NOT + "the runner has no daemon; it works on this host",
     "cp": SAME,
     "create": "runner boot --keep -d, then runner stop",
-    "diff": "imagetool diff A B compares two disks",
+    "diff": "imagetool diff A B, which compares two disks",
     "events": "runner wait NAME, or runner ps --json",
     "exec": SAME,
     "export": "runner cp NAME:/ - > FILE.tar",
@@ -29,10 +30,11 @@ COMMANDS = {
     "images": SAME,
     "import": "imagetool build tar:FILE ARTIFACT",
     "info": "runner doctor",
+    "init": "imagetool init SOURCE, for a project that builds a disk",
     "inspect": SAME,
     "kill": SAME,
     "list": "runner ps",
-    "load": "runner boot oci:DIR:TAG runs a layout; from an archive: imagetool copy oci-archive:FILE:TAG oci:DIR:TAG",
+    "load": "imagetool copy oci-archive:FILE:TAG oci:DIR:TAG, then runner boot oci:DIR:TAG",
     "login": SAME,
     "logout": SAME,
     "logs": SAME,
@@ -51,6 +53,7 @@ COMMANDS = {
     "rm": SAME,
     "rmi": SAME,
     "run": SAME,
+    "sbom": "imagetool sbom ARTIFACT",
     "save": "imagetool copy ARTIFACT oci-archive:FILE:TAG",
     "scout": NOT + "imagetool attach adds an SBOM to an artifact",
     "search": NOT + "search on the registry's own pages; imagetool tags REPOSITORY lists tags",
@@ -58,7 +61,7 @@ COMMANDS = {
     "service": NOT + "there is no cluster; use an orchestrator or systemd",
     "stack": NOT + "there is no cluster; use an orchestrator",
     "start": SAME,
-    "stats": "runner exec NAME top, or top on the host: each sandbox is one QEMU process",
+    "stats": "runner exec NAME top, or top on the host, where each sandbox is one QEMU process",
     "stop": SAME,
     "swarm": NOT + "there is no cluster; use an orchestrator",
     "system": "runner prune, runner doctor",
@@ -97,7 +100,7 @@ OPTIONS: dict[str, dict[str, str]] = {
         "--stop-signal": NOT + "the image's stop signal counts",
         "--storage-opt": "--disk-size",
         "--label-file": "--label",
-        "--cidfile": "runner boot -d prints the name",
+        "--cidfile": "what runner boot -d prints",
         "--sig-proxy": "the default: signals are passed on",
         "--privileged": _OF_MACHINE,
         "--cap-add": _OF_MACHINE,
@@ -115,6 +118,8 @@ OPTIONS: dict[str, dict[str, str]] = {
         "--blkio-weight-device": _OF_MACHINE,
         "--cgroup-parent": _OF_MACHINE,
         "--cgroupns": _OF_MACHINE,
+        "--cpu-count": "--cpus",
+        "--cpu-percent": _OF_MACHINE,
         "--cpu-period": "--cpus",
         "--cpu-quota": "--cpus",
         "--cpu-rt-period": _OF_MACHINE,
@@ -136,6 +141,8 @@ OPTIONS: dict[str, dict[str, str]] = {
         "--health-timeout": NOT + "run checks with runner exec",
         "--no-healthcheck": "the default: there are none",
         "--init": SAME,
+        "--io-maxbandwidth": _OF_MACHINE,
+        "--io-maxiops": _OF_MACHINE,
         "--ip": NOT + "the guest is 10.0.2.15 in a network of its own",
         "--ip6": NOT + "the network is IPv4",
         "--ipc": _OF_MACHINE,
@@ -159,6 +166,7 @@ OPTIONS: dict[str, dict[str, str]] = {
         "-P": "-p HOST:GUEST for each port",
         "--runtime": "--backend",
         "--sysctl": NOT + "set it in the guest: runner exec -u 0 NAME sysctl -w",
+        "--use-api-socket": NOT + "there is no daemon",
         "--userns": _OF_MACHINE,
         "--uts": _OF_MACHINE,
         "--volume-driver": NOT + "a volume is a directory of the host",
@@ -167,6 +175,7 @@ OPTIONS: dict[str, dict[str, str]] = {
         "--shm-size": SAME,
         "--add-host": SAME,
         "--dns": SAME,
+        "--dns-opt": "--dns-option",
         "--dns-option": SAME,
         "--dns-search": SAME,
         "--ulimit": SAME,
@@ -191,19 +200,39 @@ OPTIONS: dict[str, dict[str, str]] = {
     "pull": {"--platform": SAME, "--quiet": SAME, "-q": SAME, "--all-tags": "imagetool tags REPOSITORY, then runner pull each", "-a": "imagetool tags REPOSITORY, then runner pull each", "--disable-content-trust": NOT + "digests are always checked"},
     "images": {**_LISTING, "--digests": SAME, "--all": "the default", "-a": "the default", "--tree": "runner images --json"},
     "rmi": {"--force": SAME, "-f": SAME, "--platform": SAME, "--no-prune": "the default without other names"},
-    "inspect": {"--format": SAME, "-f": SAME, "--size": "runner ps --json", "-s": "runner ps --json", "--type": "a name is a sandbox, a reference an artifact"},
+    "inspect": {"--format": SAME, "-f": SAME, "--size": "runner ps --json", "-s": "runner ps --json", "--type": "not needed: a name is a sandbox, a reference an artifact"},
     "login": {"--username": SAME, "-u": SAME, "--password-stdin": SAME, "--password": "--password-stdin", "-p": "--password-stdin"},
     "logout": {},
 }  # fmt: skip
+
+# Those that docker has before every command.
+GLOBAL = {
+    "--config": "the variable DOCKER_CONFIG",
+    "--context": NOT + "there is no daemon; the runner works on this host",
+    "-c": NOT + "there is no daemon; the runner works on this host",
+    "--debug": SAME,
+    "-D": "--debug",
+    "--host": NOT + "there is no daemon; the runner works on this host",
+    "-H": NOT + "there is no daemon; the runner works on this host",
+    "--log-level": "--debug",
+    "--tls": NOT + "there is no daemon",
+    "--tlscacert": NOT + "there is no daemon; --ca-file is for registries",
+    "--tlscert": NOT + "there is no daemon",
+    "--tlskey": NOT + "there is no daemon",
+    "--tlsverify": NOT + "there is no daemon",
+    "--version": SAME,
+    "-v": SAME,
+}
 
 _OURS = {"boot": "run"}
 
 
 def answer(command: str, word: str) -> str:
     """Name what to type for docker's command `word`, or for the option `word` of `command`; "" if docker has none."""
-    found = OPTIONS.get(_OURS.get(command, command), {}).get(word, "") if command else COMMANDS.get(word, "")
+    options = {**GLOBAL, **OPTIONS.get(_OURS.get(command, command), {})}
+    found = options.get(word, "") if command or word.startswith("-") else COMMANDS.get(word, "")
     if not found or found == SAME:
         return ""
     if found.startswith(NOT):
-        return f"docker's; here: {found.removeprefix(NOT)}"
-    return f"docker's; here it is {found}"
+        return f"docker's {word} is not here: {found.removeprefix(NOT)}"
+    return f"here docker's {word} is {found}"

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from imagetool.commands import options as option_values
 from imagetool.progress import reported
 from imagetool.tree.remarks import counts, in_words, show
 from rootdisk.cli.rows import write_rows
-from rootdisk.errors import BadInput
+from rootdisk.durable import check_output
 from rootdisk.oci.reference import parse_reference
 
 
@@ -59,8 +62,6 @@ def build_command(options: argparse.Namespace) -> int:
 
 def disk_command(options: argparse.Namespace) -> int:
     """Write the raw disk of an image to a file."""
-    import tempfile
-
     from imagetool.build import disk as build
     from imagetool.guest.boot_files import cached_init
 
@@ -68,20 +69,33 @@ def disk_command(options: argparse.Namespace) -> int:
     image = option_values.image_of(options)
     if options.plain:
         _say_what_plain_ignores(options)
+    check_output(out)
     cache = option_values.user_cache()
-    folder = out.absolute().parent
-    if not folder.is_dir():
-        raise BadInput(f"{folder} is not a directory", "create it first")
-    with tempfile.TemporaryDirectory(prefix=".disk-", dir=folder) as name:
+    with (
+        reported(quiet=options.quiet) as report,
+        build.open_image(image) as source,
+        _new_file(out) as partial,
+    ):
         init = None if options.plain else cached_init(image.platform, cache).read_bytes()
-        with reported(quiet=options.quiet) as report, build.open_image(image) as source:
-            remarks = build.make_raw(image, source, init, Path(name, "disk"), cache, report)
-        Path(name, "disk").replace(out)
+        remarks = build.make_raw(image, source, init, partial, cache, report)
     if not options.quiet:
         show(remarks, "imagetool")
     value = {"file": str(out), "size": out.stat().st_size, "left_out": counts(remarks)}
     print(json.dumps([value]) if options.json else out)
     return 0
+
+
+@contextlib.contextmanager
+def _new_file(path: Path) -> Iterator[Path]:
+    """Yield the name for a new file, which becomes `path` at the end; errors name `path`."""
+    try:
+        with tempfile.TemporaryDirectory(prefix=".disk-", dir=path.absolute().parent) as folder:
+            yield Path(folder, "disk")
+            Path(folder, "disk").replace(path)
+    except OSError as err:
+        if Path(err.filename or "").is_relative_to(path.absolute().parent):
+            err.filename, err.filename2 = str(path), None
+        raise
 
 
 def _say_what_plain_ignores(options: argparse.Namespace) -> None:

@@ -157,8 +157,10 @@ def map_command(options: argparse.Namespace) -> int:
     from imagetool.look.map import survey
     from imagetool.look.map.page import Against, page
     from rootdisk.artifact.published import open_artifact
-    from rootdisk.durable import atomic_write
+    from rootdisk.durable import atomic_write, check_output
 
+    if options.output is not None:
+        check_output(options.output)
     looked_at = option_values.looked_at(options)
     against = None
     with survey.opened(options.what, *looked_at) as disk:

@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 from imagetool.commands import options as given
-from rootdisk.durable import atomic_write
+from rootdisk.durable import atomic_write, check_output
 from rootdisk.oci.reference import parse_reference
 from rootdisk.text import one_line, printable
 
@@ -19,6 +19,8 @@ def sbom_command(options: argparse.Namespace) -> int:
     from imagetool.sbom.documents import MEDIA_TYPES, document
     from imagetool.sbom.packages import find
 
+    if options.output is not None:
+        check_output(options.output)
     with opened(options.what, *given.looked_at(options)) as disk:
         found = find(disk)
         digest = str(disk.config.disk_digest) if disk.config is not None else Path(options.what).name

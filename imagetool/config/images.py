@@ -123,7 +123,8 @@ def load(path: Path) -> tuple[Image, ...]:
     try:
         text = path.read_text("utf-8")
     except OSError as err:
-        raise BadInput(f"cannot read {path}: {err.strerror}", "is this the project's directory?") from err
+        hint = "imagetool init SOURCE begins a project here; -f FILE names another file"
+        raise BadInput(f"cannot read {path}: {err.strerror}", hint) from err
     except UnicodeDecodeError as err:
         raise BadInput(f"{path} is not UTF-8 text") from err
     return parse(text, path)
@@ -166,9 +167,24 @@ def _refuse_shared_targets(images: Where, found: list[tuple[str, Image]]) -> Non
                 )
 
 
+_OPTIONS = {
+    "source": "SOURCE",
+    "size": "--size",
+    "platform": "--platform",
+    "env": "-e",
+    "owners": "--owner",
+    "allow_secret": "--allow-secret",
+    "ca_file": "--ca-file",
+    "policy": "--policy",
+    "tls.ca": "--tls-ca",
+    "process.entrypoint": "--entrypoint",
+    "process.cmd": "--cmd",
+}
+
+
 def of_command_line(name: str, described: Mapping[str, Any]) -> Image:
     """Return an image `described` as in images.toml; paths are relative to the working directory."""
-    top = Where({"image": {name: dict(described)}}, Path("command line").absolute(), "")
+    top = Where({"image": {name: dict(described)}}, Path("command line").absolute(), "", options=_OPTIONS)
     return _image(top / "image" / name, None, command_line=True)
 
 

@@ -34,6 +34,7 @@ class Where(NamedTuple):
     text: str
     keys: Keys = ()
     variables: Mapping[str, str] | None = None  # what ${NAME} in strings is; None: strings stay as they are
+    options: Mapping[str, str] | None = None  # of the command line: what it calls the keys of an image
 
     @classmethod
     def parse(cls, text: str, file: Path, variables: Mapping[str, str] | None = None) -> Where:
@@ -78,6 +79,10 @@ class Where(NamedTuple):
 
     def error(self, what: str, hint: str = "") -> BadInput:
         """The error that this value `what`; the file, line and column as compilers write them, for editors to jump to."""
+        if self.options is not None:
+            keys = [printable(key) for key in self.keys[2:]]
+            known = self.options.get(".".join(keys[:2])) or " ".join((self.options.get(keys[0], keys[0]), *keys[1:]))
+            return BadInput(f"{known}: {what}", hint)
         position = position_of(self.text, self.keys)
         place = ":{}:{}".format(*position) if position else ""
         return BadInput(f"{self.file.name}{place}: {printable('.'.join(map(str, self.keys)))}: {what}", hint)

@@ -34,7 +34,12 @@ class Reader(Volume):
     @classmethod
     def open(cls, path: Path) -> Reader:
         """Open the raw disk at `path`. BadInput: it cannot be read, or it is not an ext4 disk."""
-        return cls(RawDisk(path))
+        device = RawDisk(path)
+        try:
+            return cls(device)
+        except BadInput as err:
+            device.close()
+            raise BadInput(f"{printable(path)}: {err.message}", err.hint) from err
 
     def __enter__(self) -> Reader:
         return self

@@ -49,7 +49,9 @@ def load_key(options: KeyOptions) -> SigningKey:
         BadInput: It cannot be read, is of another kind, or its passphrase is wrong or missing.
     """
     if bool(options.key) == bool(options.command):
-        raise BadInput("no key to sign with" if not options.key else "--key and --key-command", "name one of them")
+        if options.key:
+            raise BadInput("--key and --key-command", "give one of them")
+        raise BadInput("no key to sign with", "give --key FILE or --key-command COMMAND")
     if options.command:
         if options.public_key is None:
             raise BadInput("--key-command without --public-key", "name the file of its public key")

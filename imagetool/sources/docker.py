@@ -58,7 +58,8 @@ def save_image(reference: Reference) -> IO[bytes]:
     except (OSError, http.client.HTTPException) as err:
         archive.close()
         raise RegistryError(
-            f"{reference}: the Docker daemon: {printable(err)}", "is it running, and may you use its socket?"
+            f"{reference}: no Docker daemon answers: {printable(getattr(err, "strerror", None) or err)}",
+            "is it running, and may you use its socket?",
         ) from err
     except BaseException:
         archive.close()

@@ -46,6 +46,9 @@ def make_index(
     to = parse_reference(target)
     if to.digest is not None or not to.tag:
         raise BadInput(f"{to}: an index needs a tag", "write registry/repository:tag or oci:DIR:TAG")
+    for source in map(parse_reference, sources):  # all are there before anything is written
+        with contextlib.closing(open_repository(source, options)) as repository:
+            repository.resolve(source.name)
     entries: dict[Platform, Descriptor] = {}
     with contextlib.closing(open_target(to, options)) as place:
         for source in map(parse_reference, sources):

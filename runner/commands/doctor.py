@@ -85,7 +85,7 @@ def _volumes() -> Line:
     try:
         virtiofsd.check_user(path)
     except RootdiskError as err:
-        return Line("volumes", False, str(err))
+        return Line("volumes", False, str(err).removeprefix("--volume: "))
     if not virtiofsd.has_user_namespaces():
         text = f"{path}; :ro does not work for you: user namespaces are off: sysctl user.max_user_namespaces"
         return Line("volumes", False, text)

@@ -24,10 +24,10 @@ _SINCE = {
 }
 
 
-def how_to_install(package: str | Mapping[str, str], os_release: Path | None = None) -> str:
+def how_to_install(package: str | Mapping[str, str], os_release: Path | None = None, *, only_new: bool = False) -> str:
     """Return the command that installs `package` here, or why there is none; all that are known for an unknown system.
 
-    If its name differs, `package` has it for each of the systems.
+    If its name differs, `package` has it for each of the systems. With `only_new`, what older releases have instead does not count.
     """
     try:
         text = (os_release or OS_RELEASE).read_text("utf-8", "replace")
@@ -39,7 +39,7 @@ def how_to_install(package: str | Mapping[str, str], os_release: Path | None = N
     if isinstance(package, str):
         since, instead = _SINCE.get((package, fields.get("ID", "")), (0.0, ""))
         if number and float(number[0]) < since:
-            if not instead:
+            if not instead or only_new:
                 return f"{fields.get('PRETTY_NAME', system)} has none that is new enough"
             package = instead
         package = dict.fromkeys(_INSTALL, package)

@@ -116,7 +116,9 @@ def _is_old(path: str) -> bool:
 
 
 def _for_root_only() -> RootdiskError:
-    return RootdiskError("--volume: this virtiofsd runs only as root", "install virtiofsd 1.0 or newer")
+    newer = how_to_install("virtiofsd", only_new=True)
+    hint = f"virtiofsd 1.0 or newer runs for everybody: {newer}; or copy files with runner cp"
+    return RootdiskError("--volume: this virtiofsd runs only as root", hint)
 
 
 def has_user_namespaces() -> bool:

@@ -8,9 +8,10 @@ import pytest
 
 import imagetool.cli
 from rootdisk.cli.arguments import subparsers
+from rootdisk.cli.tools import IMAGETOOL_COMMANDS, RUNNER_COMMANDS
 from rootdisk.errors import BadInput
 from runner.cli import parser
-from runner.docker_words import COMMANDS, NOT, OPTIONS, SAME, answer
+from runner.docker_words import COMMANDS, GLOBAL, NOT, OPTIONS, SAME, answer
 
 OURS = subparsers(parser())
 IMAGETOOL = subparsers(imagetool.cli.parser())
@@ -58,6 +59,10 @@ def test_what_it_tells_to_type_is_there() -> None:
         (["boot", "--mount", "x", "a"], "-v HOST:GUEST"),
         (["rm", "-v", "a"], "nothing of a sandbox stays"),
         (["exec", "-d", "a", "b"], "runner exec NAME COMMAND &"),
+        (["ps", "-H", "ssh://x"], "docker's -H is not here: there is no daemon"),
+        (["system", "prune"], "'system' is not a command: here docker's system is runner prune, runner doctor"),
+        (["network", "ls"], "docker's network is not here: a sandbox has its own network"),
+        (["tags", "a"], "imagetool has it: imagetool tags"),
         (["login", "-p", "x"], "--password-stdin"),
     ],
 )
@@ -66,6 +71,19 @@ def test_errors_say_ours(words: list[str], said: str) -> None:
         parser().parse_args(words)
     assert said in str(caught.value)
     assert str(caught.value).isprintable()
+
+
+def test_global_options() -> None:
+    every = [flags(command) for command in OURS]
+    for name, word in GLOBAL.items():
+        there = name in {"-v", "--version"} or all(name in some for some in every)
+        assert (word == SAME) == there, name
+
+
+def test_the_tools_know_each_others_commands() -> None:
+    both = set(OURS) & set(IMAGETOOL)
+    assert set(OURS) - both == RUNNER_COMMANDS
+    assert set(IMAGETOOL) - both == IMAGETOOL_COMMANDS
 
 
 def test_unknown_words() -> None:

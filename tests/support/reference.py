@@ -113,6 +113,7 @@ def manuals() -> dict[str, str]:
 def docker() -> str:
     """The how-to page for people who know docker: each of its commands and options, and ours."""
     commands, options = docker_words.COMMANDS, docker_words.OPTIONS
+    options = {**options, "before every command": docker_words.GLOBAL}
     words = [*commands.values(), *(word for some in options.values() for word in some.values())]
     same = sum(word == docker_words.SAME for word in words)
     none = sum(word.startswith(docker_words.NOT) for word in words)
