@@ -57,8 +57,9 @@ def save_image(reference: Reference) -> IO[bytes]:
         archive.seek(0)
     except (OSError, http.client.HTTPException) as err:
         archive.close()
+        why = printable(getattr(err, "strerror", None) or err)
         raise RegistryError(
-            f"{reference}: no Docker daemon answers: {printable(getattr(err, "strerror", None) or err)}",
+            f"{reference}: no Docker daemon answers: {why}",
             "is it running, and may you use its socket?",
         ) from err
     except BaseException:

@@ -74,7 +74,12 @@ def test_a_signal_leaves_nothing_half_made(place: Path, number: signal.Signals) 
     compiler.write_text("#!/bin/sh\nexec sleep 100\n")
     compiler.chmod(0o755)
     argv = [sys.executable, "-m", "imagetool", "disk", "--size=64MiB", "oci:layout:t", "new.ext4"]
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "ROOTDISK_CACHE": str(place / "c"), "PATH": f"{compiler.parent}:{os.environ['PATH']}"}
+    env = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "ROOTDISK_CACHE": str(place / "c"),
+        "PATH": f"{compiler.parent}:{os.environ['PATH']}",
+    }
     before = sorted(os.listdir(place))
     with subprocess.Popen(argv, cwd=place, env=env, stderr=subprocess.PIPE, text=True) as process:
         until(lambda: any(place.glob(".disk-*")))
