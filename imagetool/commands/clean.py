@@ -32,5 +32,5 @@ def clean_command(options: argparse.Namespace) -> int:
     else:
         total = sum(entry.size for entry in found) / 1e6
         how = "would be freed" if options.dry_run else "freed"
-        print(f"{total:.2f} MB {how}" if found else f"nothing to remove from {cache}")
+        print(one_line(f"{total:.2f} MB {how}" if found else f"nothing to remove from {cache}"))
     return 0

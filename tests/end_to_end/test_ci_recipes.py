@@ -23,7 +23,7 @@ from ruamel.yaml import YAML
 
 from rootdisk import __version__
 from tests.support.commands import ROOT, run
-from tests.support.copies import copy_project, copy_sources
+from tests.support.copies import build_wheel, copy_project
 from tests.support.registry import RunningRegistry, needs_registry, run_registry
 
 RECIPES = ROOT / "docs/ci"
@@ -84,11 +84,7 @@ class Clean:
 
 def package_index(place: Path) -> Path:
     """A package index with the wheel of this project, as files; PEP 503, "Simple Repository API"."""
-    copy_sources(place / "project")
-    argv = [sys.executable, "-m", "build", "--wheel", "--outdir", str(place / "index/rootdisk"), "."]
-    done = subprocess.run(argv, cwd=place / "project", capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    (wheel,) = (place / "index/rootdisk").glob("*.whl")
+    wheel = build_wheel(place / "index/rootdisk")
     (place / "index/rootdisk/index.html").write_text(f'<!DOCTYPE html><a href="{wheel.name}">{wheel.name}</a>\n')
     return place / "index"
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 from tests.support.commands import ROOT
@@ -42,3 +45,14 @@ def copy_sources(place: Path) -> Path:
         return anywhere(folder, names) | (at_the_top & set(names) if Path(folder) == ROOT else set())
 
     return Path(shutil.copytree(ROOT, place, ignore=ignore))
+
+
+def build_wheel(place: Path) -> Path:
+    """Build the wheel of this project into the directory `place`."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy_sources(Path(folder, "project"))
+        argv = [sys.executable, "-m", "build", "--wheel", "--outdir", str(place), "."]
+        done = subprocess.run(argv, cwd=Path(folder, "project"), capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    (wheel,) = place.glob("*.whl")
+    return wheel
