@@ -53,3 +53,15 @@ class RegistryError(RootdiskError):
 
 class Busy(RootdiskError):
     """A lock that another process holds; the message names the process."""
+
+
+class TimedOut(RootdiskError):
+    """A program in a sandbox did not end in the time that its caller gave it, and was killed.
+
+    `stdout` and `stderr` are what it had written until then.
+    """
+
+    def __init__(self, message: str, hint: str = "", *, stdout: bytes = b"", stderr: bytes = b"") -> None:
+        super().__init__(message, hint)
+        self.stdout = stdout
+        self.stderr = stderr

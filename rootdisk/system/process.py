@@ -223,6 +223,23 @@ def start(
     return process
 
 
+def accompany(argv: Sequence[str], fd: int) -> subprocess.Popen[bytes]:
+    """Start a companion of this program, which inherits the descriptor `fd` alone and ends when that closes.
+
+    No code of ours runs between fork and exec, so a program with threads may call it. The companion gets its own session:
+    Ctrl-C is for the program.
+    """
+    return subprocess.Popen(
+        argv,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        pass_fds=(fd,),
+        cwd="/",
+        restore_signals=True,
+        start_new_session=True,
+    )
+
+
 def _keep_only(libc: ctypes.CDLL, capability: int) -> None:
     """Drop all capabilities but one, which the next program keeps: capabilities(7), "Ambient"."""
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)

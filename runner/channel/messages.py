@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Collection, Iterator
 
-from rootdisk.errors import RootdiskError
+from rootdisk.errors import BadInput, RootdiskError
 
 INVALID = 0  # never sent: Decoder.take returns it for a frame that breaks the rules
 # From the guest.
@@ -71,6 +71,15 @@ def number(payload: bytes) -> int:
 def broken_rules() -> GuestError:
     """Return the error for a guest that violates the protocol."""
     return GuestError("the guest does not keep to the channel's protocol", "was it built by this rootdisk?")
+
+
+def check_request(request: bytes) -> None:
+    """Refuse the record file of an EXEC that is too long; BadInput."""
+    if len(request) > REQUEST_MAX:
+        raise BadInput(
+            f"exec: command and variables take {len(request):,} bytes, and {REQUEST_MAX:,} are the most",
+            "send long data with exec -i, or copy it with runner cp",
+        )
 
 
 class Decoder:

@@ -34,11 +34,7 @@ def exec_command(options: argparse.Namespace) -> int:
     records += [("stdin", b"1")] if options.interactive else []
     records += [("tty", b"1")] if options.tty else []
     request = pack(records)
-    if len(request) > messages.REQUEST_MAX:
-        raise BadInput(
-            f"exec: command and variables take {len(request):,} bytes, and {messages.REQUEST_MAX:,} are the most",
-            "send long data with exec -i, or copy it with runner cp",
-        )
+    messages.check_request(request)
     with connect(state) as sock:
         session = Session(sock)
         session.send(messages.EXEC, request)
@@ -92,6 +88,7 @@ def _connection(name: str, stack: contextlib.ExitStack) -> Callable[[], socket.s
 
             if sys.stderr.isatty():
                 print(f"runner: booting sandbox {printable(name)} for the copy", file=sys.stderr, flush=True)
+            process.forbid_core()
             stack.enter_context(visit.started(store, state))
             is_started = True
         return connect(state)

@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from rootdisk.cli.rows import write_rows, write_value
-from rootdisk.errors import BadInput, RootdiskError
+from rootdisk.errors import BadInput
 from rootdisk.text import one_line, printable
 from runner.options import values as option_values
 from runner.store.store import Store
@@ -138,7 +138,7 @@ def verify_command(options: argparse.Namespace) -> int:
         print(f"runner: {printable(path)}: {text}", file=sys.stderr)
     for damage in damages:
         print(f"runner: {printable(damage.path)}: {one_line(damage.what)}", file=sys.stderr)
-    still_damaged = _repair_all(store, damages) if options.repair else damages
+    still_damaged = _repair(store, damages) if options.repair else damages
     if options.json:
         rows = [{"path": str(d.path), "what": d.what, "repaired": d not in still_damaged} for d in damages]
         write_rows([{"checked": checked, "damaged": rows}])
@@ -150,41 +150,7 @@ def verify_command(options: argparse.Namespace) -> int:
     return 1 if still_damaged else 0
 
 
-def _repair_all(store: Store, damages: list[Damage]) -> list[Damage]:
-    """Repair damaged files; return those that stay damaged. The reasons are printed."""
-    still_damaged, without_origin = [], damages
-    while without_origin:
-        results = {damage: _repair(store, damage) for damage in without_origin}
-        still_damaged += [damage for damage, repaired in results.items() if repaired is False]
-        before = len(without_origin)
-        without_origin = [damage for damage, repaired in results.items() if repaired is None]
-        if len(without_origin) == before:
-            break  # otherwise the manifest or config that leads to them may have been repaired: try again
-    for damage in without_origin:
-        print(
-            f"runner: {printable(damage.path)}: the store does not know its origin: runner pull its artifact",
-            file=sys.stderr,
-        )
-    return [damage for damage in damages if damage in still_damaged or damage in without_origin]
+def _repair(store: Store, damages: list[Damage]) -> list[Damage]:
+    from runner.sandbox.repairs import repair_all
 
-
-def _repair(store: Store, damage: Damage) -> bool | None:
-    """Repair a damaged file; return whether it worked, None if its origin is unknown. Other reasons are printed."""
-    from runner.sandbox import directory
-    from runner.store.verify import repair
-
-    try:
-        done = repair(store, damage)
-    except (RootdiskError, OSError) as err:
-        why = err.strerror if isinstance(err, OSError) else err
-        print(f"runner: {printable(damage.path)}: not repaired: {one_line(str(why))}", file=sys.stderr)
-        return False
-    if not done:
-        return None
-    running = [state.name for state in directory.states(store) if state.running and damage.digest in state.uses]
-    if running:
-        names = ", ".join(running)
-        print(
-            f"runner: these run with the damaged one until they are started again: {printable(names)}", file=sys.stderr
-        )
-    return True
+    return repair_all(store, damages, lambda text: print(f"runner: {one_line(text)}", file=sys.stderr))

@@ -66,11 +66,13 @@ class Keeper:
         logs: Mapping[IO[bytes], Log] | None = None,
         room: Room | None = None,
         needs: str = "",
+        is_tied: bool = False,
     ) -> None:
         """Prepare to serve the machine `vm`.
 
         `timeout_s` is how long the program may run, `silent_s` how long nothing may be heard at first; `logs` are those of
-        what the machine's processes write; `room` watches the host's disk; `needs` names options that need a newer init.
+        what the machine's processes write; `room` watches the host's disk; `needs` names options that need a newer init. With `is_tied`
+        a detached sandbox too ends with the connection of its main client.
         """
         self._vm = vm
         self._listener = listener
@@ -86,7 +88,7 @@ class Keeper:
         self._power: int | None = None  # how a program has ended the machine, as its console says
         self.lost = ""  # the lost helper for which the sandbox was stopped
         self.has_timed_out = False
-        self._router = Router(output.write_frame if output else None, needs)
+        self._router = Router(output.write_frame if output else None, needs, is_tied=is_tied)
         self._watched = Watched()
         self._clients = {client: self._router.main}
         self._joined: dict[Client, float] = {}  # when each client has connected

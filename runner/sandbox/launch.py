@@ -54,6 +54,7 @@ class PreparedSandbox(NamedTuple):
     spec: Spec  # of this run
     needs: str = ""  # options that an older init does not support
     is_read_only: bool = False
+    is_tied: bool = False  # it ends with the connection of its main client, even if its output goes to a log
 
 
 def create(store: Store, artifact: StoredArtifact, spec: Spec, settings: Sequence[Record]) -> PreparedSandbox:
@@ -176,11 +177,11 @@ def begin(prepared: PreparedSandbox, store: Store, counter: tsc.Counter) -> tupl
     sys.stdout.flush()
     sys.stderr.flush()
     ours, theirs = socket.socketpair()
-    listener = _listener(prepared.sandbox.folder)
+    listener = listen(prepared.sandbox.folder)
     pid = os.fork()
     if not pid:
         ours.close()
-        _keep(prepared, store, theirs, listener, counter)
+        keep(prepared, store, theirs, listener, counter)
     theirs.close()
     listener.close()
     prepared.sandbox.release()
@@ -188,7 +189,7 @@ def begin(prepared: PreparedSandbox, store: Store, counter: tsc.Counter) -> tupl
     return ours, pid
 
 
-def _listener(folder: Path) -> socket.socket:
+def listen(folder: Path) -> socket.socket:
     """Create the control socket in `folder`."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     with socket_address(folder, "control") as address:
@@ -228,7 +229,7 @@ def _forward_signal(session: Session, number: int, stopped: list[int]) -> None:
         session.send_signal(number)
 
 
-def _keep(
+def keep(
     prepared: PreparedSandbox, store: Store, client: socket.socket, listener: socket.socket, counter: tsc.Counter
 ) -> NoReturn:
     """Be the keeper process. Never returns."""
@@ -236,8 +237,8 @@ def _keep(
     try:
         sandbox = prepared.sandbox
         is_quiet = not is_shown() or sandbox.spec.detached
-        keep = {client.fileno(), listener.fileno(), sandbox.lock, *prepared.artifact.lease}
-        process.detach(keep, sandbox.folder / "keeper.log" if is_quiet else None)
+        fds = {client.fileno(), listener.fileno(), sandbox.lock, *prepared.artifact.lease}
+        process.detach(fds, sandbox.folder / "keeper.log" if is_quiet else None)
         process.retitle(f"runner: keeps {sandbox.spec.name}")
         _run(prepared, store, client, listener, counter)
         status = 0
@@ -285,6 +286,7 @@ def _run(
                 logs={out: Log(folder / name, MACHINE_LOG_BYTES) for name, out in vm.talk.items()},
                 room=Room(folder, spec.memory_mib << 20),
                 needs=prepared.needs,
+                is_tied=prepared.is_tied,
             )
             try:
                 status = keeper.run()

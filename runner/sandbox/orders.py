@@ -195,14 +195,26 @@ def status_of(store: Store, state: State, sock: socket.socket | None) -> int:
         decoder = messages.Decoder()
         with contextlib.suppress(ConnectionError):
             while data := sock.recv(4096):
-                for kind, _, payload in decoder.feed(data):
-                    if kind == messages.EXIT:
-                        return messages.number(payload)
-                    if kind == messages.ERROR:
-                        raise Busy(payload.decode(errors="replace"))
+                if (status := end_of(decoder, data)) is not None:
+                    return status
     if state.running:
         wait_end(state)
         state = directory.find(store, state.spec.name)  # it ended in between
+    return kept_status(state)
+
+
+def end_of(decoder: messages.Decoder, data: bytes) -> int | None:
+    """Return the exit status of a sandbox, if the keeper says it in `data`; Busy if it refuses to."""
+    for kind, _, payload in decoder.feed(data):
+        if kind == messages.EXIT:
+            return messages.number(payload)
+        if kind == messages.ERROR:
+            raise Busy(payload.decode(errors="replace"))
+    return None
+
+
+def kept_status(state: State) -> int:
+    """Return the exit status of a sandbox that has ended; BadInput if it has none."""
     if state.status is None:
         raise BadInput(f"sandbox {state.spec.name} was cut off", "its keeper was killed: it has no exit status")
     return state.status

@@ -50,12 +50,15 @@ TOO_MUCH = "the guest has sent more than allowed"
 class Router:
     """A guest and its clients. The driver must check `is_over` and `take_stop` regularly."""
 
-    def __init__(self, write_output: Callable[[int, bytes], None] | None, needs: str = "") -> None:
+    def __init__(
+        self, write_output: Callable[[int, bytes], None] | None, needs: str = "", *, is_tied: bool = False
+    ) -> None:
         """Prepare for a guest that has not connected yet.
 
         Args:
             write_output: Gets the output of the main program of a detached sandbox. Without it the main client does.
             needs: Names options that only guests of channel version messages.OPTIONS_VERSION know.
+            is_tied: The sandbox ends with its main client, even if that does not get the output.
         """
         self.status: int | None = None  # exit status of the program
         self.error: GuestError | None = None  # why the sandbox failed
@@ -64,6 +67,7 @@ class Router:
         self.left = False  # the client of a foreground sandbox has disconnected
         self._stop_s: int | None = None  # for `take_stop`
         self._write_output = write_output
+        self._ends_with_main = is_tied or write_output is None
         self._decoder = Decoder(messages.FROM_GUEST, PAYLOAD_MAX)
         self._out = bytearray()
         self._owed_stop: int | None = None
@@ -135,7 +139,7 @@ class Router:
             return
         del self.clients[client]
         self._blocked.pop(client, None)
-        if client is self.main and self._write_output is None:
+        if client is self.main and self._ends_with_main:
             self.left = True
         self._part(client)
 
@@ -206,7 +210,7 @@ class Router:
 
     def _refuse(self, client: Client, why: str) -> None:
         """Disconnect a client with an error, and end its session."""
-        if client is self.main and self._write_output is None:
+        if client is self.main and self._ends_with_main:
             self.left = True
         client.leave(frame(messages.ERROR, why.encode()))
         self._part(client)
@@ -348,7 +352,7 @@ class Router:
             return
         if self.main in self.clients:
             self.main.put(messages.READY, payload)
-            if self._write_output is not None:
+            if not self._ends_with_main:
                 self.main.leave()
 
     def power(self, how: int) -> None:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from rootdisk.errors import BadInput, RootdiskError
-from rootdisk.system import process
 from runner.channel import messages
 from runner.channel.messages import Decoder, GuestError, frame_number
 from runner.machine import tsc
@@ -21,11 +20,14 @@ _KEPT = ("machine-id", "hostname")
 # It reads standard input, which never comes. By another name than init, which would make it process 1.
 _PROGRAM = (("entrypoint", b"/proc/self/exe"), ("cmd", b"unpack2"), ("cmd", b"/"), ("cmd", b"none"))
 _END_S = 30.0
+Begin = Callable[[launch.PreparedSandbox, Store, tsc.Counter], tuple[socket.socket, int]]
 
 
 @contextlib.contextmanager
-def started(store: Store, state: State) -> Iterator[None]:
+def started(store: Store, state: State, begin: Begin = launch.begin) -> Iterator[None]:
     """Run the sandbox's machine without network, volumes and program; afterwards its state is as it was.
+
+    `begin` starts the keeper.
 
     Raises:
         BadInput: The sandbox keeps no changes.
@@ -51,18 +53,17 @@ def started(store: Store, state: State) -> Iterator[None]:
         ("user", b"0"),
         ("workdir", b"/"),
     ]
-    counter = tsc.Counter()
-    process.forbid_core()
-    sock, pid = launch.begin(launch.reopen(store, state, spec, run_records), store, counter)
+    sock, pid = begin(launch.reopen(store, state, spec, run_records), store, tsc.Counter())
     with sock:
-        _wait_for(sock, messages.READY)
+        wait_for(sock, messages.READY)
         try:
             yield
         finally:
             with contextlib.suppress(OSError, RootdiskError):
                 sock.sendall(frame_number(messages.STOP, STOP_S))
-                _wait_for(sock, messages.EXIT)
-    os.waitpid(pid, 0)
+                wait_for(sock, messages.EXIT)
+    if pid:
+        os.waitpid(pid, 0)
     directory.wait_end(state, _END_S)
     sandbox = Sandbox.open(state)
     try:
@@ -72,7 +73,7 @@ def started(store: Store, state: State) -> Iterator[None]:
         sandbox.release()
 
 
-def _wait_for(sock: socket.socket, wanted: int) -> None:
+def wait_for(sock: socket.socket, wanted: int) -> None:
     """Read from the keeper until a frame of that kind."""
     decoder = Decoder()
     while data := sock.recv(1 << 16):

@@ -57,13 +57,13 @@ class Store:
         self.root = root
 
     @classmethod
-    def open(cls) -> Store:
-        """Open the user's store. Create it if it is missing.
+    def open(cls, place: Path | None = None) -> Store:
+        """Open the store at `place`, by default the user's. Create it if it is missing.
 
         Raises:
             RootdiskError: It cannot be used, has another format, or another user could change it.
         """
-        root = _place()
+        root = place or _place()
         # In a container there may be no other users, and its volumes may be world-writable.
         is_trusted = os.environ.get("ROOTDISK_STORE_TRUSTED") == "1"
         try:

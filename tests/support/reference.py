@@ -1,29 +1,36 @@
 """The generated pages of docs/reference: `python -m tests.support.reference` writes them, a test compares them.
 
-commands.md comes from the parsers, images-toml.md from the JSON Schema, vectors.json from the code that writes the formats.
+commands.md comes from the parsers, python.md from docstrings, images-toml.md from the JSON Schema, vectors.json from the code that writes the formats.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import inspect
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
+import runner
 from imagetool import cli as imagetool_cli
 from imagetool.build import derivation
 from imagetool.config import schema
 from rootdisk.artifact import zstd_frames
 from rootdisk.artifact.format import Chunk, ChunkIndex, key_tag
+from rootdisk.cli.arguments import subparsers
 from rootdisk.cli.manual import manual
 from rootdisk.oci.documents import canonical_json
 from runner import cli as runner_cli
 from runner import docker_words
+from runner.api.options import BootOptions
 from runner.disk import slot
 from tests.support.commands import ROOT
 
 PLACE = ROOT / "docs/reference"
+# Methods that the sandboxes of both kinds share, and that no user calls.
+INTERNAL = frozenset({"connect", "find", "settle", "drop", "begin", "log", "push"})
 HEAD = "<!-- Generated: python -m tests.support.reference -->\n"
 
 
@@ -191,6 +198,76 @@ def _type(described: dict[str, Any], entry: dict[str, Any]) -> str:
     return "table" if kind == "object" else str(kind)
 
 
+def python() -> str:
+    """The Python API: each name that `runner` has, from its docstring and signature."""
+    parts = [
+        HEAD,
+        "# Python\n",
+        "```python\nfrom runner import Sandbox\n```\n",
+        "The names below are in the package `runner`. [Run untrusted Python](../howto/agents.md) shows how to use them. Each error has",
+        "a message and a remedy: `error.message`, `error.hint`.\n",
+    ]
+    for name in sorted(runner.__all__, key=lambda name: (_rank(getattr(runner, name)), name.lower())):
+        parts += _described(name, getattr(runner, name))
+    parts += [
+        "## Options of boot\n",
+        "The same as of the command, which checks them.\n",
+        "| name | type | |\n|---|---|---|",
+    ]
+    actions = {action.dest: action for action in subparsers(runner_cli.parser("boot"))["boot"]._actions}
+    for name, kind in BootOptions.__annotations__.items():
+        kind = str(kind.__forward_arg__).replace("|", "\\|")
+        parts.append(f"| `{name}` | `{kind}` | {_cell(actions[name].help or '')} |")
+    return "\n".join(parts) + "\n"
+
+
+def _rank(value: Any) -> int:
+    """Sandboxes first, then functions, values and errors."""
+    order = ("Sandbox", "Process", "AsyncSandbox", "AsyncProcess")
+    if value.__name__ in order:
+        return order.index(value.__name__)
+    return 10 if inspect.isfunction(value) else 12 if issubclass(value, Exception) else 11
+
+
+def _described(name: str, value: Any) -> Iterator[str]:
+    if inspect.isfunction(value):
+        yield f"## {name}\n\n```text\n{name}{_signature(value)}\n```\n\n{_prose(value)}\n"
+        return
+    bases = "" if not issubclass(value, Exception) else f", a {value.__bases__[0].__name__}"
+    fields = getattr(value, "_fields", ())
+    shown = f"\nFields: {', '.join(f'`{field}`' for field in fields)}.\n" if fields else ""
+    yield f"## {name}{bases}\n\n{_prose(value)}\n{shown}"
+    for attribute, member in vars(value).items():
+        if attribute.startswith("_") or attribute in fields or issubclass(value, Exception):
+            continue
+        function = getattr(member, "__func__", member.fget if isinstance(member, property) else member)
+        if not inspect.isfunction(function) or attribute in INTERNAL:
+            continue
+        sign = "" if isinstance(member, property) else _signature(function)
+        prefix = "await " if inspect.iscoroutinefunction(function) else ""
+        yield f"### {name}.{attribute}\n\n```text\n{prefix}{attribute}{sign}\n```\n\n{_prose(function)}\n"
+
+
+def _signature(function: Any) -> str:
+    signature = inspect.signature(function)
+    parameters = [p for p in signature.parameters.values() if p.name not in ("self", "cls")]
+    text = str(signature.replace(parameters=parameters))
+    return re.sub(r"'([^']*)'", r"\1", text).replace("Unpack[", "").replace("Options]", "Options")
+
+
+def _prose(value: Any) -> str:
+    """A docstring as Markdown: its lists of arguments and errors become lists."""
+    lines = []
+    for line in (inspect.getdoc(value) or "").splitlines():
+        if match := re.fullmatch(r"    (\w+): (.*)", line):
+            lines.append(f"- `{match[1]}`: {match[2]}")
+        elif line in ("Args:", "Raises:"):
+            lines += [f"{line[:-1]}:" if line == "Args:" else "Errors:", ""]
+        else:
+            lines.append(line)
+    return "\n".join(lines)
+
+
 def vectors() -> dict[str, Any]:
     """Inputs and the bytes that they make, for whoever writes another implementation; bytes are hex."""
     raw = bytes(4096) + b"\x01" * 4096 + bytes(4096)
@@ -256,6 +333,7 @@ def pages() -> dict[str, str]:
         "../howto/docker.md": docker(),
         **manuals(),
         "images-toml.md": images_toml(),
+        "python.md": python(),
         "vectors.json": json.dumps(vectors(), indent=1, sort_keys=True, ensure_ascii=False) + "\n",
     }
 

@@ -22,10 +22,16 @@ _UNKNOWN_STATUS = 125  # of an init that does not know what it is asked for
 _HELLO_S = 15.0  # in which an init that knows version 2 says so; what says nothing is spoken to in version 1
 _ARCHIVE = b""  # in place of a name: the target is a directory, and entries bring their names
 Connect = Callable[[], socket.socket]  # to the sandbox's keeper
+Tell = Callable[[str], None]
 
 
-def copy_out(connect: Connect, source: str, target: str, *, follow: bool = False) -> int:
-    """`source` in a sandbox to `target` here, or for `-` to standard output as a tar archive."""
+def show(remark: str) -> None:
+    """Print a remark about a single file."""
+    print(f"runner: cp: {one_line(remark)}", file=sys.stderr)
+
+
+def copy_out(connect: Connect, source: str, target: str, *, follow: bool = False, tell: Tell = show) -> int:
+    """`source` in a sandbox to `target` here, or for `-` to standard output as a tar archive. `tell` gets remarks."""
     path = guest_path(source)
     name = guest_name(path)
     if not target:
@@ -35,7 +41,7 @@ def copy_out(connect: Connect, source: str, target: str, *, follow: bool = False
         place = None if target == "-" else find_place(host_path(target), name)
         if place is not None:
             stack.callback(os.close, place.directory)
-        program, incoming = _start_pack(connect, path, follow, stack)
+        program, incoming = start_pack(connect, path, follow, stack)
         if place is None:
             archive.write_tar(incoming, sys.stdout.buffer, name, notes)
         else:
@@ -43,10 +49,11 @@ def copy_out(connect: Connect, source: str, target: str, *, follow: bool = False
         program.finish()
     if not incoming.has_root and not program.status:
         notes.failure(path, "the sandbox has sent nothing")
-    return _report(program, notes)
+    return report(program, notes, tell)
 
 
-def _start_pack(connect: Connect, path: bytes, follow: bool, stack: ExitStack) -> tuple[Program, Incoming]:
+def start_pack(connect: Connect, path: bytes, follow: bool, stack: ExitStack) -> tuple[Program, Incoming]:
+    """Start the init's program that sends `path`; return it and its stream, from the first entry on."""
     options = [b"-L"] if follow else []
     program = Program(stack.enter_context(connect()), [_INIT, b"pack2", *options, path])
     incoming = Incoming(program)
@@ -58,8 +65,8 @@ def _start_pack(connect: Connect, path: bytes, follow: bool, stack: ExitStack) -
     return program, incoming
 
 
-def copy_in(connect: Connect, source: str, target: str, *, follow: bool = False) -> int:
-    """`source` here, or for `-` a tar archive on standard input, to `target` in a sandbox."""
+def copy_in(connect: Connect, source: str, target: str, *, follow: bool = False, tell: Tell = show) -> int:
+    """`source` here, or for `-` a tar archive on standard input, to `target` in a sandbox. `tell` gets remarks."""
     if not source:
         raise BadInput("cp: SOURCE is empty", "write . for the working directory")
     here = host_path(source)
@@ -68,7 +75,7 @@ def copy_in(connect: Connect, source: str, target: str, *, follow: bool = False)
     if source != "-":
         os.stat(here, follow_symlinks=follow)  # the sandbox is left alone if there is nothing to copy
     with contextlib.ExitStack() as stack:
-        program, outgoing = _start_unpack(connect, guest_path(target), name, stack)
+        program, outgoing = start_unpack(connect, guest_path(target), name, stack)
         try:
             if source == "-":
                 archive.read_tar(sys.stdin.buffer, outgoing, notes)
@@ -78,10 +85,11 @@ def copy_in(connect: Connect, source: str, target: str, *, follow: bool = False)
             program.finish()
         except Ended:
             program.status = program.status or 1
-    return _report(program, notes)
+    return report(program, notes, tell)
 
 
-def _start_unpack(connect: Connect, path: bytes, name: bytes, stack: ExitStack) -> tuple[Program, Outgoing]:
+def start_unpack(connect: Connect, path: bytes, name: bytes, stack: ExitStack) -> tuple[Program, Outgoing]:
+    """Start the init's program that writes `name` at `path`; return it and its stream."""
     program = Program(stack.enter_context(connect()), [_INIT, b"unpack2", path, name])
     if program.answers(_HELLO_S):
         hello = program.read_exactly(len(HELLO))
@@ -93,7 +101,7 @@ def _start_unpack(connect: Connect, path: bytes, name: bytes, stack: ExitStack) 
     return program, Outgoing(program, 1)
 
 
-def _report(program: Program, notes: Notes) -> int:
+def report(program: Program, notes: Notes, tell: Tell = show) -> int:
     """Say what is to be said of single files; RootdiskError if not everything was copied."""
     failed = notes.failed or bool(program.status)
     notes.hear(program.errors())
@@ -102,7 +110,7 @@ def _report(program: Program, notes: Notes) -> int:
     if failed and notes.count == 1:
         raise RootdiskError(f"cp: {notes.lines[0]}")
     for text in notes.lines:
-        print(f"runner: cp: {one_line(text)}", file=sys.stderr)
+        tell(text)
     if failed:
         raise RootdiskError("cp: not everything was copied" + _others(program, notes))
     return 0

@@ -1,0 +1,373 @@
+"""Sandboxes for asyncio. What may take long (a start, a program, an end) waits in the event loop; work on files is done in threads."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import socket
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
+from typing import Any, ParamSpec, TypeVar, Unpack
+
+from rootdisk.errors import RootdiskError
+from rootdisk.ids import parse_signal
+from runner.api import collected
+from runner.api.collected import OUTPUT_MAX_BYTES, Collected
+from runner.api.life import Life
+from runner.api.options import BootOptions
+from runner.api.process import KILLED_S, RECEIVE_BYTES, SIGKILL
+from runner.api.results import LogPiece, Remarks, Result
+from runner.api.sandbox import FILE_MAX_BYTES, FOLLOW_S, Sandbox, prepare, still_runs
+from runner.api.store import Place
+from runner.channel import messages
+from runner.channel.exchange import Exchange
+from runner.sandbox import directory, orders
+from runner.sandbox.keeper import STOP_S
+
+THREADS = 32  # apart from asyncio's own, which are few: a guest that stands still may hold one while a file is copied
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@functools.cache
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(THREADS, "sandboxes")
+
+
+async def _in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    return await asyncio.get_running_loop().run_in_executor(_threads(), functools.partial(function, *args, **kwargs))
+
+
+class AsyncProcess:
+    """A running program in a sandbox. Iterate over it for its output, as (stream, bytes) with "stdout" or "stderr".
+
+    A program that writes much stops until its output is read. When the connection is closed, the program gets SIGHUP.
+    """
+
+    def __init__(self, sock: socket.socket, request: bytes) -> None:
+        """Do not call this: use `AsyncSandbox.spawn`."""
+        sock.setblocking(False)
+        self._sock = sock
+        self.exchange = Exchange(request)
+        self._output: deque[tuple[str, bytes]] = deque()
+        self._sending = asyncio.Lock()
+
+    @property
+    def status(self) -> int | None:
+        """The exit status; None if the end of the program has not been seen yet."""
+        return self.exchange.status
+
+    async def __aenter__(self) -> AsyncProcess:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._sock.close()
+
+    async def __aiter__(self) -> AsyncIterator[tuple[str, bytes]]:
+        while (piece := await self.read()) is not None:
+            yield piece
+
+    async def read(self) -> tuple[str, bytes] | None:
+        """Return the next output as (stream, bytes); None at the end."""
+        while not self._output and self.status is None:
+            await self._receive()
+        if not self._output:
+            return None
+        piece = self._output.popleft()
+        self.exchange.taken(len(piece[1]))
+        await self.push()
+        return piece
+
+    async def write(self, data: bytes) -> None:
+        """Write to the program's standard input, which `stdin=True` has opened. Wait until the guest has accepted it."""
+        self.exchange.write(data)
+        await self.push()
+        while self.exchange.needs_input_taken:
+            await self._receive()
+
+    async def close_input(self) -> None:
+        """End the program's standard input."""
+        self.exchange.close_input()
+        await self.push()
+
+    async def signal(self, number: int | str) -> None:
+        """Send a signal, such as 15, "TERM" or "SIGTERM"."""
+        self.exchange.signal(parse_signal(str(number)))
+        await self.push()
+
+    async def kill(self) -> None:
+        """Send SIGKILL."""
+        await self.signal(SIGKILL)
+
+    async def wait(self) -> int:
+        """Wait until the program ends and return its exit status. Output that was not read is dropped."""
+        while await self.read() is not None:
+            pass
+        assert self.status is not None
+        return self.status
+
+    async def _receive(self) -> None:
+        """Wait until something comes."""
+        try:
+            data = await asyncio.get_running_loop().sock_recv(self._sock, RECEIVE_BYTES)
+        except ConnectionError:
+            data = b""
+        self._output += self.exchange.receive(data)
+        await self.push()
+
+    async def push(self) -> None:
+        """Send what is queued."""
+        async with self._sending:
+            while out := bytes(self.exchange.out):
+                self.exchange.out.clear()
+                try:
+                    await asyncio.get_running_loop().sock_sendall(self._sock, out)
+                except ConnectionError:  # receiving says why
+                    return
+
+
+class AsyncSandbox:
+    """A sandbox, as `Sandbox`, for asyncio."""
+
+    def __init__(self, inner: Sandbox) -> None:
+        """Do not call this: use `boot`, `get` or `list`."""
+        self._inner = inner
+        self._listening = asyncio.Lock()
+
+    def __repr__(self) -> str:
+        return f"AsyncSandbox({self.name!r})"
+
+    @property
+    def name(self) -> str:
+        """The name of the sandbox."""
+        return self._inner.name
+
+    @classmethod
+    async def boot(
+        cls, artifact: str, command: Sequence[str] = (), *, store: Place | None = None, **options: Unpack[BootOptions]
+    ) -> AsyncSandbox:
+        """Boot a sandbox and return when its program has started; see `Sandbox.boot`. A cancelled boot leaves nothing."""
+        future = asyncio.ensure_future(_in_thread(prepare, Sandbox, artifact, command, store, options))
+        try:
+            inner = await asyncio.shield(future)
+        except asyncio.CancelledError:
+            future.add_done_callback(_discard)
+            raise
+        sandbox = cls(inner)
+        try:
+            await sandbox._listen(lambda: sandbox._life.is_ready)
+        except BaseException:
+            inner.drop()
+            raise
+        inner.settle()
+        return sandbox
+
+    @classmethod
+    async def get(cls, name: str, *, store: Place | None = None) -> AsyncSandbox:
+        """Return the sandbox `name`; BadInput if there is none."""
+        return cls(await _in_thread(Sandbox.get, name, store=store))
+
+    @classmethod
+    async def list(cls, *, all: bool = False, store: Place | None = None) -> list[AsyncSandbox]:
+        """Return the sandboxes that run; with `all`, also those that have ended or cannot be read."""
+        return [cls(inner) for inner in await _in_thread(Sandbox.list, all=all, store=store)]
+
+    async def __aenter__(self) -> AsyncSandbox:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """End a sandbox that this object has booted; see `Sandbox.close`."""
+        await _in_thread(self._inner.close)
+
+    async def inspect(self) -> dict[str, Any]:
+        """Return what `runner inspect NAME` shows: state, options, ports, what the sandbox uses."""
+        return await _in_thread(self._inner.inspect)
+
+    async def is_running(self) -> bool:
+        """Return whether the sandbox runs now."""
+        return await _in_thread(lambda: self._inner.is_running)
+
+    async def exec(
+        self,
+        command: Sequence[str],
+        *,
+        input: bytes | None = None,
+        env: Mapping[str, str] | Sequence[str] = (),
+        workdir: str = "",
+        user: str = "",
+        timeout: float | None = None,
+        max_output: int = OUTPUT_MAX_BYTES,
+    ) -> Result:
+        """Run a program to its end and return its exit status and output; see `Sandbox.exec`.
+
+        The program is killed if this call is cancelled.
+        """
+        process = await self.spawn(command, env=env, workdir=workdir, user=user, stdin=input is not None)
+        async with process:
+            output = Collected(process.exchange, input, max_output)
+            try:
+                async with asyncio.timeout(timeout):
+                    await process.push()
+                    while not output.is_full and (piece := await process.read()):
+                        output.add(*piece)
+            except TimeoutError:
+                assert timeout is not None
+                await _kill(process)
+                raise output.timed_out(timeout) from None
+            except asyncio.CancelledError:
+                process.exchange.signal(SIGKILL)
+                with contextlib.suppress(OSError):
+                    process._sock.send(process.exchange.out)
+                raise
+            if output.is_full:
+                await _kill(process)
+            return output.result()
+
+    async def spawn(
+        self,
+        command: Sequence[str],
+        *,
+        stdin: bool = False,
+        env: Mapping[str, str] | Sequence[str] = (),
+        workdir: str = "",
+        user: str = "",
+    ) -> AsyncProcess:
+        """Start a program and return it with its streams. Without `stdin` its standard input is empty."""
+        request = collected.request_of(command, env, workdir, user, stdin=stdin)
+        process = AsyncProcess(await _in_thread(self._inner.connect), request)
+        await process.push()
+        return process
+
+    async def read_file(self, path: str, *, max_bytes: int = FILE_MAX_BYTES) -> bytes:
+        """Return the content of a file in the sandbox; BadInput if it is larger than `max_bytes`, or not a file."""
+        return await _in_thread(self._inner.read_file, path, max_bytes=max_bytes)
+
+    async def write_file(self, path: str, data: bytes | str, *, mode: int = 0o644) -> None:
+        """Write a file in the sandbox; its directory must exist. Text is written as UTF-8."""
+        await _in_thread(self._inner.write_file, path, data, mode=mode)
+
+    async def copy_in(self, source: Place, target: str, *, follow_link: bool = False) -> Remarks:
+        """Copy a file or directory of this machine into the sandbox; see `Sandbox.copy_in`."""
+        return await _in_thread(self._inner.copy_in, source, target, follow_link=follow_link)
+
+    async def copy_out(self, source: str, target: Place, *, follow_link: bool = False) -> Remarks:
+        """Copy a file or directory out of the sandbox; see `Sandbox.copy_out`."""
+        return await _in_thread(self._inner.copy_out, source, target, follow_link=follow_link)
+
+    async def logs(
+        self,
+        *,
+        follow: bool = False,
+        tail: int | None = None,
+        since: float | None = None,
+        until: float | None = None,
+        console: bool = False,
+    ) -> AsyncIterator[LogPiece]:
+        """Yield what the sandbox's program has written; see `Sandbox.logs`."""
+        batches = self._inner.log(console=console, tail=tail, since=since, until=until)
+        while (batch := await _in_thread(next, batches, None)) is not None:
+            for piece in batch[0]:
+                yield piece
+            if not (follow and batch[1]):
+                return
+            await asyncio.sleep(FOLLOW_S)
+
+    async def stop(self, timeout: float = STOP_S) -> None:
+        """Ask the program to end, wait `timeout` seconds, then kill it. Return when the sandbox has ended."""
+        await _in_thread(self._inner.stop, timeout)
+
+    async def kill(self, signal: int | str | None = None) -> None:
+        """End the sandbox at once, or send its program `signal`, such as 1 or "HUP"."""
+        await _in_thread(self._inner.kill, signal)
+
+    async def wait(self, timeout: float | None = None) -> int:
+        """Wait until the sandbox ends and return the exit status of its program; errors as of `Sandbox.wait`."""
+        try:
+            async with asyncio.timeout(timeout):
+                if self._inner.is_tied:
+                    async with self._listening:
+                        await self._listen(lambda: self._life.status is not None)
+                    assert self._life.status is not None
+                    return self._life.status
+                return await self._wait_as_visitor()
+        except TimeoutError:
+            raise still_runs(self.name, timeout) from None
+
+    async def start(self) -> None:
+        """Start a kept sandbox again, with the options that it was booted with; see `Sandbox.start`."""
+        await _in_thread(self._inner.begin)
+        try:
+            await self._listen(lambda: self._life.is_ready)
+        except BaseException:
+            self._inner.drop()
+            raise
+        self._inner.settle()
+
+    async def remove(self, *, force: bool = False) -> None:
+        """Remove a sandbox that has ended; with `force`, end it first."""
+        await _in_thread(self._inner.remove, force=force)
+
+    @property
+    def _life(self) -> Life:
+        assert self._inner.life is not None
+        return self._inner.life
+
+    async def _listen(self, is_enough: Callable[[], bool]) -> None:
+        sock = self._inner.sock
+        assert sock is not None
+        sock.setblocking(False)
+        while not is_enough():
+            try:
+                data = await asyncio.get_running_loop().sock_recv(sock, 4096)
+            except ConnectionError:
+                data = b""
+            self._life.receive(data)
+
+    async def _wait_as_visitor(self) -> int:
+        with contextlib.ExitStack() as stack:
+            state = await _in_thread(self._inner.find)
+            sock = await _in_thread(orders.watch_end, state, stack)
+            if sock is not None:
+                sock.setblocking(False)
+                decoder = messages.Decoder()
+                while data := await _received(sock):
+                    if (status := orders.end_of(decoder, data)) is not None:
+                        return status
+            while directory.is_running(state):
+                await asyncio.sleep(FOLLOW_S)
+            return await _in_thread(lambda: orders.kept_status(self._inner.find()))
+
+
+async def _received(sock: socket.socket) -> bytes:
+    try:
+        return await asyncio.get_running_loop().sock_recv(sock, 4096)
+    except ConnectionError:
+        return b""
+
+
+def _discard(future: asyncio.Future[Sandbox]) -> None:
+    """End a sandbox whose boot was cancelled while it was prepared."""
+    if not future.cancelled() and future.exception() is None:
+        future.result().drop()
+
+
+async def _kill(process: AsyncProcess) -> None:
+    with contextlib.suppress(TimeoutError, RootdiskError):
+        async with asyncio.timeout(KILLED_S):
+            await process.kill()
+            await process.wait()

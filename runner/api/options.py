@@ -1,0 +1,137 @@
+"""Options of a boot as keyword arguments: the same as of the command, checked by the same parser."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypedDict
+
+from rootdisk.cli.arguments import did_you_mean, subparsers
+from rootdisk.errors import BadInput
+from rootdisk.text import printable
+from runner.parser import parser
+
+# Of the command only: what a program has in another way, or not at all.
+NOT_OFFERED = frozenset({"artifact", "program", "help", "json", "debug", "quiet", "interactive", "tty"})
+
+
+class BootOptions(TypedDict, total=False):
+    """Options of `boot`; `runner boot --help` describes them. Sizes are text such as "512m", or a number of bytes."""
+
+    name: str
+    detach: bool  # the sandbox goes on when this program ends
+    keep: bool
+    rm: bool
+    timeout: float
+    memory: str | int
+    cpus: int
+    disk_size: str | int
+    network: str
+    publish: Sequence[str]
+    volume: Sequence[str]
+    env: Mapping[str, str] | Sequence[str]
+    env_file: Sequence[str | os.PathLike[str]]
+    label: Mapping[str, str] | Sequence[str]
+    workdir: str
+    user: str
+    entrypoint: str
+    hostname: str
+    read_only: bool
+    tmpfs: Sequence[str]
+    shm_size: str | int
+    ulimit: Sequence[str]
+    add_host: Sequence[str]
+    dns: Sequence[str]
+    dns_search: Sequence[str]
+    dns_option: Sequence[str]
+    pid1: bool
+    init: bool
+    tls_cert: str | os.PathLike[str]
+    tls_key: str | os.PathLike[str]
+    tls_ca: str | os.PathLike[str]
+    pull: str
+    platform: str
+    policy: str | os.PathLike[str]
+    plain_http: bool
+    ca_file: str | os.PathLike[str]
+    backend: str
+    accel: str
+    clone: str
+
+
+def boot_options(artifact: str, command: Sequence[str], options: Mapping[str, Any]) -> argparse.Namespace:
+    """Return what the parser of `runner boot` returns for the same options.
+
+    Raises:
+        BadInput: An option is unknown or has a wrong value.
+    """
+    return _options("boot", artifact, {**options, "program": words(command)})
+
+
+def pull_options(artifact: str, options: Mapping[str, Any]) -> argparse.Namespace:
+    """Return what the parser of `runner pull` returns for the same options; errors as of `boot_options`."""
+    return _options("pull", artifact, options)
+
+
+def exec_options(
+    command: Sequence[str], env: Mapping[str, str] | Sequence[str], workdir: str, user: str
+) -> argparse.Namespace:
+    """Return what the parser of `runner exec` returns for the same options."""
+    return argparse.Namespace(
+        program=words(command), env=_texts(env), env_file=[], workdir=workdir, user=user, tty=False
+    )
+
+
+def words(command: Sequence[str]) -> list[str]:
+    """Return a command's words; BadInput if it is one text, which no shell would split."""
+    if isinstance(command, str | bytes):
+        raise BadInput(f"command {printable(command, 80)!r} is one text", 'write a list: ["sh", "-c", "…"]')
+    return [os.fspath(word) for word in command]
+
+
+def _options(command: str, artifact: str, options: Mapping[str, Any]) -> argparse.Namespace:
+    top = parser(command)
+    namespace: argparse.Namespace = top.parse_args([command, "--quiet", artifact])
+    actions = {action.dest: action for action in subparsers(top)[command]._actions}
+    for name, value in options.items():
+        if name not in actions or (name in NOT_OFFERED and name != "program"):
+            near = did_you_mean(name, sorted(actions.keys() - NOT_OFFERED), "see docs/reference/python.md")
+            raise BadInput(f"{printable(name, 60)} is not an option of {command}", near)
+        if value is not None:
+            setattr(namespace, name, _value(name, actions[name], value))
+    return namespace
+
+
+def _value(name: str, action: argparse.Action, value: Any) -> Any:
+    """Convert a value to what the parser makes of the option's text."""
+    if name == "program":
+        return value
+    if action.nargs == 0:  # a switch
+        if not isinstance(value, bool):
+            raise BadInput(f"{name}={value!r:.60}", "True or False")
+        return value
+    if isinstance(action.default, list):
+        texts = _texts(value)
+        return [Path(text) for text in texts] if action.type is not None else texts
+    if action.choices is not None and value not in action.choices:
+        raise BadInput(f"{name}={value!r:.60}", f"write one of {', '.join(map(str, action.choices))}")
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise BadInput(f"{name}={value!r:.60}", f"as {action.option_strings[-1]} of runner {action.metavar or 'boot'}")
+    if action.type is None:
+        return str(value)
+    try:
+        return action.type(str(value))  # type: ignore[operator]
+    except argparse.ArgumentTypeError as err:
+        raise BadInput(f"{name}: {err}") from None
+
+
+def _texts(value: Any) -> list[str]:
+    if isinstance(value, Mapping):
+        return [f"{key}={item}" for key, item in value.items()]
+    if isinstance(value, str | bytes) or not isinstance(value, Sequence):
+        raise BadInput(f"{value!r:.60} is not a list", "write a list, or for names with values a dict")
+    return [os.fspath(text) for text in value]

@@ -1,0 +1,151 @@
+"""A program in a sandbox with its streams, for blocking callers."""
+
+from __future__ import annotations
+
+import select
+import socket
+import time
+from collections import deque
+from collections.abc import Iterator
+from types import TracebackType
+
+from rootdisk.errors import TimedOut
+from rootdisk.ids import parse_signal
+from runner.channel.exchange import Exchange
+
+RECEIVE_BYTES = 256 << 10
+KILLED_S = 10.0  # for a guest to report the end of a program after SIGKILL
+SIGKILL = 9
+
+
+class Process:
+    """A running program in a sandbox. Iterate over it for its output, as (stream, bytes) with "stdout" or "stderr".
+
+    A program that writes much stops until its output is read. When the connection is closed, the program gets SIGHUP.
+    """
+
+    def __init__(self, sock: socket.socket, request: bytes) -> None:
+        self._sock = sock
+        self.exchange = Exchange(request)
+        self._output: deque[tuple[str, bytes]] = deque()
+        self.push()
+
+    @property
+    def status(self) -> int | None:
+        """The exit status; None if the end of the program has not been seen yet."""
+        return self.exchange.status
+
+    def __enter__(self) -> Process:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._sock.close()
+
+    def __iter__(self) -> Iterator[tuple[str, bytes]]:
+        while (piece := self.read()) is not None:
+            yield piece
+
+    def read(self, timeout: float | None = None) -> tuple[str, bytes] | None:
+        """Return the next output as (stream, bytes); None at the end.
+
+        Raises:
+            TimedOut: Nothing came within `timeout` seconds. The program goes on.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while not self._output and self.status is None:
+            self._receive(deadline)
+        if not self._output:
+            return None
+        piece = self._output.popleft()
+        self.exchange.taken(len(piece[1]))
+        self.push()
+        return piece
+
+    def write(self, data: bytes, timeout: float | None = None) -> None:
+        """Write to the program's standard input, which `stdin=True` has opened. Wait until the guest has accepted it.
+
+        Raises:
+            TimedOut: The program has not read enough within `timeout` seconds.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        self.exchange.write(data)
+        self.push()
+        while self.exchange.needs_input_taken:
+            self._receive(deadline)
+
+    def close_input(self) -> None:
+        """End the program's standard input."""
+        self.exchange.close_input()
+        self.push()
+
+    def signal(self, number: int | str) -> None:
+        """Send a signal, such as 15, "TERM" or "SIGTERM"."""
+        self.exchange.signal(parse_signal(str(number)))
+        self.push()
+
+    def kill(self) -> None:
+        """Send SIGKILL."""
+        self.signal(SIGKILL)
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait until the program ends and return its exit status. Output that was not read is dropped.
+
+        Raises:
+            TimedOut: It did not end within `timeout` seconds. The program goes on.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while self.status is None:
+            self._drop()
+            self._receive(deadline)
+        self._drop()
+        return self.status
+
+    def _drop(self) -> None:
+        self.exchange.taken(sum(len(data) for _, data in self._output))
+        self._output.clear()
+        self.push()
+
+    def _receive(self, deadline: float | None) -> None:
+        """Wait until something comes."""
+        if deadline is not None and not _is_ready(self._sock, max(0.0, deadline - time.monotonic())):
+            raise TimedOut("the program in the sandbox has not answered in time")
+        self._output += self.exchange.receive(_received(self._sock))
+        self.push()
+
+    def push(self) -> None:
+        """Send what is queued, and receive meanwhile: the keeper reads only while it can pass data on."""
+        out = self.exchange.out
+        while out:
+            waiting = select.poll()
+            waiting.register(self._sock, select.POLLIN | select.POLLOUT)
+            ((_, events),) = waiting.poll()
+            if events & ~select.POLLOUT:
+                self._output += self.exchange.receive(_received(self._sock))
+            else:
+                try:
+                    del out[: self._sock.send(out, socket.MSG_DONTWAIT)]
+                except BlockingIOError:
+                    continue
+                except OSError:  # receiving says why
+                    out.clear()
+            if self.status is not None:
+                out.clear()
+
+
+def _is_ready(sock: socket.socket, seconds: float) -> bool:
+    waiting = select.poll()
+    waiting.register(sock, select.POLLIN)
+    return bool(waiting.poll(seconds * 1000))
+
+
+def _received(sock: socket.socket) -> bytes:
+    try:
+        return sock.recv(RECEIVE_BYTES)
+    except ConnectionError:
+        return b""

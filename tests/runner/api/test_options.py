@@ -1,0 +1,82 @@
+"""Options as keyword arguments: those of the command, no more and no fewer."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import runner
+from rootdisk.cli.arguments import subparsers
+from rootdisk.errors import BadInput
+from runner.api.options import NOT_OFFERED, BootOptions, boot_options
+from runner.api.store import PullOptions
+from runner.parser import parser
+from tests.support.commands import ROOT
+
+
+@pytest.mark.parametrize(("command", "options"), [("boot", BootOptions), ("pull", PullOptions)])
+def test_every_option_of_the_command(command: str, options: Any) -> None:
+    """A new option of `runner boot` is added to BootOptions too."""
+    actions = {action.dest for action in subparsers(parser(command))[command]._actions}
+    assert set(options.__annotations__) == actions - NOT_OFFERED
+
+
+def test_as_the_parser_reads_them() -> None:
+    words = "--memory 512m --cpus 2 --timeout 1.5 -e A=b -e C=d=e -l x=1 --read-only --network none -p 80:81"
+    files = "--env-file /a --policy /p"
+    typed = parser("boot").parse_args(["boot", *words.split(), *files.split(), "-q", "oci:x", "sh", "-c", "true"])
+    options: BootOptions = {
+        "memory": "512m",
+        "cpus": 2,
+        "timeout": 1.5,
+        "env": {"A": "b", "C": "d=e"},
+        "label": ["x=1"],
+        "read_only": True,
+        "network": "none",
+        "publish": ["80:81"],
+        "env_file": ["/a"],
+        "policy": Path("/p"),
+    }
+    assert boot_options("oci:x", ["sh", "-c", "true"], options) == typed
+    assert boot_options("oci:x", (), {"memory": 1 << 29, "name": None}).memory == str(1 << 29)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"memroy": "1g"}, "memroy is not an option of boot: did you mean memory?"),
+        ({"tty": True}, "tty is not an option of boot"),
+        ({"network": "host"}, "network='host': write one of user, none"),
+        ({"read_only": 1}, "read_only=1: True or False"),
+        ({"cpus": "two"}, "cpus: 'two' is not a whole number"),
+        ({"cpus": True}, "cpus=True"),
+        ({"publish": "80:80"}, "'80:80' is not a list"),
+        ({"timeout": float("nan")}, "timeout: 'nan' is not a number"),
+    ],
+)
+def test_what_is_wrong(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(BadInput) as caught:
+        boot_options("oci:x", (), options)
+    assert message in str(caught.value)
+
+
+def test_a_command_is_a_list() -> None:
+    with pytest.raises(BadInput, match="is one text: write a list"):
+        boot_options("oci:x", "sleep 5", {})
+
+
+def test_the_names_are_there_and_cost_nothing() -> None:
+    for name in runner.__all__:
+        assert getattr(runner, name).__doc__, name
+    assert set(runner.__all__) <= set(dir(runner))
+    with pytest.raises(AttributeError, match="has no attribute 'Sandbx'"):
+        runner.Sandbx  # noqa: B018
+    program = (
+        "import sys; import runner; print([m for m in ('typing', 'socket', 'requests', 'asyncio') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-S", "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "[]\n", done.stderr
