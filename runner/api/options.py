@@ -54,6 +54,7 @@ class BootOptions(TypedDict, total=False):
     pull: str
     platform: str
     policy: str | os.PathLike[str]
+    verify: bool
     plain_http: bool
     ca_file: str | os.PathLike[str]
     backend: str
