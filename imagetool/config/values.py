@@ -145,7 +145,9 @@ def blob_size(where: Where) -> int | None:
 def _size(where: Where, what: str, least: int, most: int) -> int:
     """Return whole MiB from `least` to `most`, in bytes. BadInput advises only what is accepted."""
     limits = (
-        f"whole MiB, {size_text(least)} to {size_text(most)}" if most < SIZE_MAX_BYTES else "whole MiB, 1MiB or more"
+        f"write whole MiB, {size_text(least)} to {size_text(most)}, as 8GiB"
+        if most < SIZE_MAX_BYTES
+        else "write whole MiB, 1MiB or more, as 8GiB"
     )
     if type(where.value) is int:
         sizes = [f'"{where.value}{unit}"' for unit, factor in _UNITS if least <= where.value * factor <= most]

@@ -36,9 +36,10 @@ from rootdisk.errors import RootdiskError
 from rootdisk.system.stdio import settle
 
 settle()
-# doit records what is done when it ends; without a handler it would forget everything when stopped.
+# doit records what is done when it ends; without a handler it would forget everything when stopped. Handlers of a program that
+# imports this module stay.
 for number in (signal.SIGTERM, signal.SIGINT):
-    if signal.getsignal(number) is not signal.SIG_IGN:
+    if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
         signal.signal(number, lambda received, _: sys.exit(128 + received))
 
 DESCRIBED = config.file_named().absolute()

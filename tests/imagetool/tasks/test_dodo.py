@@ -255,6 +255,26 @@ def task_slow():
     assert (status, out) == (0, "-- first\n")
 
 
+def test_handlers_of_a_program_that_imports_it_stay(project: Path) -> None:
+    code = (
+        "import signal\n"
+        "def own(*_): pass\n"
+        "signal.signal(signal.SIGTERM, own)\n"
+        "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "import dodo\n"
+        "assert signal.getsignal(signal.SIGTERM) is own and signal.getsignal(signal.SIGINT) is signal.SIG_IGN\n"
+        "assert dodo.IMAGES"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=project,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_a_lock_that_is_never_let_go_is_an_error(project: Path) -> None:
     (project / "cache").mkdir()
     code = "from imagetool.tasks import places; places.LOCK_WAIT_S = 0.2; import sys; sys.argv = ['doit', 'build']; import dodo"
