@@ -11,7 +11,6 @@ from email.utils import parsedate_to_datetime
 from urllib.parse import urlencode
 
 from imagetool.content import Content
-from imagetool.targets.push_client import PushClient
 from imagetool.targets.target import manifest_digest, tag_taken
 from imagetool.targets.upload import Upload
 from rootdisk.errors import BadInput, DigestMismatch, RegistryError, Unsupported
@@ -30,6 +29,7 @@ from rootdisk.oci.fields import Fields
 from rootdisk.oci.reference import is_tag
 from rootdisk.oci.referrers import referrers_tag
 from rootdisk.oci.repository import RegistryOptions, check_manifest, describe_manifest
+from rootdisk.registry.client import RegistryClient
 from rootdisk.registry.repository import ACCEPT, RegistryRepository
 from rootdisk.text import printable
 
@@ -43,7 +43,7 @@ class RegistryTarget:
     """A repository of a registry. See the protocol `Target`."""
 
     def __init__(self, registry: str, repository: str, options: RegistryOptions) -> None:
-        self.client = PushClient(registry, repository, options)
+        self.client = RegistryClient(registry, repository, options)
         self._place = registry, repository, options
 
     def close(self) -> None:

@@ -46,19 +46,8 @@ class Auth:
         """The current Authorization value, or None if there is none or it is about to expire."""
         return self._value if self._value and time.monotonic() < self._expires else None
 
-    @token.setter
-    def token(self, value: str | None) -> None:
-        """Set the Authorization value; None forgets it."""
-        self._value = value or ""
-
-    def get_auth_header(self) -> dict[str, str]:
-        """Return the current Authorization header; {} if there is none."""
-        return {"Authorization": self._value} if self._value else {}
-
-    def authenticate_request(
-        self, original: requests.Response, headers: dict[str, str], refresh: bool = False
-    ) -> tuple[dict[str, str], bool]:
-        """Handle a response 401 or 403: return the headers for another try, and True.
+    def authenticate(self, original: requests.Response, headers: Mapping[str, str]) -> dict[str, str]:
+        """Handle a response 401 or 403 to a request with `headers`: return the headers for another try.
 
         Raises:
             RegistryError: The challenge cannot be answered, or access is denied.
@@ -78,7 +67,7 @@ class Auth:
             if not self.token or headers.get("Authorization") == self._value:
                 self._value, lifetime = self._answer(original.headers.get("WWW-Authenticate", ""))
                 self._expires = time.monotonic() + lifetime * 0.75
-            return {**headers, "Authorization": self._value}, True
+            return {**headers, "Authorization": self._value}
 
     def _answer(self, header: str) -> tuple[str, float]:
         """Return an Authorization value and its lifetime in seconds."""

@@ -127,14 +127,14 @@ class RegistryClient:
 
     def _exchange(self, method: str, url: str, headers: dict[str, str], data: Any) -> requests.Response:
         """Send a request with the current authorization. Answer a challenge once and send it again."""
-        if self.auth.token is not None:
-            headers.update(self.auth.get_auth_header())
+        if (token := self.auth.token) is not None:
+            headers["Authorization"] = token
         response = self.session.request(method, url, headers=headers, data=data)
         if response.status_code in (401, 403):
-            headers, _ = self.auth.authenticate_request(response, headers)
+            headers = self.auth.authenticate(response, headers)
             response = self.session.request(method, url, headers=headers, data=data)
         if response.status_code == 403:  # possible now for the target of a redirect
-            self.auth.authenticate_request(response, headers)
+            self.auth.authenticate(response, headers)
         return response
 
     def get(self, path: str, max_bytes: int, headers: Mapping[str, str]) -> tuple[bytes, Mapping[str, str]]:

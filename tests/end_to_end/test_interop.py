@@ -1,4 +1,4 @@
-"""Other people's clients with our artifacts: the Go oras, skopeo, zstd, e2fsck, debugfs and the kernel."""
+"""Other people's clients with our artifacts: oras in Go and in Python, skopeo, zstd, e2fsck, debugfs and the kernel."""
 
 from __future__ import annotations
 
@@ -67,6 +67,14 @@ def test_oras_and_zstd_make_the_disk(published: tuple[str, Digest], tmp_path: Pa
     assert str(digest).encode() in oras("discover", "--plain-http", name)
     config = json.loads(oras("manifest", "fetch-config", "--plain-http", name))
     assert config["disk"]["size"] == 8 << 30
+
+
+def test_oras_py_and_zstd_make_the_disk(published: tuple[str, Digest], tmp_path: Path) -> None:
+    from oras.client import OrasClient
+
+    name, _ = published
+    OrasClient(insecure=True).pull(target=name, outdir=str(tmp_path / "pulled"))
+    check_disk(tmp_path / "pulled", tmp_path / "disk")
 
 
 def test_oras_discovers_what_is_attached(
