@@ -27,7 +27,7 @@ Entry = tuple[int, int, int, int, int, int, int, bytes, bytes, Xattrs | None, Se
 
 _RECORD = struct.Struct("<BxHIIIIIIqQQ")
 _HEAD = struct.Struct("<8s32sQQ")
-_MAGIC = b"RDTREE1\n"  # the number is the format's version: raise it with any change in meaning of what is stored
+_MAGIC = b"RDTREE2\n"  # the number is the format's version: raise it with any change in meaning of what is stored
 _XATTR = struct.Struct("<II")
 _SEGMENT = struct.Struct("<QQQ")
 _PACKED_MAX_BYTES = 2 << 30

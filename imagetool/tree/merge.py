@@ -5,7 +5,8 @@
 Follows image-spec layer.md, "Applying Changesets", and where it is silent containerd's and umoci's extraction:
 - an entry replaces what has its name, with all below; a directory over a directory changes the metadata only;
 - `.wh.NAME` hides NAME, `.wh..wh..opq` everything in its directory, of lower layers only: what this layer has put
-  there stays, whichever comes first (umoci; containerd hides it). Other `.wh..wh.` names belong to AUFS and are not files;
+  there stays, whichever comes first (umoci; containerd hides it). If the directory is a link, `.wh..wh..opq` hides nothing;
+- other `.wh..wh.` names belong to AUFS and are not files, but hard links to them are made;
 - parents are resolved through symbolic links inside the root; missing ones are made, root:root 0755, time 0;
 - a hard link is looked up when it is met; its header's metadata is applied to the file (containerd, Docker; umoci
   leaves it), but no mode to a symbolic link;
@@ -108,6 +109,7 @@ class _Applier:
         self.modes: dict[int, int] = {}  # one object in memory for each mode, however many files have it
         self.kept: list[tuple[bytes, File]] = []  # files whose path another entry has taken, but which still exist
         self.linked: set[int] = set()  # id() of files, all alive, with a hard link of this layer
+        self.aufs: dict[bytes, File] = {}  # files that have their names by hard links only, as AUFS keeps them
 
     def apply(self) -> tuple[list[File], array[int]]:
         """Put all entries into the tree. Returns the layer's files in path order, and the crc32 of their paths."""
@@ -133,6 +135,8 @@ class _Applier:
             if name == OPAQUE:
                 return self.hide(parent_path, None)
             if any(part.startswith(b".wh..wh.") for part in path.split(b"/")):
+                if kind == FILE:
+                    self.aufs[path] = self.file(entry)
                 return None
             if name.startswith(b".wh."):
                 return self.hide(parent_path, name[4:])
@@ -154,17 +158,7 @@ class _Applier:
             if id(before) in self.linked or (before is not old and self.is_there(before, parent_path, name)):
                 self.kept.append((path, before))
         if kind == FILE:
-            new = files[path] = File(
-                self.modes.get(mode) or self.modes.setdefault(mode, stat.S_IFREG | mode),
-                uid,
-                gid,
-                mtime_ns,
-                xattrs,
-                layer=self.number,
-                size=second,
-                offset=first,
-                segments=segments,
-            )
+            new = files[path] = self.file(entry)
         elif kind == DIRECTORY:
             if isinstance(old, Directory):
                 _describe(old, mode, uid, gid, mtime_ns, xattrs)
@@ -194,6 +188,20 @@ class _Applier:
             self.own_place((directory, name))
         return None
 
+    def file(self, entry: Entry) -> File:
+        _, mode, uid, gid, mtime_ns, offset, size, _, _, xattrs, segments = entry
+        return File(
+            self.modes.get(mode) or self.modes.setdefault(mode, stat.S_IFREG | mode),
+            uid,
+            gid,
+            mtime_ns,
+            xattrs,
+            layer=self.number,
+            size=size,
+            offset=offset,
+            segments=segments,
+        )
+
     def is_there(self, file: File, parent_path: bytes, name: bytes) -> bool:
         """Return whether `file` is still called `name` in a directory `parent_path` has led to, which is in the tree."""
         places = self.led_to[parent_path]
@@ -212,6 +220,10 @@ class _Applier:
 
     def target(self, target: bytes, own: Place) -> Inode:
         """Return the target of the hard link `own`; a symbolic link in the last component of `target` is not followed."""
+        if target in self.aufs:
+            file = self.files[target] = self.aufs[target]
+            self.linked.add(id(file))
+            return file
         parent_path, _, last = target.rpartition(b"/")
         at = self.found.get(parent_path) or self.walk(parent_path, make=False)
         inode = at.children.get(last) if at is not None else None
@@ -299,7 +311,7 @@ class _Applier:
         if name in (b"", b".", b".."):
             raise _Wrong("a whiteout that names nothing", "make the layer again")
         parent = self.walk(parent_path, make=False)
-        if parent is None:
+        if parent is None or (name is None and self.is_link(parent_path)):
             return
         assert self.own is not None
         stack = [(parent, [name] if name is not None else list(parent.children))]
@@ -316,6 +328,11 @@ class _Applier:
                         self.forget()
                 elif isinstance(child, Directory):
                     stack.append((child, list(child.children)))
+
+    def is_link(self, path: bytes) -> bool:
+        parent_path, _, name = path.rpartition(b"/")
+        parent = self.walk(parent_path, make=False)
+        return parent is not None and isinstance(parent.children.get(name), Symlink)
 
     def forget(self) -> None:
         self.found.clear()

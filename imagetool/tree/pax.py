@@ -24,7 +24,8 @@ XATTRS_MAX_COUNT = 256  # of an entry: an inode and a block of attributes have r
 SEGMENTS_MAX_COUNT = 1 << 16
 NUMBER_MAX = (1 << 63) - 1
 
-_DECIMAL = re.compile(rb"[0-9]{1,19}\Z")
+_LENGTH = re.compile(rb"[0-9]{1,8}\Z")
+_DECIMAL = re.compile(rb"\+?[0-9]{1,19}\Z")
 _TIME = re.compile(rb"([+-]?)([0-9]{1,64})(?:\.([0-9]*))?\Z")
 
 
@@ -52,7 +53,7 @@ def number(field: bytes) -> int:
 
 
 def decimal(value: bytes, what: str) -> int:
-    """A PAX record's unsigned number, below 2^63."""
+    """A PAX record's unsigned number, below 2^63. It may have a plus sign, which Go takes too."""
     if not _DECIMAL.match(value) or int(value) > NUMBER_MAX:
         raise Malformed(f"{what} is {value[:40]!r}, not a number")
     return int(value)
@@ -62,7 +63,7 @@ def decimal(value: bytes, what: str) -> int:
 def id_number(value: bytes) -> int:
     """Return a PAX record's user or group number."""
     try:
-        return parse_id(value.decode("ascii", "replace"))
+        return parse_id(value.decode("ascii", "replace").removeprefix("+"))
     except BadInput as err:
         raise Malformed(err.message) from None
 
@@ -83,7 +84,7 @@ def records(data: bytes) -> list[tuple[bytes, bytes]]:
     at = 0
     while at < len(data):
         space = data.find(b" ", at, at + 9)
-        if space < 0 or not _DECIMAL.match(data[at:space]):
+        if space < 0 or not _LENGTH.match(data[at:space]):
             if not data[at:].strip(b"\0"):
                 break  # some writers count the padding in
             raise Malformed("an extended header's record has no length")
@@ -238,6 +239,22 @@ def segments(pairs: list[tuple[int, int]], real_size: int, stored: int, offset: 
     if used != stored:
         raise Malformed(f"sparse map uses {used} of {stored} stored bytes")
     return None if used == real_size else tuple(found)
+
+
+def sparse_format(values: dict[bytes, bytes], numbers: list[int], stored: int) -> str:
+    """Return the GNU sparse format of a file with `stored` bytes of data: "0", "1.0", or "" if it is not sparse.
+
+    `numbers` are the map of format 0.0. A format that is not known describes nothing, as in Go's archive/tar.
+    """
+    version = values.get(b"GNU.sparse.major", b""), values.get(b"GNU.sparse.minor", b"")
+    if version == (b"1", b"0"):
+        return "1.0"
+    if version in ((b"0", b"0"), (b"0", b"1")):
+        return "0"
+    if version != (b"", b""):
+        return ""
+    is_hole = not stored and values.get(b"GNU.sparse.numblocks") == b"0"  # and no map
+    return "0" if numbers or values.get(b"GNU.sparse.map") or is_hole else ""
 
 
 def sparse_pairs(numbers: list[int]) -> list[tuple[int, int]]:

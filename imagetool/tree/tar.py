@@ -7,7 +7,8 @@ with PAX records, long names, all GNU sparse forms and base 256 numbers, and dec
 does, since that is what containerd, Docker and umoci read layers with: directories, links and devices have no data
 whatever their size says; a second PAX header replaces the first; GNU long names win over PAX; `..` in a name is
 resolved in the text and never leaves the root; what follows the end-of-archive blocks is not read. Global PAX headers
-give defaults for all later entries, as POSIX has it. Names are bytes.
+say nothing about a layer, as for all runtimes; in a bare tar they give defaults for all later entries, as POSIX has it.
+Names are bytes.
 """
 
 from __future__ import annotations
@@ -54,8 +55,8 @@ _NUL = b"\0"
 def scan(fd: int, size: int, name: str, *, bare: bool = False) -> TarIndex:
     """Return the entries of the tar of `size` bytes in the file `fd`; `name` says in messages which layer it is.
 
-    A `bare` tar is one that tar(1) made, and not a layer: a volume's label is skipped, and a directory of an incremental
-    backup is a directory.
+    A `bare` tar is one that tar(1) made, and not a layer: a volume's label is skipped, a directory of an incremental
+    backup is a directory, and global headers count.
 
     Raises:
         BadInput: An entry is wrong. The message names the layer and the entry.
@@ -118,8 +119,6 @@ class _Scanner:
                     "the image is damaged or was made to do harm",
                 ) from None
             extended = None
-        if extended is not None:
-            raise BadInput(f"layer {self.name}: the tar ends after an extended header", "the image is damaged")
         return self.out.finish(self.name)
 
     def read(self, at: int, length: int) -> bytes:
@@ -145,7 +144,9 @@ class _Scanner:
     def extend(self, kind: int, at: int, block: bytes, extended: _Extended | None) -> tuple[int, _Extended | None]:
         data, after = self.payload(at, block)
         if kind == 0x67:  # g
-            self.set_defaults(pax.records(data))
+            global_records = pax.records(data)
+            if self.bare:
+                self.set_defaults(global_records)
             return after, extended
         extended = extended or _Extended()
         if kind == 0x4C:  # L
@@ -192,10 +193,12 @@ class _Scanner:
         uid, gid = number(block[108:116]), number(block[116:124])
         size, mtime_ns = number(block[124:136]), number(block[136:148]) * 1_000_000_000
         values: dict[bytes, bytes] = {}
+        sparse = ""
         if extended is not None or self.defaults:
             extended = extended or _Extended()
             values = self.defaults | extended.pax if extended.pax else self.defaults
-            path = values.get(b"GNU.sparse.name") or values.get(b"path") or path
+            sparse = pax.sparse_format(values, extended.sparse, size) if kind in b"0\0007" else ""
+            path = (values.get(b"GNU.sparse.name") if sparse else b"") or values.get(b"path") or path
             target = values.get(b"linkpath") or target
             path = path if extended.path is None else extended.path
             target = target if extended.target is None else extended.target
@@ -233,9 +236,9 @@ class _Scanner:
                 pairs, size_real, at = self.old_sparse(at, block)
                 first, second = at, size_real
                 segments = pax.segments(pairs, size_real, size, at)
-            elif values and any(key.startswith(b"GNU.sparse.") for key in values):
+            elif sparse:
                 assert extended is not None
-                first, second, segments = self.pax_sparse(at, size, values, extended)
+                first, second, segments = self.pax_sparse(at, size, sparse, values, extended.sparse)
             else:
                 first, second = at, size
             if size < 0 or at + size > self.size:
@@ -289,25 +292,18 @@ class _Scanner:
         return pairs, real_size, at
 
     def pax_sparse(
-        self, at: int, stored: int, values: dict[bytes, bytes], extended: _Extended
+        self, at: int, stored: int, sparse: str, values: dict[bytes, bytes], numbers: list[int]
     ) -> tuple[int, int, Segments | None]:
-        """Data offset, file size and segments in GNU's PAX formats 0.0, 0.1 and 1.0."""
-        real = values.get(b"GNU.sparse.realsize") or values.get(b"GNU.sparse.size")
-        if real is None:
-            raise Malformed("sparse file without its size")
-        real_size = pax.decimal(real, "size")
+        """Data offset, file size and segments in GNU's PAX formats; `numbers` are the map of format 0.0."""
+        real = values.get(b"GNU.sparse.size") or values.get(b"GNU.sparse.realsize")
+        real_size = pax.decimal(real, "size") if real else stored
         data = at
-        version = values.get(b"GNU.sparse.major", b"0"), values.get(b"GNU.sparse.minor", b"")
-        if version == (b"1", b"0"):
+        if sparse == "1.0":
             numbers, length = self.sparse_head(at, stored)
             data += length
             stored -= length
-        elif version[0] != b"0":
-            raise Malformed(f"sparse format {version[0][:20]!r}")
-        elif b"GNU.sparse.map" in values:
+        elif values.get(b"GNU.sparse.map"):
             numbers = [pax.decimal(n, "sparse map") for n in values[b"GNU.sparse.map"].split(b",") if n]
-        else:
-            numbers = extended.sparse
         return data, real_size, pax.segments(pax.sparse_pairs(numbers), real_size, stored, data)
 
     def sparse_head(self, at: int, stored: int) -> tuple[list[int], int]:

@@ -145,7 +145,8 @@ def tree_view(tree: Tree, sources: list[Source]) -> View:
         content: object = None
         if isinstance(inode, File):
             data = bytearray(inode.size)
-            for at, offset, length in inode.segments or ((0, inode.offset, inode.size),):
+            pieces = ((0, inode.offset, inode.size),) if inode.segments is None else inode.segments
+            for at, offset, length in pieces:
                 sources[inode.layer].read_into(memoryview(data)[at : at + length], offset)
             content = (inode.size, hashlib.sha256(data).hexdigest())
         elif isinstance(inode, Symlink):

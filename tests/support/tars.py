@@ -72,12 +72,12 @@ def hard_link(name: bytes, target: bytes, **keys: object) -> bytes:
     return header(name, b"1", target=target, **keys)  # type: ignore[arg-type]
 
 
-def index(tar: bytes, name: str = "test") -> TarIndex:
+def index(tar: bytes, name: str = "test", *, bare: bool = False) -> TarIndex:
     """`tar` scanned."""
     fd = os.memfd_create("tar")
     try:
         os.truncate(fd, 0)
         os.write(fd, tar)
-        return scan(fd, len(tar), name)
+        return scan(fd, len(tar), name, bare=bare)
     finally:
         os.close(fd)

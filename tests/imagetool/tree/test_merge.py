@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from imagetool.ext4.plan import DiskOptions, plan
 from imagetool.tree.merge import merge
 from imagetool.tree.model import Directory, File, Inode, Special, Symlink, Tree
 from rootdisk.errors import BadInput
@@ -51,6 +52,12 @@ TABLE = [
     ((BASE, symlink(b"l", b"/../d/e/../e") + file(b"l/.wh.c")), "/d/a /d/b /l /x"),
     ((symlink(b"l", b"new/deep") + file(b"l/f"),), "/l /new/deep/f"),
     ((BASE, hard_link(b"h", b"./d/a"), file(b"d/.wh.a")), "/d/b /d/e/c /h /x"),
+    ((BASE, symlink(b"l", b"d"), file(b"l/.wh..wh..opq") + file(b"l/n")), "/d/a /d/b /d/e/c /d/n /l /x"),
+    (
+        (BASE, symlink(b"l", b"d"), file(b"l/.wh..wh..opq") + directory(b"l") + file(b"l/n")),
+        "/d/a /d/b /d/e/c /l/n /x",
+    ),
+    ((BASE, symlink(b"l", b"d"), file(b"l/e/.wh..wh..opq")), "/d/a /d/b /l /x"),
 ]
 
 
@@ -156,6 +163,18 @@ def test_a_link_moves_between_two_writes(case: str) -> None:
     listed = {id(file): file.size for layer in tree.layers for file in layer.files}
     assert seen.items() <= listed.items()
     assert sorted(seen.values()) == ([2, 3] if case == "there and back" else [1, 2])
+
+
+def test_hard_links_of_aufs() -> None:
+    """Old images of AUFS: a file with several names is in .wh..wh.plnk, and its names are hard links there."""
+    plnk = directory(b".wh..wh.plnk") + file(b".wh..wh.plnk/88.1", b"1") + file(b".wh..wh.plnk/88.2", b"22")
+    tree = merged(plnk + hard_link(b"b", b"/.wh..wh.plnk/88.2") + hard_link(b"a", b".wh..wh.plnk/88.2", uid=7))
+    assert names(tree) == "/a /b"
+    assert (tree.root.children[b"a"], tree.layers[0].files) == (tree.root.children[b"b"], [tree.root.children[b"a"]])
+    assert tree.root.children[b"a"].uid == 7
+    assert plan(tree, DiskOptions(64 << 20, bytes(16))).chunks
+    with pytest.raises(BadInput, match="not there"):  # of another layer
+        merged(plnk, hard_link(b"b", b".wh..wh.plnk/88.2"))
 
 
 def test_what_a_replaced_directory_held_is_left_out() -> None:

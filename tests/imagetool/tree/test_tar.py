@@ -42,7 +42,12 @@ CASES = {
         pax([(b"path", b"p/\xc3\xa9"), (b"uid", b"70000"), (b"mtime", b"-1.5")]) + file(b"f"),
         {"path": b"p/\xc3\xa9", "uid": 70000, "mtime_ns": -1_500_000_000},
     ),
-    "global": (pax([(b"uid", b"5"), (b"gid", b"6")], b"g") + pax([(b"gid", b"9")]) + file(b"f"), {"uid": 5, "gid": 9}),
+    "global": (pax([(b"uid", b"5"), (b"gid", b"6")], b"g") + pax([(b"gid", b"9")]) + file(b"f"), {"uid": 0, "gid": 9}),
+    "plus signs": (
+        pax([(b"size", b"+3"), (b"uid", b"+5")]) + header(b"f") + tars.padded(b"abc"),
+        {"second": 3, "uid": 5},
+    ),
+    "a header at the end": (file(b"f", uid=7) + pax([(b"uid", b"5")]), {"uid": 7}),
     "pax size": (pax([(b"size", b"3")]) + header(b"f") + tars.padded(b"abc"), {"second": 3}),
     "xattrs": (
         pax([(b"SCHILY.xattr.user.a", b"x\n\0"), (b"LIBARCHIVE.xattr.user.b%3d", b"eHk")]) + file(b"f"),
@@ -92,6 +97,34 @@ CASES = {
         + file(b"s", b"a"),
         {"path": b"n", "second": 9, "segments": ((1, 1536, 1),)},
     ),
+    "sparse without a hole": (
+        pax([(b"GNU.sparse.map", b"0,3"), (b"GNU.sparse.realsize", b"3"), (b"GNU.sparse.name", b"n")])
+        + file(b"s", b"abc"),
+        {"path": b"n", "second": 3, "segments": None},
+    ),
+    "sparse 0.0, all hole": (
+        pax([(b"GNU.sparse.size", b"9"), (b"GNU.sparse.numblocks", b"0")]) + file(b"s"),
+        {"second": 9, "segments": ()},
+    ),
+    "sparse 1.0, all hole": (
+        pax([(b"GNU.sparse.major", b"1"), (b"GNU.sparse.minor", b"0"), (b"GNU.sparse.realsize", b"9")])
+        + file(b"s", tars.padded(b"0\n")),
+        {"second": 9, "segments": ()},
+    ),
+    "sparse by name only": (
+        pax([(b"GNU.sparse.name", b"n"), (b"GNU.sparse.realsize", b"9")]) + file(b"s", b"abc"),
+        {"path": b"s", "second": 3, "segments": None},
+    ),
+    "sparse 1.1": (
+        pax([(b"GNU.sparse.major", b"1"), (b"GNU.sparse.minor", b"1"), (b"GNU.sparse.realsize", b"9")])
+        + file(b"s", b"abc"),
+        {"path": b"s", "second": 3, "segments": None},
+    ),
+    "sparse 2.0": (
+        pax([(b"GNU.sparse.major", b"2"), (b"GNU.sparse.minor", b"0"), (b"GNU.sparse.map", b"0,3")])
+        + file(b"s", b"abc"),
+        {"second": 3, "segments": None},
+    ),
     "sparse 1.0": (
         pax([(b"GNU.sparse.major", b"1"), (b"GNU.sparse.minor", b"0"), (b"GNU.sparse.realsize", b"9")])
         + file(b"s", tars.padded(b"1\n4\n2\n") + b"ab"),
@@ -105,6 +138,12 @@ def test_forms(case: str) -> None:
     tar, expected = CASES[case]
     entry = only(tar)
     assert {key: entry[key] for key in expected} == expected  # type: ignore[attr-defined]
+
+
+def test_global_headers_of_a_bare_tar() -> None:
+    tar = pax([(b"uid", b"5"), (b"gid", b"6")], b"g") + pax([(b"gid", b"9")]) + file(b"f") + END
+    assert [(entry[2], entry[3]) for entry in index(tar, bare=True)] == [(5, 9)]
+    assert [(entry[2], entry[3]) for entry in index(tar)] == [(0, 9)]  # as runtimes read layers
 
 
 @pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
