@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 import struct
 from collections.abc import Mapping
 
@@ -57,10 +58,21 @@ def split(xattrs: Mapping[bytes, bytes]) -> tuple[list[Entry], list[Entry]]:
     return inside, outside
 
 
-def problem(name: bytes, value: bytes) -> str:
-    """Return why ext4 cannot hold an attribute at all; "" if it can."""
+def problem(name: bytes, value: bytes, mode: int) -> str:
+    """Return why Linux gives an inode of `mode` no such attribute on ext4; "" if it does. fs/xattr.c, fs/posix_acl.c."""
+    kind = stat.S_IFMT(mode)
     if name in XATTR_ACL_INDEX:
+        if kind == stat.S_IFLNK:
+            return "a symbolic link has no ACL"
+        if name.endswith(b"default") and kind != stat.S_IFDIR:
+            return "only a directory has a default ACL"
         return "" if _is_acl(value) else "it is not a valid ACL"
+    if name.startswith(b"user.") and kind not in (stat.S_IFREG, stat.S_IFDIR):
+        return "only files and directories have attributes of users"
+    if name == b"security.capability" and not _is_capability(value):
+        return "it is not a valid set of capabilities"
+    if name.startswith(b"system."):  # ext4's own, such as the data of small files
+        return "Linux has no such attribute"
     if any(name.startswith(prefix) and len(name) > len(prefix) for prefix in XATTR_INDEX):
         return ""
     return "Linux has no such namespace"
@@ -99,6 +111,22 @@ def _is_acl(value: bytes) -> bool:
         and all(permissions <= 7 for _, permissions, _ in entries)
         and all(is_id(who) for tag, _, who in entries if tag in (_USER, _GROUP))
     )
+
+
+def _is_capability(value: bytes) -> bool:
+    """Whether the kernel takes it: validheader(), security/commoncap.c."""
+    revision = value[3] if len(value) > 3 else 0
+    return (len(value), revision) in ((20, 2), (24, 3))
+
+
+def acl_of_mode(value: bytes, mode: int) -> bytes:
+    """Return a valid access ACL with the permissions of `mode`, as chmod(2) changes it; b"" if it says no more than that."""
+    entries = list(struct.iter_unpack("<HHI", value[4:]))
+    if len(entries) == 3:
+        return b""
+    group = _MASK if any(tag == _MASK for tag, _, _ in entries) else _GROUP_OBJ
+    permissions = {_USER_OBJ: mode >> 6 & 7, group: mode >> 3 & 7, _OTHER: mode & 7}
+    return value[:4] + b"".join(struct.pack("<HHI", tag, permissions.get(tag, had), who) for tag, had, who in entries)
 
 
 def in_inode(entries: list[Entry]) -> bytes:
@@ -157,7 +185,7 @@ def _entry(name: bytes, value: bytes) -> Entry:
     if name in XATTR_ACL_INDEX:
         return XATTR_ACL_INDEX[name], b"", _acl(value)
     for prefix, index in XATTR_INDEX.items():
-        if name.startswith(prefix) and len(name) > len(prefix):
+        if name.startswith(prefix) and len(name) > len(prefix) and prefix != b"system.":
             short = name[len(prefix) :]
             if len(short) > NAME_MAX:
                 raise ValueError(f"the extended attribute name {name[:40]!r}… is longer than {NAME_MAX} bytes")

@@ -64,7 +64,7 @@ def _fit(inode: Inode, lookup: Lookup) -> list[Fault]:
     for name, value in inode.xattrs.items():
         shown = printable(name.removeprefix(LEFT_OUT), 80)
         if not name.startswith(LEFT_OUT):
-            why = xattr.problem(name, value)
+            why = xattr.problem(name, value, inode.mode)
             kind = "acl" if name in ACLS.values() else "xattr"
         elif (key := name[1:]) in ACLS:
             kind, shown, why = "acl", shown.removeprefix("SCHILY."), ""
@@ -74,12 +74,15 @@ def _fit(inode: Inode, lookup: Lookup) -> list[Fault]:
                 faults.append(("acl", f"ACL {shown}: {err}", "left out"))
                 continue
             name = ACLS[key]
-            why = xattr.problem(name, value) if value else ""
+            why = xattr.problem(name, value, inode.mode) if value else ""
         else:
             kind, why = "xattr", value.decode()
         if why:
             faults.append((kind, f"{'ACL' if kind == 'acl' else 'extended attribute'} {shown}", f"{why}: left out"))
-        elif value or not name.startswith(b"system.posix_acl_"):
+            continue
+        if name == ACLS[b"SCHILY.acl.access"] and value:
+            value = xattr.acl_of_mode(value, inode.mode)
+        if value or not name.startswith(b"system.posix_acl_"):
             kept[name] = value
     for name in xattr.too_much(kept):
         del kept[name]

@@ -52,6 +52,9 @@ def at(tree: Tree, path: bytes) -> Inode:
     return inode
 
 
+CAPABILITIES = struct.pack("<5I", 0x02000001, 0x400, 0, 0, 0)
+
+
 def with_records(*records: tuple[bytes, bytes]) -> bytes:
     return pax(list(records)) + file(b"d/f", b"1")
 
@@ -96,7 +99,12 @@ FAULTS: dict[str, tuple[list[tuple[bytes, bytes]], str]] = {
         [(b"SCHILY.acl.access", b"user::rwx,user:bad:rwx,group::r-x,mask::rwx,other::r-x")], "the image has no user 'bad'"
     ),
     "nonsense for an ACL": ([(b"SCHILY.acl.access", b"\x1b]rubbish::")], r"'\x1b]rubbish::' is not understood"),
-    "a default ACL cut to a line": ([(b"SCHILY.acl.default", b"user::rwx")], "system.posix_acl_default: it is not a valid ACL"),
+    "a default ACL of a file": ([(b"SCHILY.acl.default", b"user::rwx")], "system.posix_acl_default: only a directory has"),
+    "a binary default ACL of a file": ([(XATTR + b"system.posix_acl_default", NAMED)], "only a directory has a default ACL"),
+    "capabilities that are none": ([(XATTR + b"security.capability", b"\1\0\0\2")], "not a valid set of capabilities"),
+    "capabilities of another size": ([(XATTR + b"security.capability", CAPABILITIES + bytes(4))], "not a valid set"),
+    "an ACL of another system": ([(XATTR + b"system.nfs4_acl", b"1")], "system.nfs4_acl: Linux has no such attribute"),
+    "data of small files as ext4 has it": ([(XATTR + b"system.data", b"1")], "system.data: Linux has no such attribute"),
 }  # fmt: skip
 
 
@@ -117,11 +125,42 @@ def test_one_remark_names_file_layer_and_reason(tmp_path: Path, case: str) -> No
         refuse(remarks)
 
 
+@needs_e2fsck
+@pytest.mark.parametrize("kind", [b"2", b"3", b"4", b"6", b"5"])
+def test_attributes_by_the_type_of_the_inode(tmp_path: Path, kind: bytes) -> None:
+    """As the kernel sets them: attributes of users of files and directories only, no ACL of a link, a default ACL of a directory."""
+    records = [(XATTR + b"user.a", b"1"), (XATTR + b"system.posix_acl_access", NAMED), (XATTR + b"trusted.b", b"2")]
+    records += [(XATTR + b"system.posix_acl_default", NAMED), (XATTR + b"security.capability", CAPABILITIES)]
+    entry = header(b"n", kind, mode=0o775, major=1, minor=3, target=b"x" if kind == b"2" else b"")
+    tree, remarks = fitted(pax(records) + entry, tmp_path=tmp_path)
+    kept = {b"trusted.b", b"security.capability"}
+    if kind != b"2":
+        kept.add(b"system.posix_acl_access")
+    if kind == b"5":
+        kept |= {b"user.a", b"system.posix_acl_default"}
+    assert set(at(tree, b"n").xattrs or {}) == kept
+    assert sum(counts(remarks).values()) == 5 - len(kept)
+
+
+def test_the_mode_counts_and_not_its_copy_in_an_acl(tmp_path: Path) -> None:
+    """Runtimes set attributes first and the mode after that."""
+    text = b"user::rwx,user:lisa:rw-,group::r-x,mask::rwx,other::r-x"
+    records = [(XATTR + b"system.posix_acl_access", NAMED)], [(b"SCHILY.acl.access", text)]
+    for record in records:
+        tree, remarks = fitted(ACCOUNTS, pax(record) + file(b"f", mode=0o4610), tmp_path=tmp_path)
+        found = (at(tree, b"f").xattrs or {})[b"system.posix_acl_access"]
+        assert [permissions for _, permissions, _ in struct.iter_unpack("<HHI", found[4:])][::4] == [6, 0]
+        assert struct.unpack_from("<HHI", found, 4 + 3 * 8)[:2] == (0x10, 1)  # the mask is the mode's group
+        assert (remarks, at(tree, b"f").mode & 0o7777) == ([], 0o4610)
+    tree, remarks = fitted(pax([(XATTR + b"system.posix_acl_access", acl(*MINIMAL))]) + file(b"f", mode=0o600))
+    assert (remarks, at(tree, b"f").xattrs) == ([], None)
+
+
 def test_names_in_acls_are_those_of_the_image(tmp_path: Path) -> None:
     """Of the whole image, so a later layer may bring them; root is 0 if nobody says so."""
     text = b"user::rwx\nuser:lisa:rwx\ngroup::r-x\nmask::rwx\nother::r-x\n"
     late = b"u::rwx,u:root:rwx,g::r-x,group:adm:r--,m::rwx,o:r-x"
-    layer = pax([(b"SCHILY.acl.access", text), (b"SCHILY.acl.default", late)]) + directory(b"d")
+    layer = pax([(b"SCHILY.acl.access", text), (b"SCHILY.acl.default", late)]) + directory(b"d", 0o775)
     tree, remarks = fitted(layer, ACCOUNTS, tmp_path=tmp_path)
     assert remarks == []
     found = at(tree, b"d").xattrs or {}
