@@ -19,7 +19,7 @@ from typing import IO, Any, cast
 
 import zstandard
 
-from imagetool.sources.image_config import ImageConfig
+from imagetool.sources.image_config import ImageConfig, any_case
 from imagetool.tree.index import FILE, LINK, SYMLINK
 from imagetool.tree.remarks import Remark
 from imagetool.tree.tar import scan
@@ -57,6 +57,7 @@ class TarArchive:
         self.where = where
         self._file = _plain(file, where)
         self._members: dict[str, tuple[int, int] | str] = {}  # offset and length, or the name a link leads to
+        self._sparse: set[str] = set()
         try:
             index = scan(self._file.fileno(), os.fstat(self._file.fileno()).st_size, where)
         except BadInput as err:
@@ -66,12 +67,13 @@ class TarArchive:
         for kind, _, _, _, _, offset, length, path, target, _, segments in index:
             name = os.fsdecode(path)
             if kind == SYMLINK:
-                joined = posixpath.join("/", posixpath.dirname(name), os.fsdecode(target))
-                self._members[name] = posixpath.normpath(joined).lstrip("/")
+                self._members[name] = _inside(posixpath.join(posixpath.dirname(name), os.fsdecode(target)))
             elif kind == LINK:
                 self._members[name] = os.fsdecode(target)
             elif kind == FILE and segments is None:
                 self._members[name] = offset, length
+            elif kind == FILE:
+                self._sparse.add(name)
 
     @classmethod
     def open(cls, path: Path, where: str) -> TarArchive:
@@ -83,18 +85,29 @@ class TarArchive:
         self._file.close()
 
     def __contains__(self, name: str) -> bool:
-        return posixpath.normpath(name) in self._members
+        return _inside(name) in self._members
 
     def locate(self, name: str, *, links: bool = True) -> tuple[int, int]:
         """Offset and length of a member's bytes in the tar."""
-        at: tuple[int, int] | str | None = posixpath.normpath(name)
+        path: str | None = _inside(name)
         for _ in range(LINKS_MAX_DEPTH if links else 1):
-            at = self._members.get(str(at))
+            at = self._members.get(str(path))
             if isinstance(at, tuple):
                 return at
-            if at is None:
+            if path in self._sparse:
+                raise Unsupported(f"{self.where}: {name!r:.200} is a sparse file", "make the archive without --sparse")
+            path = self._behind_link(str(path)) if at is None else at
+            if path is None:
                 break
         raise BadInput(f"{self.where}: no file {name!r:.200} in it", "the archive is not complete, or of another kind")
+
+    def _behind_link(self, path: str) -> str | None:
+        """Return where `path` leads to if one of its directories is a link."""
+        for end, letter in enumerate(path):
+            target = self._members.get(path[:end]) if letter == "/" else None
+            if isinstance(target, str):
+                return _inside(target + path[end:])
+        return None
 
     def pieces(self, name: str, start: int = 0, stop: int | None = None, *, links: bool = True) -> Iterator[bytes]:
         """Bytes [start, stop) of a member."""
@@ -177,16 +190,20 @@ class DockerArchive:
 
     def __init__(self, archive: TarArchive, tag: str) -> None:
         self._archive = archive
+        if "repositories" in archive and "manifest.json" not in archive:
+            raise Unsupported(
+                f"{archive.where}: an archive of Docker 1.9 or older", "docker load it, and docker save it again"
+            )
         if "manifest.json" not in archive:
             raise BadInput(f"{archive.where}: no manifest.json", "for an OCI layout write oci-archive:FILE")
         entry = _choose(archive, tag)
-        name = str(entry.get("Config"))
+        name = str(entry.get("config"))
         config_raw = archive.read(name)
         named = re.search(r"(?:\A|/)([0-9a-f]{64})(?:\.json)?\Z", name)  # docker names it by its digest, and loads any
         changed = named is not None and Digest.of(config_raw).hex != named[1]
         text = f"{archive.where}: the config {printable(name, 100)} has another digest than its name says"
         self.remarks = (Remark(text),) if changed else ()
-        names = entry.get("Layers")
+        names = entry.get("layers")
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise BadInput(f"{archive.where}: manifest.json lists no layers", "the archive is damaged")
         self.config = ImageConfig.parse(config_raw)
@@ -221,14 +238,20 @@ def _choose(archive: TarArchive, tag: str) -> dict[str, Any]:
     entries = parse_value(archive.read("manifest.json"), f"{archive.where}: manifest.json", MANIFEST_MAX_BYTES)
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise BadInput(f"{archive.where}: manifest.json is not a list of images")
-    tags = [str(name) for entry in entries for name in entry.get("RepoTags") or []]
+    entries = [any_case(entry) for entry in entries]
+    tags = [str(name) for entry in entries for name in entry.get("repotags") or []]
     if tag:
         wanted = str(parse_reference(tag))
-        entries = [e for e in entries if any(str(parse_reference(str(n))) == wanted for n in e.get("RepoTags") or [])]
+        entries = [e for e in entries if any(str(parse_reference(str(n))) == wanted for n in e.get("repotags") or [])]
     if len(entries) != 1:
         what = f"no image {tag!r:.200}" if tag else f"{len(entries)} images"
         raise BadInput(f"{archive.where}: {what} in it", f"it has {', '.join(tags)[:400] or 'no names'}")
     return cast(dict[str, Any], entries[0])
+
+
+def _inside(name: str) -> str:
+    """Return a name without leading slash and dots: `..` stops at the archive's root."""
+    return posixpath.normpath("/" + name).lstrip("/")
 
 
 def open_regular(path: Path, where: str) -> IO[bytes]:

@@ -49,14 +49,14 @@ class ImageConfig:
 
     @classmethod
     def parse(cls, raw: bytes) -> ImageConfig:
-        """The config in `raw`; BadInput names the field that is wrong."""
-        value = parse_json(raw, "image config", MANIFEST_MAX_BYTES)
-        rootfs = value.get("rootfs")
+        """The config in `raw`, read as container runtimes read it; BadInput names the field that is wrong."""
+        value = any_case(parse_json(_as_go_reads(raw), "image config", MANIFEST_MAX_BYTES))
+        rootfs = any_case(value.get("rootfs"))
         if not isinstance(rootfs, dict) or not isinstance(rootfs.get("diff_ids"), list):
             raise BadInput("image config: no rootfs.diff_ids", "is this an image, or another artifact?")
         if rootfs.get("type", "layers") != "layers":
             raise Unsupported(f"image config: rootfs of type {rootfs.get('type')!r:.40}")
-        process = value.get("config") or {}
+        process = any_case(value.get("config") or {})
         if not isinstance(process, dict):
             raise BadInput("image config: config is not an object")
         remarks: list[Remark] = []
@@ -71,19 +71,21 @@ class ImageConfig:
         except BadInput as err:
             remarks.append(Remark(f"image config: StopSignal: {err.message}: SIGTERM is used"))
             stop_signal = "SIGTERM"
-        labels = process.get("Labels") or {}
+        labels = process.get("labels") or {}
         if not isinstance(labels, dict):
             raise BadInput("image config: Labels is not an object")
         return cls(
             Platform.of(value),
             tuple(Digest.parse(item) for item in rootfs["diff_ids"]),
             tuple(item for item in env if "=" in item[1:]),
-            _words(process, "Entrypoint"),
+            ()
+            if (entrypoint := _words(process, "Entrypoint")) == ("",)
+            else entrypoint,  # ENTRYPOINT [""] takes it back
             _words(process, "Cmd"),
             _text(process, "WorkingDir") or "/",
             _text(process, "User"),
             stop_signal,
-            {str(key): str(item) for key, item in sorted(labels.items())},
+            {str(key): "" if item is None else str(item) for key, item in sorted(labels.items())},
             _keys(process, "ExposedPorts"),
             _keys(process, "Volumes"),
             bool(value.get("variant")),
@@ -149,13 +151,39 @@ def _check_layer(layer: Descriptor, what: str) -> None:
         )
 
 
+# A backslash and what it escapes; a code unit together with the low surrogate behind it.
+_ESCAPE = re.compile(r"\\(?:[^u]|u([0-9a-fA-F]{4})(?:\\u([dD][c-fC-F][0-9a-fA-F]{2}))?)")
+
+
+def _as_go_reads(raw: bytes) -> bytes:
+    """Return a JSON document in which U+FFFD stands for each byte that is not UTF-8, and for half of a surrogate pair."""
+    text = re.sub("[\udc80-\udcff]", "\ufffd", raw.decode("utf-8", "surrogateescape"))
+    return _ESCAPE.sub(_whole_pairs, text).encode()
+
+
+def _whole_pairs(escape: re.Match[str]) -> str:
+    first, low = (escape[1] or "").lower(), escape[2]
+    if "d800" <= first < "dc00" and low:
+        return escape[0]
+    start = "\\ufffd" if "d800" <= first < "e000" else escape[0][:6]
+    return start + ("\\ufffd" if low else "")
+
+
+def any_case(value: Any) -> Any:
+    """An object whose keys are in lower case: Go takes a field's name in any case, and the last one of a name."""
+    return {key.lower(): item for key, item in value.items()} if isinstance(value, Mapping) else value
+
+
 def _words(value: Mapping[str, Any], key: str) -> tuple[str, ...]:
     """A list of strings, or one string, which Docker takes too (strslice)."""
-    return _strings({key: [value[key]]} if isinstance(value.get(key), str) and value[key] else value, key)
+    text = value.get(key.lower())
+    return _strings({key.lower(): [text]} if isinstance(text, str) and text else value, key)
 
 
 def _strings(value: Mapping[str, Any], key: str) -> tuple[str, ...]:
-    items = value.get(key) or []
+    items = value.get(key.lower()) or []
+    if isinstance(items, list):
+        items = ["" if item is None else item for item in items]
     if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
         raise BadInput(f"image config: {key} is not a list of strings")
     if any("\0" in item for item in items):
@@ -165,14 +193,14 @@ def _strings(value: Mapping[str, Any], key: str) -> tuple[str, ...]:
 
 def _keys(value: Mapping[str, Any], key: str) -> tuple[str, ...]:
     """A set, which Go writes as an object of empty objects."""
-    table = value.get(key) or {}
+    table = value.get(key.lower()) or {}
     if not isinstance(table, dict):
         raise BadInput(f"image config: {key} is not an object")
     return tuple(sorted(table))
 
 
 def _text(value: Mapping[str, Any], key: str) -> str:
-    text = value.get(key) or ""
+    text = value.get(key.lower()) or ""
     if not isinstance(text, str) or "\0" in text:
         raise BadInput(f"image config: {key} is not a plain string")
     return text

@@ -115,7 +115,7 @@ class Platform(NamedTuple):
         os_, architecture, variant = (
             fields.text(key, "", limit=64, pattern=r"[A-Za-z0-9_.+-]*") for key in ("os", "architecture", "variant")
         )
-        return cls(os_, *_normal(architecture, variant))
+        return cls(os_.lower(), *_normal(architecture, variant.lower()))
 
     def __str__(self) -> str:
         return "/".join(p for p in (self.os, self.architecture, self.variant) if p)

@@ -14,7 +14,7 @@ from pathlib import Path
 from rootdisk.errors import BadInput, DigestMismatch, NotThere, Unsupported
 from rootdisk.oci.documents import MANIFEST_MAX_BYTES, Descriptor, Digest, Index, parse_json
 from rootdisk.oci.referrers import belongs_to_digest, in_layout
-from rootdisk.oci.repository import check_manifest, check_range, describe_manifest
+from rootdisk.oci.repository import SeveralImages, check_manifest, check_range, describe_manifest
 
 REF_NAME = "org.opencontainers.image.ref.name"
 _PIECE_BYTES = 1 << 20
@@ -168,6 +168,7 @@ def find(index: Index, name: str | Digest, where: str, describe: Callable[[Diges
     `describe` is called for a digest that index.json does not list.
 
     Raises:
+        SeveralImages: It is one image for several platforms.
         BadInput: The layout does not have the image, or has several.
     """
     if isinstance(name, Digest):
@@ -180,7 +181,10 @@ def find(index: Index, name: str | Digest, where: str, describe: Callable[[Diges
     if not candidates:
         raise NotThere(f"{where}: no tag {name!r}" if name else f"{where}: holds no image", offered)
     if len({item.digest for item in candidates}) > 1:
-        raise BadInput(f"{where}: {f'tag {name!r} is' if name else 'there are'} several images", offered)
+        message = f"{where}: {f'tag {name!r} is' if name else 'there are'} several images"
+        if len({item.platform for item in candidates} - {None}) == len(candidates):
+            raise SeveralImages(message, offered, tuple(candidates))
+        raise BadInput(message, offered)
     return candidates[0]
 
 

@@ -29,6 +29,14 @@ from rootdisk.oci.reference import Reference
 INDEX_MAX_DEPTH = 3  # an index may list indexes; deeper nesting is not in use
 
 
+class SeveralImages(BadInput):
+    """`candidates` are entries of an index.json, one for each platform: it is an image's index itself."""
+
+    def __init__(self, message: str, hint: str, candidates: tuple[Descriptor, ...]) -> None:
+        super().__init__(message, hint)
+        self.candidates = candidates
+
+
 class RegistryOptions(NamedTuple):
     """Options for a registry. Times are in seconds; `give_up_s` limits retries without progress."""
 
@@ -193,6 +201,15 @@ def resolve_manifest(
     return resolve_chain(repository, reference, platform, ask)[-1]
 
 
+@contextlib.contextmanager
+def _named(reference: Reference) -> Iterator[None]:
+    """Errors inside begin with `reference`."""
+    try:
+        yield
+    except BadInput as err:
+        raise BadInput(f"{reference}: {err.message}", err.hint) from err
+
+
 def resolve_chain(
     repository: Repository,
     reference: Reference,
@@ -211,7 +228,11 @@ def resolve_chain(
                 return platform
         return None
 
-    descriptor = repository.resolve(reference.name)
+    try:
+        descriptor = repository.resolve(reference.name)
+    except SeveralImages as err:
+        with _named(reference):
+            descriptor = Index(OCI_INDEX, err.candidates, {}).choose(platform)
     chain: list[tuple[Descriptor, bytes]] = []
     for depth in range(1, INDEX_MAX_DEPTH + 1):
         raw = repository.manifest(descriptor)
@@ -224,8 +245,6 @@ def resolve_chain(
             raise Unsupported(
                 f"{reference}: {what}", "only OCI and Docker schema 2 are supported; push it with a newer tool"
             )
-        try:
+        with _named(reference):
             descriptor = Index.parse(raw).choose(platform, lambda entry, at=depth: platform_of(entry, at))  # type: ignore[misc]
-        except BadInput as err:
-            raise BadInput(f"{reference}: {err.message}", err.hint) from err
     raise BadInput(f"{reference}: indexes are nested more than {INDEX_MAX_DEPTH} deep")

@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 
 from imagetool.look.inspection import described
+from imagetool.sources.image_config import ImageConfig
 from imagetool.sources.open import SourceImage, open_source
 from rootdisk.errors import BadInput, RootdiskError, Unsupported
 from rootdisk.oci.documents import Digest, Platform
 from rootdisk.oci.repository import RegistryOptions
 from tests.support.odd_images import AMD64, ARM64, Layout
-from tests.support.tars import END, file
+from tests.support.tars import END, file, pax, symlink
 
 X86, ARM = Platform("linux", "amd64"), Platform("linux", "arm64")
 
@@ -69,6 +70,36 @@ def test_an_index_without_platforms(tmp_path: Path) -> None:
             opened(name, Platform("linux", "riscv64"))
     with pytest.raises(BadInput, match=r"no linux/arm64 variant \(only linux/amd64\): use --platform linux/amd64"):
         opened(layout.named(layout.index(intel)), ARM)
+
+
+def test_an_index_json_that_is_the_index_of_one_image(tmp_path: Path) -> None:
+    """Libraries write the index of an image as index.json itself; others give one tag to each of its manifests."""
+    layout = Layout(tmp_path / "l")
+    arm, intel = layout.image(file(b"arm"), top=ARM64, platform=ARM64), layout.image(file(b"intel"), platform=AMD64)
+    for tag in ("", "t"):
+        named = {"annotations": {"org.opencontainers.image.ref.name": tag}} if tag else {}
+        name = f"oci:{layout.path}:{tag}".rstrip(":")
+        for entries in ((arm, intel), (intel, arm)):
+            index = {"schemaVersion": 2, "manifests": [{**entry, **named} for entry in entries]}
+            (layout.path / "index.json").write_text(json.dumps(index))
+            assert str(opened(name).manifest_digest) == intel["digest"]
+            assert str(opened(name, ARM).manifest_digest) == arm["digest"]
+            with pytest.raises(BadInput, match=r"no linux/riscv64 variant \(only linux/amd64, linux/arm64\)"):
+                opened(name, Platform("linux", "riscv64"))
+        other = layout.image(file(b"other"), platform=AMD64)
+        for more in (other, {key: value for key, value in arm.items() if key != "platform"}):
+            index = {"schemaVersion": 2, "manifests": [{**entry, **named} for entry in (intel, more)]}
+            (layout.path / "index.json").write_text(json.dumps(index))
+            with pytest.raises(BadInput, match="several images"):
+                opened(name)
+
+
+def test_platforms_in_any_case(tmp_path: Path) -> None:
+    layout = Layout(tmp_path / "l")
+    top: dict[str, object] = {"os": "Linux", "architecture": "ARM64", "variant": "V8"}
+    image = layout.image(file(b"f"), top=top)
+    assert opened(layout.named(image), ARM).remarks == ()
+    assert opened(layout.named(layout.index({**image, "platform": top})), ARM).remarks == ()
 
 
 def test_an_index_without_platforms_is_inspected(tmp_path: Path) -> None:
@@ -172,17 +203,94 @@ def test_a_docker_archive_whose_config_has_another_name(tmp_path: Path, name: st
     assert bool(image.remarks) == (name != "config.json")
 
 
+LAYER = file(b"f", b"1") + END
+CONFIG = json.dumps({**AMD64, "rootfs": {"type": "layers", "diff_ids": [str(Digest.of(LAYER))]}}).encode()
+LISTED: dict[str, object] = {"Config": "c.json", "RepoTags": ["x:1"], "Layers": ["l/layer.tar"]}
+MEMBERS = file(b"c.json", CONFIG) + file(b"l/layer.tar", LAYER)
+ARCHIVES: dict[str, tuple[bytes, dict[str, object]]] = {
+    "names with a dot": (MEMBERS, {"Config": "./c.json", "Layers": ["./l/layer.tar"]}),
+    "absolute names": (MEMBERS, {"Config": "/c.json", "Layers": ["/l/layer.tar"]}),
+    "names that leave it": (MEMBERS, {"Config": "../c.json", "Layers": ["l/../../l/layer.tar"]}),
+    "members with a dot": (MEMBERS.replace(file(b"c.json", CONFIG), file(b"./c.json", CONFIG)), {}),
+    "names of fields in lower case": (MEMBERS, {"config": "c.json", "layers": ["l/layer.tar"], "Layers": None, "Config": 5}),
+    "links on the way": (
+        file(b"z.json", CONFIG) + symlink(b"c.json", b"/z.json") + file(b"x/y/layer.tar", LAYER)
+        + symlink(b"l", b"m/y") + symlink(b"m", b"../x"), {}
+    ),
+    "the last member of a name": (file(b"l/layer.tar", b"x") + MEMBERS, {}),
+}  # fmt: skip
+
+
+def docker_archive(path: Path, members: bytes, listed: dict[str, object]) -> str:
+    entry = dict(sorted({**LISTED, **listed}.items()))  # capitals first
+    (path / "d.tar").write_bytes(members + file(b"manifest.json", json.dumps([entry]).encode()) + END)
+    return f"docker-archive:{path}/d.tar"
+
+
+@pytest.mark.parametrize("case", ARCHIVES)
+def test_docker_archives_as_docker_loads_them(tmp_path: Path, case: str) -> None:
+    with open_source(docker_archive(tmp_path, *ARCHIVES[case]), X86) as image:
+        assert [b"".join(layer.open()) for layer in image.layers] == [LAYER]
+
+
+@pytest.mark.parametrize(
+    ("members", "words"),
+    [
+        (MEMBERS + symlink(b"c.json", b"c.json"), "no file 'c.json' in it"),
+        (MEMBERS + symlink(b"l", b"l") + symlink(b"l/layer.tar", b"l/layer.tar"), "no file 'l/layer.tar' in it"),
+        (
+            file(b"c.json", CONFIG) + pax([(b"GNU.sparse.size", b"9"), (b"GNU.sparse.map", b"1,1")])
+            + file(b"l/layer.tar", b"x"), "'l/layer.tar' is a sparse file: make the archive without --sparse"
+        ),
+    ],
+)  # fmt: skip
+def test_docker_archives_that_are_refused(tmp_path: Path, members: bytes, words: str) -> None:
+    with pytest.raises(BadInput, match=words):
+        opened(docker_archive(tmp_path, members, {}))
+
+
+def test_an_archive_of_an_old_docker(tmp_path: Path) -> None:
+    (tmp_path / "d.tar").write_bytes(file(b"abc/layer.tar", LAYER) + file(b"repositories", b"{}") + END)
+    with pytest.raises(Unsupported, match=r"an archive of Docker 1\.9 or older: docker load it, and docker save"):
+        opened(f"docker-archive:{tmp_path}/d.tar")
+
+
 def test_configs_as_docker_takes_them(tmp_path: Path) -> None:
     layout = Layout(tmp_path / "l")
     config: dict[str, object] = {
-        "Cmd": "sh", "Entrypoint": "", "Env": ["A=1", "B", "=c"], "StopSignal": "4294967305", "Labels": None, "Volumes": None,
+        "Cmd": "sh", "Entrypoint": "", "Env": ["A=1", "B", "=c"], "StopSignal": "4294967305",
+        "Labels": {"empty": None}, "Volumes": None,
     }  # fmt: skip
     image = opened(layout.named(layout.image(file(b"f"), config=config)))
     assert (image.config.cmd, image.config.entrypoint, image.config.env) == (("sh",), (), ("A=1",))
-    assert image.config.stop_signal == "SIGTERM"
+    assert (image.config.stop_signal, image.config.labels) == ("SIGTERM", {"empty": ""})
     assert [remark.text.partition(": ")[2][:20] for remark in image.remarks] == [
         "Env entry 'B' has no", "Env entry '' has no ", "StopSignal: '4294967",
     ]  # fmt: skip
+
+
+def test_a_config_is_read_as_go_reads_it() -> None:
+    """Names of fields in any case, null for an empty text, U+FFFD for what is not UTF-8 or half of a pair."""
+    head = b'{"OS":"linux","Architecture":"amd64","author":"J\xe9r\xf4me","rootfs":{"Diff_IDs":[]},"config":'
+    for text, env in (
+        (rb'"A=\ud800x"', "A=\ufffdx"), (rb'"A=\udc00\udfff"', "A=\ufffd\ufffd"), (rb'"A=\uD83D\uDE00"', "A=\U0001f600"),
+        (rb'"A=\u0041\uDE00"', "A=A\ufffd"), (rb'"A=\\ud800"', r"A=\ud800"), (rb'"A=\\\ud800"', "A=\\\ufffd"),
+        (b'"A=\xe2\x82,\xff"', "A=\ufffd\ufffd,\ufffd"), (b'"A=\xed\xa0\x80"', "A=\ufffd\ufffd\ufffd"), ('"A=\u00e9"'.encode(), "A=\u00e9"),
+    ):  # fmt: skip
+        config = ImageConfig.parse(
+            head + b'{"env":[' + text + b'],"CMD":["a",null],"cmd":["b",null],"workingdir":"/w"}}'
+        )
+        assert (config.env, config.cmd, config.workdir, config.platform) == ((env,), ("b", ""), "/w", X86)
+    with pytest.raises(BadInput, match="Cmd is not a list of strings"):
+        ImageConfig.parse(head + b'{"cmd":["a",1]}}')
+
+
+@pytest.mark.parametrize("entrypoint", [[""], [], None, ""])
+def test_an_entrypoint_that_is_taken_back(tmp_path: Path, entrypoint: object) -> None:
+    """ENTRYPOINT [""] of a Dockerfile: the command alone is run."""
+    layout = Layout(tmp_path / "l")
+    image = opened(layout.named(layout.image(file(b"f"), config={"Entrypoint": entrypoint, "Cmd": ["/bin/x", ""]})))
+    assert (image.config.entrypoint, image.config.cmd) == ((), ("/bin/x", ""))
 
 
 def test_blobs_that_are_links_are_called_so(tmp_path: Path) -> None:
