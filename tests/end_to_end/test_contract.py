@@ -24,7 +24,7 @@ pytestmark = pytest.mark.vm
 
 PASSWD = "root:x:0:0:root:/root:/bin/sh\nmia:x:1000:1001::/home/mia:/bin/sh\nbig:x:4294967296:0::/:\n"
 GROUP = "root:x:0:\nmia:x:1001:\nwheel:x:10:mia\nother:x:20:nobody\n"
-USERS = {"root": (0, 0, [], "/root"), "mia": (1000, 1001, [10], "/home/mia"), "1234:20": (1234, 20, [], "/")}
+USERS = {"root": (0, 0, [0], "/root"), "mia": (1000, 1001, [10, 1001], "/home/mia"), "1234:20": (1234, 20, [20], "/")}
 DEVICES = {"null": "1,3", "zero": "1,5", "full": "1,7", "random": "1,8", "urandom": "1,9", "tty": "5,0"}
 
 
@@ -165,6 +165,7 @@ def artifact(place: Path) -> str:
         "Entrypoint": ["/bin/probe", "/data", "/var/lib/db", "/run/sshd", "/run/postgresql", "/tmp"]
     }
     config |= {"WorkingDir": "/work/deep", "Volumes": {"/data": {}, "/var/lib/db": {}}, "StopSignal": "SIGRTMIN+3"}
+    config |= {"Env": ["HOME="]}  # is none: the user's counts
     return build(place, image(place / "image", config, accounts), "probe")
 
 

@@ -75,7 +75,8 @@ static int make_environment(const struct program *program, const struct user *us
                  append(&out->list, out->host) || append(&out->list, out->home) ||
                  (program->tty && append(&out->list, out->term)) || (program->is_first && append(&out->list, "container=rootdisk"));
     for (size_t i = 0; !failed && i < program->env.count; i++)
-        failed = append(&out->list, program->env.items[i]);
+        if (strcmp(program->env.items[i], "HOME=")) /* runc takes it for none */
+            failed = append(&out->list, program->env.items[i]);
     return failed || keep_last(&out->list) ? -1 : 0;
 }
 

@@ -124,27 +124,34 @@ static int is_member(const char *line, const char *name) {
     return 0;
 }
 
-/* The groups whose member `name` is. */
+/* Room is made at powers of two. */
+static int add_group(struct user *user, gid_t id, struct why *why) {
+    if (user->count == GROUPS_MOST)
+        return explain(why, "the user is in more than %d groups", GROUPS_MOST);
+    if (!(user->count & (user->count - 1))) {
+        gid_t *more = realloc(user->groups, (user->count ? 2 * user->count : 1) * sizeof *more);
+        if (!more)
+            return explain(why, "no memory");
+        user->groups = more;
+    }
+    user->groups[user->count++] = id;
+    return 0;
+}
+
+/* The groups whose member `name` is. A line without a number, as NIS has it, is no group. */
 static int find_groups(const char *name, struct user *user, struct why *why) {
     char *data = read_accounts("/etc/group", why), *rest = data;
     int failed = data ? 0 : -1;
     for (char *line; !failed && (line = next_line(&rest));) {
         uint32_t id;
-        if (!is_member(line, name))
+        size_t width;
+        const char *number = field(line, ID_FIELD, &width);
+        if (!is_member(line, name) || !width || strspn(number, "0123456789") < width)
             continue;
         if (parse_id(line, ID_FIELD, &id))
             failed = refuse_id(why, "/etc/group", "group", line);
-        else if (user->count == GROUPS_MOST)
-            failed = explain(why, "user %.*s is in more than %d groups", SHOWN, name, GROUPS_MOST);
-        else if (!(user->count & (user->count - 1))) { /* room is made at powers of two */
-            gid_t *more = realloc(user->groups, (user->count ? 2 * user->count : 1) * sizeof *more);
-            if (!more)
-                failed = explain(why, "no memory");
-            else
-                user->groups = more;
-        }
-        if (!failed)
-            user->groups[user->count++] = id;
+        else if (id != user->gid)
+            failed = add_group(user, id, why);
     }
     free(data);
     return failed;
@@ -186,9 +193,12 @@ int find_user(const char *text, struct user *user, struct why *why) {
         user->uid = number;
     else
         failed = explain(why, "the image has no user %.*s", (int)(width > SHOWN ? SHOWN : width), text);
-    if (!failed && group && group[1]) {
-        failed = find_group(group + 1, user, why); /* a group that is given is the only one, as container runtimes have it */
-    } else if (!failed && line) {
+    int is_given = group && group[1]; /* such a group is the only one, as container runtimes have it */
+    if (!failed && is_given)
+        failed = find_group(group + 1, user, why);
+    if (!failed)
+        failed = add_group(user, user->gid, why); /* among the supplementary ones too, as in docker */
+    if (!failed && !is_given && line) {
         line[strcspn(line, ":")] = 0;
         failed = find_groups(line, user, why);
     }

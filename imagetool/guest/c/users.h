@@ -13,7 +13,7 @@ enum { GROUPS_MOST = 65536, ACCOUNTS_MOST = 8 << 20 };
 /* Whom a program becomes. */
 struct user {
     uid_t uid;
-    gid_t gid, *groups; /* the supplementary ones */
+    gid_t gid, *groups; /* the supplementary ones; gid is the first */
     size_t count;
     char home[PATH_MAX];
 };

@@ -152,27 +152,30 @@ big:x:4294967296:
 :x:60:app
 nearly:x:70:appp,ap
 1000:x:80:
++nis:::app
+noid:x::app
+text:x:0x5:app
 """
 USERS = {
-    "": "0 0 [] /root",
-    "root": "0 0 [] /root",
-    "0": "0 0 [] /root",
-    "app": "1000 1001 [50 10 60] /home/app",
-    "1000": "1000 1001 [50 10 60] /home/app",
-    "01000": "1000 1001 [50 10 60] /home/app",
-    "app:": "1000 1001 [50 10 60] /home/app",
-    "app:staff": "1000 50 [] /home/app",
-    "app:50": "1000 50 [] /home/app",
-    "app:9999": "1000 9999 [] /home/app",
-    "app:1000": "1000 80 [] /home/app",
-    "1234": "77 78 [] /named-by-a-number",
-    "55": "55 0 [] /",
-    "55:staff": "55 50 [] /",
-    ":staff": "0 50 [] /root",
-    "nohome": "10 10 [] /",
-    "crlf": "11 11 [] /crlf",
-    "least": "4294967294 4294967294 [] /least",
-    "4294967294": "4294967294 4294967294 [] /least",
+    "": "0 0 [0] /root",
+    "root": "0 0 [0] /root",
+    "0": "0 0 [0] /root",
+    "app": "1000 1001 [1001 50 10 60] /home/app",
+    "1000": "1000 1001 [1001 50 10 60] /home/app",
+    "01000": "1000 1001 [1001 50 10 60] /home/app",
+    "app:": "1000 1001 [1001 50 10 60] /home/app",
+    "app:staff": "1000 50 [50] /home/app",
+    "app:50": "1000 50 [50] /home/app",
+    "app:9999": "1000 9999 [9999] /home/app",
+    "app:1000": "1000 80 [80] /home/app",
+    "1234": "77 78 [78] /named-by-a-number",
+    "55": "55 0 [0] /",
+    "55:staff": "55 50 [50] /",
+    ":staff": "0 50 [50] /root",
+    "nohome": "10 10 [10] /",
+    "crlf": "11 11 [11] /crlf",
+    "least": "4294967294 4294967294 [4294967294] /least",
+    "4294967294": "4294967294 4294967294 [4294967294] /least",
     "nobody-here": "error: the image has no user nobody-here",
     "app:nothing": "error: the image has no group nothing",
     "-1": "error: the image has no user -1",
@@ -237,10 +240,10 @@ def test_accounts_that_are_no_files(driver: Driver) -> None:
 
 def test_many_groups(driver: Driver) -> None:
     (driver.root / "etc/passwd").write_text("app:x:1:1::/:\n")
-    lines = [f"g{n}:x:{n}:app" for n in range(1, 65537)]
-    (driver.root / "etc/group").write_text("\n".join(lines[:1000]))
+    lines = [f"g{n}:x:{n}:app" for n in range(2, 65537)]
+    (driver.root / "etc/group").write_text("\n".join(lines[:999]))
     assert driver.lines("user", "app") == [f"1 1 [{' '.join(map(str, range(1, 1001)))}] /"]
-    (driver.root / "etc/group").write_text("\n".join([*lines, "one-more:x:1:app"]))
+    (driver.root / "etc/group").write_text("\n".join([*lines, "one-more:x:0:app"]))
     assert "more than 65536 groups" in driver.lines("user", "app")[0]
 
 
