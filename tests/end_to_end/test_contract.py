@@ -133,6 +133,8 @@ def add(
 def accounts(tar: tarfile.TarFile) -> None:
     add(tar, "etc/passwd", PASSWD.encode(), mode=0o644)
     add(tar, "etc/group", GROUP.encode(), mode=0o644)
+    add(tar, "bin/orphan", b"#!/no/such/interpreter\n")
+    add(tar, "bin/unmarked", b"exit 0\n")
     add(tar, "root", mode=0o700)
     add(tar, "tmp", mode=0o1777)
     add(tar, "run/sshd")
@@ -243,6 +245,8 @@ def test_errors_of_a_session_are_its_own(machine: str, runner: Runner) -> None:
         ([machine, "/no/such/program"], 127, "cannot run /no/such/program"),
         ([machine, "/etc"], 126, "cannot run /etc"),
         ([machine, "/etc/passwd"], 126, "cannot run /etc/passwd"),
+        ([machine, "/bin/orphan"], 127, "cannot run /bin/orphan: its interpreter or loader is not in the image"),
+        ([machine, "/bin/unmarked"], 126, "or a script without #! in its first line"),
     ):
         done = runner("exec", *words)
         assert (done.returncode, len(done.stderr.splitlines())) == (status, 1), (words, done.stderr)

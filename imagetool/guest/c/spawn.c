@@ -139,6 +139,13 @@ static int enter_workdir(const char *path) {
     return entered;
 }
 
+/* Why a program cannot be run, better than strerror() has it. */
+static const char *say_why(const char *path, int error) {
+    if (error == ENOENT && strchr(path, '/') && !access(path, F_OK))
+        return "its interpreter or loader is not in the image";
+    return error == ENOEXEC ? "Exec format error: it is for another processor, or a script without #! in its first line" : strerror(error);
+}
+
 static void __attribute__((noreturn)) become(const struct program *program, const struct user *user, char **env) {
     const char *path = program->argv.items[0];
     extern char **environ;
@@ -151,7 +158,7 @@ static void __attribute__((noreturn)) become(const struct program *program, cons
         give_up(NOT_RUN, "working directory %s: %s", program->workdir, strerror(errno));
     environ = env;
     execvp(path, program->argv.items);
-    give_up(errno == ENOENT || errno == ENOTDIR ? NOT_FOUND : NOT_RUN, "cannot run %s: %s", path, strerror(errno));
+    give_up(errno == ENOENT || errno == ENOTDIR ? NOT_FOUND : NOT_RUN, "cannot run %s: %s", path, say_why(path, errno));
 }
 
 /* A process for the program; process 1 of a new PID namespace if it has to be. Later ones, of exec, get into that namespace. */

@@ -138,7 +138,7 @@ static int add_group(struct user *user, gid_t id, struct why *why) {
     return 0;
 }
 
-/* The groups whose member `name` is. A line without a number, as NIS has it, is no group. */
+/* The groups whose member `name` is. A line without a number, as NIS has it, is skipped. */
 static int find_groups(const char *name, struct user *user, struct why *why) {
     char *data = read_accounts("/etc/group", why), *rest = data;
     int failed = data ? 0 : -1;
