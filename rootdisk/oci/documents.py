@@ -277,7 +277,8 @@ class Index(NamedTuple):
         unlisted = [item for item in self.manifests if not _is_platform(item.platform)] if ask is not None else []
         fitting = [item for item in listed if item.platform == platform and not item.os_features]
         if fitting:
-            return min(fitting, key=lambda item: bool(item.cpu_features))
+            # What is attached to an image, such as an index of its files, may be listed beside it.
+            return min(fitting, key=lambda item: (bool(item.artifact_type), bool(item.cpu_features)))
         others = [(item.platform, item.os_features) for item in listed if item.platform and item not in unlisted]
         if len(unlisted) > UNLISTED_MAX_COUNT:
             raise BadInput(

@@ -17,6 +17,9 @@ from rootdisk.oci.referrers import belongs_to_digest, in_layout
 from rootdisk.oci.repository import SeveralImages, check_manifest, check_range, describe_manifest
 
 REF_NAME = "org.opencontainers.image.ref.name"
+IMAGE_NAME = (
+    "io.containerd.image.name"  # the whole name, where containerd and Docker write several images: REF_NAME is the tag
+)
 _PIECE_BYTES = 1 << 20
 
 
@@ -173,11 +176,9 @@ def find(index: Index, name: str | Digest, where: str, describe: Callable[[Diges
     """
     if isinstance(name, Digest):
         return next((item for item in index.manifests if item.digest == name), None) or describe(name)
-    tags = sorted({tag for item in index.manifests if (tag := item.annotations.get(REF_NAME))})
+    tags = sorted({tag for item in index.manifests for tag in _names(item)})
     offered = f"it has {', '.join(tags[:20])}{' …' if len(tags) > 20 else ''}" if tags else "it has no tags"
-    candidates = (
-        [item for item in index.manifests if item.annotations.get(REF_NAME) == name] if name else _images(index)
-    )
+    candidates = [item for item in index.manifests if name in _names(item)] if name else _images(index)
     if not candidates:
         raise NotThere(f"{where}: no tag {name!r}" if name else f"{where}: holds no image", offered)
     if len({item.digest for item in candidates}) > 1:
@@ -186,6 +187,10 @@ def find(index: Index, name: str | Digest, where: str, describe: Callable[[Diges
             raise SeveralImages(message, offered, tuple(candidates))
         raise BadInput(message, offered)
     return candidates[0]
+
+
+def _names(item: Descriptor) -> tuple[str, ...]:
+    return tuple(tag for key in (REF_NAME, IMAGE_NAME) if (tag := item.annotations.get(key)))
 
 
 def _images(index: Index) -> list[Descriptor]:

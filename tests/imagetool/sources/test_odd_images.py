@@ -94,6 +94,30 @@ def test_an_index_json_that_is_the_index_of_one_image(tmp_path: Path) -> None:
                 opened(name)
 
 
+def test_several_images_by_their_whole_names(tmp_path: Path) -> None:
+    """As containerd exports them, and docker save since version 25: the tag alone may be that of several."""
+    layout = Layout(tmp_path / "l")
+    entries = []
+    for name in ("x", "y"):
+        image = layout.image(file(name.encode()))
+        names = {"org.opencontainers.image.ref.name": "1", "io.containerd.image.name": f"docker.io/library/{name}:1"}
+        entries.append({**image, "annotations": names})
+    (layout.path / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": entries}))
+    for entry, name in zip(entries, ("x", "y"), strict=True):
+        assert str(opened(f"oci:{layout.path}:docker.io/library/{name}:1").manifest_digest) == entry["digest"]
+    with pytest.raises(
+        BadInput, match=r"tag '1' is several images: it has 1, docker\.io/library/x:1, docker\.io/library/y:1"
+    ):
+        opened(f"oci:{layout.path}:1")
+
+
+def test_an_artifact_that_is_listed_beside_its_image(tmp_path: Path) -> None:
+    layout = Layout(tmp_path / "l")
+    image = layout.image(file(b"f"), platform=AMD64)
+    other = layout.image(file(b"g"), platform=AMD64, artifactType="application/vnd.amazon.soci.index.v2+json")
+    assert str(opened(layout.named(layout.index(other, image))).manifest_digest) == image["digest"]
+
+
 def test_platforms_in_any_case(tmp_path: Path) -> None:
     layout = Layout(tmp_path / "l")
     top: dict[str, object] = {"os": "Linux", "architecture": "ARM64", "variant": "V8"}
