@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from imagetool.build import derivation
 from imagetool.build.artifact import publish_artifact
 from imagetool.config.images import Image, ProcessChange
+from imagetool.ext4.geometry import DISK_MIN_BYTES
 from imagetool.guest.boot_files import make_init
 from imagetool.guest.programs import BootFiles, Guest
 from imagetool.layout.additions import Owner
@@ -23,13 +25,28 @@ from imagetool.look.difference import differences
 from imagetool.progress import Report, silent
 from imagetool.sources.open import open_source
 from rootdisk.artifact import zstd_frames
+from rootdisk.artifact.format import (
+    CPUS_MAX,
+    DISK_MAX_BYTES,
+    MEMORY_MAX_MIB,
+    MEMORY_MIN_MIB,
+    WORD_MAX,
+    WORDS_MAX_COUNT,
+    ArtifactConfig,
+)
 from rootdisk.artifact.published import PublishedArtifact, open_artifact
+from rootdisk.cli.sizes import SIZE_MAX_BYTES
 from rootdisk.errors import BadInput, RootdiskError
-from rootdisk.oci.documents import Descriptor, Digest, Platform
+from rootdisk.ids import ID_MAX
+from rootdisk.limits import LONG_PATH_MAX
+from rootdisk.oci.documents import HEX_SHA256, Descriptor, Digest, Platform
+from rootdisk.oci.fields import Fields
 from rootdisk.oci.reference import Reference, parse_reference
 from rootdisk.oci.repository import RegistryOptions, read_blob
+from rootdisk.text import printable
 
 KERNEL_MAX_BYTES = 512 << 20
+FILES_MAX_COUNT = 100_000  # of owners, files and removed paths each
 TAG = "again"
 
 
@@ -59,15 +76,17 @@ def verify(
         inputs = dict(published.config.inputs)
         if derivation.derivation_key(inputs) != published.config.derivation_key:
             raise RootdiskError(f"{what}: its derivation key is not that of its inputs", "do not use it")
-        image = _image(published, inputs, options, work)
-        with open_source(source or _source(published), image.platform, options) as opened_source:
-            if str(opened_source.manifest_digest) != inputs["source"]:
+        recorded = Fields(inputs, "recorded inputs", "a newer rootdisk may know them")
+        source_digest = Digest.parse(recorded.text("source"))
+        image = _image(published, recorded, options, work)
+        with open_source(source or _source(published, source_digest), image.platform, options) as opened_source:
+            if opened_source.manifest_digest != source_digest:
                 raise BadInput(
                     f"{source or published.config.source} is {opened_source.manifest_digest.short}, and the artifact was "
-                    f"made of {inputs['source'][:19]}",
+                    f"made of {source_digest.short}",
                     "give the image it was made of: --source",
                 )
-            boot = _boot_files(published, inputs, work)
+            boot = _boot_files(published, recorded, work)
             ours = derivation.inputs(image, opened_source.manifest_digest, boot.guest, zstd_frames.versions())
             if changes := derivation.explain(inputs, ours):
                 raise BadInput(
@@ -83,89 +102,118 @@ def verify(
         return Verified(published.descriptor.digest, made.digest, found, _beside_ours(image, boot.guest, work))
 
 
-def _source(published: PublishedArtifact) -> str:
+def _source(published: PublishedArtifact, digest: Digest) -> str:
     """Return the source that the artifact names, by digest."""
     recorded = published.config.source
     if not recorded:
         raise BadInput("the artifact's source was on its builder's machine", "say where it is: --source SOURCE")
-    return str(parse_reference(recorded)._replace(tag="", digest=Digest.parse(published.config.inputs["source"])))
+    return str(parse_reference(recorded)._replace(tag="", digest=digest))
 
 
-def _image(published: PublishedArtifact, inputs: Mapping[str, Any], options: RegistryOptions, work: Path) -> Image:
-    """The description the artifact was built from, as its inputs have it."""
-    config = published.config
-    found = inspection.InspectedDisk.of(published)
+def _image(published: PublishedArtifact, inputs: Fields, options: RegistryOptions, work: Path) -> Image:
+    """The description the artifact was built from, as its inputs have it; certificates and files are taken from its disk."""
+    image = _description(published.config, inputs, options)
+    certificates = inputs.inner("recipe").strings("tls", 2)
+    disk = inspection.InspectedDisk.of(published)
     place = work / "files"
     place.mkdir()
-    try:
-        made = inputs["recipe"]
-        process = made["process"]
-        entrypoint, cmd = (tuple(process[key]) if key in process else None for key in ("entrypoint", "cmd"))
-        return Image(
-            name="verify",
-            source=parse_reference(config.source) if config.source else Reference("oci", path=Path("source")),
-            publish=(),
-            platform=Platform.parse(inputs["platform"]),
-            plain_http=options.plain_http,
-            ca_file=options.ca_file,
-            size=int(made["size"]),
-            max_blob=made.get("max_blob"),
-            verity=bool(made.get("verity")),
-            memory=int(made["memory"]),
-            cpus=int(made["cpus"]),
-            env=tuple(made["env"]),
-            tls_ca=_certificate(found, made["tls"], "ca", place),
-            tls_client=_certificate(found, made["tls"], "client", place),
-            owners=tuple(Owner(**owner) for owner in made["owners"]),
-            process=ProcessChange(entrypoint, cmd, process.get("workdir"), process.get("user"), process.get("pid1")),
-            labels=made["labels"],
-            files=tuple(_own_file(found, n, file, place) for n, file in enumerate(made.get("files", ()))),
-            remove=tuple(made.get("remove", ())),
-        )
-    except (KeyError, TypeError, ValueError, AttributeError) as err:
-        raise BadInput(f"recorded inputs: {type(err).__name__} at {err}", "a newer rootdisk may know them") from err
+    return replace(
+        image,
+        tls_ca=_certificate(disk, certificates, "ca", place),
+        tls_client=_certificate(disk, certificates, "client", place),
+        files=tuple(_with_content(disk, file, place / str(number)) for number, file in enumerate(image.files)),
+    )
 
 
-def _certificate(found: inspection.InspectedDisk, recorded: Mapping[str, str], name: str, place: Path) -> bytes | None:
+def _description(config: ArtifactConfig, inputs: Fields, options: RegistryOptions) -> Image:
+    """Parse the inputs. BadInput names the one that is wrong."""
+    recipe = inputs.inner("recipe")
+    largest = recipe.integer("max_blob", 1, SIZE_MAX_BYTES) if "max_blob" in recipe.value else None
+    return Image(
+        name="verify",
+        source=parse_reference(config.source) if config.source else Reference("oci", path=Path("source")),
+        publish=(),
+        platform=Platform.parse(inputs.text("platform")),
+        plain_http=options.plain_http,
+        ca_file=options.ca_file,
+        size=recipe.integer("size", DISK_MIN_BYTES, DISK_MAX_BYTES),
+        max_blob=largest,
+        verity=bool(recipe.boolean("verity")),
+        memory=recipe.integer("memory", MEMORY_MIN_MIB << 20, MEMORY_MAX_MIB << 20),
+        cpus=recipe.integer("cpus", 1, CPUS_MAX),
+        env=recipe.texts("env", WORDS_MAX_COUNT, limit=WORD_MAX),
+        owners=tuple(map(_owner, recipe.objects("owners", FILES_MAX_COUNT))),
+        process=_process(recipe.inner("process")),
+        labels=recipe.strings("labels", WORDS_MAX_COUNT, limit=WORD_MAX),
+        files=tuple(map(_own_file, recipe.objects("files", FILES_MAX_COUNT, []))),
+        remove=recipe.texts("remove", FILES_MAX_COUNT, limit=LONG_PATH_MAX),
+    )
+
+
+def _process(changed: Fields) -> ProcessChange:
+    """Only what is changed is recorded."""
+    lists = {
+        key: changed.texts(key, WORDS_MAX_COUNT, limit=WORD_MAX) if key in changed.value else None
+        for key in ("entrypoint", "cmd")
+    }
+    texts = {key: changed.text(key) if key in changed.value else None for key in ("workdir", "user")}
+    return ProcessChange(lists["entrypoint"], lists["cmd"], texts["workdir"], texts["user"], changed.boolean("pid1"))
+
+
+def _owner(recorded: Fields) -> Owner:
+    numbers = {
+        key: None if recorded.value.get(key) is None else recorded.integer(key, 0, ID_MAX) for key in ("uid", "gid")
+    }
+    return Owner(
+        recorded.text("path", limit=LONG_PATH_MAX), recorded.text("user"), recorded.text("group", ""),
+        numbers["uid"], numbers["gid"], bool(recorded.boolean("create")),
+    )  # fmt: skip
+
+
+def _own_file(recorded: Fields) -> OwnFile:
+    """A file whose content is still on the artifact's disk."""
+    return OwnFile(
+        recorded.text("path", limit=LONG_PATH_MAX),
+        int(recorded.text("mode", limit=6, pattern="[0-7]+"), 8),
+        recorded.text("owner", ""),
+        digest=recorded.text("digest", "", pattern=f"sha256:{HEX_SHA256}"),
+        target=recorded.text("target", "", limit=LONG_PATH_MAX),
+    )
+
+
+def _certificate(disk: inspection.InspectedDisk, recorded: Mapping[str, str], name: str, place: Path) -> bytes | None:
     if name not in recorded:
         return None
-    return _taken(found, f"/.rootdisk/tls/{name}.pem", recorded[name], place / name).read_bytes()
+    return _taken(disk, f"/.rootdisk/tls/{name}.pem", recorded[name], place / name).read_bytes()
 
 
-def _own_file(found: inspection.InspectedDisk, number: int, recorded: Mapping[str, Any], place: Path) -> OwnFile:
-    file = OwnFile(
-        recorded["path"],
-        int(recorded["mode"], 8),
-        recorded.get("owner", ""),
-        digest=recorded.get("digest", ""),
-        target=recorded.get("target", ""),
-    )
+def _with_content(disk: inspection.InspectedDisk, file: OwnFile, out: Path) -> OwnFile:
     if not file.digest:
         return file
-    content = _taken(found, file.path, file.digest, place / str(number))
+    content = _taken(disk, file.path, file.digest, out)
     return file._replace(content=content, size=content.stat().st_size)
 
 
-def _taken(found: inspection.InspectedDisk, path: str, digest: str, out: Path) -> Path:
+def _taken(disk: inspection.InspectedDisk, path: str, digest: str, out: Path) -> Path:
     """Write the file at `path` on the artifact's disk to `out`, and return `out`. RootdiskError if it does not have `digest`."""
-    reader = found.reader
+    reader, wanted = disk.reader, Digest.parse(digest)
     with out.open("wb") as file:
         for data in inspection.content(reader, reader.lookup(path.encode(), follow=True)):
             file.write(data)
     with out.open("rb") as file:
         got = Digest("sha256", hashlib.file_digest(file, "sha256").hexdigest())
-    if str(got) != digest:
+    if got != wanted:
         raise RootdiskError(
-            f"{path} on the disk is {got.short}, and {digest[7:19]} was put there",
+            f"{printable(path)} on the disk is {got.short}, and {wanted.short} was put there",
             "it cannot be taken from the artifact",
         )
     return out
 
 
-def _boot_files(published: PublishedArtifact, inputs: Mapping[str, Any], work: Path) -> BootFiles:
+def _boot_files(published: PublishedArtifact, inputs: Fields, work: Path) -> BootFiles:
     """Init, kernel and initramfs of the artifact, as files in `work`."""
-    recorded = inputs["guest"]
-    _taken(inspection.InspectedDisk.of(published), "/.rootdisk/init", recorded["init"], work / "init")
+    init = inputs.inner("guest").text("init")
+    _taken(inspection.InspectedDisk.of(published), "/.rootdisk/init", init, work / "init")
 
     def blob(descriptor: Descriptor | None, file: str) -> Path | None:
         """Write a blob of the artifact to a file; None if there is no such blob."""
@@ -175,7 +223,7 @@ def _boot_files(published: PublishedArtifact, inputs: Mapping[str, Any], work: P
         return work / file
 
     kernel, initramfs = published.roles.kernel, published.roles.initramfs
-    guest = Guest(Digest.parse(recorded["init"]), *(role.digest if role else None for role in (kernel, initramfs)))
+    guest = Guest(Digest.parse(init), *(role.digest if role else None for role in (kernel, initramfs)))
     return BootFiles(guest, work / "init", blob(kernel, "vmlinuz"), blob(initramfs, "initramfs"))
 
 

@@ -9,6 +9,10 @@ from pathlib import Path
 import pytest
 import trustme
 
+from imagetool.build.derivation import derivation_key
+from imagetool.cli import main
+from rootdisk.oci.repository import RegistryOptions
+from tests.support.artifacts import BARE, publish, with_boot
 from tests.support.commands import run
 from tests.support.copies import LAYERS, plant
 from tests.support.layouts import write_layout
@@ -118,3 +122,44 @@ def test_a_source_that_is_not_to_be_had(copied: Path) -> None:
     status, _, talk = verify(copied, artifact)
     assert (status, talk.count("\n")) == (2, 1)
     assert "--source" in talk
+
+
+RECIPE: dict[str, object] = {
+    "size": 64 << 20, "memory": 512 << 20, "cpus": 1, "env": [], "tls": {}, "owners": [], "process": {}, "labels": {},
+}  # fmt: skip
+INPUTS: dict[str, object] = {
+    "platform": "linux/amd64",
+    "recipe": RECIPE,
+    "source": f"sha256:{'1' * 64}",
+    "guest": {"init": "x"},
+}
+HOSTILE: dict[str, dict[str, object]] = {
+    "no recipe": {"recipe": None},
+    "no source": {"source": 5},
+    "no platform": {"platform": ["linux"]},
+    "a size as text": {"recipe": {**RECIPE, "size": "9" * 5000}},
+    "no size": {"recipe": {**RECIPE, "size": True}},
+    "a huge size": {"recipe": {**RECIPE, "size": 1 << 62}},
+    "a huge memory": {"recipe": {**RECIPE, "memory": 1 << 62}},
+    "no processors": {"recipe": {**RECIPE, "cpus": 0}},
+    "a blob of nothing": {"recipe": {**RECIPE, "max_blob": 0}},
+    "numbers as variables": {"recipe": {**RECIPE, "env": [1]}},
+    "labels as a list": {"recipe": {**RECIPE, "labels": ["a"]}},
+    "a command as text": {"recipe": {**RECIPE, "process": {"cmd": "sh"}}},
+    "an owner past 32 bits": {"recipe": {**RECIPE, "owners": [{"path": "/", "user": "0", "uid": 1 << 32}]}},
+    "an owner of nothing": {"recipe": {**RECIPE, "owners": [{}]}},
+    "a long mode": {"recipe": {**RECIPE, "files": [{"path": "/a", "mode": "7" * 5000}]}},
+    "a mode in decimal": {"recipe": {**RECIPE, "files": [{"path": "/a", "mode": "0999"}]}},
+    "a digest of another kind": {"recipe": {**RECIPE, "files": [{"path": "/a", "mode": "0644", "digest": "x"}]}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_inputs_of_a_stranger(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    """Every number is bounded and every field checked before something is fetched or built: one line, no traceback."""
+    inputs = {**INPUTS, **HOSTILE[name]}
+    publish(
+        with_boot(BARE, inputs=inputs, derivation_key=derivation_key(inputs)), f"oci:{tmp_path}/a:1", RegistryOptions()
+    )
+    assert main(["verify", f"oci:{tmp_path}/a:1"]) == 2
+    assert re.fullmatch(r"imagetool: (recorded inputs|\S+): .*\n", capsys.readouterr().err)
