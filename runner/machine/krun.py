@@ -69,6 +69,11 @@ def check(machine: Machine) -> None:
         raise RootdiskError(
             "--backend krun: the network needs passt of 2024 or newer", "install it, or use --network none"
         )
+    if machine.network == "user" and machine.ipv6 and not passt.has_ipv6():
+        raise BadInput(
+            "--backend krun: the host's name servers have IPv6 addresses only, and passt needs an IPv6 route for them",
+            "use --backend qemu, or give an IPv4 name server: --dns 192.0.2.1",
+        )
 
 
 def start(machine: Machine, user: process.User | None = None) -> Vm:

@@ -18,6 +18,15 @@ def is_usable() -> bool:
     return path is not None and b"map-host-loopback" in Path(path).read_bytes()
 
 
+def has_ipv6(routes: Path = Path("/proc/net/ipv6_route")) -> bool:
+    """Return whether passt gives a guest IPv6: it does not on a host without an IPv6 route to others."""
+    try:
+        lines = [line.split() for line in routes.read_text().splitlines()]
+    except OSError:
+        return False
+    return any(line[-1] != "lo" and not line[0].startswith(("fe8", "ff")) for line in lines if line)
+
+
 def serve(forwards: Sequence[Forward], ipv6: bool = False) -> tuple[Helper, socket.socket]:
     """Start passt with the addresses of QEMU's user network. Return it and a socket connected to it."""
     ours, theirs = socket.socketpair()

@@ -152,7 +152,7 @@ def start(machine: Machine, folder: Path, user: process.User | None = None) -> V
             if relaying is not None:
                 helpers.callback(relaying.process.kill)
                 servers.append(relaying)
-            if passt.is_usable():
+            if passt.is_usable() and (not machine.ipv6 or passt.has_ipv6()):
                 server, sock = passt.serve(forwards, machine.ipv6)
                 helpers.callback(server.process.kill)
                 servers.append(server)

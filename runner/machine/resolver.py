@@ -90,11 +90,9 @@ def records(network: str, settings: Sequence[Record], host: Resolver) -> list[Re
     """Return what the slot says of name servers."""
     if network != "user":
         return [("resolv", Resolver().changed(settings).text().encode())]
-    seen = host.as_guest_sees()
-    lines: list[Record] = [("resolv", seen.changed(settings).text().encode())]
-    if FORWARDER6 in seen.servers or any(key == "dns" and b":" in value for key, value in settings):
-        lines.append(("ipv6", GUEST6.encode()))
-    return lines
+    seen = host.as_guest_sees().changed(settings)
+    lines: list[Record] = [("resolv", seen.text().encode())]
+    return [*lines, ("ipv6", GUEST6.encode())] if any(":" in server for server in seen.servers) else lines
 
 
 def _is_address(text: str) -> bool:

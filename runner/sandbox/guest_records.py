@@ -70,6 +70,11 @@ def needed(slot: Sequence[Record]) -> str:
     return ", ".join(dict.fromkeys(OPTIONS[key] for key, _ in slot if key in OPTIONS))
 
 
+def has_ipv6(slot: Sequence[Record]) -> bool:
+    """Return whether the guest gets an IPv6 address."""
+    return any(key == "ipv6" for key, _ in slot)
+
+
 def in_order(slot: Sequence[Record]) -> list[Record]:
     """Sort mounts so that a place comes after its parents.
 

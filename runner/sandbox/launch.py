@@ -26,7 +26,7 @@ from rootdisk.system import process
 from rootdisk.system.debug import debug, is_shown
 from runner.disk import slot
 from runner.disk.clone import Clone, clone, existing
-from runner.machine import accelerator, resolver, tsc
+from runner.machine import accelerator, tsc
 from runner.machine.model import Forward, Machine, Vm
 from runner.sandbox import guest_records
 from runner.sandbox.directory import Sandbox, Spec, State, discard
@@ -55,6 +55,7 @@ class PreparedSandbox(NamedTuple):
     needs: str = ""  # options that an older init does not support
     is_read_only: bool = False
     is_tied: bool = False  # it ends with the connection of its main client, even if its output goes to a log
+    ipv6: bool = False  # whether the guest has IPv6, for a name server
 
 
 def create(store: Store, artifact: StoredArtifact, spec: Spec, settings: Sequence[Record]) -> PreparedSandbox:
@@ -73,7 +74,8 @@ def create(store: Store, artifact: StoredArtifact, spec: Spec, settings: Sequenc
         kept_records = (*settings, ("machine-id", os.urandom(16).hex().encode()), ("first", b"1"))
         atomic_write(sandbox.folder / "records", records.pack(kept_records), 0o600, durable=spec.keep)
         extent = artifact.config.slot()
-        filled = slot.pack(guest_records.complete(kept_records, spec), extent.length)
+        slot_records = guest_records.complete(kept_records, spec)
+        filled = slot.pack(slot_records, extent.length)
         patches = slot.clusters(extent, filled)
         if spec.disk_size != artifact.config.disk_size:
             from runner.disk import grow  # seldom needed
@@ -83,8 +85,8 @@ def create(store: Store, artifact: StoredArtifact, spec: Spec, settings: Sequenc
         slot.write(disk.path, extent, filled, sandbox.folder / "slot.json", overlay=disk.overlay, durable=spec.keep)
         sandbox.take_name()
         disk = disk._replace(path=sandbox.folder / disk.path.name)
-        needs = guest_records.needed(kept_records)
-        return PreparedSandbox(sandbox, artifact, disk, filled.digest, spec, needs, is_read_only)
+        needs, ipv6 = guest_records.needed(kept_records), guest_records.has_ipv6(slot_records)
+        return PreparedSandbox(sandbox, artifact, disk, filled.digest, spec, needs, is_read_only, ipv6=ipv6)
     except BaseException:
         sandbox.remove()
         raise
@@ -112,12 +114,15 @@ def reopen(
         atomic_write(sandbox.folder / "records", records.pack(kept_records), 0o600)
         extent = artifact.config.slot()
         settings = kept_records if replacement is None else replacement
-        filled = slot.pack(guest_records.complete(settings, run or state.spec), extent.length)
+        slot_records = guest_records.complete(settings, run or state.spec)
+        filled = slot.pack(slot_records, extent.length)
         disk = existing(sandbox.folder)
         slot.rewrite(disk.path, extent, filled, sandbox.folder / "slot.json", overlay=disk.overlay)
-        needs = guest_records.needed(settings)
+        needs, ipv6 = guest_records.needed(settings), guest_records.has_ipv6(slot_records)
         is_read_only = any(key == "read-only" for key, _ in settings)
-        return PreparedSandbox(sandbox, artifact, disk, filled.digest, run or state.spec, needs, is_read_only)
+        return PreparedSandbox(
+            sandbox, artifact, disk, filled.digest, run or state.spec, needs, is_read_only, ipv6=ipv6
+        )
     except BaseException:
         sandbox.release()
         raise
@@ -378,7 +383,7 @@ def _start(
         spec.network,
         tuple(Forward(*forward) for forward in spec.forwards),
         guest_records.shares(spec),
-        ipv6=resolver.Resolver.of_host().is_ipv6_only(),
+        ipv6=prepared.ipv6,
         verity=artifact.verity if verity is not None else None,
     )
     if spec.backend == "krun":

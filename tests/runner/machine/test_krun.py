@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from rootdisk.errors import RootdiskError
+from rootdisk.errors import BadInput, RootdiskError
 from rootdisk.oci.documents import Platform
 from rootdisk.system import process
-from runner.machine import backend, krun, qemu
+from runner.machine import backend, krun, passt, qemu
 from runner.machine.krun_process import Library
 from runner.machine.model import Machine, Share, Vm
 from runner.machine.packages import how_to_install
@@ -237,3 +237,12 @@ def test_the_real_library(machine: Machine) -> None:
     until_it_waits(vm.process)
     vm.kill()
     assert "krun_set" not in written(vm)
+
+
+def test_ipv6_name_servers_need_a_route(machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "passt").write_text("#!/bin/sh\n# map-host-loopback\n")
+    (tmp_path / "passt").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(passt, "has_ipv6", lambda: False)
+    with pytest.raises(BadInput, match="name servers have IPv6 addresses only"):
+        krun.check(machine._replace(network="user", ipv6=True))

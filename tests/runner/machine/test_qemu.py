@@ -107,3 +107,46 @@ def test_passt_leads_nowhere_on_this_machine(forwards: tuple[Forward, ...]) -> N
     assert not [word for word in argv if word in ("-t", "-u", "auto", "all") or "host-loopback" in word]
     assert values(argv, "--tcp-ports") == [f"{f.address}/{f.host}:{f.guest}" for f in forwards if f.protocol == "tcp"]
     assert values(argv, "--udp-ports") == [f"{f.address}/{f.host}:{f.guest}" for f in forwards if f.protocol == "udp"]
+
+
+LOOPBACK = (
+    "00000000000000000000000000000001 80 "
+    + "0" * 32
+    + " 00 "
+    + "0" * 32
+    + " 00000000 00000002 00000000 80200001       lo\n"
+)
+REJECTED = "0" * 32 + " 00 " + "0" * 32 + " 00 " + "0" * 32 + " ffffffff 00000001 00000000 00200200       lo\n"
+LINK_LOCAL = (
+    "fe800000000000000000000000000000 40 "
+    + "0" * 32
+    + " 00 "
+    + "0" * 32
+    + " 00000100 00000001 00000000 00000001     eth0\n"
+)
+MULTICAST = (
+    "ff000000000000000000000000000000 08 "
+    + "0" * 32
+    + " 00 "
+    + "0" * 32
+    + " 00000100 00000003 00000000 00000001     eth0\n"
+)
+DEFAULT = (
+    "0" * 32 + " 00 " + "0" * 32 + " 00 20010db8000000000000000000000001 00000400 00000001 00000000 00000003     eth0\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("routes", "expected"),
+    [
+        ("", False),
+        (LOOPBACK + REJECTED, False),
+        (LOOPBACK + LINK_LOCAL + MULTICAST, False),
+        (LOOPBACK + LINK_LOCAL + DEFAULT, True),
+    ],
+)
+def test_passt_has_ipv6_if_the_host_has_a_route(tmp_path: Path, routes: str, expected: bool) -> None:
+    """Tried with passt of 2025: without one it drops what a guest sends to an IPv6 name server, and QEMU's network is used."""
+    (tmp_path / "routes").write_text(routes)
+    assert passt.has_ipv6(tmp_path / "routes") is expected
+    assert not passt.has_ipv6(tmp_path / "none")
