@@ -24,7 +24,7 @@ from tests.support.krun import FakeKrun, needs_compiler
 
 pytestmark = needs_compiler
 
-OPTIONS = ("--backend", "krun", "--accel", "kvm", "--network", "none")
+OPTIONS = ("-q", "--backend", "krun", "--accel", "kvm", "--network", "none")
 
 
 def test_a_program_s_output_and_status(demo: str, runner: Runner, tmp_path: Path) -> None:
@@ -125,19 +125,63 @@ def like_libkrun(of_artifact: Path, folder: Path) -> Path:
     return path
 
 
+# What a program is asked, and what it finds: also of what libkrun's init has mounted with options of its own.
+QUESTIONS = """
+ulimit -n; cat /etc/resolv.conf; grep example /etc/hosts; cat /proc/1/comm
+while read -r device place type flags rest; do
+    case $place in /data|/dev/shm|/dev/pts) echo "$place $type $flags";; esac
+done </proc/mounts
+"""
+RECORDS = [
+    ("pid1", b"1"), ("tmpfs", b"/data\tsize=8m,exec"), ("shm-size", b"16777216"), ("ulimit", b"nofile\t77\t99"),
+    ("resolv", b"nameserver 192.0.2.1\n"), ("host", b"10.9.8.7\tdb.example"),
+]  # fmt: skip
+ANSWERS = """77
+nameserver 192.0.2.1
+10.9.8.7\tdb.example
+sh
+/dev/pts devpts rw,nosuid,noexec,relatime,gid=5,mode=620,ptmxmode=666
+/dev/shm tmpfs rw,nosuid,nodev,relatime,size=16384k,inode64
+/data tmpfs rw,nosuid,nodev,relatime,size=8192k,inode64
+"""
+
+
+def test_options_for_the_program_s_surroundings(demo: str, runner: Runner, tmp_path: Path) -> None:
+    """The guest's init does what they say; the next test asks it. An init that does not know them is refused."""
+    fake = FakeKrun.build(tmp_path)
+    options = [
+        *OPTIONS,
+        "--pid1",
+        "--tmpfs",
+        "/data",
+        "--shm-size",
+        "16m",
+        "--ulimit",
+        "nofile=77",
+        "--dns",
+        "192.0.2.1",
+    ]
+    done = runner("boot", *options, "--add-host", "db:10.9.8.7", demo, ROOTDISK_LIBKRUN=str(fake.path))
+    assert (done.stdout, done.stderr, done.returncode) == ("from the guest\n", "", 7)
+    fake.plays("version-2")
+    done = runner("boot", *options, "--add-host", "db:10.9.8.7", demo, ROOTDISK_LIBKRUN=str(fake.path))
+    assert (done.returncode, len(done.stderr.splitlines())) == (125, 1), done.stderr
+    for option in ("--pid1", "--tmpfs", "--shm-size", "--ulimit", "--dns", "--add-host"):
+        assert option in done.stderr
+
+
 @pytest.mark.vm
-@pytest.mark.parametrize("read_only", [False, True])
-def test_the_init_goes_on_from_libkrun_s(
-    demo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read_only: bool
-) -> None:
+@pytest.mark.parametrize("case", ["plain", "read-only", "options"])
+def test_the_init_goes_on_from_libkrun_s(demo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str) -> None:
     """The same disk, slot and channel; what the command line says is in quotes; the root is mounted already, and shared."""
     monkeypatch.setenv("ROOTDISK_STORE", str(tmp_path / "store"))
     local = pull(Store.open(), parse_reference(demo), RegistryOptions(), Platform.host())
     assert local.kernel is not None
     assert local.initramfs is not None
     script = "cat /proc/1/cmdline; mount | grep -c ' on / '; echo $A; echo new > /sandbox/new; cat /sandbox/new; exit 7"
+    script = QUESTIONS + "exit 7" if case == "options" else script
     records = [("entrypoint", b"/bin/sh"), ("cmd", b"-c"), ("cmd", script.encode()), ("env", b"A=of the slot")]
-    records += [("read-only", b"1")] if read_only else []
+    records += {"plain": [], "read-only": [("read-only", b"1")], "options": RECORDS}[case]
     extent = local.config.slot()
     filled = slot.pack([*records, ("network", b"none")], extent.length)
     disk = clone(local.disk, local.config.disk_size, tmp_path, None, slot.clusters(extent, filled))
@@ -162,5 +206,6 @@ def test_the_init_goes_on_from_libkrun_s(
     vm.channel.sendall(messages.frame(messages.ACK))
     assert vm.wait(30) == ""
     vm.kill()
-    assert said == {messages.STDOUT: b"/.rootdisk/init\x001\nof the slot\nnew\n", messages.STDERR: b""}
+    output = ANSWERS.encode() if case == "options" else b"/.rootdisk/init\x001\nof the slot\nnew\n"
+    assert said == {messages.STDOUT: output, messages.STDERR: b""}
     assert status == 7

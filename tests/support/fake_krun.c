@@ -1,6 +1,7 @@
 /* A libkrun for tests: writes every call with its arguments to LIBRARY.calls, fails where LIBRARY.fail says so
    ("NAME ERRNO"), and in place of a guest plays what LIBRARY.guest says:
-   panic: the console says so and the machine ends; sleep: the program goes on; status: it ends with status 7. */
+   panic: the console says so and the machine ends; sleep: the program goes on; status: it ends with status 7;
+   version-2: the same, of an init that knows less. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -126,7 +127,7 @@ int32_t krun_start_enter(uint32_t ctx) {
         dprintf(out, "Kernel panic - not syncing: a test\n");
         _exit(0);
     }
-    frame(1, "\1\0\0\0", 4);              /* READY */
+    frame(1, strcmp(wanted, "version-2") ? "\3\0\0\0" : "\2\0\0\0", 4); /* READY */
     frame(2, "from the guest\n", 15);     /* STDOUT */
     if (!strcmp(wanted, "sleep"))
         for (;;)

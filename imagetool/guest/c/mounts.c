@@ -39,12 +39,13 @@ int mount_own_proc(void) {
     return failed ? -1 : 0;
 }
 
-/* Mounts a file system of the kernel, unless something is mounted there. */
+/* Mounts a file system of the kernel. If it is mounted there, as by libkrun's init, it gets our options. */
 static int mount_kernel(const char *type, const char *path, unsigned long flags, const char *data, int may_lack, struct why *why) {
     int place = open_place(path, MAKE_DIRECTORY);
     if (place < 0)
         return explain(why, "cannot make the mount point %s: %s", path, strerror(errno));
-    int failed = !is_mount_point(place) && mount_at(place, type, type, flags, data) && errno != EBUSY && !(may_lack && errno == ENODEV);
+    flags |= is_mount_point(place) ? MS_REMOUNT : 0;
+    int failed = mount_at(place, type, type, flags, data) && errno != EBUSY && !(may_lack && errno == ENODEV);
     if (failed)
         explain(why, "cannot mount %s: %s", path, strerror(errno));
     close(place);
