@@ -287,6 +287,7 @@ def _add_machine_options(parser: argparse.ArgumentParser) -> None:
     add("--backend", choices=("qemu", "krun"), help="default: QEMU, or libkrun if only that is installed")
     add("--accel", choices=("kvm", "tcg"), help="default: KVM if it works here, else TCG")
     add("--clone", choices=("overlay", "reflink", "copy"), help="how to copy the disk (default: overlay)")
+    add("--cold", action="store_true", help="boot the kernel, even if a saved machine could go on instead")
     _fetching(parser, "missing")
 
 

@@ -23,6 +23,7 @@ ROOM_GB = {"not nightly": 3, "nightly": 12}
 def pytest_configure(config: pytest.Config) -> None:
     """Make the environment that of a fresh machine; refuse a whole run that would fill the disk."""
     os.environ.pop("PYTHONUNBUFFERED", None)  # it hides what is not flushed, and in which order
+    os.environ.setdefault("ROOTDISK_TEMPLATES", "0")  # a template costs a boot more; tests of templates turn them on
     start_with_default_signals()
     whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS and not config.option.keyword
     if not whole or config.option.collectonly or hasattr(config, "workerinput"):

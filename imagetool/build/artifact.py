@@ -17,6 +17,7 @@ from imagetool.build.disk_cache import KeptDisk
 from imagetool.build.publish import publish, publish_found
 from imagetool.build.receipts import DiskReceipt
 from imagetool.config.images import Image
+from imagetool.guest.initramfs import template_version
 from imagetool.guest.programs import BootFiles
 from imagetool.packing.manifest import Artifact, Blob, assemble
 from imagetool.packing.reuse import INDEX, TREE, blob_name
@@ -211,6 +212,7 @@ def assemble_artifact(image: Image, disk: KeptDisk, boot: BootFiles) -> Artifact
         layers=receipt.layers,
         left_out=counts(receipt.remarks),
         verity=receipt.verity,
+        template=template_version(boot.initramfs.read_bytes()) if boot.initramfs else 0,
     )
     blobs = [
         Blob.of_disk(disk.folder / blob_name(n), digest, size, n if len(receipt.blobs) > 1 else None)

@@ -17,7 +17,18 @@ from rootdisk.system import process
 
 # In the order of a boot.
 SOURCES = (
-    *("init.c", "disk.c", "verity.c", "sha256.c", "mounts.c", "copy_up.c", "configure.c", "network.c", "port.c"),
+    *(
+        "init.c",
+        "template.c",
+        "disk.c",
+        "verity.c",
+        "sha256.c",
+        "mounts.c",
+        "copy_up.c",
+        "configure.c",
+        "network.c",
+        "port.c",
+    ),
     *("log.c", "files.c", "records.c", "users.c", "signals.c", "program.c", "spawn.c"),
     *("frames.c", "sessions.c", "serve.c", "pack.c", "unpack.c"),
 )

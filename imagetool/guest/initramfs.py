@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import gzip
 import lzma
+import re
+import zlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import zstandard
 
+from rootdisk.artifact.format import TEMPLATE_VERSION
 from rootdisk.compression import HEAD_BYTES, compression
 
 MODULE_MAX_BYTES = 64 << 20
+INITRAMFS_MAX_BYTES = 1 << 30  # decompressed; that of an artifact to verify is not ours
 
 
 class Module(NamedTuple):
-    """A kernel module: its file, and the key of the slot's record that wants it; "" for always."""
+    """A kernel module: its file, and the word behind it in the list: see kernel.WANTED."""
 
     file: str
     content: bytes
@@ -34,6 +38,18 @@ def build(init: bytes, modules: Sequence[Module]) -> bytes:
     entries.append((b"modules/load", 0o100644, "".join(f"{m.name} {m.key}".rstrip() + "\n" for m in modules).encode()))
     out = b"".join(_entry(n, *entry) for n, entry in enumerate(entries, 1)) + _entry(0, b"TRAILER!!!", 0, b"")
     return gzip.compress(out, 9, mtime=0)
+
+
+def template_version(initramfs: bytes) -> int:
+    """Return how a guest with this `initramfs` can be saved before it touches the disk: 0 if it cannot.
+
+    It can if the driver of the disk is a module that the init loads after that moment.
+    """
+    try:
+        content = zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(initramfs, INITRAMFS_MAX_BYTES)
+    except zlib.error:
+        return 0  # not one of ours
+    return TEMPLATE_VERSION if re.search(rb"^virtio_blk\.ko late$", content, re.MULTILINE) else 0
 
 
 def _entry(number: int, name: bytes, mode: int, data: bytes) -> bytes:

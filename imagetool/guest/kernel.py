@@ -28,11 +28,13 @@ META = {
     ("ubuntu", "amd64"): "linux-image-virtual",
     ("ubuntu", "arm64"): "linux-image-virtual",
 }
-# In load order: virtio needs virtio_ring's symbols, though modules.dep may not say so. Those with a key are loaded only
-# where the slot has a record of that name.
+LATE = "late"  # loaded after the moment at which a template is saved: they read what differs between sandboxes
+# In load order: virtio needs virtio_ring's symbols, though modules.dep may not say so. Those with a key other than LATE are
+# loaded only where the slot has a record of that name.
 WANTED = {
     **dict.fromkeys(("virtio_ring", "virtio", "virtio_mmio", "virtio_pci_legacy_dev", "virtio_pci_modern_dev"), ""),
-    **dict.fromkeys(("virtio_pci", "virtio_blk", "virtio_console", "failover", "net_failover", "virtio_net"), ""),
+    **dict.fromkeys(("virtio_pci", "virtio_console", "failover", "net_failover"), ""),
+    **dict.fromkeys(("virtio_blk", "virtio_net"), LATE),
     **dict.fromkeys(("rng_core", "virtio_rng"), ""),
     # dm-verity: others load it before the disk is mounted. Kernels differ in which of them are built in.
     **dict.fromkeys(("dax", "dm_mod", "dm_bufio", "reed_solomon", "dm_verity"), "verity"),
@@ -48,7 +50,7 @@ class Kernel:
 
     version: str
     vmlinuz: Path
-    modules: tuple[tuple[Path, str], ...]  # in load order; with the key of the record that wants it, "" for always
+    modules: tuple[tuple[Path, str], ...]  # in load order; with LATE, or the key of the record that wants it, or ""
 
 
 def find(wanted: str, platform: Platform, cache: Path) -> Kernel:

@@ -29,6 +29,7 @@ VERITY_TYPE = "application/vnd.rootdisk.verity.v1"
 
 FORMAT_VERSION = 1
 LAYOUT_VERSION = 1
+TEMPLATE_VERSION = 1  # of the frames by which a saved init goes on: docs/layout-1.md
 
 DISK_MAX_BYTES = 16 << 40  # 16 TiB, what a 4 KiB-block ext4 is made for here
 CHUNK_MAX_BYTES = 16 << 20  # of raw bytes in a chunk with data; bounds what a reader holds in memory
@@ -247,6 +248,7 @@ class ArtifactConfig(NamedTuple):
         {}
     )  # what the disk does not have as the image says: how many, by kind
     verity: Verity | None = None
+    template: int = 0  # how its init can be saved before it touches the disk: TEMPLATE_VERSION, or 0 if it cannot
 
     @classmethod
     def parse(cls, raw: bytes) -> ArtifactConfig:
@@ -291,6 +293,7 @@ class ArtifactConfig(NamedTuple):
             ),
             _left_out(disk),
             Verity.of(disk.inner("verity"), size) if disk.value.get("verity") is not None else None,
+            boot.integer("template", 0, (1 << 16) - 1) if "template" in boot.value else 0,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -314,6 +317,7 @@ class ArtifactConfig(NamedTuple):
                 "memory_mib": self.memory_mib,
                 "cpus": self.cpus,
                 "chunks": list(self.boot_chunks),
+                **({"template": self.template} if self.template else {}),
             },
             "derivation": {"key": self.derivation_key, "inputs": dict(self.inputs)},
             "source": {"reference": self.source, "digest": self.source_digest},

@@ -60,6 +60,7 @@ class BootOptions(TypedDict, total=False):
     backend: str
     accel: str
     clone: str
+    cold: bool
 
 
 def boot_options(artifact: str, command: Sequence[str], options: Mapping[str, Any]) -> argparse.Namespace:

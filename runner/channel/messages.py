@@ -14,14 +14,16 @@ from rootdisk.errors import BadInput, RootdiskError
 INVALID = 0  # never sent: Decoder.take returns it for a frame that breaks the rules
 # From the guest.
 READY, STDOUT, STDERR, EXIT, ERROR, LOG, POWER = 1, 2, 3, 4, 5, 6, 7
+PAUSED, RESUMED = 8, 9  # of a template: it can be saved; it goes on as another sandbox, and asks for the time
 # To the guest; CREDIT goes both ways.
 STDIN, RESIZE, SIGNAL, EXEC, ACK, STOP, CREDIT, HOLD = 16, 17, 18, 19, 20, 21, 22, 23
+RESUME, TIME = 24, 25  # to a template: what differs between sandboxes; the time, le64 seconds and le64 nanoseconds
 # To the keeper only: end the machine now; say how it ends. From the keeper only: something its user should know.
 KILL, WAIT, NOTICE = 32, 33, 34
 
-FROM_GUEST = frozenset({READY, STDOUT, STDERR, EXIT, ERROR, LOG, POWER, CREDIT})
-TO_GUEST = frozenset({STDIN, RESIZE, SIGNAL, EXEC, ACK, STOP, CREDIT, HOLD})
-FROM_KEEPER = FROM_GUEST | {NOTICE}
+FROM_GUEST = frozenset({READY, STDOUT, STDERR, EXIT, ERROR, LOG, POWER, PAUSED, RESUMED, CREDIT})
+TO_GUEST = frozenset({STDIN, RESIZE, SIGNAL, EXEC, ACK, STOP, CREDIT, HOLD, RESUME, TIME})
+FROM_KEEPER = FROM_GUEST - {PAUSED, RESUMED} | {NOTICE}
 FROM_CLIENT = frozenset({STDIN, RESIZE, SIGNAL, EXEC, STOP, CREDIT, KILL, WAIT})
 
 CHANNEL_VERSION = 3  # the newest known version; 1 has no HOLD, 2 has no POWER

@@ -20,6 +20,7 @@ from rootdisk.text import one_line
 from runner.machine import accelerator, krun, passt, qemu, virtiofsd
 from runner.machine.packages import how_to_install
 from runner.store.store import Store
+from runner.template import saved
 
 FREE_MIN_BYTES = 2 << 30
 # On these, locks between hosts or holes in files do not work as the store needs them.
@@ -127,12 +128,26 @@ def _store() -> Iterator[Line]:
     enough = free > FREE_MIN_BYTES
     remedy = "" if enough else "; make room: runner prune"
     yield Line("store", enough, f"{store.root}, {free / 1e9:.1f} GB free{remedy}", needed=True)
+    yield from _templates(store)
     kind = _file_system(store.root)
     if kind in NETWORK_TYPES:
         text = f"{kind}: locks and holes are not reliable between hosts: set ROOTDISK_STORE to a local directory"
         yield Line("file system", False, text)
     else:
         yield Line("file system", True, f"{kind}; disks are shared by {_sharing(store.root)}")
+
+
+def _templates(store: Store) -> Iterator[Line]:
+    """Name the saved machines from which boots start, and why others failed."""
+    if saved.is_off():
+        yield Line("templates", True, f"off: {saved.OFF}=0; every boot is cold")
+        return
+    templates = list(saved.all_of(store))
+    size = sum(template.disk_bytes for template in templates) / 1e6
+    names = "; ".join(f"{template.what}, {template.age_s / 3600:.0f} h old" for template in templates)
+    yield Line("templates", True, f"{size:.0f} MB: {names}" if templates else "none yet: the first boot makes one")
+    for why in saved.failures(store):
+        yield Line("templates", False, f"one failed: {why}; boots are cold: runner boot --debug shows more")
 
 
 def _sharing(root: Path) -> str:

@@ -133,6 +133,7 @@ def verify_command(options: argparse.Namespace) -> int:
 
     store = Store.open()
     checked, damages, other_versions = verify(store)
+    checked += _verify_templates(store)
     for path in other_versions:
         text = "not checked: fetched by another version of rootdisk"
         print(f"runner: {printable(path)}: {text}", file=sys.stderr)
@@ -148,6 +149,23 @@ def verify_command(options: argparse.Namespace) -> int:
         if still_damaged and not options.repair:
             print("runner verify --repair fetches them again", file=sys.stderr)
     return 1 if still_damaged else 0
+
+
+def _verify_templates(store: Store) -> int:
+    """Read all templates, and remove those that are damaged: they are made again. Return how many are good."""
+    from runner.template import saved
+
+    good = 0
+    for template in saved.all_of(store):
+        if why := saved.damage(template):
+            print(
+                f"runner: {printable(template.folder)}: removed, the next boot makes it again: {one_line(why)}",
+                file=sys.stderr,
+            )
+            saved.remove(template.folder)
+        else:
+            good += 1
+    return good
 
 
 def _repair(store: Store, damages: list[Damage]) -> list[Damage]:

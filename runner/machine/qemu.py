@@ -46,6 +46,22 @@ PACKAGES = {  # by the systems of packages.py
 }
 
 
+class Memory(NamedTuple):
+    """The RAM of a machine as a file: to save the machine, or to restore it.
+
+    To be saved, a machine has neither a disk nor a network behind its devices, and its RAM is the file. A restored one reads
+    the file, and keeps to itself what it changes.
+    """
+
+    fd: int
+    state: int | None = None  # of a restored machine: a pipe with the state of its devices
+
+    @property
+    def is_saved(self) -> bool:
+        """Return whether the machine is started to be saved."""
+        return self.state is None
+
+
 class Handles(NamedTuple):
     """The descriptors that QEMU inherits."""
 
@@ -54,11 +70,12 @@ class Handles(NamedTuple):
     monitor: int
     kernel: int
     initramfs: int
-    disk: int
+    disk: int | None
     base: int | None
     shares: tuple[int, ...] = ()  # connected to the server of each volume
     network: int | None = None  # connected to passt
     verity: int | None = None
+    memory: Memory | None = None
 
     @property
     def all(self) -> list[int]:
@@ -73,8 +90,14 @@ class Handles(NamedTuple):
             self.base,
             self.network,
             self.verity,
+            *(self.memory or ()),
         )
         return [fd for fd in (*named, *self.shares) if fd is not None]
+
+    @property
+    def is_saved(self) -> bool:
+        """Return whether the machine is started to be saved."""
+        return self.memory is not None and self.memory.is_saved
 
 
 def program(platform: Platform) -> str:
@@ -113,8 +136,10 @@ def kind(platform: Platform, known: Path) -> str:
     return machine_type
 
 
-def start(machine: Machine, folder: Path, user: process.User | None = None) -> Vm:
+def start(machine: Machine, folder: Path, user: process.User | None = None, memory: Memory | None = None) -> Vm:
     """Start QEMU and the servers of volumes and network. Sockets are created in `folder`. QEMU runs as `user`.
+
+    With `memory` the machine is one to save, or a restored one that waits for the order to read its state.
 
     Raises:
         BadInput: The artifact has no kernel.
@@ -136,6 +161,7 @@ def start(machine: Machine, folder: Path, user: process.User | None = None) -> V
         monitor, monitor_fd = _pair(ours)
         for sock in (channel, console, monitor):
             helpers.enter_context(sock)
+        is_saved = memory is not None and memory.is_saved
         servers, shares, network, forwards = [], [], None, machine.forwards
         if machine.shares:
             from runner.machine import virtiofsd
@@ -145,7 +171,7 @@ def start(machine: Machine, folder: Path, user: process.User | None = None) -> V
                 helpers.callback(server.process.kill)
                 servers.append(server)
                 shares.append(ours.enter_context(sock).fileno())
-        if machine.network == "user":
+        if machine.network == "user" and not is_saved:
             from runner.machine import passt, relay
 
             forwards, relaying = relay.serve(machine.forwards, user)
@@ -163,11 +189,12 @@ def start(machine: Machine, folder: Path, user: process.User | None = None) -> V
             monitor_fd,
             inherit(machine.kernel, os.O_RDONLY),
             inherit(machine.initramfs, os.O_RDONLY),
-            inherit(machine.disk, os.O_RDWR),
+            None if is_saved else inherit(machine.disk, os.O_RDWR),
             inherit(machine.base, os.O_RDONLY) if machine.base else None,
             tuple(shares),
             network,
             inherit(machine.verity, os.O_RDONLY) if machine.verity else None,
+            memory,
         )
         running = process.start(
             command(qemu, machine._replace(forwards=forwards), handles),
@@ -201,6 +228,12 @@ def command(qemu: str, machine: Machine, handles: Handles) -> list[str]:
     if machine.shares:  # the servers access the memory of the guest
         argv += ["-object", f"memory-backend-memfd,id=memory,size={machine.memory_mib}M,share=on"]
         kind += ",memory-backend=memory"
+    elif handles.memory is not None:
+        sharing = "on" if handles.memory.is_saved else "off"
+        path = f"/proc/self/fd/{handles.memory.fd}"
+        argv += ["-object", f"memory-backend-file,id=memory,size={machine.memory_mib}M,share={sharing},mem-path={path}"]
+        kind += ",memory-backend=memory"
+        argv += [] if handles.memory.is_saved else ["-incoming", "defer"]
     argv += ["-M", f"{kind},mem-merge=off"]  # with KSM a guest can find out what pages another guest has
     argv += ["-kernel", f"/proc/self/fd/{handles.kernel}", "-initrd", f"/proc/self/fd/{handles.initramfs}"]
     argv += ["-append", machine.cmdline]
@@ -220,6 +253,9 @@ def command(qemu: str, machine: Machine, handles: Handles) -> list[str]:
 
 def _disk(machine: Machine, handles: Handles) -> Sequence[str]:
     """Return the options for the root disk and its backing file. The name in the overlay's header is not used."""
+    device = ["-device", "virtio-blk-pci,drive=root,werror=enospc,rerror=report"]
+    if handles.disk is None:  # nobody reads it
+        return ["-blockdev", "node-name=root,driver=null-co,size=1048576,read-zeroes=on", *device]
     # A temporary disk need not be flushed to the disk of the host.
     cache = "" if machine.durable else ",cache.no-flush=on"
     argv = ["-add-fd", f"fd={handles.disk},set=1"]
@@ -231,15 +267,21 @@ def _disk(machine: Machine, handles: Handles) -> Sequence[str]:
         base = "node-name=base,driver=raw,read-only=on,file.driver=file,file.filename=/dev/fdset/2"
         argv += ["-blockdev", base]
         root += ",backing=base"
-    argv += ["-blockdev", root, "-device", "virtio-blk-pci,drive=root,werror=enospc,rerror=report"]
-    if handles.verity is not None:
-        argv += ["-add-fd", f"fd={handles.verity},set=3"]
-        argv += ["-blockdev", "node-name=verity,driver=raw,read-only=on,file.driver=file,file.filename=/dev/fdset/3"]
-        argv += ["-device", f"virtio-blk-pci,drive=verity,serial={SERIAL},rerror=report"]
-    return argv
+    return [*argv, "-blockdev", root, *device, *_verity(handles)]
+
+
+def _verity(handles: Handles) -> Sequence[str]:
+    """Return the options for the disk with the dm-verity tree, if there is one."""
+    if handles.verity is None:
+        return []
+    argv = ["-add-fd", f"fd={handles.verity},set=3"]
+    argv += ["-blockdev", "node-name=verity,driver=raw,read-only=on,file.driver=file,file.filename=/dev/fdset/3"]
+    return [*argv, "-device", f"virtio-blk-pci,drive=verity,serial={SERIAL},rerror=report"]
 
 
 def _network(machine: Machine, handles: Handles) -> str:
+    if handles.is_saved:  # a back end of QEMU's own network would add its state, which a machine with passt cannot read
+        return "hubport,id=net,hubid=0"
     if handles.network is not None:
         return f"stream,id=net,server=off,addr.type=fd,addr.str={handles.network}"
     ports = (f",hostfwd={f.protocol}:{f.address}:{f.host}-:{f.guest}" for f in machine.forwards)

@@ -124,6 +124,7 @@ def _spec(options: argparse.Namespace, name: str) -> Spec:
         accelerator=options.accel,
         clone=options.clone,
         timeout_s=options.timeout,
+        cold=options.cold,
     )
 
 

@@ -26,7 +26,14 @@ OPTIONS = {
     "pid1": "--pid1 and --init",
     "mount-file": "--volume of a file",
 }
+_LOCAL_MAC = 0x02  # first byte of an address that no manufacturer gives (IEEE 802)
 _MOUNTS = ("mount", "mount-file", "tmpfs")
+
+
+def identity() -> list[Record]:
+    """Return the records by which a new sandbox is another machine than all others."""
+    mac = bytes([_LOCAL_MAC]) + os.urandom(5)
+    return [("machine-id", os.urandom(16).hex().encode()), ("mac", mac.hex(":").encode())]
 
 
 def complete(settings: Sequence[Record], spec: Spec) -> list[Record]:

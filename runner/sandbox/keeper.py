@@ -67,12 +67,13 @@ class Keeper:
         room: Room | None = None,
         needs: str = "",
         is_tied: bool = False,
+        on_ready: Callable[[], None] | None = None,
     ) -> None:
         """Prepare to serve the machine `vm`.
 
         `timeout_s` is how long the program may run, `silent_s` how long nothing may be heard at first; `logs` are those of
         what the machine's processes write; `room` watches the host's disk; `needs` names options that need a newer init. With `is_tied`
-        a detached sandbox too ends with the connection of its main client.
+        a detached sandbox too ends with the connection of its main client. `on_ready` is called once when the program has started.
         """
         self._vm = vm
         self._listener = listener
@@ -80,6 +81,7 @@ class Keeper:
         for source, log in (logs or {}).items():
             self._logs[source] = log
         self._room = room
+        self._on_ready = on_ready
         self._monitor = Monitor()
         self._listens_to_monitor = vm.monitor is not None
         self.is_off = False  # its kernel has ended: there is nobody to answer any more
@@ -125,6 +127,7 @@ class Keeper:
                 for source in self._logs.keys() & ready.keys():
                     self._read_log(source)
                 self._carry(ready)
+                self._see_ready()
                 self._see_power()
                 self._see_room(ready)
                 if self._listener in ready:
@@ -338,6 +341,11 @@ class Keeper:
         self._router.notice(text, to_main=to_main)
         with contextlib.suppress(OSError):  # the disk may be full
             print(one_line(text), file=sys.stderr, flush=True)
+
+    def _see_ready(self) -> None:
+        if self._on_ready is not None and self._router.is_ready:
+            on_ready, self._on_ready = self._on_ready, None
+            on_ready()
 
     def _see_room(self, ready: Mapping[Source, int]) -> None:
         """Check the free space of the host's disk and messages of QEMU about it."""

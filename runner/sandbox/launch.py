@@ -27,8 +27,9 @@ from rootdisk.system.debug import debug, is_shown
 from runner.disk import slot
 from runner.disk.clone import Clone, clone, existing
 from runner.machine import accelerator, tsc
-from runner.machine.model import Forward, Machine, Vm
+from runner.machine.model import Vm
 from runner.sandbox import guest_records
+from runner.sandbox.booting import start_machine
 from runner.sandbox.directory import Sandbox, Spec, State, discard
 from runner.store.pull import StoredArtifact
 from runner.store.store import Store
@@ -71,7 +72,7 @@ def create(store: Store, artifact: StoredArtifact, spec: Spec, settings: Sequenc
         )
     sandbox = Sandbox.create(store, spec)
     try:
-        kept_records = (*settings, ("machine-id", os.urandom(16).hex().encode()), ("first", b"1"))
+        kept_records = (*settings, *guest_records.identity(), ("first", b"1"))
         atomic_write(sandbox.folder / "records", records.pack(kept_records), 0o600, durable=spec.keep)
         extent = artifact.config.slot()
         slot_records = guest_records.complete(kept_records, spec)
@@ -279,7 +280,9 @@ def _run(
         user = reserved.enter_context(process.unprivileged(store.root / "locks"))
         while True:
             debug(f"accelerator {chosen.name}: {chosen.reason}")
-            vm = _start(prepared, store, chosen.name, counter, user)
+            vm, make_template = start_machine(prepared, store, chosen.name, counter, user)
+            if prepared.sandbox.in_use.get("start") != "cold":
+                sandbox.write_state(pid=os.getpid(), started=started)
             keeper = Keeper(
                 vm,
                 listener,
@@ -292,6 +295,7 @@ def _run(
                 room=Room(folder, spec.memory_mib << 20),
                 needs=prepared.needs,
                 is_tied=prepared.is_tied,
+                on_ready=make_template,
             )
             try:
                 status = keeper.run()
@@ -349,51 +353,7 @@ def _run(
 def _in_use(prepared: PreparedSandbox, chosen: accelerator.Accelerator) -> dict[str, str]:
     """Return what this run actually uses, for `inspect`."""
     method = "overlay" if prepared.disk.overlay else prepared.spec.clone or "copy"
-    return {"accelerator": chosen.name, "accelerator_reason": chosen.reason, "clone": method}
-
-
-def _start(
-    prepared: PreparedSandbox, store: Store, accelerator_name: str, counter: tsc.Counter, user: process.User | None
-) -> Vm:
-    """Start the machine with the requested back end."""
-    spec, artifact, folder = prepared.spec, prepared.artifact, prepared.sandbox.folder
-    words = [artifact.config.cmdline, f"rootdisk.slot={prepared.slot_digest}"]
-    if accelerator_name == "tcg" and artifact.config.platform.architecture == "amd64" and (khz := counter.khz()):
-        words.append(f"tsc_early_khz={khz}")
-    verity = artifact.config.verity if artifact.verity and prepared.is_read_only else None
-    if verity is not None:
-        slot_extent = artifact.config.slot()
-        words.append(verity.cmdline(slot_extent.offset, slot_extent.length))
-    if is_shown():
-        words.append("rootdisk.debug=1")
-    machine = Machine(
-        artifact.config.platform,
-        accelerator_name,
-        spec.memory_mib,
-        spec.cpus,
-        artifact.kernel,
-        artifact.initramfs,
-        " ".join(words),
-        prepared.slot_digest,
-        prepared.disk.path,
-        prepared.disk.form,
-        spec.disk_size,
-        artifact.disk if prepared.disk.overlay else None,
-        spec.keep,
-        spec.network,
-        tuple(Forward(*forward) for forward in spec.forwards),
-        guest_records.shares(spec),
-        ipv6=prepared.ipv6,
-        verity=artifact.verity if verity is not None else None,
-    )
-    if spec.backend == "krun":
-        from runner.machine import krun
-
-        return krun.start(machine, user)
-    from runner.machine import qemu
-
-    kind = qemu.kind(artifact.config.platform, store.root / "qemu.json")
-    return qemu.start(machine._replace(kind=kind), folder, user)
+    return {"accelerator": chosen.name, "accelerator_reason": chosen.reason, "clone": method, "start": "cold"}
 
 
 def _explain(err: RootdiskError, vm: Vm | None, keeper: Keeper | None, folder: Path) -> RootdiskError:

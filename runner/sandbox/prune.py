@@ -21,6 +21,7 @@ from runner.sandbox import directory
 from runner.store import trust
 from runner.store.names import read_name
 from runner.store.store import Store
+from runner.template import saved
 
 _FORMS = {
     "disks": re.compile(rf"({HEX_SHA256})\.(?:raw|chunks|partial)\Z|\.({HEX_SHA256})\.chunks\.[0-9a-f]{{16}}\Z"),
@@ -30,7 +31,7 @@ _VERDICT = re.compile(rf"({HEX_DIGEST})\.json\Z")
 _NAME = re.compile(rf"{HEX_SHA256}\Z")
 _DIGEST = re.compile(rf"{HEX_DIGEST}\Z")
 _TEMPORARY = re.compile(rf"\.{HEX_SHA256}\.[0-9a-f]{{16}}\Z")
-_LOCK = re.compile(rf"{HEX_DIGEST}(?:\.make)?\Z")
+_LOCK = re.compile(rf"(?:{HEX_DIGEST}(?:\.make)?|template-{HEX_SHA256}(?:\.load)?)\Z")
 _CLOCK_STEP_NS = 2_000_000_000  # time resolution of the coarsest file systems
 _WRITING_S = 3600  # a temporary file may be in use for that long
 
@@ -81,6 +82,7 @@ def prune(store: Store, age_s: float, max_bytes: int | None, *, dry_run: bool) -
             failed = err
         except OSError as err:
             failed = RootdiskError(f"cannot remove {printable(err.filename)}: {err.strerror}")
+    removed += _prune_templates(store, age_s, left, max_bytes, dry_run=dry_run)
     if not dry_run:
         _forget(store)
         for path in (store.root / "locks").iterdir():
@@ -91,6 +93,27 @@ def prune(store: Store, age_s: float, max_bytes: int | None, *, dry_run: bool) -
                 store.unmark(path.name)  # a killed prune has removed the content only
     if failed is not None and not removed:
         raise failed
+    return removed
+
+
+def _prune_templates(
+    store: Store, age_s: float, left: int, max_bytes: int | None, *, dry_run: bool
+) -> list[tuple[Path, int]]:
+    """Remove templates, which can be made again, and what killed makers have left. Sandboxes that run from one go on.
+
+    `left` is how many bytes the store still holds besides them.
+    """
+    removed = []
+    templates = sorted(saved.all_of(store), key=lambda template: template.used)
+    left += sum(template.disk_bytes for template in templates)
+    for template in templates:
+        if time.time() - template.used < age_s or (max_bytes is not None and left <= max_bytes):
+            continue
+        size = template.disk_bytes if dry_run else saved.remove(template.folder)
+        left -= size
+        removed.append((template.folder, size))
+    if not dry_run:
+        saved.remove_left(store)
     return removed
 
 

@@ -55,6 +55,7 @@ class Spec(NamedTuple):
     clone: str | None = None
     timeout_s: float | None = None
     verity: str | None = None  # hex digest of the dm-verity tree
+    cold: bool = False  # never restored from a template
 
     @property
     def uses(self) -> set[str]:
@@ -309,4 +310,5 @@ _SPEC: dict[str, Check] = {
     "clone": _or_none(_one_of("overlay", "reflink", "copy")),
     "timeout_s": _or_none(_seconds),
     "verity": _or_none(_hex),
+    "cold": _truth,
 }

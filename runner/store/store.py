@@ -9,6 +9,7 @@
     ROOT/locks/HEX         lock of a digest: shared while in use, exclusive while it is removed
     ROOT/locks/HEX.make    exclusive while it is fetched or repaired, even if it is in use
     ROOT/sandboxes/NAME/   a sandbox: runner/sandbox/directory.py
+    ROOT/templates/KEY/    a saved machine: runner/template/saved.py
     ROOT/kvm.json          whether a guest has started with KVM on this host
     ROOT/qemu.json         the machine types of this host's QEMU
 
@@ -51,7 +52,7 @@ class Damaged(RootdiskError):
 class Store:
     """A store; `root` is its directory."""
 
-    FOLDERS = ("blobs", "damaged", "disks", "locks", "names", "sandboxes")
+    FOLDERS = ("blobs", "damaged", "disks", "locks", "names", "sandboxes", "templates")
 
     def __init__(self, root: Path) -> None:
         self.root = root

@@ -9,8 +9,8 @@
 
 /* Types of frames. runner/channel/messages.py has the same list; a test compares them. */
 #define MESSAGES(X) \
-    X(READY, 1) X(STDOUT, 2) X(STDERR, 3) X(EXIT, 4) X(ERROR, 5) X(LOG, 6) X(POWER, 7) \
-    X(STDIN, 16) X(RESIZE, 17) X(SIGNAL, 18) X(EXEC, 19) X(ACK, 20) X(STOP, 21) X(CREDIT, 22) X(HOLD, 23)
+    X(READY, 1) X(STDOUT, 2) X(STDERR, 3) X(EXIT, 4) X(ERROR, 5) X(LOG, 6) X(POWER, 7) X(PAUSED, 8) X(RESUMED, 9) \
+    X(STDIN, 16) X(RESIZE, 17) X(SIGNAL, 18) X(EXEC, 19) X(ACK, 20) X(STOP, 21) X(CREDIT, 22) X(HOLD, 23) X(RESUME, 24) X(TIME, 25)
 #define AS_ENUMERATOR(name, number) name = number,
 enum message { MESSAGES(AS_ENUMERATOR) };
 #undef AS_ENUMERATOR

@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #define RNDADDENTROPY _IOW('R', 0x03, int[2]) /* include/uapi/linux/random.h, which musl has not */
+#define RNDRESEEDCRNG _IO('R', 0x07)
 static const char HOSTS[] = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::\tip6-localnet\n"
                             "ff00::\tip6-mcastprefix\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n";
 
@@ -76,7 +77,7 @@ static int hex(char letter) {
     return found ? (int)(found - digits) : -1;
 }
 
-static int add_entropy(const char *text, struct why *why) {
+int add_entropy(const char *text, struct why *why) {
     struct { int entropy_count, buf_size; uint8_t bytes[256]; } pool;
     int length = 0;
     for (; length < 256 && hex(text[2 * length]) >= 0 && hex(text[2 * length + 1]) >= 0; length++)
@@ -84,13 +85,19 @@ static int add_entropy(const char *text, struct why *why) {
     pool.entropy_count = length * 8;
     pool.buf_size = length;
     int fd = open("/dev/urandom", O_RDWR | O_CLOEXEC);
-    int failed = fd < 0 || ioctl(fd, RNDADDENTROPY, &pool);
+    /* The kernel would use what is added only minutes later. An error means that its generator waits for this very entropy. */
+    int failed = fd < 0 || ioctl(fd, RNDADDENTROPY, &pool) || (ioctl(fd, RNDRESEEDCRNG) && errno != ENODATA && errno != EINVAL);
     if (failed)
         explain(why, "cannot add to the kernel's entropy: %s", strerror(errno));
     if (fd >= 0)
         close(fd);
     explicit_bzero(&pool, sizeof pool);
     return failed ? -1 : 0;
+}
+
+int set_clock(uint64_t seconds, uint64_t nanoseconds, struct why *why) {
+    struct timespec time = {seconds, nanoseconds};
+    return clock_settime(CLOCK_REALTIME, &time) ? explain(why, "cannot set the clock: %s", strerror(errno)) : 0;
 }
 
 /* Seconds with a fraction of up to nine digits. The clock is set if it is more than a second off. */
@@ -107,8 +114,7 @@ static int set_time(const char *text, struct why *why) {
     double difference = time.tv_sec - (double)seconds + (time.tv_nsec - (double)fraction) / 1e9;
     if (difference >= -1 && difference <= 1)
         return 0;
-    time = (struct timespec){seconds, fraction};
-    return clock_settime(CLOCK_REALTIME, &time) ? explain(why, "cannot set the clock: %s", strerror(errno)) : 0;
+    return set_clock(seconds, fraction, why);
 }
 
 /* Settings of the kernel that docker has: every user may listen on every port, and send a ping. */
@@ -158,7 +164,7 @@ static int write_certificates(struct guest *guest, struct why *why) {
 
 int configure(struct guest *guest, struct why *why) {
     const char *entropy = find_record(&guest->slot, "entropy"), *time = find_record(&guest->slot, "time");
-    if (configure_network(&guest->slot, why) || set_kernel(why) || (entropy && add_entropy(entropy, why)) || (time && set_time(time, why)))
+    if (configure_network(&guest->slot, why) || set_kernel(why) || (entropy && add_entropy(entropy, why)) || (time && !guest->is_template && set_time(time, why)))
         return -1;
     return configure_names(&guest->slot, why) || write_certificates(guest, why) ? -1 : 0;
 }

@@ -12,15 +12,16 @@
 
 enum { SLOT_MOST = 1 << 24, LIST_MOST = 1 << 20, SLOT_HEADER = 16 };
 
-/* Whether a module with this key is loaded before the disk is mounted: without a key, or for a disk behind dm-verity. */
-static int is_early(const struct guest *guest, const char *key) { return !key || (guest->verity && !strcmp(key, "verity")); }
-
-static int is_wanted(const struct guest *guest, const char *key) {
-    return find_record(&guest->slot, key) || (!strcmp(key, "mount") && find_record(&guest->slot, "mount-file"));
+static int is_loaded_now(enum stage stage, const char *key, const struct guest *guest) {
+    if (!key || stage == EARLY)
+        return !key && stage == EARLY;
+    if (!strcmp(key, "late") || !strcmp(key, "verity"))
+        return stage == LATE && (*key == 'l' || guest->verity);
+    return stage == BY_SLOT && (find_record(&guest->slot, key) || (!strcmp(key, "mount") && find_record(&guest->slot, "mount-file")));
 }
 
-/* Of /modules/load the early lines; later those whose record the slot has. */
-int load_modules(const struct guest *guest, int first, struct why *why) {
+/* Of /modules/load those of a stage: EARLY are the lines without a key, BY_SLOT those whose record the slot has. */
+int load_modules(const struct guest *guest, enum stage stage, struct why *why) {
     size_t length;
     char *list = read_file("/modules/load", LIST_MOST, &length), *save, path[256];
     if (!list)
@@ -29,7 +30,7 @@ int load_modules(const struct guest *guest, int first, struct why *why) {
         char *key = strchr(line, ' ');
         if (key)
             *key++ = 0;
-        if (first ? !is_early(guest, key) : is_early(guest, key) || !is_wanted(guest, key))
+        if (!is_loaded_now(stage, key, guest))
             continue;
         snprintf(path, sizeof path, "/modules/%s", line);
         int fd = open(path, O_RDONLY | O_CLOEXEC);
@@ -127,13 +128,15 @@ static int enter(const char *root, struct why *why) {
 int enter_disk(struct guest *guest, struct why *why) {
     const char *root = "/root";
     if (access("/.rootdisk/init", F_OK)) {
-        if (load_modules(guest, 1, why) || mount_root(guest, why) || read_slot(guest, "/root/.rootdisk/slot", why) ||
-            load_modules(guest, 0, why))
+        if (load_modules(guest, EARLY, why) || (guest->is_template && wait_for_orders(guest, why)) ||
+            load_modules(guest, LATE, why) || mount_root(guest, why) || read_slot(guest, "/root/.rootdisk/slot", why) ||
+            load_modules(guest, BY_SLOT, why))
             return -1;
         unlink("/init");
         if (find_record(&guest->slot, "read-only") && !(root = overlay_root("/root", "/upper", why)))
             return -1;
-        guest->channel.fd = find_port(0); /* while /sys is where it was: an error is told through it */
+        if (guest->channel.fd < 0)
+            guest->channel.fd = find_port(0); /* while /sys is where it was: an error is told through it */
         return enter(root, why);
     }
     /* The disk is the root already, as libkrun's init has it. */

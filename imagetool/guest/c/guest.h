@@ -18,14 +18,21 @@ struct guest {
     const char *root_device, *root_flags;
     char *verity; /* what the command line says of the disk's dm-verity tree; NULL if it is not used */
     char slot_digest[65];
+    int is_template;              /* it stops before the disk is touched, to be saved and to go on as any sandbox */
 };
 
+/* When a module of /modules/load is loaded: before the disk is touched, for the disk and the network, or as the slot asks. */
+enum stage { EARLY, LATE, BY_SLOT };
+
 /* Set-up steps, in the order of a boot. Each returns 0, or -1 and why. */
-int load_modules(const struct guest *, int first, struct why *);
+int load_modules(const struct guest *, enum stage, struct why *);
+int wait_for_orders(struct guest *, struct why *);
 int enter_disk(struct guest *, struct why *);
 const char *set_up_verity(char *spec, const char *disk, struct why *);
 int mount_all(const struct records *slot, struct why *);
 int configure(struct guest *, struct why *);
+int add_entropy(const char *hex, struct why *);
+int set_clock(uint64_t seconds, uint64_t nanoseconds, struct why *);
 int configure_network(const struct records *slot, struct why *);
 int make_volumes(const struct records *process, struct why *);
 int mount_volumes(const struct records *slot, struct why *);

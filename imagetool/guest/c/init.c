@@ -59,6 +59,8 @@ static int read_cmdline(struct guest *guest, struct why *why) {
             guest->verity = word + 16;
         else if (!strcmp(word, "rootdisk.debug=1"))
             guest->log.debug = 1;
+        else if (!strcmp(word, "rootdisk.template=1"))
+            guest->is_template = 1;
     }
     return 0;
 }

@@ -4,6 +4,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <net/if.h>
+#include <net/if_arp.h>
 #include <net/route.h>
 #include <stdio.h>
 #include <string.h>
@@ -47,6 +48,16 @@ static int find_interface(char name[IFNAMSIZ]) {
     return found;
 }
 
+/* The address of the network card. A device that cannot change it keeps its own: on this network nobody else has either. */
+static void set_mac(int fd, const char *name, const char *text) {
+    struct ifreq request = {0};
+    unsigned char *bytes = (unsigned char *)request.ifr_hwaddr.sa_data;
+    snprintf(request.ifr_name, IFNAMSIZ, "%s", name);
+    request.ifr_hwaddr.sa_family = ARPHRD_ETHER;
+    if (sscanf(text, "%2hhx:%2hhx:%2hhx:%2hhx:%2hhx:%2hhx", bytes, bytes + 1, bytes + 2, bytes + 3, bytes + 4, bytes + 5) == 6)
+        ioctl(fd, SIOCSIFHWADDR, &request);
+}
+
 static int configure_interface(int fd, const char *name) {
     struct ifreq request = {0};
     struct rtentry route = {.rt_flags = RTF_UP | RTF_GATEWAY};
@@ -84,7 +95,7 @@ static int add_ipv6(const char *name, const char *text) {
 }
 
 int configure_network(const struct records *slot, struct why *why) {
-    const char *mode = find_record(slot, "network"), *ipv6 = find_record(slot, "ipv6");
+    const char *mode = find_record(slot, "network"), *ipv6 = find_record(slot, "ipv6"), *mac = find_record(slot, "mac");
     char name[IFNAMSIZ];
     int wanted = !mode || !strcmp(mode, "user"), failed = 0;
     int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
@@ -92,7 +103,9 @@ int configure_network(const struct records *slot, struct why *why) {
         failed = explain(why, "network lo: %s", strerror(errno));
     else if (wanted && !find_interface(name))
         failed = explain(why, "the guest has no network device: is virtio_net in the kernel? --network none needs none");
-    else if (wanted && (configure_interface(fd, name) || (ipv6 && add_ipv6(name, ipv6))))
+    else if (wanted && mac)
+        set_mac(fd, name, mac);
+    if (!failed && wanted && (configure_interface(fd, name) || (ipv6 && add_ipv6(name, ipv6))))
         failed = explain(why, "network %s: %s", name, strerror(errno));
     if (fd >= 0)
         close(fd);

@@ -63,11 +63,9 @@ static void handle(struct channel *channel, const struct frame *frame, const str
     }
 }
 
-static void receive(struct channel *channel, const struct program *base) {
+static void handle_all(struct channel *channel, const struct program *base) {
     struct frame frame;
     size_t at = 0;
-    if (read_frames(channel))
-        return;
     while (next_frame(channel, &at, &frame))
         handle(channel, &frame, base);
     drop_frames(channel, at);
@@ -131,6 +129,7 @@ int serve(struct channel *channel, const struct program *program, struct why *wh
         return explain(why, "cannot start %.200s: %s", program->argv.items[0], strdupa(why->text));
     if (find_session(channel, 0)->starts) /* else its message and exit status say why not */
         send_number(channel, READY, 0, VERSION);
+    handle_all(channel, program); /* what came with the last orders of a template */
     for (;;) {
         collect(channel, signals, &waits);
         double until = leave_at ? leave_at : channel->kill_at, rest = until - now();
@@ -142,7 +141,8 @@ int serve(struct channel *channel, const struct program *program, struct why *wh
                                      : feed(channel, waits.whose[i].session);
         reap(channel);
         if (channel->fd >= 0 && waits.polls[0].revents)
-            receive(channel, program);
+            if (!read_frames(channel))
+                handle_all(channel, program);
         if (finish(channel))
             leave_at = now() + (had_channel ? 5 : 0);
         if (channel->kill_at && now() >= channel->kill_at) {

@@ -1,0 +1,110 @@
+"""Start the machine of a prepared sandbox: from a template if there is one, else by booting its kernel."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from rootdisk.artifact.verity import Verity
+from rootdisk.system import process
+from rootdisk.system.debug import debug, is_shown
+from runner.machine import tsc
+from runner.machine.model import Forward, Machine, Vm
+from runner.sandbox import guest_records
+from runner.store.store import Store
+
+if TYPE_CHECKING:
+    from runner.sandbox.launch import PreparedSandbox
+
+
+def start_machine(
+    prepared: PreparedSandbox, store: Store, accelerator_name: str, counter: tsc.Counter, user: process.User | None
+) -> tuple[Vm, Callable[[], None] | None]:
+    """Start the machine with the requested back end, from a template if there is one.
+
+    Also return what is to be done when the program has started: to make a template for the next start.
+    """
+    spec, artifact, folder = prepared.spec, prepared.artifact, prepared.sandbox.folder
+    verity = artifact.config.verity if artifact.verity and prepared.is_read_only else None
+    machine = Machine(
+        artifact.config.platform,
+        accelerator_name,
+        spec.memory_mib,
+        spec.cpus,
+        artifact.kernel,
+        artifact.initramfs,
+        " ".join(_words(prepared, verity)),
+        prepared.slot_digest,
+        prepared.disk.path,
+        prepared.disk.form,
+        spec.disk_size,
+        artifact.disk if prepared.disk.overlay else None,
+        spec.keep,
+        spec.network,
+        tuple(Forward(*forward) for forward in spec.forwards),
+        guest_records.shares(spec),
+        ipv6=prepared.ipv6,
+        verity=artifact.verity if verity is not None else None,
+    )
+    if spec.backend == "krun":
+        from runner.machine import krun
+
+        return krun.start(_told(machine, counter), user), None
+    from runner.machine import qemu
+    from runner.template import saved
+
+    machine = machine._replace(kind=qemu.kind(artifact.config.platform, store.root / "qemu.json"))
+    key = None if spec.cold or saved.is_off() else saved.key(machine, artifact.config)
+    if key is not None and (template := saved.find(store, key)) is not None:
+        from runner.template.restore import NotRestored, restore
+
+        try:
+            vm = restore(store, template, machine, folder, user)
+            prepared.sandbox.in_use = {**prepared.sandbox.in_use, "start": "template"}
+            return vm, _maker(store, machine, counter, key)
+        except NotRestored as err:
+            debug(f"template {key[:12]}: {err}; booting cold")
+            saved.note_failure(store, key, f"nothing could start from it: {err}")
+            saved.remove(template.folder)
+    return qemu.start(_told(machine, counter), folder, user), _maker(store, machine, counter, key)
+
+
+def _words(prepared: PreparedSandbox, verity: Verity | None) -> list[str]:
+    """Return the kernel command line of the artifact, and what it says of the disk's dm-verity tree."""
+    config = prepared.artifact.config
+    if verity is None:
+        return [config.cmdline]
+    extent = config.slot()
+    return [config.cmdline, verity.cmdline(extent.offset, extent.length)]
+
+
+def _told(machine: Machine, counter: tsc.Counter) -> Machine:
+    """Return a machine whose kernel command line has what a cold boot needs, in addition to the artifact's."""
+    words = [machine.cmdline, f"rootdisk.slot={machine.slot_digest}", *_tsc(machine, counter)]
+    if is_shown():
+        words.append("rootdisk.debug=1")
+    return machine._replace(cmdline=" ".join(words))
+
+
+def _tsc(machine: Machine, counter: tsc.Counter) -> list[str]:
+    if machine.accelerator == "tcg" and machine.platform.architecture == "amd64" and (khz := counter.khz()):
+        return [f"tsc_early_khz={khz}"]
+    return []
+
+
+def _maker(store: Store, machine: Machine, counter: tsc.Counter, key: str | None) -> Callable[[], None] | None:
+    """Return a function that has the template with this key made; None if none is wanted."""
+    from runner.template import saved
+
+    if key is None or not saved.is_wanted(store, key):
+        return None
+
+    def begin() -> None:
+        """Start the process that makes it."""
+        from runner.template.make import make_beside
+
+        with contextlib.suppress(OSError):  # no process can be started: a boot as without templates
+            make_beside(store, machine, key, _tsc(machine, counter))
+
+    return begin

@@ -1,0 +1,114 @@
+"""The RAM of a template in memory, which all sandboxes from it share until they write.
+
+It is a memfd, sealed: nobody can write to it, whatever rights they have (fcntl(2), F_SEAL_WRITE), but anybody may map it
+privately. So a QEMU that its guest has taken over cannot change what others start from. QEMU before 9.0 opens the file of its
+RAM for writing even if it only reads it, so a file of the store would need to be writable for it.
+
+No process is there just to hold this memory. Each keeper holds the descriptor while its sandbox runs, and a new one finds it
+in /proc/PID/fd of a running one. If none runs, it is read from the store again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from pathlib import Path
+
+from rootdisk.durable import atomic_write, data_runs, open_file, read_file, write_at
+from rootdisk.system.locks import held
+from runner.store.store import Store
+from runner.template.saved import Template
+
+SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+_COPY_BYTES = 4 << 20
+_FD_MAX_BYTES = 32
+_WAIT_S = 5.0  # for another process that loads it
+
+
+def load(store: Store, template: Template) -> int:
+    """Return a descriptor of the sealed RAM, and let others find it here as long as this process keeps it open.
+
+    Raises:
+        OSError, ValueError: It cannot be read, or has another size.
+        Busy: Another process does not get on with loading it.
+    """
+    with held(store.root / "locks" / f"template-{template.folder.name}.load", timeout_s=_WAIT_S):
+        fd = _shared(template)
+        if fd is None:
+            fd = _read(template)
+        _offer(template, fd)
+        return fd
+
+
+def _read(template: Template) -> int:
+    size = template.ram[0]
+    source = open_file(template.folder / "ram")
+    try:
+        if os.fstat(source).st_size != size:
+            raise ValueError("ram: has another size")
+        fd = os.memfd_create(_name(template), os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            os.ftruncate(fd, size)
+            for start, end in data_runs(source):
+                while start < end:
+                    data = os.pread(source, min(_COPY_BYTES, end - start), start)
+                    if not data:
+                        raise ValueError("ram: became shorter while it was read")
+                    write_at(fd, data, start)
+                    start += len(data)
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+    finally:
+        os.close(source)
+
+
+def _name(template: Template) -> str:
+    return f"rootdisk-{template.folder.name[:32]}-{template.nonce}"
+
+
+def _shared(template: Template) -> int | None:
+    """Return the RAM that the keeper of a running sandbox holds, or None. Entries of processes that have ended are removed."""
+    with contextlib.suppress(FileNotFoundError):
+        for user in (template.folder / "users").iterdir():
+            try:
+                return _of_process(template, user.name, read_file(user, _FD_MAX_BYTES).decode())
+            except (OSError, ValueError):
+                with contextlib.suppress(OSError):
+                    user.unlink()
+    return None
+
+
+def _of_process(template: Template, pid: str, number: str) -> int:
+    """Return a descriptor of the RAM that a process holds. A process of another sandbox may have the same number by now.
+
+    Raises:
+        OSError, ValueError: It does not hold this RAM.
+    """
+    place = f"/proc/{int(pid)}/fd/{int(number)}"
+    if os.readlink(place) != f"/memfd:{_name(template)} (deleted)":
+        raise ValueError("another file")
+    fd = os.open(place, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if fcntl.fcntl(fd, fcntl.F_GET_SEALS) != SEALS or os.fstat(fd).st_size != template.ram[0]:
+            raise ValueError("it is not sealed")
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _offer(template: Template, fd: int) -> None:
+    users = template.folder / "users"
+    with contextlib.suppress(OSError):  # a full disk: others read it from the store
+        users.mkdir(mode=0o700, exist_ok=True)
+        atomic_write(Path(users, str(os.getpid())), str(fd).encode(), 0o600, durable=False)
+
+
+def withdraw(template: Template) -> None:
+    """Let nobody find the RAM here any more."""
+    with contextlib.suppress(OSError):
+        os.unlink(template.folder / "users" / str(os.getpid()))

@@ -1,0 +1,137 @@
+"""Start a machine from a template: QEMU reads the saved state, and the guest's init is told what is different.
+
+    keeper                                   QEMU and guest
+    start, with the sealed RAM          ──▶  waits for its state
+    state through a pipe, RESUME        ──▶  the guest goes on where it was saved: it adds the entropy to its random pool
+                                        ◀──  RESUMED
+    TIME                                ──▶  sets its clock, loads the drivers of disk and network, mounts the disk
+
+From here on, all is as after a cold boot. Until RESUMED the guest has not touched the disk, so a failure up to there is
+followed by a cold boot.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import select
+import struct
+import time
+from pathlib import Path
+
+from rootdisk import records
+from rootdisk.errors import RootdiskError
+from rootdisk.system import process
+from rootdisk.system.debug import is_shown
+from rootdisk.text import printable
+from runner.channel import messages
+from runner.machine import qemu, qmp
+from runner.machine.model import Machine, Vm
+from runner.store.store import Store
+from runner.template import memory
+from runner.template.saved import Template
+
+TIMEOUT_S = 15.0
+_ENTROPY_BYTES = 64
+_PIPE_BYTES = 1 << 20
+_SAID_BYTES = 64 << 10
+_TIME = struct.Struct("<QQ")
+
+
+class NotRestored(Exception):
+    """A machine that could not start from its template; the text says why."""
+
+
+def restore(
+    store: Store,
+    template: Template,
+    machine: Machine,
+    folder: Path,
+    user: process.User | None,
+    timeout_s: float = TIMEOUT_S,
+) -> Vm:
+    """Start `machine` from `template`. It uses the same sockets in `folder` and the same `user` as after a cold boot.
+
+    This process holds the RAM of the template until it ends.
+
+    Raises:
+        NotRestored: It cannot, and nothing is running. Its disk was not touched.
+        RootdiskError: As `qemu.start`: a cold boot would fail too.
+    """
+    deadline = time.monotonic() + timeout_s
+    try:
+        state = template.read_state()
+        ram = memory.load(store, template)
+    except (OSError, ValueError, RootdiskError) as err:
+        raise NotRestored(str(err)) from err
+    reader, writer = os.pipe()
+    with open(writer, "wb", buffering=0) as pipe:
+        try:
+            vm = qemu.start(machine, folder, user, qemu.Memory(ram, reader))
+        finally:
+            os.close(reader)
+        try:
+            _go_on(vm, machine, pipe.fileno(), reader, state, deadline)
+        except BaseException as err:
+            vm.kill()
+            memory.withdraw(template)
+            os.close(ram)
+            if isinstance(err, OSError | ValueError | RootdiskError):
+                raise NotRestored(_reason(err, vm)) from err
+            raise
+    template.note_use()
+    return vm
+
+
+def _go_on(vm: Vm, machine: Machine, pipe: int, reader: int, state: bytes, deadline: float) -> None:
+    """Send the state and the orders. Return when the guest goes on."""
+    assert vm.monitor is not None
+    with contextlib.suppress(OSError):  # a smaller pipe does too
+        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+    os.set_blocking(pipe, False)
+    # The answers are not waited for: if QEMU refuses, it ends, or the time is over.
+    vm.monitor.sendall(
+        qmp.order("qmp_capabilities")
+        + qmp.order("migrate-set-capabilities", **qmp.IGNORE_SHARED)
+        + qmp.order("migrate-incoming", uri=f"fd:{reader}")
+    )
+    vm.channel.sendall(messages.frame(messages.RESUME, _orders(machine)))
+    answer, left = bytearray(), memoryview(state)
+    poll = select.poll()
+    poll.register(vm.channel, select.POLLIN)
+    poll.register(pipe, select.POLLOUT)
+    while len(answer) < messages.HEADER.size:
+        wait_s = deadline - time.monotonic()
+        if wait_s <= 0:
+            raise TimeoutError("the machine did not go on in time")
+        for fd, _ in poll.poll(wait_s * 1000):
+            if fd == pipe:
+                left = left[os.write(pipe, left[:_PIPE_BYTES]) :]
+                if not left:
+                    poll.unregister(pipe)
+            else:
+                received = vm.channel.recv(messages.HEADER.size - len(answer))
+                if not received:
+                    raise ValueError("the machine has ended")
+                answer += received
+    if bytes(answer) != messages.frame(messages.RESUMED):
+        raise ValueError("the guest answered with something else")
+    now_ns = time.time_ns()
+    vm.channel.sendall(messages.frame(messages.TIME, _TIME.pack(now_ns // 10**9, now_ns % 10**9)))
+
+
+def _orders(machine: Machine) -> bytes:
+    """Return what differs between sandboxes, as a record file."""
+    orders = [("slot", machine.slot_digest.encode()), ("entropy", os.urandom(_ENTROPY_BYTES).hex().encode())]
+    return records.pack([*orders, ("debug", b"1")] if is_shown() else orders)
+
+
+def _reason(err: BaseException, vm: Vm) -> str:
+    """Return why, with the last words of QEMU, which has ended."""
+    said = b""
+    if vm.process.stdout is not None:
+        with contextlib.suppress(OSError, ValueError):
+            said = vm.process.stdout.read(_SAID_BYTES) or b""
+    last = [line for line in said.splitlines() if line][-1:]
+    return ": ".join([str(err), *(printable(line, 300) for line in last)])
