@@ -13,6 +13,7 @@ from rootdisk import __version__
 from rootdisk.cli.arguments import Parser, command_first, whole_number
 from rootdisk.cli.tools import RUNNER_COMMANDS
 from rootdisk.errors import RootdiskError
+from rootdisk.system.notices import show_by
 from rootdisk.system.stdio import OutputError, discard_output, settle, speak_utf8
 from rootdisk.text import describe_error, error_text
 
@@ -333,6 +334,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, _end)
     settle()
+    show_by(lambda text: print(f"imagetool: {error_text(text)}", file=sys.stderr, flush=True))
     words = command_first(list(sys.argv[1:] if argv is None else argv), ("--ca-file", "--platform"))
     if words[:1] == ["help"]:
         words = [*words[1:2], "--help"]

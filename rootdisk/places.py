@@ -22,3 +22,20 @@ def open_repository(reference: Reference, options: RegistryOptions | None = None
 
         return LayoutRepository(reference.path)
     raise BadInput(f"{reference}: {reference.kind} holds source images only", "use a registry or oci:DIR:TAG")
+
+
+def open_mirrored(reference: Reference, options: RegistryOptions | None = None) -> Repository:
+    """Open the repository from which to pull `reference`: at its mirrors first, as registries.conf says. The caller closes it.
+
+    Raises:
+        BadInput: As of `open_repository`; registries.conf is malformed, or blocks the registry.
+    """
+    if reference.kind == "registry":
+        from rootdisk.registry.configuration import Place, load, places
+
+        found = places(reference, load())
+        if found.mirrors or found.origin != Place(reference.registry, reference.repository):
+            from rootdisk.registry.mirrors import MirroredRepository
+
+            return MirroredRepository(reference, found, options or RegistryOptions())
+    return open_repository(reference, options)

@@ -10,6 +10,7 @@ from typing import cast
 from rootdisk.cli.arguments import command_first
 from rootdisk.errors import RootdiskError
 from rootdisk.system.debug import show
+from rootdisk.system.notices import show_by
 from rootdisk.system.stdio import OutputError, discard_output, settle, speak_utf8
 from rootdisk.text import describe_error, error_text
 from runner.parser import COMMANDS, parser
@@ -24,6 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is None:
         speak_utf8()
     settle()
+    show_by(lambda text: print(f"runner: {error_text(text)}", file=sys.stderr, flush=True))
     words = command_first(list(sys.argv[1:] if argv is None else argv), ("--ca-file", "--platform", "--policy"))
     if words[:1] == ["help"]:
         words = [*words[1:2], "--help"]

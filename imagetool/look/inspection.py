@@ -31,7 +31,7 @@ from rootdisk.ids import id_or_none
 from rootdisk.oci.documents import INDEX_TYPES, Index, Platform
 from rootdisk.oci.reference import Reference, parse_reference
 from rootdisk.oci.repository import RegistryOptions
-from rootdisk.places import open_repository
+from rootdisk.places import open_mirrored
 from rootdisk.text import printable
 
 _NAME_MAX = 1 << 20  # characters: over ten for each byte of the longest path
@@ -333,7 +333,7 @@ def _platforms(reference: Reference, options: RegistryOptions) -> list[str]:
     """Return the platforms of an index; [] if there is no index."""
     if reference.kind not in ("registry", "oci"):
         return []
-    repository = open_repository(reference, options)
+    repository = open_mirrored(reference, options)
     try:
         descriptor = repository.resolve(reference.name)
         if descriptor.media_type not in INDEX_TYPES:

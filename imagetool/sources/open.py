@@ -29,8 +29,8 @@ from rootdisk.oci.documents import (
     canonical_json,
 )
 from rootdisk.oci.reference import Reference, parse_reference
-from rootdisk.oci.repository import RegistryOptions, Repository, read_blob, resolve_chain
-from rootdisk.places import open_repository
+from rootdisk.oci.repository import RegistryOptions, Repository, checked_blob, read_blob, resolve_chain
+from rootdisk.places import open_mirrored
 from rootdisk.text import printable
 
 if TYPE_CHECKING:  # archives take a while to load, and few sources are any
@@ -96,7 +96,7 @@ def open_source(
                 stack.callback(archive.close)
                 repository = ArchiveRepository(archive)
             else:
-                repository = open_repository(reference, options)
+                repository = open_mirrored(reference, options)
                 stack.callback(repository.close)
             yield _from_repository(repository, reference, platform, rule)
 
@@ -131,7 +131,7 @@ def _from_repository(
     remarks = check_image(manifest, config, platform, str(reference), found.platform)
 
     def layer(descriptor: Descriptor, diff_id: Digest | None) -> LayerBlob:
-        return LayerBlob(descriptor, diff_id, lambda: repository.blob(descriptor))
+        return LayerBlob(descriptor, diff_id, lambda: checked_blob(repository, descriptor))
 
     layers = tuple(layer(d, i) for d, i in zip(manifest.layers, config.diff_ids, strict=True))
     return SourceImage(found.digest, manifest, config, layers, remarks)

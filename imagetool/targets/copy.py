@@ -16,7 +16,7 @@ from rootdisk.oci.documents import INDEX_TYPES, MANIFEST_TYPES, Descriptor, Dige
 from rootdisk.oci.reference import Reference, parse_reference
 from rootdisk.oci.referrers import check_count
 from rootdisk.oci.repository import INDEX_MAX_DEPTH, RegistryOptions, Repository
-from rootdisk.places import open_repository
+from rootdisk.places import open_mirrored, open_repository
 
 
 def copy(
@@ -46,7 +46,7 @@ def copy(
 
             repository = ArchiveRepository(TarArchive.open(from_.path, from_.place))
         else:
-            repository = open_repository(from_, options)
+            repository = open_mirrored(from_, options)
         stack.callback(repository.close)
         descriptor = repository.resolve(from_.name)
         target = open_target(to, options)

@@ -26,7 +26,7 @@ from rootdisk.errors import BadInput, DigestMismatch
 from rootdisk.oci.documents import Descriptor, Digest, Manifest, Platform, parse_json
 from rootdisk.oci.reference import Reference
 from rootdisk.oci.repository import Joined, RegistryOptions, Repository, read_blob, resolve_chain
-from rootdisk.places import open_repository
+from rootdisk.places import open_mirrored
 
 if TYPE_CHECKING:
     from rootdisk.artifact.disk import FramedDisk
@@ -89,7 +89,7 @@ def open_artifact(
         BadInput: the reference names something else, or nothing for this platform.
         RegistryError: the registry cannot be asked, or says no.
     """
-    with contextlib.closing(open_repository(reference, options)) as repository:
+    with contextlib.closing(open_mirrored(reference, options)) as repository:
         yield read_artifact(repository, reference, platform)
 
 

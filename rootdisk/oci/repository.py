@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from rootdisk.errors import BadInput, DigestMismatch, Unsupported
 from rootdisk.oci.documents import (
@@ -45,13 +45,15 @@ class RegistryOptions(NamedTuple):
     connect_timeout_s: float = 10
     read_timeout_s: float = 60
     give_up_s: float = 120
+    verify_tls: bool = True  # False only for what registries.conf calls insecure
 
 
 class Repository(Protocol):
     """Read access to one place that holds manifests and blobs. Safe to use from several threads."""
 
-    # The server answered a range request with the complete blob. Then do not request ranges one by one.
-    ranges_ignored: bool
+    @property
+    def ranges_ignored(self) -> bool:
+        """Return whether a server has answered a range request with the complete blob. Then do not request ranges one by one."""
 
     def resolve(self, name: str | Digest) -> Descriptor:
         """Return the manifest or index that a tag or digest names; "" means the only one, if there is only one."""
@@ -79,6 +81,19 @@ class Repository(Protocol):
         """Release files and connections."""
 
 
+@runtime_checkable
+class Several(Protocol):
+    """A repository that can be read at several places."""
+
+    def blame(self, descriptor: Descriptor) -> bool:
+        """Never ask the place again that has sent a blob last: it was something else. Return whether others can be asked."""
+
+
+def blame(repository: Repository, descriptor: Descriptor) -> bool:
+    """Report that the content of a blob was wrong. Return whether another place would be asked next."""
+    return isinstance(repository, Several) and repository.blame(descriptor)
+
+
 class Joined(NamedTuple):
     """Several blobs of a repository, read as one."""
 
@@ -98,6 +113,16 @@ class Joined(NamedTuple):
             if low < high:
                 yield from self.repository.blob(part, low, high)
             first += part.size
+
+    def blame(self, start: int, end: int) -> bool:
+        """Report that [start, end) was wrong. Return whether another place would be asked next."""
+        first = 0
+        blamed = []
+        for part in self.parts:
+            if first < end and start < first + part.size:
+                blamed.append(blame(self.repository, part))
+            first += part.size
+        return any(blamed)
 
 
 def check_range(descriptor: Descriptor, start: int, end: int | None) -> int:
@@ -119,7 +144,39 @@ def read_blob(repository: Repository, descriptor: Descriptor, max_bytes: int) ->
         BadInput: The blob is larger than `max_bytes`.
         DigestMismatch: The content is not that of the digest.
     """
-    return b"".join(blob_pieces(repository, descriptor, max_bytes))
+    while True:
+        try:
+            return b"".join(blob_pieces(repository, descriptor, max_bytes))
+        except DigestMismatch:
+            if not blame(repository, descriptor):
+                raise
+
+
+def checked_blob(repository: Repository, descriptor: Descriptor) -> Iterator[bytes]:
+    """Yield a complete blob in pieces for a reader that cannot start again.
+
+    With mirrors it is kept in a temporary file and verified first, so that another place can be asked. Otherwise it is not
+    verified.
+    """
+    if not isinstance(repository, Several):
+        yield from repository.blob(descriptor)
+        return
+    import tempfile  # seldom needed
+
+    with tempfile.TemporaryFile() as file:
+        while True:
+            try:
+                for piece in verified(repository.blob(descriptor), descriptor):
+                    file.write(piece)
+                break
+            except DigestMismatch:
+                if not blame(repository, descriptor):
+                    raise
+                file.seek(0)
+                file.truncate()
+        file.seek(0)
+        while piece := file.read(1 << 20):
+            yield piece
 
 
 def blob_pieces(repository: Repository, descriptor: Descriptor, max_bytes: int) -> Iterator[bytes]:

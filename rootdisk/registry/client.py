@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
+from urllib.parse import urlencode
 
 import requests
 import urllib3
@@ -71,7 +72,9 @@ class Retry:
 class RegistryClient:
     """Sends requests below `/v2/REPOSITORY/`. Threads may share it."""
 
-    def __init__(self, registry: str, repository: str, options: RegistryOptions) -> None:
+    def __init__(self, registry: str, repository: str, options: RegistryOptions, namespace: str = "") -> None:
+        """Prepare for requests. `namespace` is the registry for which this one is a mirror."""
+        self._namespace = namespace
         self.name = f"{registry}/{repository}"
         self.options = options
         host = "registry-1.docker.io" if registry == DOCKER_HUB else registry
@@ -113,7 +116,10 @@ class RegistryClient:
         Raises:
             RegistryError: The status is not in `expect`, or there was no response.
         """
-        url = str(self.url(path))
+        place = self.url(path)
+        if self._namespace and place.origin == self.base.origin:
+            place = place.with_query(urlencode({"ns": self._namespace}))
+        url = str(place)
         try:
             response = self._exchange(method, url, dict(headers or {}), data)
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as err:

@@ -10,6 +10,7 @@ from typing import Any
 
 import requests
 import requests.adapters
+import urllib3
 
 from rootdisk import __version__
 from rootdisk.errors import BadInput, RegistryError
@@ -33,6 +34,9 @@ class Session(requests.Session):
         super().__init__()
         self.origin = base.origin
         self._plain_http = options.plain_http
+        self._verify_tls = options.verify_tls
+        if not options.verify_tls:  # the administrator has said so
+            urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
         self._timeout = (options.connect_timeout_s, options.read_timeout_s)
         self.auth = _keep  # otherwise requests uses ~/.netrc, even for redirect targets
         self.headers["Accept-Encoding"] = "identity"
@@ -100,6 +104,7 @@ class Session(requests.Session):
             stream=True,
             allow_redirects=False,
             timeout=(connect_s, read_s),
+            verify=self._verify_tls,
         )
 
 
@@ -109,6 +114,7 @@ class Adapter(requests.adapters.HTTPAdapter):
     def __init__(self, options: RegistryOptions, home: tuple[str, str, int]) -> None:
         self._home = home
         self._ca_file = options.ca_file
+        self._verify_tls = options.verify_tls
         self.watch = Watch()
         self.read_timeout_s = options.read_timeout_s
         super().__init__(pool_maxsize=16)
@@ -117,6 +123,9 @@ class Adapter(requests.adapters.HTTPAdapter):
     def _context(self) -> ssl.SSLContext:
         """The TLS context, created at first use: reading the certificates takes as long as fetching a small disk."""
         context = ssl.create_default_context()
+        if not self._verify_tls:
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
         if self._ca_file is not None:
             try:
                 context.load_verify_locations(self._ca_file)

@@ -35,8 +35,9 @@ _CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)\Z")
 class RegistryRepository:
     """A repository of a registry, read only. Threads may share it. See the protocol `Repository` for its methods."""
 
-    def __init__(self, registry: str, repository: str, options: RegistryOptions) -> None:
-        self.client = RegistryClient(registry, repository, options)
+    def __init__(self, registry: str, repository: str, options: RegistryOptions, namespace: str = "") -> None:
+        """Open a repository. `namespace` is the registry for which `registry` is a mirror."""
+        self.client = RegistryClient(registry, repository, options, namespace)
         self.ranges_ignored = False
         self._manifests: dict[Digest, bytes] = {}  # manifests that resolve has read, so they are not fetched twice
 

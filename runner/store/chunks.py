@@ -131,12 +131,17 @@ class _Transfer:
 
     def _unpack(self, chunk: Chunk, frame: bytes, decompressor: zstandard.ZstdDecompressor) -> bytes:
         """Return the raw bytes of a chunk. If they are wrong, request them once more: another server may answer."""
-        try:
-            return unpack(chunk, frame, decompressor)
-        except DigestMismatch:
+        is_other = True
+        while True:
+            try:
+                return unpack(chunk, frame, decompressor)
+            except DigestMismatch:
+                if not (self._blob.blame(chunk.blob_offset, chunk.blob_end) or is_other):
+                    raise
+            is_other = False
             with self._lock:
                 self.asked += chunk.blob_length
-            return unpack(chunk, b"".join(self._blob.read(chunk.blob_offset, chunk.blob_end)), decompressor)
+            frame = b"".join(self._blob.read(chunk.blob_offset, chunk.blob_end))
 
     def _take(self) -> Part | None:
         with self._lock:

@@ -29,9 +29,9 @@ from pathlib import Path
 from rootdisk.artifact.format import CONFIG_MAX_BYTES, INDEX_MAX_BYTES, ArtifactConfig, ChunkIndex
 from rootdisk.artifact.verity import BLOB_SLACK_BYTES, Verity, decompressed
 from rootdisk.durable import atomic_write, read_file
-from rootdisk.errors import RootdiskError
+from rootdisk.errors import DigestMismatch, RootdiskError
 from rootdisk.oci.documents import Descriptor, Digest
-from rootdisk.oci.repository import Repository, blob_pieces
+from rootdisk.oci.repository import Repository, blame, blob_pieces
 from rootdisk.system.folders import user_folder
 from rootdisk.system.locks import held, take
 from rootdisk.system.ownership import make_private, make_private_below
@@ -193,7 +193,13 @@ class Store:
         """Return the path of a blob. Fetch and verify it if it is missing or damaged, or if `again` (see possession.py)."""
         path = self.blob_path(descriptor.digest)
         if again or not path.exists() or self.damage(descriptor.digest.hex):
-            self.write_blob(descriptor.digest, blob_pieces(repository, descriptor, max_bytes))
+            while True:
+                try:
+                    self.write_blob(descriptor.digest, blob_pieces(repository, descriptor, max_bytes))
+                    break
+                except DigestMismatch:
+                    if not blame(repository, descriptor):
+                        raise
         return path
 
     def verity_tree(

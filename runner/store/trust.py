@@ -19,7 +19,7 @@ from rootdisk.errors import RootdiskError
 from rootdisk.oci.documents import Digest, Platform
 from rootdisk.oci.reference import Reference, parse_reference
 from rootdisk.oci.repository import RegistryOptions, Repository, resolve_chain
-from rootdisk.places import open_repository
+from rootdisk.places import open_mirrored
 from rootdisk.system.versions import read_versioned, write_versioned
 from runner.store.names import absolute, read_name
 from runner.store.store import Store
@@ -99,7 +99,7 @@ class Gate:
             return
         if not fetch:
             raise self.not_kept(manifest)
-        with contextlib.closing(open_repository(self.reference, options)) as repository:
+        with contextlib.closing(open_mirrored(self.reference, options)) as repository:
             chain = [descriptor.digest for descriptor, _ in resolve_chain(repository, self.reference, platform)]
             # The tag may have moved on: then signatures of what is in the store count, and no others.
             self.check(store, repository, chain if chain[-1] == manifest else [manifest])

@@ -1,0 +1,247 @@
+"""Mirrors by registries.conf: asked first, passed over when dead, found out when they lie, and told nothing that is not theirs."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+
+from imagetool.sources.open import open_source
+from imagetool.targets.copy import copy
+from rootdisk.errors import DigestMismatch, RegistryError
+from rootdisk.oci.documents import Digest, Platform
+from rootdisk.oci.reference import parse_reference
+from rootdisk.oci.repository import RegistryOptions, Repository, checked_blob, read_blob
+from rootdisk.places import open_mirrored
+from rootdisk.registry import mirrors
+from rootdisk.system import notices
+from runner.store.pull import pull
+from runner.store.store import Store
+from tests.support.artifacts import Sample, noise, publish, sample
+from tests.support.faults import ALWAYS, Fault, FaultProxy, run_faults
+from tests.support.layouts import write_layout
+from tests.support.registry import (
+    QuietHandler,
+    RunningRegistry,
+    docker_config,
+    free_port,
+    needs_registry,
+    run_registry,
+    serve,
+)
+from tests.support.tars import file
+
+pytestmark = [needs_registry, pytest.mark.usefixtures("nobody")]
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    lines: list[str] = []
+    monkeypatch.setattr(notices, "_show", lines.append)
+    monkeypatch.setattr(mirrors, "_silent", {})
+    return lines
+
+
+SMALL = sample(noise(40, 128 << 10))  # without a hole: each byte counts
+
+
+class World:
+    """An origin that counts what it is asked, and a configuration."""
+
+    def __init__(self, origin: FaultProxy, home: Path) -> None:
+        self.origin = origin
+        self.name = f"{origin.name}/mirrored/app"
+        self._conf = home / ".config/containers/registries.conf"
+        self._conf.parent.mkdir(parents=True)
+
+    def mirrored_by(self, *mirrors: str, more: str = "insecure = true", of_origin: str = "insecure = true") -> None:
+        rows = "".join(f'[[registry.mirror]]\nlocation = "{mirror}"\n{more}\n' for mirror in mirrors)
+        self._conf.write_text(f'[[registry]]\nlocation = "{self.origin.name}"\n{of_origin}\n{rows}')
+
+    def open(self) -> Repository:
+        return open_mirrored(parse_reference(f"{self.name}:1"))
+
+    @property
+    def asked(self) -> list[str]:
+        return [path for _, path, _ in self.origin.seen if path != "/v2/"]
+
+
+@pytest.fixture
+def world(registry: RunningRegistry, tmp_path: Path, told: list[str]) -> Iterator[World]:
+    publish(SMALL, f"{registry.name}/mirrored/app:1", registry.options)
+    with run_faults(registry.name) as origin:
+        yield World(origin, tmp_path)
+
+
+def stored(world: World, tmp_path: Path, name: str = "store") -> Sample:
+    """Pull the artifact as the runner does; it is whole."""
+    store = Store.open(tmp_path / name)
+    artifact = pull(store, parse_reference(f"{world.name}:1"), RegistryOptions(), Platform.host())
+    assert artifact.disk.read_bytes() == SMALL.disk
+    artifact.release()
+    return SMALL
+
+
+def test_the_origin_is_not_asked_for_what_a_mirror_has(world: World, proxy: FaultProxy, tmp_path: Path) -> None:
+    world.mirrored_by(proxy.name)
+    stored(world, tmp_path)
+    assert world.asked == []
+    asked = [path for _, path, _ in proxy.seen if not path.startswith("/v2/?") and path != "/v2/"]
+    assert asked
+    assert all(parse_qs(urlsplit(path).query)["ns"] == [world.origin.name] for path in asked)
+
+
+def test_dead_mirrors_are_passed_over_once(
+    world: World, proxy: FaultProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One refuses, one takes connections and says nothing, the third works."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        world.mirrored_by(f"127.0.0.1:{free_port()}", f"127.0.0.1:{silent.getsockname()[1]}", proxy.name)
+        stored(world, tmp_path)
+        assert len(mirrors._silent) == 2
+        silent.settimeout(0.01)
+        with contextlib.suppress(TimeoutError):
+            while True:
+                silent.accept()[0].close()
+        stored(world, tmp_path, "other")
+        with pytest.raises(TimeoutError):
+            silent.accept()  # it was not asked again
+    assert world.asked == []
+    world.mirrored_by(f"127.0.0.1:{free_port()}", "no-such-host.invalid")
+    stored(world, tmp_path, "third")
+    assert world.asked
+
+
+@pytest.mark.parametrize("status", [403, 404, 429, 500])
+def test_what_a_mirror_does_not_have_comes_from_the_origin(
+    world: World, proxy: FaultProxy, tmp_path: Path, status: int
+) -> None:
+    world.mirrored_by(proxy.name)
+    proxy.add(Fault("status", path=SMALL.path, times=ALWAYS, status=status))
+    stored(world, tmp_path)
+    assert {path.split("?")[0].rpartition("/")[2] for path in world.asked} == {str(SMALL.blob.digest)}
+    proxy.faults.clear()
+    proxy.add(Fault("status", path="/manifests/", times=ALWAYS, status=status))
+    stored(world, tmp_path, "other")
+
+
+def test_a_liar_is_named_and_not_asked_again(world: World, proxy: FaultProxy, tmp_path: Path, told: list[str]) -> None:
+    world.mirrored_by(proxy.name)
+    proxy.add(Fault("wrong", path=SMALL.path, times=ALWAYS))
+    stored(world, tmp_path)
+    assert (
+        len([line for line in told if line.startswith(f"mirror {proxy.name} has sent something else than sha256:")])
+        == 1
+    )
+    before = len([path for _, path, _ in proxy.seen if SMALL.path in path])
+    repository = world.open()
+    with contextlib.closing(repository):
+        assert Digest.of(read_blob(repository, SMALL.blob, 1 << 30)) == SMALL.blob.digest
+        assert Digest.of(b"".join(checked_blob(repository, SMALL.blob))) == SMALL.blob.digest
+    # Another process of the same kind asks it once more, and this one no more after that.
+    assert len([path for _, path, _ in proxy.seen if SMALL.path in path]) == before + 1
+
+
+def test_a_liar_about_manifests(world: World, proxy: FaultProxy, told: list[str]) -> None:
+    world.mirrored_by(proxy.name)
+    with contextlib.closing(world.open()) as repository:
+        digest = repository.resolve("1").digest
+    proxy.add(Fault("wrong", path="/manifests/", times=ALWAYS))
+    with contextlib.closing(world.open()) as repository:
+        assert Digest.of(repository.manifest(digest)) == digest
+    assert any(proxy.name in line for line in told)
+    world.origin.add(Fault("wrong", path="/manifests/", times=ALWAYS))
+    with contextlib.closing(world.open()) as repository, pytest.raises(DigestMismatch):
+        repository.manifest(digest)
+
+
+def test_a_broken_transfer_goes_on_elsewhere(world: World, proxy: FaultProxy) -> None:
+    world.mirrored_by(proxy.name)
+    proxy.add(Fault("reset", path=SMALL.path, times=ALWAYS, after=1 << 20))
+    with contextlib.closing(world.open()) as repository:
+        assert Digest.of(b"".join(repository.blob(SMALL.blob))) == SMALL.blob.digest
+    (path,) = world.asked
+    assert SMALL.path in path
+    assert [start for at, start, _ in world.origin.served if SMALL.path in at] != [0]
+
+
+def test_tags_and_digests(world: World, proxy: FaultProxy) -> None:
+    world.mirrored_by(proxy.name, more='insecure = true\npull-from-mirror = "digest-only"')
+    with contextlib.closing(world.open()) as repository:
+        descriptor = repository.resolve("1")
+        assert repository.current("1") == descriptor.digest
+        assert len(world.asked) == 2
+        read_blob(repository, SMALL.blob, 1 << 30)
+        assert repository.current("none") is None
+    assert not any("/manifests/1" in path for _, path, _ in proxy.seen)
+    assert any(SMALL.path in path for _, path, _ in proxy.seen)
+
+
+def test_a_server_that_asks_for_ns(world: World, registry: RunningRegistry, tmp_path: Path) -> None:
+    """A mirror of many registries, as Spegel and Dragonfly are: it knows by `ns` alone which one is meant."""
+    asked = []
+
+    class Handler(QuietHandler):
+        def do_GET(self) -> None:  # noqa: N802
+            url = urlsplit(self.path)
+            if url.path == "/v2/":
+                return self.send(200, b"{}")
+            asked.append(url.path)
+            if parse_qs(url.query).get("ns") != [world.origin.name]:
+                return self.send(404, b"{}")
+            connection = http.client.HTTPConnection(registry.name)
+            connection.request(
+                "GET", url.path, headers={k: v for k, v in self.headers.items() if k in ("Accept", "Range")}
+            )
+            answer = connection.getresponse()
+            kept = {k.replace("-", "_"): v for k, v in answer.headers.items() if k in ("Content-Type", "Content-Range")}
+            return self.send(answer.status, answer.read(), **kept)
+
+        do_HEAD = do_GET  # noqa: N815
+
+    with serve(Handler) as url:
+        world.mirrored_by(url.removeprefix("http://"))
+        stored(world, tmp_path)
+    assert asked
+    assert world.asked == []
+
+
+def test_credentials_go_to_whom_they_are_for(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with run_registry(tmp_path / "mirror", password=("ann", "of-mirror"), tls=True) as mirror:
+        auths = {mirror.name: ("ann", "of-mirror"), world.origin.name: ("bob", "of-origin")}
+        monkeypatch.setenv("DOCKER_CONFIG", str(docker_config(tmp_path / "with", **auths)))
+        publish(SMALL, f"{mirror.name}/mirrored/app:1", mirror.options)
+        with run_faults(mirror.name) as _:
+            world.mirrored_by(mirror.name)  # nobody vouches for its certificate
+            stored(world, tmp_path)
+            assert world.asked == []
+            monkeypatch.setattr(mirrors, "_silent", {})
+            world.mirrored_by(mirror.name, more="insecure = false")
+            stored(world, tmp_path, "other")
+            assert world.asked
+    assert not any("authorization" in {name.lower() for name in headers} for _, _, headers in world.origin.seen)
+
+
+def test_source_images_come_from_mirrors_too(
+    world: World, proxy: FaultProxy, registry: RunningRegistry, tmp_path: Path
+) -> None:
+    write_layout(tmp_path / "layout", "1", [file(b"a", bytes(100_000)) + bytes(1024), file(b"b") + bytes(1024)])
+    copy(f"oci:{tmp_path}/layout:1", f"{registry.name}/mirrored/source:1", registry.options)
+    world.mirrored_by(proxy.name)
+    proxy.add(Fault("wrong", path="/blobs/", times=ALWAYS))
+    with open_source(f"{world.origin.name}/mirrored/source:1", Platform("linux", "amd64")) as image:
+        for layer in image.layers:
+            assert Digest.of(b"".join(layer.open())) == layer.descriptor.digest
+
+
+def test_the_origin_s_error_is_told(world: World, proxy: FaultProxy) -> None:
+    world.mirrored_by(proxy.name)
+    with contextlib.closing(world.open()) as repository, pytest.raises(RegistryError, match=r"manifests/none: 404"):
+        repository.resolve("none")
+    assert threading.active_count() < 50
