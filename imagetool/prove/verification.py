@@ -107,7 +107,7 @@ def _source(published: PublishedArtifact, digest: Digest) -> str:
     recorded = published.config.source
     if not recorded:
         raise BadInput("the artifact's source was on its builder's machine", "say where it is: --source SOURCE")
-    return str(parse_reference(recorded)._replace(tag="", digest=digest))
+    return str(parse_reference(recorded, foreign=True)._replace(tag="", digest=digest))
 
 
 def _image(published: PublishedArtifact, inputs: Fields, options: RegistryOptions, work: Path) -> Image:
@@ -131,7 +131,7 @@ def _description(config: ArtifactConfig, inputs: Fields, options: RegistryOption
     largest = recipe.integer("max_blob", 1, SIZE_MAX_BYTES) if "max_blob" in recipe.value else None
     return Image(
         name="verify",
-        source=parse_reference(config.source) if config.source else Reference("oci", path=Path("source")),
+        source=parse_reference(config.source, foreign=True) if config.source else Reference("oci", path=Path("source")),
         publish=(),
         platform=Platform.parse(inputs.text("platform")),
         plain_http=options.plain_http,

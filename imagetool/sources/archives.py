@@ -241,8 +241,12 @@ def _choose(archive: TarArchive, tag: str) -> dict[str, Any]:
     entries = [any_case(entry) for entry in entries]
     tags = [str(name) for entry in entries for name in entry.get("repotags") or []]
     if tag:
-        wanted = str(parse_reference(tag))
-        entries = [e for e in entries if any(str(parse_reference(str(n))) == wanted for n in e.get("repotags") or [])]
+        wanted = str(parse_reference(tag, foreign=True))
+        entries = [
+            e
+            for e in entries
+            if any(str(parse_reference(str(n), foreign=True)) == wanted for n in e.get("repotags") or [])
+        ]
     if len(entries) != 1:
         what = f"no image {tag!r:.200}" if tag else f"{len(entries)} images"
         raise BadInput(f"{archive.where}: {what} in it", f"it has {', '.join(tags)[:400] or 'no names'}")

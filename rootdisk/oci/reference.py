@@ -68,8 +68,8 @@ class Reference(NamedTuple):
         return self.place + (f":{self.tag}" if self.tag else "") + (f"@{self.digest}" if self.digest else "")
 
 
-def parse_reference(text: str) -> Reference:
-    """Parse a reference.
+def parse_reference(text: str, *, foreign: bool = False) -> Reference:
+    """Parse a reference. With `foreign`, which is for text that no user has typed, no name is searched for on this machine.
 
     Raises:
         BadInput: `text` is not valid; the message names the part, and the hint says what to write.
@@ -81,12 +81,13 @@ def parse_reference(text: str) -> Reference:
         if re.fullmatch(f"sha256:{HEX_SHA256}", rest):
             return Reference("docker-daemon", digest=Digest.parse(rest))
         return _named("docker-daemon", rest, text)
-    if _is_path(text):
+    if _is_path(text) or (not foreign and _is_here(text)):
         shown = printable(text, 200)
         hint = f"write oci:{shown} for an OCI layout; imagetool also reads tar:FILE, docker-archive:FILE and oci-archive:FILE"
         if not text.startswith(("/", ".", "~")):
             hint += f"; if it is an image, name its registry: {DOCKER_HUB}/{'' if '/' in text else 'library/'}{shown}"
-        there = "a file or directory" if os.path.lexists(text) else "a path, and there is no such file"
+        is_here = not foreign and (os.path.lexists(text) or _is_here(text))
+        there = "a file or directory" if is_here else "a path, and there is no such file"
         raise BadInput(f"reference {text!r:.200} is {there}", hint[:600])
     if text.startswith(("http://", "https://", "docker://")):
         raise BadInput(f"reference {text!r:.200} starts with {scheme}://", "write the name without it")
@@ -101,6 +102,20 @@ def _is_path(text: str) -> bool:
     if slash and (set(first) & set(".:[") or first == "localhost"):
         return False  # it names a registry
     return text.lower().endswith(_FILE_ENDINGS)
+
+
+def _is_here(text: str) -> bool:
+    """Return whether a name without a registry is that of a file or an OCI layout here, and not meant for Docker Hub.
+
+    A directory of another kind is no image: many projects have a directory with the name of the image that they use.
+    """
+    place = text.partition("@")[0]
+    head, colon, tag = place.rpartition(":")
+    place = head if colon and "/" not in tag else place
+    first, slash, _ = place.partition("/")
+    if not place or "\0" in place or (slash and (set(first) & set(".:[") or first in ("localhost", DOCKER_HUB))):
+        return False
+    return os.path.isfile(place) or os.path.isfile(os.path.join(place, "oci-layout"))
 
 
 def _on_disk(kind: Kind, rest: str, text: str) -> Reference:
@@ -127,7 +142,7 @@ def registry_of(text: str) -> str:
         BadInput: `text` is not a registry.
     """
     with contextlib.suppress(BadInput):
-        registry = parse_reference(f"{text}/name").registry
+        registry = parse_reference(f"{text}/name", foreign=True).registry
         if registry.lower() == text.lower():
             return registry
     raise BadInput(f"{printable(text, 80)!r} is not a registry", "write HOST or HOST:PORT, as registry.example:5000")

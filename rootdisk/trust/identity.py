@@ -84,7 +84,7 @@ class Identity(NamedTuple):
 def _reference(text: str) -> Reference | None:
     """Parse the reference that a signature names; None if it is not valid. No tag is implied."""
     try:
-        found = parse_reference(text)
+        found = parse_reference(text, foreign=True)
     except BadInput:
         return None
     if found.kind != "registry":

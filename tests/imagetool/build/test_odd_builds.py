@@ -14,6 +14,7 @@ from imagetool.tree.tar import scan
 from rootdisk.artifact.format import ArtifactConfig
 from rootdisk.errors import BadInput
 from rootdisk.oci.documents import canonical_json
+from rootdisk.oci.reference import parse_reference
 from tests.support.artifacts import example_config
 from tests.support.disks import complaints, needs_e2fsck
 from tests.support.layouts import write_layout
@@ -76,9 +77,26 @@ def test_a_missing_file_is_never_asked_for_at_a_registry(name: str, capsys: Outp
         assert "is a path, and there is no such file" in err or "is a file or directory" in err
 
 
-def test_names_that_look_a_little_like_files_are_images_still() -> None:
-    from rootdisk.oci.reference import parse_reference
+def test_a_file_or_layout_here_is_not_asked_for_at_docker_hub(
+    tmp_path: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its name alone does not say which of our kinds it is: the error does. Other directories are no images."""
+    monkeypatch.chdir(tmp_path)
+    write_layout(tmp_path / "layout", "t", [file(b"f") + END])
+    write_layout(tmp_path / "images/web", "t", [file(b"f") + END])
+    (tmp_path / "rootfs").write_bytes(file(b"f") + END)
+    (tmp_path / "nginx").mkdir()
+    for name in ("layout", "layout:t", "images/web", "images/web:t", "rootfs"):
+        status, _, err = run(capsys, *PLAIN, name, "disk")
+        assert (status, err.count("\n")) == (2, 1)
+        assert f"reference '{name}' is a file or directory" in err
+        assert f"write oci:{name} for an OCI layout" in err
+    for name in ("nginx", "nginx:1", "docker.io/library/rootfs", "registry.example/layout", "localhost:5000/layout"):
+        assert parse_reference(name).kind == "registry"
+    assert parse_reference("rootfs", foreign=True).repository == "library/rootfs"
 
+
+def test_names_that_look_a_little_like_files_are_images_still() -> None:
     for name in (
         "tar",
         "library/img",
