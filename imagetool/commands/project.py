@@ -52,9 +52,9 @@ def init_command(options: argparse.Namespace) -> int:
 def doit_command(options: argparse.Namespace) -> int:
     """Run doit on the project's graph: by its dodo.py, or without one."""
     from doit.cmd_base import DodoTaskLoader, ModuleTaskLoader
-    from doit.doit_cmd import DoitMain
 
     from imagetool.config.images import file_named
+    from imagetool.tasks.command import Main
 
     os.environ.update(option_values.pairs(options.set, "--set", "NAME=VALUE"))
     if options.file is not None:
@@ -63,7 +63,9 @@ def doit_command(options: argparse.Namespace) -> int:
     try:
         os.chdir(described.parent)
     except OSError as err:
-        raise BadInput(f"{described.parent}: {err.strerror}", "name an images.toml: -f FILE") from err
+        raise BadInput(
+            f"cannot enter {described.parent}: {err.strerror}", "go to the project, or name its file: -f"
+        ) from err
     dodo = Path("dodo.py")
     if dodo.is_file() and "imagetool" in dodo.read_text("utf-8", "replace"):
         loader = DodoTaskLoader()
@@ -71,4 +73,4 @@ def doit_command(options: argparse.Namespace) -> int:
         from imagetool.tasks import dodo as graph
 
         loader = ModuleTaskLoader(graph)
-    return int(DoitMain(loader).run(options.arguments) or 0)
+    return int(Main(loader).run(options.arguments) or 0)

@@ -136,6 +136,9 @@ def parse(text: str, path: Path, variables: Mapping[str, str] | None = None) -> 
     `variables` are what ${NAME} in a string is; default: the environment.
     """
     top = Where.parse(text, path, os.environ if variables is None else variables)
+    for key, value in top.table().items():
+        if key not in ("defaults", "image") and isinstance(value, dict) and "source" in value:
+            raise (top / key).error("unknown key", f"write [image.{printable(key)}]")
     top.known(("defaults", "image"))
     defaults = top / "defaults" if "defaults" in top.table() else None
     if defaults is not None:
@@ -143,6 +146,8 @@ def parse(text: str, path: Path, variables: Mapping[str, str] | None = None) -> 
     images = (top / "image") if "image" in top.table() else None
     if images is None or not images.table():
         raise BadInput(f"{path.name}: no image", 'write [image.NAME] and source = "…" below it')
+    if "source" in images.table():
+        raise images.error("has a source and no name", "write [image.NAME]")
     found = [(name, image) for name in images.table() for image in _images(images / name, defaults)]
     taken: set[str] = set(images.table())
     for name, one in found:

@@ -24,6 +24,9 @@ OF_IMAGE = ("*.json", DISK, "vmlinuz", "initramfs", ".check-*", f".{DISK}.*", "r
 SHARED = (*cleaning.SHARED, "report.json", "report.md", "graph.svg")
 
 
+_is_done = False
+
+
 class Clean(PythonAction):  # type: ignore[misc]
     """The action of `doit clean`; doit shows what it is called."""
 
@@ -37,6 +40,10 @@ class Clean(PythonAction):  # type: ignore[misc]
 
 def clean(places: Places, images: Sequence[Image], everything: bool, dryrun: bool = False) -> None:
     """Remove what was built for `images`, and with `everything` what they share, or only say so."""
+    global _is_done
+    if _is_done:  # `doit clean` has cleaned everything, and goes on with each image
+        return
+    _is_done = everything
     folders = [
         folder
         for image in images

@@ -33,9 +33,10 @@ from imagetool.tasks import actions, records, uptodate
 from imagetool.tasks.clean import Clean
 from imagetool.tasks.places import Places, lock, make_cache
 from rootdisk.errors import RootdiskError
-from rootdisk.system.stdio import settle
+from rootdisk.system.stdio import end_without_output, settle
 
 settle()
+end_without_output("doit")
 # doit records what is done when it ends; without a handler it would forget everything when stopped. Handlers of a program that
 # imports this module stay.
 for number in (signal.SIGTERM, signal.SIGINT):

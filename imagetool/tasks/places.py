@@ -58,7 +58,9 @@ def make_cache(cache: Path) -> None:
     try:
         cache.mkdir(parents=True, exist_ok=True)
     except OSError as err:
-        raise RootdiskError(f"cannot write to {cache}: {err.strerror}", "fix its owner and permissions") from err
+        in_the_way = isinstance(err, (FileExistsError, NotADirectoryError))
+        hint = "something else is in its place: move it" if in_the_way else "fix its owner and permissions"
+        raise RootdiskError(f"cannot write to {cache}: {err.strerror}", hint) from err
 
 
 def lock(cache: Path) -> int:

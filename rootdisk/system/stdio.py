@@ -6,6 +6,7 @@ of `sys` wait for their reader or writer instead of failing with EAGAIN.
 
 from __future__ import annotations
 
+import atexit
 import io
 import os
 import select
@@ -108,12 +109,39 @@ class _Waiting(io.FileIO):
             while (count := super().write(data)) is None:
                 _wait(self.fileno(), select.POLLOUT)
         except BrokenPipeError:
+            if _ends_for and self.fileno() == 1:
+                discard_output()
+                raise SystemExit(1) from None
             raise
         except OSError as err:
             if self.fileno() == 2:
                 return len(data)
+            if _ends_for:
+                discard_output()
+                raise SystemExit(f"{_ends_for}: {output_error(self.fileno(), err)}") from None
             raise output_error(self.fileno(), err) from err
         return count
+
+
+_ends_for = ""
+
+
+def end_without_output(program: str) -> None:
+    """From now on end if standard output cannot be written: for `program`, which would show its own traceback of an error."""
+    global _ends_for
+    if not _ends_for:
+        atexit.register(_last_flush)
+    _ends_for = program
+
+
+def _last_flush() -> None:
+    """Write what is buffered; after this Python would report an error as its own."""
+    try:
+        sys.stdout.flush()
+    except SystemExit as err:
+        if isinstance(err.code, str):
+            print(err.code, file=sys.stderr, flush=True)
+        os._exit(1)
 
 
 def output_error(fd: int, err: OSError) -> OutputError:

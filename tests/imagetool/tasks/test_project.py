@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -175,3 +176,51 @@ def test_init_keeps_a_dollar_of_the_image_as_text(tmp_path: Path) -> None:
     text = run("imagetool", "init", "oci:layout:t", "-", cwd=tmp_path).stdout
     (image,) = images.parse(text.replace("# entrypoint", "entrypoint"), tmp_path / "images.toml", {})
     assert image.process.entrypoint == ("sh", "-c", "echo ${HOME} ${")
+
+
+WRONG_WORDS = [
+    (["biuld"], "doit: 'biuld' is neither a task nor a command: did you mean build?"),
+    (["build:apq"], "doit: 'build:apq' is neither a task nor a command: did you mean build:app?"),
+    (["clean", "nosuch"], "doit: 'nosuch' is neither a task nor a command: "),
+    (["info", "nosuch"], "doit: 'nosuch' is neither a task nor a command: "),
+    (["prune", "--kep", "1"], "doit: --kep is not an option: did you mean --keep?"),
+    (["prune", "--keep"], "doit: --keep needs a value"),
+]
+
+
+@pytest.mark.parametrize(("words", "said"), WRONG_WORDS, ids=["-".join(words) for words, _ in WRONG_WORDS])
+def test_wrong_words_are_one_line(place: Path, words: list[str], said: str) -> None:
+    (place / "images.toml").write_text(DESCRIBED)
+    done = run("imagetool", "doit", "--set", "VERSION=1", *words, cwd=place)
+    assert done.returncode == 3
+    assert done.stderr.startswith(said)
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("tool", ["doit", "imagetool doit"])
+def test_an_output_that_is_gone_or_full(place: Path, tool: str) -> None:
+    (place / "images.toml").write_text(DESCRIBED)
+    (place / "dodo.py").write_text("from imagetool.tasks.dodo import *\n")
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "VERSION": "1"}
+    command = f"{sys.executable} -m {tool} list"
+    for script, status, errors in (
+        (f"{command} | true; exit ${{PIPESTATUS[0]}}", (0, 1), ""),
+        (f"{command} >/dev/full", (1,), "doit: cannot write to standard output: No space left on device\n"),
+        (f"{command} >&-", (0,), ""),
+    )[: 2 if tool == "doit" else 3]:  # doit itself looks at its closed output before it loads anything of ours
+        done = subprocess.run(["bash", "-c", script], cwd=place, env=env, stderr=subprocess.PIPE, text=True)
+        assert done.returncode in status
+        assert done.stderr == errors
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ('[web]\nsource = "oci:x:t"\n', "images.toml:1:2: web: unknown key: write [image.web]"),
+        ('[image]\nsource = "oci:x:t"\n', "images.toml:1:2: image: has a source and no name: write [image.NAME]"),
+    ],
+)
+def test_a_table_at_the_wrong_place(tmp_path: Path, text: str, hint: str) -> None:
+    with pytest.raises(BadInput) as caught:
+        images.parse(text, tmp_path / "images.toml")
+    assert str(caught.value) == hint
