@@ -107,7 +107,7 @@ def _is_path(text: str) -> bool:
 def _is_here(text: str) -> bool:
     """Return whether a name without a registry is that of a file or an OCI layout here, and not meant for Docker Hub.
 
-    A directory of another kind is no image: many projects have a directory with the name of the image that they use.
+    A directory of another kind does not count: many projects have a directory with the name of the image that they use.
     """
     place = text.partition("@")[0]
     head, colon, tag = place.rpartition(":")

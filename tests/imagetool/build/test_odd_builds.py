@@ -80,7 +80,7 @@ def test_a_missing_file_is_never_asked_for_at_a_registry(name: str, capsys: Outp
 def test_a_file_or_layout_here_is_not_asked_for_at_docker_hub(
     tmp_path: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its name alone does not say which of our kinds it is: the error does. Other directories are no images."""
+    """Its name alone does not say which of our kinds it is: the error does. Other directories do not count."""
     monkeypatch.chdir(tmp_path)
     write_layout(tmp_path / "layout", "t", [file(b"f") + END])
     write_layout(tmp_path / "images/web", "t", [file(b"f") + END])
