@@ -212,7 +212,8 @@ class _Scanner:
         if not -TIME_MAX_NS < mtime_ns < TIME_MAX_NS:
             mtime_ns = TIME_MAX_NS if mtime_ns > 0 else -TIME_MAX_NS  # what no file system holds; merging notes it
         if kind in b"0\0007":
-            kind = DIRECTORY if kind == 0 and path.endswith(b"/") else FILE
+            is_directory = path.endswith(b"/") and (kind == 0 or (self.bare and not size))  # as BSD wrote them
+            kind = DIRECTORY if is_directory else FILE
         listed = 0
         if self.bare:
             if kind == 0x56:  # V

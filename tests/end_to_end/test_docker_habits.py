@@ -67,13 +67,20 @@ def test_a_time_out_says_so(demo: str, runner: Runner) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="the virtiofsd of QEMU 7 runs as root only")
 def test_a_file_as_a_volume(demo: str, runner: Runner, tmp_path: Path) -> None:
-    """A file of the image is replaced, one that is missing is made; nothing beside it is seen, and :ro holds."""
+    """A file of the image is replaced, one that is missing is made; nothing beside it is seen, and :ro holds.
+
+    If something covers /etc, what the sandbox puts there is seen nevertheless, but a file of the user counts.
+    """
     (tmp_path / "file").write_text("of the host\n")
     (tmp_path / "beside").write_text("secret\n")
-    script = "cat /etc/motd /opt/new/ro; echo more >> /etc/motd; echo no >> /opt/new/ro; ls /run/rootdisk/volumes/*"
-    volumes = ("-v", f"{tmp_path}/file:/etc/motd", "-v", f"{tmp_path}/file:/opt/new/ro:ro")
-    done = runner("run", "-u", "0", *volumes, "--entrypoint", "sh", demo, "-c", script)
+    script = "cat /bin/true /opt/new/ro; echo more >> /bin/true; echo no >> /opt/new/ro; ls /run/rootdisk/volumes/*;"
+    script += "ls /etc; cat /etc/hosts /etc/hostname"
+    volumes = ("-v", f"{tmp_path}/file:/bin/true", "-v", f"{tmp_path}/file:/opt/new/ro:ro", "--tmpfs", "/etc")
+    volumes += ("-v", f"{tmp_path}/hosts:/etc/hosts")
+    (tmp_path / "hosts").write_text("of the user\n")
+    done = runner("run", "-u", "0", "--name", "covered", *volumes, "--entrypoint", "sh", demo, "-c", script)
     assert done.stdout.startswith("of the host\nof the host\n")
+    assert done.stdout.endswith("hostname\nhosts\nmachine-id\nresolv.conf\nof the user\ncovered\n")
     assert "Read-only file system" in done.stderr
     assert "beside" not in done.stdout
     assert (tmp_path / "file").read_text() == "of the host\nmore\n"

@@ -34,6 +34,32 @@ static int over_etc(const char *name, const char *text, size_t length, mode_t mo
     return failed ? -1 : 0;
 }
 
+static int is_mounted_at(int place, const struct stat *file, const struct stat *above) {
+    struct stat info;
+    return fstat(place, &info) || info.st_dev != above->st_dev || (info.st_dev == file->st_dev && info.st_ino == file->st_ino);
+}
+
+/* What a volume over /etc has covered is put in place again, unless the volume is read-only, or has a file of its own mounted. */
+int cover_etc(struct why *why) {
+    static const char *const names[] = {"resolv.conf", "hosts", "hostname", "machine-id"};
+    struct stat above, file;
+    int failed = stat("/etc", &above) ? errno != ENOENT : 0;
+    for (size_t i = 0; !failed && i < sizeof names / sizeof *names; i++) {
+        char from[64], to[64];
+        snprintf(from, sizeof from, "/run/rootdisk/%s", names[i]);
+        snprintf(to, sizeof to, "/etc/%s", names[i]);
+        if (stat(from, &file)) /* it is not there, or a volume covers /run */
+            continue;
+        int place = open_place(to, MAKE_FILE);
+        failed = place < 0 ? errno != EROFS : !is_mounted_at(place, &file, &above) && mount_at(place, from, NULL, MS_BIND, NULL);
+        if (failed)
+            explain(why, "cannot put %s in place: %s", to, strerror(errno));
+        if (place >= 0)
+            close(place);
+    }
+    return failed ? -1 : 0;
+}
+
 /* /etc/hosts: the usual names, those of --add-host, and our own. */
 static int write_hosts(const struct records *slot, const char *host, int has_network, struct why *why) {
     char *text = NULL;

@@ -36,6 +36,7 @@ int set_clock(uint64_t seconds, uint64_t nanoseconds, struct why *);
 int configure_network(const struct records *slot, struct why *);
 int make_volumes(const struct records *process, struct why *);
 int mount_volumes(const struct records *slot, struct why *);
+int cover_etc(struct why *);
 void renew_host_keys(struct guest *);
 int copy_up(int from, int to, struct why *);
 

@@ -92,7 +92,7 @@ static int boot(struct guest *guest, struct why *why) {
     if (guest->channel.fd < 0)
         guest->channel.fd = find_port(3); /* which has come by now */
     if (read_process(guest, why) || mount_all(&guest->slot, why) || configure(guest, why) || make_volumes(&guest->process, why) ||
-        mount_volumes(&guest->slot, why))
+        mount_volumes(&guest->slot, why) || cover_etc(why))
         return -1;
     renew_host_keys(guest);
     return main_program(&guest->program, &guest->process, &guest->slot, why);

@@ -146,6 +146,13 @@ def test_global_headers_of_a_bare_tar() -> None:
     assert [(entry[2], entry[3]) for entry in index(tar)] == [(0, 9)]  # as runtimes read layers
 
 
+def test_a_directory_by_its_slash() -> None:
+    """GNU tar takes it so whatever the type says, Go only in a v7 header."""
+    for kind, bare, found in ((b"0", True, "5"), (b"0", False, "0"), (b"\0", False, "5"), (b"\0", True, "5")):
+        assert [chr(entry[0]) for entry in index(header(b"d/", kind) + END, bare=bare)] == [found]
+    assert [chr(entry[0]) for entry in index(file(b"d/", b"data") + file(b"f") + END, bare=True)] == ["0", "0"]
+
+
 @pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 def test_as_pythons_tarfile(form: int) -> None:
     buffer = io.BytesIO()
