@@ -151,22 +151,9 @@ def _check_layer(layer: Descriptor, what: str) -> None:
         )
 
 
-# A backslash and what it escapes; a code unit together with the low surrogate behind it.
-_ESCAPE = re.compile(r"\\(?:[^u]|u([0-9a-fA-F]{4})(?:\\u([dD][c-fC-F][0-9a-fA-F]{2}))?)")
-
-
 def _as_go_reads(raw: bytes) -> bytes:
-    """Return a JSON document in which U+FFFD stands for each byte that is not UTF-8, and for half of a surrogate pair."""
-    text = re.sub("[\udc80-\udcff]", "\ufffd", raw.decode("utf-8", "surrogateescape"))
-    return _ESCAPE.sub(_whole_pairs, text).encode()
-
-
-def _whole_pairs(escape: re.Match[str]) -> str:
-    first, low = (escape[1] or "").lower(), escape[2]
-    if "d800" <= first < "dc00" and low:
-        return escape[0]
-    start = "\\ufffd" if "d800" <= first < "e000" else escape[0][:6]
-    return start + ("\\ufffd" if low else "")
+    """Return a JSON document with U+FFFD for each byte that is not UTF-8, such as those of an author's name in Latin-1."""
+    return re.sub("[\udc80-\udcff]", "\ufffd", raw.decode("utf-8", "surrogateescape")).encode()
 
 
 def any_case(value: Any) -> Any:

@@ -108,9 +108,9 @@ WRONG = {
     "attributes": pax([(b"SCHILY.xattr.user.a", b"v" * 5000)]) + file(EVIL),
     "acl": pax([(b"SCHILY.acl.access", EVIL)]) + file(EVIL),
     "long": pax([(b"path", EVIL * 100)]) + file(b"x"),
-    "size": pax([(b"GNU.sparse.size", b"%d" % (1 << 50)), (b"GNU.sparse.map", b"")]) + file(EVIL),
-    "sparse": pax([(b"GNU.sparse.major", EVIL), (b"GNU.sparse.size", b"1")]) + file(EVIL),
-    "record": header(EVIL, b"x", size=10),
+    "size": pax([(b"GNU.sparse.size", b"%d" % (1 << 50)), (b"GNU.sparse.map", b"0,0")]) + file(EVIL),
+    "sparse": pax([(b"GNU.sparse.map", EVIL), (b"GNU.sparse.size", b"1")]) + file(EVIL),
+    "record": header(EVIL, b"x", size=10) + EVIL[:10].ljust(512, b"\0"),
 }
 
 
