@@ -4,8 +4,9 @@ from __future__ import annotations
 
 GZIP = b"\x1f\x8b"  # RFC 1952
 ZSTD = b"\x28\xb5\x2f\xfd"  # RFC 8878
-_XZ = b"\xfd7zXZ\0"
+XZ = b"\xfd7zXZ\0"
 _LZ4 = b"\x04\x22\x4d\x18"
+BZIP2 = b"BZh"
 _BZIP2_BLOCK, _BZIP2_END = b"1AY&SY", b"\x17\x72\x45\x38\x50\x90"
 
 HEAD_BYTES = 10  # enough for compression()
@@ -21,11 +22,11 @@ def compression(head: bytes) -> str:
         return "gzip"
     if head.startswith(ZSTD) or (head[1:4] == b"\x2a\x4d\x18" and head[0] >> 4 == 5):  # or a skippable frame
         return "zstd"
-    if head.startswith(_XZ):
+    if head.startswith(XZ):
         return "xz"
     if head.startswith(_LZ4):
         return "lz4"
-    if head.startswith(b"BZh") and head[3:4] in tuple(b"%d" % n for n in range(1, 10)):
+    if head.startswith(BZIP2) and head[3:4] in tuple(b"%d" % n for n in range(1, 10)):
         block = head[4:HEAD_BYTES]
         return "bzip2" if _BZIP2_BLOCK.startswith(block) or _BZIP2_END.startswith(block) else ""
     # LZMA alone: properties, then the dictionary's size, 64 KiB or more

@@ -1,12 +1,11 @@
 """Images inside tar files, read in place: an OCI layout in a tar (oci-archive), and what `docker save` writes.
 
 The tar's members are looked up by name and read at their offset; nothing is unpacked, and links are followed inside the
-tar only. A gzip or zstd compressed archive is first inflated to an unnamed temporary file.
+tar only. A compressed archive is first inflated to an unnamed temporary file.
 """
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import os
 import posixpath
@@ -17,9 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, cast
 
-import zstandard
-
 from imagetool.sources.image_config import ImageConfig, any_case
+from imagetool.tree.decompression import Damaged, UnknownCompression, decompressed
 from imagetool.tree.index import FILE, LINK, SYMLINK
 from imagetool.tree.remarks import Remark
 from imagetool.tree.tar import scan
@@ -272,26 +270,21 @@ def open_regular(path: Path, where: str) -> IO[bytes]:
 
 def _plain(file: IO[bytes], where: str) -> IO[bytes]:
     """`file` itself, or its inflated content in an unnamed temporary file."""
-    how = compression(os.pread(file.fileno(), HEAD_BYTES, 0))
-    stream: IO[bytes]
-    if how == "gzip":
-        stream = cast(IO[bytes], gzip.GzipFile(fileobj=file, mode="rb"))
-    elif how == "zstd":
-        stream = cast(IO[bytes], zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True))
-    elif how:
-        raise Unsupported(f"{where}: compressed with {how}", "unpack it first")
-    else:
+    if not compression(os.pread(file.fileno(), HEAD_BYTES, 0)):
         return file
     plain = tempfile.TemporaryFile()  # noqa: SIM115  the caller's to close
     try:
         count = 0
-        while piece := stream.read(PIECE_BYTES):
+        for piece in decompressed(iter(lambda: file.read(PIECE_BYTES), b"")):
             count += len(piece)
             if count > ARCHIVE_MAX_BYTES:
                 raise BadInput(f"{where}: more than {ARCHIVE_MAX_BYTES} bytes when inflated")
             plain.write(piece)
         plain.flush()
-    except (OSError, EOFError, zstandard.ZstdError) as err:
+    except UnknownCompression as err:
+        plain.close()
+        raise Unsupported(f"{where}: compressed with {err}", "unpack it first") from err
+    except (OSError, Damaged) as err:
         plain.close()
         raise BadInput(f"{where}: cannot be inflated: {err}") from err
     except BaseException:

@@ -2,8 +2,7 @@
 
     inflate(blob, out_fd, expected=descriptor, diff_id=…, name=…) -> Inflated
 
-The compression is told by the blob's first bytes, as container runtimes do, since media types lie. Hashing and writing
-the tar runs in a second thread beside reading, hashing the blob and inflating; all of them release the GIL.
+Hashing and writing the tar runs in a second thread beside reading, hashing the blob and inflating; all of them release the GIL.
 Nothing of an image is believed before its size: the blob is bounded by its descriptor, the tar by `max_bytes`.
 """
 
@@ -17,17 +16,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-import zstandard
-from isal import igzip_lib
-
-from rootdisk.compression import GZIP, HEAD_BYTES, ZSTD_WINDOW_MAX_BYTES, compression
+from imagetool.tree.decompression import PIECE_BYTES, Damaged, UnknownCompression, decompressed
 from rootdisk.errors import BadInput, DigestMismatch, Unsupported
 from rootdisk.oci.documents import Descriptor, Digest
 
-PIECE_BYTES = 1 << 20
 TAR_MAX_BYTES = 64 << 30
-# Four bytes can stand for a block of 128 KiB, so this much input gives at most 32 MiB at once.
-ZSTD_FEED_BYTES = 1 << 10
+LAYER_FORMATS = "layers are gzip, zstd, bzip2, xz or plain tars"
 _AHEAD = 4  # pieces that wait for the second thread
 
 
@@ -61,15 +55,17 @@ def inflate(
     waiting: deque[Future[None]] = deque()
     with ThreadPoolExecutor(1) as pool:
         try:
-            for piece in _inflated(iter(verified), name):
+            for piece in decompressed(iter(verified)):
                 waiting.append(pool.submit(tar.take, piece))
                 if len(waiting) > _AHEAD:
                     waiting.popleft().result()
-        except (_Damaged, BadInput) as err:
+        except (Damaged, UnknownCompression, BadInput) as err:
             for _ in verified:  # a wrong digest is the better answer: fetching again may help
                 pass
             if isinstance(err, BadInput):
                 raise
+            if isinstance(err, UnknownCompression):
+                raise Unsupported(f"layer {name}: compressed with {err}", LAYER_FORMATS) from err
             raise BadInput(f"layer {name}: {err}", "the image was made wrongly; push it again") from err
         for future in waiting:
             future.result()
@@ -77,10 +73,6 @@ def inflate(
     if diff_id is not None and found != diff_id:
         raise DigestMismatch(f"layer {name}: its tar is {found}, the image's config says {diff_id}", "push it again")
     return Inflated(found, tar.size)
-
-
-class _Damaged(Exception):
-    """The compressed stream is wrong."""
 
 
 class _Verified:
@@ -134,92 +126,3 @@ class _Tar:
 def _read(file: BinaryIO) -> Iterator[bytes]:
     while piece := file.read(PIECE_BYTES):
         yield piece
-
-
-def _inflated(pieces: Iterator[bytes], name: str) -> Iterator[bytes]:
-    head = b""
-    for piece in pieces:
-        head += piece
-        if len(head) >= HEAD_BYTES:
-            break
-    how = compression(head)
-    if how == "gzip":
-        yield from _gunzip(head, pieces)
-    elif how == "zstd":
-        yield from _unzstd(head, pieces)
-    elif how:
-        raise Unsupported(f"layer {name}: compressed with {how}", "OCI layers are gzip, zstd or plain tars")
-    else:
-        if head:
-            yield head
-        yield from pieces
-
-
-def _gunzip(piece: bytes, pieces: Iterator[bytes]) -> Iterator[bytes]:
-    """RFC 1952, any number of members, and zeros after the last."""
-    member = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP)
-    while True:
-        try:
-            out = member.decompress(piece, PIECE_BYTES)
-        except igzip_lib.error as err:  # type: ignore[misc]  # its stub calls the class an instance
-            raise _Damaged(f"the gzip stream is damaged ({err})") from err
-        if out:
-            yield out
-        piece = b""
-        if member.eof:
-            piece = member.unused_data
-            while len(piece) < 2:
-                more = next(pieces, None)
-                if more is None:
-                    break
-                piece += more
-            if not piece:
-                return
-            if not piece.startswith(GZIP):
-                if piece.strip(b"\0") or any(more.strip(b"\0") for more in pieces):
-                    raise _Damaged("something that is not gzip follows the gzip stream")
-                return  # padding up to a tape's block: ignored, as gzip(1) does
-            member = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP)
-        elif member.needs_input:
-            more = next(pieces, None)
-            if more is None:
-                raise _Damaged("the gzip stream ends too early")
-            piece = more
-
-
-def _unzstd(piece: bytes, pieces: Iterator[bytes]) -> Iterator[bytes]:
-    """RFC 8878, any number of frames, skippable ones too (zstd:chunked); read in small bits to bound the output."""
-    decompressor = zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW_MAX_BYTES)
-    frame = None
-    gathered: list[bytes] = []
-    size = 0
-    more: bytes | None = piece
-    while more is not None:
-        view = memoryview(more)
-        while view:
-            bit, view = view[:ZSTD_FEED_BYTES], view[ZSTD_FEED_BYTES:]
-            while bit:
-                if frame is None:
-                    frame = decompressor.decompressobj(write_size=PIECE_BYTES >> 3)
-                try:
-                    out = frame.decompress(bit)
-                except zstandard.ZstdError as err:
-                    raise _Damaged(f"the zstd stream is damaged ({err})") from err
-                bit = memoryview(b"")
-                if frame.eof:
-                    bit = memoryview(frame.unused_data)
-                    frame = None
-                if out:
-                    gathered.append(out)
-                    size += len(out)
-            if size >= PIECE_BYTES:
-                whole = b"".join(gathered)
-                gathered, size = [], 0
-                # What waits for the second thread is bounded by its number, so each must be small.
-                for start in range(0, len(whole), PIECE_BYTES):
-                    yield whole[start : start + PIECE_BYTES]
-        more = next(pieces, None)
-    if frame is not None:
-        raise _Damaged("the zstd stream ends too early")
-    if gathered:
-        yield b"".join(gathered)

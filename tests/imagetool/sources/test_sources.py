@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import bz2
 import contextlib
 import gzip
 import io
 import json
+import lzma
 import os
 import shutil
 import socketserver
@@ -14,9 +16,11 @@ import sys
 import tarfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import zstandard
 
 from imagetool.sources.open import open_source
 from imagetool.targets.copy import copy
@@ -45,6 +49,15 @@ from tests.support.images import (
 )
 from tests.support.registry import QuietHandler, needs_registry, run_registry
 from tests.support.tars import END, file, padded, pax
+
+# What docker load takes.
+COMPRESSIONS: dict[str, Callable[[bytes], bytes]] = {
+    "plain": bytes,
+    "gzip": lambda data: gzip.compress(data, 1, mtime=0),
+    "bzip2": lambda data: bz2.compress(data, 1),
+    "xz": lambda data: lzma.compress(data, preset=0),
+    "zstd": zstandard.compress,
+}
 
 
 def test_layout_by_tag_digest_and_alone(tmp_path: Path) -> None:
@@ -77,16 +90,14 @@ def test_foreign_layer_is_refused_by_name(tmp_path: Path) -> None:
 
 
 @needs_skopeo
-@pytest.mark.parametrize("packed", [False, True])
-def test_oci_archive(tmp_path: Path, packed: bool) -> None:
+@pytest.mark.parametrize("packed", COMPRESSIONS)
+def test_oci_archive(tmp_path: Path, packed: str) -> None:
     wanted = write_image(tmp_path / "l", "v1").digest
     skopeo("copy", "--preserve-digests", f"oci:{tmp_path}/l:v1", f"oci-archive:{tmp_path}/a.tar:v1")
-    name = "a.tar"
-    if packed:
-        (tmp_path / "a.tgz").write_bytes(gzip.compress((tmp_path / "a.tar").read_bytes(), 1))
-        name = "a.tgz"
+    path = tmp_path / "a.tar"
+    path.write_bytes(COMPRESSIONS[packed](path.read_bytes()))
     for tag in ("", ":v1"):
-        with open_source(f"oci-archive:{tmp_path}/{name}{tag}", AMD64) as image:
+        with open_source(f"oci-archive:{path}{tag}", AMD64) as image:
             assert image.manifest_digest == wanted
             check_content(image)
 
@@ -223,14 +234,25 @@ def test_docker_daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert asked[1] == "/images/docker.io/library/absent:latest/get"
 
 
-@pytest.mark.parametrize("packed", [False, True])
-def test_bare_tar(tmp_path: Path, packed: bool) -> None:
-    data = gzip.compress(TARS[0], mtime=0) if packed else TARS[0]
+@pytest.mark.parametrize("packed", COMPRESSIONS)
+def test_bare_tar(tmp_path: Path, packed: str) -> None:
+    data = COMPRESSIONS[packed](TARS[0])
     (tmp_path / "root.tar").write_bytes(data)
     with open_source(f"tar:{tmp_path}/root.tar", AMD64) as image:
         (layer,) = image.layers
         assert b"".join(verified(layer.open(), layer.descriptor)) == data
-        assert layer.diff_id == (None if packed else Digest.of(data))
+        assert layer.diff_id == (None if packed != "plain" else Digest.of(data))
+
+
+@pytest.mark.parametrize("kind", ["oci-archive", "docker-archive"])
+@pytest.mark.parametrize("packed", [name for name in COMPRESSIONS if name != "plain"])
+def test_damaged_archives_are_one_line(tmp_path: Path, kind: str, packed: str) -> None:
+    """Half a stream, and a stream with other data behind it."""
+    data = COMPRESSIONS[packed](TARS[0])
+    for damaged in (data[: len(data) // 2], data + b"garbage!"):
+        (tmp_path / "a.tar").write_bytes(damaged)
+        with pytest.raises(BadInput, match=f"cannot be inflated: .*{packed} stream"):
+            open_source(f"{kind}:{tmp_path}/a.tar", AMD64).__enter__()
 
 
 @pytest.mark.parametrize("cut", [0, 100, 512, 3000])
