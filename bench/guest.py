@@ -88,8 +88,8 @@ def _size(folder: Path) -> str:
     return f"{next(folder.glob('*/init')).stat().st_size:,}"
 
 
-def _artifact(bench: Bench, room: Path) -> StoredArtifact:
-    """An image with the program and little else, in a store of its own."""
+def reference(bench: Bench, room: Path) -> str:
+    """Make an artifact of an image with the program and little else; it waits if it is called with an argument."""
     compiler = shutil.which("musl-gcc") or "gcc"
     source = Path(__file__).with_name("small.c")
     subprocess.run([compiler, "-static", "-Os", "-s", "-o", str(room / "small"), str(source)], check=True)
@@ -105,9 +105,14 @@ def _artifact(bench: Bench, room: Path) -> StoredArtifact:
                 tar.addfile(info, file)
 
     layout.make(room / "image", [write], {"Entrypoint": ["/small"]})
-    artifact = artifact_of(bench, room / "image", room / "artifact")
+    return f"oci:{artifact_of(bench, room / 'image', room / 'artifact')}:1"
+
+
+def _artifact(bench: Bench, room: Path) -> StoredArtifact:
+    """The artifact of `reference`, in a store of its own."""
+    made = reference(bench, room)
     with mock.patch.dict(os.environ, ROOTDISK_STORE=str(room / "store")):
-        return pull(Store.open(), parse_reference(f"oci:{artifact}:1"), RegistryOptions(), Platform.host())
+        return pull(Store.open(), parse_reference(made), RegistryOptions(), Platform.host())
 
 
 def _initramfs(room: Path) -> Path:

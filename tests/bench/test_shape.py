@@ -33,6 +33,7 @@ ROWS = {
     "guest: QEMU, firmware, unpacking": "",
     "guest: kernel": "",
     "guest: init": "",
+    "runner boot, from a template": "runner boot --cold",
     "clone by overlay, 8 GiB": "",
     "clone by reflink, 8 GiB": "",
     "clone by copy, 8 GiB": "",

@@ -1,0 +1,78 @@
+"""Sandboxes from a template beside cold boots: the whole command, and the memory of eight idle ones."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from bench import guest
+from bench.measure import Contender
+from bench.rows import Row
+from bench.work import Bench, clean
+
+RUNNER = (sys.executable, "-m", "runner")
+IDLE_COUNT = 8
+DEADLINE_S = 300
+SETTLE_S = 2.0  # for an idle guest to be idle
+
+
+def rows(bench: Bench) -> list[Row]:
+    """One row: `runner boot` to the end of a small program, from a template and cold; and what eight idle guests take."""
+    room = bench.work / "templates"
+    room.mkdir()
+    store = {"ROOTDISK_STORE": str(room / "store"), "ROOTDISK_TEMPLATES": "1"}
+    try:
+        reference = guest.reference(bench, room)
+        boot = [*RUNNER, "boot", "--network", "none"]
+        subprocess.run([*boot, reference], check=True, env={**os.environ, **store}, stdout=subprocess.DEVNULL)
+        _wait_for_template(room / "store")
+        warm, cold = bench.measured(
+            Contender("from a template", [*boot, reference], lambda: None, store),
+            Contender("cold", [*boot, "--cold", reference], lambda: None, store),
+        )
+        words = [f"{IDLE_COUNT} idle: {_idle_mb(reference, store, how):.0f} MB" for how in ([], ["--cold"])]
+        return [
+            Row("runner boot, from a template", "runner boot --cold", {"wall": 0.25}, warm, cold, " / ".join(words))
+        ]
+    finally:
+        clean(room)
+
+
+def _wait_for_template(store: Path) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while not list(store.glob("templates/[0-9a-f]*/template.json")):
+        if time.monotonic() > deadline:
+            reasons = [path.read_text() for path in store.glob("templates/*.failed")]
+            raise RuntimeError(f"no template within {DEADLINE_S} s: {reasons}")
+        time.sleep(0.1)
+
+
+def _idle_mb(reference: str, store: Mapping[str, str], how: Sequence[str]) -> float:
+    """Return the memory (PSS) of the machines and keepers of idle sandboxes, and of the memory that they share, in MB."""
+    environment = {**os.environ, **store}
+    names = [f"idle{number}" for number in range(IDLE_COUNT)]
+    for name in names:
+        command = [*RUNNER, "boot", "-d", "--name", name, "--network", "none", *how, reference, "wait"]
+        subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
+    try:
+        time.sleep(SETTLE_S)
+        done = subprocess.run([*RUNNER, "ps", "--json"], check=True, env=environment, capture_output=True)
+        keepers = [row["pid"] for row in json.loads(done.stdout)]
+        children = [
+            int(word) for pid in keepers for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        ]
+        return sum(map(_pss_kb, [*keepers, *children])) / 1e3
+    finally:
+        subprocess.run([*RUNNER, "rm", "--force", *names], env=environment, stdout=subprocess.DEVNULL, check=False)
+
+
+def _pss_kb(pid: int) -> int:
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Pss:"):
+            return int(line.split()[1])
+    return 0
