@@ -242,6 +242,7 @@ def test_errors_of_a_session_are_its_own(machine: str, runner: Runner) -> None:
         (["-u", "4294967296", machine, "/bin/probe"], 125, "0 to 4294967294"),
         (["-u", "0:4294967295", machine, "/bin/probe"], 125, "0 to 4294967294"),
         (["-w", "/etc/passwd", machine, "/bin/probe"], 126, "working directory /etc/passwd: Not a directory"),
+        (["-w", "/no/where", machine, "/bin/probe"], 126, "working directory /no/where: No such file or directory"),
         ([machine, "/no/such/program"], 127, "cannot run /no/such/program"),
         ([machine, "/etc"], 126, "cannot run /etc"),
         ([machine, "/etc/passwd"], 126, "cannot run /etc/passwd"),

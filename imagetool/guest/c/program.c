@@ -135,6 +135,7 @@ int main_program(struct program *program, const struct records *process, const s
     program->tty = find_record(slot, "tty") != NULL;
     program->input = find_record(slot, "stdin") != NULL;
     program->is_first = is_first(slot, process, by_name);
+    program->makes_workdir = 1;
     program->stop_signal = parse_signal(either(slot, process, "stopsignal", "SIGTERM"));
     if (!program->stop_signal) /* as docker takes a name that it does not know */
         program->stop_signal = parse_signal("SIGTERM");
@@ -157,8 +158,8 @@ int exec_program(struct program *program, const struct program *base, const stru
         return explain(why, "it names no program");
     if ((value = find_record(records, "user")))
         program->user = value;
-    if ((value = find_record(records, "workdir")))
-        program->workdir = value;
+    if ((value = find_record(records, "workdir")) && *value)
+        program->workdir = value, program->makes_workdir = 0;
     value = find_record(records, "term");
     program->term = value ? value : "xterm";
     program->tty = find_record(records, "tty") != NULL;

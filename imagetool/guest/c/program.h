@@ -17,6 +17,7 @@ struct program {
     const char *user, *workdir, *term;
     int tty, input;
     int is_first;            /* it is process 1 of a PID namespace of its own */
+    int makes_workdir;       /* if it is missing; else that is an error, as of docker exec -w */
     int stop_signal;
     struct limit limits[LIMITS_MOST];
     int limit_count;

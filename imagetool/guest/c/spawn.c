@@ -151,7 +151,7 @@ static void __attribute__((noreturn)) become(const struct program *program, cons
     extern char **environ;
     umask(022);
     set_limits(program);
-    int entered = enter_workdir(program->workdir);
+    int entered = program->makes_workdir ? enter_workdir(program->workdir) : !chdir(program->workdir);
     if (setgroups(user->count, user->groups) || setgid(user->gid) || setuid(user->uid))
         give_up(FAILED, "cannot become user %s: %s", program->user, strerror(errno));
     if (!entered && chdir(program->workdir))
