@@ -37,10 +37,10 @@ def tar(data: bytes) -> None:
     plan(tree, DiskOptions(64 << 20, bytes(16)))
 
 
-def _scanned(data: bytes) -> TarIndex:
+def _scanned(data: bytes, *, bare: bool = False) -> TarIndex:
     fd = in_file(data)
     try:
-        return scan(fd, len(data), "test")
+        return scan(fd, len(data), "test", bare=bare)
     finally:
         os.close(fd)
 
@@ -64,7 +64,8 @@ def extended(data: bytes) -> None:
     heads = [header(b"g", b"g", size=len(common)) + common + bytes(-len(common) % 512)] if common else []
     heads.append(header(b"x", b"x", size=len(own)) + own + bytes(-len(own) % 512))
     entry = header(b"name", kind, size=512 if kind in b"07S" else 0, target=b"t")
-    _scanned(b"".join([*heads, entry, b"1\n0\n0\n".ljust(512, b"\0") if kind in b"07S" else b"", END]))
+    whole = b"".join([*heads, entry, b"1\n0\n0\n".ljust(512, b"\0") if kind in b"07S" else b"", END])
+    _scanned(whole, bare=True)  # in which global headers count
 
 
 def compressed(data: bytes) -> None:
