@@ -152,6 +152,27 @@ def _listing(parser: argparse.ArgumentParser, keys: str, columns: str) -> None:
     add("--no-trunc", action="store_true", help="do not shorten anything")
 
 
+def _events(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--since", metavar="TIME", help="print events since then too: 10m, 2025-06-01T12:00:00Z or Unix seconds")
+    add("--until", metavar="TIME", help="print events until then, and end")
+    add(
+        "-f", "--filter", action="append", default=[], metavar="KEY=VALUE", help="print only these; KEY: sandbox, event"
+    )
+    add(
+        "--format",
+        metavar="FORMAT",
+        help="json, or a line such as '{{.Sandbox}} {{.Event}}' (Go templates as in docker)",
+    )
+
+
+def _stats(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("name", nargs="*", metavar="NAME", help="a running sandbox (default: all)")
+    add("--no-stream", action="store_true", help="print one result, and end")
+    add("--format", metavar="FORMAT", help="json, table, or a line such as '{{.Name}} {{.CPUPerc}}' (as in docker)")
+
+
 def _ps(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-a", "--all", action="store_true", help="list sandboxes that have ended too")
     parser.add_argument(
@@ -233,6 +254,7 @@ def _add_machine_options(parser: argparse.ArgumentParser) -> None:
     add("-d", "--detach", action="store_true", help="print the name and return when the program has started")
     add("--name", metavar="NAME", help="name the sandbox (default: a random name)")
     add("-l", "--label", action="append", default=[], metavar="NAME=VALUE", help="set a label; ps can filter by it")
+    add("--events", type=whole_number, metavar="FD", help="write events to this open file, a line of JSON each")
     add("--keep", action="store_true", help="keep the sandbox after it exits (default with --detach)")
     add("--rm", action="store_true", help="remove the sandbox when it exits (default without --detach)")
     add("--timeout", type=decimal_number, metavar="SECONDS", help="stop the sandbox after SECONDS; exit 124")
@@ -326,6 +348,13 @@ COMMANDS = {
     "wait": Command("sandboxes", "wait until sandboxes end; print their exit statuses", _names),
     "ps": Command("listing", "list sandboxes", _ps),
     "logs": Command("logs", "print the output of a detached sandbox's program", _logs),
+    "events": Command(
+        "events",
+        "print what happens to sandboxes, until interrupted",
+        _events,
+        "Example: runner events --since 10m --until 0s --format json",
+    ),
+    "stats": Command("stats", "print what sandboxes use: processors, memory, disk, network", _stats),
     "inspect": Command("store", "show what an artifact is, or a sandbox by its name", _inspect),
     "rename": Command("sandboxes", "give a sandbox another name", _rename),
     "rm": Command("sandboxes", "remove sandboxes that have ended", _rm),

@@ -23,6 +23,8 @@ REVIEWED = {
     "rootdisk/cli/progress.py::_bar": "words of ours and numbers, and a reference that went through printable()",
     "runner/commands/sandboxes.py::wait_command": "a number",
     "runner/commands/listing.py::_print": "lines of rootdisk/cli/table.py, which escapes",
+    "runner/commands/events.py::events_command": "_line escapes: by one_line, by JSON, or by rootdisk/cli/table.py",
+    "runner/commands/stats.py::_print": "lines of rootdisk/cli/table.py, which escapes, and control codes of ours",
     "runner/commands/login.py::login_command": "a path that went through printable()",
     "runner/commands/login.py::logout_command": "a path and a registry that went through printable()",
     "runner/commands/login.py::_ask": "words of ours and a registry's name, which was checked",

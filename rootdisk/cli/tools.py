@@ -4,7 +4,22 @@ from __future__ import annotations
 
 RUNNER_COMMANDS = frozenset(
     {
-        *("boot", "run", "start", "restart", "exec", "cp", "stop", "kill", "wait", "ps", "logs", "rename"),
+        *(
+            "boot",
+            "run",
+            "start",
+            "restart",
+            "exec",
+            "cp",
+            "stop",
+            "kill",
+            "wait",
+            "ps",
+            "logs",
+            "rename",
+            "events",
+            "stats",
+        ),
         *("images", "rmi", "login", "logout", "doctor"),
     }
 )

@@ -14,7 +14,7 @@ from rootdisk.text import printable
 from runner.parser import parser
 
 # Of the command only: what a program has in another way, or not at all.
-NOT_OFFERED = frozenset({"artifact", "program", "help", "json", "debug", "quiet", "interactive", "tty"})
+NOT_OFFERED = frozenset({"artifact", "program", "help", "json", "debug", "quiet", "interactive", "tty", "events"})
 
 
 class BootOptions(TypedDict, total=False):

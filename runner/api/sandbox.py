@@ -26,6 +26,7 @@ from runner.options import boot as boot_request
 from runner.sandbox import directory, launch, lines, orders, starter, visit
 from runner.sandbox.directory import State
 from runner.sandbox.keeper import STOP_S
+from runner.sandbox.usage import sandbox_document
 from runner.store.store import Store
 
 FILE_MAX_BYTES = 64 << 20
@@ -110,7 +111,7 @@ class Sandbox:
 
     def inspect(self) -> dict[str, Any]:
         """Return what `runner inspect NAME` shows: state, options, ports, what the sandbox uses."""
-        return directory.find_any(self.store, self.name).to_json()
+        return sandbox_document(self.store, self.name)
 
     @property
     def is_running(self) -> bool:

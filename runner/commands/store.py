@@ -34,10 +34,10 @@ def pull_command(options: argparse.Namespace) -> int:
 
 def inspect_command(options: argparse.Namespace) -> int:
     """Show what an artifact is, or a sandbox by its name."""
-    from runner.sandbox import directory
+    from runner.sandbox.usage import sandbox_document
 
     if not set(options.artifact) & set("/:@"):  # every reference of an artifact contains one of these
-        document = directory.find_any(Store.open(), options.artifact).to_json()
+        document = sandbox_document(Store.open(), options.artifact)
     else:
         document = _artifact(options)
     if options.format:

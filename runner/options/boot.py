@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import fcntl
 import os
 from typing import NamedTuple
 
 from rootdisk.artifact.format import CPUS_MAX, MEMORY_MAX_MIB, MEMORY_MIN_MIB
 from rootdisk.cli.sizes import size_text
-from rootdisk.errors import BadInput
+from rootdisk.errors import BadInput, RootdiskError
 from rootdisk.oci.reference import parse_reference
 from rootdisk.records import Record
 from runner.machine import backend
@@ -17,6 +18,7 @@ from runner.options import values as option_values
 from runner.sandbox import launch
 from runner.sandbox.directory import Spec
 from runner.sandbox.launch import PreparedSandbox
+from runner.store.events import Events
 from runner.store.pull import StoredArtifact
 from runner.store.store import Store
 
@@ -52,14 +54,45 @@ def create(store: Store, options: argparse.Namespace, wanted: Request) -> Prepar
     Raises:
         RootdiskError: It cannot be fetched or created; nothing is left of the sandbox.
     """
-    artifact = option_values.artifact(store, options)
+    events = Events(store.root, wanted.spec.name, _events_fd(options))
+    try:
+        artifact = option_values.artifact(store, options)
+    except RootdiskError as err:
+        from rootdisk.trust.judgement import Refused  # much to load, and only for an error
+
+        if isinstance(err, Refused):
+            events.tell("refused", artifact=wanted.spec.reference, error=str(err))
+        raise
+    digest = str(artifact.digest)
+    events.tell("resolved", artifact=wanted.spec.reference, digest=digest)
+    if artifact.fetched or artifact.reused:
+        events.tell("fetched", digest=digest, bytes=artifact.fetched, reused=artifact.reused)
+    else:
+        events.tell("hit", digest=digest)
     try:
         if options.verify:
             _verify(store, artifact, options)
-        return launch.create(store, artifact, _with_defaults(wanted.spec, artifact), wanted.records)
+        prepared = launch.create(store, artifact, _with_defaults(wanted.spec, artifact), wanted.records)
+        return prepared._replace(events=events)
     except BaseException:
         artifact.release()
         raise
+
+
+def _events_fd(options: argparse.Namespace) -> int | None:
+    """Return the descriptor of --events; BadInput if nothing is open there for writing."""
+    fd: int | None = options.events
+    if fd is None:
+        return None
+    try:
+        is_writable = fd > 2 and fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY
+    except OSError:
+        is_writable = False
+    if not is_writable:
+        raise BadInput(
+            f"--events {fd}: no open file to write to", "for example: runner boot --events 3 … 3> events.json"
+        )
+    return fd
 
 
 def _verify(store: Store, artifact: StoredArtifact, options: argparse.Namespace) -> None:

@@ -31,6 +31,7 @@ from runner.sandbox.logs import Log
 from runner.sandbox.room import CONTINUE, Monitor, Room
 from runner.sandbox.router import Router
 from runner.sandbox.watched import Source, Watched, receive, signals
+from runner.store.events import Events
 
 STOP_S = 10  # for a program to end after the stop signal
 GRACE_S = 5.0  # in addition, for its guest
@@ -67,13 +68,14 @@ class Keeper:
         room: Room | None = None,
         needs: str = "",
         is_tied: bool = False,
+        events: Events | None = None,
         on_ready: Callable[[], None] | None = None,
     ) -> None:
         """Prepare to serve the machine `vm`.
 
         `timeout_s` is how long the program may run, `silent_s` how long nothing may be heard at first; `logs` are those of
         what the machine's processes write; `room` watches the host's disk; `needs` names options that need a newer init. With `is_tied`
-        a detached sandbox too ends with the connection of its main client. `on_ready` is called once when the program has started.
+        a detached sandbox too ends with the connection of its main client. `events` are told of what happens. `on_ready` is called once when the program has started.
         """
         self._vm = vm
         self._listener = listener
@@ -90,7 +92,7 @@ class Keeper:
         self._power: int | None = None  # how a program has ended the machine, as its console says
         self.lost = ""  # the lost helper for which the sandbox was stopped
         self.has_timed_out = False
-        self._router = Router(output.write_frame if output else None, needs, is_tied=is_tied)
+        self._router = Router(output.write_frame if output else None, needs, is_tied=is_tied, events=events)
         self._watched = Watched()
         self._clients = {client: self._router.main}
         self._joined: dict[Client, float] = {}  # when each client has connected

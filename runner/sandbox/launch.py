@@ -31,6 +31,7 @@ from runner.machine.model import Vm
 from runner.sandbox import guest_records
 from runner.sandbox.booting import start_machine
 from runner.sandbox.directory import Sandbox, Spec, State, discard
+from runner.store.events import Events
 from runner.store.pull import StoredArtifact
 from runner.store.store import Store
 
@@ -55,6 +56,7 @@ class PreparedSandbox(NamedTuple):
     spec: Spec  # of this run
     needs: str = ""  # options that an older init does not support
     is_read_only: bool = False
+    events: Events | None = None
     is_tied: bool = False  # it ends with the connection of its main client, even if its output goes to a log
     ipv6: bool = False  # whether the guest has IPv6, for a name server
 
@@ -244,6 +246,8 @@ def keep(
         sandbox = prepared.sandbox
         is_quiet = not is_shown() or sandbox.spec.detached
         fds = {client.fileno(), listener.fileno(), sandbox.lock, *prepared.artifact.lease}
+        if prepared.events is not None and prepared.events.fd is not None:
+            fds.add(prepared.events.fd)
         process.detach(fds, sandbox.folder / "keeper.log" if is_quiet else None)
         process.retitle(f"runner: keeps {sandbox.spec.name}")
         _run(prepared, store, client, listener, counter)
@@ -271,6 +275,7 @@ def _run(
     status, error = FAILED, ""
     keeper = vm = None
     reserved = contextlib.ExitStack()
+    events = prepared.events or Events(store.root, spec.name)
     try:
         platform = prepared.artifact.config.platform
         chosen = accelerator.choose(spec.accelerator, platform, store.root / "kvm.json", prepared.artifact.kernel)
@@ -296,7 +301,9 @@ def _run(
                 needs=prepared.needs,
                 is_tied=prepared.is_tied,
                 on_ready=make_template,
+                events=events,
             )
+            events.tell("started", start=sandbox.in_use.get("start", "cold"), accelerator=chosen.name)
             try:
                 status = keeper.run()
                 break
@@ -329,6 +336,7 @@ def _run(
     if vm is not None:
         vm.kill()
     reserved.close()
+    events.tell("ended", status=status, error=error)
     if spec.keep:
         for name in ("control", _SPARE):
             with contextlib.suppress(OSError):

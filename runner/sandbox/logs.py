@@ -96,6 +96,11 @@ class Reader:
         self._time: float | None = None
         self._half: int | None = None  # the first part of a time
 
+    @property
+    def is_open(self) -> bool:
+        """Return whether there was a file to read."""
+        return self._file is not None
+
     def data(self) -> Iterator[bytes]:
         """Yield what was written since the last call, in pieces."""
         while True:

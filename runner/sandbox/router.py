@@ -33,6 +33,7 @@ from runner.channel.messages import (
     is_number,
 )
 from runner.sandbox.clients import Client, Session
+from runner.store.events import Events
 
 CLIENTS_MAX = 128  # clients that have a session or wait for the end
 LOGS_MAX = 10_000  # lines of a guest that --debug shows
@@ -51,7 +52,12 @@ class Router:
     """A guest and its clients. The driver must check `is_over` and `take_stop` regularly."""
 
     def __init__(
-        self, write_output: Callable[[int, bytes], None] | None, needs: str = "", *, is_tied: bool = False
+        self,
+        write_output: Callable[[int, bytes], None] | None,
+        needs: str = "",
+        *,
+        is_tied: bool = False,
+        events: Events | None = None,
     ) -> None:
         """Prepare for a guest that has not connected yet.
 
@@ -59,6 +65,7 @@ class Router:
             write_output: Gets the output of the main program of a detached sandbox. Without it the main client does.
             needs: Names options that only guests of channel version messages.OPTIONS_VERSION know.
             is_tied: The sandbox ends with its main client, even if that does not get the output.
+            events: Are told of the start of the program and of commands.
         """
         self.status: int | None = None  # exit status of the program
         self.error: GuestError | None = None  # why the sandbox failed
@@ -67,6 +74,7 @@ class Router:
         self.left = False  # the client of a foreground sandbox has disconnected
         self._stop_s: int | None = None  # for `take_stop`
         self._write_output = write_output
+        self._events = events
         self._ends_with_main = is_tied or write_output is None
         self._decoder = Decoder(messages.FROM_GUEST, PAYLOAD_MAX)
         self._out = bytearray()
@@ -207,6 +215,8 @@ class Router:
         if self.standing is not None:
             client.put(messages.NOTICE, self.standing.encode())
         self._out += frame(messages.EXEC, request, number)
+        if self._events is not None:
+            self._events.tell("exec", session=number)
 
     def _refuse(self, client: Client, why: str) -> None:
         """Disconnect a client with an error, and end its session."""
@@ -350,6 +360,8 @@ class Router:
         if (error := messages.incompatible(self._version, self._needs)) is not None:
             self.error = error
             return
+        if self._events is not None:
+            self._events.tell("ready")
         if self.main in self.clients:
             self.main.put(messages.READY, payload)
             if not self._ends_with_main:
@@ -373,6 +385,8 @@ class Router:
             self.status = status
             return
         del self._sessions[session.number]
+        if self._events is not None:
+            self._events.tell("exec-ended", session=session.number, status=status)
         if session.client is not None:
             session.client.leave(frame_number(messages.EXIT, status))
             session.client.session = None

@@ -10,6 +10,7 @@
     ROOT/locks/HEX.make    exclusive while it is fetched or repaired, even if it is in use
     ROOT/sandboxes/NAME/   a sandbox: runner/sandbox/directory.py
     ROOT/templates/KEY/    a saved machine: runner/template/saved.py
+    ROOT/events            what has happened to sandboxes: runner/store/events.py
     ROOT/kvm.json          whether a guest has started with KVM on this host
     ROOT/qemu.json         the machine types of this host's QEMU
 

@@ -40,9 +40,24 @@ def test_it_is_seen(loop: str, runner: Runner, demo: str) -> None:
     assert row["running"]
     assert row["reference"] == demo
     assert row["labels"] == {"team": "a", "b": ""}
-    assert json.loads(runner("inspect", "loop").stdout) == row
+    document = json.loads(runner("inspect", "loop").stdout)
+    assert document.pop("last_event")["event"] in ("ready", "exec-ended")
+    assert document == row
     assert "loop" in runner("ps").stdout
     assert "did you mean loop?" in runner("inspect", "lop").stderr
+
+
+def test_what_it_uses(loop: str, runner: Runner) -> None:
+    (row,) = json.loads(runner("stats", "--json", "loop").stdout)
+    assert row["name"] == "loop"
+    assert 20 << 20 < row["memory_bytes"] < row["memory_limit_bytes"] + (200 << 20)
+    assert row["disk_bytes"] > 0
+    assert row["received_bytes"] is not None
+    assert row["processes"] >= 2
+    assert runner("stats", "--format", "{{.Name}} {{.PIDs}}").stdout.startswith("loop ")
+    assert "CPU %" in runner("stats").stdout
+    assert "does not run" not in runner("stats", "loop").stderr
+    assert runner("stats", "none").returncode == 125
 
 
 def test_its_output_is_kept_apart(loop: str, runner: Runner) -> None:

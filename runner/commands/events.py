@@ -1,0 +1,80 @@
+"""The command events: print what happens to sandboxes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from rootdisk.cli.rows import write_rows
+from rootdisk.cli.table import formatted
+from rootdisk.errors import BadInput
+from rootdisk.text import one_line, printable
+from runner.sandbox.lines import parse_time
+from runner.sandbox.logs import Reader
+from runner.store import events
+from runner.store.store import Store
+
+FOLLOW_S = 0.1
+_KEYS = ("sandbox", "event")
+
+
+def events_command(options: argparse.Namespace) -> int:
+    """Print events, from now on or from --since, until interrupted or until --until."""
+    since, until = parse_time(options.since, "--since"), parse_time(options.until, "--until")
+    is_wanted = _filter(options.filter)
+    store = Store.open()
+    rows = (row for row in _events(store, since, until) if is_wanted(row))
+    try:
+        if options.json:
+            write_rows(rows)
+        else:
+            for row in rows:
+                print(_line(row, options.format), flush=True)
+    except KeyboardInterrupt:
+        if options.json:
+            print("\n]")
+        sys.stdout.flush()
+    return 0
+
+
+def _events(store: Store, since: float | None, until: float | None) -> Iterator[dict[str, Any]]:
+    start = time.time() if since is None else since
+    reader = Reader(store.root / "events")
+    rest = b""
+    while True:
+        now = time.time()
+        for data in reader.data():
+            *lines, rest = (rest + data).split(b"\n")
+            for row in filter(None, map(events.parse, lines)):
+                if row["time"] >= start and (until is None or row["time"] <= until):
+                    yield row
+        if until is not None and now > until:
+            return
+        if not reader.is_open:
+            reader = Reader(store.root / "events")  # there was none yet
+        time.sleep(FOLLOW_S)
+
+
+def _line(row: dict[str, Any], template: str | None) -> str:
+    if template == "json":
+        return json.dumps(row)
+    if template:
+        return next(iter(formatted(template, [row])))
+    more = " ".join(f"{name}={printable(value)}" for name, value in row.items() if name not in ("time", *_KEYS))
+    stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(min(max(row["time"], 0), 253402300799)))
+    text = f"{stamp}.{int(row['time'] * 1000) % 1000:03}Z {printable(row['sandbox'])} {printable(row['event'])} {more}"
+    return one_line(text.rstrip())
+
+
+def _filter(texts: list[str]) -> Callable[[dict[str, Any]], bool]:
+    wanted: dict[str, set[str]] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if key not in _KEYS or not equals:
+            raise BadInput(f"--filter {printable(text, 60)!r}", f"write KEY=VALUE; KEY is {' or '.join(_KEYS)}")
+        wanted.setdefault(key, set()).add(value)
+    return lambda row: all(row[key] in values for key, values in wanted.items())
