@@ -75,7 +75,14 @@ def test_a_file_as_a_volume(demo: str, runner: Runner, tmp_path: Path) -> None:
     (tmp_path / "beside").write_text("secret\n")
     script = "cat /bin/true /opt/new/ro; echo more >> /bin/true; echo no >> /opt/new/ro; ls /run/rootdisk/volumes/*;"
     script += "ls /etc; cat /etc/hosts /etc/hostname"
-    volumes = ("-v", f"{tmp_path}/file:/bin/true", "-v", f"{tmp_path}/file:/opt/new/ro:ro", "--tmpfs", "/etc")
+    volumes: tuple[str, ...] = (
+        "-v",
+        f"{tmp_path}/file:/bin/true",
+        "-v",
+        f"{tmp_path}/file:/opt/new/ro:ro",
+        "--tmpfs",
+        "/etc",
+    )
     volumes += ("-v", f"{tmp_path}/hosts:/etc/hosts")
     (tmp_path / "hosts").write_text("of the user\n")
     done = runner("run", "-u", "0", "--name", "covered", *volumes, "--entrypoint", "sh", demo, "-c", script)
