@@ -182,6 +182,12 @@ def parser() -> Parser:
     verify.add_argument(
         "--source", metavar="SOURCE", help="the image that it was built from (default: where the artifact says)"
     )
+    verify.add_argument(
+        "--key",
+        metavar="FILE",
+        type=Path,
+        help="public key: provenance that it has signed must be attached, and be true",
+    )
     map_ = command(
         "map",
         "draw a disk as an HTML page: blocks by layer, files by size, chunks, boot reads",
@@ -233,12 +239,12 @@ def parser() -> Parser:
     )
     sbom = command(
         "sbom",
-        "list the packages on an artifact's disk or a raw disk as SPDX or CycloneDX",
+        "list the packages of an artifact, a source image or a raw disk as SPDX or CycloneDX",
         "oci:disks:13 -o 13.spdx.json",
         "--attach --format cyclonedx registry.example/web-disk:2",
         parents=(looking,),
     )
-    sbom.add_argument("what", metavar="ARTIFACT|FILE")
+    sbom.add_argument("what", metavar="ARTIFACT|SOURCE|FILE")
     sbom.add_argument(
         "--format", choices=("spdx", "cyclonedx"), default="spdx", help="SPDX 2.3 or CycloneDX 1.6 (default: spdx)"
     )

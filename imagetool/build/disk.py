@@ -130,6 +130,16 @@ def make_raw(
     return remarks
 
 
+@contextlib.contextmanager
+def planned(
+    image: Image, source: SourceImage, cache: Path, report: Report = silent
+) -> Iterator[tuple[Plan, list[Source]]]:
+    """Yield the plan of the image's disk without what we add, and the sources of its data, which are open meanwhile."""
+    with layer_data.open_layers(source, cache, None, report) as layers, _no_cycles():
+        sources, disk_plan, _ = _plan(image, source, layers, None, cache)
+        yield disk_plan, sources
+
+
 def _process(image: Image, source: SourceImage) -> Process:
     """Return the process that the disk will run. An invalid user is refused before a layer is read."""
     process = image.process.apply(source.config.process)

@@ -17,6 +17,7 @@ from imagetool.targets.copy import copy_manifest, copy_referrers
 from imagetool.targets.open import open_target
 from imagetool.targets.target import Target, push_blobs, tag_taken
 from rootdisk.artifact.format import key_tag
+from rootdisk.artifact.published import PublishedArtifact
 from rootdisk.errors import DigestMismatch, NotThere, RegistryError
 from rootdisk.oci.documents import OCI_MANIFEST, Descriptor, Digest
 from rootdisk.oci.reference import Reference
@@ -49,6 +50,10 @@ def publish(
     for place in targets:
         with contextlib.closing(open_target(place, registry(image))) as target:
             push(artifact, target, (), report)
+            if image.sbom:
+                from imagetool.build.bill import attach_bill, unpublished
+
+                attach_bill(target, artifact.descriptor, unpublished(artifact), image.sbom)
             sign_published(image, place, target, artifact.descriptor)
             target.push_manifest(artifact.manifest, OCI_MANIFEST, tags, fixed=fixed[place])
 
@@ -74,6 +79,12 @@ def publish_found(
                 if place.place != found.place.place:
                     copy_referrers(repository, place, target, found.descriptor, registry(image), report=report)
                     copy_manifest(repository, target, found.descriptor, (), report=report)
+                if image.sbom:
+                    from imagetool.build.bill import attach_bill
+
+                    attach_bill(
+                        target, found.descriptor, PublishedArtifact(repository, found.descriptor, raw), image.sbom
+                    )
                 sign_published(image, place, target, found.descriptor)
                 target.push_manifest(raw, media_type, tags, fixed=fixed[place])
 

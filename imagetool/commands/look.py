@@ -93,7 +93,7 @@ def cat_command(options: argparse.Namespace) -> int:
         node = found.reader.lookup(os.fsencode(options.path), follow=True)
         if node.type != stat.S_IFREG:
             raise BadInput(f"{printable(options.path)}: a {inspection.TYPES.get(node.type, 'thing')} and no plain file")
-        content = inspection.content(found.reader, node)
+        content = found.reader.content(node)
         if options.json:
             data = b"".join(content)
             write_rows([{"path": options.path, "size": len(data), "base64": base64.b64encode(data).decode()}])

@@ -6,11 +6,18 @@ import argparse
 import sys
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from imagetool.commands import options as given
+from rootdisk.artifact.format import NotAnArtifact
 from rootdisk.durable import atomic_write, check_output
 from rootdisk.oci.reference import parse_reference
 from rootdisk.text import one_line, printable
+
+if TYPE_CHECKING:
+    from imagetool.sbom.packages import Found
+
+SOURCE_MAX_BYTES = 64 << 30  # of the disk that is planned to look through a source image
 
 
 def sbom_command(options: argparse.Namespace) -> int:
@@ -21,9 +28,17 @@ def sbom_command(options: argparse.Namespace) -> int:
 
     if options.output is not None:
         check_output(options.output)
-    with opened(options.what, *given.looked_at(options)) as disk:
-        found = find(disk)
-        digest = str(disk.config.disk_digest) if disk.config is not None else Path(options.what).name
+    try:
+        with opened(options.what, *given.looked_at(options)) as disk:
+            found = find(disk)
+            digest = str(disk.config.disk_digest) if disk.config is not None else Path(options.what).name
+    except NotAnArtifact:
+        found, digest = _of_source(options)
+    for path in found.unread:
+        print(
+            f"imagetool: {printable(path)}: this kind of database is not read; its packages are missing",
+            file=sys.stderr,
+        )
     text = document(found, digest, options.format)
     if options.attach:
         from imagetool.targets.attach import attach
@@ -40,3 +55,16 @@ def sbom_command(options: argparse.Namespace) -> int:
     else:
         sys.stdout.buffer.write(text)
     return 0
+
+
+def _of_source(options: argparse.Namespace) -> tuple[Found, str]:
+    """List the packages of a source image; with the digest of its manifest."""
+    from imagetool.build.bill import packages_of_source
+    from imagetool.config.images import Image
+    from imagetool.progress import reported
+    from imagetool.sources.open import open_source
+
+    platform, registry = given.looked_at(options)
+    image = Image("sbom", parse_reference(options.what), (), platform=platform, size=SOURCE_MAX_BYTES)
+    with reported(quiet=True) as report, open_source(options.what, platform, registry) as source:
+        return packages_of_source(image, source, given.user_cache(), report), str(source.manifest_digest)

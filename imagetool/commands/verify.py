@@ -19,16 +19,29 @@ def verify_command(options: argparse.Namespace) -> int:
 
     from imagetool.prove.verification import verify
 
+    key = None
+    if options.key is not None:
+        from imagetool.signing.keys import read_key_file
+        from rootdisk.text import printable
+        from rootdisk.trust.keys import PublicKey
+
+        key = PublicKey.parse(read_key_file(options.key), printable(options.key))
     with (
         tempfile.TemporaryDirectory(prefix="verify-", dir=option_values.user_cache()) as work,
         reported(quiet=options.quiet) as report,
     ):
         done = verify(
-            parse_reference(options.what), options.source, *option_values.looked_at(options), Path(work), report
+            parse_reference(options.what), options.source, *option_values.looked_at(options), Path(work), report, key
         )
     identical = done.digest == done.rebuilt
     if options.json:
-        value = {"identical": identical, "digest": str(done.digest), "rebuilt": str(done.rebuilt), "init": done.init}
+        value: dict[str, object] = {
+            "identical": identical,
+            "digest": str(done.digest),
+            "rebuilt": str(done.rebuilt),
+            "init": done.init,
+        }
+        value["provenance"] = done.provenance
         write_rows([{**value, "differences": done.differences}])
     else:
         for line in done.differences:
@@ -36,4 +49,6 @@ def verify_command(options: argparse.Namespace) -> int:
         print(f"identical: {done.digest}" if identical else f"not identical: {done.digest}, built again {done.rebuilt}")
         if not options.quiet:
             print(f"init: {done.init}", file=sys.stderr)
+            if done.provenance != "none":
+                print(one_line(f"provenance: {done.provenance}"), file=sys.stderr)
     return 0 if identical else 1

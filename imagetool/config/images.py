@@ -21,6 +21,7 @@ from imagetool.config import values as values
 from imagetool.config.toml_lines import Where
 from imagetool.config.values import MIB
 from imagetool.layout.additions import Owner
+from imagetool.sbom.documents import Format
 from rootdisk.artifact.format import Process
 from rootdisk.errors import BadInput
 from rootdisk.oci.documents import Platform
@@ -109,6 +110,7 @@ class Image:
     sign: Signing | None = None
     policy: Path | None = None  # for published disks that are used; None: this host's
     source_policy: bool = False
+    sbom: Format | None = None  # attached to what is published
     cache: Path | None = None  # the project's own; nobody else uses layouts in it
     group: str = ""  # the name in images.toml if this is one of several platforms; their index gets the version as tag
 
@@ -300,6 +302,7 @@ def _image(image: Where, defaults: Where | None, *, command_line: bool = False) 
         _signing(table("sign"), image),
         get("policy", Where.path, None),
         get("source_policy", Where.boolean, False),
+        get("sbom", values.bill, None),
         (image.file.parent / "cache").absolute(),
     )
 

@@ -15,6 +15,7 @@ from imagetool.ext4.geometry import DISK_MIN_BYTES
 from imagetool.layout import secrets
 from imagetool.layout.additions import Owner
 from imagetool.layout.certificates import PEM_MAX_BYTES, check_certificates
+from imagetool.sbom.documents import FORMATS, Format
 from rootdisk import env_file
 from rootdisk.artifact.format import CPUS_MAX, DISK_MAX_BYTES, KEY_TAG_PREFIX, MEMORY_MAX_MIB, MEMORY_MIN_MIB
 from rootdisk.cli.sizes import SIZE_MAX_BYTES, parse_size, size_text
@@ -175,6 +176,16 @@ def kernel(where: Where) -> str:
     """Read "debian", "none" or a path."""
     text = where.string()
     return text if text in ("debian", "none") else str(where.path())
+
+
+def bill(where: Where) -> Format | None:
+    """Read which bill of material to attach: true stands for SPDX."""
+    if isinstance(where.value, bool) or where.value in ("true", "false"):
+        return "spdx" if where.boolean() else None
+    form = FORMATS.get(where.string())
+    if form is None:
+        raise where.error(f"is {printable(where.string(), 40)!r}", "write true, spdx or cyclonedx")
+    return form
 
 
 def reason(where: Where) -> str:

@@ -59,6 +59,19 @@ class Reader(Volume):
         """Yield the bytes of a file as (offset, bytes), ascending; what lies between is a hole."""
         return contents.data(self, node)
 
+    def content(self, node: Node) -> Iterator[bytes]:
+        """Yield the bytes of a file in pieces, holes as zeros."""
+        at = 0
+        for offset, data in self.data(node):
+            yield from _zeros(offset - at)
+            yield data
+            at = offset + len(data)
+        yield from _zeros(node.size - at)
+
+    def read_at(self, node: Node, offset: int, length: int) -> bytes:
+        """Return the bytes of a file from `offset` on, fewer at its end; the caller bounds `length`."""
+        return contents.read_at(self, node, offset, length)
+
     def target(self, node: Node) -> bytes:
         """Return a symbolic link's target."""
         return contents.target(self, node)
@@ -154,3 +167,10 @@ class Reader(Volume):
         found = list(islice(self.entries(node), NAMES_MAX_COUNT + 1))
         found.sort(reverse=True)
         return found
+
+
+def _zeros(count: int) -> Iterator[bytes]:
+    piece = bytes(1 << 20)
+    while count > 0:
+        yield piece[:count]
+        count -= len(piece)

@@ -69,7 +69,9 @@ def make_kernel(image: Image, init: Path, directory: Path, packages: Path) -> Ke
             f"verity: the kernel {kernel.version} has no dm-verity", "use another kernel, or leave verity out"
         )
     modules = [
-        Module(path.name, path.read_bytes(), key) for path, key in kernel.modules if key != "verity" or image.verity
+        Module(path.name, path.read_bytes(), key)
+        for path, key in kernel.modules
+        if image.verity or not key.startswith("verity")
     ]
     initramfs = build_initramfs(init.read_bytes(), modules)
     vmlinuz = kernel.vmlinuz.read_bytes()

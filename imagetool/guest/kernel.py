@@ -38,7 +38,8 @@ WANTED = {
     **dict.fromkeys(("rng_core", "virtio_rng"), ""),
     # dm-verity: others load it before the disk is mounted. Kernels differ in which of them are built in.
     **dict.fromkeys(("dax", "dm_mod", "dm_bufio", "reed_solomon", "dm_verity"), "verity"),
-    **dict.fromkeys(("libsha256", "sha256_generic", "sha256_ssse3", "sha256_arm64", "sha2_ce"), "verity"),
+    **dict.fromkeys(("libsha256", "sha256_generic"), "verity"),
+    **dict.fromkeys(("sha256_ssse3", "sha256_arm64", "sha2_ce"), "verity-cpu"),
     "overlay": "read-only",
     **dict.fromkeys(("fuse", "virtiofs", "netfs", "fscache", "9pnet", "9pnet_virtio", "9p"), "mount"),
 }

@@ -1,7 +1,7 @@
 """Look into source images, artifacts and disks, without mounting or unpacking anything.
 
     opened("oci:cache/artifacts/demo:1", …) as disk:   disk.reader, and for an artifact disk.config
-    listing(disk, path), details(disk, path), content(reader, node)
+    listing(disk, path), details(disk, path), disk.reader.content(node)
     compared(a, b)                                     differences by file
 
 Results are plain values for people and for JSON. Names are decoded, and everything unprintable in them is escaped, so that no
@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import stat
-from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -24,7 +23,7 @@ from uuid import UUID
 from imagetool.ext4.reader import Node, Reader
 from imagetool.sources.open import open_source
 from rootdisk.artifact.disk import FramedDisk
-from rootdisk.artifact.format import ArtifactConfig, NotAnArtifact
+from rootdisk.artifact.format import ArtifactConfig, NotAnArtifact, layer_of
 from rootdisk.artifact.published import PublishedArtifact, open_artifact
 from rootdisk.errors import BadInput
 from rootdisk.ids import id_or_none
@@ -76,9 +75,7 @@ class InspectedDisk:
 
     def layer(self, node: Node) -> str:
         """Return the diff ID of the layer that an inode comes from, or "" if unknown."""
-        layers = self.config.layers if self.config is not None else ()
-        place = bisect_right([layer.first for layer in layers], node.number) - 1
-        return layers[place].diff_id if place >= 0 else ""
+        return layer_of(self.config.layers if self.config is not None else (), node.number)
 
 
 @contextlib.contextmanager
@@ -150,28 +147,11 @@ def details(disk: InspectedDisk, path: bytes) -> dict[str, Any]:
     return value
 
 
-def content(reader: Reader, node: Node) -> Iterator[bytes]:
-    """Yield the bytes of a file in pieces, holes as zeros."""
-    at = 0
-    for offset, data in reader.data(node):
-        yield from _zeros(offset - at)
-        yield data
-        at = offset + len(data)
-    yield from _zeros(node.size - at)
-
-
-def _zeros(count: int) -> Iterator[bytes]:
-    piece = bytes(1 << 20)
-    while count > 0:
-        yield piece[:count]
-        count -= len(piece)
-
-
 def digest(reader: Reader, node: Node) -> str:
     """Return the sha256 of a file. Above 64 GiB, hash only blocks with data and their offsets."""
     sha256 = hashlib.sha256()
     if node.size <= HASHED_MAX_BYTES:
-        for data in content(reader, node):
+        for data in reader.content(node):
             sha256.update(data)
         return sha256.hexdigest()
     for offset, data in reader.data(node):
@@ -268,7 +248,7 @@ def _names(reader: Reader, path: bytes) -> dict[int, str]:
         node = reader.lookup(path, follow=True)
         if node.type != stat.S_IFREG or node.size > ACCOUNTS_MAX_BYTES:
             return {}
-        lines = b"".join(content(reader, node)).splitlines()
+        lines = b"".join(reader.content(node)).splitlines()
     except BadInput:
         return {}
     fields = (line.split(b":") for line in lines)

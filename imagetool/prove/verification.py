@@ -23,6 +23,7 @@ from imagetool.layout.own_files import OwnFile
 from imagetool.look import inspection
 from imagetool.look.difference import differences
 from imagetool.progress import Report, silent
+from imagetool.prove.provenance import check as check_provenance
 from imagetool.sources.open import open_source
 from rootdisk.artifact import zstd_frames
 from rootdisk.artifact.format import (
@@ -44,6 +45,7 @@ from rootdisk.oci.fields import Fields
 from rootdisk.oci.reference import Reference, parse_reference
 from rootdisk.oci.repository import RegistryOptions, read_blob
 from rootdisk.text import printable
+from rootdisk.trust.keys import PublicKey
 
 KERNEL_MAX_BYTES = 512 << 20
 FILES_MAX_COUNT = 100_000  # of owners, files and removed paths each
@@ -57,6 +59,7 @@ class Verified(NamedTuple):
     rebuilt: Digest
     differences: tuple[str, ...]
     init: str
+    provenance: str  # what is attached of it, in words
 
 
 def verify(
@@ -66,8 +69,11 @@ def verify(
     options: RegistryOptions,
     work: Path,
     report: Report = silent,
+    key: PublicKey | None = None,
 ) -> Verified:
     """Build the artifact `what` again in the empty directory `work`, from `source` or from where it says.
+
+    With `key`, provenance that it has signed has to be attached, and to say what the artifact says.
 
     BadInput: the source is another image, or this rootdisk makes other bytes of these inputs than the recorded one;
     RootdiskError: what the artifact says of itself is not true, or something cannot be fetched or built.
@@ -76,6 +82,7 @@ def verify(
         inputs = dict(published.config.inputs)
         if derivation.derivation_key(inputs) != published.config.derivation_key:
             raise RootdiskError(f"{what}: its derivation key is not that of its inputs", "do not use it")
+        provenance = check_provenance(published, key)
         recorded = Fields(inputs, "recorded inputs", "a newer rootdisk may know them")
         source_digest = Digest.parse(recorded.text("source"))
         image = _image(published, recorded, options, work)
@@ -99,7 +106,9 @@ def verify(
             )
         with open_artifact(again, platform, options) as rebuilt:
             found = tuple(differences(published, rebuilt))
-        return Verified(published.descriptor.digest, made.digest, found, _beside_ours(image, boot.guest, work))
+        return Verified(
+            published.descriptor.digest, made.digest, found, _beside_ours(image, boot.guest, work), provenance
+        )
 
 
 def _source(published: PublishedArtifact, digest: Digest) -> str:
@@ -198,7 +207,7 @@ def _taken(disk: inspection.InspectedDisk, path: str, digest: str, out: Path) ->
     """Write the file at `path` on the artifact's disk to `out`, and return `out`. RootdiskError if it does not have `digest`."""
     reader, wanted = disk.reader, Digest.parse(digest)
     with out.open("wb") as file:
-        for data in inspection.content(reader, reader.lookup(path.encode(), follow=True)):
+        for data in reader.content(reader.lookup(path.encode(), follow=True)):
             file.write(data)
     with out.open("rb") as file:
         got = Digest("sha256", hashlib.file_digest(file, "sha256").hexdigest())

@@ -12,6 +12,7 @@ from rootdisk.oci.documents import canonical_json
 
 Format = Literal["spdx", "cyclonedx"]
 MEDIA_TYPES: dict[Format, str] = {"spdx": "application/spdx+json", "cyclonedx": "application/vnd.cyclonedx+json"}
+FORMATS: dict[str, Format] = {form: form for form in MEDIA_TYPES}
 _NO_TIME = "1970-01-01T00:00:00Z"  # SPDX asks for one, and a build must not depend on when it was
 
 
@@ -23,13 +24,15 @@ def document(found: Found, name: str, form: Format) -> bytes:
 def _spdx(found: Found, name: str) -> dict[str, Any]:
     content = hashlib.sha256(canonical_json([name, *map(list, found.packages)])).hexdigest()
     packages = [{**_spdx_package(package, found.distribution), "SPDXID": _id(package)} for package in found.packages]
-    whole = {
+    whole: dict[str, Any] = {
         "SPDXID": "SPDXRef-Disk",
         "name": name,
         "downloadLocation": "NOASSERTION",
         "filesAnalyzed": False,
         "primaryPackagePurpose": "CONTAINER",
     }
+    if found.unread:
+        whole["comment"] = f"incomplete: packages in {', '.join(found.unread)} are not listed"
     relations = [("SPDXRef-DOCUMENT", "DESCRIBES", "SPDXRef-Disk")]
     relations += [("SPDXRef-Disk", "CONTAINS", package["SPDXID"]) for package in packages]
     return {
@@ -83,6 +86,7 @@ def _cyclonedx(found: Found, name: str) -> dict[str, Any]:
             "tools": {"components": [{"type": "application", "name": "imagetool", "version": rootdisk.__version__}]},
         },
         "components": [_component(package, found.distribution) for package in found.packages],
+        **({"compositions": [{"aggregate": "incomplete", "assemblies": ["disk"]}]} if found.unread else {}),
     }
 
 

@@ -1,4 +1,4 @@
-"""Packages on a disk: dpkg, dpkg's `status.d` of distroless images, apk, Python's dist-info, npm's package.json.
+"""Packages on a disk: dpkg, dpkg's `status.d` of distroless images, apk, rpm, Python's dist-info, npm's package.json, Go's modules.
 
 A database is foreign text: it is bounded, and what is malformed is an error that names the file. Each package has the layer
 that brought it: of the file that lists its content, else of its database.
@@ -11,11 +11,11 @@ import re
 import stat
 from collections.abc import Iterator
 from email.parser import Parser
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 from urllib.parse import quote
 
-from imagetool.ext4.reader import Node
-from imagetool.look.inspection import InspectedDisk, content
+from imagetool.ext4.reader import Node, Reader
+from imagetool.sbom import golang, rpm
 from rootdisk.errors import BadInput, RootdiskError
 from rootdisk.text import printable
 
@@ -25,10 +25,21 @@ PACKAGES_MAX = 200_000
 _FIELD = re.compile(r"([A-Za-z0-9][A-Za-z0-9-]*):[ \t]?(.*)")
 
 
+class Disk(Protocol):
+    """A disk that is looked through."""
+
+    @property
+    def reader(self) -> Reader:
+        """The disk's files."""
+
+    def layer(self, node: Node) -> str:
+        """Return the diff ID of the layer that an inode comes from, or "" if unknown."""
+
+
 class Package(NamedTuple):
     """A package that is installed."""
 
-    kind: str  # deb, apk, pypi, npm
+    kind: str  # deb, apk, rpm, pypi, npm, golang
     name: str
     version: str
     architecture: str = ""
@@ -38,10 +49,14 @@ class Package(NamedTuple):
 
     def purl(self, distribution: str) -> str:
         """Return the package URL; `distribution` is os-release's ID."""
-        name = quote(self.name, safe="/@" if self.kind == "npm" else "").replace("@", "%40")
-        place = f"{quote(distribution, safe='')}/" if self.kind in ("deb", "apk") and distribution else ""
-        arch = f"?arch={quote(self.architecture, safe='')}" if self.architecture else ""
-        return f"pkg:{self.kind}/{place}{name}@{quote(self.version, safe='')}{arch}"
+        name = quote(self.name, safe="/@" if self.kind in ("npm", "golang") else "").replace("@", "%40")
+        place = f"{quote(distribution, safe='')}/" if self.kind in ("deb", "apk", "rpm") and distribution else ""
+        version, qualifiers = self.version, [("arch", self.architecture)] if self.architecture else []
+        if self.kind == "rpm" and ":" in version:
+            epoch, _, version = version.partition(":")
+            qualifiers.append(("epoch", epoch))
+        text = "&".join(f"{key}={quote(value, safe='')}" for key, value in qualifiers)
+        return f"pkg:{self.kind}/{place}{name}@{quote(version, safe='')}{f'?{text}' if text else ''}"
 
 
 class Found(NamedTuple):
@@ -50,9 +65,10 @@ class Found(NamedTuple):
     packages: tuple[Package, ...]
     distribution: str = ""  # os-release: ID
     release: str = ""  # VERSION_ID
+    unread: tuple[str, ...] = ()  # paths of databases that are not read: their packages are missing
 
 
-def find(disk: InspectedDisk) -> Found:
+def find(disk: Disk) -> Found:
     """List every package on `disk`, sorted.
 
     Raises:
@@ -64,12 +80,13 @@ def find(disk: InspectedDisk) -> Found:
         found.add(package)
         if len(found) > PACKAGES_MAX:
             raise BadInput(f"more than {PACKAGES_MAX} packages")
-    return Found(tuple(sorted(found)), release.get("ID", ""), release.get("VERSION_ID", ""))
+    return Found(tuple(sorted(found)), release.get("ID", ""), release.get("VERSION_ID", ""), tuple(_unread(disk)))
 
 
-def _all(disk: InspectedDisk) -> Iterator[Package]:
+def _all(disk: Disk) -> Iterator[Package]:
     yield from _dpkg(disk)
     yield from _apk(disk)
+    yield from _rpm(disk)
     for path, node in disk.reader.walk():
         if node.type != stat.S_IFREG:
             continue
@@ -77,9 +94,11 @@ def _all(disk: InspectedDisk) -> Iterator[Package]:
             yield from _python(disk, path, node)
         elif path.endswith(b"/package.json") and b"/node_modules/" in path:
             yield from _npm(disk, path, node)
+        elif node.mode & 0o111 and node.size >= golang.PROGRAM_MIN_BYTES:
+            yield from _go(disk, path, node)
 
 
-def _dpkg(disk: InspectedDisk) -> Iterator[Package]:
+def _dpkg(disk: Disk) -> Iterator[Package]:
     for path in (b"/var/lib/dpkg/status", *_names(disk, b"/var/lib/dpkg/status.d")):
         node = _node(disk, path)
         if node is None or path.endswith(b".md5sums"):
@@ -96,7 +115,7 @@ def _dpkg(disk: InspectedDisk) -> Iterator[Package]:
             yield Package("deb", name, fields["Version"], architecture, "", source, disk.layer(owner or node))
 
 
-def _apk(disk: InspectedDisk) -> Iterator[Package]:
+def _apk(disk: Disk) -> Iterator[Package]:
     for path in (b"/lib/apk/db/installed", b"/usr/lib/apk/db/installed"):
         node = _node(disk, path)
         if node is None:
@@ -122,7 +141,53 @@ def _apk(disk: InspectedDisk) -> Iterator[Package]:
         return  # one is a link to the other
 
 
-def _python(disk: InspectedDisk, path: bytes, node: Node) -> Iterator[Package]:
+def _rpm(disk: Disk) -> Iterator[Package]:
+    seen: set[int] = set()
+    for folder in rpm.FOLDERS:
+        path = folder + b"/" + rpm.DATABASE
+        node = _node(disk, path)
+        if node is None or node.number in seen:  # one is a link to the other
+            continue
+        seen.add(node.number)
+        journal = _node(disk, path + b"-wal")
+        for file in filter(None, (node, journal)):
+            _check_size(file, path, DATABASE_MAX_BYTES)
+        database = disk.reader.content(node)
+        log = disk.reader.content(journal) if journal is not None else iter(())
+        for header in rpm.headers(database, log, path):
+            owner = _node(disk, header.file) if header.file else None
+            yield Package(
+                "rpm", header.name, header.version, header.architecture, header.license, header.source,
+                disk.layer(owner or node),
+            )  # fmt: skip
+
+
+def _unread(disk: Disk) -> Iterator[str]:
+    """Yield the paths of rpm's older databases, if there is none that is read."""
+    if any(_node(disk, folder + b"/" + rpm.DATABASE) for folder in rpm.FOLDERS):
+        return
+    numbers: set[int] = set()
+    for folder in rpm.FOLDERS:
+        for name in rpm.OTHERS:
+            node = _node(disk, folder + b"/" + name)
+            if node is not None and node.size and node.number not in numbers:
+                numbers.add(node.number)
+                yield (folder + b"/" + name).decode()
+
+
+def _go(disk: Disk, path: bytes, node: Node) -> Iterator[Package]:
+    def read(offset: int, length: int) -> bytes:
+        """Read bytes of the program."""
+        return disk.reader.read_at(node, offset, length) if offset < node.size else b""
+
+    try:
+        for module in golang.modules(read):
+            yield Package("golang", module.path, module.version, layer=disk.layer(node))
+    except ValueError as err:
+        raise BadInput(f"{printable(path)}: {err}") from err
+
+
+def _python(disk: Disk, path: bytes, node: Node) -> Iterator[Package]:
     fields = Parser().parsestr(_text(disk, node, path, FILE_MAX_BYTES), headersonly=True)
     name, version = str(fields.get("Name", "")), str(fields.get("Version", ""))
     if name and version:
@@ -130,7 +195,7 @@ def _python(disk: InspectedDisk, path: bytes, node: Node) -> Iterator[Package]:
         yield Package("pypi", re.sub(r"[-_.]+", "-", name).lower(), version, "", text, "", disk.layer(node))
 
 
-def _npm(disk: InspectedDisk, path: bytes, node: Node) -> Iterator[Package]:
+def _npm(disk: Disk, path: bytes, node: Node) -> Iterator[Package]:
     below = path.rpartition(b"/node_modules/")[2].split(b"/")
     if len(below) != (3 if below[0].startswith(b"@") else 2):
         return  # not a package's own
@@ -160,7 +225,7 @@ def stanzas(text: str, path: bytes) -> Iterator[dict[str, str]]:
             yield fields
 
 
-def _os_release(disk: InspectedDisk) -> dict[str, str]:
+def _os_release(disk: Disk) -> dict[str, str]:
     for path in (b"/etc/os-release", b"/usr/lib/os-release"):
         node = _node(disk, path)
         if node is not None:
@@ -170,7 +235,7 @@ def _os_release(disk: InspectedDisk) -> dict[str, str]:
     return {}
 
 
-def _node(disk: InspectedDisk, path: bytes) -> Node | None:
+def _node(disk: Disk, path: bytes) -> Node | None:
     """Find a regular file, through links that stay on the disk; None if there is none."""
     try:
         node = disk.reader.lookup(path, follow=True)
@@ -179,7 +244,7 @@ def _node(disk: InspectedDisk, path: bytes) -> Node | None:
     return node if node.type == stat.S_IFREG else None
 
 
-def _names(disk: InspectedDisk, path: bytes) -> list[bytes]:
+def _names(disk: Disk, path: bytes) -> list[bytes]:
     try:
         folder = disk.reader.lookup(path, follow=True)
     except RootdiskError:
@@ -189,7 +254,11 @@ def _names(disk: InspectedDisk, path: bytes) -> list[bytes]:
     return [path + b"/" + name for name, _, _ in sorted(disk.reader.entries(folder)) if name not in (b".", b"..")]
 
 
-def _text(disk: InspectedDisk, node: Node, path: bytes, max_bytes: int) -> str:
+def _text(disk: Disk, node: Node, path: bytes, max_bytes: int) -> str:
+    _check_size(node, path, max_bytes)
+    return b"".join(disk.reader.content(node)).decode("utf-8", "replace").replace("\0", "\ufffd")
+
+
+def _check_size(node: Node, path: bytes, max_bytes: int) -> None:
     if node.size > max_bytes:
         raise BadInput(f"{printable(path)}: {node.size} bytes are more than the {max_bytes} allowed")
-    return b"".join(content(disk.reader, node)).decode("utf-8", "replace").replace("\0", "\ufffd")

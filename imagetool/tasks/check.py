@@ -16,7 +16,6 @@ from imagetool.build.disk import registry
 from imagetool.build.publish import push
 from imagetool.config.images import Image
 from imagetool.ext4.reader import Node, Reader
-from imagetool.look.inspection import content
 from imagetool.targets.open import open_target
 from rootdisk.artifact.format import Process
 from rootdisk.artifact.published import open_artifact
@@ -152,7 +151,7 @@ def _small_file(reader: Reader, path: str) -> bytes:
     node = _lookup(reader, path)
     if node is None or node.type != stat.S_IFREG or node.size > FILE_MAX_BYTES:
         return b""
-    return b"".join(content(reader, node))
+    return b"".join(reader.content(node))
 
 
 def fetched(image: Image, reference: Reference, store: Path) -> Path:

@@ -201,6 +201,7 @@ def task_publish() -> Iterator[Task]:
                         "version": image.version,
                         "plain_http": image.plain_http,
                         **({"sign": list(map(str, image.sign))} if image.sign else {}),
+                        **({"sbom": image.sbom} if image.sbom else {}),
                     }
                 ),
                 _published(PLACES.receipt(image, "published"), [image]),

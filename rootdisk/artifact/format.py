@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Mapping
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -158,6 +159,12 @@ class LayerInodes(NamedTuple):
 
     diff_id: str
     first: int
+
+
+def layer_of(layers: Sequence[LayerInodes], inode: int) -> str:
+    """Return the diff ID of the layer that an inode comes from, or "" if unknown."""
+    place = bisect_right([layer.first for layer in layers], inode) - 1
+    return layers[place].diff_id if place >= 0 else ""
 
 
 class Process(NamedTuple):

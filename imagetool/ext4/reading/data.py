@@ -84,6 +84,19 @@ def data(volume: Volume, node: Node) -> Iterator[tuple[int, bytes]]:
             at += length
 
 
+def read_at(volume: Volume, node: Node, offset: int, length: int) -> bytes:
+    """Return the bytes of a file from `offset` on, fewer at its end; the caller bounds `length`. Errors as of extents()."""
+    length = max(0, min(length, node.size - offset))
+    found = bytearray(length)
+    for extent in extents(volume, node):
+        start = extent.logical * volume.block_size
+        low, high = max(offset, start), min(offset + length, start + extent.count * volume.block_size)
+        if low < high and extent.written:
+            place = extent.physical * volume.block_size + low - start
+            found[low - offset : high - offset] = volume.device.read(place, high - low)
+    return bytes(found)
+
+
 def target(volume: Volume, node: Node) -> bytes:
     """Return a symbolic link's target. BadInput: it is longer than a block."""
     if node.size < f.I_BLOCK_BYTES and not node.flags & f.EXT4_EXTENTS_FL:

@@ -47,6 +47,7 @@ CHANGED = {
     "sign": PLAIN + 'sign = {key = "sign.key"}',
     "policy": PLAIN + 'policy = "policy.json"',
     "source_policy": PLAIN + "source_policy = true",
+    "sbom": PLAIN + "sbom = true",
     "process": PLAIN + 'process = {cmd = ["x"]}',
 }
 

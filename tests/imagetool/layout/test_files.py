@@ -10,7 +10,6 @@ import pytest
 from imagetool.build import disk as build
 from imagetool.config import images
 from imagetool.ext4.reader import Reader
-from imagetool.look.inspection import content
 from imagetool.sources.open import open_source
 from rootdisk.errors import BadInput, RootdiskError
 from tests.support.layouts import write_layout
@@ -51,7 +50,7 @@ def seen(path: Path) -> dict[str, tuple[str, int, int, bytes]]:
         for name, node in reader.walk():
             if name.startswith((b"/.rootdisk", b"/lost")):
                 continue
-            data = b"".join(content(reader, node)) if node.mode >> 12 == 8 else b""
+            data = b"".join(reader.content(node)) if node.mode >> 12 == 8 else b""
             data = reader.target(node) if node.mode >> 12 == 10 else data
             found[name.decode()] = (oct(node.mode), node.uid, node.gid, data)
     return found

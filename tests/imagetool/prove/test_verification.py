@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import json
 import re
 from pathlib import Path
@@ -11,12 +13,19 @@ import trustme
 
 from imagetool.build.derivation import derivation_key
 from imagetool.cli import main
+from imagetool.signing.provenance import PREDICATE, statement
+from imagetool.signing.sign import push_bundle, signed_statement
+from imagetool.targets.open import open_target
+from rootdisk.artifact.published import open_artifact
+from rootdisk.oci.documents import Digest, Platform
+from rootdisk.oci.reference import parse_reference
 from rootdisk.oci.repository import RegistryOptions
 from tests.support.artifacts import BARE, publish, with_boot
 from tests.support.commands import run
 from tests.support.copies import LAYERS, plant
 from tests.support.layouts import write_layout
 from tests.support.registry import needs_registry, run_registry
+from tests.support.signing import make_keys
 
 MORE = """
 [image.app.tls]
@@ -163,3 +172,46 @@ def test_inputs_of_a_stranger(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     )
     assert main(["verify", f"oci:{tmp_path}/a:1"]) == 2
     assert re.fullmatch(r"imagetool: (recorded inputs|\S+): .*\n", capsys.readouterr().err)
+
+
+def test_provenance_is_checked(copied: Path, tmp_path: Path) -> None:
+    """Of the key, of this artifact, and saying what the artifact says. No value of a variable is in it."""
+    keys, others = make_keys(tmp_path / "keys"), make_keys(tmp_path / "others")
+    text = (copied / "images.toml").read_text() + f'[image.app.sign]\nkey = "{keys.private}"\nprovenance = true\n'
+    (copied / "images.toml").write_text(text)
+    artifact = build(copied)
+    blobs = [path.read_bytes() for path in (copied / "cache/artifacts/app/blobs/sha256").iterdir()]
+    payloads = [
+        base64.b64decode(json.loads(data)["dsseEnvelope"]["payload"]) for data in blobs if b'"dsseEnvelope"' in data
+    ]
+    assert [payload for payload in payloads if b"slsa.dev/provenance" in payload]
+    assert not any(b"not to be seen" in payload for payload in payloads)
+    status, said, talk = verify(copied, artifact, "--key", str(keys.public), *from_layout(copied))
+    assert (status, said[:10]) == (0, "identical:"), talk
+    assert "provenance: signed by " in talk
+    status, said, talk = verify(copied, artifact, "--key", str(others.public), *from_layout(copied))
+    assert (status, said) == (2, "")
+    assert "no provenance is signed by that key" in talk
+
+    # By the same key, what is not true of this artifact: another source, and another artifact's statement.
+    with open_artifact(parse_reference(artifact), Platform.host()) as published:
+        true = statement(published.config, published.descriptor.digest, "", {})
+        definition = true.predicate["buildDefinition"]
+        (source, *rest) = definition["resolvedDependencies"]
+        lie = {**definition, "resolvedDependencies": [{**source, "digest": {"sha256": "0" * 64}}, *rest]}
+        signed = signed_statement(true._replace(predicate={**true.predicate, "buildDefinition": lie}), keys.signer)
+        foreign = signed_statement(true._replace(digest=Digest.of(b"x")), others.signer)
+        with contextlib.closing(open_target(parse_reference(artifact))) as target:
+            push_bundle(target, published.descriptor, foreign, PREDICATE)
+    status, _, talk = verify(copied, artifact, "--key", str(others.public), *from_layout(copied))
+    assert status == 2
+    assert "no provenance is signed by that key" in talk
+    with (
+        open_artifact(parse_reference(artifact), Platform.host()) as published,
+        contextlib.closing(open_target(parse_reference(artifact))) as target,
+    ):
+        push_bundle(target, published.descriptor, signed, PREDICATE)
+    status, said, talk = verify(copied, artifact, "--key", str(keys.public), *from_layout(copied))
+    assert (status, said) == (1, ""), talk
+    assert "its provenance has another resolvedDependencies than the artifact" in talk
+    assert talk.count("\n") == 1

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import shutil
+import sqlite3
+import struct
+import subprocess
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +19,18 @@ from cyclonedx.validation.json import JsonStrictValidator
 from spdx_tools.spdx.parser.parse_anything import parse_file
 from spdx_tools.spdx.validation.document_validator import validate_full_spdx_document
 
+from imagetool.build.artifact import publish_artifact
+from imagetool.build.disk import open_image
 from imagetool.cli import main
+from imagetool.config import images
+from imagetool.config.images import Image
+from imagetool.guest.boot_files import boot_files
+from imagetool.guest.programs import BootFiles
+from imagetool.sbom.documents import FORMATS
+from imagetool.sbom.golang import MAGIC, Module, modules
+from rootdisk.oci.documents import Digest, Manifest
 from rootdisk.oci.reference import parse_reference
+from rootdisk.oci.repository import read_blob
 from rootdisk.places import open_repository
 from tests.support.commands import Runner
 from tests.support.layouts import write_layout
@@ -64,13 +81,18 @@ WANTED = {
 }
 
 
-def image(folder: Path, files: dict[bytes, bytes]) -> Path:
-    """A raw disk with `files`."""
+def layer(files: Mapping[bytes, bytes], mode: int = 0o644) -> bytes:
     parents = sorted(
         {b"/".join(name.split(b"/")[:count]) for name in files for count in range(1, name.count(b"/") + 1)}
     )
-    layer = b"".join(map(directory, parents)) + b"".join(file(name, data) for name, data in files.items()) + END
-    write_layout(folder / "layout", "t", [layer])
+    return (
+        b"".join(map(directory, parents)) + b"".join(file(name, data, mode=mode) for name, data in files.items()) + END
+    )
+
+
+def image(folder: Path, files: Mapping[bytes, bytes], mode: int = 0o644) -> Path:
+    """A raw disk with `files`."""
+    write_layout(folder / "layout", "t", [layer(files, mode)])
     assert main(["disk", "-q", "--plain", "--size", "64m", f"oci:{folder}/layout:t", str(folder / "disk")]) == 0
     return folder / "disk"
 
@@ -79,6 +101,19 @@ def image(folder: Path, files: dict[bytes, bytes]) -> Path:
 def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("ROOTDISK_CACHE", str(tmp_path / "cache"))
     return image(tmp_path, FILES)
+
+
+def rpm(folder: Path, *argv: str) -> str:
+    return subprocess.run(argv, cwd=folder, check=True, capture_output=True, text=True).stdout
+
+
+def reading(data: bytes) -> Callable[[int, int], bytes]:
+    return lambda offset, length: data[offset : offset + length]
+
+
+def built_of(image: Image, folder: Path) -> tuple[Digest, BootFiles, Path]:
+    with open_image(image) as source:
+        return source.manifest_digest, boot_files(image, folder / "cache"), folder / "cache"
 
 
 def locators(value: dict[str, Any]) -> set[str]:
@@ -118,6 +153,220 @@ def test_a_database_that_is_not_one(
     assert path.decode() in said
     assert "\x1b" not in said
     assert said.count("\n") == 1
+
+
+def test_a_source_image_is_looked_through_without_a_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It lists what the disk of the image lists, and names the same layers."""
+    monkeypatch.setenv("ROOTDISK_CACHE", str(tmp_path / "cache"))
+    second = {b"usr/lib/node_modules/z/package.json": b'{"name": "z", "version": "1.0.0"}'}
+    write_layout(tmp_path / "layout", "t", [layer(FILES), layer(second)])
+    assert main(["sbom", f"oci:{tmp_path}/layout:t"]) == 0
+    value = json.loads(capsys.readouterr().out)
+    assert locators(value) == {*WANTED, "pkg:npm/z@1.0.0"}
+    layers = {package["name"]: package["comment"] for package in value["packages"] if "comment" in package}
+    assert layers["z"] != layers["libc6"] == layers["base-files"]
+    assert layers["z"].startswith("layer sha256:")
+
+
+def test_what_is_published_gets_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attached once, however often it is published; the same as of the published artifact; and pruned with it."""
+    monkeypatch.chdir(tmp_path)
+    write_layout(tmp_path / "layout", "t", [layer(FILES)])
+    text = '[image.a]\nsource = "oci:layout:t"\npublish = "oci:out"\nkernel = "none"\nsize = "64m"\nsbom = {}\n'
+    for value, media_type in (("true", "application/spdx+json"), ('"cyclonedx"', "application/vnd.cyclonedx+json")):
+        (image_,) = images.parse(text.format(value), tmp_path / "images.toml")
+        for _ in range(2):
+            publish_artifact(image_, *built_of(image_, tmp_path), image_.publish, "1", force=True)
+        repository = open_repository(parse_reference("oci:out:1"))
+        digest = repository.resolve("1").digest
+        (attached,) = repository.referrers(digest, media_type)
+        (blob,) = Manifest.parse(repository.manifest(attached)).layers
+        form = FORMATS[image_.sbom or ""]
+        assert main(["sbom", "--format", form, "oci:out:1", "-o", "own.json"]) == 0
+        assert read_blob(repository, blob, 1 << 20) == Path("own.json").read_bytes()
+        repository.close()
+
+
+needs_rpm = pytest.mark.skipif(not shutil.which("rpmbuild"), reason="needs rpmbuild")
+SPEC = """
+Name: {name}
+Epoch: 2
+Version: 1.0
+Release: 3
+Summary: x
+License: MIT AND Apache-2.0
+BuildArch: noarch
+%description
+x
+%install
+mkdir -p %{{buildroot}}/usr/share/{name}
+echo {name} >%{{buildroot}}/usr/share/{name}/file
+%files
+/usr/share/{name}/file
+"""
+
+
+@needs_rpm
+def test_rpm_says_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The database of rpm itself, and one whose rows are in the write-ahead log still."""
+    monkeypatch.setenv("ROOTDISK_CACHE", str(tmp_path / "cache"))
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.spec").write_text(SPEC.format(name=name))
+        rpm(tmp_path, "rpmbuild", "--define", f"_topdir {tmp_path}/top", "-bb", f"{name}.spec")
+    place = (
+        "rpm",
+        "--root",
+        str(tmp_path / "root"),
+        "--dbpath",
+        "/usr/lib/sysimage/rpm",
+        "--define",
+        "_db_backend sqlite",
+    )
+    (tmp_path / "root").mkdir()
+    rpm(tmp_path, *place, "-i", "--nodeps", *map(str, (tmp_path / "top").rglob("*.noarch.rpm")))
+    query = "%{NAME} %{EPOCH}:%{VERSION}-%{RELEASE} %{ARCH} %{LICENSE}\n"
+    told = sorted(rpm(tmp_path, *place, "-qa", "--qf", query).splitlines())
+    assert len(told) == 2
+    folder = tmp_path / "root/usr/lib/sysimage/rpm"
+    database = (folder / "rpmdb.sqlite").read_bytes()
+    with contextlib.closing(sqlite3.connect(folder / "rpmdb.sqlite")) as connection:
+        (blob,) = connection.execute("SELECT blob FROM Packages LIMIT 1").fetchone()
+        changed = blob.replace(b"one\0", b"six\0").replace(b"two\0", b"six\0")
+        connection.execute("INSERT INTO Packages (blob) VALUES (?)", (changed,))
+        connection.commit()
+        journal = (folder / "rpmdb.sqlite-wal").read_bytes()
+    assert journal
+    files = {b"etc/os-release": b"ID=fedora\n", b"usr/share/one/file": b"one\n"}
+    names = {0: {b"usr/lib/sysimage/rpm/rpmdb.sqlite": database}, 1: {b"var/lib/rpm/rpmdb.sqlite": database}}
+    names[1][b"var/lib/rpm/rpmdb.sqlite-wal"] = journal
+    for number, more in names.items():
+        (tmp_path / str(number)).mkdir()
+        disk = image(tmp_path / str(number), files | more)
+        capsys.readouterr()
+        assert main(["sbom", str(disk)]) == 0
+        packages = json.loads(capsys.readouterr().out)["packages"][1:]
+        found = sorted(
+            f"{package['name']} {package['versionInfo']} noarch {package['licenseComments'].removeprefix('declared as ')}"
+            for package in packages
+        )
+        assert [line for line in found if not line.startswith("six")] == told
+        assert len(found) == 2 + number
+        assert "pkg:rpm/fedora/one@1.0-3?arch=noarch&epoch=2" in locators({"packages": packages})
+
+
+@pytest.mark.parametrize("kind", ["text", "no table", "a view", "not a header", "a long header", "a bomb"])
+def test_a_hostile_rpm_database(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ROOTDISK_CACHE", str(tmp_path / "cache"))
+    endless = "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c) SELECT x AS hnum, x AS blob FROM c"
+    table = "CREATE TABLE Packages (hnum INTEGER PRIMARY KEY, blob BLOB NOT NULL)"
+    statements = {
+        "no table": ["CREATE TABLE a (b)"],
+        "a view": [f"CREATE VIEW Packages AS {endless}"],
+        "not a header": [table, "INSERT INTO Packages (blob) VALUES (zeroblob(100))"],
+        "a long header": [table, "INSERT INTO Packages (blob) VALUES (x'0000ffff0fffffff0000')"],
+        "a bomb": [table, "INSERT INTO Packages (blob) VALUES (zeroblob(200000000))"],
+    }
+    path = tmp_path / "db"
+    if kind == "text":
+        path.write_bytes(b"\x1b[31mno database" * 100)
+    else:
+        with contextlib.closing(sqlite3.connect(path)) as connection:
+            for statement in statements[kind]:
+                connection.execute(statement)
+            connection.commit()
+    data = path.read_bytes()
+    layer_ = (
+        b"".join(map(directory, (b"var", b"var/lib", b"var/lib/rpm"))) + file(b"var/lib/rpm/rpmdb.sqlite", data) + END
+    )
+    write_layout(tmp_path / "layout", "t", [layer_])
+    capsys.readouterr()
+    assert main(["sbom", f"oci:{tmp_path}/layout:t"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("imagetool: /var/lib/rpm/rpmdb.sqlite")
+    assert said.count("\n") == 1
+    assert "\x1b" not in said
+
+
+def test_a_database_that_is_not_read_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ROOTDISK_CACHE", str(tmp_path / "cache"))
+    disk = image(tmp_path, {b"var/lib/rpm/Packages": b"Berkeley DB"})
+    capsys.readouterr()
+    assert main(["sbom", "--format", "cyclonedx", str(disk)]) == 0
+    out, err = capsys.readouterr()
+    assert "/var/lib/rpm/Packages: this kind of database is not read" in err
+    assert json.loads(out)["compositions"] == [{"aggregate": "incomplete", "assemblies": ["disk"]}]
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(out) is None
+    assert main(["sbom", str(disk), "-o", str(tmp_path / "a.spdx.json")]) == 0
+    assert validate_full_spdx_document(parse_file(str(tmp_path / "a.spdx.json"))) == []
+
+
+GO = shutil.which("go") or shutil.which("go", path="/usr/lib/go-1.19/bin")
+
+
+@pytest.mark.skipif(not GO, reason="needs Go")
+def test_a_go_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """What Go's own tool says of a program that it has built; without the flags of the build."""
+    monkeypatch.setenv("ROOTDISK_CACHE", str(tmp_path / "cache"))
+    for folder, text in (
+        ("", 'package main\nimport "c.d/lib"\nfunc main() { println(lib.A) }\n'),
+        ("lib", "package lib\nvar A = 1\n"),
+    ):
+        (tmp_path / "go" / folder).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "go" / folder / "file.go").write_text(text)
+    (tmp_path / "go/lib/go.mod").write_text("module c.d/lib\ngo 1.18\n")
+    requires = "require c.d/lib v1.2.3\nreplace c.d/lib => ./lib\n"
+    (tmp_path / "go/go.mod").write_text(f"module a.b/main\ngo 1.18\n{requires}")
+    environment = {"HOME": str(tmp_path / "home"), "GOPROXY": "off", "CGO_ENABLED": "0", "PATH": os.environ["PATH"]}
+    build = [str(GO), "build", "-ldflags=-s -w -X main.x=s3cret", "-o", "program"]
+    subprocess.run(build, cwd=tmp_path / "go", env=environment, check=True, capture_output=True)
+    disk = image(tmp_path, {b"usr/bin/program": (tmp_path / "go/program").read_bytes()}, mode=0o755)
+    capsys.readouterr()
+    assert main(["sbom", str(disk)]) == 0
+    text = capsys.readouterr().out
+    assert "s3cret" not in text
+    done = subprocess.run(
+        [str(GO), "version", "-m", "program"],
+        cwd=tmp_path / "go",
+        env=environment,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    lines = [line.split("\t") for line in done.stdout.splitlines()]
+    told = {(words[2], words[3]) for words in lines if words[1:2] in (["mod"], ["dep"])}
+    assert {name for name, _ in told} == {"a.b/main", "c.d/lib"}
+    told.add(("stdlib", lines[0][0].partition(": go")[2]))
+    assert {(package["name"], package["versionInfo"]) for package in json.loads(text)["packages"][1:]} == told
+
+
+def test_a_damaged_go_program() -> None:
+    """Cut, or with any byte changed, it is read or refused, and never a traceback."""
+    listed = (
+        b"path\tx\nmod\ta.b/c\t(devel)\t\ndep\td.e/f\tv1.0.0\th1:x\n=>\tg.h/i\tv2.0.0\th1:y\nbuild\t-ldflags=secret\n"
+    )
+    info = (
+        MAGIC + bytes([8, 2]) + bytes(16) + b"\x08go1.22.1" + bytes([len(listed) + 32]) + bytes(16) + listed + bytes(16)
+    )
+    names = b"\0.go.buildinfo\0"
+    head = bytearray(64)
+    head[:6] = b"\x7fELF\x02\x01"
+    struct.pack_into("<Q", head, 40, 64)
+    struct.pack_into("<HHH", head, 58, 64, 2, 0)
+    section = struct.Struct("<I4x8x8xQQ24x")
+    data = bytes(head) + section.pack(0, 192, len(names)) + section.pack(1, 192 + len(names), len(info)) + names + info
+    assert len(listed) < 96
+    found = list(modules(reading(data)))
+    assert found == [Module("stdlib", "1.22.1"), Module("a.b/c", "(devel)"), Module("g.h/i", "v2.0.0")]
+    for at in range(len(data)):
+        for changed in (data[:at], data[:at] + bytes([data[at] ^ 0xFF]) + data[at + 1 :]):
+            with contextlib.suppress(ValueError):
+                list(modules(reading(changed)))
 
 
 @pytest.mark.vm
