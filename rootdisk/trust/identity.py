@@ -40,9 +40,12 @@ class Identity(NamedTuple):
             found = _reference(texts[0])
             if found is None or (found.digest is not None) or (kind == "exactRepository" and texts[0] != found.place):
                 raise value.wrong(names[0], f"{printable(texts[0], 80)!r} is not valid: registry/repository in full")
+            if kind == "exactReference" and not found.tag:
+                raise value.wrong(names[0], f"{printable(texts[0], 80)!r} has no tag; exactRepository needs none")
         if kind == "remapIdentity":
             for name, text in zip(names, texts, strict=True):
-                if not re.fullmatch(r"[a-zA-Z0-9.\[\]:_/-]+", text) or text.endswith("/"):
+                has_tag = ":" in text.partition("/")[2]
+                if has_tag or not re.fullmatch(r"[a-zA-Z0-9.\[\]:_/-]+", text) or text.endswith("/"):
                     raise value.wrong(name, f"{printable(text, 80)!r} is not valid")
         return cls(kind, *texts)
 

@@ -9,6 +9,7 @@ What is not exactly understood is an error, never left out: a field that is not 
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -27,6 +28,8 @@ _TRANSPORTS = (
 )  # fmt: skip
 _OF_KIND = {"registry": "docker"}
 _SIGNED_BY = {"keyType", "keyPath", "keyPaths", "keyData", "signedIdentity"}
+_SCOPE = re.compile(r"[A-Za-z0-9._:@/\[\]*-]+")
+_KEY_TYPES = ("GPGKeys", "signedByGPGKeys", "X509Certificates", "signedByX509CAs")
 _KEYS = ("keyPath", "keyPaths", "keyData", "keyDatas")
 _NOT_HERE = ("fulcio", "pki", "rekorPublicKeyPath", "rekorPublicKeyPaths", "rekorPublicKeyData", "rekorPublicKeyDatas")
 
@@ -102,7 +105,8 @@ def _scope(value: Fields, transport: str, scope: str) -> str:
     """Check `scope` and return it. A scope that can never match would hide a requirement, so it is an error."""
     if transport == "docker" and scope:
         wild = scope.startswith("*.")
-        if "*" in scope.removeprefix("*") or ("*" in scope and not wild) or "//" in scope or scope.endswith("/"):
+        wrong = "*" in scope.removeprefix("*") or ("*" in scope and not wild) or (wild and "/" in scope)
+        if wrong or "//" in scope or scope.endswith("/") or not _SCOPE.fullmatch(scope):
             raise value.wrong(printable(scope, 120), "not a scope: registry[/repository[:tag]] or *.domain")
     if transport in ("oci", "dir", "oci-archive") and scope:
         path = scope.partition(":")[0]
@@ -126,6 +130,9 @@ def _requirements(outer: Fields, key: str, folder: Path) -> Iterator[Requirement
             yield Requirement(kind)
         elif kind == "signedBy":
             item.only({"type", *_SIGNED_BY}, f"not a field of {kind} that is known")
+            if item.text("keyType", limit=80) not in _KEY_TYPES:
+                raise item.wrong("keyType", f"not one of {', '.join(_KEY_TYPES)}")
+            _only_key(item, _SIGNED_BY & set(_KEYS))
             yield Requirement(kind)
         elif kind == "sigstoreSigned":
             yield _sigstore_signed(item, folder)
@@ -133,17 +140,21 @@ def _requirements(outer: Fields, key: str, folder: Path) -> Iterator[Requirement
             raise item.wrong("type", f"{printable(kind, 80)!r} is not known")
 
 
+def _only_key(item: Fields, allowed: set[str]) -> str:
+    """Return which field of a requirement has its keys: exactly one of `allowed`."""
+    used_keys = [key for key in _KEYS if key in item.value]
+    if len(used_keys) != 1:
+        names = ", ".join(key for key in _KEYS if key in allowed)
+        raise item.wrong(item.text("type"), f"exactly one of {names}, not {' and '.join(used_keys) or 'none'}")
+    return used_keys[0]
+
+
 def _sigstore_signed(item: Fields, folder: Path) -> Requirement:
     for key in item.value:
         if key in _NOT_HERE:
             raise item.wrong(key, "certificates and transparency logs are not checked: name a key")
     item.only({"type", "signedIdentity", *_KEYS}, "not a field of sigstoreSigned that is known")
-    used_keys = [key for key in _KEYS if key in item.value]
-    if len(used_keys) != 1:
-        raise item.wrong(
-            "sigstoreSigned", f"exactly one of {', '.join(_KEYS)}, not {' and '.join(used_keys) or 'none'}"
-        )
-    key = used_keys[0]
+    key = _only_key(item, set(_KEYS))
     texts = item.texts(key, _KEYS_MAX, limit=1 << 16) if key.endswith("s") else (item.text(key, limit=1 << 16),)
     if not texts or not all(texts):
         raise item.wrong(key, "empty")
@@ -151,7 +162,8 @@ def _sigstore_signed(item: Fields, folder: Path) -> Requirement:
     if key.startswith("keyPath"):
         return Requirement("sigstoreSigned", tuple(folder / text for text in texts), (), identity)
     try:
-        data = tuple(base64.b64decode(text, validate=True) for text in texts)
+        # As in podman, line ends do not count.
+        data = tuple(base64.b64decode(text.replace("\r", "").replace("\n", ""), validate=True) for text in texts)
     except ValueError:
         raise item.wrong(key, "not base64") from None
     return Requirement("sigstoreSigned", (), data, identity)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +54,14 @@ def docker(*requirements: Any, scope: str = "registry.example") -> Any:
         (docker({"type": "sigstoreSigned", "fulcio": {}}), "fulcio"),
         (docker({"type": "sigstoreSigned", "pki": {}}), "pki"),
         (docker({"type": "signedBy", "keyPth": "x"}), "keyPth"),
+        (docker({"type": "signedBy", "keyPath": "/x"}), "keyType"),
+        (docker({"type": "signedBy", "keyType": "PGP", "keyPath": "/x"}), "keyType"),
+        (docker({"type": "signedBy", "keyType": "GPGKeys"}), "none"),
+        (docker(KEY | {"signedIdentity": {"type": "exactReference", "dockerReference": "a.b/c"}}), "no tag"),
+        (
+            docker(KEY | {"signedIdentity": {"type": "remapIdentity", "prefix": "a.b/c:1", "signedPrefix": "d.e"}}),
+            "a.b/c:1",
+        ),
         (docker(KEY | {"signedIdentity": {}}), "type"),
         (docker(KEY | {"signedIdentity": {"type": "matchAnything"}}), "matchAnything"),
         (docker(KEY | {"signedIdentity": {"type": "matchExact", "prefix": "x"}}), "prefix"),
@@ -61,6 +71,8 @@ def docker(*requirements: Any, scope: str = "registry.example") -> Any:
         (docker(KEY, scope="registry.example/"), "registry.example/"),
         (docker(KEY, scope="*"), "*"),
         (docker(KEY, scope="a.*.example"), "a.*.example"),
+        (docker(KEY, scope="*.example/a"), "*.example/a"),
+        (docker(KEY, scope="a.b /c"), "a.b /c"),
         ({"default": [REJECT], "transports": {"oci": {"relative": [KEY]}}}, "relative"),
         ({"default": [REJECT], "transports": {"oci": {"/": [KEY]}}}, "oci: /"),
         ({"default": [REJECT], "transports": {"oci": {"/a/../b": [KEY]}}}, "/a/../b"),
@@ -71,6 +83,73 @@ def test_what_is_not_understood(value: Any, named: str) -> None:
         parse(value)
     assert named in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+PLAIN = json.dumps({"default": [ANYTHING]})
+
+
+def identity(kind: str, **fields: str) -> str:
+    return json.dumps({"default": [KEY | {"signedIdentity": {"type": kind, **fields}}]})
+
+
+@pytest.mark.skipif(not shutil.which("skopeo"), reason="needs skopeo")
+@pytest.mark.parametrize(
+    "text",
+    [
+        PLAIN,
+        f"{PLAIN} \n\n",
+        f"\ufeff{PLAIN}",
+        f"{PLAIN} x",
+        PLAIN + PLAIN,
+        f"{PLAIN}\0",
+        "{}",
+        "[]",
+        "",
+        '{"default": null}',
+        '{"default": [null]}',
+        '{"default": [{"type": 1}]}',
+        '{"default": [{"type": "reject"}], "default": [{"type": "insecureAcceptAnything"}]}',
+        '{"default": [{"type": "reject", "type": "insecureAcceptAnything"}]}',
+        '{"Default": [{"type": "insecureAcceptAnything"}]}',
+        '{"default": [{"Type": "insecureAcceptAnything"}]}',
+        '{"default": [{"type": "reject"}], "transports": {"oci": {"": []}}}',
+        '{"default": [{"type": "reject"}], "transports": {"oci": {"": NaN}}}',
+        json.dumps({"default": [KEY]}),
+        json.dumps({"default": [{"type": "sigstoreSigned", "keyData": "QUJD\nREVG"}]}),
+        json.dumps({"default": [{"type": "signedBy", "keyType": "GPGKeys", "keyPath": "/x"}]}),
+        json.dumps({"default": [{"type": "signedBy", "keyType": "PGP", "keyPath": "/x"}]}),
+        json.dumps(docker(KEY, scope="*.example.com")),
+        json.dumps(docker(KEY, scope="a.example:5000/b:1")),
+        json.dumps({"default": [REJECT], "transports": {"oci": {"a": [KEY]}}}),
+        json.dumps({"default": [REJECT], "transports": {"oci": {"/": [KEY]}}}),
+        json.dumps({"default": [REJECT], "transports": {"oci": {"/a/../b": [KEY]}}}),
+        identity("matchExact"),
+        identity("matchRepository"),
+        identity("matchRepoDigestOrExact", x="1"),
+        identity("matchAnything"),
+        identity("exactReference", dockerReference="a.b/c:1"),
+        identity("exactReference", dockerReference="a.b/c"),
+        identity("exactRepository", dockerRepository="a.b/c"),
+        identity("exactRepository", dockerRepository="a.b/C"),
+        identity("remapIdentity", prefix="a.b:5000", signedPrefix="localhost:5000/x"),
+        identity("remapIdentity", prefix="a.b/c:1", signedPrefix="d.e"),
+        identity("remapIdentity", prefix="a.b/", signedPrefix="d.e"),
+        identity("remapIdentity", prefix="a.b"),
+    ],
+)
+def test_skopeo_takes_and_refuses_the_same(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "policy.json"
+    file.write_text(text)
+    copy = ["skopeo", "--policy", str(file), "copy", f"dir:{tmp_path}/none", f"dir:{tmp_path}/out"]
+    done = subprocess.run(copy, capture_output=True, text=True)
+    assert done.returncode
+    is_refused = "Error loading trust policy" in done.stderr
+    try:
+        Policy.parse(text.encode(), "policy.json")
+    except BadInput:
+        assert is_refused
+    else:
+        assert not is_refused, done.stderr
 
 
 def test_text_that_has_two_meanings() -> None:
