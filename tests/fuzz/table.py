@@ -23,8 +23,8 @@ MODULES: dict[str, tuple[str, ...]] = {
         "public-key",
         "cosign-key",
         "referrers",
-        "dpkg-status",
     ),
+    "packages": ("dpkg-status", "rpm-header", "rpm-database", "go-program", "verity-tree"),
     "projects": ("images-toml", "receipt", "environment"),
 }
 TARGETS = {name: module for module, names in MODULES.items() for name in names}

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import nacl.secret
 
-from imagetool.sbom.packages import stanzas
 from imagetool.signing import cosign
 from rootdisk.oci.documents import Digest, Index
 from rootdisk.oci.layout import REF_NAME
@@ -89,11 +88,6 @@ def encrypted() -> bytes:
     )
 
 
-def dpkg(data: bytes) -> None:
-    for fields in stanzas(data.decode("utf-8", "replace"), b"status"):
-        assert fields
-
-
 PAYLOAD = Payload(DIGEST, "registry.example/web:1").to_json("x")
 TARGETS = {
     "bundle": Target(bundle, lambda: [Bundle(IN_TOTO_TYPE, STATEMENT, b"s", "h").to_json()], (b'"dsseEnvelope"',)),
@@ -102,6 +96,5 @@ TARGETS = {
     "policy": Target(policy, lambda: [json.dumps(POLICY).encode()], (b'"reject"', b'"keyData"', b'"keyPaths"')),
     "public-key": Target(key, lambda: [PEM]),
     "cosign-key": Target(cosign_key, lambda: [encrypted()]),
-    "dpkg-status": Target(dpkg, lambda: [b"Package: a\nVersion: 1\n x\n\nPackage: b\n"]),
     "referrers": Target(referrers, lambda: [json.dumps(INDEX).encode()]),
 }

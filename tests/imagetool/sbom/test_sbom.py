@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import sqlite3
-import struct
 import subprocess
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -27,11 +26,12 @@ from imagetool.config.images import Image
 from imagetool.guest.boot_files import boot_files
 from imagetool.guest.programs import BootFiles
 from imagetool.sbom.documents import FORMATS
-from imagetool.sbom.golang import MAGIC, Module, modules
+from imagetool.sbom.golang import Module, modules
 from rootdisk.oci.documents import Digest, Manifest
 from rootdisk.oci.reference import parse_reference
 from rootdisk.oci.repository import read_blob
 from rootdisk.places import open_repository
+from tests.fuzz.targets.packages import a_go_program
 from tests.support.commands import Runner
 from tests.support.layouts import write_layout
 from tests.support.tars import END, directory, file
@@ -347,20 +347,7 @@ def test_a_go_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
 
 def test_a_damaged_go_program() -> None:
     """Cut, or with any byte changed, it is read or refused, and never a traceback."""
-    listed = (
-        b"path\tx\nmod\ta.b/c\t(devel)\t\ndep\td.e/f\tv1.0.0\th1:x\n=>\tg.h/i\tv2.0.0\th1:y\nbuild\t-ldflags=secret\n"
-    )
-    info = (
-        MAGIC + bytes([8, 2]) + bytes(16) + b"\x08go1.22.1" + bytes([len(listed) + 32]) + bytes(16) + listed + bytes(16)
-    )
-    names = b"\0.go.buildinfo\0"
-    head = bytearray(64)
-    head[:6] = b"\x7fELF\x02\x01"
-    struct.pack_into("<Q", head, 40, 64)
-    struct.pack_into("<HHH", head, 58, 64, 2, 0)
-    section = struct.Struct("<I4x8x8xQQ24x")
-    data = bytes(head) + section.pack(0, 192, len(names)) + section.pack(1, 192 + len(names), len(info)) + names + info
-    assert len(listed) < 96
+    data = a_go_program()
     found = list(modules(reading(data)))
     assert found == [Module("stdlib", "1.22.1"), Module("a.b/c", "(devel)"), Module("g.h/i", "v2.0.0")]
     for at in range(len(data)):
