@@ -75,9 +75,10 @@ def _oldest(tags: Iterable[str], keep: int, published: Mapping[str, float]) -> s
 def version_order(tag: str) -> list[tuple[int, int, str]]:
     """Make a key to sort versions by: numbers by value, a pre-release before its release, anything else after it."""
     key: list[tuple[int, int, str]] = []
-    for number, word in re.findall(r"(\d+)|([^\W\d_]+)", tag.lower()):
+    for number, word in re.findall(r"([0-9]+)|([^\W\d_]+)", tag.lower()):
         if number:
-            key.append((3, int(number), ""))
+            digits = number.lstrip("0")  # longer is larger; int() refuses thousands of digits
+            key.append((3, len(digits), digits))
         elif key and word in _PRE_RELEASES:
             key.append((0, _PRE_RELEASES[word], ""))
         elif key or word != "v":

@@ -20,7 +20,7 @@ from rootdisk.urls import parse_url
 
 SLOW_BYTES_PER_S = 1 << 20
 PROGRESS_BYTES = 1 << 20  # after this many more bytes an upload may fail again
-_TAKEN = re.compile(r"(?:bytes=)?0-(\d{1,19})\Z")
+_TAKEN = re.compile(r"(?:bytes=)?0-([0-9]{1,19})\Z")
 
 
 class Upload:

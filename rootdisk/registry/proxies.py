@@ -56,7 +56,7 @@ def _matches(host: str, port: int, item: str) -> bool:
             return address in ipaddress.ip_network(item, strict=False)
         except ValueError:
             return False
-    match = re.fullmatch(r"(\[[^\]]*\]|[^:]*)(?::(\d{1,5}))?", item)
+    match = re.fullmatch(r"(\[[^\]]*\]|[^:]*)(?::([0-9]{1,5}))?", item)
     name, wanted = (match[1], match[2]) if match else (item, None)
     if wanted and int(wanted) != port:
         return False

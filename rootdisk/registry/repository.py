@@ -29,7 +29,7 @@ _PROGRESS_BYTES = 1 << 20  # after this many bytes a transfer may fail again
 _REFERRERS_PAGES_MAX = 20
 _NO_REFERRERS_API = (400, 404, 405, 501)  # what registries say that do not know it
 NEXT_PAGE = re.compile(r"\s*<([^>]*)>\s*;\s*rel=\"?next")  # of a Link header
-_CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)\Z")
+_CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19}|\*)\Z")
 
 
 class RegistryRepository:

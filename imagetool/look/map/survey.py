@@ -33,7 +33,7 @@ METADATA, JOURNAL, SLOT, UNUSED, FIRST_LAYER = range(5)
 ZERO, NEW, REUSED = range(3)
 SLOT_PATH = b"/.rootdisk/slot"
 TRACE_MAX_BYTES = 64 << 20
-_READ = re.compile(r"\s*(\d{1,19})[\s,]+(\d{1,19})\s*(?:#.*)?")
+_READ = re.compile(r"\s*([0-9]{1,19})[\s,]+([0-9]{1,19})\s*(?:#.*)?")
 
 
 class Kind(NamedTuple):
