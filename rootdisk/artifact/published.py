@@ -113,7 +113,10 @@ def read_artifact(repository: Repository, reference: Reference, platform: Platfo
         if kinds and not any(kinds):
             raise NotAnArtifact(err.message, err.hint) from err
         raise
-    return PublishedArtifact(repository, *found, tuple(index.digest for index, _ in indexes))
+    try:
+        return PublishedArtifact(repository, *found, tuple(index.digest for index, _ in indexes))
+    except NotAnArtifact as err:
+        raise NotAnArtifact(f"{reference}: {err.message}", err.hint) from err
 
 
 def read_index(repository: Repository, roles: ArtifactManifest, config: ArtifactConfig) -> tuple[bytes, ChunkIndex]:

@@ -97,8 +97,13 @@ class Parser(argparse.ArgumentParser):
         if wrong and message.startswith("argument COMMAND"):
             known = self.elsewhere("", wrong[1]) if self.elsewhere else ""
             raise BadInput(f"{wrong[1]!r:.80} is not a command", known or did_you_mean(wrong[1], subparsers(self), see))
-        hint = did_you_mean(wrong[1], re.findall(r"[^\s',]+", wrong[2]), see) if wrong else see
-        message = message.split(" (choose")[0]
+        hint = see
+        if wrong:
+            choices = re.findall(r"[^\s',]+", wrong[2])
+            hint = did_you_mean(wrong[1], choices, f"write {', '.join(choices[:-1])} or {choices[-1]}")
+        # "argument -t/--time: invalid choice: 'x' (choose …)" becomes "--time: 'x'".
+        message = message.split(" (choose")[0].replace(": invalid choice: ", ": ")
+        message = re.sub(r"^argument (?:-\w/)?([^:/]+)[^:]*: ", r"\1: ", message)
         raise BadInput(re.sub("^the following arguments are required: ", "missing: ", message), hint)
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]

@@ -127,7 +127,7 @@ _ends_for = ""
 
 
 def end_without_output(program: str) -> None:
-    """From now on end if standard output cannot be written: for `program`, which would show its own traceback of an error."""
+    """End from now on if standard output cannot be written: for `program`, which would show a traceback of the error."""
     global _ends_for
     if not _ends_for:
         atexit.register(_last_flush)

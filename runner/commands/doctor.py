@@ -184,6 +184,7 @@ def _registry(name: str, connection: RegistryOptions) -> Line:
     from rootdisk.registry.answers import network_error
     from rootdisk.registry.client import RegistryClient
 
+    why = ""
     for plain_http in (True,) if connection.plain_http else (False, True):
         client = RegistryClient(name, "name", connection._replace(plain_http=plain_http))
         url = client.url("/v2/")
@@ -202,9 +203,10 @@ def _registry(name: str, connection: RegistryOptions) -> Line:
             return Line(name, False, str(err), needed=True)
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as err:
             error = network_error("GET", str(url), err)
+            why = why or error.message.rpartition(": ")[2]
             if "certificate" in error.message:
                 hint = error.hint or "give the registry's CA with --ca-file FILE"
                 return Line(name, False, f"{error.message}: {hint}", needed=True)
         finally:
             client.close()
-    return Line(name, False, "does not answer: check the name, the network and the proxy", needed=True)
+    return Line(name, False, f"does not answer: {why}: check the name, the network and the proxy", needed=True)

@@ -89,7 +89,7 @@ def patches(base: Path, size: int) -> dict[int, bytes]:
         if not present <= size <= DISK_MAX_BYTES:
             raise BadInput(
                 f"--disk-size: {size_text(size)}",
-                f"the artifact's disk has {size_text(present)}; at most {size_text(DISK_MAX_BYTES)}",
+                f"write {size_text(present)}, which the artifact's disk has, to {size_text(DISK_MAX_BYTES)}, as 20g",
             )
         return _patches(_read(fd, present), size)
     finally:

@@ -52,7 +52,9 @@ def _parse(text: str) -> Share:
     host, guest = parts[:2]
     modes = parts[2].split(",") if len(parts) > 2 else []
     if not set(modes) <= _MODES or {"ro", "rw"} <= set(modes):
-        raise BadInput(shown, "MODE is a list, for example ro or rw,dev,suid")
+        unknown = [mode for mode in modes if mode not in _MODES]
+        what = f"'{printable(unknown[0], 40)}' is not a mode here" if unknown else "ro and rw"
+        raise BadInput(f"{shown}: {what}", "MODE is ro, rw, dev or suid, several with commas between them")
     share = Share("", Path(host).absolute(), guest_path(guest, shown), "ro" in modes, frozenset(modes) & _RIGHTS)
     check(share.path)
     return share._replace(is_file=share.path.is_file())
