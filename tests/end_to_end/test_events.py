@@ -17,6 +17,7 @@ from runner.store.events import Events
 from tests.support.commands import ROOT, Runner
 from tests.support.krun import FakeKrun, needs_compiler
 
+SECRET = "not-for-others"
 OPTIONS = ("--backend", "krun", "--accel", "kvm", "--network", "none")
 
 
@@ -28,7 +29,7 @@ def rows(text: str) -> list[dict[str, Any]]:
 def test_the_events_of_a_boot(demo: str, empty_runner: Runner, tmp_path: Path) -> None:
     runner = empty_runner
     fake = FakeKrun.build(tmp_path)
-    command = [sys.executable, "-m", "runner", "boot", *OPTIONS, "--name", "one", "--events", "9", demo]
+    command = [sys.executable, "-m", "runner", "boot", *OPTIONS, "--name", "one", "--events", "9", "-e", f"TOKEN={SECRET}", demo, SECRET]
     environment = {**os.environ, "ROOTDISK_STORE": str(runner.store), "ROOTDISK_LIBKRUN": str(fake.path)}
     for kind in ("fetched", "hit"):
         with (tmp_path / kind).open("wb") as file:
@@ -48,6 +49,7 @@ def test_the_events_of_a_boot(demo: str, empty_runner: Runner, tmp_path: Path) -
         assert [row["time"] for row in told] == sorted(row["time"] for row in told)
     assert rows((tmp_path / "fetched").read_text())[1]["bytes"] > 1_000_000
 
+    assert SECRET not in (tmp_path / "hit").read_text() + (runner.store / "events").read_text()
     seen = rows(runner("events", "--since", "10m", "--until", "0s", "--format", "json").stdout)
     assert [row["event"] for row in seen[5:]] == ["resolved", "hit", "started", "ready", "ended"]
     array = json.loads(runner("events", "--since", "10m", "--until", "0s", "--json", "-f", "event=ended").stdout)
