@@ -29,7 +29,21 @@ def rows(text: str) -> list[dict[str, Any]]:
 def test_the_events_of_a_boot(demo: str, empty_runner: Runner, tmp_path: Path) -> None:
     runner = empty_runner
     fake = FakeKrun.build(tmp_path)
-    command = [sys.executable, "-m", "runner", "boot", *OPTIONS, "--name", "one", "--events", "9", "-e", f"TOKEN={SECRET}", demo, SECRET]
+    command = [
+        sys.executable,
+        "-m",
+        "runner",
+        "boot",
+        *OPTIONS,
+        "--name",
+        "one",
+        "--events",
+        "9",
+        "-e",
+        f"TOKEN={SECRET}",
+        demo,
+        SECRET,
+    ]
     environment = {**os.environ, "ROOTDISK_STORE": str(runner.store), "ROOTDISK_LIBKRUN": str(fake.path)}
     for kind in ("fetched", "hit"):
         with (tmp_path / kind).open("wb") as file:
