@@ -15,6 +15,7 @@ import sys
 from typing import Any
 
 from rootdisk.errors import RootdiskError
+from rootdisk.text import error_text
 
 _NAMES = ("stdin", "stdout", "stderr")
 _SHOWN = ("standard input", "standard output", "standard error")
@@ -140,7 +141,7 @@ def _last_flush() -> None:
         sys.stdout.flush()
     except SystemExit as err:
         if isinstance(err.code, str):
-            print(err.code, file=sys.stderr, flush=True)
+            print(error_text(err.code), file=sys.stderr, flush=True)
         os._exit(1)
 
 
