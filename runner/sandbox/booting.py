@@ -66,7 +66,8 @@ def start_machine(
         except NotRestored as err:
             debug(f"template {key[:12]}: {err}; booting cold")
             saved.note_failure(store, key, f"nothing could start from it: {err}")
-            saved.remove(template.folder)
+            if not err.is_late:
+                saved.remove(template.folder)
     return qemu.start(_told(machine, counter), folder, user), _maker(store, machine, counter, key)
 
 

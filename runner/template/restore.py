@@ -29,10 +29,10 @@ from runner.channel import messages
 from runner.machine import qemu, qmp
 from runner.machine.model import Machine, Vm
 from runner.store.store import Store
-from runner.template import memory
+from runner.template import memory, saved
 from runner.template.saved import Template
 
-TIMEOUT_S = 15.0
+TIMEOUT_S = 30.0  # of a busy host; a quiet one takes a tenth of a second
 _ENTROPY_BYTES = 64
 _PIPE_BYTES = 1 << 20
 _SAID_BYTES = 64 << 10
@@ -40,7 +40,14 @@ _TIME = struct.Struct("<QQ")
 
 
 class NotRestored(Exception):
-    """A machine that could not start from its template; the text says why."""
+    """A machine that could not start from its template; the text says why.
+
+    `is_late` means that it had no time to start: the template may be good, and the host busy.
+    """
+
+    def __init__(self, why: str, *, is_late: bool = False) -> None:
+        super().__init__(why)
+        self.is_late = is_late
 
 
 def restore(
@@ -78,9 +85,10 @@ def restore(
             memory.withdraw(template)
             os.close(ram)
             if isinstance(err, OSError | ValueError | RootdiskError):
-                raise NotRestored(_reason(err, vm)) from err
+                raise NotRestored(_reason(err, vm), is_late=isinstance(err, TimeoutError)) from err
             raise
     template.note_use()
+    saved.forget_failures(store, template.folder.name)
     return vm
 
 

@@ -180,6 +180,12 @@ def note_failure(store: Store, template_key: str, why: str) -> None:
         write_versioned(path, {"count": count, "why": printable(why, 500)}, VERSION, durable=False)
 
 
+def forget_failures(store: Store, template_key: str) -> None:
+    """Record that a sandbox has started from the template: only failures one after the other count."""
+    with contextlib.suppress(OSError):
+        (store.root / "templates" / f"{template_key}.failed").unlink(missing_ok=True)
+
+
 def failures(store: Store) -> Iterator[str]:
     """Yield why templates failed in the last day, for people."""
     for path in sorted((store.root / "templates").iterdir()):

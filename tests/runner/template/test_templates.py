@@ -130,6 +130,10 @@ def test_failures_end_the_tries(store: Store) -> None:
     assert list(saved.failures(store)) == []
     saved.remove_left(store)
     assert not path.exists()
+    saved.note_failure(store, KEY, "bad luck")
+    saved.forget_failures(store, KEY)  # a sandbox has started from it
+    saved.note_failure(store, KEY, "bad luck")
+    assert saved.find(store, KEY) is not None
 
 
 def test_another_version_is_left_alone(store: Store) -> None:
