@@ -5,7 +5,6 @@ Both are read as the disks that they are or would become, so a file's layer is k
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, cast
@@ -47,9 +46,9 @@ def packages_of_source(image: Image, source: SourceImage, cache: Path, report: R
 
 
 def bill(artifact: PublishedArtifact, form: Format) -> bytes:
-    """Write the bill of material of an artifact's disk."""
-    with contextlib.closing(Reader(artifact.disk())) as reader:
-        return document(find(LayeredDisk(reader, artifact.config.layers)), str(artifact.config.disk_digest), form)
+    """Write the bill of material of an artifact's disk. Its repository, which is the caller's, stays open."""
+    disk = LayeredDisk(Reader(artifact.disk()), artifact.config.layers)
+    return document(find(disk), str(artifact.config.disk_digest), form)
 
 
 def attach_bill(target: Target, subject: Descriptor, artifact: PublishedArtifact, form: Format) -> Digest:

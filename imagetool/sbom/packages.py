@@ -99,6 +99,7 @@ def _all(disk: Disk) -> Iterator[Package]:
 
 
 def _dpkg(disk: Disk) -> Iterator[Package]:
+    listings = _entries(disk, b"/var/lib/dpkg/info")
     for path in (b"/var/lib/dpkg/status", *_names(disk, b"/var/lib/dpkg/status.d")):
         node = _node(disk, path)
         if node is None or path.endswith(b".md5sums"):
@@ -108,9 +109,8 @@ def _dpkg(disk: Disk) -> Iterator[Package]:
             if not status.endswith(" installed") or "Package" not in fields or "Version" not in fields:
                 continue
             name, architecture = fields["Package"], fields.get("Architecture", "")
-            owner = None
-            for listing in (f"{name}.list", f"{name}:{architecture}.list"):
-                owner = owner or _node(disk, b"/var/lib/dpkg/info/" + listing.encode())
+            number = listings.get(f"{name}.list".encode()) or listings.get(f"{name}:{architecture}.list".encode())
+            owner = disk.reader.node(number) if number else None
             source = fields.get("Source", "").partition(" ")[0]
             yield Package("deb", name, fields["Version"], architecture, "", source, disk.layer(owner or node))
 
@@ -245,13 +245,16 @@ def _node(disk: Disk, path: bytes) -> Node | None:
 
 
 def _names(disk: Disk, path: bytes) -> list[bytes]:
+    return [path + b"/" + name for name in sorted(_entries(disk, path))]
+
+
+def _entries(disk: Disk, path: bytes) -> dict[bytes, int]:
+    """Return the inode numbers in a directory by name; nothing if there is none."""
     try:
         folder = disk.reader.lookup(path, follow=True)
     except RootdiskError:
-        return []
-    if folder.type != stat.S_IFDIR:
-        return []
-    return [path + b"/" + name for name, _, _ in sorted(disk.reader.entries(folder)) if name not in (b".", b"..")]
+        return {}
+    return {name: number for name, number, _ in disk.reader.entries(folder)} if folder.type == stat.S_IFDIR else {}
 
 
 def _text(disk: Disk, node: Node, path: bytes, max_bytes: int) -> str:

@@ -188,6 +188,17 @@ def test_what_is_published_gets_one(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert read_blob(repository, blob, 1 << 20) == Path("own.json").read_bytes()
         repository.close()
 
+    # An artifact that a target has already gets it too, in every target.
+    shutil.rmtree(tmp_path / "cache/disks")
+    text = text.replace('"oci:out"', '["oci:out", "oci:two", "oci:three"]')
+    (image_,) = images.parse(text.format("true"), tmp_path / "images.toml")
+    made = publish_artifact(image_, *built_of(image_, tmp_path), image_.publish, "1", force=True)
+    assert made.found
+    for place in ("two", "three"):
+        repository = open_repository(parse_reference(f"oci:{place}:1"))
+        assert len(repository.referrers(made.digest, "application/spdx+json")) == 1
+        repository.close()
+
 
 needs_rpm = pytest.mark.skipif(not shutil.which("rpmbuild"), reason="needs rpmbuild")
 SPEC = """
