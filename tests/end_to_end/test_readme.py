@@ -11,7 +11,8 @@ from pathlib import Path
 from tests.support.commands import ROOT
 
 READERS_OWN = (":web", "registry.example", "doit clean")
-ELSEWHERE = ("Install", "From your image to a booted disk")  # sections that test_first_hour.py runs on a machine of its own
+# Sections that test_first_hour.py runs on a machine of its own.
+ELSEWHERE = ("Install", "From your image to a booted disk")
 
 
 def commands() -> list[str]:
