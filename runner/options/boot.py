@@ -18,6 +18,7 @@ from runner.options import values as option_values
 from runner.sandbox import launch
 from runner.sandbox.directory import Spec
 from runner.sandbox.launch import PreparedSandbox
+from runner.store import limits
 from runner.store.events import Events
 from runner.store.pull import StoredArtifact
 from runner.store.store import Store
@@ -54,6 +55,7 @@ def create(store: Store, options: argparse.Namespace, wanted: Request) -> Prepar
     Raises:
         RootdiskError: It cannot be fetched or created; nothing is left of the sandbox.
     """
+    limits.check(store.root, is_sandbox=True)
     events = Events(store.root, wanted.spec.name, _events_fd(options))
     try:
         artifact = option_values.artifact(store, options)

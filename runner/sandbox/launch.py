@@ -32,6 +32,7 @@ from runner.sandbox import guest_records
 from runner.sandbox.booting import start_machine
 from runner.sandbox.directory import Sandbox, Spec, State, discard
 from runner.store.events import Events
+from runner.store.limits import Limits
 from runner.store.pull import StoredArtifact
 from runner.store.store import Store
 
@@ -297,7 +298,7 @@ def _run(
                 timeout_s=spec.timeout_s,
                 silent_s=None if chosen.known else SILENT_S,
                 logs={out: Log(folder / name, MACHINE_LOG_BYTES) for name, out in vm.talk.items()},
-                room=Room(folder, spec.memory_mib << 20),
+                room=Room(folder, spec.memory_mib << 20, Limits.of_environment()),
                 needs=prepared.needs,
                 is_tied=prepared.is_tied,
                 on_ready=make_template,

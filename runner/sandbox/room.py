@@ -9,11 +9,14 @@ continue when there is space. No data is lost in either case.
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 from rootdisk.text import printable
+from runner.store.limits import Limits, space
 
+QUOTA_TEXT = (
+    'the sandboxes have used up their quota: programs get "No space left on device" until some are removed from {}'
+)
 TEXT = 'the host\'s disk is full: programs in the sandbox get "No space left on device" until there is space in {}'
 STOPPED = "the host's disk is full: the sandbox is paused until there is space in {}"
 CONTINUE = b'{"execute": "cont"}\n'
@@ -29,8 +32,10 @@ _SAY_S = 60.0  # minimum time between notices
 class Room:
     """Decides whether a guest may use new blocks and whether its stopped machine may continue, from the space in `folder`."""
 
-    def __init__(self, folder: Path, memory_bytes: int) -> None:
-        """`memory_bytes` is the memory of the guest: part of it may be unwritten data."""
+    def __init__(self, folder: Path, memory_bytes: int, limits: Limits = Limits()) -> None:  # noqa: B008 - a frozen value
+        """`memory_bytes` is the memory of the guest: part of it may be unwritten data. `limits` are those of the store."""
+        self._limits = limits
+        self._is_quota = False
         self._folder = folder
         self._memory_bytes = memory_bytes
         self.is_held = False
@@ -50,18 +55,19 @@ class Room:
         if now < self._look_at:
             return False
         try:
-            system = os.statvfs(self._folder)
+            found = space(self._folder.parent, self._limits)
         except OSError:
             self._look_at = now + _LATE_S
             return False
-        free = system.f_bavail * system.f_frsize
-        reserve = min(_RESERVE_BYTES + self._memory_bytes // 4, system.f_blocks * system.f_frsize // 8)
+        free = found.free
+        reserve = min(_RESERVE_BYTES + self._memory_bytes // 4, found.total // 8)
+        self._is_quota = found.is_quota
         if self.is_held != (free < reserve + (reserve // 4 if self.is_held else 0)):
             self.is_held = not self.is_held
             self._is_new |= self.is_held
         short = self.is_held or self.is_stopped
         self._look_at = now + (_SOON_S if short else min(max((free - reserve) / _FAST_BYTES_S, _SOON_S), _LATE_S))
-        if self.is_stopped and free >= _AGAIN_BYTES:
+        if self.is_stopped and found.physical >= _AGAIN_BYTES:
             self.is_stopped = False
             return True
         return False
@@ -86,7 +92,8 @@ class Room:
         """The current problem, or None."""
         if not self.is_held and not self.is_stopped:
             return None
-        return (STOPPED if self.is_stopped else TEXT).format(printable(self._folder.parent))
+        text = QUOTA_TEXT if self._is_quota else TEXT
+        return (STOPPED if self.is_stopped else text).format(printable(self._folder.parent))
 
 
 class Monitor:

@@ -21,6 +21,7 @@ from rootdisk.cli.progress import Progress
 from rootdisk.durable import advice, atomic_write, fsync_dir, open_file, write_at
 from rootdisk.errors import RootdiskError
 from rootdisk.oci.repository import Joined, Repository
+from runner.store import limits
 from runner.store.store import Store
 
 THREADS = 2
@@ -109,6 +110,7 @@ def _fetch_disk(
         try:
             os.ftruncate(fd, index.disk_size)
             wanted = _missing(store, fd, data, path)
+            limits.check(store.root, sum(chunk.length for chunk in wanted))
             fetched = transfer(blob, wanted, fd, progress)
             os.fsync(fd)
             atomic_write(store.index(config.disk_digest), raw)

@@ -124,3 +124,16 @@ def test_it_ends_while_there_is_no_room(demo: str, small: Small, order: tuple[st
         assert runner("rm", "full").returncode == 0
     assert not (runner.store / "sandboxes/full").exists()
     assert os.listdir(runner.store / "sandboxes") == []
+
+
+def test_a_quota_over_all_sandboxes(demo: str, empty_runner: Runner) -> None:
+    quota = {"ROOTDISK_STORE_QUOTA": "160m"}
+    options = ("-d", "--name", "grows", "-m", "128m", "--network", "none")
+    done = empty_runner.boot(demo, LOOP, *options, **quota)
+    assert done.returncode == 0, done.stderr
+    write = "dd if=/dev/urandom of=/sandbox/big bs=1M count=600 conv=fsync"
+    done = empty_runner("exec", "-u", "0", "grows", "sh", "-c", write, timeout=500)
+    assert done.returncode == 1
+    assert "No space left on device" in done.stderr
+    assert (empty_runner.store / "sandboxes/grows/disk.qcow2").stat().st_blocks * 512 < 260 << 20
+    assert "the sandboxes have used up their quota" in empty_runner("exec", "grows", "true").stderr
