@@ -171,9 +171,9 @@ def test_flask(serve: Serve) -> None:
     assert "GET / HTTP/1.1" in flask.logs()
 
 
+@static_images.needs_compiler
 def test_from_scratch(serve: Serve, tmp_path: Path) -> None:
-    if static_images.COMPILER is None:
-        pytest.skip("no C compiler")
+    """A user by number, and no file but the program."""
     scratch = serve("scratch", static_images.scratch(tmp_path / "program"), 80)
     assert scratch.http() == "hello from scratch 65534 65534 / /\n"
     assert scratch.stop() == 0
@@ -191,11 +191,10 @@ def test_busybox(serve: Serve, tmp_path: Path) -> None:
 
 
 @needs_mmdebstrap
+@pytest.mark.skipif(shutil.which("psql") is None, reason="psql is not installed")
 def test_postgresql(serve: Serve) -> None:
     """Root gives the volume to postgres; initdb; a query over the published port; data outlives a stop."""
     postgres = serve("postgres", services_data.POSTGRES, 5432, "-e", "POSTGRES_PASSWORD=secret")
-    if shutil.which("psql") is None:
-        pytest.skip("psql is not installed")
 
     def query(text: str) -> str:
         url = f"postgresql://postgres:secret@127.0.0.1:{postgres.port}/postgres"
