@@ -22,7 +22,7 @@ SETTLE_S = 2.0  # for an idle guest to be idle
 
 
 def rows(bench: Bench) -> list[Row]:
-    """One row: `runner boot` to the end of a small program, from a template and cold; and what eight idle guests take."""
+    """Return the row of `runner boot` to the end of a small program, with what eight idle guests take."""
     room = bench.work / "templates"
     room.mkdir()
     store = {"ROOTDISK_STORE": str(room / "store"), "ROOTDISK_TEMPLATES": "1"}
