@@ -85,7 +85,7 @@ if [ "$1" = mariadbd ] && [ "$(id -u)" = 0 ]; then
 fi
 if [ "$1" = mariadbd ] && [ ! -d /var/lib/mysql/mysql ]; then
     mariadb-install-db --auth-root-authentication-method=normal --skip-test-db --loose-innodb_log_file_size=10M
-    printf "ALTER USER root@localhost IDENTIFIED BY '%s'; CREATE USER root@'%%' IDENTIFIED BY '%s'; GRANT ALL ON *.* TO root@'%%';" \\
+    printf "ALTER USER root@localhost IDENTIFIED BY '%s';\\nCREATE USER root@'%%' IDENTIFIED BY '%s';\\nGRANT ALL ON *.* TO root@'%%';\\n" \\
         "$MARIADB_ROOT_PASSWORD" "$MARIADB_ROOT_PASSWORD" >/tmp/first.sql
     set -- "$@" --init-file=/tmp/first.sql
 fi
