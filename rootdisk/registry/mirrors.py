@@ -167,7 +167,9 @@ class MirroredRepository:
             tries = [tries[0]._replace(verify_tls=False), tries[0]._replace(plain_http=True)]
         if is_mirror:
             tries = [options._replace(connect_timeout_s=ANSWER_S, give_up_s=0.001) for options in tries]
-        deadline = time.monotonic() + ANSWER_S
+        # An origin is waited for as any other; whether it uses TLS is known when it answers.
+        patience_s = ANSWER_S if is_mirror else self._options.connect_timeout_s + self._options.read_timeout_s
+        deadline = time.monotonic() + patience_s
         for options in tries:
             if answers(place, options, max(0.05, deadline - time.monotonic())):
                 return RegistryRepository(

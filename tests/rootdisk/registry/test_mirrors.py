@@ -245,3 +245,12 @@ def test_the_origin_s_error_is_told(world: World, proxy: FaultProxy) -> None:
     with contextlib.closing(world.open()) as repository, pytest.raises(RegistryError, match=r"manifests/none: 404"):
         repository.resolve("none")
     assert threading.active_count() < 50
+
+
+def test_a_slow_origin_is_waited_for(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether it uses TLS is found out, however long that takes."""
+    monkeypatch.setattr(mirrors, "ANSWER_S", 0.0)
+    world.mirrored_by()
+    world.origin.add(Fault("drip-head", path="/v2/", seconds=0.0002))
+    with contextlib.closing(world.open()) as repository:
+        repository.resolve("1")
