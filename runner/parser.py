@@ -202,6 +202,7 @@ def _logs(parser: argparse.ArgumentParser) -> None:
     add("--until", metavar="TIME", help="print lines until then")
     add("-t", "--timestamps", action="store_true", help="print each line's time before it")
     add("--console", action="store_true", help="print the guest kernel's console instead")
+    add("--network", action="store_true", help="print the connections of a sandbox with --allow instead")
 
 
 def _prune(parser: argparse.ArgumentParser) -> None:
@@ -277,7 +278,15 @@ def _add_machine_options(parser: argparse.ArgumentParser) -> None:
         metavar="HOST:GUEST[:MODE]",
         help="share a directory or file of this host; MODE: ro, dev, suid",
     )
-    add("--network", choices=("user", "none"), default="user", help="user: outgoing network and -p; none: no network")
+    add("--network", choices=("user", "none"), help="user: outgoing network and -p (default); none: no network")
+    add(
+        "--allow",
+        action="append",
+        default=[],
+        metavar="HOST[:PORT]",
+        help="reach only this; HOST may be *.example.org, an address or a network (default ports: 80 and 443)",
+    )
+    add("--allow-file", action="append", default=[], type=_path, metavar="FILE", help="read such lines from a file")
     add("--read-only", action="store_true", help="keep all changes to the root in memory")
     add("--verify", action="store_true", help="hash the artifact's files in the store before they are used")
     add(

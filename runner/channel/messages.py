@@ -15,20 +15,31 @@ INVALID = 0  # never sent: Decoder.take returns it for a frame that breaks the r
 # From the guest.
 READY, STDOUT, STDERR, EXIT, ERROR, LOG, POWER = 1, 2, 3, 4, 5, 6, 7
 PAUSED, RESUMED = 8, 9  # of a template: it can be saved; it goes on as another sandbox, and asks for the time
+ACCEPTED, DATA_OUT, CLOSED = 10, 11, 12  # of streams, through their lanes
 # To the guest; CREDIT goes both ways.
 STDIN, RESIZE, SIGNAL, EXEC, ACK, STOP, CREDIT, HOLD = 16, 17, 18, 19, 20, 21, 22, 23
 RESUME, TIME = 24, 25  # to a template: what differs between sandboxes; the time, le64 seconds and le64 nanoseconds
+CONNECT, DATA_IN, CLOSE = 27, 28, 29  # of streams, through their lanes
 # To the keeper only: end the machine now; say how it ends. From the keeper only: something its user should know.
 KILL, WAIT, NOTICE = 32, 33, 34
 
 FROM_GUEST = frozenset({READY, STDOUT, STDERR, EXIT, ERROR, LOG, POWER, PAUSED, RESUMED, CREDIT})
 TO_GUEST = frozenset({STDIN, RESIZE, SIGNAL, EXEC, ACK, STOP, CREDIT, HOLD, RESUME, TIME})
+STREAMS_FROM_GUEST = frozenset({ACCEPTED, DATA_OUT, CLOSED, CREDIT})
+STREAMS_TO_GUEST = frozenset({CONNECT, DATA_IN, CLOSE, CREDIT})
 FROM_KEEPER = FROM_GUEST - {PAUSED, RESUMED} | {NOTICE}
 FROM_CLIENT = frozenset({STDIN, RESIZE, SIGNAL, EXEC, STOP, CREDIT, KILL, WAIT})
 
 CHANNEL_VERSION = 3  # the newest known version; 1 has no HOLD, 2 has no POWER
 HOLD_VERSION = 2  # of guests that know HOLD
 OPTIONS_VERSION = 3  # of guests that know --tmpfs and other options
+# What READY says of a guest's init beside its version: bits of a second number.
+HAS_STREAMS = 1 << 1
+# Numbers of streams: those that programs of the guest open, and those of the keeper; and datagrams.
+ACCEPTED_FIRST, ACCEPTED_MAX = 0x8000, 512
+CONNECTED_FIRST, CONNECTED_MAX = 0xC000, 256
+DATAGRAMS = 0xFFFF
+LANES, STRIPE = 8, 4096  # ports for streams, and bytes through each in its turn
 # What POWER says: a program has ended the machine. A reboot is not done, so it counts as a failure.
 POWERED_OFF, HALTED, REBOOTED = 1, 2, 3
 REBOOTED_STATUS = 129
@@ -147,8 +158,13 @@ def incompatible(version: int, needs: str) -> GuestError | None:
             "use a newer rootdisk, or build the artifact with this one",
         )
     if needs and version < OPTIONS_VERSION:
-        return GuestError(
-            f"the disk's init comes from an older rootdisk, which does not know {needs}",
-            "build the artifact again, or omit the option",
-        )
+        return too_old(needs)
     return None
+
+
+def too_old(needs: str) -> GuestError:
+    """Return the error for a guest's init that does not know the options `needs`."""
+    return GuestError(
+        f"the disk's init comes from an older rootdisk, which does not know {needs}",
+        "build the artifact again, or omit the option",
+    )

@@ -1,4 +1,4 @@
-"""The command logs: print the output of a detached sandbox's program, or of a guest's kernel."""
+"""The command logs: print the output of a detached sandbox's program, of a guest's kernel, or its connections."""
 
 from __future__ import annotations
 
@@ -24,7 +24,13 @@ def logs_command(options: argparse.Namespace) -> int:
     since, until = parse_time(options.since, "--since"), parse_time(options.until, "--until")
     if options.console and (since is not None or until is not None or options.timestamps):
         raise BadInput("--console", "a console has no times: omit --since, --until and --timestamps")
+    if options.console and options.network:
+        raise BadInput("--console and --network", "use one of them")
     state = directory.find(Store.open(), options.name)
+    if options.network:
+        from runner.commands.connections import print_connections
+
+        return print_connections(state, options, tail, since, until)
     writer = _Writer(timestamps=options.timestamps, as_json=options.json)
     wanted = {"console": options.console, "tail": tail, "since": since, "until": until}
     for pieces, is_more in batches(state, **wanted, joined=options.json):

@@ -88,11 +88,13 @@ def start(machine: Machine, user: process.User | None = None) -> Vm:
     with contextlib.ExitStack() as theirs, contextlib.ExitStack() as ours:
         channel, channel_end = socket.socketpair()
         console, console_end = socket.socketpair()
-        for sock in (channel, console):
+        lanes = [socket.socketpair() for _ in range(machine.lanes)]
+        for sock in (channel, console, *(lane for lane, _ in lanes)):
             ours.enter_context(sock)
-        for sock in (channel_end, console_end):
+        for sock in (channel_end, console_end, *(end for _, end in lanes)):
             theirs.enter_context(sock)
-        fds = [channel_end.fileno(), console_end.fileno()]
+        lane_fds = [end.fileno() for _, end in lanes]
+        fds = [channel_end.fileno(), console_end.fileno(), *lane_fds]
         helpers = []
         network = None
         if machine.network == "user":
@@ -107,8 +109,8 @@ def start(machine: Machine, user: process.User | None = None) -> Vm:
             fds.append(network)
         described = os.memfd_create("machine", os.MFD_CLOEXEC)
         theirs.callback(os.close, described)
-        text = json.dumps(description(machine, fds[0], fds[1], network, None if machine.shares else user))
-        os.write(described, text.encode())
+        described_machine = description(machine, fds[0], fds[1], network, None if machine.shares else user)
+        os.write(described, json.dumps({**described_machine, "lanes": lane_fds}).encode())
         os.lseek(described, 0, os.SEEK_SET)
         argv = [sys.executable, "-I", "-S", str(Path(__file__).with_name("krun_process.py")), library()]
         running = process.start(
@@ -118,7 +120,7 @@ def start(machine: Machine, user: process.User | None = None) -> Vm:
             prepare=_confined(machine.shares),
         )
         ours.pop_all()
-        return Vm(running, channel, console, tuple(helpers))
+        return Vm(running, channel, console, tuple(helpers), lanes=tuple(lane for lane, _ in lanes))
 
 
 def _confined(shares: Sequence[Share]) -> Callable[[], None] | None:

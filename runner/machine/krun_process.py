@@ -80,6 +80,8 @@ def enter(krun: Library, machine: dict[str, Any], console: str) -> NoReturn:
     ports = krun.call("krun_add_virtio_console_multiport", context)
     channel = machine["channel"]
     krun.call("krun_add_console_port_inout", context, ports, "rootdisk", channel, channel)
+    for number, lane in enumerate(machine["lanes"], 1):
+        krun.call("krun_add_console_port_inout", context, ports, f"rootdisk.{number}", lane, lane)
     # Otherwise libkrun gives the guest sockets of the host, with any network.
     krun.call("krun_disable_implicit_vsock", context)
     if machine["network"] is not None:

@@ -54,6 +54,7 @@ class Machine(NamedTuple):
     forwards: tuple[Forward, ...] = ()
     shares: tuple[Share, ...] = ()
     ipv6: bool = False  # the guest needs IPv6, for the host's name servers
+    lanes: int = 0  # ports for streams, beside the channel's
     kind: str = ""  # machine type of QEMU; "" for the default
     verity: Path | None = None  # the dm-verity tree, as a second disk
 
@@ -87,6 +88,7 @@ class Vm(NamedTuple):
     console: socket.socket  # output of the kernel
     helpers: tuple[Helper, ...] = ()
     monitor: socket.socket | None = None  # QEMU's
+    lanes: tuple[socket.socket, ...] = ()  # for streams
 
     @property
     def talk(self) -> dict[str, IO[bytes]]:
@@ -105,8 +107,8 @@ class Vm(NamedTuple):
             process.wait()
         self.channel.close()
         self.console.close()
-        if self.monitor is not None:
-            self.monitor.close()
+        for sock in (*self.lanes, *([self.monitor] if self.monitor else [])):
+            sock.close()
 
     def wait(self, timeout_s: float) -> str | None:
         """Wait up to `timeout_s` seconds for the end of the machine.

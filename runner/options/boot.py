@@ -126,7 +126,13 @@ def _spec(options: argparse.Namespace, name: str) -> Spec:
         limits = f"{size_text(MEMORY_MIN_MIB << 20)} to {size_text(MEMORY_MAX_MIB << 20)}"
         raise BadInput(f"--memory {options.memory!r:.40}", f"write {limits}, as 512m or 1.5g")
     forwards = option_values.forwards(options.publish)
-    if forwards and options.network == "none":
+    allow = option_values.allowed(options)
+    network = options.network or ("none" if allow else "user")
+    if allow and options.network:
+        raise BadInput(f"--allow and --network {network}", "use one of them: with --allow there is no network card")
+    if allow and any(forward.protocol == "udp" for forward in forwards):
+        raise BadInput("--publish with /udp and --allow", "with --allow only TCP ports can be published")
+    if forwards and network == "none" and not allow:
         raise BadInput("--publish and --network none", "without a network no port can be reached")
     if options.timeout is not None and options.timeout <= 0:
         raise BadInput(f"--timeout {options.timeout:g}", "more than 0 seconds; omit it for no limit")
@@ -144,7 +150,8 @@ def _spec(options: argparse.Namespace, name: str) -> Spec:
         disk_size=disk_size,
         memory_mib=memory >> 20,
         cpus=options.cpus or 0,
-        network=options.network,
+        network=network,
+        allow=allow,
         forwards=forwards,
         volumes=tuple((str(share.path), share.guest, share.read_only) for share in shares),
         volume_rights=tuple(

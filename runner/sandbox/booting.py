@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from rootdisk.artifact.verity import Verity
 from rootdisk.system import process
 from rootdisk.system.debug import debug, is_shown
+from runner.channel.messages import LANES
 from runner.machine import tsc
 from runner.machine.model import Forward, Machine, Vm
 from runner.sandbox import guest_records
@@ -42,8 +43,9 @@ def start_machine(
         artifact.disk if prepared.disk.overlay else None,
         spec.keep,
         spec.network,
-        tuple(Forward(*forward) for forward in spec.forwards),
+        () if spec.allow else tuple(Forward(*forward) for forward in spec.forwards),
         guest_records.shares(spec),
+        lanes=LANES if spec.allow else 0,
         ipv6=prepared.ipv6,
         verity=artifact.verity if verity is not None else None,
     )
@@ -55,7 +57,8 @@ def start_machine(
     from runner.template import saved
 
     machine = machine._replace(kind=qemu.kind(artifact.config.platform, store.root / "qemu.json"))
-    key = None if spec.cold or saved.is_off() else saved.key(machine, artifact.config)
+    # A template has no lanes.
+    key = None if spec.cold or spec.allow or saved.is_off() else saved.key(machine, artifact.config)
     if key is not None and (template := saved.find(store, key)) is not None:
         from runner.template.restore import NotRestored, restore
 

@@ -38,8 +38,15 @@ def identity() -> list[Record]:
 
 def complete(settings: Sequence[Record], spec: Spec) -> list[Record]:
     """Return all records for a guest: the settings, and those that are new at every start."""
-    names = resolver.records(spec.network, settings, resolver.Resolver.of_host())
-    return in_order([*settings, *_start_records(spec), *names])
+    if not spec.allow:
+        names = resolver.records(spec.network, settings, resolver.Resolver.of_host())
+        return in_order([*settings, *_start_records(spec), *names])
+    from runner.network import proxy
+    from runner.network.rules import parse_rule
+
+    own = [("resolv", f"nameserver {proxy.LOCAL}\n".encode()), *proxy.guest_records(list(map(parse_rule, spec.allow)))]
+    # The keeper knows the addresses of --add-host; in the guest such a name has one of ours, as every other.
+    return in_order([*(record for record in settings if record[0] != "host"), *_start_records(spec), *own])
 
 
 def _start_records(spec: Spec) -> list[Record]:
@@ -80,6 +87,11 @@ def needed(slot: Sequence[Record]) -> str:
 def has_ipv6(slot: Sequence[Record]) -> bool:
     """Return whether the guest gets an IPv6 address."""
     return any(key == "ipv6" for key, _ in slot)
+
+
+def hosts(slot: Sequence[Record]) -> tuple[bytes, ...]:
+    """Return the lines of --add-host."""
+    return tuple(value for key, value in slot if key == "host")
 
 
 def in_order(slot: Sequence[Record]) -> list[Record]:

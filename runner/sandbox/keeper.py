@@ -19,7 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from selectors import EVENT_READ, EVENT_WRITE
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from rootdisk.text import one_line
 from runner.channel import messages
@@ -32,6 +32,9 @@ from runner.sandbox.room import CONTINUE, Monitor, Room
 from runner.sandbox.router import Router
 from runner.sandbox.watched import Source, Watched, receive, signals
 from runner.store.events import Events
+
+if TYPE_CHECKING:
+    from runner.network.proxy import Proxy
 
 STOP_S = 10  # for a program to end after the stop signal
 GRACE_S = 5.0  # in addition, for its guest
@@ -70,12 +73,14 @@ class Keeper:
         is_tied: bool = False,
         events: Events | None = None,
         on_ready: Callable[[], None] | None = None,
+        proxy: Proxy | None = None,
     ) -> None:
         """Prepare to serve the machine `vm`.
 
         `timeout_s` is how long the program may run, `silent_s` how long nothing may be heard at first; `logs` are those of
         what the machine's processes write; `room` watches the host's disk; `needs` names options that need a newer init. With `is_tied`
         a detached sandbox too ends with the connection of its main client. `events` are told of what happens. `on_ready` is called once when the program has started.
+        `proxy` has the connections of a guest of --allow.
         """
         self._vm = vm
         self._listener = listener
@@ -92,8 +97,13 @@ class Keeper:
         self._power: int | None = None  # how a program has ended the machine, as its console says
         self.lost = ""  # the lost helper for which the sandbox was stopped
         self.has_timed_out = False
-        self._router = Router(output.write_frame if output else None, needs, is_tied=is_tied, events=events)
+        self._router = Router(
+            output.write_frame if output else None, needs, "--allow" if proxy else "", is_tied=is_tied, events=events
+        )
         self._watched = Watched()
+        self._proxy = proxy
+        if proxy is not None:
+            proxy.begin(self._watched.watch, vm.lanes)
         self._clients = {client: self._router.main}
         self._joined: dict[Client, float] = {}  # when each client has connected
         start = time.monotonic()
@@ -120,6 +130,8 @@ class Keeper:
             for watched in (wake, *self._logs, self._vm.channel, self._listener, self._vm.monitor):
                 if watched is not None:
                     stack.callback(self._watched.watch, watched, 0)
+            if self._proxy is not None:
+                stack.callback(self._proxy.close)
             while not router.is_over:
                 self._look()
                 ready = self._watched.wait(self._wait_s())
@@ -130,6 +142,8 @@ class Keeper:
                     self._read_log(source)
                 self._carry(ready)
                 self._see_ready()
+                if self._proxy is not None:
+                    self._proxy.carry(ready, is_ready=router.is_ready)
                 self._see_power()
                 self._see_room(ready)
                 if self._listener in ready:
@@ -216,7 +230,8 @@ class Keeper:
 
     def _wait_s(self) -> float | None:
         room_at = None if self._room is None else self._room.next_look
-        times = [self._deadline, self._silent_at, self._kill_at, self._accept_at or None, room_at]
+        proxy_at = None if self._proxy is None else self._proxy.next_time
+        times = [self._deadline, self._silent_at, self._kill_at, self._accept_at or None, room_at, proxy_at]
         ends = [end for end in times if end is not None]
         return min(ends) - time.monotonic() if ends else None
 

@@ -38,6 +38,7 @@ from runner.store.store import Store
 
 if TYPE_CHECKING:
     from runner.channel.session import Session
+    from runner.network.proxy import Proxy
     from runner.sandbox.keeper import Keeper
 
 SILENT_S = 15.0  # how long an untried KVM may give no sign of a guest
@@ -60,6 +61,7 @@ class PreparedSandbox(NamedTuple):
     events: Events | None = None
     is_tied: bool = False  # it ends with the connection of its main client, even if its output goes to a log
     ipv6: bool = False  # whether the guest has IPv6, for a name server
+    hosts: tuple[bytes, ...] = ()  # of --add-host
 
 
 def create(store: Store, artifact: StoredArtifact, spec: Spec, settings: Sequence[Record]) -> PreparedSandbox:
@@ -90,7 +92,10 @@ def create(store: Store, artifact: StoredArtifact, spec: Spec, settings: Sequenc
         sandbox.take_name()
         disk = disk._replace(path=sandbox.folder / disk.path.name)
         needs, ipv6 = guest_records.needed(kept_records), guest_records.has_ipv6(slot_records)
-        return PreparedSandbox(sandbox, artifact, disk, filled.digest, spec, needs, is_read_only, ipv6=ipv6)
+        hosts = guest_records.hosts(kept_records)
+        return PreparedSandbox(
+            sandbox, artifact, disk, filled.digest, spec, needs, is_read_only, ipv6=ipv6, hosts=hosts
+        )
     except BaseException:
         sandbox.remove()
         raise
@@ -124,8 +129,9 @@ def reopen(
         slot.rewrite(disk.path, extent, filled, sandbox.folder / "slot.json", overlay=disk.overlay)
         needs, ipv6 = guest_records.needed(settings), guest_records.has_ipv6(slot_records)
         is_read_only = any(key == "read-only" for key, _ in settings)
+        hosts = guest_records.hosts(settings)
         return PreparedSandbox(
-            sandbox, artifact, disk, filled.digest, run or state.spec, needs, is_read_only, ipv6=ipv6
+            sandbox, artifact, disk, filled.digest, run or state.spec, needs, is_read_only, ipv6=ipv6, hosts=hosts
         )
     except BaseException:
         sandbox.release()
@@ -303,6 +309,7 @@ def _run(
                 is_tied=prepared.is_tied,
                 on_ready=make_template,
                 events=events,
+                proxy=_open_proxy(prepared) if spec.allow else None,
             )
             events.tell("started", start=sandbox.in_use.get("start", "cold"), accelerator=chosen.name)
             try:
@@ -357,6 +364,12 @@ def _run(
         from runner.channel import messages
 
         client.sendall(messages.frame(messages.ERROR, error.encode()))
+
+
+def _open_proxy(prepared: PreparedSandbox) -> Proxy:
+    from runner.sandbox.egress import open_proxy  # no other sandbox needs it
+
+    return open_proxy(prepared.spec, prepared.sandbox.folder, prepared.hosts)
 
 
 def _in_use(prepared: PreparedSandbox, chosen: accelerator.Accelerator) -> dict[str, str]:

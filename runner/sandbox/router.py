@@ -55,6 +55,7 @@ class Router:
         self,
         write_output: Callable[[int, bytes], None] | None,
         needs: str = "",
+        needs_streams: str = "",
         *,
         is_tied: bool = False,
         events: Events | None = None,
@@ -64,6 +65,7 @@ class Router:
         Args:
             write_output: Gets the output of the main program of a detached sandbox. Without it the main client does.
             needs: Names options that only guests of channel version messages.OPTIONS_VERSION know.
+            needs_streams: Names options for which the guest has to know streams.
             is_tied: The sandbox ends with its main client, even if that does not get the output.
             events: Are told of the start of the program and of commands.
         """
@@ -81,6 +83,7 @@ class Router:
         self._owed_stop: int | None = None
         self._hold: bool | None = None  # pending for the guest
         self._needs = needs
+        self._needs_streams = needs_streams
         self._version = 0  # channel version of the guest; 0 until READY
         self._logs_left = LOGS_MAX
         self.clients: dict[Client, None] = {}
@@ -333,7 +336,7 @@ class Router:
         elif kind == messages.POWER and session is self._main_session and is_number(payload):
             self._powered(messages.number(payload))
         elif kind == messages.READY and session is self._main_session:
-            self._started(payload[:4])
+            self._started(payload)
         else:
             self._broke_rules(session, messages.broken_rules())
 
@@ -356,14 +359,19 @@ class Router:
         if self._is_ready:
             return
         self._is_ready = True
-        self._version = messages.number(payload) if is_number(payload) else 1
-        if (error := messages.incompatible(self._version, self._needs)) is not None:
+        version, features = payload[:4], payload[4:8]
+        self._version = messages.number(version) if is_number(version) else 1
+        has_streams = is_number(features) and bool(messages.number(features) & messages.HAS_STREAMS)
+        error = messages.incompatible(self._version, self._needs)
+        if error is None and self._needs_streams and not has_streams:
+            error = messages.too_old(self._needs_streams)
+        if error is not None:
             self.error = error
             return
         if self._events is not None:
             self._events.tell("ready")
         if self.main in self.clients:
-            self.main.put(messages.READY, payload)
+            self.main.put(messages.READY, version)
             if not self._ends_with_main:
                 self.main.leave()
 

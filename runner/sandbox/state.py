@@ -42,6 +42,8 @@ class Spec(NamedTuple):
     memory_mib: int
     cpus: int
     network: str = "user"
+    # With rules the guest has no network card (`network` is none, also for an older runner): its connections go through the keeper.
+    allow: tuple[str, ...] = ()
     forwards: tuple[tuple[str, str, int, int], ...] = ()
     volumes: tuple[tuple[str, str, bool], ...] = ()  # host path, guest path, read-only
     volume_rights: tuple[tuple[str, str], ...] = ()  # guest path, right: dev or suid
@@ -273,6 +275,18 @@ def _or_none(check: Check) -> Check:
     return lambda value: None if value is None else check(value)
 
 
+def _list_of(each: Check) -> Check:
+    """Check a list, each item with `each`."""
+
+    def check(value: object) -> tuple[Any, ...]:
+        """Return `value` as a tuple, each item checked."""
+        if not isinstance(value, list):
+            raise ValueError("is not a list")
+        return tuple(map(each, value))
+
+    return check
+
+
 def _rows(*checks: Check) -> Check:
     """Check a list of lists: one check for each column."""
 
@@ -297,6 +311,7 @@ _SPEC: dict[str, Check] = {
     "memory_mib": _whole(1, 1 << 40),
     "cpus": _whole(1, 1 << 16),
     "network": _one_of("user", "none"),
+    "allow": _list_of(_text(_WORD_MAX)),
     "forwards": _rows(_one_of("tcp", "udp"), _text(255), _whole(1, 65535), _whole(1, 65535)),
     "volumes": _rows(_text(PATH_MAX), _text(PATH_MAX), _truth),
     "volume_rights": _rows(_text(PATH_MAX), _one_of("dev", "suid")),

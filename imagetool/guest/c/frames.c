@@ -5,13 +5,30 @@
 #include <string.h>
 #include <unistd.h>
 
+/* The descriptor for the byte `at`, and how many may go through it, at most *length. */
+static int lane_of(const struct channel *channel, uint64_t at, size_t *length) {
+    const struct lanes *lanes = &channel->lanes;
+    if (!lanes->count)
+        return channel->fd;
+    if (*length > STRIPE - at % STRIPE)
+        *length = STRIPE - at % STRIPE;
+    return lanes->fds[at / STRIPE % lanes->count];
+}
+
+int next_to_read(const struct channel *channel) {
+    size_t any = 1;
+    return channel->fd < 0 ? -1 : lane_of(channel, channel->lanes.received, &any);
+}
+
 static void write_all(struct channel *channel, const void *data, size_t length) {
     for (const char *at = data; length;) {
-        ssize_t count = write(channel->fd, at, length);
+        size_t part = length;
+        int fd = lane_of(channel, channel->lanes.sent, &part);
+        ssize_t count = write(fd, at, part);
         if (count < 0 && errno == EINTR)
             continue;
         if (count < 0 && errno == EAGAIN) {
-            poll(&(struct pollfd){channel->fd, POLLOUT, 0}, 1, 100);
+            poll(&(struct pollfd){fd, POLLOUT, 0}, 1, 100);
             continue;
         }
         if (count <= 0) {
@@ -20,6 +37,7 @@ static void write_all(struct channel *channel, const void *data, size_t length) 
         }
         at += count;
         length -= count;
+        channel->lanes.sent += count;
     }
 }
 
@@ -42,7 +60,9 @@ void send_number(struct channel *channel, int type, int session, uint32_t number
 }
 
 int read_frames(struct channel *channel) {
-    ssize_t count = read(channel->fd, channel->incoming + channel->received, sizeof channel->incoming - channel->received);
+    size_t most = sizeof channel->incoming - channel->received;
+    int fd = lane_of(channel, channel->lanes.received, &most);
+    ssize_t count = read(fd, channel->incoming + channel->received, most);
     if (count < 0 && (errno == EAGAIN || errno == EINTR))
         return 0;
     if (count <= 0) {
@@ -51,9 +71,10 @@ int read_frames(struct channel *channel) {
     }
     size_t passed = channel->skipped < (size_t)count ? channel->skipped : (size_t)count;
     channel->skipped -= passed;
+    memmove(channel->incoming + channel->received, channel->incoming + channel->received + passed, count - passed);
     channel->received += count - passed;
-    memmove(channel->incoming, channel->incoming + passed, channel->received);
-    return 0;
+    channel->lanes.received += count;
+    return channel->received < sizeof channel->incoming;
 }
 
 /* The next whole frame from *at on, which is moved behind it. Frames that are too long are skipped. */

@@ -90,11 +90,13 @@ static int boot(struct guest *guest, struct why *why) {
     if (read_cmdline(guest, why) || enter_disk(guest, why))
         return -1;
     if (guest->channel.fd < 0)
-        guest->channel.fd = find_port(3); /* which has come by now */
+        guest->channel.fd = find_port("rootdisk", 3); /* which has come by now */
     if (read_process(guest, why) || mount_all(&guest->slot, why) || configure(guest, why) || make_volumes(&guest->process, why) ||
         mount_volumes(&guest->slot, why) || cover_etc(why))
         return -1;
     renew_host_keys(guest);
+    if (open_streams(&guest->slot, &guest->log, why))
+        return -1;
     return main_program(&guest->program, &guest->process, &guest->slot, why);
 }
 
@@ -130,7 +132,7 @@ int main(int argc, char **argv) {
     guest.log.channel = &guest.channel;
     if (boot(&guest, &why) || serve(&guest.channel, &guest.program, &why)) {
         if (guest.channel.fd < 0)
-            guest.channel.fd = find_port(1);
+            guest.channel.fd = find_port("rootdisk", 1);
         dprintf(2, "rootdisk: %s\n", why.text);
         send_frame(&guest.channel, ERROR, 0, why.text, strlen(why.text));
     }

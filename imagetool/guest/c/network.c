@@ -94,12 +94,23 @@ static int add_ipv6(const char *name, const char *text) {
     return failed ? -1 : 0;
 }
 
+/* Addresses on lo that stand for names, 198.18.0.0/15 (RFC 2544): with the runner's network a program's connection to one goes to
+   the runner. All of a network is local on lo, as with 127.0.0.0/8. */
+static int add_names(int fd) {
+    struct ifreq request = {.ifr_name = "lo:0"};
+    request.ifr_addr = internet("198.18.0.1");
+    if (ioctl(fd, SIOCSIFADDR, &request))
+        return -1;
+    request.ifr_netmask = internet("255.254.0.0");
+    return ioctl(fd, SIOCSIFNETMASK, &request);
+}
+
 int configure_network(const struct records *slot, struct why *why) {
     const char *mode = find_record(slot, "network"), *ipv6 = find_record(slot, "ipv6"), *mac = find_record(slot, "mac");
     char name[IFNAMSIZ];
     int wanted = !mode || !strcmp(mode, "user"), failed = 0;
     int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
-    if (fd < 0 || up(fd, "lo"))
+    if (fd < 0 || up(fd, "lo") || (find_record(slot, "listen") && add_names(fd)))
         failed = explain(why, "network lo: %s", strerror(errno));
     else if (wanted && !find_interface(name))
         failed = explain(why, "the guest has no network device: is virtio_net in the kernel? --network none needs none");

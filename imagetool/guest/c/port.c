@@ -14,26 +14,27 @@
 
 double now(void);
 
-/* The descriptor of the port `entry` if its name is ours, else -1. */
-static int open_port(const char *entry) {
+/* The descriptor of the port `entry` if it has that name, else -1. */
+static int open_port(const char *entry, const char *wanted) {
     char path[300];
     size_t length;
     snprintf(path, sizeof path, "/sys/class/virtio-ports/%s/name", entry);
     char *name = entry[0] == '.' ? NULL : read_file(path, 4096, &length);
-    int ours = name && !strncmp(name, "rootdisk\n", 9);
+    size_t width = strlen(wanted);
+    int ours = name && !strncmp(name, wanted, width) && name[width] == '\n';
     free(name);
     snprintf(path, sizeof path, "/dev/%s", entry);
     return ours ? open(path, O_RDWR | O_CLOEXEC) : -1;
 }
 
-/* The virtio port named `rootdisk`; -1 if there is none after `timeout` seconds. */
-int find_port(double timeout) {
+/* The virtio port of that name; -1 if there is none after `timeout` seconds. */
+int find_port(const char *name, double timeout) {
     double deadline = now() + timeout;
     for (;;) {
         int fd = -1;
         DIR *directory = opendir("/sys/class/virtio-ports");
         for (struct dirent *entry; fd < 0 && directory && (entry = readdir(directory));)
-            fd = open_port(entry->d_name);
+            fd = open_port(entry->d_name, name);
         if (directory)
             closedir(directory);
         if (fd >= 0 || now() >= deadline)

@@ -83,6 +83,22 @@ static int add_tls(struct list *env) {
     return 0;
 }
 
+/* A variable of the runner's own choice, if nobody has said anything else: neither in this case nor in the other. */
+static int add_defaults(struct list *env, const struct records *slot) {
+    const char *key, *value;
+    size_t before = env->count;
+    for (size_t at = 0; (value = next_record(slot, &at, &key));) {
+        size_t width = strcspn(value, "=") + 1, i = 0;
+        if (strcmp(key, "env-default"))
+            continue;
+        while (i < before && strncasecmp(env->items[i], value, width))
+            i++;
+        if (i == before && append(env, value))
+            return -1;
+    }
+    return 0;
+}
+
 static int add_environment(struct program *program, const struct records *slot, struct why *why) {
     struct records built = {0};
     built.data = read_file("/.rootdisk/env", ENV_MOST, &built.length); /* it stays: the list points into it */
@@ -93,7 +109,7 @@ static int add_environment(struct program *program, const struct records *slot, 
     for (size_t at = 0; built.data && at < built.length; at += strlen(built.data + at) + 1)
         if (append(&program->env, built.data + at))
             return refuse_memory(why);
-    if (append_records(&program->env, slot, "env") || keep_last(&program->env))
+    if (append_records(&program->env, slot, "env") || add_defaults(&program->env, slot) || keep_last(&program->env))
         return refuse_memory(why);
     return 0;
 }

@@ -102,12 +102,14 @@ static void take_signals(struct channel *channel, int signals) {
     }
 }
 
-struct waits { struct pollfd polls[2 + 3 * SESSIONS]; struct { struct session *session; int which; } whose[2 + 3 * SESSIONS]; int count; };
+enum { OTHERS = 2 + STREAM_POLLS }; /* descriptors that are no program's */
+struct waits { struct pollfd polls[OTHERS + 3 * SESSIONS]; struct { struct session *session; int which; } whose[OTHERS + 3 * SESSIONS]; int count; };
 
 static void collect(struct channel *channel, int signals, struct waits *waits) {
     waits->polls[0] = (struct pollfd){channel->fd, POLLIN, 0};
     waits->polls[1] = (struct pollfd){signals, POLLIN, 0};
-    waits->count = 2;
+    poll_streams(waits->polls + 2);
+    waits->count = OTHERS;
     for (int i = 0; i < SESSIONS; i++)
         for (int which = 0; channel->sessions[i].used && which < 3; which++) {
             struct session *session = &channel->sessions[i];
@@ -128,21 +130,22 @@ int serve(struct channel *channel, const struct program *program, struct why *wh
     if (start_session(channel, 0, program, why))
         return explain(why, "cannot start %.200s: %s", program->argv.items[0], strdupa(why->text));
     if (find_session(channel, 0)->starts) /* else its message and exit status say why not */
-        send_number(channel, READY, 0, VERSION);
+        send_frame(channel, READY, 0, (uint32_t[]){VERSION, HAS_STREAMS}, 2 * sizeof(uint32_t));
     handle_all(channel, program); /* what came with the last orders of a template */
     for (;;) {
         collect(channel, signals, &waits);
         double until = leave_at ? leave_at : channel->kill_at, rest = until - now();
         poll(waits.polls, waits.count, !until ? -1 : rest < 0 ? 0 : rest > 3600 ? 3600000 : (int)(rest * 1000) + 1);
         take_signals(channel, signals);
-        for (int i = 2; i < waits.count; i++)
+        for (int i = OTHERS; i < waits.count; i++)
             if (waits.polls[i].revents)
                 waits.whose[i].which ? (void)carry(channel, waits.whose[i].session, waits.whose[i].which)
                                      : feed(channel, waits.whose[i].session);
         reap(channel);
         if (channel->fd >= 0 && waits.polls[0].revents)
-            if (!read_frames(channel))
+            if (read_frames(channel) >= 0)
                 handle_all(channel, program);
+        carry_streams(waits.polls + 2);
         if (finish(channel))
             leave_at = now() + (had_channel ? 5 : 0);
         if (channel->kill_at && now() >= channel->kill_at) {

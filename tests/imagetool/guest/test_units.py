@@ -94,7 +94,8 @@ def test_both_sides_have_the_same_numbers(driver: Driver) -> None:
     found = dict(line.split(" ", 1) for line in driver.lines("format"))
     in_c = {name: int(value) for name, value in found.items() if name.isupper()}
     assert in_c == {name: getattr(messages, name) for name in in_c}
-    assert set(in_c.values()) == messages.FROM_GUEST | messages.TO_GUEST
+    of_streams = messages.STREAMS_FROM_GUEST | messages.STREAMS_TO_GUEST
+    assert set(in_c.values()) == messages.FROM_GUEST | messages.TO_GUEST | of_streams
     assert found["version"] == str(messages.CHANNEL_VERSION)
     assert found["header"] == str(messages.HEADER.size)
     assert found["window"] == str(messages.WINDOW)
