@@ -1,4 +1,4 @@
-"""One connection of a program in the guest: what it asks for, whether it may, and then bytes both ways.
+"""A connection of a program in the guest: its request, the decision, and then bytes both ways.
 
 Nothing of what the guest says reaches a server before it is checked. A refused connection is answered, read until the program
 ends it, and closed: a reset could overtake the answer.
@@ -35,7 +35,7 @@ _RESET = struct.pack("ii", 1, 0)
 
 
 class Phase(Enum):
-    """What a connection is about."""
+    """The state of a connection."""
 
     ASK, LOOK_UP, CONNECT, RELAY, LINGER, OVER = range(6)
 

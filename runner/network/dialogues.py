@@ -1,4 +1,4 @@
-"""How a program asks for a connection: by HTTP, by SOCKS 5, or by an address that stands for a name. Pure."""
+"""Requests of a program for a connection: by HTTP, by SOCKS 5, or by an address that stands for a name. Pure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ASKED_MAX = 200
 
 
 class Failure(Enum):
-    """Why there is no connection: status of HTTP, code of SOCKS."""
+    """Reasons for no connection, each with a status of HTTP and a code of SOCKS."""
 
     REFUSED = ("403 Forbidden", socks.NOT_ALLOWED)
     UNKNOWN = ("502 Bad Gateway", socks.UNREACHABLE)
@@ -22,7 +22,7 @@ class Failure(Enum):
 
 
 class Target(NamedTuple):
-    """What a program wants to be connected to."""
+    """The host and port that a program wants."""
 
     host: Host
     port: int
@@ -49,7 +49,7 @@ class Dialogue(Protocol):
     """The first words of a connection."""
 
     target: Target | None  # once it is known, also of what is refused
-    asked: str  # what the program has said, if it is no target
+    asked: str  # what the program has said, if it is not a target
     out: bytes  # for the program
 
     def hear(self, data: bytearray) -> bool:
@@ -100,7 +100,7 @@ class HttpGuard:
         self._first = first
 
     def feed(self, data: bytearray, limit: int) -> bytes:
-        """Take requests, checked and written anew."""
+        """Take requests, checked and rewritten."""
         first, self._first = self._first, b""
         return first or self._requests.feed(data, limit)
 

@@ -31,7 +31,7 @@ _SPECIAL4 = {
     "224.0.0.0/4": "a multicast address",
     "240.0.0.0/4": "a reserved address",
 }
-# Of IPv6 only 2000::/3 is in use for everybody. What carries an IPv4 address is no way around its rules.
+# Of IPv6 only 2000::/3 is in use for everybody. What carries an IPv4 address does not lead around its rules.
 _GLOBAL6 = IPv6Network("2000::/3")
 _SPECIAL6 = {
     "2001::/23": "a reserved address",  # Teredo too

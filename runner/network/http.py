@@ -1,4 +1,4 @@
-"""HTTP requests of a guest, checked and written anew: what one server reads one way and another differently goes nowhere. Pure.
+"""HTTP requests of a guest, checked and rewritten: what one server reads one way and another differently goes nowhere. Pure.
 
 RFC 9112. Lines end with CR and LF, a body has one length, a request one Host. Trailers and chunk extensions are dropped, and so
 is what is said to the proxy itself.

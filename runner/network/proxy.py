@@ -119,7 +119,7 @@ class Proxy:
 
     @property
     def next_time(self) -> float | None:
-        """When `carry` has to be called next (monotonic seconds); None if only events count."""
+        """The time of the next call of `carry` (monotonic seconds); None if only events count."""
         return self._tick_at + _TICK_S if self._connections else None
 
     def carry(self, ready: Mapping[Any, int], *, is_ready: bool) -> None:
@@ -220,4 +220,4 @@ class _Questioner:
         self.heard()
 
     def lost(self) -> None:
-        """Nothing is to be given up."""
+        """Do nothing: it holds nothing else."""

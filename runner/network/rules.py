@@ -1,4 +1,4 @@
-"""What a sandbox may reach: the rules of --allow. Pure."""
+"""The rules of --allow: hosts that a sandbox may reach. Pure."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ _ENDPOINT = struct.Struct("<4sH")
 
 
 class Listener(Protocol):
-    """What a stream tells of itself."""
+    """Gets the events of a stream."""
 
     def heard(self) -> None:
         """The guest has sent something, or has ended its side."""
@@ -34,7 +34,7 @@ class Listener(Protocol):
 
 
 class Stream:
-    """One connection, as the keeper sees it."""
+    """The keeper's side of a connection."""
 
     __slots__ = ("credit", "ends", "incoming", "is_ended", "is_over", "is_queued", "listener", "number", "outgoing", "owed", "unread")  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import socket
 import threading
@@ -63,7 +64,7 @@ def test_only_where_it_may_go(runner: Runner, demo: str, server: ThreadingHTTPSe
     assert done.returncode == 0, done.stderr
     done = runner("exec", "egress", "python3", "/guest/network.py", str(port), "200")
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    found = ast.literal_eval(done.stdout)
     assert found["interfaces"] == ["lo"]
     assert found["environment"] == {
         **dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"), "http://127.0.0.1:3128"),

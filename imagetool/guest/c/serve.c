@@ -102,7 +102,7 @@ static void take_signals(struct channel *channel, int signals) {
     }
 }
 
-enum { OTHERS = 2 + STREAM_POLLS }; /* descriptors that are no program's */
+enum { OTHERS = 2 + STREAM_POLLS }; /* descriptors beside those of programs */
 struct waits { struct pollfd polls[OTHERS + 3 * SESSIONS]; struct { struct session *session; int which; } whose[OTHERS + 3 * SESSIONS]; int count; };
 
 static void collect(struct channel *channel, int signals, struct waits *waits) {
