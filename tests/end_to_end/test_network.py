@@ -81,7 +81,8 @@ def test_only_where_it_may_go(runner: Runner, demo: str, server: ThreadingHTTPSe
     assert found["gateway"].startswith("OSError")
     assert found["public"].startswith("OSError")
     assert (found["by name"], found["wild"], found["nobody"]) == ("198.18.0.1", "198.18.1.0", "gaierror")
-    assert (found["large"], found["upload"]) == (3_000_000, "took 3000000")
+    assert found["large"] > 3_000_000  # with its head
+    assert found["upload"] == "took 3000000"
     assert found["many"] == ["HTTP/1.1 200 Connection established"] * 200
     assert set(server.seen) == {"/a", "/b", "/c", "/large/3000000", "/upload"}  # type: ignore[attr-defined]
     rows = json.loads(runner("logs", "--network", "--json", "egress").stdout)

@@ -8,9 +8,9 @@
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -23,16 +23,17 @@ struct stream {
     int is_connecting;         /* to a program */
     int input_ended;           /* the runner sends nothing more */
     int output_ended;          /* the program sends nothing more */
+    int has_waited;            /* something has waited for the program */
     int is_told, is_closed;    /* CLOSED has been sent; CLOSE has come */
     uint32_t credit, owed;     /* bytes that the runner still takes; bytes for which it is to get credit */
-    char *waiting;             /* WINDOW bytes while there is something for the program */
-    size_t start, length;
+    size_t start, length;      /* of what waits for the program, in its part of `waiting` */
 };
 
 static struct {
     struct channel channel;    /* of its own: the lanes */
     int epoll;                 /* all sockets */
     struct stream streams[STREAMS];
+    char *waiting;             /* WINDOW bytes for each stream: pages that nobody has written to take no memory */
     int listeners[LISTENERS], listener_count, datagrams;
 } all; /* zeros: without lanes nothing of it is used */
 
@@ -66,13 +67,15 @@ static void watch(struct stream *stream) {
     stream->watched = events != 0;
 }
 
-/* Closes a stream's socket and says so. Its number is free when the runner has said the same. */
+static char *waiting_of(const struct stream *stream) { return all.waiting + (size_t)WINDOW * (stream - all.streams); }
+
+/* Closes a stream's socket, gives its memory back and says so. Its number is free when the runner has said the same. */
 static void end(struct stream *stream) {
     if (stream->fd >= 0)
         close(stream->fd); /* and so out of the set */
-    free(stream->waiting);
+    if (stream->has_waited)
+        madvise(waiting_of(stream), WINDOW, MADV_DONTNEED);
     stream->fd = -1;
-    stream->waiting = NULL;
     stream->length = stream->watched = 0;
     if (!stream->is_told)
         send_frame(&all.channel, CLOSED, number_of(stream), "", 0);
@@ -143,7 +146,7 @@ static ssize_t write_some(struct stream *stream, const char *data, size_t length
 
 /* Writes what waits for the program, and ends its input if that was all. */
 static void flush(struct stream *stream) {
-    ssize_t count = write_some(stream, stream->waiting + stream->start, stream->length);
+    ssize_t count = write_some(stream, waiting_of(stream) + stream->start, stream->length);
     if (count < 0)
         return;
     stream->start += count;
@@ -157,18 +160,18 @@ static void flush(struct stream *stream) {
 
 /* Keeps for later what the program does not take now. */
 static int keep(struct stream *stream, const char *data, uint32_t length) {
-    if (!stream->waiting)
-        stream->waiting = malloc(WINDOW); /* until the stream ends: to get it again and again is slow */
-    if (!stream->waiting || length > WINDOW - stream->length)
-        return -1; /* no memory, or more than was granted */
+    char *waiting = waiting_of(stream);
+    if (length > WINDOW - stream->length)
+        return -1; /* more than was granted */
     if (!stream->length)
         stream->start = 0;
     if (stream->start + stream->length + length > WINDOW) {
-        memmove(stream->waiting, stream->waiting + stream->start, stream->length);
+        memmove(waiting, waiting + stream->start, stream->length);
         stream->start = 0;
     }
-    memcpy(stream->waiting + stream->start + stream->length, data, length);
+    memcpy(waiting + stream->start + stream->length, data, length);
     stream->length += length;
+    stream->has_waited = 1;
     return 0;
 }
 
@@ -371,6 +374,9 @@ int open_streams(const struct records *slot, const struct log *log, struct why *
     all.epoll = epoll_create1(EPOLL_CLOEXEC);
     if (all.epoll < 0)
         return explain(why, "epoll: %s", strerror(errno));
+    all.waiting = mmap(NULL, (size_t)WINDOW * STREAMS, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (all.waiting == MAP_FAILED)
+        return explain(why, "no memory");
     if (open_lanes(lanes, why))
         return -1;
     for (size_t at = 0; (value = next_record(slot, &at, &key));)

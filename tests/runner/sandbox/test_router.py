@@ -551,3 +551,24 @@ def test_a_guest_that_is_powered_off_says_so_once() -> None:
     assert router.status == 0
     notices = [payload for kind, payload in said(router, router.main) if kind == messages.NOTICE]
     assert notices == [messages.POWER_WORDS[1].encode()]
+
+
+def test_a_guest_that_knows_no_streams_is_refused() -> None:
+    """READY has a second number since then; what is sent to the client has one, as clients of older runners expect."""
+    for payload, is_refused in (
+        (struct.pack("<I", 3), True),
+        (struct.pack("<II", 3, 0), True),
+        (struct.pack("<II", 3, 1), True),
+        (struct.pack("<II", 3, messages.HAS_STREAMS), False),
+        (struct.pack("<IIQ", 3, messages.HAS_STREAMS | 1 << 31, 7), False),
+    ):
+        router = Router(None, "", "--allow")
+        router.from_guest(frame(messages.READY, payload))
+        assert (router.error is not None) == is_refused
+        if is_refused:
+            assert "does not know --allow" in str(router.error)
+        else:
+            assert bytes(router.to_client(router.main)) == frame(messages.READY, payload[:4])
+        router = Router(None)
+        router.from_guest(frame(messages.READY, payload))
+        assert router.error is None
