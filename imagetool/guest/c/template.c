@@ -37,7 +37,7 @@ static int take_time(const struct records *payload, struct why *why) {
 int wait_for_orders(struct guest *guest, struct why *why) {
     struct channel *channel = &guest->channel;
     struct records orders = {0}, time = {0};
-    channel->fd = find_port(3);
+    channel->fd = find_port("rootdisk", 3);
     if (channel->fd < 0)
         return explain(why, "a template needs the channel");
     send_frame(channel, PAUSED, 0, "", 0);
