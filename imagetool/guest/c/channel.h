@@ -60,7 +60,7 @@ struct channel {
 /* frames.c */
 void send_frame(struct channel *, int type, int session, const void *data, size_t length);
 void send_number(struct channel *, int type, int session, uint32_t number);
-int read_frames(struct channel *); /* -1 if the runner has gone, 1 if there may be more */
+int read_frames(struct channel *); /* -1 if the runner has gone */
 int next_to_read(const struct channel *); /* the descriptor to wait for */
 int next_frame(struct channel *, size_t *at, struct frame *);
 void drop_frames(struct channel *, size_t length);

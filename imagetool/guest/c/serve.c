@@ -143,7 +143,7 @@ int serve(struct channel *channel, const struct program *program, struct why *wh
                                      : feed(channel, waits.whose[i].session);
         reap(channel);
         if (channel->fd >= 0 && waits.polls[0].revents)
-            if (read_frames(channel) >= 0)
+            if (!read_frames(channel))
                 handle_all(channel, program);
         carry_streams(waits.polls + 2);
         if (finish(channel))

@@ -282,15 +282,17 @@ static void take_frame(const struct frame *frame) {
 }
 
 static void read_lanes(void) {
-    int more;
+    uint64_t before;
     do {
         struct frame frame;
         size_t at = 0;
-        more = read_frames(&all.channel);
+        before = all.channel.lanes.received;
+        if (read_frames(&all.channel))
+            return;
         while (next_frame(&all.channel, &at, &frame))
             take_frame(&frame);
         drop_frames(&all.channel, at);
-    } while (more > 0);
+    } while (all.channel.lanes.received != before);
 }
 
 void poll_streams(struct pollfd polls[STREAM_POLLS]) {
