@@ -98,7 +98,7 @@ def _network() -> Line:
         return Line("network", True, "passt")
     remedy = how_to_install("passt")
     text = "QEMU's own: a guest reaches services on this host's 127.0.0.1 at 10.0.2.2. passt of 2024 or newer prevents that"
-    return Line("network", False, f"{text}, and is faster: {remedy}; or boot with --network none")
+    return Line("network", False, f"{text}, and is faster: {remedy}; or boot with --allow HOST or --network none")
 
 
 def _version(path: str) -> str:
