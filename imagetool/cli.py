@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rootdisk import __version__
-from rootdisk.cli.arguments import Parser, command_first, whole_number
+from rootdisk.cli.arguments import Parser, command_first, decimal_number, whole_number
 from rootdisk.cli.tools import RUNNER_COMMANDS
 from rootdisk.errors import RootdiskError
 from rootdisk.system.notices import show_by
@@ -20,7 +20,7 @@ from rootdisk.text import describe_error, error_text
 # In which module of imagetool/commands/ each command is.
 ROOMS = {
     **dict.fromkeys(("build", "disk"), "build"),
-    **dict.fromkeys(("inspect", "ls", "stat", "cat", "diff", "explain", "map"), "look"),
+    **dict.fromkeys(("inspect", "ls", "stat", "cat", "diff", "explain", "map", "trace"), "look"),
     **dict.fromkeys(("sign", "signatures"), "sign"),
     "sbom": "sbom",
     **dict.fromkeys(("copy", "index", "attach", "prune"), "publish"),
@@ -204,6 +204,20 @@ def parser() -> Parser:
         help="what a boot reads, as lines of offset,length (default: as the artifact says)",
     )
     map_.add_argument("-o", "--output", metavar="FILE.html", type=Path, help="default: standard output")
+    trace = command(
+        "trace",
+        "boot an artifact and write which files it reads, in order: boot_trace of images.toml",
+        "oci:disks:13 -o web.trace",
+        parents=(looking,),
+    )
+    trace.add_argument("what", metavar="ARTIFACT")
+    trace.add_argument("-o", "--output", metavar="FILE", type=Path, help="default: standard output")
+    trace.add_argument(
+        "--seconds", type=decimal_number, default=30.0, metavar="N", help="end the boot after N seconds (default: 30)"
+    )
+    trace.add_argument(
+        "--reads", type=Path, metavar="FILE", help="do not boot: use a file of runner boot --record-reads"
+    )
     copy = command(
         "copy",
         "copy an artifact or image between registries, layouts and archives",

@@ -72,12 +72,13 @@ def _registry(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ca-file", type=_path, metavar="FILE", help="trust these certificates too (PEM)")
 
 
-def _fetching(parser: argparse.ArgumentParser, default: str) -> None:
+def _fetching(parser: argparse.ArgumentParser, default: str, *, lazily: bool = False) -> None:
     parser.add_argument(
         "--pull",
-        choices=("missing", "always", "never"),
+        choices=("missing", "always", "never", "lazy") if lazily else ("missing", "always", "never"),
         default=default,
-        help=f"when to ask the registry: if the store does not know the tag, every time, or never (default: {default})",
+        help=f"when to ask the registry: if the store does not know the tag, every time, or never (default: {default})"
+        + ("; lazy: as missing, but start while the disk is still being fetched" if lazily else ""),
     )
     parser.add_argument("-q", "--quiet", action="store_true", help="show no progress")
 
@@ -319,7 +320,13 @@ def _add_machine_options(parser: argparse.ArgumentParser) -> None:
     add("--accel", choices=("kvm", "tcg"), help="default: KVM if it works here, else TCG")
     add("--clone", choices=("overlay", "reflink", "copy"), help="how to copy the disk (default: overlay)")
     add("--cold", action="store_true", help="boot the kernel, even if a saved machine could go on instead")
-    _fetching(parser, "missing")
+    _fetching(parser, "missing", lazily=True)
+    add(
+        "--record-reads",
+        type=_path,
+        metavar="FILE",
+        help="with --pull lazy: write which bytes of the disk are read, in order, as lines of offset and length",
+    )
 
 
 def _add_program_options(parser: argparse.ArgumentParser) -> None:

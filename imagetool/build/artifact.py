@@ -212,6 +212,7 @@ def assemble_artifact(image: Image, disk: KeptDisk, boot: BootFiles) -> Artifact
         layers=receipt.layers,
         left_out=counts(receipt.remarks),
         verity=receipt.verity,
+        boot_chunks=receipt.boot_chunks,
         template=template_version(boot.initramfs.read_bytes()) if boot.initramfs else 0,
     )
     blobs = [
@@ -258,5 +259,6 @@ def _receipt(built: disk.Disk, key: str, inputs: dict[str, object], folder: Path
         writer={"rootdisk": __version__, **zstd_frames.versions()},
         files=disk_cache.files_of(folder),
         remarks=built.remarks,
+        boot_chunks=built.boot_chunks,
         verity=built.verity,
     )

@@ -51,6 +51,7 @@ class Disk(NamedTuple):
     source_digest: str
     remarks: tuple[Remark, ...] = ()  # what was changed or left out
     verity: Verity | None = None
+    boot_chunks: tuple[int, ...] = ()  # numbers, in the order of the boot trace
 
 
 def open_image(image: Image) -> contextlib.AbstractContextManager[SourceImage]:
@@ -112,7 +113,19 @@ def make_disk(
         str(source.manifest_digest),
         remarks,
         tree.verity if tree else None,
+        _boot_chunks(image, out, packed),
     )
+
+
+def _boot_chunks(image: Image, folder: Path, packed: Packed) -> tuple[int, ...]:
+    """Return the chunks that the boot trace of the image names, in its order."""
+    if not image.boot_trace:
+        return ()
+    from imagetool.ext4.reader import Reader
+    from imagetool.packing.boot_trace import PackedDisk, chunks_of
+
+    with Reader(PackedDisk(folder, packed.index, len(packed.parts))) as reader:
+        return chunks_of(reader, packed.index, image.boot_trace)
 
 
 def make_raw(

@@ -102,6 +102,7 @@ class DiskReceipt:
     files: Mapping[str, str]  # digests of the other files, by name
     remarks: tuple[Remark, ...] = ()  # what was changed or left out of the image
     verity: Verity | None = None  # the dm-verity tree beside it
+    boot_chunks: tuple[int, ...] = ()  # numbers of chunks, in the order of the boot trace
 
     FORMAT: ClassVar[int] = 1
 
@@ -133,6 +134,7 @@ class DiskReceipt:
             value.strings("files", 64, limit=256),
             tuple(map(Remark.parse, value.objects("remarks", REMARKS_MAX_COUNT, []))),
             Verity.of(value.inner("verity"), size) if value.value.get("verity") is not None else None,
+            value.integers("boot_chunks", 0, CHUNKS_MAX, CHUNKS_MAX),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -154,6 +156,7 @@ class DiskReceipt:
             "files": dict(self.files),
             "remarks": [remark.to_json() for remark in self.remarks],
             **({"verity": self.verity.to_json()} if self.verity else {}),
+            **({"boot_chunks": list(self.boot_chunks)} if self.boot_chunks else {}),
         }
 
     @property

@@ -151,6 +151,40 @@ def explain_command(options: argparse.Namespace) -> int:
     return 0
 
 
+def trace_command(options: argparse.Namespace) -> int:
+    """Record which files a boot reads, in order."""
+    import tempfile
+
+    from imagetool.look.map import survey
+    from imagetool.look.trace import paths_read, record, text_of
+    from rootdisk.durable import atomic_write, check_output
+
+    if options.output is not None:
+        check_output(options.output)
+    looked_at = option_values.looked_at(options)
+    with tempfile.TemporaryDirectory(prefix="trace-", dir=option_values.user_cache()) as work:
+        reads = options.reads
+        if reads is None:
+            plain = ["--plain-http"] if options.plain_http else []
+            ca_file = ["--ca-file", str(options.ca_file)] if options.ca_file else []
+            platform = ["--platform", options.platform] if options.platform else []
+            words = [*plain, *ca_file, *platform, options.what]
+            reads = record([sys.executable, "-m", "runner", "boot", *words], Path(work), options.seconds)
+        with survey.opened(options.what, *looked_at) as disk:
+            reader = disk.contents.reader
+            paths = paths_read(reader, survey.read_trace(reads, reader.blocks * reader.block_size))
+    text = os.fsencode(text_of(paths))
+    if options.output is None:
+        sys.stdout.buffer.write(text)
+    else:
+        atomic_write(options.output, text)
+        if options.json:
+            write_rows([{"file": str(options.output), "paths": len(paths)}])
+        else:
+            print(f"{printable(options.output)}: {len(paths)} paths")
+    return 0
+
+
 def map_command(options: argparse.Namespace) -> int:
     """Draw a disk as an HTML page."""
     from imagetool.look.inspection import shown

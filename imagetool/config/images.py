@@ -94,6 +94,7 @@ class Image:
     max_blob: int | None = None  # largest compressed size of a blob of the disk; None if no blob is ever so large
     kernel: str = "debian"  # or "none", or an absolute path
     verity: bool = False  # whether the artifact has a dm-verity tree of its disk
+    boot_trace: tuple[str, ...] = ()  # paths in the order in which a boot reads them
     memory: int = 512 * MIB
     cpus: int = 1
     env: tuple[str, ...] = ()  # NAME=value, in the file's order
@@ -286,6 +287,7 @@ def _image(image: Where, defaults: Where | None, *, command_line: bool = False) 
         get("max_blob", values.blob_size, None),
         kernel,
         get("verity", Where.boolean, False),
+        get("boot_trace", values.boot_trace, ()),
         get("memory", values.memory, 512 * MIB),
         get("cpus", values.cpus, 1),
         variables,

@@ -26,6 +26,7 @@ from rootdisk.oci.documents import Platform
 from rootdisk.oci.reference import Reference, is_tag, parse_reference
 from rootdisk.text import one_line, printable
 
+TRACE_MAX_BYTES = 8 << 20
 MIB = 1 << 20
 
 MODE = "0?[0-7]{3,4}"
@@ -295,6 +296,19 @@ def certificates(where: Where) -> bytes:
     data = _read(where, PEM_MAX_BYTES + 1)
     try:
         return check_certificates(data, str(where.value))
+    except BadInput as err:
+        raise where.error(err.message, err.hint) from err
+
+
+def boot_trace(where: Where) -> tuple[str, ...]:
+    """Read the paths of a boot trace."""
+    from imagetool.packing.boot_trace import parse  # with the reader of disks, which other images do not need
+
+    data = _read(where, TRACE_MAX_BYTES + 1)
+    if len(data) > TRACE_MAX_BYTES:
+        raise where.error(f"is larger than {TRACE_MAX_BYTES >> 20} MiB", "the trace of a boot is far smaller")
+    try:
+        return parse(data.decode("utf-8", "surrogateescape"), str(where.value))
     except BadInput as err:
         raise where.error(err.message, err.hint) from err
 

@@ -304,9 +304,17 @@ def _published(reference: Reference, platform: Platform, options: RegistryOption
     try:
         with open_artifact(reference, platform, options) as artifact:
             digest, size = str(artifact.descriptor.digest), artifact.roles.disk_bytes
-            return {"kind": "artifact", "digest": digest, "compressed": size, **artifact.config.to_json()}
+            traced = artifact.config.boot_chunks
+            sizes = {"compressed": size, **({"boot_compressed": _boot_bytes(artifact)} if traced else {})}
+            return {"kind": "artifact", "digest": digest, **sizes, **artifact.config.to_json()}
     except NotAnArtifact:
         return None
+
+
+def _boot_bytes(artifact: PublishedArtifact) -> int:
+    """Return how many bytes of the blobs a traced boot reads."""
+    chunks = artifact.index.chunks
+    return sum(chunks[number].blob_length for number in set(artifact.config.boot_chunks) if number < len(chunks))
 
 
 def _platforms(reference: Reference, options: RegistryOptions) -> list[str]:

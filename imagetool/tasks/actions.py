@@ -205,6 +205,16 @@ def check(places: Places, image: Image) -> None:
 
 
 @step
+def trace(places: Places, image: Image, out: Path) -> None:
+    """Record which files a boot of what was published reads, and write them to the file `out`."""
+    from imagetool.tasks.check import traced
+
+    published = load(places.receipt(image, "published"), PublishedReceipt)
+    count = traced(image, image.publish[0]._replace(tag="", digest=published.digest), places.of(image) / "trace", out)
+    print(one_line(f"{image.name}: {count} paths in {out.name}"), flush=True)
+
+
+@step
 def reproduce(places: Places, image: Image, described: Path) -> None:
     """Build twice from nothing, in environments as different as possible, and compare with the last build's artifact."""
     from imagetool.prove.reproduction import reproduce

@@ -19,6 +19,7 @@ from imagetool.ext4.reader import Node, Reader
 from imagetool.targets.open import open_target
 from rootdisk.artifact.format import Process
 from rootdisk.artifact.published import open_artifact
+from rootdisk.durable import atomic_write
 from rootdisk.errors import BadInput, RootdiskError
 from rootdisk.oci.documents import Digest
 from rootdisk.oci.reference import Reference
@@ -61,6 +62,28 @@ def _check_disk(image: Image, reference: Reference, disk: Path, store: Path) -> 
         return f'e2fsck and our reader ({files} files) found nothing wrong; not booted, as kernel = "none"'
     boot(image, reference, store)
     return f"e2fsck, our reader ({files} files) and {'the probe' if image.probe else 'a boot'} found nothing wrong"
+
+
+def traced(image: Image, reference: Reference, work: Path, out: Path) -> int:
+    """Boot the artifact in the new directory `work`, and write the trace of the boot to `out`. Return the number of paths.
+
+    Raises:
+        RootdiskError: it does not boot.
+    """
+    from imagetool.look.map import survey
+    from imagetool.look.trace import TRACE_S, paths_read, record, text_of
+
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    try:
+        reads = record([*_runner("boot", image), str(reference)], work, TRACE_S)
+        with survey.opened(str(reference), image.platform, registry(image)) as disk:
+            reader = disk.contents.reader
+            paths = paths_read(reader, survey.read_trace(reads, reader.blocks * reader.block_size))
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    atomic_write(out, os.fsencode(text_of(paths)))
+    return len(paths)
 
 
 def check_before(image: Image, made: MadeArtifact, work: Path) -> str:

@@ -270,6 +270,17 @@ def task_check() -> Iterator[Task]:
         }
 
 
+def task_trace() -> Iterator[Task]:
+    """Boot what was published and write which files it reads, in order: NAME.trace, for boot_trace of images.toml."""
+    for image in IMAGES:
+        yield {
+            "name": image.name,
+            "actions": [(actions.trace, [PLACES, image, DESCRIBED.parent / f"{image.name}.trace"])],
+            "file_dep": [_receipt(image, "published")],
+            "uptodate": [False],
+        }
+
+
 def task_reproduce() -> Iterator[Task]:
     """Build again under another user, clock, locale, …, and compare every digest."""
     for image in IMAGES:

@@ -58,7 +58,7 @@ def take(
             fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
             if _is_named(fd, path):
                 if not shared:
-                    _sign(fd, doing)
+                    sign(fd, doing)
                 return fd
             os.close(fd)  # the holder has removed the file
             continue
@@ -134,7 +134,8 @@ def _open(path: Path) -> int:
         raise RootdiskError(f"lock {printable(path)}: {err.strerror}", "remove it, or fix its owner") from err
 
 
-def _sign(fd: int, doing: str) -> None:
+def sign(fd: int, doing: str) -> None:
+    """Write into the lock file open at `fd` that this process holds it, and why. After a fork that is another process."""
     with contextlib.suppress(OSError):  # if the disk is full, messages of waiting processes say less
         os.ftruncate(fd, 0)
         os.pwrite(fd, f"{os.getpid()} {printable(doing, _HOLDER_BYTES // 4)}".strip().encode() + b"\n", 0)

@@ -13,6 +13,7 @@ import os
 import resource
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -310,6 +311,11 @@ def detach(keep: Collection[int], log: Path | None) -> None:
         except OSError:  # the name is taken by something else, or the disk is full: run without a log
             fd = null
         os.dup2(fd, 2)
+    # The caller may have replaced its streams by files whose descriptors are closed now, and will be reused.
+    sys.stdin, sys.stdout, sys.stderr = (
+        open(fd, mode, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115 - open to the end
+        for fd, mode in ((0, "r"), (1, "w"), (2, "w"))
+    )
     for name in os.listdir("/proc/self/fd"):
         fd = int(name)
         if fd > 2 and fd not in keep:

@@ -52,6 +52,7 @@ class BootOptions(TypedDict, total=False):
     tls_key: str | os.PathLike[str]
     tls_ca: str | os.PathLike[str]
     pull: str
+    record_reads: str | os.PathLike[str]
     platform: str
     policy: str | os.PathLike[str]
     verify: bool

@@ -26,7 +26,7 @@ def boot_command(options: argparse.Namespace) -> int:
     ports.check(wanted.spec.forwards)
     _explain_network(store, wanted.spec)
     prepared = create(store, options, wanted)
-    status = launch.launch(prepared, store, counter)
+    status = launch.launch(prepared._replace(is_quiet=options.quiet), store, counter)
     if options.detach:
         write_names([wanted.spec.name], as_json=options.json)
     with contextlib.suppress(OSError):

@@ -17,6 +17,7 @@ from runner.sandbox.directory import State, Unreadable
 from runner.store.store import Store
 
 if TYPE_CHECKING:
+    from runner.store.filling import FillStatus
     from runner.store.images import Image
 
 REFERENCE_WIDTH = 48
@@ -33,24 +34,26 @@ def ps_command(options: argparse.Namespace) -> int:
     list_all = (
         options.all or last is not None or any(text.startswith(("status=", "exited=")) for text in options.filter)
     )
+    store = Store.open()
     rows: list[Row] = [
         row
-        for row in directory.all_of(Store.open())
+        for row in directory.all_of(store)
         if (row.running or list_all)
         and (isinstance(row, Unreadable) or not row.name.startswith("."))
         and is_wanted(row)
     ]
     if last is not None:
         rows = sorted(rows, key=lambda row: -row.created if isinstance(row, State) else 0)[:last]
+    fills = _fills(store, rows)
     if options.json:
-        write_rows([row.to_json() for row in rows])
+        write_rows([row.to_json() | fill_field(fills.get(row.name)) for row in rows])
     elif options.quiet:
         _print(printable(row.name) for row in rows)
     elif options.format and options.format != "table":
-        _print(formatted(options.format, [_ps_fields(row) for row in rows]))
+        _print(formatted(options.format, [_ps_fields(row, fills.get(row.name)) for row in rows]))
     else:
         limit = 10_000 if options.no_trunc else REFERENCE_WIDTH
-        lines = [_ps_line(row, limit) for row in rows]
+        lines = [_ps_line(row, limit, fills.get(row.name)) for row in rows]
         _print(table(("NAME", "ARTIFACT", "AGE", "STATE", "PORTS"), lines, right=("AGE",)))
     return 0
 
@@ -98,12 +101,41 @@ def _print(lines: Iterable[str]) -> None:
         print(line)
 
 
-def _ps_line(row: Row, limit: int) -> Sequence[str]:
+def _ps_line(row: Row, limit: int, fill: FillStatus | None) -> Sequence[str]:
     name = printable(row.name)
     if isinstance(row, Unreadable):
         return name, "", "", "unreadable", row.reason
     reference = shortened(printable(row.spec.reference), limit)
-    return name, reference, age(time.time() - row.created), row.text, _ports(row)
+    return name, reference, age(time.time() - row.created), _state(row, fill), _ports(row)
+
+
+def _fills(store: Store, rows: Iterable[Row]) -> dict[str, FillStatus]:
+    """Ask the servers of disks that are not complete; by the names of sandboxes that use them."""
+    if not (store.root / "lazy").exists():
+        return {}
+    found = ((row.name, fill_of(store, row)) for row in rows)
+    return {name: fill for name, fill in found if fill is not None}
+
+
+def fill_of(store: Store, row: Row) -> FillStatus | None:
+    """Return how far the disk of a running sandbox is fetched; None if it has been complete from the start."""
+    if isinstance(row, Unreadable) or not row.running or not (store.root / "lazy").exists():
+        return None
+    from rootdisk.oci.documents import Digest
+    from runner.store import filling
+
+    return filling.status(store, Digest("sha256", row.spec.disk))
+
+
+def fill_field(fill: FillStatus | None) -> dict[str, Any]:
+    """Return the field of `ps --json` and `inspect`."""
+    return {} if fill is None else {"fill": fill.to_json()}
+
+
+def _state(row: State, fill: FillStatus | None) -> str:
+    if fill is None or fill.is_complete:
+        return row.text
+    return f"{row.text}, {'waits for its disk' if fill.problem else f'{fill.share:.0%} of its disk'}"
 
 
 def _ports(row: State) -> str:
@@ -113,7 +145,7 @@ def _ports(row: State) -> str:
     )
 
 
-def _ps_fields(row: Row) -> dict[str, Any]:
+def _ps_fields(row: Row, fill: FillStatus | None) -> dict[str, Any]:
     """Return the fields that --format can name: docker's, and ours as in --json."""
     if isinstance(row, Unreadable):
         empty = dict.fromkeys(("ID", "Image", "RunningFor", "Ports", "CreatedAt", "Mounts", "Networks", "Command"), "")
@@ -122,6 +154,7 @@ def _ps_fields(row: Row) -> dict[str, Any]:
     labels = dict(row.spec.labels)
     return {
         **row.to_json(),
+        **fill_field(fill),
         "ID": row.name,
         "Names": row.name,
         "Image": row.spec.reference,
@@ -130,7 +163,7 @@ def _ps_fields(row: Row) -> dict[str, Any]:
         "RunningFor": f"{age(time.time() - row.created)} ago",
         "Ports": _ports(row),
         "State": row.text.partition(" (")[0],
-        "Status": row.text,
+        "Status": _state(row, fill),
         "Labels": labels,
         "Label": labels,
         "Mounts": [host for host, _, _ in row.spec.volumes],

@@ -34,10 +34,14 @@ def pull_command(options: argparse.Namespace) -> int:
 
 def inspect_command(options: argparse.Namespace) -> int:
     """Show what an artifact is, or a sandbox by its name."""
+    from runner.commands.listing import fill_field, fill_of
+    from runner.sandbox import directory
     from runner.sandbox.usage import sandbox_document
 
     if not set(options.artifact) & set("/:@"):  # every reference of an artifact contains one of these
-        document = sandbox_document(Store.open(), options.artifact)
+        store = Store.open()
+        fill = fill_of(store, directory.find_any(store, options.artifact))
+        document = sandbox_document(store, options.artifact) | fill_field(fill)
     else:
         document = _artifact(options)
     if options.format:

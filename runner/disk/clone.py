@@ -7,6 +7,7 @@ copy     a raw file with the data of the base, holes as holes: works on every fi
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import NamedTuple
 from rootdisk.durable import advice, copy_sparse, opener, reflink, write_at
 from rootdisk.errors import BadInput, RootdiskError
 from runner.disk import qcow2
+from runner.disk.base import Base, BaseFile
 
 METHODS = ("overlay", "reflink", "copy")
 
@@ -31,7 +33,9 @@ class Clone(NamedTuple):
         return "qcow2" if self.overlay else "raw"
 
 
-def clone(base: Path, size: int, folder: Path, method: str | None, patches: Mapping[int, bytes]) -> Clone:
+def clone(
+    base: Path, size: int, folder: Path, method: str | None, patches: Mapping[int, bytes], content: Base | None = None
+) -> Clone:
     """Copy `base` to `folder`, with mode 0600.
 
     Args:
@@ -40,15 +44,18 @@ def clone(base: Path, size: int, folder: Path, method: str | None, patches: Mapp
         folder: Where the copy is created.
         method: One of METHODS; None means overlay.
         patches: Bytes by offset, written to the copy.
+        content: The bytes of a base that is not complete yet.
 
     Raises:
-        BadInput: The file system does not support `method`.
+        BadInput: The file system does not support `method`, or the base is not complete.
         RootdiskError: The copy failed; nothing is left of it.
     """
     copy = Clone(folder / "disk.qcow2", True) if method in (None, "overlay") else Clone(folder / "disk.raw", False)
+    if content is not None and not copy.overlay:
+        raise BadInput(f"--clone {method}: the disk is not complete yet", "use --pull missing, or omit --clone")
     try:
         if copy.overlay:
-            qcow2.write_overlay(copy.path, base, size, _clusters(base, patches))
+            qcow2.write_overlay(copy.path, base, size, _clusters(content, base, patches))
         elif method == "copy":
             copy_sparse(base, copy.path)
         elif not reflink(base, copy.path):
@@ -75,19 +82,20 @@ def existing(folder: Path) -> Clone:
     raise RootdiskError(f"{folder}: the sandbox has no disk", "delete it: runner rm")
 
 
-def _clusters(base: Path, patches: Mapping[int, bytes]) -> dict[int, bytes]:
+def _clusters(content: Base | None, path: Path, patches: Mapping[int, bytes]) -> dict[int, bytes]:
     """Return the clusters that `patches` change, by offset: bytes of the base with the patches applied. They may be short."""
     step = qcow2.CLUSTER_BYTES
     clusters: dict[int, bytearray] = {}
-    with open(base, "rb", buffering=0, opener=opener) as file:
+    with contextlib.ExitStack() as stack:
+        base = content or stack.enter_context(contextlib.closing(BaseFile(path)))
         for offset, data in patches.items():
             done = 0
             while done < len(data):
                 start = (offset + done) // step * step
-                if start not in clusters:
-                    clusters[start] = bytearray(os.pread(file.fileno(), step, start))
                 at = offset + done - start
                 count = min(step - at, len(data) - done)
+                if start not in clusters:
+                    clusters[start] = bytearray(b"" if count == step else base.read(start, step))
                 clusters[start].extend(bytes(max(0, at + count - len(clusters[start]))))
                 clusters[start][at : at + count] = data[done : done + count]
                 done += count

@@ -8,13 +8,12 @@ mounted disk. fs/ext4/super.c descriptor_loc(), balloc.c ext4_bg_num_gdb().
 
 from __future__ import annotations
 
-import os
+import contextlib
 from pathlib import Path
 from typing import NamedTuple
 
 from rootdisk.artifact.format import DISK_MAX_BYTES
 from rootdisk.cli.sizes import size_text
-from rootdisk.durable import open_file
 from rootdisk.errors import BadInput, Unsupported
 from rootdisk.ext4 import format as f
 from rootdisk.ext4 import superblock
@@ -29,6 +28,7 @@ from rootdisk.ext4.groups import (
     superblock_groups,
     superblock_place,
 )
+from runner.disk.base import Base, BaseFile
 
 _EXPECTED = {
     "s_magic": f.EXT4_SUPER_MAGIC,
@@ -76,28 +76,27 @@ class _Base(NamedTuple):
         return self.descriptors[group * DESC_SIZE : (group + 1) * DESC_SIZE]
 
 
-def patches(base: Path, size: int) -> dict[int, bytes]:
-    """Return bytes by offset that make the file system on `base` fill a disk of `size` bytes. Empty if it does already.
+def patches(path: Path, size: int, content: Base | None = None) -> dict[int, bytes]:
+    """Return bytes by offset that make the file system on `path` fill a disk of `size` bytes. Empty if it does already.
+
+    A disk that is not complete yet is read from `content`.
 
     Raises:
         BadInput: `size` is smaller than the disk or larger than the limit, or the file system is damaged.
         Unsupported: imagetool has not written this file system.
     """
-    fd = open_file(base)
-    try:
-        present = os.fstat(fd).st_size
-        if not present <= size <= DISK_MAX_BYTES:
+    with contextlib.ExitStack() as stack:
+        base = content or stack.enter_context(contextlib.closing(BaseFile(path)))
+        if not base.size <= size <= DISK_MAX_BYTES:
             raise BadInput(
                 f"--disk-size: {size_text(size)}",
-                f"write {size_text(present)}, which the artifact's disk has, to {size_text(DISK_MAX_BYTES)}, as 20g",
+                f"write {size_text(base.size)}, which the artifact's disk has, to {size_text(DISK_MAX_BYTES)}, as 20g",
             )
-        return _patches(_read(fd, present), size)
-    finally:
-        os.close(fd)
+        return _patches(_read(base), size)
 
 
-def _read(fd: int, size: int) -> _Base:
-    raw = os.pread(fd, f.SUPERBLOCK_SIZE, f.SUPERBLOCK_OFFSET)
+def _read(disk: Base) -> _Base:
+    raw = disk.read(f.SUPERBLOCK_OFFSET, f.SUPERBLOCK_SIZE)
     fields = superblock.unpack(raw.ljust(f.SUPERBLOCK_SIZE, b"\0"))
     for name, expected in _EXPECTED.items():
         if fields[name] != expected:
@@ -110,7 +109,7 @@ def _read(fd: int, size: int) -> _Base:
     groups = group_count(blocks)
     free_blocks = superblock.get(fields, "s_free_blocks_count_lo")
     if (
-        not 0 < blocks * BLOCK <= size
+        not 0 < blocks * BLOCK <= disk.size
         or not 0 < per_group <= BLOCKS_PER_GROUP
         or per_group % f.INODES_PER_BLOCK
         or fields["s_inodes_count"] != groups * per_group
@@ -118,14 +117,14 @@ def _read(fd: int, size: int) -> _Base:
         or max(free_blocks, fields["s_overhead_clusters"]) > blocks
     ):
         raise _damaged("superblock")
-    descriptors = os.pread(fd, descriptor_blocks(groups) * BLOCK, BLOCK)
+    descriptors = disk.read(BLOCK, descriptor_blocks(groups) * BLOCK)
     base = _Base(raw, descriptors, disk_seed(fields["s_uuid"]), blocks, per_group, b"")
     if blocks % BLOCKS_PER_GROUP:
-        return base._replace(last_bitmap=_read_last_bitmap(fd, base))
+        return base._replace(last_bitmap=_read_last_bitmap(disk, base))
     return base
 
 
-def _read_last_bitmap(fd: int, base: _Base) -> bytes:
+def _read_last_bitmap(disk: Base, base: _Base) -> bytes:
     group = base.groups - 1
     raw = base.descriptor(group)
     last = GroupDescriptor.unpack(raw)
@@ -137,7 +136,7 @@ def _read_last_bitmap(fd: int, base: _Base) -> bytes:
     ):
         raise _damaged("group descriptors")
     place = last.block_bitmap
-    bitmap = os.pread(fd, BLOCK, place * BLOCK) if place < base.blocks else b""
+    bitmap = disk.read(place * BLOCK, BLOCK) if place < base.blocks else b""
     if len(bitmap) != BLOCK or _block_bitmap_checksum(base, bitmap) != last.block_bitmap_checksum:
         raise _damaged("block bitmap")
     return bitmap

@@ -48,7 +48,7 @@ class Machine(NamedTuple):
     disk: Path
     disk_format: str  # raw or qcow2
     disk_size: int  # bytes
-    base: Path | None  # the raw backing file of a qcow2 disk
+    base: Path | None  # the raw backing file of a qcow2 disk, or the socket of its server
     durable: bool  # whether a flush by the guest reaches the disk of the host
     network: str  # user or none
     forwards: tuple[Forward, ...] = ()
@@ -57,6 +57,7 @@ class Machine(NamedTuple):
     lanes: int = 0  # ports for streams, beside the channel's
     kind: str = ""  # machine type of QEMU; "" for the default
     verity: Path | None = None  # the dm-verity tree, as a second disk
+    is_base_served: bool = False  # the base is not complete: QEMU reads it by NBD
 
     @property
     def file_max_bytes(self) -> int:

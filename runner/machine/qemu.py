@@ -27,6 +27,7 @@ from runner.machine.model import Machine, Vm
 
 PROGRAMS = {"amd64": "qemu-system-x86_64", "arm64": "qemu-system-aarch64"}
 KINDS = ("microvm", "q35")
+RECONNECT_S = 600  # how long reads wait for the server of a disk; it has shorter limits of its own
 VERSION = 1  # of the file with the machine type
 PACKAGES = {  # by the systems of packages.py
     "amd64": {
@@ -192,7 +193,7 @@ def start(machine: Machine, folder: Path, user: process.User | None = None, memo
             inherit(machine.kernel, os.O_RDONLY),
             inherit(machine.initramfs, os.O_RDONLY),
             None if is_saved else inherit(machine.disk, os.O_RDWR),
-            inherit(machine.base, os.O_RDONLY) if machine.base else None,
+            _base(machine, ours),
             tuple(shares),
             network,
             inherit(machine.verity, os.O_RDONLY) if machine.verity else None,
@@ -208,6 +209,15 @@ def start(machine: Machine, folder: Path, user: process.User | None = None, memo
         )
         helpers.pop_all()
         return Vm(running, channel, console, tuple(servers), monitor, tuple(lane for lane, _ in lanes))
+
+
+def _base(machine: Machine, stack: contextlib.ExitStack) -> int | None:
+    """Open the base disk, or find the socket of its server. `stack` closes it."""
+    if machine.base is None:
+        return None
+    fd = os.open(machine.base, os.O_PATH | os.O_CLOEXEC) if machine.is_base_served else open_file(machine.base)
+    stack.callback(os.close, fd)
+    return fd
 
 
 def _pair(stack: contextlib.ExitStack) -> tuple[socket.socket, int]:
@@ -270,7 +280,12 @@ def _disk(machine: Machine, handles: Handles) -> Sequence[str]:
     root = (
         f"node-name=root,driver={machine.disk_format},file.driver=file,file.filename=/dev/fdset/1,discard=unmap{cache}"
     )
-    if handles.base is not None:
+    if handles.base is not None and machine.is_base_served:
+        # QEMU connects again if the server is killed; requests wait meanwhile.
+        server = f"server.type=unix,server.path=/proc/self/fd/{handles.base},reconnect-delay={RECONNECT_S}"
+        argv += ["-blockdev", f"node-name=base,driver=nbd,read-only=on,{server}"]
+        root += ",backing=base"
+    elif handles.base is not None:
         argv += ["-add-fd", f"fd={handles.base},set=2"]
         base = "node-name=base,driver=raw,read-only=on,file.driver=file,file.filename=/dev/fdset/2"
         argv += ["-blockdev", base]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import fcntl
 import os
+from pathlib import Path
 from typing import NamedTuple
 
 from rootdisk.artifact.format import CPUS_MAX, MEMORY_MAX_MIB, MEMORY_MIN_MIB
@@ -12,6 +13,7 @@ from rootdisk.cli.sizes import size_text
 from rootdisk.errors import BadInput, RootdiskError
 from rootdisk.oci.reference import parse_reference
 from rootdisk.records import Record
+from rootdisk.text import printable
 from runner.machine import backend
 from runner.options import surroundings
 from runner.options import values as option_values
@@ -69,16 +71,42 @@ def create(store: Store, options: argparse.Namespace, wanted: Request) -> Prepar
     events.tell("resolved", artifact=wanted.spec.reference, digest=digest)
     if artifact.fetched or artifact.reused:
         events.tell("fetched", digest=digest, bytes=artifact.fetched, reused=artifact.reused)
-    else:
+    elif artifact.source is None:
         events.tell("hit", digest=digest)
     try:
+        _check_whole(artifact, options)
         if options.verify:
             _verify(store, artifact, options)
+        record = None if options.record_reads is None else _new_file(options.record_reads)
         prepared = launch.create(store, artifact, _with_defaults(wanted.spec, artifact), wanted.records)
+        if prepared.served is not None:
+            prepared.served.record = record
         return prepared._replace(events=events)
     except BaseException:
         artifact.release()
         raise
+
+
+def _new_file(path: Path) -> int:
+    try:
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o666)
+    except OSError as err:
+        raise BadInput(f"--record-reads: cannot write {printable(path)}: {err.strerror}") from err
+
+
+def _check_whole(artifact: StoredArtifact, options: argparse.Namespace) -> None:
+    """Refuse options that need a complete disk, or one that is not.
+
+    Raises:
+        BadInput: The disk is, or is not.
+    """
+    if options.verify and artifact.source is not None:
+        raise BadInput("--verify: the disk is not complete yet", "each chunk is verified as it is read; omit --verify")
+    if options.record_reads is not None and artifact.source is None:
+        raise BadInput(
+            "--record-reads: the disk is complete, so nobody sees its reads",
+            "use --pull lazy, with ROOTDISK_STORE set to an empty directory",
+        )
 
 
 def _events_fd(options: argparse.Namespace) -> int | None:
@@ -100,7 +128,6 @@ def _events_fd(options: argparse.Namespace) -> int | None:
 def _verify(store: Store, artifact: StoredArtifact, options: argparse.Namespace) -> None:
     """Hash the artifact's files in the store before anything boots from them."""
     from rootdisk.cli.progress import shown_progress
-    from rootdisk.text import printable
     from runner.store.verify import check
 
     with shown_progress(f"verifying {printable(options.artifact)}", quiet=options.quiet) as progress:

@@ -79,6 +79,7 @@ def artifact(store: Store, options: argparse.Namespace, *, repair: bool = False)
             repair=repair,
             fetch=options.pull != "never",
             policy=options.policy,
+            lazily=options.pull == "lazy",
         )
 
 

@@ -16,15 +16,22 @@ from runner.sandbox import guest_records
 from runner.store.store import Store
 
 if TYPE_CHECKING:
+    from runner.sandbox.feed import Feed
     from runner.sandbox.launch import PreparedSandbox
 
 
 def start_machine(
-    prepared: PreparedSandbox, store: Store, accelerator_name: str, counter: tsc.Counter, user: process.User | None
+    prepared: PreparedSandbox,
+    store: Store,
+    accelerator_name: str,
+    counter: tsc.Counter,
+    user: process.User | None,
+    feed: Feed | None = None,
 ) -> tuple[Vm, Callable[[], None] | None]:
     """Start the machine with the requested back end, from a template if there is one.
 
-    Also return what is to be done when the program has started: to make a template for the next start.
+    Also return what is to be done when the program has started: to make a template for the next start. A machine whose disk
+    is not complete boots its kernel: QEMU connects to the disk's server by `feed`, which the keeper serves only afterwards.
     """
     spec, artifact, folder = prepared.spec, prepared.artifact, prepared.sandbox.folder
     verity = artifact.config.verity if artifact.verity and prepared.is_read_only else None
@@ -40,7 +47,7 @@ def start_machine(
         prepared.disk.path,
         prepared.disk.form,
         spec.disk_size,
-        artifact.disk if prepared.disk.overlay else None,
+        feed.path if feed is not None else artifact.disk if prepared.disk.overlay else None,
         spec.keep,
         spec.network,
         () if spec.allow else tuple(Forward(*forward) for forward in spec.forwards),
@@ -48,6 +55,7 @@ def start_machine(
         lanes=LANES if spec.allow else 0,
         ipv6=prepared.ipv6,
         verity=artifact.verity if verity is not None else None,
+        is_base_served=feed is not None,
     )
     if spec.backend == "krun":
         from runner.machine import krun
@@ -57,8 +65,9 @@ def start_machine(
     from runner.template import saved
 
     machine = machine._replace(kind=qemu.kind(artifact.config.platform, store.root / "qemu.json"))
-    # A template has no lanes.
-    key = None if spec.cold or spec.allow or saved.is_off() else saved.key(machine, artifact.config)
+    # A template has no lanes, and no disk that is not complete.
+    is_cold = spec.cold or bool(spec.allow) or feed is not None or saved.is_off()
+    key = None if is_cold else saved.key(machine, artifact.config)
     if key is not None and (template := saved.find(store, key)) is not None:
         from runner.template.restore import NotRestored, restore
 

@@ -35,6 +35,7 @@ from runner.store.events import Events
 
 if TYPE_CHECKING:
     from runner.network.proxy import Proxy
+    from runner.sandbox.feed import Feed
 
 STOP_S = 10  # for a program to end after the stop signal
 GRACE_S = 5.0  # in addition, for its guest
@@ -74,13 +75,15 @@ class Keeper:
         events: Events | None = None,
         on_ready: Callable[[], None] | None = None,
         proxy: Proxy | None = None,
+        feed: Feed | None = None,
     ) -> None:
         """Prepare to serve the machine `vm`.
 
         `timeout_s` is how long the program may run, `silent_s` how long nothing may be heard at first; `logs` are those of
         what the machine's processes write; `room` watches the host's disk; `needs` names options that need a newer init. With `is_tied`
-        a detached sandbox too ends with the connection of its main client. `events` are told of what happens. `on_ready` is called once when the program has started.
-        `proxy` has the connections of a guest of --allow.
+        a detached sandbox too ends with the connection of its main client. `events` are told of what happens. `on_ready` is called once
+        when the program has started. `proxy` has the connections of a guest of --allow. `feed` connects a machine whose disk is
+        not complete.
         """
         self._vm = vm
         self._listener = listener
@@ -89,6 +92,7 @@ class Keeper:
             self._logs[source] = log
         self._room = room
         self._on_ready = on_ready
+        self._feed = feed
         self._monitor = Monitor()
         self._listens_to_monitor = vm.monitor is not None
         self.is_off = False  # its kernel has ended: there is nobody to answer any more
@@ -146,6 +150,7 @@ class Keeper:
                     self._proxy.carry(ready, is_ready=router.is_ready)
                 self._see_power()
                 self._see_room(ready)
+                self._see_feed(ready)
                 if self._listener in ready:
                     self._accept()
                 if (status := self._out_of_time()) is not None and not router.is_over:
@@ -220,6 +225,8 @@ class Keeper:
         self._watched.watch(self._vm.channel, wanted | (EVENT_WRITE if self._router.to_guest() else 0))
         if self._vm.monitor is not None and self._listens_to_monitor:
             self._watched.watch(self._vm.monitor, EVENT_READ | (EVENT_WRITE if self._monitor.out else 0))
+        for sock in self._feed.sockets if self._feed is not None else ():
+            self._watched.watch(sock, EVENT_READ)
         self._watched.watch(self._listener, EVENT_READ if time.monotonic() >= self._accept_at else 0)
         self._look_at_clients()
 
@@ -230,8 +237,9 @@ class Keeper:
 
     def _wait_s(self) -> float | None:
         room_at = None if self._room is None else self._room.next_look
+        feed_at = None if self._feed is None else self._feed.next_look
         proxy_at = None if self._proxy is None else self._proxy.next_time
-        times = [self._deadline, self._silent_at, self._kill_at, self._accept_at or None, room_at, proxy_at]
+        times = [self._deadline, self._silent_at, self._kill_at, self._accept_at or None, room_at, proxy_at, feed_at]
         ends = [end for end in times if end is not None]
         return min(ends) - time.monotonic() if ends else None
 
@@ -387,6 +395,19 @@ class Keeper:
         self._router.standing = self._room.text
         if (text := self._room.to_say(now)) is not None:
             self.say(text)
+
+    def _see_feed(self, ready: Mapping[Source, int]) -> None:
+        """Connect the machine to the server of its disk, and say what the server says."""
+        if self._feed is None:
+            return
+        if self._feed.listener in ready:
+            self._feed.accept()
+        for sock in [sock for sock in self._feed.sockets if sock is not self._feed.listener and sock in ready]:
+            self._watched.watch(sock, 0)  # it may be closed now
+            for text in self._feed.hear():
+                self._logs[self._vm.console].write(f"runner: {text}\n".encode())
+                self.say(text)
+        self._feed.connect()
 
     def _accept(self) -> None:
         for _ in range(_ACCEPTED_MAX):

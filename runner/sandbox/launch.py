@@ -13,7 +13,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
@@ -38,6 +38,7 @@ from runner.store.store import Store
 
 if TYPE_CHECKING:
     from runner.channel.session import Session
+    from runner.lazy.served import ServedDisk
     from runner.network.proxy import Proxy
     from runner.sandbox.keeper import Keeper
 
@@ -62,6 +63,8 @@ class PreparedSandbox(NamedTuple):
     is_tied: bool = False  # it ends with the connection of its main client, even if its output goes to a log
     ipv6: bool = False  # whether the guest has IPv6, for a name server
     hosts: tuple[bytes, ...] = ()  # of --add-host
+    served: ServedDisk | None = None  # the base, if it is not complete
+    is_quiet: bool = False  # no progress is shown
 
 
 def create(store: Store, artifact: StoredArtifact, spec: Spec, settings: Sequence[Record]) -> PreparedSandbox:
@@ -76,7 +79,9 @@ def create(store: Store, artifact: StoredArtifact, spec: Spec, settings: Sequenc
             "--disk-size with --read-only: dm-verity checks the disk as it was built", "leave out one of the two"
         )
     sandbox = Sandbox.create(store, spec)
+    served = None
     try:
+        served = _served(store, artifact, spec)
         kept_records = (*settings, *guest_records.identity(), ("first", b"1"))
         atomic_write(sandbox.folder / "records", records.pack(kept_records), 0o600, durable=spec.keep)
         extent = artifact.config.slot()
@@ -86,19 +91,38 @@ def create(store: Store, artifact: StoredArtifact, spec: Spec, settings: Sequenc
         if spec.disk_size != artifact.config.disk_size:
             from runner.disk import grow  # seldom needed
 
-            patches = {**grow.patches(artifact.disk, spec.disk_size), **patches}
-        disk = clone(artifact.disk, spec.disk_size, sandbox.folder, spec.clone, patches)
+            patches = {**grow.patches(artifact.disk, spec.disk_size, served), **patches}
+        disk = clone(artifact.disk, spec.disk_size, sandbox.folder, spec.clone, patches, served)
         slot.write(disk.path, extent, filled, sandbox.folder / "slot.json", overlay=disk.overlay, durable=spec.keep)
         sandbox.take_name()
         disk = disk._replace(path=sandbox.folder / disk.path.name)
         needs, ipv6 = guest_records.needed(kept_records), guest_records.has_ipv6(slot_records)
         hosts = guest_records.hosts(kept_records)
         return PreparedSandbox(
-            sandbox, artifact, disk, filled.digest, spec, needs, is_read_only, ipv6=ipv6, hosts=hosts
+            sandbox, artifact, disk, filled.digest, spec, needs, is_read_only, ipv6=ipv6, hosts=hosts, served=served
         )
     except BaseException:
         sandbox.remove()
+        if served is not None:
+            served.close()
         raise
+
+
+def _served(store: Store, artifact: StoredArtifact, spec: Spec) -> ServedDisk | None:
+    """Connect to the server of a disk that is not complete; None if it is complete.
+
+    Raises:
+        BadInput: The sandbox needs a complete disk.
+    """
+    if artifact.source is None:
+        return None
+    if spec.backend == "krun":
+        raise BadInput("libkrun reads complete disks only", "use --pull missing, or --backend qemu")
+    if spec.clone not in (None, "overlay"):
+        raise BadInput(f"--clone {spec.clone} copies complete disks only", "use --pull missing, or omit --clone")
+    from runner.lazy.served import ServedDisk
+
+    return ServedDisk(store, artifact.source)
 
 
 def reopen(
@@ -129,9 +153,19 @@ def reopen(
         slot.rewrite(disk.path, extent, filled, sandbox.folder / "slot.json", overlay=disk.overlay)
         needs, ipv6 = guest_records.needed(settings), guest_records.has_ipv6(slot_records)
         is_read_only = any(key == "read-only" for key, _ in settings)
+        served = _served(store, artifact, state.spec)
         hosts = guest_records.hosts(settings)
         return PreparedSandbox(
-            sandbox, artifact, disk, filled.digest, run or state.spec, needs, is_read_only, ipv6=ipv6, hosts=hosts
+            sandbox,
+            artifact,
+            disk,
+            filled.digest,
+            run or state.spec,
+            needs,
+            is_read_only,
+            ipv6=ipv6,
+            hosts=hosts,
+            served=served,
         )
     except BaseException:
         sandbox.release()
@@ -160,7 +194,7 @@ def launch(prepared: PreparedSandbox, store: Store, counter: tsc.Counter) -> int
     """
     spec = prepared.spec
     ours, pid = begin(prepared, store, counter)
-    from runner.channel.session import Lost, Session, raw_terminal  # loaded while the guest starts
+    from runner.channel.session import Lost, Session  # loaded while the guest starts
 
     session = Session(ours)
     stopped: list[int] = []  # signals that came before the program had started
@@ -170,11 +204,12 @@ def launch(prepared: PreparedSandbox, store: Store, counter: tsc.Counter) -> int
                 return _started(session)
             stdin = 0 if spec.interactive else None
             with contextlib.ExitStack() as terminal:
+                end_progress = _shown_fill(prepared, terminal)
                 # Before the program has started, Ctrl-C must be a signal to us: the guest may never start.
                 status = session.run(
                     stdin=stdin,
                     terminal=spec.terminal,
-                    on_ready=lambda: terminal.enter_context(raw_terminal(spec.terminal and spec.interactive)),
+                    on_ready=lambda: _ready(end_progress, terminal, raw=spec.terminal and spec.interactive),
                     on_signal=lambda number: _forward_signal(session, number, stopped),
                     patience_s=STOPPED_S,
                     is_main=True,
@@ -185,6 +220,23 @@ def launch(prepared: PreparedSandbox, store: Store, counter: tsc.Counter) -> int
         with contextlib.suppress(OSError):
             discard(prepared.sandbox.folder)
         raise RootdiskError("the sandbox's keeper was killed", "its machine ended with it") from err
+
+
+def _shown_fill(prepared: PreparedSandbox, stack: contextlib.ExitStack) -> Callable[[], None]:
+    """Show how far the disk is fetched until the function that is returned is called."""
+    if prepared.served is None or prepared.is_quiet:
+        return lambda: None
+    from runner.lazy.shown import shown_fill
+
+    return stack.enter_context(shown_fill(prepared.served))
+
+
+def _ready(end_progress: Callable[[], None], stack: contextlib.ExitStack, *, raw: bool) -> None:
+    """Leave the terminal to the program."""
+    from runner.channel.session import raw_terminal
+
+    end_progress()
+    stack.enter_context(raw_terminal(raw))
 
 
 def begin(prepared: PreparedSandbox, store: Store, counter: tsc.Counter) -> tuple[socket.socket, int]:
@@ -201,6 +253,8 @@ def begin(prepared: PreparedSandbox, store: Store, counter: tsc.Counter) -> tupl
     listener.close()
     prepared.sandbox.release()
     prepared.artifact.release()
+    if prepared.served is not None:
+        prepared.served.close()
     return ours, pid
 
 
@@ -255,6 +309,8 @@ def keep(
         fds = {client.fileno(), listener.fileno(), sandbox.lock, *prepared.artifact.lease}
         if prepared.events is not None and prepared.events.fd is not None:
             fds.add(prepared.events.fd)
+        if prepared.served is not None:
+            fds |= set(prepared.served.fds)
         process.detach(fds, sandbox.folder / "keeper.log" if is_quiet else None)
         process.retitle(f"runner: keeps {sandbox.spec.name}")
         _run(prepared, store, client, listener, counter)
@@ -280,7 +336,7 @@ def _run(
     spec, folder = prepared.spec, sandbox.folder
     started = time.time()
     status, error = FAILED, ""
-    keeper = vm = None
+    keeper = vm = feed = None
     reserved = contextlib.ExitStack()
     events = prepared.events or Events(store.root, spec.name)
     try:
@@ -290,9 +346,13 @@ def _run(
         sandbox.write_state(pid=os.getpid(), started=started)
         atomic_write(folder / _SPARE, bytes(_SPARE_BYTES), 0o600, durable=False)
         user = reserved.enter_context(process.unprivileged(store.root / "locks"))
+        if prepared.served is not None:
+            from runner.sandbox.feed import Feed
+
+            feed = Feed(store, prepared.served, folder)
         while True:
             debug(f"accelerator {chosen.name}: {chosen.reason}")
-            vm, make_template = start_machine(prepared, store, chosen.name, counter, user)
+            vm, make_template = start_machine(prepared, store, chosen.name, counter, user, feed)
             if prepared.sandbox.in_use.get("start") != "cold":
                 sandbox.write_state(pid=os.getpid(), started=started)
             keeper = Keeper(
@@ -310,6 +370,7 @@ def _run(
                 on_ready=make_template,
                 events=events,
                 proxy=_open_proxy(prepared) if spec.allow else None,
+                feed=feed,
             )
             events.tell("started", start=sandbox.in_use.get("start", "cold"), accelerator=chosen.name)
             try:
@@ -338,13 +399,16 @@ def _run(
     except Gone:
         status = KILLED
     except RootdiskError as err:
-        error = (keeper.lost if keeper is not None else "") or str(_explain(err, vm, keeper, folder))
+        lost = (keeper.lost if keeper is not None else "") or (feed.failure if feed is not None else "")
+        error = lost or str(_explain(err, vm, keeper, folder))
     except OSError as err:
         error = f"{err.filename or 'the sandbox'}: {err.strerror}"
     if vm is not None:
         vm.kill()
     reserved.close()
     events.tell("ended", status=status, error=error)
+    if feed is not None:
+        feed.close()
     if spec.keep:
         for name in ("control", _SPARE):
             with contextlib.suppress(OSError):

@@ -32,6 +32,7 @@ _NAME = re.compile(rf"{HEX_SHA256}\Z")
 _DIGEST = re.compile(rf"{HEX_DIGEST}\Z")
 _TEMPORARY = re.compile(rf"\.{HEX_SHA256}\.[0-9a-f]{{16}}\Z")
 _LOCK = re.compile(rf"(?:{HEX_DIGEST}(?:\.make)?|template-{HEX_SHA256}(?:\.load)?)\Z")
+_SERVER = re.compile(rf"({HEX_SHA256})\.(lock|log|socket)\Z")
 _CLOCK_STEP_NS = 2_000_000_000  # time resolution of the coarsest file systems
 _WRITING_S = 3600  # a temporary file may be in use for that long
 
@@ -88,6 +89,7 @@ def prune(store: Store, age_s: float, max_bytes: int | None, *, dry_run: bool) -
         for path in (store.root / "locks").iterdir():
             if _LOCK.match(path.name):
                 remove_idle(path)
+        _forget_servers(store)
         for path in (store.root / "damaged").iterdir():
             if _DIGEST.match(path.name) and not store.damage(path.name):
                 store.unmark(path.name)  # a killed prune has removed the content only
@@ -179,6 +181,16 @@ def _forget(store: Store) -> None:
                 is_stale = name is not None and not (store.root / "blobs" / name.manifest).exists()
             if is_stale:
                 path.unlink()
+
+
+def _forget_servers(store: Store) -> None:
+    """Remove what killed servers of disks have left."""
+    with contextlib.suppress(FileNotFoundError):
+        for path in sorted((store.root / "lazy").iterdir()):  # the lock is before the log and the socket
+            if (match := _SERVER.match(path.name)) and match[2] == "lock":
+                remove_idle(path)
+            elif match and not path.with_suffix(".lock").exists():
+                path.unlink(missing_ok=True)
 
 
 def _forget_verdicts(store: Store) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import NamedTuple
 
@@ -46,12 +46,12 @@ class Part(NamedTuple):
         return self.chunks[-1].blob_end
 
 
-def plan(wanted: Iterable[Chunk]) -> Iterator[Part]:
-    """Yield the parts to request, in the order of the blob. Chunks with small gaps between them share a part."""
+def plan(wanted: Iterable[Chunk], gap_bytes: int = GAP_BYTES) -> Iterator[Part]:
+    """Yield the parts to request, in the order of the blob. Chunks with gaps up to `gap_bytes` between them share a part."""
     chunks: list[Chunk] = []
     for chunk in wanted:
         if chunks and (
-            chunk.blob_offset - chunks[-1].blob_end > GAP_BYTES or chunk.blob_end - chunks[0].blob_offset > PART_BYTES
+            chunk.blob_offset - chunks[-1].blob_end > gap_bytes or chunk.blob_end - chunks[0].blob_offset > PART_BYTES
         ):
             yield Part(tuple(chunks))
             chunks = []
@@ -118,9 +118,9 @@ class _Transfer:
             if not first:
                 self._answered.wait()
             while part := self._take():
-                for chunk, frame in _frames(self._blob.read(part.start, part.end), part):
+                for chunk, raw in receive(self._blob, part, decompressor, self._count):
                     self._answered.set()
-                    write_at(self._fd, self._unpack(chunk, frame, decompressor), chunk.offset)
+                    write_at(self._fd, raw, chunk.offset)
                     with self._lock:
                         self.done += chunk.blob_length
                         self.written += chunk.length
@@ -129,19 +129,9 @@ class _Transfer:
         finally:
             self._answered.set()
 
-    def _unpack(self, chunk: Chunk, frame: bytes, decompressor: zstandard.ZstdDecompressor) -> bytes:
-        """Return the raw bytes of a chunk. If they are wrong, request them once more: another server may answer."""
-        is_other = True
-        while True:
-            try:
-                return unpack(chunk, frame, decompressor)
-            except DigestMismatch:
-                if not (self._blob.blame(chunk.blob_offset, chunk.blob_end) or is_other):
-                    raise
-            is_other = False
-            with self._lock:
-                self.asked += chunk.blob_length
-            frame = b"".join(self._blob.read(chunk.blob_offset, chunk.blob_end))
+    def _count(self, requested_bytes: int) -> None:
+        with self._lock:
+            self.asked += requested_bytes
 
     def _take(self) -> Part | None:
         with self._lock:
@@ -154,6 +144,32 @@ class _Transfer:
                 self.parts.clear()
             self.asked += part.end - part.start
             return part
+
+
+def receive(
+    blob: Joined, part: Part, decompressor: zstandard.ZstdDecompressor, count: Callable[[int], None]
+) -> Iterator[tuple[Chunk, bytes]]:
+    """Request a part and yield its chunks with their raw bytes, each verified, as they arrive.
+
+    A chunk that is wrong is requested once more, because another server may answer. `count` is told the bytes of such requests.
+
+    Raises:
+        DigestMismatch: A chunk is wrong both times.
+        RegistryError: The registry failed.
+    """
+    for chunk, frame in _frames(blob.read(part.start, part.end), part):
+        is_other = True
+        while True:
+            try:
+                raw = unpack(chunk, frame, decompressor)
+                break
+            except DigestMismatch:
+                if not (blob.blame(chunk.blob_offset, chunk.blob_end) or is_other):
+                    raise
+            is_other = False
+            count(chunk.blob_length)
+            frame = b"".join(blob.read(chunk.blob_offset, chunk.blob_end))
+        yield chunk, raw
 
 
 def _frames(pieces: Iterator[bytes], part: Part) -> Iterator[tuple[Chunk, bytes]]:

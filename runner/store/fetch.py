@@ -8,21 +8,21 @@ the next one verifies and uses what the partial file contains.
 from __future__ import annotations
 
 import contextlib
-import errno
-import hashlib
 import os
-from collections.abc import Collection
-from pathlib import Path
-from typing import NamedTuple
+from collections.abc import Collection, Iterator
+from typing import TYPE_CHECKING, NamedTuple
 
-from rootdisk.artifact.format import ArtifactConfig, ArtifactManifest, Chunk
+from rootdisk.artifact.format import ArtifactConfig, ArtifactManifest, Chunk, ChunkIndex
 from rootdisk.artifact.published import read_index
 from rootdisk.cli.progress import Progress
-from rootdisk.durable import advice, atomic_write, fsync_dir, open_file, write_at
+from rootdisk.durable import advice, atomic_write
 from rootdisk.errors import RootdiskError
 from rootdisk.oci.repository import Joined, Repository
 from runner.store import limits
 from runner.store.store import Store
+
+if TYPE_CHECKING:
+    from runner.store.partial import PartialDisk
 
 THREADS = 2
 
@@ -51,36 +51,89 @@ def fetch(
     Raises:
         RootdiskError: Something cannot be fetched or written.
     """
+    with _boot_files(store, repository, roles, config, served):
+        counts = _join(store, config, progress)
+        with store.making(config.disk_digest):
+            # Another process may have fetched it meanwhile.
+            if not store.disk(config.disk_digest).exists() or store.damage(config.disk_digest.hex):
+                return _fetch_disk(store, repository, roles, config, progress)
+            if config.disk_digest.hex not in served:
+                _check_disk(repository, roles, config)
+    return counts
+
+
+def fetch_boot(
+    store: Store,
+    repository: Repository,
+    roles: ArtifactManifest,
+    config: ArtifactConfig,
+    served: Collection[str] = (),
+) -> None:
+    """Fetch what a machine needs to start on an incomplete disk: kernel, initramfs and the disk's chunk index.
+
+    Raises:
+        RootdiskError: Something cannot be fetched or written.
+    """
+    with _boot_files(store, repository, roles, config, served):
+        raw, index = read_index(repository, roles, config)
+        partial = store.disk(config.disk_digest).with_suffix(".partial")
+        present = partial.lstat().st_blocks * 512 if partial.exists() else 0
+        limits.check(store.root, max(0, sum(chunk.length for chunk in index.chunks if not chunk.zero) - present))
+        try:
+            atomic_write(store.index(config.disk_digest), raw)
+        except OSError as err:
+            raise RootdiskError(f"store {store.root}: {err.strerror}", advice(err, len(raw), store.root)) from err
+
+
+@contextlib.contextmanager
+def _boot_files(
+    store: Store, repository: Repository, roles: ArtifactManifest, config: ArtifactConfig, served: Collection[str]
+) -> Iterator[None]:
+    """Fetch kernel, initramfs and dm-verity tree while the block runs."""
     from rootdisk.system.threads import pool_of
 
     with pool_of(1) as pool:
-        boot = [
+        files = [
             pool.submit(store.blob, repository, role, again=role.digest.hex not in served)
             for role in (roles.kernel, roles.initramfs)
             if role
         ]
         if roles.verity and config.verity:
             again = config.verity.tree.hex not in served
-            boot.append(pool.submit(store.verity_tree, repository, roles.verity, config.verity, again=again))
+            files.append(pool.submit(store.verity_tree, repository, roles.verity, config.verity, again=again))
         try:
-            counts = Counts(0, 0, 0)
-            with store.making(config.disk_digest):
-                # Another process may have fetched it meanwhile.
-                if not store.disk(config.disk_digest).exists() or store.damage(config.disk_digest.hex):
-                    counts = _fetch_disk(store, repository, roles, config, progress)
-                elif config.disk_digest.hex not in served:
-                    _check_disk(repository, roles, config)
-            for future in boot:
+            yield
+            for future in files:
                 future.result()
         except BaseException:
             repository.interrupt()
             raise
-    return counts
+
+
+def _join(store: Store, config: ArtifactConfig, progress: Progress | None) -> Counts:
+    """If a server fills the disk for sandboxes that use it, wait until it has done so, as quickly as it can."""
+    if not (store.root / "lazy").exists():
+        return Counts(0, 0, 0)
+    from runner.store import filling
+
+    status = filling.join(store, config.disk_digest, progress)
+    if status is None or not status.is_complete:
+        return Counts(0, 0, 0)
+    return Counts(status.fetched_bytes, 0, config.disk_size - status.data_bytes)
 
 
 def _check_disk(repository: Repository, roles: ArtifactManifest, config: ArtifactConfig) -> None:
     """Make the repository prove that it has the disk in the store: its index, and a random chunk."""
     _, index = read_index(repository, roles, config)
+    check_chunk(Joined(repository, roles.disk), index)
+
+
+def check_chunk(blob: Joined, index: ChunkIndex) -> None:
+    """Make a repository prove that it has a disk whose index it has: by a random chunk.
+
+    Raises:
+        RootdiskError: It does not have the chunk.
+    """
     data = [number for number, chunk in enumerate(index.chunks) if not chunk.zero]
     if not data:
         return
@@ -89,100 +142,43 @@ def _check_disk(repository: Repository, roles: ArtifactManifest, config: Artifac
     from rootdisk.artifact.zstd_frames import unpack
 
     chunk = index.chunks[data[int.from_bytes(os.urandom(8), "little") % len(data)]]
-    frame = b"".join(Joined(repository, roles.disk).read(chunk.blob_offset, chunk.blob_end))
-    unpack(chunk, frame, ZstdDecompressor())
+    unpack(chunk, b"".join(blob.read(chunk.blob_offset, chunk.blob_end)), ZstdDecompressor())
 
 
 def _fetch_disk(
     store: Store, repository: Repository, roles: ArtifactManifest, config: ArtifactConfig, progress: Progress | None
 ) -> Counts:
     """Create the disk. A damaged one stays until it is replaced: sandboxes may use it, and its good chunks are reused."""
-    raw, index = read_index(repository, roles, config)
-    blob = Joined(repository, roles.disk)
+    _, index = read_index(repository, roles, config)
     # Imported late: loading zstandard and threads takes longer than finding an existing disk.
     from runner.store.chunks import transfer
+    from runner.store.partial import PartialDisk, is_full, partial_path, write_error
 
-    path = store.disk(config.disk_digest)
-    partial = path.with_suffix(".partial")
     data = [chunk for chunk in index.chunks if not chunk.zero]
     try:
-        fd = _open_partial(partial)
+        partial = PartialDisk(store, config.disk_digest, index)
         try:
-            os.ftruncate(fd, index.disk_size)
-            wanted = _missing(store, fd, data, path)
+            wanted = _missing(partial, data)
             limits.check(store.root, sum(chunk.length for chunk in wanted))
-            fetched = transfer(blob, wanted, fd, progress)
-            os.fsync(fd)
-            atomic_write(store.index(config.disk_digest), raw)
-            os.rename(partial, path)
-            os.fchmod(fd, 0o400)  # not earlier: another fetch must be able to continue a partial file
+            fetched = transfer(Joined(repository, roles.disk), wanted, partial.fd, progress)
+            partial.finish()
         finally:
-            os.close(fd)
-        fsync_dir(path.parent)
-        store.unmark(config.disk_digest.hex)
+            partial.close()
     except OSError as err:
-        if err.errno in (errno.ENOSPC, errno.EDQUOT):
-            partial.unlink(missing_ok=True)  # free the space for other programs
-        hint = advice(err, index.disk_size, store.root)
-        raise RootdiskError(f"store {store.root}: {err.strerror}", hint) from err
+        if is_full(err):
+            partial_path(store, config.disk_digest).unlink(missing_ok=True)  # free the space for other programs
+        raise write_error(store, err, index.disk_size) from err
     holes = sum(chunk.length for chunk in index.chunks if chunk.zero)
     reused = sum(chunk.length for chunk in data) - sum(chunk.length for chunk in wanted)
     return Counts(fetched, reused, holes)
 
 
-def _open_partial(path: Path) -> int:
-    """Open the partial file of a disk. Replace it if it cannot be used."""
-    with contextlib.suppress(OSError):
-        return open_file(path, os.O_RDWR | os.O_CREAT)
-    path.unlink(missing_ok=True)
-    return open_file(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
-
-
-def _missing(store: Store, fd: int, data: list[Chunk], damaged: Path) -> list[Chunk]:
-    """Copy chunks from disks of the store to the partial file `fd`. Return those that are still missing.
-
-    All present chunks have been verified. `damaged` is the previous file of this disk, which may not exist.
-    """
-    places = {chunk.sha256: (damaged, chunk) for chunk in data} if damaged.exists() else {}
-    for path, index in store.indexes():
-        places.update((chunk.sha256, (path, chunk)) for chunk in index.chunks if not chunk.zero)
-    if not places and not os.fstat(fd).st_blocks:
+def _missing(partial: PartialDisk, data: list[Chunk]) -> list[Chunk]:
+    """Copy chunks from disks of the store to the partial file. Return those that are still missing."""
+    if not partial.search():
         return data
-
-    def provide(chunk: Chunk) -> bool:
-        """Return whether the partial file has the chunk, if need be copied from another disk."""
-        return _holds(fd, chunk) or (chunk.sha256 in places and _copy(*places[chunk.sha256], fd, chunk))
-
     from rootdisk.system.threads import pool_of
 
     with pool_of(THREADS) as pool:
-        results = list(pool.map(provide, data))
+        results = list(pool.map(partial.provide, data))
     return [chunk for chunk, is_present in zip(data, results, strict=True) if not is_present]
-
-
-def _holds(fd: int, chunk: Chunk) -> bool:
-    """Return whether the partial file contains the chunk."""
-    try:
-        if os.lseek(fd, chunk.offset, os.SEEK_DATA) >= chunk.end:
-            return False
-    except OSError as err:
-        if err.errno == errno.ENXIO:  # lseek(2): a hole up to the end
-            return False
-        raise
-    return hashlib.sha256(os.pread(fd, chunk.length, chunk.offset)).digest() == chunk.sha256
-
-
-def _copy(source: Path, source_chunk: Chunk, fd: int, chunk: Chunk) -> bool:
-    """Copy a chunk from another disk. Return False if that disk no longer has it."""
-    try:
-        source_fd = open_file(source)
-        try:
-            data = os.pread(source_fd, source_chunk.length, source_chunk.offset)
-        finally:
-            os.close(source_fd)
-    except OSError:  # the disk was pruned meanwhile, or is damaged
-        return False
-    if len(data) != chunk.length or hashlib.sha256(data).digest() != chunk.sha256:
-        return False
-    write_at(fd, data, chunk.offset)
-    return True

@@ -29,6 +29,11 @@ class Name(NamedTuple):
     plain_http: bool
     ca_file: str | None
 
+    @property
+    def options(self) -> RegistryOptions:
+        """The options with which the registry is reached."""
+        return RegistryOptions(plain_http=self.plain_http, ca_file=Path(self.ca_file) if self.ca_file else None)
+
 
 def absolute(reference: Reference) -> Reference:
     """Return the reference with an absolute path, if it has a path."""
@@ -68,6 +73,15 @@ def read_name(path: Path) -> Name | None:
         return None
     is_valid = isinstance(name.reference, str) and isinstance(name.plain_http, bool)
     return name if is_valid and isinstance(name.ca_file, str | None) else None
+
+
+def name_of(store: Store, place: str, manifest: Digest) -> Name | None:
+    """Return a name of the manifest in the repository `place`; None if the store knows none."""
+    for path in sorted((store.root / "names").iterdir()):
+        name = read_name(path)
+        if name is not None and name.manifest == manifest.hex and name.reference.startswith(place):
+            return name
+    return None
 
 
 def files_of(store: Store, name: Name) -> set[str]:

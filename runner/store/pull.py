@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, NamedTuple
 from rootdisk.artifact.format import CONFIG_MAX_BYTES, ArtifactConfig, ArtifactManifest
 from rootdisk.artifact.published import open_artifact
 from rootdisk.errors import BadInput, DigestMismatch, RootdiskError
-from rootdisk.oci.documents import Descriptor, Digest, Platform
+from rootdisk.oci.documents import MANIFEST_MAX_BYTES, Descriptor, Digest, Platform
 from rootdisk.oci.reference import Reference, parse_reference
 from rootdisk.oci.repository import RegistryOptions, Repository
-from runner.store.names import absolute, known, remember
+from runner.store.names import absolute, known, name_of, remember
 from runner.store.possession import served
 from runner.store.store import Damaged, Store
 from runner.store.trust import Gate, refuse_unless_kept
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from rootdisk.cli.progress import Progress
     from runner.sandbox.directory import Spec
     from runner.store.fetch import Counts
+    from runner.store.filling import DiskSource
 
 _TRIES = 10  # a concurrent prune may remove content just after it was fetched
 
@@ -41,6 +42,7 @@ class StoredArtifact(NamedTuple):
     reused: int = 0
     holes: int = 0
     verity: Path | None = None  # the dm-verity tree
+    source: DiskSource | None = None  # if the disk is not complete: where its chunks come from
 
     @classmethod
     def kept(cls, store: Store, spec: Spec) -> StoredArtifact:
@@ -59,9 +61,10 @@ class StoredArtifact(NamedTuple):
             config = store.read_config(spec.config)
             disk = store.disk(config.disk_digest)
             verity = store.root / "blobs" / spec.verity if spec.verity is not None else None
-            missing = [path for path in (disk, kernel, initramfs, verity) if path is not None and not path.exists()]
+            missing = [path for path in (kernel, initramfs, verity) if path is not None and not path.exists()]
             if missing:
                 raise FileNotFoundError
+            source = None if disk.exists() else _kept_source(store, spec, config)
         except RootdiskError:
             _close(lease)
             raise
@@ -71,7 +74,7 @@ class StoredArtifact(NamedTuple):
                 f"sandbox {spec.name}: its artifact is no longer in the store", f"runner pull {spec.reference}"
             ) from err
         digest, config_digest = Digest.parse(spec.artifact), Digest("sha256", spec.config)
-        return cls(digest, config, config_digest, disk, kernel, initramfs, lease, verity=verity)
+        return cls(digest, config, config_digest, disk, kernel, initramfs, lease, verity=verity, source=source)
 
     def release(self) -> None:
         """Close the locks of this process. The artifact may then be removed, unless another process holds it."""
@@ -89,12 +92,13 @@ def pull(
     repair: bool = False,
     fetch: bool = True,
     policy: Path | None = None,
+    lazily: bool = False,
 ) -> StoredArtifact:
     """Return the artifact that `reference` names, held in `store`. Fetch what is missing.
 
     With `ask` false a registry is asked only if the store does not know what it said the last time. What is marked as
     damaged is fetched again with `repair`, else a RootdiskError. With `fetch` false nothing is asked for or fetched: BadInput
-    if it is not there.
+    if it is not there. If `lazily`, everything but the disk is fetched, and an incomplete disk has a `source`.
 
     The policy is asked before anything but manifests is fetched, and before what is in the store is used: the file `policy`,
     else that of this host.
@@ -102,7 +106,8 @@ def pull(
     gate = Gate.of(absolute(reference), policy)
     if not fetch or (reference.kind == "registry" and (reference.digest or not ask)):
         raw = known(store, reference, platform)
-        local = _present(store, raw, platform, reference, repair) if raw is not None else None
+        origin = Origin(reference, platform, options) if lazily else None
+        local = _present(store, raw, platform, reference, repair, origin) if raw is not None else None
         if local is not None:
             try:
                 gate.check_stored(store, local.digest, platform, options, fetch=fetch)
@@ -118,10 +123,13 @@ def pull(
         if repair and store.damage(descriptor.digest.hex):
             store.write_blob(descriptor.digest, raw)
         counts: Counts | None = None
+        origin = Origin(reference, platform, options) if lazily else None
         served_digests = served(store, reference, options)
         is_new = descriptor.digest.hex not in served_digests
         for _ in range(_TRIES):
-            local = None if is_new else _present(store, raw, platform, reference, repair)
+            local = None if is_new else _present(store, raw, platform, reference, repair, origin)
+            if local is not None and local.source is not None:
+                return local  # the disk's server keeps the name, when the repository has shown that it has the disk
             if local is not None:
                 remember(store, reference, platform, options, descriptor.digest, raw)
                 return local._replace(**counts._asdict()) if counts else local
@@ -132,9 +140,14 @@ def pull(
             _check_platform(config, platform, reference)
             if (roles.verity is None) != (config.verity is None):
                 raise BadInput(f"{reference}: config and manifest disagree about dm-verity", "the artifact is damaged")
-            from runner.store.fetch import fetch as fetch_disk
+            from runner.store.fetch import fetch as fetch_all
+            from runner.store.fetch import fetch_boot
 
-            counts = fetch_disk(store, artifact.repository, roles, config, progress, served_digests)
+            if lazily and not store.disk(config.disk_digest).exists():
+                store.write_blob(descriptor.digest, raw)
+                fetch_boot(store, artifact.repository, roles, config, served_digests)
+            else:
+                counts = fetch_all(store, artifact.repository, roles, config, progress, served_digests)
             is_new = False
     raise RootdiskError(f"{reference}: another process keeps removing it from the store", "is runner prune running?")
 
@@ -154,8 +167,37 @@ def _fetch_config(
     return _fetch_config(store, repository, descriptor, again=True, repair=repair)
 
 
-def _present(store: Store, raw: bytes, platform: Platform, reference: Reference, repair: bool) -> StoredArtifact | None:
-    """Return the artifact of the manifest `raw`, held, if all parts are in the store. With `repair`, none may be damaged."""
+class Origin(NamedTuple):
+    """The way to the chunks of an incomplete disk."""
+
+    reference: Reference
+    platform: Platform
+    options: RegistryOptions
+
+    def source(self, store: Store, manifest: bytes, config: ArtifactConfig) -> DiskSource:
+        """Return the source of a disk. FileNotFoundError if its chunk index is not in the store."""
+        from runner.store.filling import DiskSource
+
+        return DiskSource.stored(store, manifest, config, absolute(self.reference), self.platform, self.options)
+
+
+def _kept_source(store: Store, spec: Spec, config: ArtifactConfig) -> DiskSource:
+    """Return the source of the incomplete disk of a kept sandbox. FileNotFoundError if its chunk index is not there."""
+    digest = Digest.parse(spec.artifact)
+    reference = absolute(parse_reference(spec.reference))
+    name = name_of(store, reference.place, digest)
+    options = RegistryOptions() if name is None else name.options
+    manifest = store.read_blob(digest.hex, MANIFEST_MAX_BYTES)
+    return Origin(reference, config.platform, options).source(store, manifest, config)
+
+
+def _present(
+    store: Store, raw: bytes, platform: Platform, reference: Reference, repair: bool, origin: Origin | None = None
+) -> StoredArtifact | None:
+    """Return the artifact of the manifest `raw`, held, if all parts are in the store. With `repair`, none may be damaged.
+
+    With `origin` the disk may be incomplete, if its chunk index is there.
+    """
     roles = ArtifactManifest.parse(raw)
     boot = [role.digest for role in (roles.kernel, roles.initramfs) if role is not None]
     manifest = Digest.of(raw)
@@ -168,11 +210,14 @@ def _present(store: Store, raw: bytes, platform: Platform, reference: Reference,
         tree = config.verity.tree if roles.verity and config.verity else None
         lease += store.lease([config.disk_digest.hex, *([tree.hex] if tree else [])])
         disk = store.disk(config.disk_digest)
-        os.utime(disk)  # record the last use, for prune
-        for digest in (*boot, tree) if tree else boot:
-            os.utime(store.blob_path(digest))
+        is_whole = origin is None or disk.exists()
+        source = None if is_whole or origin is None else origin.source(store, raw, config)
+        used = (*boot, tree) if tree else boot
+        for path in (disk if is_whole else store.index(config.disk_digest), *map(store.blob_path, used)):
+            os.utime(path)  # record the last use, for prune
         _refuse_damaged(store, [config.disk_digest.hex, *([tree.hex] if tree else [])], str(reference))
-        _check_size(disk, config.disk_size)
+        if is_whole:
+            _check_size(disk, config.disk_size)
         if tree and config.verity:
             _check_size(store.blob_path(tree), config.verity.tree_size)
         for role in (roles.config, roles.kernel, roles.initramfs):
@@ -193,7 +238,9 @@ def _present(store: Store, raw: bytes, platform: Platform, reference: Reference,
         store.blob_path(role.digest) if role is not None else None for role in (roles.kernel, roles.initramfs)
     )
     verity = store.blob_path(tree) if tree else None
-    return StoredArtifact(manifest, config, roles.config.digest, disk, kernel, initramfs, lease, verity=verity)
+    return StoredArtifact(
+        manifest, config, roles.config.digest, disk, kernel, initramfs, lease, verity=verity, source=source
+    )
 
 
 def _refuse_damaged(store: Store, digests: Iterable[str], what: str) -> None:

@@ -8,6 +8,7 @@
     ROOT/trust/HEX.json    accepted signatures of the manifest HEX: runner/store/trust.py
     ROOT/locks/HEX         lock of a digest: shared while in use, exclusive while it is removed
     ROOT/locks/HEX.make    exclusive while it is fetched or repaired, even if it is in use
+    ROOT/lazy/HEX.*        the server of a disk that is still being fetched: runner/store/filling.py
     ROOT/sandboxes/NAME/   a sandbox: runner/sandbox/directory.py
     ROOT/templates/KEY/    a saved machine: runner/template/saved.py
     ROOT/events            what has happened to sandboxes: runner/store/events.py
@@ -154,13 +155,13 @@ class Store:
         """Remove the mark: the content is intact again, or gone."""
         (self.root / "damaged" / digest).unlink(missing_ok=True)
 
-    def unless_made(self, digest: str) -> contextlib.AbstractContextManager[None]:
-        """Hold the lock of `making` for a hex digest, without waiting.
+    def unless_made(self, digest: str, doing: str = "") -> contextlib.AbstractContextManager[None]:
+        """Hold the lock of `making` for a hex digest, without waiting. Processes that wait for it are shown `doing`.
 
         Raises:
             Busy: Another process creates or repairs the content.
         """
-        return held(self._making(digest), timeout_s=0)
+        return held(self._making(digest), timeout_s=0, doing=doing)
 
     def blob_path(self, digest: Digest) -> Path:
         """Return the path of a blob."""

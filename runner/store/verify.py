@@ -15,7 +15,6 @@ from rootdisk.durable import data_runs, open_file, read_file
 from rootdisk.errors import Busy, RootdiskError
 from rootdisk.oci.documents import HEX_DIGEST, HEX_SHA256, Digest, Platform
 from rootdisk.oci.reference import parse_reference
-from rootdisk.oci.repository import RegistryOptions
 from rootdisk.system.debug import debug
 from runner.store.names import Name, files_of, read_name
 from runner.store.pull import StoredArtifact, pull
@@ -201,9 +200,8 @@ def repair(store: Store, damage: Damage) -> bool:
     origin = _origin(store, damage.digest)
     if origin is None:
         return False
-    options = RegistryOptions(plain_http=origin.plain_http, ca_file=Path(origin.ca_file) if origin.ca_file else None)
     reference = parse_reference(origin.reference)._replace(tag="", digest=Digest("sha256", origin.manifest))
-    pull(store, reference, options, Platform.parse(origin.platform), repair=True).release()
+    pull(store, reference, origin.options, Platform.parse(origin.platform), repair=True).release()
     return True
 
 

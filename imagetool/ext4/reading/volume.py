@@ -120,13 +120,21 @@ class Volume:
         """The inode of the root directory."""
         return self.node(f.EXT4_ROOT_INO)
 
-    def node(self, number: int) -> Node:
-        """Return inode `number`. BadInput: there is none, or its checksum is wrong."""
+    def inode_offset(self, number: int) -> int:
+        """Return the byte of the disk at which inode `number` begins. BadInput: there is none."""
         if not 0 < number <= self.inodes:
             raise damaged(f"inode {number}", "number")
         group, index = divmod(number - 1, self.inodes_per_group)
-        place = self._descriptor(group).inode_table * self.block_size + index * self.inode_size
-        block, offset = divmod(place, self.block_size)
+        return int(self._descriptor(group).inode_table * self.block_size + index * self.inode_size)
+
+    @property
+    def descriptor_blocks(self) -> int:
+        """The number of blocks that the group descriptors take."""
+        return int(-(-self.groups * self.desc_size // self.block_size))
+
+    def node(self, number: int) -> Node:
+        """Return inode `number`. BadInput: there is none, or its checksum is wrong."""
+        block, offset = divmod(self.inode_offset(number), self.block_size)
         raw = self._table_block(block)[offset : offset + self.inode_size]
         (mode, uid, size, _, _, mtime, _, gid, links, blocks, flags, _, i_block, generation, acl, size_high, _,
          blocks_high, acl_high, uid_high, gid_high, checksum, _) = f.INODE_BASE.unpack_from(raw)  # fmt: skip

@@ -31,6 +31,7 @@ CHANGED = {
     "max_blob": PLAIN + 'max_blob = "100m"',
     "kernel": PLAIN + 'kernel = "none"',
     "verity": PLAIN + "verity = true",
+    "boot_trace": PLAIN + 'boot_trace = "boot.trace"',
     "memory": PLAIN + 'memory = "1g"',
     "cpus": PLAIN + "cpus = 2",
     "env_files": PLAIN + 'env_files = ["e.env"]',
@@ -56,6 +57,7 @@ def inputs(text: str, folder: Path) -> dict[str, Any]:
     """All inputs of the image; of its source and kernel what a build would find."""
     (folder / "ca.pem").write_bytes(trustme.CA().cert_pem.bytes())
     (folder / "e.env").write_text("A=1\n")
+    (folder / "boot.trace").write_text("/etc/passwd\n")
     (image,) = images.parse(f"[image.a]\n{text}\n", folder / "images.toml")
     init = Digest.of(b"init")
     guest = Guest(init, None if image.kernel == "none" else Digest.of(b"kernel"), init)

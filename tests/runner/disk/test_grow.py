@@ -14,6 +14,7 @@ import pytest
 from rootdisk.errors import BadInput, Unsupported
 from rootdisk.ext4.checksum import crc, table_crc
 from runner.disk import grow
+from runner.disk.base import BaseFile
 from runner.disk.clone import clone
 from tests.support.disks import complaints, debugfs, disk_of, host_view, mounted, needs_e2fsck, needs_root
 from tests.support.tars import file
@@ -124,7 +125,9 @@ def test_nothing_to_do(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("size", [64 * MIB - 4096, 0, (16 << 40) + 4096])
 def test_other_sizes_are_refused(tmp_path: Path, size: int) -> None:
-    with pytest.raises(BadInput, match=r"^--disk-size: .*: the artifact's disk has 64MiB; at most 16TiB$"):
+    with pytest.raises(
+        BadInput, match=r"^--disk-size: .*: write 64MiB, which the artifact's disk has, to 16TiB, as 20g$"
+    ):
         grow.patches(made(tmp_path, 64 * MIB), size)
 
 
@@ -137,9 +140,9 @@ def test_the_largest(tmp_path: Path) -> None:
 
 def test_descriptors_are_made_bit_by_bit(tmp_path: Path) -> None:
     """The quick way makes what the plain one does."""
-    fd = os.open(made(tmp_path, 8 * GIB), os.O_RDONLY)
-    base = grow._read(fd, 8 * GIB)
-    os.close(fd)
+    disk = BaseFile(made(tmp_path, 8 * GIB))
+    base = grow._read(disk)
+    disk.close()
     make = grow._Maker(base)
     for group in (64, 127, 128, 255, 65535, 131071):
         for fixed in (0, 1, 2):

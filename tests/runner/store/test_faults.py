@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -20,6 +18,7 @@ from runner.store.chunks import CONNECTIONS
 from runner.store.pull import StoredArtifact, pull
 from runner.store.store import Store
 from tests.support.artifacts import Sample, noise, publish, sample
+from tests.support.fault_cases import Case, disk_cases
 from tests.support.faults import ALWAYS, Fault, FaultProxy, run_faults
 from tests.support.registry import (
     QuietHandler,
@@ -59,49 +58,16 @@ def check(local: StoredArtifact, made: Sample = MADE) -> None:
     assert local.digest == Digest.of(made.artifact.manifest)
 
 
-@dataclass(frozen=True)
-class Case:
-    name: str
-    faults: Callable[[], list[Fault]]
-    error: str = ""  # what its message matches; a success where there is none
-
-
-def status(code: int, times: int = 1, **headers: str) -> Callable[[], list[Fault]]:
-    return lambda: [Fault("status", DISK, times, status=code, headers=headers)]
-
-
 CASES = [
-    Case("short body", lambda: [Fault("short", DISK, 2, after=3_000_000)]),
-    Case("short body, always", lambda: [Fault("short", DISK, ALWAYS)], "connection was closed"),
-    Case("wrong bytes", lambda: [Fault("wrong", DISK, skip=1)]),
-    Case("wrong bytes, always", lambda: [Fault("wrong", DISK, ALWAYS)], "chunk at"),
+    *disk_cases(DISK),
     Case("wrong bytes of the index", lambda: [Fault("wrong", "/blobs/", skip=1)], "expected"),
     Case("wrong bytes of the manifest", lambda: [Fault("wrong", "/manifests/", ALWAYS)], "the registry claims"),
-    Case("longer part", lambda: [Fault("long", DISK, ALWAYS)]),
     Case("longer index", lambda: [Fault("long", "/blobs/", skip=1)], "bytes, not"),
-    Case("wrong Content-Range", lambda: [Fault("shifted", DISK, skip=1)], "got 'bytes"),
-    Case("whole for a part", lambda: [Fault("whole", DISK, skip=1)]),
-    Case("whole for every part", lambda: [Fault("whole", DISK, ALWAYS)]),
-    Case("429", status(429, 2, Retry_After="1")),
-    Case("429 for an hour", status(429, ALWAYS, Retry_After="3600"), "429"),
-    Case("5xx burst", lambda: [Fault("status", DISK, 1, skip=n, status=500 + n) for n in (0, 2, 3, 4)]),
-    Case("5xx, always", status(503, ALWAYS), "503"),
-    Case("404", status(404, ALWAYS), "404"),
-    Case("403", status(403, ALWAYS), "403"),
-    Case("stall", lambda: [Fault("stall", DISK, 2, after=1_500_000, seconds=3)]),
-    Case("stall, always", lambda: [Fault("stall", DISK, ALWAYS, seconds=2)], "no answer in time"),
-    Case("reset", lambda: [Fault("reset", DISK, 3, after=2_000_000)]),
-    Case("reset, always", lambda: [Fault("reset", DISK, ALWAYS, after=0)], "connection was closed"),
-    Case("slow drip", lambda: [Fault("drip", DISK, ALWAYS, seconds=0.05)], "bytes in|no answer in time"),
     Case(
         "slow drip of the manifest",
         lambda: [Fault("drip", "/manifests/", ALWAYS, seconds=0.05)],
         "bytes in|no answer in time",
     ),
-    Case("slow drip of a head", lambda: [Fault("drip-head", DISK, ALWAYS, seconds=0.05)], "no answer in time"),
-    Case("redirect loop", lambda: [Fault("redirect", DISK, ALWAYS)], "more than 5 redirects"),
-    Case("huge head", lambda: [Fault("huge-head", DISK, ALWAYS)], "connection was closed"),
-    Case("huge head, once", lambda: [Fault("huge-head", DISK)]),
 ]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import random
 import re
@@ -15,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from rootdisk.artifact.format import Chunk
 from runner.store.chunks import CONNECTIONS, GAP_BYTES
 from tests.support.artifacts import noise, publish, sample
 from tests.support.faults import ALWAYS, PIECE_BYTES, Fault, FaultProxy, Kind
+from tests.support.fetches import refetched, verified
 from tests.support.processes import peak_bytes, until_it_waits
 from tests.support.registry import RunningRegistry, needs_registry
 from tests.support.waiting import until
@@ -58,32 +57,6 @@ def asked(proxy: FaultProxy) -> int:
     return sum(path.endswith(MADE.path) for _, path, _ in list(proxy.seen))
 
 
-def verified(store: Path) -> list[Chunk]:
-    """The chunks that the partial file has, looked at without any of our own code."""
-    found = list((store / "disks").glob("*.partial"))
-    if not found:
-        return []
-    with found[0].open("rb") as file:
-        return [
-            chunk
-            for chunk in MADE.index.chunks
-            if not chunk.zero
-            and hashlib.sha256(os.pread(file.fileno(), chunk.length, chunk.offset)).digest() == chunk.sha256
-        ]
-
-
-def refetched(proxy: FaultProxy, since: int, chunks: list[Chunk]) -> int:
-    """The longest run of `chunks` that an answer held, bytes."""
-    longest = 0
-    for path, start, count in proxy.served[since:]:
-        run = 0
-        for chunk in MADE.index.chunks:
-            if path.endswith(MADE.path) and start <= chunk.blob_offset and chunk.blob_end <= start + count:
-                run = run + chunk.blob_length if chunk in chunks or chunk.zero else 0
-                longest = max(longest, run)
-    return longest
-
-
 @pytest.mark.parametrize("kills", [5, pytest.param(50, marks=pytest.mark.nightly)])
 def test_killed_at_random_moments(proxy: FaultProxy, tmp_path: Path, kills: int) -> None:
     moments = random.Random(kills)
@@ -95,7 +68,7 @@ def test_killed_at_random_moments(proxy: FaultProxy, tmp_path: Path, kills: int)
         proxy.served.clear()
         here = 0
         for _ in range(kills - killed):
-            since, have = len(proxy.served), verified(store)
+            since, have = len(proxy.served), verified(store, MADE)
             process = started(proxy, store)
             wait_for_disk_request(proxy, process, asked(proxy))
             time.sleep(moments.uniform(0, 0.6))
@@ -105,17 +78,17 @@ def test_killed_at_random_moments(proxy: FaultProxy, tmp_path: Path, kills: int)
             process.communicate()
             here += 1
             settle(proxy)
-            assert refetched(proxy, since, have) <= GAP_BYTES
-            progressed += len(verified(store)) > len(have)
-            assert not list((store / "disks").glob("*.raw")) or len(verified(store)) == 0
+            assert refetched(proxy, since, MADE, have) <= GAP_BYTES
+            progressed += len(verified(store, MADE)) > len(have)
+            assert not list((store / "disks").glob("*.raw")) or len(verified(store, MADE)) == 0
         killed += here
-        since, have = len(proxy.served), verified(store)
+        since, have = len(proxy.served), verified(store, MADE)
         process = started(proxy, store)
         assert peak_bytes(process) < RSS_MAX_BYTES
         _, errors = process.communicate()
         assert process.returncode == 0, errors
         settle(proxy)
-        assert refetched(proxy, since, have) <= GAP_BYTES
+        assert refetched(proxy, since, MADE, have) <= GAP_BYTES
         (disk,) = (store / "disks").glob("*.raw")
         assert disk.read_bytes() == MADE.disk
         assert not list((store / "disks").glob("*.partial"))
@@ -141,7 +114,7 @@ def test_interrupted_while_the_server_is_slow(proxy: FaultProxy, tmp_path: Path,
     assert process.returncode == 130
     assert (output, errors) == ("", "")
     assert time.monotonic() - begun < 5
-    assert verified(tmp_path / "store")
+    assert verified(tmp_path / "store", MADE)
 
 
 def test_two_at_once_fetch_once(proxy: FaultProxy, tmp_path: Path) -> None:

@@ -1,0 +1,186 @@
+"""Threads that get chunks: from the partial file, from other disks of the store, else from the registry.
+
+Each chunk is verified before it is written, by the code of a pull. What happens is reported to the main thread as events.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import traceback
+from collections import deque
+from collections.abc import Callable
+from typing import NamedTuple
+
+import zstandard
+
+from rootdisk.artifact.format import Chunk
+from rootdisk.errors import RootdiskError
+from rootdisk.oci.repository import Joined, Repository
+from rootdisk.places import open_repository
+from runner.lazy.agenda import FETCHERS, Agenda, Job
+from runner.store.chunks import SYNC_BYTES, plan, receive
+from runner.store.filling import DiskSource, keep_name
+from runner.store.partial import PartialDisk, write_error
+from runner.store.possession import served
+from runner.store.store import Store
+
+_GAP_BYTES = 16 << 10  # the frames of zero chunks, and no other chunk: nothing is requested twice
+
+
+class Event(NamedTuple):
+    """A report of a fetcher: chunks that are there, or why it could not get some."""
+
+    chunks: tuple[Chunk, ...]
+    is_fetched: bool = False
+    error: RootdiskError | None = None
+
+
+class Fetchers:
+    """The threads, and what they share."""
+
+    def __init__(
+        self,
+        store: Store,
+        source: DiskSource,
+        partial: PartialDisk,
+        agenda: Agenda,
+        is_wanted: Callable[[int], bool],
+        wake: Callable[[], None],
+    ) -> None:
+        """`is_wanted` tells whether a guest waits for the chunk of a number; `wake` is called when there are events."""
+        self._store, self._source, self._partial, self._agenda = store, source, partial, agenda
+        self._is_wanted, self._wake = is_wanted, wake
+        self.events: deque[Event] = deque()
+        self.fetched_bytes = 0
+        self.is_proven = False
+        self._repository: Repository | None = None
+        self._lock = threading.Lock()
+        self._has_searched = threading.Event()
+        self._unsynced = 0
+        self._threads = [
+            threading.Thread(target=self._run, args=(number == 0,), name=f"fetcher {number}", daemon=True)
+            for number in range(FETCHERS)
+        ]
+
+    def start(self) -> None:
+        """Start all threads."""
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """End all threads; requests are broken off."""
+        self._agenda.end()
+        with self._lock:
+            repository = self._repository
+        if repository is not None:
+            repository.interrupt()
+        self._has_searched.set()
+        for thread in self._threads:
+            if thread.ident is not None:
+                thread.join()
+        if repository is not None:
+            repository.close()
+
+    def _run(self, is_first: bool) -> None:
+        decompressor = zstandard.ZstdDecompressor()
+        if is_first:
+            self._partial.search()
+            proof = self._proof()
+            self._has_searched.set()
+            if proof is not None:
+                self._prove(proof)
+        self._has_searched.wait()
+        while (job := self._agenda.take()) is not None:
+            self._attempt(job, lambda job=job: self._get(job, decompressor))  # type: ignore[misc]
+
+    def _attempt(self, job: Job, action: Callable[[], None]) -> None:
+        """Do `action` for `job` and report how it went."""
+        error: RootdiskError | None = None
+        try:
+            action()
+        except RootdiskError as err:
+            error = err
+        except OSError as err:
+            error = write_error(self._store, err, self._source.chunk_index.disk_size)
+            error.__cause__ = err
+        except Exception as err:  # a mistake of ours: guests must not wait for it without end
+            traceback.print_exc()
+            error = RootdiskError(f"the disk's server failed: {type(err).__name__}: {err}")
+        if self._repository is not None and self._repository.ranges_ignored:
+            self._agenda.takes_all = True
+        self._agenda.over(job, failed=error is not None, is_wanted=self._is_wanted)
+        if error is not None:
+            self._report(Event(job.chunks, error=error))
+
+    def _get(self, job: Job, decompressor: zstandard.ZstdDecompressor) -> None:
+        missing = []
+        for chunk in job.chunks:
+            if self._partial.provide(chunk):
+                self._done(chunk, is_fetched=False)
+            else:
+                missing.append(chunk)
+        blob = self._blob() if missing else None
+        for part in plan(missing, _GAP_BYTES):
+            assert blob is not None
+            for chunk, raw in receive(blob, part, decompressor, self._count):
+                self._partial.write(chunk, raw)
+                self._count(chunk.blob_length)
+                self._done(chunk, is_fetched=True)
+                self._sync(chunk.length)
+                if job.is_fill:
+                    self._agenda.give_way()
+
+    def prove(self) -> None:
+        """Have the repository prove that it has the disk, by a random chunk, as possession.py asks. Then keep its name."""
+        if (job := self._proof()) is not None:
+            self._prove(job)
+
+    def _proof(self) -> Job | None:
+        """Return the job that proves it; None if that was proven before."""
+        source = self._source
+        if source.digest.hex in served(self._store, source.reference, source.options) or not self._agenda.data_bytes:
+            self.is_proven = True
+        return None if self.is_proven else self._agenda.reserve()
+
+    def _prove(self, job: Job) -> None:
+        def fetch() -> None:
+            """Fetch the chunk, also if it is there."""
+            chunk = job.chunks[0]
+            for part in plan([chunk]):
+                for _, raw in receive(self._blob(), part, zstandard.ZstdDecompressor(), self._count):
+                    self._partial.write(chunk, raw)
+                    self._count(chunk.blob_length)
+                    self._done(chunk, is_fetched=True)
+            keep_name(self._store, self._source)
+            self.is_proven = True
+
+        self._attempt(job, fetch)
+
+    def _blob(self) -> Joined:
+        with self._lock:
+            if self._repository is None:
+                self._repository = open_repository(self._source.reference, self._source.options)
+            return Joined(self._repository, self._source.blobs)
+
+    def _count(self, requested_bytes: int) -> None:
+        with self._lock:
+            self.fetched_bytes += requested_bytes
+
+    def _sync(self, written_bytes: int) -> None:
+        """Sync while more arrives, as a pull does."""
+        with self._lock:
+            self._unsynced += written_bytes
+            is_due = self._unsynced >= SYNC_BYTES
+            if is_due:
+                self._unsynced = 0
+        if is_due:
+            os.fdatasync(self._partial.fd)
+
+    def _done(self, chunk: Chunk, *, is_fetched: bool) -> None:
+        self._agenda.done(chunk, is_fetched=is_fetched)
+        self._report(Event((chunk,), is_fetched))
+
+    def _report(self, event: Event) -> None:
+        self.events.append(event)
+        self._wake()

@@ -1,0 +1,71 @@
+"""A disk that is not complete yet, as a process uses it: the connection to its server, which gets what is read."""
+
+from __future__ import annotations
+
+import os
+
+from rootdisk.durable import open_file
+from rootdisk.errors import RegistryError, RootdiskError
+from runner.lazy import start
+from runner.store import filling
+from runner.store.filling import DiskSource
+from runner.store.partial import partial_path
+from runner.store.store import Store
+
+
+class ServedDisk:
+    """The bytes of a disk; see runner/disk/base.py."""
+
+    def __init__(self, store: Store, source: DiskSource) -> None:
+        """Connect to the server of the disk of `source`, or start it.
+
+        Raises:
+            RootdiskError: There is no server, or the disk may not be used.
+        """
+        self.source = source
+        self.size = source.chunk_index.disk_size
+        self.server = start.enter(store, source)
+        self.record: int | None = None  # a file for the reads of the machine
+        self.store = store
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Return `length` bytes from `offset` on; fewer at the end of the disk.
+
+        Raises:
+            RootdiskError: They cannot be fetched.
+        """
+        count = min(length, self.size - offset)
+        if count <= 0:
+            return b""
+        try:
+            filling.send(self.server, {"do": "need", "offset": offset, "length": count})
+            self.server.settimeout(None)  # the server answers in the end
+            while (answer := filling.receive(self.server)) is not None:
+                if answer[0]["is"] == "there":
+                    return self._read(count, offset)
+                if answer[0]["is"] == "failed":
+                    raise RegistryError(str(answer[0]["error"]), str(answer[0]["hint"]))
+        except (OSError, KeyError) as err:
+            raise RootdiskError(f"the server of the disk does not answer: {err}") from err
+        raise RootdiskError("the server of the disk has ended", "try again")
+
+    def _read(self, count: int, offset: int) -> bytes:
+        try:
+            fd = open_file(partial_path(self.store, self.source.digest))
+        except FileNotFoundError:  # it has just got its name
+            fd = open_file(self.store.disk(self.source.digest))
+        try:
+            return os.pread(fd, count, offset)
+        finally:
+            os.close(fd)
+
+    def close(self) -> None:
+        """Close what this process has open."""
+        self.server.close()
+        if self.record is not None:
+            os.close(self.record)
+
+    @property
+    def fds(self) -> list[int]:
+        """The descriptors that a keeper needs."""
+        return [self.server.fileno()] + ([self.record] if self.record is not None else [])

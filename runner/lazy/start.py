@@ -1,0 +1,140 @@
+"""Find the server of a disk, or start it: a process of its own that outlives the one that has started it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import time
+from typing import NoReturn
+
+from rootdisk.durable import socket_address
+from rootdisk.errors import Busy
+from rootdisk.system import process
+from rootdisk.system.locks import sign, take
+from rootdisk.system.ownership import make_private_below
+from rootdisk.text import printable
+from runner.store import filling
+from runner.store.filling import DiskSource, FillStatus, keep_name
+from runner.store.store import Store
+
+START_S = 30.0  # for a server to answer that another process has started
+_POLL_S = 0.02
+_BACKLOG = 256
+
+
+def enter(store: Store, source: DiskSource) -> socket.socket:
+    """Return a connection to the server of a disk for a new sandbox.
+
+    If the server fetches from another repository, that of `source` must show that it has the disk too; see possession.py.
+
+    Raises:
+        RootdiskError: It does not show that, or there is no server.
+    """
+    sock, status = attach(store, source)
+    try:
+        if status.place != source.place:
+            _check_possession(store, source)
+        elif status.is_proven:
+            keep_name(store, source)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _check_possession(store: Store, source: DiskSource) -> None:
+    from rootdisk.oci.repository import Joined
+    from rootdisk.places import open_repository
+    from runner.store.fetch import check_chunk
+    from runner.store.possession import served
+
+    if source.digest.hex not in served(store, source.reference, source.options):
+        with contextlib.closing(open_repository(source.reference, source.options)) as repository:
+            check_chunk(Joined(repository, source.blobs), source.chunk_index)
+    keep_name(store, source)
+
+
+def attach(store: Store, source: DiskSource, timeout_s: float = START_S) -> tuple[socket.socket, FillStatus]:
+    """Return a connection to the server of a disk, and its status. A server is started if there is none.
+
+    The server lives at least until all copies of the connection are closed.
+
+    Raises:
+        Busy: A server exists and does not answer.
+        RootdiskError: No server can be started.
+    """
+    deadline = time.monotonic() + timeout_s
+    path = filling.folder(store) / f"{source.digest.hex}.lock"
+    while True:
+        sock = filling.connect(store, source.digest)
+        if sock is not None:
+            sock.settimeout(min(timeout_s, filling.ANSWER_S))
+            answer = filling.ask(sock, {"do": "attach"})
+            if answer is not None:
+                return sock, FillStatus.of(answer)
+            sock.close()  # it has just ended
+        if time.monotonic() > deadline:
+            hint = f"end it: its process number is in {printable(path)}"
+            raise Busy(f"the server of disk {source.digest.short} does not answer", hint)
+        try:
+            make_private_below(filling.folder(store))
+            lock = take(path, timeout_s=0)
+        except Busy:
+            time.sleep(_POLL_S)
+            continue
+        _start(store, source, lock)
+
+
+def _start(store: Store, source: DiskSource, lock: int) -> None:
+    """Start the server, which gets the lock. It can be connected to when this returns."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        with socket_address(filling.folder(store), f"{source.digest.hex}.socket") as address:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(address)
+            listener.bind(address)
+            listener.listen(_BACKLOG)
+        child = os.fork()
+        if not child:
+            if os.fork():  # so that nobody has to wait for the server's end
+                os._exit(0)
+            _serve(store, source, lock, listener)
+        os.waitpid(child, 0)
+    finally:
+        listener.close()
+        os.close(lock)
+
+
+def _serve(store: Store, source: DiskSource, lock: int, listener: socket.socket) -> NoReturn:
+    """Be the server process. Never returns."""
+    status = 1
+    base = filling.folder(store) / source.digest.hex
+    log = base.with_suffix(".log")
+    try:
+        process.detach({lock, listener.fileno()}, log)
+        signal.set_wakeup_fd(-1)  # a keeper's
+        process.reset_signals()
+        for number in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
+            signal.signal(number, signal.SIG_IGN)
+        process.forbid_core()
+        process.retitle(f"runner: serves disk {source.digest.short}")
+        sign(lock, f"serves disk {source.digest.short}")
+        from runner.lazy.server import Server
+
+        Server(store, source, listener).run()
+        status = 0
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        # Who connects from now on finds no server. Who has connected already is told so by the end of the connection.
+        for path in (base.with_suffix(".socket"), base.with_suffix(".lock")):
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+        with contextlib.suppress(OSError):
+            if not log.stat().st_size:
+                log.unlink()
+        os._exit(status)

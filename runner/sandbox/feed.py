@@ -1,0 +1,111 @@
+"""Connect a machine to the server of its disk, as long as the disk is not complete.
+
+QEMU connects to a socket in the sandbox's directory, by a descriptor that it inherits. The keeper accepts, and hands the
+connection to the server. If the server is killed, QEMU connects again, and the keeper finds or starts another server. Until
+then the reads of the guest wait.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from rootdisk.durable import socket_address
+from rootdisk.errors import RootdiskError
+from rootdisk.text import printable
+from runner.lazy import start
+from runner.lazy.served import ServedDisk
+from runner.store import filling
+from runner.store.store import Store
+
+_NAME = "base"
+_START_S = 2.0  # for a new server, while the keeper does nothing else
+_AGAIN_S = 1.0
+
+
+class Feed:
+    """The socket that QEMU connects to, and the connection to the server."""
+
+    def __init__(self, store: Store, served: ServedDisk, folder: Path) -> None:
+        """Create the socket in `folder`."""
+        self.path = folder / _NAME
+        self.failure = ""  # why reads have failed
+        self._store, self._source = store, served.source
+        self._record = served.record
+        self._server: socket.socket | None = served.server
+        self._waiting: socket.socket | None = None  # a connection of QEMU that no server has got
+        self._again_at = 0.0
+        self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        with socket_address(folder, _NAME) as address:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(address)
+            self.listener.bind(address)
+        # QEMU may be another user, and has the descriptor. Nobody else gets through the directory, which is private.
+        self.path.chmod(0o666)
+        self.listener.listen(4)
+        for sock in (self.listener, served.server):
+            sock.setblocking(False)
+
+    @property
+    def sockets(self) -> list[socket.socket]:
+        """The sockets to wait for."""
+        return [self.listener, self._server] if self._server is not None else [self.listener]
+
+    @property
+    def next_look(self) -> float | None:
+        """The time of the next attempt to find a server (monotonic seconds)."""
+        return self._again_at if self._server is None else None
+
+    def accept(self) -> None:
+        """Take a connection of QEMU, which has one at a time."""
+        with contextlib.suppress(OSError):
+            sock, _ = self.listener.accept()
+            if self._waiting is not None:
+                self._waiting.close()
+            self._waiting = sock
+
+    def hear(self) -> Iterator[str]:
+        """Yield what the server says for the user. Its end is not reported: another one is started."""
+        while self._server is not None:
+            try:
+                received = filling.receive(self._server)
+            except (BlockingIOError, TimeoutError):
+                return
+            if received is None:
+                self._server.close()
+                self._server = None
+                self._again_at = time.monotonic()
+                return
+            message, _ = received
+            text = printable(str(message.get("text", "")))
+            if message.get("is") == "lost":
+                self.failure = text
+            if text:
+                yield text
+
+    def connect(self) -> None:
+        """Find or start a server if there is none, and hand over the connection of QEMU."""
+        now = time.monotonic()
+        if self._server is None and now >= self._again_at:
+            self._again_at = now + _AGAIN_S
+            with contextlib.suppress(RootdiskError, OSError):
+                self._server, _ = start.attach(self._store, self._source, _START_S)
+                self._server.setblocking(False)
+        if self._server is not None and self._waiting is not None:
+            fds = [self._waiting.fileno()] + ([self._record] if self._record is not None else [])
+            with contextlib.suppress(OSError):
+                filling.send(self._server, {"do": "serve"}, fds)
+                self._waiting.close()
+                self._waiting = None
+
+    def close(self) -> None:
+        """Close all sockets."""
+        for sock in (*self.sockets, self._waiting):
+            if sock is not None:
+                sock.close()
+        with contextlib.suppress(OSError):
+            self.path.unlink()

@@ -1,0 +1,124 @@
+"""`runner boot --pull lazy`: sandboxes that run while their disk is being fetched."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from runner.store.store import Store
+from tests.support.commands import Runner, run
+from tests.support.faults import ALWAYS, Fault, FaultProxy, run_faults
+from tests.support.nbd import server_of
+from tests.support.registry import RunningRegistry, needs_registry
+from tests.support.sandboxes import command, machines, rows
+from tests.support.waiting import until
+
+pytestmark = [pytest.mark.vm, needs_registry]
+
+# Reads every file of the image, and says what is in them.
+ALL = "find /usr /etc -xdev -type f -print0 | sort -z | xargs -0 cat 2>/dev/null | sha256sum"
+SLOW_S = 0.06  # for each 32 KiB of an answer
+
+
+@pytest.fixture(scope="session")
+def published(registry: RunningRegistry, demo: str) -> RunningRegistry:
+    done = run("imagetool", "copy", "--plain-http", demo, f"{registry.name}/demo:1")
+    assert done.returncode == 0, done.stderr
+    return registry
+
+
+@pytest.fixture
+def slow(published: RunningRegistry) -> Iterator[FaultProxy]:
+    with run_faults(published.name) as proxy:
+        proxy.pause_s = SLOW_S
+        yield proxy
+
+
+@pytest.fixture
+def lazy_runner(empty_runner: Runner) -> Iterator[Runner]:
+    yield empty_runner
+    with contextlib.suppress(OSError):
+        for pid in server_of(Store(empty_runner.store)):
+            os.kill(pid, signal.SIGTERM)
+
+
+def blob_bytes(proxy: FaultProxy) -> int:
+    return proxy.bytes_of("/blobs/")
+
+
+@pytest.mark.nightly  # a slow registry, and four boots
+def test_a_sandbox_before_its_disk(lazy_runner: Runner, slow: FaultProxy) -> None:
+    """It starts, is seen, goes on when the server is killed, and when the disk is complete; others share all that."""
+    runner, store, name = lazy_runner, Store(lazy_runner.store), f"{slow.name}/demo:1"
+    options = ("--pull", "lazy", "--plain-http", "--disk-size", "12g")
+    done = runner("boot", "-d", "--name", "one", *options, "--entrypoint", "/bin/sleep", name, "1000")
+    assert done.returncode == 0, done.stderr
+    assert not list((runner.store / "disks").glob("*.raw"))
+    row = rows(runner)["one"]
+    assert 0 < row["fill"]["filled_bytes"] < row["fill"]["data_bytes"]
+    assert row["fill"]["reads_waited"]
+    assert "% of its disk" in runner("ps").stdout
+    assert json.loads(runner("inspect", "one").stdout)["fill"]["fetched_bytes"]
+    (machine,) = machines(runner, "one")
+    words = Path(f"/proc/{machine}/cmdline").read_bytes()
+    assert b"driver=nbd" in words
+    assert str(runner.store).encode() not in words
+
+    reading = command(runner, "exec", "one", "sh", "-c", f"df -k / | tail -1; {ALL}")
+    other = runner.boot(name, "cat /etc/hostname", *options, "--name", "two")
+    assert other.stdout == "two\n", other.stderr
+    for _ in range(2):
+        (server,) = server_of(store)
+        os.kill(server, signal.SIGKILL)
+        until(lambda server=server: server_of(store) not in ([], [server]))  # type: ignore[misc]
+    slow.pause_s = 0
+    output, errors = reading.communicate(timeout=300)
+    assert reading.returncode == 0, errors
+    size, digest = output.decode().splitlines()
+    assert int(size.split()[1]) > 11 << 20
+
+    pulled = runner("pull", "--plain-http", name)
+    assert pulled.returncode == 0, pulled.stderr
+    assert len(list((runner.store / "disks").glob("*.raw"))) == 1
+    assert runner("verify").stdout.endswith(", 0 damaged\n")
+    assert runner("exec", "one", "sh", "-c", ALL).stdout.split() == digest.split()
+    assert "of its disk" not in runner("ps").stdout
+    assert runner("stop", "-t", "1", "one").returncode == 0
+    until(lambda: not server_of(store))
+    asked = len(slow.seen)
+    assert runner("start", "one").returncode == 0
+    assert runner("exec", "one", "sh", "-c", ALL).stdout.split() == digest.split()
+    assert len(slow.seen) == asked
+    assert runner("rm", "-f", "one").returncode == 0
+    assert os.listdir(runner.store / "lazy") == []
+
+
+def test_what_needs_a_complete_disk(lazy_runner: Runner, slow: FaultProxy) -> None:
+    name = f"{slow.name}/demo:1"
+    for clone in ("copy", "reflink"):
+        done = lazy_runner("boot", "--plain-http", "--pull", "lazy", "--clone", clone, name)
+        assert done.returncode == 125
+        assert done.stderr.count("\n") == 1
+        assert "--pull missing" in done.stderr
+    assert not server_of(Store(lazy_runner.store))
+
+
+@pytest.mark.nightly
+def test_a_registry_that_stays_away(lazy_runner: Runner, slow: FaultProxy) -> None:
+    """The guest's reads wait, then fail; the sandbox ends with the reason."""
+    name = f"{slow.name}/demo:1"
+    process = command(lazy_runner, "boot", "--plain-http", "--pull", "lazy", "--name", "gone", name)
+    until(lambda: server_of(Store(lazy_runner.store)))
+    slow.add(Fault("status", "/blobs/", ALWAYS, status=503))
+    until(lambda: "waits for its disk" in lazy_runner("ps").stdout, 180)
+    _, errors = process.communicate(timeout=600)
+    assert process.returncode == 125
+    assert b"reads of the disk wait, for 60 s at most" in errors
+    assert b"503" in errors
+    assert b"chunk" in errors

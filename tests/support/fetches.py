@@ -1,0 +1,47 @@
+"""What a fetch has brought, and what it has asked for again."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+from rootdisk.artifact.format import Chunk
+from tests.support.artifacts import Sample
+from tests.support.faults import FaultProxy
+
+
+def verified(store: Path, sample: Sample) -> list[Chunk]:
+    """The chunks that the partial file has, looked at without any of our own code."""
+    found = list((store / "disks").glob("*.partial"))
+    if not found:
+        return []
+    with found[0].open("rb") as file:
+        return [
+            chunk
+            for chunk in sample.index.chunks
+            if not chunk.zero
+            and hashlib.sha256(os.pread(file.fileno(), chunk.length, chunk.offset)).digest() == chunk.sha256
+        ]
+
+
+def refetched(proxy: FaultProxy, since: int, sample: Sample, chunks: list[Chunk]) -> int:
+    """The longest run of `chunks` that an answer held, bytes."""
+    longest = 0
+    for path, start, count in proxy.served[since:]:
+        run = 0
+        for chunk in sample.index.chunks:
+            if path.endswith(sample.path) and start <= chunk.blob_offset and chunk.blob_end <= start + count:
+                run = run + chunk.blob_length if chunk in chunks or chunk.zero else 0
+                longest = max(longest, run)
+    return longest
+
+
+def times_served(proxy: FaultProxy, sample: Sample) -> list[int]:
+    """How often each chunk with data was in an answer, completely."""
+    answers = [(start, start + count) for path, start, count in proxy.served if path.endswith(sample.path)]
+    return [
+        sum(start <= chunk.blob_offset and chunk.blob_end <= end for start, end in answers)
+        for chunk in sample.index.chunks
+        if not chunk.zero
+    ]
