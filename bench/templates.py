@@ -55,7 +55,7 @@ def _wait_for_template(store: Path) -> None:
 def _idle_mb(reference: str, store: Mapping[str, str], how: Sequence[str]) -> float:
     """Return the memory (PSS) of the machines and keepers of idle sandboxes, and of the memory that they share, in MB."""
     environment = {**os.environ, **store}
-    names = [f"idle{number}" for number in range(IDLE_COUNT)]
+    names = [f"idle{'-cold' if how else ''}-{number}" for number in range(IDLE_COUNT)]
     for name in names:
         command = [*RUNNER, "boot", "-d", "--name", name, "--network", "none", *how, reference, "wait"]
         subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
