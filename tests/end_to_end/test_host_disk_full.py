@@ -127,9 +127,8 @@ def test_it_ends_while_there_is_no_room(demo: str, small: Small, order: tuple[st
 
 
 def test_a_quota_over_all_sandboxes(demo: str, empty_runner: Runner) -> None:
-    quota = {"ROOTDISK_STORE_QUOTA": "160m"}
     options = ("-d", "--name", "grows", "-m", "128m", "--network", "none")
-    done = empty_runner.boot(demo, LOOP, *options, **quota)
+    done = empty_runner.boot(demo, LOOP, *options, ROOTDISK_STORE_QUOTA="160m")
     assert done.returncode == 0, done.stderr
     write = "dd if=/dev/urandom of=/sandbox/big bs=1M count=600 conv=fsync"
     done = empty_runner("exec", "-u", "0", "grows", "sh", "-c", write, timeout=500)
