@@ -29,6 +29,8 @@ class BootOptions(TypedDict, total=False):
     cpus: int
     disk_size: str | int
     network: str
+    allow: Sequence[str]
+    allow_file: Sequence[str | os.PathLike[str]]
     publish: Sequence[str]
     volume: Sequence[str]
     env: Mapping[str, str] | Sequence[str]

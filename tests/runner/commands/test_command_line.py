@@ -95,7 +95,7 @@ def test_global_options_work(capfd: pytest.CaptureFixture[str]) -> None:
         (["rmi", "oci:none:1"], "is not in the store"),
         (["boot", "--pull", "never", "oci:none:1"], "is not in the store: runner pull"),
         (["start", "-i", "x"], "start -ai NAME"),
-        (["boot", "--pull", "sometimes", "x"], "--pull: 'sometimes': write missing, always or never"),
+        (["boot", "--pull", "sometimes", "x"], "--pull: 'sometimes': write missing, always, never or lazy"),
         (["boot", "--network", "bridge", "x"], "--network: 'bridge': write user or none"),
         (["stop", "-t", "x", "y"], "--time: 'x' is not a whole number"),
         (["login", "a/b"], "write HOST or HOST:PORT"),
