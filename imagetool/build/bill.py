@@ -15,7 +15,8 @@ from imagetool.ext4.planned import PlannedDisk
 from imagetool.ext4.reader import Node, Reader
 from imagetool.packing.manifest import Artifact
 from imagetool.progress import Report, silent
-from imagetool.sbom.documents import MEDIA_TYPES, Format, document
+from imagetool.sbom.documents import document
+from imagetool.sbom.formats import MEDIA_TYPES, Format
 from imagetool.sbom.packages import Found, find
 from imagetool.sources.open import SourceImage
 from imagetool.targets.attach import push_attached

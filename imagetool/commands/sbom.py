@@ -23,7 +23,8 @@ SOURCE_MAX_BYTES = 64 << 30  # of the disk that is planned to look through a sou
 def sbom_command(options: argparse.Namespace) -> int:
     """List the packages of an artifact or disk as an SBOM."""
     from imagetool.look.inspection import opened
-    from imagetool.sbom.documents import MEDIA_TYPES, document
+    from imagetool.sbom.documents import document
+    from imagetool.sbom.formats import MEDIA_TYPES
     from imagetool.sbom.packages import find
 
     if options.output is not None:

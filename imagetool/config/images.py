@@ -21,7 +21,7 @@ from imagetool.config import values as values
 from imagetool.config.toml_lines import Where
 from imagetool.config.values import MIB
 from imagetool.layout.additions import Owner
-from imagetool.sbom.documents import Format
+from imagetool.sbom.formats import Format
 from rootdisk.artifact.format import Process
 from rootdisk.errors import BadInput
 from rootdisk.oci.documents import Platform

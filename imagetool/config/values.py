@@ -15,7 +15,7 @@ from imagetool.ext4.geometry import DISK_MIN_BYTES
 from imagetool.layout import secrets
 from imagetool.layout.additions import Owner
 from imagetool.layout.certificates import PEM_MAX_BYTES, check_certificates
-from imagetool.sbom.documents import FORMATS, Format
+from imagetool.sbom.formats import FORMATS, Format
 from rootdisk import env_file
 from rootdisk.artifact.format import CPUS_MAX, DISK_MAX_BYTES, KEY_TAG_PREFIX, MEMORY_MAX_MIB, MEMORY_MIN_MIB
 from rootdisk.cli.sizes import SIZE_MAX_BYTES, parse_size, size_text

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import re
-from typing import Any, Literal
+from typing import Any
 
 import rootdisk
+from imagetool.sbom.formats import Format
 from imagetool.sbom.packages import Found, Package
 from rootdisk.oci.documents import canonical_json
 
-Format = Literal["spdx", "cyclonedx"]
-MEDIA_TYPES: dict[Format, str] = {"spdx": "application/spdx+json", "cyclonedx": "application/vnd.cyclonedx+json"}
-FORMATS: dict[str, Format] = {form: form for form in MEDIA_TYPES}
 _NO_TIME = "1970-01-01T00:00:00Z"  # SPDX asks for one, and a build must not depend on when it was
 
 

@@ -40,6 +40,6 @@ IMAGETOOL_COMMANDS = frozenset(
             "init",
             "ls",
         ),
-        *("map", "push", "sbom", "schema", "sign", "signatures", "stat", "tags"),
+        *("map", "push", "sbom", "schema", "sign", "signatures", "stat", "tags", "trace"),
     }
 )

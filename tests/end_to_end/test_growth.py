@@ -65,7 +65,7 @@ def test_a_larger_disk(demo: str, tmp_path: Path) -> None:
     assert complaints(raw(runner.store, "larger", tmp_path / "raw")) == []
     done = runner("boot", "--disk-size", "4g", demo)
     assert done.returncode == 125
-    assert done.stderr == "runner: --disk-size: 4GiB: the artifact's disk has 8GiB; at most 16TiB\n"
+    assert done.stderr == "runner: --disk-size: 4GiB: write 8GiB, which the artifact's disk has, to 16TiB, as 20g\n"
 
 
 @pytest.mark.vm

@@ -100,6 +100,7 @@ def test_a_sandbox_before_its_disk(lazy_runner: Runner, slow: FaultProxy) -> Non
 
 
 def test_what_needs_a_complete_disk(lazy_runner: Runner, slow: FaultProxy) -> None:
+    slow.pause_s = 0
     name = f"{slow.name}/demo:1"
     for clone in ("copy", "reflink"):
         done = lazy_runner("boot", "--plain-http", "--pull", "lazy", "--clone", clone, name)

@@ -25,7 +25,7 @@ from imagetool.config import images
 from imagetool.config.images import Image
 from imagetool.guest.boot_files import boot_files
 from imagetool.guest.programs import BootFiles
-from imagetool.sbom.documents import FORMATS
+from imagetool.sbom.formats import FORMATS
 from imagetool.sbom.golang import Module, modules
 from rootdisk.oci.documents import Digest, Manifest
 from rootdisk.oci.reference import parse_reference
