@@ -92,6 +92,7 @@ def fixed_run(place: int, content: bytes) -> BlockRun:
     """Return a run of blocks whose bytes are there already; `content` is whole blocks."""
 
     def make(first: int, count: int) -> bytes:
+        """Cut `count` blocks out of the content."""
         return content[(first - place) * BLOCK : (first - place + count) * BLOCK]
 
     return BlockRun(place, len(content) // BLOCK, make)
@@ -128,6 +129,7 @@ class OwnedBlocks:
         """Yield the stretches as runs to be rendered by `make`."""
 
         def made(first: int, count: int) -> bytes:
+            """Make `count` blocks, for each part by its owner."""
             return b"".join([make(*part) for part in self.parts(first, count)])
 
         for place, count in self.stretches:

@@ -42,6 +42,7 @@ def layer_chunks(
     blocks = 0
 
     def close() -> Iterator[DiskChunk]:
+        """Yield the bucket that is being filled, and begin another."""
         nonlocal blocks
         if waiting:
             yield from _bucket(number, layer, waiting, blocks, space, bucket)

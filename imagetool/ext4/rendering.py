@@ -64,6 +64,7 @@ class Rendering:
             return directory.linear_block(number, parent, entries, seed)
 
         def entry(name: bytes) -> Entry:
+            """Return a name's directory entry."""
             child = children[name]
             return name, child.number, types[child.mode & _S_IFMT]
 
@@ -148,6 +149,7 @@ class Rendering:
 
 def _superblock_run(place: int, superblock_block: bytes, descriptors: bytes) -> BlockRun:
     def make(first: int, count: int) -> bytes:
+        """Cut `count` blocks out of superblock and descriptors."""
         start, end = (first - place - 1) * BLOCK, (first - place - 1 + count) * BLOCK
         return descriptors[start:end] if start >= 0 else superblock_block + descriptors[: max(0, end)]
 

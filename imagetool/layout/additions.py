@@ -142,6 +142,7 @@ class _OwnLayer:
         parent.children[name] = file
 
     def files(self, additions: Additions) -> None:
+        """Add our files to the tree."""
         room = self.top
         self.tree.root.children[ROOM] = room
         read_only = Inode(stat.S_IFREG | 0o444)
@@ -159,6 +160,7 @@ class _OwnLayer:
             room.children[slot.encode()] = Slot(slot, size)
 
     def finish(self) -> bytes:
+        """Close the layer of our files and return its bytes."""
         data = bytes(self.data)
         names = tuple(sorted(self.files_by_path))
         files = [self.files_by_path[path] for path in names]

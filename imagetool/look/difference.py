@@ -120,6 +120,7 @@ def _file_at(runs: list[tuple[int, int, str]], block: int) -> str:
 
 def _of_blobs(a: ArtifactManifest, b: ArtifactManifest) -> Iterator[str]:
     def listed(roles: ArtifactManifest) -> dict[str, Descriptor]:
+        """Return an artifact's blobs by title."""
         blobs = (*roles.disk, *roles.extras)
         return {blob.annotations.get(TITLE, blob.media_type): blob for blob in blobs} | {"config": roles.config}
 

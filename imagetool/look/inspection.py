@@ -170,6 +170,7 @@ class _Digests:
         self._known: dict[tuple[int, int], tuple[str, str]] = {}
 
     def of(self, old: Node, new: Node) -> tuple[str, str]:
+        """Return digests of two files' contents; empty if they are known to be equal."""
         key = self._a.content_key(old)
         if key is not None and key == self._b.content_key(new):
             return "", ""

@@ -77,6 +77,7 @@ def pack(
     local = threading.local()
 
     def frame(chunk: DiskChunk) -> _Frame:
+        """Take a chunk's frame from an earlier disk, or render and compress it."""
         if earlier is not None and chunk.key is not None:
             earlier_frame = earlier.frame(chunk.key, chunk.length)
             if earlier_frame is not None:

@@ -131,6 +131,7 @@ def _from_repository(
     remarks = check_image(manifest, config, platform, str(reference), found.platform)
 
     def layer(descriptor: Descriptor, diff_id: Digest | None) -> LayerBlob:
+        """Return a layer that is read when it is needed."""
         return LayerBlob(descriptor, diff_id, lambda: checked_blob(repository, descriptor))
 
     layers = tuple(layer(d, i) for d, i in zip(manifest.layers, config.diff_ids, strict=True))
@@ -151,6 +152,7 @@ def _docker(archive: TarArchive, tag: str, platform: Platform) -> SourceImage:
     remarks = image.remarks + check_image(image.manifest, config, platform, archive.where)
 
     def layer(descriptor: Descriptor, diff_id: Digest | None) -> LayerBlob:
+        """Return a layer that is read when it is needed."""
         return LayerBlob(descriptor, diff_id, lambda: image.layer(descriptor))
 
     layers = tuple(layer(d, i) for d, i in zip(image.manifest.layers, config.diff_ids, strict=True))

@@ -112,6 +112,7 @@ class _Tar:
         self.max_bytes = max_bytes
 
     def take(self, piece: bytes) -> None:
+        """Count, hash and write a piece. BadInput if the tar gets too long."""
         self.size += len(piece)
         if self.size > self.max_bytes:
             raise BadInput(

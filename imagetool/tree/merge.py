@@ -125,6 +125,7 @@ class _Applier:
         return [file for _, file in files], array("I", [crc32(path) for path, _ in files])
 
     def entry(self, entry: Entry) -> None:
+        """Apply an entry of the layer to the tree."""
         kind, mode, uid, gid, mtime_ns, first, second, path, target, xattrs, segments = entry
         if xattrs or segments:
             self.spent.extras += len(xattrs or ()) + len(segments or ())
@@ -189,6 +190,7 @@ class _Applier:
         return None
 
     def file(self, entry: Entry) -> File:
+        """Return a regular file whose data stays in the layer."""
         _, mode, uid, gid, mtime_ns, offset, size, _, _, xattrs, segments = entry
         return File(
             self.modes.get(mode) or self.modes.setdefault(mode, stat.S_IFREG | mode),
@@ -242,6 +244,7 @@ class _Applier:
         return inode
 
     def parent(self, path: bytes) -> Directory:
+        """Return the directory at `path`; directories that are missing are made."""
         found = self.walk(path, make=True)
         assert found is not None  # walk makes what is missing
         self.found[path] = found
@@ -296,11 +299,13 @@ class _Applier:
         return way[-1]
 
     def spend(self, steps: int) -> None:
+        """Count steps through directories, and refuse an image that takes too many."""
         self.spent.steps += steps
         if self.spent.steps > WALK_STEPS_MAX:
             raise _Wrong(f"the image takes more than {WALK_STEPS_MAX} steps through its directories", TOO_MUCH)
 
     def own_place(self, place: Place | None) -> None:
+        """Note that this layer has put something there, and with it the directories above."""
         assert self.own is not None
         while place is not None and place not in self.own:  # parents of what is in it are in it
             self.own.add(place)
@@ -330,11 +335,13 @@ class _Applier:
                     stack.append((child, list(child.children)))
 
     def is_link(self, path: bytes) -> bool:
+        """Return whether `path` is a symbolic link."""
         parent_path, _, name = path.rpartition(b"/")
         parent = self.walk(parent_path, make=False)
         return parent is not None and isinstance(parent.children.get(name), Symlink)
 
     def forget(self) -> None:
+        """Drop the directories that were found by path: a link has changed."""
         self.found.clear()
         self.found[b""] = self.root
 

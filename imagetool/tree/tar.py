@@ -2,13 +2,12 @@
 
     scan(fd, size, name) -> TarIndex
 
-A parser of our own because it must be fast (a few µs an entry) and wary. It reads v7, ustar, star, PAX and GNU headers
-with PAX records, long names, all GNU sparse forms and base 256 numbers, and decides doubtful cases as Go's archive/tar
-does, since that is what containerd, Docker and umoci read layers with: directories, links and devices have no data
-whatever their size says; a second PAX header replaces the first; GNU long names win over PAX; `..` in a name is
-resolved in the text and never leaves the root; what follows the end-of-archive blocks is not read. Global PAX headers
-say nothing about a layer, as for all runtimes; in a bare tar they give defaults for all later entries, as POSIX has it.
-Names are bytes.
+A parser of our own because it must be fast (a few µs an entry) and wary. It reads v7, ustar, star, PAX and GNU headers with PAX
+records, long names, all GNU sparse forms and base 256 numbers, and decides doubtful cases as Go's archive/tar does, since
+containerd, Docker and umoci read layers with it: directories, links and devices have no data whatever their size says; a second
+PAX header replaces the first; GNU long names win over PAX; `..` in a name is resolved in the text and never leaves the root; what
+follows the end-of-archive blocks is not read. Global PAX headers say nothing about a layer, as for all runtimes; in a bare tar
+they give defaults for all later entries, as POSIX has it. Names are bytes.
 """
 
 from __future__ import annotations
@@ -88,6 +87,7 @@ class _Scanner:
         self.default_extra: bytes | None = None
 
     def run(self) -> TarIndex:
+        """Scan the whole tar."""
         at = start = 0
         window = b""
         extended: _Extended | None = None
@@ -122,6 +122,7 @@ class _Scanner:
         return self.out.finish(self.name)
 
     def read(self, at: int, length: int) -> bytes:
+        """Read exactly `length` bytes at `at`; BadInput if the tar ends before."""
         data = os.pread(self.fd, length, at)
         if len(data) != length:
             raise BadInput(f"layer {self.name}: the tar ends at byte {at + len(data)} of {self.size}", "fetch it again")
@@ -142,6 +143,7 @@ class _Scanner:
         return self.read(at + 512, length), at + 512 + (length + 511 & ~511)
 
     def extend(self, kind: int, at: int, block: bytes, extended: _Extended | None) -> tuple[int, _Extended | None]:
+        """Read an extended header at `at`. Return where the next header is, and what is known for its entry."""
         data, after = self.payload(at, block)
         if kind == 0x67:  # g
             global_records = pax.records(data)
