@@ -29,6 +29,7 @@ def layout(tmp_path: Path) -> Path:
     return tmp_path / "source"
 
 
+@pytest.mark.nightly
 def test_several_platforms_have_one_name(tmp_path: Path, registry: RunningRegistry) -> None:
     """A disk each under its key, and an index that has the version, moves by --force only and is what a clean machine finds."""
     for architecture in ("amd64", "arm64"):

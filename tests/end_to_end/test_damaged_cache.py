@@ -68,6 +68,7 @@ def flip(path: Path) -> None:
     path.write_bytes(data)  # in place: other names of the same file are as damaged
 
 
+@pytest.mark.nightly
 def test_every_kept_file(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     right = pulled(project, "first", tmp_path / "0", monkeypatch)
     names = kept(project)

@@ -133,6 +133,7 @@ def test_a_sandbox_has_what_it_was_given(demo: str, runner: Runner) -> None:
     assert "unreachable" in done.stderr
 
 
+@pytest.mark.nightly
 def test_host_keys_and_machine_id_are_a_sandbox_s_own(project: Path, source: str, tmp_path: Path) -> None:
     (project / "images.toml").write_text(
         f"""

@@ -217,6 +217,7 @@ def test_a_reload_is_no_end(demo: str, runner: Runner) -> None:
     assert client.wait(300) == 3
 
 
+@pytest.mark.nightly
 def test_a_program_that_hears_nothing(demo: str, runner: Runner) -> None:
     """Without a trap each signal does what it does by default, as in any shell."""
     for name in ("INT", "HUP", "USR1", "QUIT"):

@@ -77,6 +77,7 @@ def test_the_guest_gets_enospc_and_goes_on(demo: str, small: Small) -> None:
     assert runner("rm", "-f", "full").returncode == 0
 
 
+@pytest.mark.nightly
 def test_a_guest_that_writes_on_stands_still_and_goes_on(demo: str, small: Small) -> None:
     """One that does not keep to what it is told: nothing that it writes is lost, and nothing becomes read-only."""
     runner = small.runner
@@ -112,7 +113,12 @@ def test_a_guest_that_writes_on_stands_still_and_goes_on(demo: str, small: Small
 
 
 @pytest.mark.parametrize(
-    "order", [("stop", "-t", "1"), pytest.param(("kill",), marks=pytest.mark.nightly), ("rm", "-f")]
+    "order",
+    [
+        pytest.param(("stop", "-t", "1"), marks=pytest.mark.nightly),
+        pytest.param(("kill",), marks=pytest.mark.nightly),
+        ("rm", "-f"),
+    ],
 )
 def test_it_ends_while_there_is_no_room(demo: str, small: Small, order: tuple[str, ...]) -> None:
     runner = small.runner

@@ -533,6 +533,7 @@ def test_read_only(demo: str, runner: Runner) -> None:
     assert (done.returncode, done.stdout) == (0, "a\n1\n"), done.stderr
 
 
+@pytest.mark.nightly
 def test_eight_at_once(demo: str, runner: Runner) -> None:
     """Eight sandboxes of one base by eight processes at once."""
     results: list[subprocess.CompletedProcess[str]] = []

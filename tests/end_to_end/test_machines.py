@@ -41,6 +41,7 @@ def program(folder: Path) -> bytes:
     return (folder / "program").read_bytes()
 
 
+@pytest.mark.nightly
 @pytest.mark.skipif(shutil.which("qemu-system-aarch64") is None, reason="qemu-system-aarch64 is not installed")
 @pytest.mark.skipif(shutil.which(COMPILER) is None, reason=f"{COMPILER} is not installed")
 def test_an_arm64_image_boots(tmp_path: Path, runner: Runner) -> None:

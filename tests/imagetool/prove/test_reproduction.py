@@ -52,6 +52,7 @@ def test_what_is_not_changed_is_not_said_to_be(copied: Path) -> None:
         assert f"not tried: another {name}: it is the same in both" in said
 
 
+@pytest.mark.nightly
 def test_what_is_planted_is_found(copied: Path) -> None:
     """Two faults at once; each is found, and what each depends on."""
     plant(
