@@ -122,9 +122,10 @@ def _boot_chunks(image: Image, folder: Path, packed: Packed) -> tuple[int, ...]:
     if not image.boot_trace:
         return ()
     from imagetool.ext4.reader import Reader
-    from imagetool.packing.boot_trace import PackedDisk, chunks_of
+    from imagetool.packing.boot_trace import PackedBlobs, chunks_of
+    from rootdisk.artifact.disk import FramedDisk
 
-    with Reader(PackedDisk(folder, packed.index, len(packed.parts))) as reader:
+    with Reader(FramedDisk(PackedBlobs(folder, len(packed.parts)), packed.index)) as reader:
         return chunks_of(reader, packed.index, image.boot_trace)
 
 

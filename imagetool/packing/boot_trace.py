@@ -17,12 +17,9 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-import zstandard
-
 from imagetool.ext4.reader import Node, Reader
 from imagetool.packing.reuse import blob_name
-from rootdisk.artifact.format import Chunk, ChunkIndex
-from rootdisk.artifact.zstd_frames import unpack
+from rootdisk.artifact.format import ChunkIndex
 from rootdisk.errors import BadInput
 from rootdisk.ext4.format import EXT4_EXTENTS_FL, EXT4_JOURNAL_INO, EXT4_ROOT_INO
 from rootdisk.text import printable
@@ -30,7 +27,6 @@ from rootdisk.text import printable
 TITLE = "# rootdisk boot trace"
 METADATA = "(metadata)"
 PATHS_MAX_COUNT = 100_000
-_CACHED_CHUNKS = 64
 
 
 def parse(text: str, what: str) -> tuple[str, ...]:
@@ -52,43 +48,19 @@ def parse(text: str, what: str) -> tuple[str, ...]:
     return tuple(lines)
 
 
-class PackedDisk:
-    """The disk in the blobs of a directory, read by chunks; a Device of rootdisk/artifact/disk.py."""
+class PackedBlobs:
+    """The blobs of a disk in a directory, read as one: what FramedDisk of rootdisk/artifact/disk.py reads frames from."""
 
-    def __init__(self, folder: Path, index: ChunkIndex, blobs: int) -> None:
-        self.size = index.disk_size
-        self._index = index
-        self._starts = [chunk.offset for chunk in index.chunks]
+    def __init__(self, folder: Path, blobs: int) -> None:
         self._files = [(folder / blob_name(number)).open("rb") for number in range(blobs)]
         self._ends: list[int] = []
         for file in self._files:
             self._ends.append((self._ends[-1] if self._ends else 0) + os.fstat(file.fileno()).st_size)
-        self._raw: dict[int, bytes] = {}
-        self._decompressor = zstandard.ZstdDecompressor()
 
-    def read(self, offset: int, length: int) -> bytes:
-        """Return exactly `length` bytes from `offset` on. BadInput: past the end."""
-        if offset + length > self.size:
-            raise BadInput(f"the disk ends at byte {self.size}, before {offset + length}")
-        out = bytearray()
-        while len(out) < length:
-            at = offset + len(out)
-            number = bisect_right(self._starts, at) - 1
-            chunk = self._index.chunks[number]
-            count = min(length - len(out), chunk.end - at)
-            raw = bytes(count) if chunk.zero else self._chunk(number, chunk)[at - chunk.offset :][:count]
-            out += raw
-        return bytes(out)
-
-    def _chunk(self, number: int, chunk: Chunk) -> bytes:
-        if number not in self._raw:
-            if len(self._raw) >= _CACHED_CHUNKS:
-                self._raw.pop(next(iter(self._raw)))
-            blob = bisect_right(self._ends, chunk.blob_offset)
-            start = chunk.blob_offset - (self._ends[blob - 1] if blob else 0)
-            frame = os.pread(self._files[blob].fileno(), chunk.blob_length, start)
-            self._raw[number] = unpack(chunk, frame, self._decompressor)
-        return self._raw[number]
+    def read(self, start: int, end: int) -> Iterator[bytes]:
+        """Yield the bytes [start, end), which lie in one blob, as every frame does."""
+        blob = bisect_right(self._ends, start)
+        yield os.pread(self._files[blob].fileno(), end - start, start - (self._ends[blob - 1] if blob else 0))
 
     def close(self) -> None:
         """Close the blobs."""

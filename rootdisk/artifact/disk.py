@@ -14,7 +14,6 @@ import zstandard
 from rootdisk.artifact.format import Chunk, ChunkIndex
 from rootdisk.artifact.zstd_frames import unpack
 from rootdisk.errors import BadInput
-from rootdisk.oci.repository import Joined
 
 CACHED_CHUNKS = 64
 
@@ -26,6 +25,16 @@ class Device(Protocol):
 
     def read(self, offset: int, length: int) -> bytes:
         """Return exactly `length` bytes from `offset` on. BadInput: past the end."""
+
+    def close(self) -> None:
+        """Close what is open."""
+
+
+class Blobs(Protocol):
+    """A disk's blobs, read as one."""
+
+    def read(self, start: int, end: int) -> Iterator[bytes]:
+        """Yield exactly the bytes [start, end), in pieces, not verified."""
 
     def close(self) -> None:
         """Close what is open."""
@@ -57,7 +66,7 @@ class RawDisk:
 class FramedDisk:
     """The disk in an artifact's blobs: only the frames that are asked for are fetched, each verified."""
 
-    def __init__(self, blobs: Joined, index: ChunkIndex) -> None:
+    def __init__(self, blobs: Blobs, index: ChunkIndex) -> None:
         self._blobs, self._index = blobs, index
         self._starts = [chunk.offset for chunk in index.chunks]
         self._decompressor = zstandard.ZstdDecompressor()
@@ -121,5 +130,5 @@ class FramedDisk:
         return other._chunk(number)
 
     def close(self) -> None:
-        """Close the repository."""
-        self._blobs.repository.close()
+        """Close the blobs."""
+        self._blobs.close()

@@ -114,6 +114,10 @@ class Joined(NamedTuple):
                 yield from self.repository.blob(part, low, high)
             first += part.size
 
+    def close(self) -> None:
+        """Close the repository."""
+        self.repository.close()
+
     def blame(self, start: int, end: int) -> bool:
         """Report that [start, end) was wrong. Return whether another place would be asked next."""
         first = 0
