@@ -213,6 +213,7 @@ def assemble_artifact(image: Image, disk: KeptDisk, boot: BootFiles) -> Artifact
         left_out=counts(receipt.remarks),
         verity=receipt.verity,
         boot_chunks=receipt.boot_chunks,
+        allow=image.allow,
         template=template_version(boot.initramfs.read_bytes()) if boot.initramfs else 0,
     )
     blobs = [

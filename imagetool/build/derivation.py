@@ -28,6 +28,7 @@ def settings(image: Image) -> dict[str, Any]:
         "max_blob": image.max_blob,
         "verity": image.verity,
         "boot_trace": str(Digest.of("\n".join(image.boot_trace).encode())) if image.boot_trace else "",
+        "network": {"allow": list(image.allow)} if image.allow else {},
         # An owner of "/" once got our own directory too. Only those disks changed, so only they get another key.
         "spared": any(not owner.path.strip("/.") for owner in image.owners),
     }

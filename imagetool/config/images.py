@@ -113,6 +113,7 @@ class Image:
     source_policy: bool = False
     sbom: Format | None = None  # attached to what is published
     cache: Path | None = None  # the project's own; nobody else uses layouts in it
+    allow: tuple[str, ...] = ()  # what sandboxes may reach by default; () without a limit
     group: str = ""  # the name in images.toml if this is one of several platforms; their index gets the version as tag
 
 
@@ -306,10 +307,16 @@ def _image(image: Where, defaults: Where | None, *, command_line: bool = False) 
         get("source_policy", Where.boolean, False),
         get("sbom", values.bill, None),
         (image.file.parent / "cache").absolute(),
+        _allowed(table("network")),
     )
 
 
 _COMMANDS = {"process.entrypoint", "process.cmd"}
+
+
+def _allowed(table: Mapping[str, Where]) -> tuple[str, ...]:
+    """Return the rules of `network`, in their usual form."""
+    return values.rules(table["allow"]) if "allow" in table else ()
 
 
 def _signing(table: Mapping[str, Where], image: Where) -> Signing | None:

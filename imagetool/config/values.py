@@ -21,7 +21,8 @@ from rootdisk.artifact.format import CPUS_MAX, DISK_MAX_BYTES, KEY_TAG_PREFIX, M
 from rootdisk.cli.sizes import SIZE_MAX_BYTES, parse_size, size_text
 from rootdisk.errors import BadInput
 from rootdisk.ids import RANGE, check_user, is_id
-from rootdisk.limits import SMALL_FILE_MAX_BYTES
+from rootdisk.limits import ALLOW_MAX_COUNT, SMALL_FILE_MAX_BYTES
+from rootdisk.network.rules import parse_rule
 from rootdisk.oci.documents import Platform
 from rootdisk.oci.reference import Reference, is_tag, parse_reference
 from rootdisk.text import one_line, printable
@@ -298,6 +299,25 @@ def certificates(where: Where) -> bytes:
         return check_certificates(data, str(where.value))
     except BadInput as err:
         raise where.error(err.message, err.hint) from err
+
+
+def rules(where: Where) -> tuple[str, ...]:
+    """Read rules of --allow: what sandboxes may reach by default."""
+    found: dict[str, None] = {}
+    for item in where.items():
+        try:
+            found[parse_rule(item.string()).text] = None
+        except BadInput as err:
+            raise item.error(err.message.removeprefix("--allow "), err.hint) from err
+    if not found:
+        raise where.error(
+            "allows nothing", "runner boot --network none is without a network; omit network for no limit"
+        )
+    if len(found) > ALLOW_MAX_COUNT:
+        raise where.error(
+            f"has {len(found)} rules", f"{ALLOW_MAX_COUNT} at most; *.example.org and networks cover many"
+        )
+    return tuple(found)
 
 
 def boot_trace(where: Where) -> tuple[str, ...]:

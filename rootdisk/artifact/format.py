@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from rootdisk.artifact.verity import Verity
 from rootdisk.errors import BadInput, Unsupported
 from rootdisk.ids import check_user
+from rootdisk.limits import ALLOW_MAX, ALLOW_MAX_COUNT
 from rootdisk.oci.documents import HEX_SHA256, Descriptor, Digest, Manifest, Platform, parse_json
 from rootdisk.oci.fields import Fields
 from rootdisk.text import printable
@@ -230,6 +231,17 @@ def _left_out(disk: Fields) -> dict[str, int]:
     return {printable(kind, 64): kinds.integer(kind, 0, (1 << 32)) for kind in kinds.value}
 
 
+def _allowed(config: Fields) -> tuple[str, ...]:
+    """Return the rules of `network`. A value that has no list of rules is an error, not the absence of a limit."""
+    if "network" not in config.value:
+        return ()
+    network = config.inner("network")
+    rules = network.texts("allow", ALLOW_MAX_COUNT, limit=ALLOW_MAX)
+    if not rules:
+        raise network.wrong("allow", "no rule is in it")
+    return rules
+
+
 class ArtifactConfig(NamedTuple):
     """The config blob: what the disk is, what it was made from, and how to boot it. Sizes are bytes."""
 
@@ -255,6 +267,7 @@ class ArtifactConfig(NamedTuple):
         {}
     )  # what the disk does not have as the image says: how many, by kind
     verity: Verity | None = None
+    allow: tuple[str, ...] = ()  # rules of what its sandboxes may reach by default; () without a limit
     template: int = 0  # how its init can be saved before it touches the disk: TEMPLATE_VERSION, or 0 if it cannot
 
     @classmethod
@@ -300,6 +313,7 @@ class ArtifactConfig(NamedTuple):
             ),
             _left_out(disk),
             Verity.of(disk.inner("verity"), size) if disk.value.get("verity") is not None else None,
+            _allowed(value),
             boot.integer("template", 0, (1 << 16) - 1) if "template" in boot.value else 0,
         )
 
@@ -330,6 +344,7 @@ class ArtifactConfig(NamedTuple):
             "source": {"reference": self.source, "digest": self.source_digest},
             "writer": dict(self.writer),
             "labels": dict(self.labels or {}),
+            **({"network": {"allow": list(self.allow)}} if self.allow else {}),
         }
 
     def slot(self, name: str = "slot") -> SlotExtent:

@@ -24,8 +24,8 @@ def boot_command(options: argparse.Namespace) -> int:
     wanted = request(options)
     store = Store.open()
     ports.check(wanted.spec.forwards)
-    _explain_network(store, wanted.spec)
     prepared = create(store, options, wanted)
+    _explain_network(store, prepared.spec)
     status = launch.launch(prepared._replace(is_quiet=options.quiet), store, counter)
     if options.detach:
         write_names([wanted.spec.name], as_json=options.json)

@@ -17,9 +17,9 @@ from ipaddress import IPv4Address
 from selectors import EVENT_READ, EVENT_WRITE
 from typing import TYPE_CHECKING
 
+from rootdisk.network.hosts import Address, Refused
 from runner.network.audit import ALLOWED, FAILED, REFUSED
 from runner.network.dialogues import Dialogue, Failure, Guard, Target
-from runner.network.hosts import Address, Refused
 from runner.network.rules import THIS_HOST
 from runner.network.streams import OUT_MAX, Stream
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from enum import Enum
 from typing import NamedTuple, Protocol
 
+from rootdisk.network.hosts import Host, Refused, host_text, parse_authority
 from runner.network import http, socks, tls
-from runner.network.hosts import Host, Refused, host_text, parse_authority
 
 TLS_PORT, HTTP_PORT = 443, 80
 ASKED_MAX = 200

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
-from runner.network.hosts import Host, Refused, host_text, parse_authority
+from rootdisk.network.hosts import Host, Refused, host_text, parse_authority
 
 HEAD_MAX = 64 << 10
 FIELDS_MAX = 200

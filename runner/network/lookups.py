@@ -9,7 +9,7 @@ import threading
 from ipaddress import IPv4Address, IPv6Address
 from typing import NamedTuple
 
-from runner.network.hosts import Address
+from rootdisk.network.hosts import Address
 
 THREADS_MAX = 8
 _ADDRESSES_MAX = 16

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from ipaddress import IPv4Address
 from typing import NamedTuple
 
-from runner.network.hosts import Refused, parse_host
-from runner.network.rules import Rule, Rules
+from rootdisk.network.hosts import Refused, parse_host
+from rootdisk.network.rules import Rule
+from runner.network.rules import Rules
 
 FIRST = IPv4Address("198.18.0.1")
 FIRST_WILD = IPv4Address("198.18.1.0")

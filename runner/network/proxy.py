@@ -13,6 +13,7 @@ from ipaddress import IPv4Address
 from selectors import EVENT_READ, EVENT_WRITE
 from typing import Any
 
+from rootdisk.network.rules import Rule
 from rootdisk.records import Record
 from runner.channel import messages
 from runner.network import names
@@ -21,7 +22,7 @@ from runner.network.connection import Connection
 from runner.network.dialogues import ByAddress, ByProxy
 from runner.network.lanes import Lanes
 from runner.network.lookups import Lookups
-from runner.network.rules import Rule, Rules
+from runner.network.rules import Rules
 from runner.network.streams import Stream, Streams
 
 PORT, DNS_PORT = 3128, 53

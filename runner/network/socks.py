@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ipaddress import IPv4Address, IPv6Address
 
-from runner.network.hosts import Host, Refused, parse_host
+from rootdisk.network.hosts import Host, Refused, parse_host
 
 GREETING = b"\x05\x00"  # no authentication
 NO_METHOD = b"\x05\xff"

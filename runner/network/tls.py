@@ -5,7 +5,7 @@ RFC 8446 section 4.1.2 and RFC 6066 section 3.
 
 from __future__ import annotations
 
-from runner.network.hosts import Host, Refused, parse_host
+from rootdisk.network.hosts import Host, Refused, parse_host
 
 HELLO_MAX = 64 << 10
 ACCESS_DENIED = b"\x15\x03\x03\x00\x02\x02\x31"  # a fatal alert

@@ -15,7 +15,7 @@ from rootdisk.oci.reference import parse_reference
 from rootdisk.records import Record
 from rootdisk.text import printable
 from runner.machine import backend
-from runner.options import surroundings
+from runner.options import network, surroundings
 from runner.options import values as option_values
 from runner.sandbox import launch
 from runner.sandbox.directory import Spec
@@ -78,7 +78,7 @@ def create(store: Store, options: argparse.Namespace, wanted: Request) -> Prepar
         if options.verify:
             _verify(store, artifact, options)
         record = None if options.record_reads is None else _new_file(options.record_reads)
-        prepared = launch.create(store, artifact, _with_defaults(wanted.spec, artifact), wanted.records)
+        prepared = launch.create(store, artifact, _with_defaults(wanted.spec, artifact, options), wanted.records)
         if prepared.served is not None:
             prepared.served.record = record
         return prepared._replace(events=events)
@@ -153,14 +153,7 @@ def _spec(options: argparse.Namespace, name: str) -> Spec:
         limits = f"{size_text(MEMORY_MIN_MIB << 20)} to {size_text(MEMORY_MAX_MIB << 20)}"
         raise BadInput(f"--memory {options.memory!r:.40}", f"write {limits}, as 512m or 1.5g")
     forwards = option_values.forwards(options.publish)
-    allow = option_values.allowed(options)
-    network = options.network or ("none" if allow else "user")
-    if allow and options.network:
-        raise BadInput(f"--allow and --network {network}", "use one of them: with --allow there is no network card")
-    if allow and any(forward.protocol == "udp" for forward in forwards):
-        raise BadInput("--publish with /udp and --allow", "with --allow only TCP ports can be published")
-    if forwards and network == "none" and not allow:
-        raise BadInput("--publish and --network none", "without a network no port can be reached")
+    mode, allow = network.network(options, forwards)
     if options.timeout is not None and options.timeout <= 0:
         raise BadInput(f"--timeout {options.timeout:g}", "more than 0 seconds; omit it for no limit")
     disk_size = option_values.size_bytes(options.disk_size, "--disk-size") if options.disk_size is not None else 0
@@ -177,7 +170,7 @@ def _spec(options: argparse.Namespace, name: str) -> Spec:
         disk_size=disk_size,
         memory_mib=memory >> 20,
         cpus=options.cpus or 0,
-        network=network,
+        network=mode,
         allow=allow,
         forwards=forwards,
         volumes=tuple((str(share.path), share.guest, share.read_only) for share in shares),
@@ -197,9 +190,9 @@ def _spec(options: argparse.Namespace, name: str) -> Spec:
     )
 
 
-def _with_defaults(spec: Spec, artifact: StoredArtifact) -> Spec:
+def _with_defaults(spec: Spec, artifact: StoredArtifact, options: argparse.Namespace) -> Spec:
     """Fill in the artifact's own values for what the command line does not specify."""
-    return spec._replace(
+    return network.of_artifact(spec, artifact.config.allow, options)._replace(
         artifact=str(artifact.digest),
         disk=artifact.config.disk_digest.hex,
         config=artifact.config_digest.hex,

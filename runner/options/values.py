@@ -151,28 +151,6 @@ def read(path: Path, option: str) -> bytes:
     return data
 
 
-def allowed(options: argparse.Namespace) -> tuple[str, ...]:
-    """Return the rules of --allow and --allow-file in their usual form; BadInput names the wrong one."""
-    if not options.allow and not options.allow_file:
-        return ()
-    from runner.network.rules import RULES_MAX, parse_file, parse_rule
-
-    texts = [(text, "--allow") for text in options.allow]
-    for path in options.allow_file:
-        option = f"--allow-file {printable(path)}"
-        texts += [(text, option) for text in parse_file(read(path, "--allow-file"), option)]
-    rules = tuple(dict.fromkeys(parse_rule(text, option).text for text, option in texts))
-    if not rules:
-        raise BadInput("--allow-file: no rule is in it", "for no network at all: --network none")
-    if len(rules) > RULES_MAX:
-        raise BadInput(f"--allow: {len(rules)} rules", f"{RULES_MAX} at most; *.example.org and networks cover many")
-    if options.dns or options.dns_search or options.dns_option:
-        raise BadInput(
-            "--allow and --dns", "with --allow this host looks names up: omit --dns, --dns-search, --dns-option"
-        )
-    return rules
-
-
 def labels(texts: Sequence[str]) -> tuple[tuple[str, str], ...]:
     """Parse labels, each NAME=VALUE or NAME. If a name is repeated, the last one counts."""
     labels_by_name = {}

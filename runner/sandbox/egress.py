@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from itertools import starmap
 from pathlib import Path
 
+from rootdisk.network.rules import parse_rule
 from runner.machine import ports
 from runner.machine.model import Forward
 from runner.network.audit import LOG_MAX_BYTES, LOG_NAME, Audit
 from runner.network.proxy import Proxy
-from runner.network.rules import Rules, own_hosts, parse_rule
+from runner.network.rules import Rules, own_hosts
 from runner.sandbox.logs import Log
 from runner.sandbox.state import Spec
 

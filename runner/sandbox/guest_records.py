@@ -41,8 +41,8 @@ def complete(settings: Sequence[Record], spec: Spec) -> list[Record]:
     if not spec.allow:
         names = resolver.records(spec.network, settings, resolver.Resolver.of_host())
         return in_order([*settings, *_start_records(spec), *names])
+    from rootdisk.network.rules import parse_rule
     from runner.network import proxy
-    from runner.network.rules import parse_rule
 
     own = [("resolv", f"nameserver {proxy.LOCAL}\n".encode()), *proxy.guest_records(list(map(parse_rule, spec.allow)))]
     # The keeper knows the addresses of --add-host; in the guest such a name has one of ours, as every other.

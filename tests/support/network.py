@@ -10,11 +10,12 @@ import time
 from collections.abc import Iterator, Sequence
 from ipaddress import ip_address
 
+from rootdisk.network.rules import parse_rule
 from runner.channel import messages
 from runner.channel.messages import STRIPE, Decoder, frame, frame_number
 from runner.network.audit import Audit
 from runner.network.proxy import LOCAL, PORT, Proxy
-from runner.network.rules import Rules, parse_rule
+from runner.network.rules import Rules
 from runner.sandbox.watched import Watched
 
 LIMIT_S = 20

@@ -49,6 +49,7 @@ CHANGED = {
     "policy": PLAIN + 'policy = "policy.json"',
     "source_policy": PLAIN + "source_policy = true",
     "sbom": PLAIN + "sbom = true",
+    "network": PLAIN + 'network = {allow = ["a.test"]}',
     "process": PLAIN + 'process = {cmd = ["x"]}',
 }
 

@@ -65,7 +65,7 @@ def test_the_parser_reads_every_key(key: str, tmp_path: Path) -> None:
         images.parse(f"[image.a]\n{rest}{name} = {value}\n", tmp_path / "images.toml")
 
 
-@pytest.mark.parametrize("kind", ["tls", "file", "owner", "process"])
+@pytest.mark.parametrize("kind", ["tls", "file", "owner", "process", "network"])
 def test_the_parser_reads_every_key_of_a_table(kind: str, tmp_path: Path) -> None:
     for key in schema.keys(kind):
         prefix = {"file": "[[image.a.files]]", "owner": '[image.a.owners."/a"]'}.get(kind, f"[image.a.{kind}]")

@@ -8,11 +8,12 @@ from ipaddress import ip_address
 import pytest
 
 from rootdisk.errors import BadInput
+from rootdisk.network.hosts import Refused, special
+from rootdisk.network.rules import parse_file, parse_rule
 from runner.channel import messages
 from runner.channel.messages import WINDOW, Decoder, frame, frame_number
-from runner.network.hosts import Refused, special
 from runner.network.names import FIRST, FIRST_WILD, WILD_COUNT, Names, places
-from runner.network.rules import Rules, own_hosts, parse_file, parse_rule
+from runner.network.rules import Rules, own_hosts
 from runner.network.streams import Streams
 
 
