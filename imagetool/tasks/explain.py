@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +29,26 @@ def lines(places: Places, image: Image, dodo: dict[str, Any]) -> Iterator[str]:
         how = f"{image.name}: not built yet"
     except Damaged as err:
         built, how = None, f"{image.name}: built again: {err.message}"
+    settings: list[str] = []
     if built is None:
         yield how
     else:
         source = load(places.receipt(image, "source"), SourceReceipt)
         layers = explanation.compared_layers(built.source_layers, source.layers)
-        changes = list(explanation.lines(derivation.explain(built.inputs, _inputs(places, image, source)), layers))
+        differences = derivation.explain(built.inputs, _inputs(places, image, source))
+        changes = list(explanation.lines(differences, layers))
+        settings = _settings(differences)
         how = "changed since the last build" if changes else f"{built.key[:12]} is current"
         changes += _targets(places, image)
         yield f"{image.name}: {how}"
         yield from (f"  {one_line(line)}" for line in changes)
-    yield from (f"  {line}" for line in tasks(dodo, image.name, image.platform.architecture))
+    yield from (f"  {line}" for line in tasks(dodo, image.name, image.platform.architecture, settings))
+
+
+def _settings(differences: Sequence[derivation.Change]) -> list[str]:
+    """Return the keys of images.toml by which the disk has changed."""
+    names = (change.name.removeprefix("recipe.") for change in differences if change.name.startswith("recipe."))
+    return sorted({name.partition(".")[0] for name in names})
 
 
 def _targets(places: Places, image: Image) -> Iterator[str]:
@@ -65,8 +74,11 @@ def _inputs(places: Places, image: Image, source: SourceReceipt) -> dict[str, An
     return derivation.inputs(image, source.digest, boot.guest, zstd_frames.versions())
 
 
-def tasks(dodo: dict[str, Any], image: str, architecture: str) -> Iterator[str]:
-    """Tell for each task that leads to the published image whether it will run, and why. `dodo` is the namespace of dodo.py."""
+def tasks(dodo: dict[str, Any], image: str, architecture: str, settings: Sequence[str]) -> Iterator[str]:
+    """Tell for each task that leads to the published image whether it will run, and why.
+
+    `dodo` is the namespace of dodo.py; `settings` are the keys of images.toml by which the disk has changed.
+    """
     from doit.globals import Globals
     from doit.loader import load_tasks
 
@@ -75,7 +87,7 @@ def tasks(dodo: dict[str, Any], image: str, architecture: str) -> Iterator[str]:
     for step in STEPS:
         task = found[f"{step}:{architecture if step == 'init' else image}"]
         status = Globals.dep_manager.get_status(task, found, get_log=True)
-        why = list(_reasons(step, status.reasons))
+        why = list(_reasons(step, status.reasons, settings if step == "disk" else ()))
         if why:
             yield f"{step}: runs, as {', '.join(why)}"
             before = before or (step if step != "resolve" else "")  # which has just run
@@ -85,7 +97,7 @@ def tasks(dodo: dict[str, Any], image: str, architecture: str) -> Iterator[str]:
             yield f"{step}: does not run: nothing it needs has changed"
 
 
-def _reasons(step: str, reasons: Mapping[str, Any]) -> Iterator[str]:
+def _reasons(step: str, reasons: Mapping[str, Any], settings: Sequence[str]) -> Iterator[str]:
     from doit.tools import config_changed
 
     plain = {
@@ -93,7 +105,10 @@ def _reasons(step: str, reasons: Mapping[str, Any]) -> Iterator[str]:
         "kernel": "the directory may have changed",
     }.get(step, "what it made is not there")
     for check, *_ in reasons.get("uptodate_false", ()):
-        yield "its settings have changed" if isinstance(check, config_changed) else plain
+        if isinstance(check, config_changed):
+            yield "its settings have changed" + (f" ({', '.join(settings)})" if settings else "")
+        else:
+            yield plain
     for kind, words in (
         ("missing_target", "is missing"),
         ("changed_file_dep", "has changed"),

@@ -143,23 +143,28 @@ class Agenda:
             if not self.left or is_fetched:
                 self._changed.notify_all()
 
-    def over(self, job: Job, *, failed: bool, is_wanted: Callable[[int], bool]) -> None:
-        """End a job. What it has not got is missing again; what a guest waits for comes first again."""
+    def over(self, job: Job, *, failed: bool, is_wrong: bool, is_wanted: Callable[[int], bool]) -> None:
+        """End a job. What it has not got is missing again; what a guest waits for comes first again.
+
+        `is_wrong`: the first chunk that it has not got is wrong at the registry. So others come first.
+        """
         with self._changed:
             self._fetching -= 1
             self._filling -= job.is_fill
             if failed:
                 self._again_at = time.monotonic() + PAUSES_S[min(self._failures, len(PAUSES_S) - 1)]
                 self._failures += 1
-            for chunk in reversed(job.chunks):
-                number = self._numbers[chunk.offset]
-                if self._state[number] == _BUSY:
-                    self._state[number] = _MISSING
-                    if is_wanted(number):
-                        self._wanted.appendleft(number)
-                        self._again_at = min(self._again_at, time.monotonic() + PAUSE_MAX_S)
-                    else:
-                        self._order.appendleft(number)
+            missing = [n for n in map(self.number, job.chunks) if self._state[n] == _BUSY]
+            for number in reversed(missing):
+                self._state[number] = _MISSING
+                if is_wanted(number):
+                    self._wanted.appendleft(number)
+                    self._again_at = min(self._again_at, time.monotonic() + PAUSE_MAX_S)
+                elif is_wrong and number == missing[0]:
+                    self._order.append(number)
+                    self._left_of_first.discard(number)
+                else:
+                    self._order.appendleft(number)
             if self.takes_all:
                 self._order = deque(number for number, state in enumerate(self._state) if state == _MISSING)
             self._changed.notify_all()

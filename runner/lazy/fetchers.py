@@ -15,7 +15,7 @@ from typing import NamedTuple
 import zstandard
 
 from rootdisk.artifact.format import Chunk
-from rootdisk.errors import RootdiskError
+from rootdisk.errors import DigestMismatch, RootdiskError
 from rootdisk.oci.repository import Joined, Repository
 from rootdisk.places import open_repository
 from runner.lazy.agenda import FETCHERS, Agenda, Job
@@ -109,7 +109,8 @@ class Fetchers:
             error = RootdiskError(f"the disk's server failed: {type(err).__name__}: {err}")
         if self._repository is not None and self._repository.ranges_ignored:
             self._agenda.takes_all = True
-        self._agenda.over(job, failed=error is not None, is_wanted=self._is_wanted)
+        is_wrong = isinstance(error, DigestMismatch)
+        self._agenda.over(job, failed=error is not None, is_wrong=is_wrong, is_wanted=self._is_wanted)
         if error is not None:
             self._report(Event(job.chunks, error=error))
 

@@ -122,7 +122,7 @@ class Guest:
     def answer(self, fd: int, cookie: int, offset: int, length: int) -> None:
         """Answer a read from the file `fd`."""
         self._waiting -= 1
-        if length > _DIRECT_BYTES:
+        if length > _DIRECT_BYTES or self._out:  # what must wait is not read into memory
             self._out.append(memoryview(nbd.reply_head(cookie)))
             self._out.append((fd, offset, offset + length))
             self._push()
@@ -133,8 +133,6 @@ class Guest:
             data = b""
         if len(data) != length:
             self._send(nbd.reply_head(cookie, nbd.EIO))
-        elif self._out:
-            self._send(nbd.reply_head(cookie) + data)
         else:
             self._send_now(nbd.reply_head(cookie), data)
 

@@ -38,6 +38,8 @@ def enter(store: Store, source: DiskSource) -> socket.socket:
             _check_possession(store, source)
         elif status.is_proven:
             keep_name(store, source)
+        elif status.is_complete:  # by another process, from anywhere
+            _check_possession(store, source)
     except BaseException:
         sock.close()
         raise

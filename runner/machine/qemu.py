@@ -22,7 +22,7 @@ from rootdisk.durable import open_file
 from rootdisk.errors import BadInput, RootdiskError
 from rootdisk.oci.documents import Platform
 from rootdisk.system import process
-from runner.machine import ports
+from runner.machine import ports, qmp
 from runner.machine.model import Machine, Vm
 
 PROGRAMS = {"amd64": "qemu-system-x86_64", "arm64": "qemu-system-aarch64"}
@@ -284,13 +284,31 @@ def _disk(machine: Machine, handles: Handles) -> Sequence[str]:
         # QEMU connects again if the server is killed; requests wait meanwhile.
         server = f"server.type=unix,server.path=/proc/self/fd/{handles.base},reconnect-delay={RECONNECT_S}"
         argv += ["-blockdev", f"node-name=base,driver=nbd,read-only=on,{server}"]
-        root += ",backing=base"
+        root += ",file.node-name=overlay,backing=base"
     elif handles.base is not None:
         argv += ["-add-fd", f"fd={handles.base},set=2"]
         base = "node-name=base,driver=raw,read-only=on,file.driver=file,file.filename=/dev/fdset/2"
         argv += ["-blockdev", base]
         root += ",backing=base"
     return [*argv, "-blockdev", root, *device, *_verity(handles)]
+
+
+def hand_over(machine: Machine, answer: str) -> bytes:
+    """Return the orders by which QEMU reads the base from a file in place of a server, without a break for the guest.
+
+    The descriptor of the file is sent along. The reply to the last order has the id `answer`. If QEMU refuses one (before 6.1
+    it cannot change a backing file), the next ones fail too, and everything stays as it was.
+    """
+    file = {"driver": "file", "filename": "/dev/fdset/2"}
+    # What is left out would be reset: the options are those of the command line.
+    root: dict[str, object] = {"driver": machine.disk_format, "node-name": "root", "file": "overlay", "backing": "file"}
+    root |= {"discard": "unmap", "cache": {"no-flush": not machine.durable}}
+    return (
+        qmp.order("add-fd", fdset_id=2)
+        + qmp.order("blockdev-add", node_name="file", driver="raw", read_only=True, file=file)
+        + qmp.order("blockdev-reopen", options=[root])
+        + qmp.order("blockdev-del", _id=answer, node_name="base")
+    )
 
 
 def _verity(handles: Handles) -> Sequence[str]:

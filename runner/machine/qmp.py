@@ -16,10 +16,15 @@ _LINE_MAX_BYTES = 1 << 20
 IGNORE_SHARED: dict[str, Any] = {"capabilities": [{"capability": "x-ignore-shared", "state": True}]}
 
 
-def order(name: str, **arguments: object) -> bytes:
-    """Return the line for an order. Names of arguments have `_` for `-`."""
+def order(name: str, /, _id: object = "", **arguments: object) -> bytes:
+    """Return the line for an order. Names of arguments have `_` for `-`. The reply has the id `_id`."""
     names = {key.replace("_", "-"): value for key, value in arguments.items()}
-    return json.dumps({"execute": name, "arguments": names} if names else {"execute": name}).encode() + b"\n"
+    line: dict[str, object] = {"execute": name}
+    if names:
+        line["arguments"] = names
+    if _id:
+        line["id"] = _id
+    return json.dumps(line).encode() + b"\n"
 
 
 class Monitor:

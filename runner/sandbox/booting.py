@@ -80,6 +80,10 @@ def start_machine(
             saved.note_failure(store, key, f"nothing could start from it: {err}")
             if not err.is_late:
                 saved.remove(template.folder)
+    if feed is not None:
+        from runner.sandbox.feed import HANDED_OVER
+
+        feed.orders = qemu.hand_over(machine, HANDED_OVER)
     return qemu.start(_told(machine, counter), folder, user), _maker(store, machine, counter, key)
 
 

@@ -2,7 +2,7 @@
 
 QEMU connects to a socket in the sandbox's directory, by a descriptor that it inherits. The keeper accepts, and hands the
 connection to the server. If the server is killed, QEMU connects again, and the keeper finds or starts another server. Until
-then the reads of the guest wait.
+then the reads of the guest wait. When the disk is complete, QEMU gets its file in place of the server.
 """
 
 from __future__ import annotations
@@ -10,18 +10,21 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from rootdisk.durable import socket_address
+from rootdisk.durable import open_file, socket_address
 from rootdisk.errors import RootdiskError
-from rootdisk.text import printable
+from rootdisk.text import one_line, printable
 from runner.lazy import start
 from runner.lazy.served import ServedDisk
+from runner.sandbox.room import Monitor
 from runner.store import filling
 from runner.store.store import Store
 
+HANDED_OVER = "handed over"
 _NAME = "base"
 _START_S = 2.0  # for a new server, while the keeper does nothing else
 _AGAIN_S = 1.0
@@ -34,11 +37,13 @@ class Feed:
         """Create the socket in `folder`."""
         self.path = folder / _NAME
         self.failure = ""  # why reads have failed
+        self.orders = b""  # to QEMU: to read the file; with the id HANDED_OVER
         self._store, self._source = store, served.source
         self._record = served.record
         self._server: socket.socket | None = served.server
         self._waiting: socket.socket | None = None  # a connection of QEMU that no server has got
         self._again_at = 0.0
+        self._is_complete = False
         self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         with socket_address(folder, _NAME) as address:
             with contextlib.suppress(FileNotFoundError):
@@ -81,6 +86,7 @@ class Feed:
                 self._again_at = time.monotonic()
                 return
             message, _ = received
+            self._is_complete |= message.get("is") == "complete"
             text = printable(str(message.get("text", "")))
             if message.get("is") == "lost":
                 self.failure = text
@@ -93,14 +99,39 @@ class Feed:
         if self._server is None and now >= self._again_at:
             self._again_at = now + _AGAIN_S
             with contextlib.suppress(RootdiskError, OSError):
-                self._server, _ = start.attach(self._store, self._source, _START_S)
+                self._server, status = start.attach(self._store, self._source, _START_S)
                 self._server.setblocking(False)
+                self._is_complete |= status.is_complete
         if self._server is not None and self._waiting is not None:
             fds = [self._waiting.fileno()] + ([self._record] if self._record is not None else [])
             with contextlib.suppress(OSError):
                 filling.send(self._server, {"do": "serve"}, fds)
                 self._waiting.close()
                 self._waiting = None
+
+    def hand_over(self, monitor: Monitor, sock: socket.socket) -> bool:
+        """Give QEMU the file of the disk when that is complete. Return whether it has it: then it needs no server.
+
+        If QEMU refuses, the server goes on. `sock` is connected to the monitor.
+        """
+        if self._is_complete and self.orders and not monitor.out and self._record is None:
+            orders, self.orders = self.orders, b""
+            try:
+                fd = open_file(self._store.disk(self._source.digest))
+                try:
+                    monitor.out += orders[socket.send_fds(sock, [orders], [fd]) :]
+                finally:
+                    os.close(fd)
+            except OSError as err:
+                print(f"the server goes on to serve the complete disk: {err.strerror}", file=sys.stderr, flush=True)
+        reply = monitor.reply
+        if reply is None or reply.get("id") != HANDED_OVER:
+            return False
+        monitor.reply = None
+        if "return" in reply:
+            return True
+        print(f"the server goes on to serve the complete disk: {one_line(str(reply))}", file=sys.stderr, flush=True)
+        return False
 
     def close(self) -> None:
         """Close all sockets."""

@@ -408,6 +408,11 @@ class Keeper:
                 self._logs[self._vm.console].write(f"runner: {text}\n".encode())
                 self.say(text)
         self._feed.connect()
+        if self._vm.monitor is not None and self._feed.hand_over(self._monitor, self._vm.monitor):
+            for sock in self._feed.sockets:
+                self._watched.watch(sock, 0)
+            self._feed.close()
+            self._feed = None
 
     def _accept(self) -> None:
         for _ in range(_ACCEPTED_MAX):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from rootdisk.text import printable
 from runner.store.limits import Limits, space
@@ -97,10 +98,11 @@ class Room:
 
 
 class Monitor:
-    """Reads the monitor of QEMU (JSON lines) for stops of the machine."""
+    """Reads the monitor of QEMU (JSON lines): stops of the machine, and the reply to what the keeper has ordered."""
 
     def __init__(self) -> None:
         self.out = bytearray(_BEGIN)
+        self.reply: dict[str, Any] | None = None  # the last reply with an id
         self._line = bytearray()
 
     def sent(self, count: int) -> None:
@@ -112,12 +114,14 @@ class Monitor:
         self._line += data
         *lines, rest = self._line.split(b"\n")
         self._line = rest[:_LINE_MAX_BYTES]
-        return any(map(_is_no_room, list(lines)))
+        return any(list(map(self._is_no_room, lines)))
 
-
-def _is_no_room(line: bytes | bytearray) -> bool:
-    try:
-        event = json.loads(line)
-        return bool(event["event"] == "BLOCK_IO_ERROR" and event["data"]["action"] == "stop")
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return False
+    def _is_no_room(self, line: bytes | bytearray) -> bool:
+        try:
+            message = json.loads(line)
+            if "id" in message:
+                self.reply = message
+                return False
+            return bool(message["event"] == "BLOCK_IO_ERROR" and message["data"]["action"] == "stop")
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return False

@@ -55,7 +55,7 @@ def test_the_way_of_a_project(project: Path) -> None:
     assert said[4].startswith("  source: sha256:")
     assert said[5] == "    layer 1 is the same, layer 2 is not"
     assert said[-3:] == [
-        "  disk: runs, as its settings have changed, source.json has changed",
+        "  disk: runs, as its settings have changed (cpus, env), source.json has changed",
         "  pack: runs if disk makes something else",
         "  publish: runs if disk makes something else",
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -74,6 +75,12 @@ def test_a_trace_decides_the_first_chunks_and_nothing_else(machine: Machine) -> 
             for at in range(inside[b"/usr/large"][0], inside[b"/usr/large"][0] + len(LARGE), 4096)
         )
     assert run("imagetool", "map", str(reference), "-o", str(machine.place / "map.html")).returncode == 0
+    (machine.place / "app.trace").write_text(text_of([METADATA]))
+    explained = machine.build("explain:app")[1]
+    assert re.search(
+        "recipe.boot_trace: sha256:.* -> sha256:.* [(]the artifact's config alone: boot.chunks[)]", explained
+    )
+    assert "disk: runs, as its settings have changed (boot_trace)" in explained
 
 
 def test_reads_are_named_by_their_files(machine: Machine) -> None:
