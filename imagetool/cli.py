@@ -23,6 +23,7 @@ ROOMS = {
     **dict.fromkeys(("inspect", "ls", "stat", "cat", "diff", "explain", "map", "trace"), "look"),
     **dict.fromkeys(("sign", "signatures"), "sign"),
     "sbom": "sbom",
+    "export": "export",
     **dict.fromkeys(("copy", "index", "attach", "prune"), "publish"),
     **dict.fromkeys(("push", "pull", "tags", "rm", "discover"), "registry"),
     **dict.fromkeys(("schema", "completion"), "completion"),
@@ -227,6 +228,27 @@ def parser() -> Parser:
     copy.add_argument("source", metavar="FROM")
     copy.add_argument("target", metavar="TO")
     copy.add_argument("--no-referrers", action="store_true", help="leave out signatures, SBOMs and other attachments")
+    export = command(
+        "export",
+        "write an artifact for other machines than the runner's: QEMU, Firecracker, KubeVirt",
+        "oci:disks:13 --to dir:debian",
+        "oci:disks:13 --to containerdisk:registry.example/debian-vm:13 > vmi.yaml",
+        parents=(looking,),
+    )
+    export.add_argument("what", metavar="ARTIFACT", help="registry/repository:tag or oci:DIR:TAG")
+    export.add_argument(
+        "--to",
+        required=True,
+        metavar="PLACE",
+        help="dir:PATH for a new directory, or containerdisk:REFERENCE (registry/repository:tag, oci:DIR:TAG or "
+        "oci-archive:FILE:TAG) for KubeVirt's image; its VirtualMachineInstance is printed",
+    )
+    export.add_argument(
+        "--disk-format",
+        choices=("raw", "qcow2"),
+        help="of the disk in a directory; Firecracker needs raw (default: raw)",
+    )
+    export.add_argument("--force", action="store_true", help="replace an older export, or move the tag")
     sign = command(
         "sign",
         "sign an artifact or image with a key, every byte of it verified first",

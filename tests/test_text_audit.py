@@ -49,6 +49,7 @@ REVIEWED = {
     "imagetool/commands/look.py::diff_command": "imagetool/look/inspection.py::compared escapes",
     "imagetool/commands/look.py::explain_command": "imagetool/look/explanation.py::words escapes",
     "imagetool/commands/verify.py::verify_command": "digests and words of ours",
+    "imagetool/commands/export.py::export_command": "YAML whose texts are JSON, and words of ours",
     "imagetool/commands/look.py::map_command": "a path that the user wrote",
     "imagetool/build/cached_artifact.py::find_built": "names of images.toml, which were checked",
     "imagetool/tasks/actions.py::prune": "names of images.toml, which were checked",

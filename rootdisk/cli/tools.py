@@ -36,6 +36,7 @@ IMAGETOOL_COMMANDS = frozenset(
             "disk",
             "doit",
             "explain",
+            "export",
             "index",
             "init",
             "ls",

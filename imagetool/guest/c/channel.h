@@ -48,6 +48,7 @@ struct lanes { int fds[LANES_MOST], count; uint64_t sent, received; };
 
 struct channel {
     int fd;                    /* -1 without, or if the runner has gone */
+    int is_console;            /* there is no runner: output goes to the console */
     struct lanes lanes;        /* in place of it, if there are any */
     char incoming[FRAME_MAX + HEADER];
     size_t received, skipped;  /* skipped: bytes of a frame that is too long, still to come */

@@ -61,7 +61,7 @@ int cover_etc(struct why *why) {
 }
 
 /* /etc/hosts: the usual names, those of --add-host, and our own. */
-static int write_hosts(const struct records *slot, const char *host, int has_network, struct why *why) {
+static int write_hosts(const struct records *slot, const char *host, const struct network *network, struct why *why) {
     char *text = NULL;
     size_t length = 0;
     const char *key, *value;
@@ -72,24 +72,25 @@ static int write_hosts(const struct records *slot, const char *host, int has_net
     for (size_t at = 0; (value = next_record(slot, &at, &key));)
         if (!strcmp(key, "host"))
             fprintf(out, "%s\n", value);
-    fprintf(out, "%s\t%s\n", has_network ? "10.0.2.15" : "127.0.1.1", host);
+    fprintf(out, "%s\t%s\n", network->is_wanted ? network->address : "127.0.1.1", host);
     int failed = fclose(out) ? explain(why, "no memory") : over_etc("hosts", text, length, 0644, why);
     free(text);
     return failed;
 }
 
-static int configure_names(const struct records *slot, struct why *why) {
+static int configure_names(const struct records *slot, const struct network *network, struct why *why) {
     const char *host = find_record(slot, "hostname"), *machine = find_record(slot, "machine-id");
-    const char *mode = find_record(slot, "network"), *resolver = find_record(slot, "resolv");
-    int has_network = !mode || !strcmp(mode, "user");
-    char line[300];
+    const char *resolver = find_record(slot, "resolv");
+    char line[300], own_resolver[32] = "";
     if (!host)
         host = "rootdisk";
+    if (!resolver && network->is_wanted && *network->resolver)
+        snprintf(own_resolver, sizeof own_resolver, "nameserver %s\n", network->resolver);
     if (!resolver)
-        resolver = has_network ? "nameserver 10.0.2.3\n" : "";
+        resolver = own_resolver;
     if (sethostname(host, strlen(host)))
         return explain(why, "cannot set the host name: %s", strerror(errno));
-    if (over_etc("resolv.conf", resolver, strlen(resolver), 0644, why) || write_hosts(slot, host, has_network, why))
+    if (over_etc("resolv.conf", resolver, strlen(resolver), 0644, why) || write_hosts(slot, host, network, why))
         return -1;
     snprintf(line, sizeof line, "%.256s\n", host);
     if (over_etc("hostname", line, strlen(line), 0644, why))
@@ -190,9 +191,9 @@ static int write_certificates(struct guest *guest, struct why *why) {
 
 int configure(struct guest *guest, struct why *why) {
     const char *entropy = find_record(&guest->slot, "entropy"), *time = find_record(&guest->slot, "time");
-    if (configure_network(&guest->slot, why) || set_kernel(why) || (entropy && add_entropy(entropy, why)) || (time && !guest->is_template && set_time(time, why)))
+    if (plan_network(guest, why) || configure_network(guest, why) || set_kernel(why) || (entropy && add_entropy(entropy, why)) || (time && !guest->is_template && set_time(time, why)))
         return -1;
-    return configure_names(&guest->slot, why) || write_certificates(guest, why) ? -1 : 0;
+    return configure_names(&guest->slot, &guest->network, why) || write_certificates(guest, why) ? -1 : 0;
 }
 
 /* An image's SSH host keys are known to all who have the image: a new sandbox gets its own, or none. */

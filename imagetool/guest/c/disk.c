@@ -147,7 +147,7 @@ int enter_disk(struct guest *guest, struct why *why) {
         unlink("/init");
         if (find_record(&guest->slot, "read-only") && !(root = overlay_root("/root", "/upper", why)))
             return -1;
-        if (guest->channel.fd < 0)
+        if (guest->channel.fd < 0 && !guest->channel.is_console)
             guest->channel.fd = find_port("rootdisk", 0); /* while /sys is where it was: an error is told through it */
         return enter(root, why);
     }

@@ -9,6 +9,12 @@
 #include "records.h"
 #include "users.h"
 
+/* Of a machine without a runner, on the kernel command line: how it ends, and its network. docs/layout-1.md, "Without a runner". */
+enum ending { BY_RUNNER, POWER_OFF, REBOOT };
+
+/* The guest's IPv4 network; QEMU's user network if nothing else is said. */
+struct network { int is_wanted; char address[16], netmask[16], gateway[16], resolver[16]; };
+
 /* The state of one guest. `main` owns it, and every function gets what it needs of it. */
 struct guest {
     struct log log;               /* where messages go: console and channel */
@@ -18,6 +24,9 @@ struct guest {
     const char *root_device, *root_flags;
     char *verity; /* what the command line says of the disk's dm-verity tree; NULL if it is not used */
     char slot_digest[65];
+    enum ending ending;
+    const char *network_text; /* what the command line says of the network; NULL if nothing */
+    struct network network;
     int is_template;              /* it stops before the disk is touched, to be saved and to go on as any sandbox */
 };
 
@@ -33,7 +42,8 @@ int mount_all(const struct records *slot, struct why *);
 int configure(struct guest *, struct why *);
 int add_entropy(const char *hex, struct why *);
 int set_clock(uint64_t seconds, uint64_t nanoseconds, struct why *);
-int configure_network(const struct records *slot, struct why *);
+int plan_network(struct guest *, struct why *);
+int configure_network(const struct guest *, struct why *);
 int make_volumes(const struct records *process, struct why *);
 int mount_volumes(const struct records *slot, struct why *);
 int cover_etc(struct why *);

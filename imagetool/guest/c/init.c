@@ -24,7 +24,7 @@ double now(void) {
 }
 
 /* Ends every program, writes everything back, leaves the disk clean and the machine off. */
-static void __attribute__((noreturn)) power_off(void) {
+static void __attribute__((noreturn)) power_off(enum ending ending) {
     if (!kill(-1, SIGTERM)) {
         double deadline = now() + 0.5;
         while ((waitpid(-1, NULL, WNOHANG) >= 0 || errno != ECHILD) && now() < deadline)
@@ -37,7 +37,7 @@ static void __attribute__((noreturn)) power_off(void) {
     if (mount(NULL, "/", NULL, MS_REMOUNT | MS_RDONLY, NULL))
         dprintf(2, "rootdisk: the disk could not be made read-only: %s\n", strerror(errno));
     sync();
-    reboot(RB_AUTOBOOT); /* the machine ends on a reboot */
+    reboot(ending == POWER_OFF ? RB_POWER_OFF : RB_AUTOBOOT); /* the runner's machine ends on a reboot */
     for (;;)
         pause();
 }
@@ -61,7 +61,14 @@ static int read_cmdline(struct guest *guest, struct why *why) {
             guest->log.debug = 1;
         else if (!strcmp(word, "rootdisk.template=1"))
             guest->is_template = 1;
+        else if (!strcmp(word, "rootdisk.console=poweroff"))
+            guest->ending = POWER_OFF;
+        else if (!strcmp(word, "rootdisk.console=reboot"))
+            guest->ending = REBOOT;
+        else if (!strncmp(word, "rootdisk.network=", 17))
+            guest->network_text = word + 17;
     }
+    guest->channel.is_console = guest->ending != BY_RUNNER;
     return 0;
 }
 
@@ -89,7 +96,7 @@ static int boot(struct guest *guest, struct why *why) {
         close(console);
     if (read_cmdline(guest, why) || enter_disk(guest, why))
         return -1;
-    if (guest->channel.fd < 0)
+    if (guest->channel.fd < 0 && !guest->channel.is_console)
         guest->channel.fd = find_port("rootdisk", 3); /* which has come by now */
     if (read_process(guest, why) || mount_all(&guest->slot, why) || configure(guest, why) || make_volumes(&guest->process, why) ||
         mount_volumes(&guest->slot, why) || cover_etc(why))
@@ -131,10 +138,12 @@ int main(int argc, char **argv) {
     guest.channel.log = &guest.log;
     guest.log.channel = &guest.channel;
     if (boot(&guest, &why) || serve(&guest.channel, &guest.program, &why)) {
-        if (guest.channel.fd < 0)
+        if (guest.channel.fd < 0 && !guest.channel.is_console)
             guest.channel.fd = find_port("rootdisk", 1);
         dprintf(2, "rootdisk: %s\n", why.text);
+        if (guest.channel.is_console)
+            dprintf(2, "rootdisk: exit 125\n");
         send_frame(&guest.channel, ERROR, 0, why.text, strlen(why.text));
     }
-    power_off();
+    power_off(guest.ending);
 }

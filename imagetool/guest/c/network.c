@@ -58,18 +58,20 @@ static void set_mac(int fd, const char *name, const char *text) {
         ioctl(fd, SIOCSIFHWADDR, &request);
 }
 
-static int configure_interface(int fd, const char *name) {
+static int configure_interface(int fd, const char *name, const struct network *network) {
     struct ifreq request = {0};
     struct rtentry route = {.rt_flags = RTF_UP | RTF_GATEWAY};
     snprintf(request.ifr_name, IFNAMSIZ, "%s", name);
-    request.ifr_addr = internet("10.0.2.15");
+    request.ifr_addr = internet(network->address);
     if (ioctl(fd, SIOCSIFADDR, &request))
         return -1;
-    request.ifr_netmask = internet("255.255.255.0");
+    request.ifr_netmask = internet(network->netmask);
     route.rt_dst = internet("0.0.0.0");
     route.rt_genmask = internet("0.0.0.0");
-    route.rt_gateway = internet("10.0.2.2");
-    return ioctl(fd, SIOCSIFNETMASK, &request) || up(fd, name) || ioctl(fd, SIOCADDRT, &route) ? -1 : 0;
+    route.rt_gateway = internet(network->gateway);
+    if (ioctl(fd, SIOCSIFNETMASK, &request) || up(fd, name))
+        return -1;
+    return *network->gateway && ioctl(fd, SIOCADDRT, &route) ? -1 : 0;
 }
 
 /* An IPv6 address for a name server of that kind. It is used at once: on this network nobody else can have it. */
@@ -105,10 +107,54 @@ static int add_names(int fd) {
     return ioctl(fd, SIOCSIFNETMASK, &request);
 }
 
-int configure_network(const struct records *slot, struct why *why) {
-    const char *mode = find_record(slot, "network"), *ipv6 = find_record(slot, "ipv6"), *mac = find_record(slot, "mac");
+/* The IPv4 address in the first `length` characters. -1 if it is none. */
+static int take_address(const char *text, size_t length, char out[16]) {
+    struct in_addr address;
+    if (length > 15)
+        return -1;
+    memcpy(out, text, length);
+    out[length] = 0;
+    return inet_pton(AF_INET, out, &address) == 1 ? 0 : -1;
+}
+
+/* ADDRESS/PREFIX[,GATEWAY[,RESOLVER]] of the kernel command line. */
+static int parse_network(const char *text, struct network *network) {
+    size_t whole = strcspn(text, ","), width = strcspn(text, "/");
+    uint64_t prefix;
+    if (width >= whole || take_address(text, width, network->address) ||
+        parse_number(text + width + 1, whole - width - 1, 32, &prefix))
+        return -1;
+    struct in_addr mask = {htonl(prefix ? ~0U << (32 - prefix) : 0)};
+    inet_ntop(AF_INET, &mask, network->netmask, sizeof network->netmask);
+    *network->gateway = *network->resolver = 0;
+    text += whole;
+    if (*text && take_address(text + 1, strcspn(text + 1, ","), network->gateway))
+        return -1;
+    text += *text ? 1 + strcspn(text + 1, ",") : 0;
+    return *text && take_address(text + 1, strlen(text + 1), network->resolver) ? -1 : 0;
+}
+
+/* The slot's word, else that of the command line, else QEMU's user network; without a runner only if there is a card. */
+int plan_network(struct guest *guest, struct why *why) {
+    const char *mode = find_record(&guest->slot, "network");
     char name[IFNAMSIZ];
-    int wanted = !mode || !strcmp(mode, "user"), failed = 0;
+    guest->network = (struct network){1, "10.0.2.15", "255.255.255.0", "10.0.2.2", "10.0.2.3"};
+    if (!mode)
+        mode = guest->network_text;
+    if (!mode)
+        guest->network.is_wanted = !guest->channel.is_console || find_interface(name);
+    else if (!strcmp(mode, "none"))
+        guest->network.is_wanted = 0;
+    else if (strcmp(mode, "user") && parse_network(mode, &guest->network))
+        return explain(why, "rootdisk.network: %.80s is neither none, user nor ADDRESS/PREFIX[,GATEWAY[,DNS]]", mode);
+    return 0;
+}
+
+int configure_network(const struct guest *guest, struct why *why) {
+    const struct records *slot = &guest->slot;
+    const char *ipv6 = find_record(slot, "ipv6"), *mac = find_record(slot, "mac");
+    char name[IFNAMSIZ];
+    int wanted = guest->network.is_wanted, failed = 0;
     int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
     if (fd < 0 || up(fd, "lo") || (find_record(slot, "listen") && add_names(fd)))
         failed = explain(why, "network lo: %s", strerror(errno));
@@ -116,7 +162,7 @@ int configure_network(const struct records *slot, struct why *why) {
         failed = explain(why, "the guest has no network device: is virtio_net in the kernel? --network none needs none");
     else if (wanted && mac)
         set_mac(fd, name, mac);
-    if (!failed && wanted && (configure_interface(fd, name) || (ipv6 && add_ipv6(name, ipv6))))
+    if (!failed && wanted && (configure_interface(fd, name, &guest->network) || (ipv6 && add_ipv6(name, ipv6))))
         failed = explain(why, "network %s: %s", name, strerror(errno));
     if (fd >= 0)
         close(fd);

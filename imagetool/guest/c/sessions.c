@@ -34,7 +34,7 @@ int start_session(struct channel *channel, int id, const struct program *program
     if (!input)
         return explain(why, "no memory");
     *session = (struct session){.used = 1, .id = id, .credit = WINDOW, .tty = program->tty, .is_first = program->is_first, .input = input};
-    session->pid = spawn(program, channel->fd >= 0, session->fds, id ? NULL : &session->starts, why);
+    session->pid = spawn(program, channel->fd >= 0 || channel->is_console, session->fds, id ? NULL : &session->starts, why);
     if (session->pid < 0) {
         free(input);
         session->input = NULL;
@@ -98,6 +98,17 @@ void take_input(struct channel *channel, struct session *session, const char *da
     feed(channel, session);
 }
 
+/* Writes output to the console. It waits for a slow one: there is nobody else to serve. */
+static void show(const char *data, size_t length) {
+    while (length) {
+        ssize_t count = write(1, data, length);
+        if (count < 0 && errno != EINTR)
+            return;
+        data += count > 0 ? count : 0;
+        length -= count > 0 ? count : 0;
+    }
+}
+
 /* Moves what a program wrote, as far as the runner's credit goes; whether there may be more. */
 int carry(struct channel *channel, struct session *session, int which) {
     char data[32 << 10];
@@ -105,6 +116,10 @@ int carry(struct channel *channel, struct session *session, int which) {
     if (session->fds[which] < 0 || !room)
         return session->fds[which] >= 0;
     ssize_t count = read(session->fds[which], data, room);
+    if (count > 0 && channel->is_console) {
+        show(data, count);
+        return 1;
+    }
     if (count > 0) {
         session->credit -= count;
         tell(channel, session, which == 1 ? STDOUT : STDERR, data, count);
