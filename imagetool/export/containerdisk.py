@@ -61,14 +61,18 @@ def export_containerdisk(
     if to.digest is not None or not to.tag:
         raise BadInput(f"{to}: a container disk needs a tag", "write registry/repository:tag, oci:DIR:TAG or …")
     boot = Boot.of(artifact)
-    with contextlib.ExitStack() as stack:
+    with (
+        contextlib.ExitStack() as stack,
+        tempfile.TemporaryFile(dir=room) as disk_file,
+        tempfile.TemporaryFile(dir=room) as boot_file,
+    ):
         target: Target
         if to.kind == "oci-archive" and to.path is not None:
             target = ArchiveTarget(to.path, replace=replace)
         else:
             target = open_target(to, options)
         stack.callback(target.close)
-        layers = [_disk_layer(artifact, room, stack), _boot_layer(boot, room, stack)]
+        layers = [_disk_layer(artifact, room, disk_file), _boot_layer(boot, boot_file)]
         config = canonical_json(_config(boot.platform, [layer.diff_id for layer in layers]))
         manifest = Manifest(
             OCI_MANIFEST,
@@ -100,7 +104,7 @@ def _config(platform: Platform, diff_ids: Sequence[Digest]) -> dict[str, object]
     return {**value, "rootfs": {"type": "layers", "diff_ids": [str(digest) for digest in diff_ids]}}
 
 
-def _disk_layer(artifact: PublishedArtifact, room: Path, stack: contextlib.ExitStack) -> Layer:
+def _disk_layer(artifact: PublishedArtifact, room: Path, file: IO[bytes]) -> Layer:
     with tempfile.TemporaryFile(dir=room) as disk:
         write_qcow2(disk, artifact.config.disk_size, data_chunks(artifact))
         size = disk.seek(0, io.SEEK_END)
@@ -111,23 +115,21 @@ def _disk_layer(artifact: PublishedArtifact, room: Path, stack: contextlib.ExitS
             tar.addfile(_directory("disk", QEMU_ID))
             tar.addfile(_file(DISK_PATH, size, QEMU_ID, 0o440), disk)
 
-        return _layer(write, room, stack)
+        return _layer(write, file)
 
 
-def _boot_layer(boot: Boot, room: Path, stack: contextlib.ExitStack) -> Layer:
+def _boot_layer(boot: Boot, file: IO[bytes]) -> Layer:
     def write(tar: tarfile.TarFile) -> None:
         """Add what `kernelBoot` names."""
         tar.addfile(_directory("boot", 0))
         for name, data in (("boot/initramfs", boot.initramfs), ("boot/vmlinuz", boot.kernel)):
             tar.addfile(_file(name, len(data), 0, 0o444), io.BytesIO(data))
 
-    return _layer(write, room, stack)
+    return _layer(write, file)
 
 
-def _layer(write: Callable[[tarfile.TarFile], None], room: Path, stack: contextlib.ExitStack) -> Layer:
-    """Compress the tar that `write` fills into an unnamed file in `room`."""
-    file: IO[bytes] = tempfile.TemporaryFile(dir=room)
-    stack.callback(file.close)
+def _layer(write: Callable[[tarfile.TarFile], None], file: IO[bytes]) -> Layer:
+    """Compress the tar that `write` fills into `file`."""
     raw, packed = _Hashed(), _Hashed(file)
     with compressor().stream_writer(cast("IO[bytes]", packed), closefd=False) as stream:
         raw.below = stream

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import zstandard
+from ruamel.yaml import YAML
 
 from imagetool.cli import main
 from imagetool.export import containerdisk
@@ -236,8 +237,7 @@ def test_firecracker_s_file() -> None:
 
 
 def test_the_virtual_machine_instance_is_yaml() -> None:
-    yaml = pytest.importorskip("yaml", reason="PyYAML comes with mkdocs")
-    value = yaml.safe_load(virtual_machine_instance(BOOT, "web", "registry.test/web@sha256:" + "0" * 64))
+    value = YAML(typ="safe").load(virtual_machine_instance(BOOT, "web", "registry.test/web@sha256:" + "0" * 64))
     assert value["spec"]["domain"]["memory"] == {"guest": "256Mi"}
     assert value["spec"]["domain"]["firmware"]["kernelBoot"]["kernelArgs"].endswith("rootdisk.network=none")
     assert value["spec"]["domain"]["devices"]["disks"] == [{"name": "root", "disk": {"bus": "virtio"}}]
