@@ -48,6 +48,7 @@ class Agenda:
         rest = (number for number, chunk in enumerate(chunks) if not chunk.zero)
         self._order = deque(dict.fromkeys((*self._first, *rest)))
         self._left_of_first = set(self._first)
+        self._wrong: set[int] = set()  # chunks that were wrong at the registry: each is asked for alone
         self._last_read = -1
         self.data_bytes = sum(chunk.length for chunk in chunks if not chunk.zero)
         self.filled_bytes = 0
@@ -137,6 +138,7 @@ class Agenda:
                 self.filled_bytes += chunk.length
                 self.left -= 1
             self._left_of_first.discard(number)
+            self._wrong.discard(number)
             if is_fetched:
                 self.is_alone = False
                 self._failures = 0
@@ -155,12 +157,14 @@ class Agenda:
                 self._again_at = time.monotonic() + PAUSES_S[min(self._failures, len(PAUSES_S) - 1)]
                 self._failures += 1
             missing = [n for n in map(self.number, job.chunks) if self._state[n] == _BUSY]
+            if is_wrong:
+                self._wrong |= set(missing[:1])
             for number in reversed(missing):
                 self._state[number] = _MISSING
                 if is_wanted(number):
                     self._wanted.appendleft(number)
                     self._again_at = min(self._again_at, time.monotonic() + PAUSE_MAX_S)
-                elif is_wrong and number == missing[0]:
+                elif number in self._wrong:
                     self._order.append(number)
                     self._left_of_first.discard(number)
                 else:
@@ -195,15 +199,23 @@ class Agenda:
             self._wanted.popleft()
         if not self._wanted:
             return []
+        if self._wanted[0] in self._wrong:
+            return [self._wanted.popleft()]
         chunk = self.chunks[self._wanted[0]]
         near = [
             number
             for number in self._wanted
-            if self._state[number] == _MISSING and abs(self.chunks[number].blob_offset - chunk.blob_end) <= GAP_BYTES
+            if self._state[number] == _MISSING
+            and number not in self._wrong
+            and abs(self.chunks[number].blob_offset - chunk.blob_end) <= GAP_BYTES
         ]
-        span = range(min(near), max(near) + 1)
-        self._wanted = deque(number for number in self._wanted if number not in span)
-        return [number for number in span if self._state[number] == _MISSING]
+        numbers = [
+            number
+            for number in range(min(near), max(near) + 1)
+            if self._state[number] == _MISSING and number not in self._wrong
+        ]
+        self._wanted = deque(number for number in self._wanted if number not in numbers)
+        return numbers
 
     def _next_of_fill(self) -> list[int]:
         limit = FILL_BYTES if self.is_in_use and not self.is_hurried else HURRY_BYTES
@@ -212,12 +224,13 @@ class Agenda:
         numbers: list[int] = []
         count = 0
         for number in self._pop():
-            if numbers and numbers[0] in self._left_of_first and number not in self._left_of_first:
+            is_other = bool(numbers) and numbers[0] in self._left_of_first and number not in self._left_of_first
+            if is_other or (numbers and number in self._wrong):
                 self._order.appendleft(number)
                 break
             numbers.append(number)
             count += self.chunks[number].blob_length
-            if count >= limit:
+            if count >= limit or number in self._wrong:
                 break
         return sorted(numbers)
 

@@ -8,7 +8,6 @@ import threading
 from collections.abc import Callable, Iterator
 
 from rootdisk.cli.progress import shown_progress
-from rootdisk.text import printable
 from runner.lazy.served import ServedDisk
 from runner.store import filling
 
@@ -25,7 +24,7 @@ def shown_fill(served: ServedDisk | None) -> Iterator[Callable[[], None]]:
 
     def show() -> None:
         """Ask the server again and again."""
-        with shown_progress(f"starting while {printable(served.source.reference)} is fetched") as progress:
+        with shown_progress("starting; disk fetched") as progress:
             while progress is not None and not ended.wait(_EVERY_S):
                 status = filling.status(served.store, served.source.digest)
                 if status is not None:

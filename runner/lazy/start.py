@@ -9,18 +9,20 @@ import socket
 import time
 from typing import NoReturn
 
-from rootdisk.durable import socket_address
-from rootdisk.errors import Busy
+from rootdisk.durable import read_file, socket_address
+from rootdisk.errors import Busy, RootdiskError
 from rootdisk.system import process
 from rootdisk.system.locks import sign, take
 from rootdisk.system.ownership import make_private_below
-from rootdisk.text import printable
+from rootdisk.text import one_line, printable
 from runner.store import filling
 from runner.store.filling import DiskSource, FillStatus, keep_name
 from runner.store.store import Store
 
 START_S = 30.0  # for a server to answer that another process has started
 _POLL_S = 0.02
+_STARTS_MAX = 3
+_LOG_MAX_BYTES = 16 << 20
 _BACKLOG = 256
 
 
@@ -68,6 +70,7 @@ def attach(store: Store, source: DiskSource, timeout_s: float = START_S) -> tupl
         RootdiskError: No server can be started.
     """
     deadline = time.monotonic() + timeout_s
+    starts = 0
     path = filling.folder(store) / f"{source.digest.hex}.lock"
     while True:
         sock = filling.connect(store, source.digest)
@@ -86,7 +89,19 @@ def attach(store: Store, source: DiskSource, timeout_s: float = START_S) -> tupl
         except Busy:
             time.sleep(_POLL_S)
             continue
+        if starts == _STARTS_MAX:
+            os.close(lock)
+            raise RootdiskError(f"the server of disk {source.digest.short} ends at once: {_last_words(store, source)}")
+        starts += 1
         _start(store, source, lock)
+
+
+def _last_words(store: Store, source: DiskSource) -> str:
+    """Return the last line of the log of a server."""
+    with contextlib.suppress(OSError, IndexError):
+        log = read_file(filling.folder(store) / f"{source.digest.hex}.log", _LOG_MAX_BYTES)
+        return one_line(log.decode(errors="replace").splitlines()[-1])
+    return "it has said nothing"
 
 
 def _start(store: Store, source: DiskSource, lock: int) -> None:

@@ -12,13 +12,12 @@ import http.client
 import socket
 import struct
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 from urllib.parse import urlsplit
 
-from tests.support.registry import QuietHandler, serve
+from tests.support.registry import QuietHandler, QuietServer, serve
 
 Kind = Literal[
     "short", "wrong", "long", "shifted", "status", "stall", "reset", "drip", "drip-head", "huge-head", "whole", "redirect",
@@ -59,6 +58,7 @@ class FaultProxy:
     giving: int = 0  # answers under way
     most_giving: int = 0
     pause_s: float = 0  # after each piece of a body
+    wrong_at: int | None = None  # of a blob: a byte that arrives wrong in every part
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def add(self, *faults: Fault) -> None:
@@ -123,6 +123,8 @@ def run_faults(upstream: str) -> Iterator[FaultProxy]:
                 status = fault.status
                 headers = {k: v for k, v in headers.items() if k != "Docker-Content-Digest"} | fault.headers
             start = int(headers.get("Content-Range", "bytes 0-").split()[1].partition("-")[0])
+            if proxy.wrong_at is not None and status == 206 and 0 <= (at := proxy.wrong_at - start) < len(data):
+                data = data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
             if kind == "shifted" and status == 206:
                 headers["Content-Range"] = headers["Content-Range"].replace(f"{start}-", f"{start + 1}-")
             if kind == "huge-head":
@@ -143,7 +145,7 @@ def run_faults(upstream: str) -> Iterator[FaultProxy]:
             self.give(start, data[: fault.after])
             self.close_connection = True
             if kind == "stall":
-                time.sleep(fault.seconds)
+                self.wait(fault.seconds)
             if kind == "reset":
                 self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 self.connection.close()
@@ -202,7 +204,7 @@ def run_faults(upstream: str) -> Iterator[FaultProxy]:
                     self.wfile.write(piece)
                     count += len(piece)
                     if proxy.pause_s:
-                        time.sleep(proxy.pause_s)
+                        self.wait(proxy.pause_s)
             finally:
                 with proxy.lock:
                     proxy.giving -= 1
@@ -212,7 +214,13 @@ def run_faults(upstream: str) -> Iterator[FaultProxy]:
             self.close_connection = True
             for byte in data:
                 self.wfile.write(bytes([byte]))
-                time.sleep(seconds)
+                self.wait(seconds)
+
+        def wait(self, seconds: float) -> None:
+            """Sleep, or break off at the end of the server."""
+            assert isinstance(self.server, QuietServer)
+            if self.server.ended.wait(seconds):
+                raise ConnectionAbortedError
 
         do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = forward  # noqa: N815
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 
-from rootdisk.artifact.format import Chunk
+from rootdisk.artifact.format import Chunk, ChunkIndex
+from rootdisk.oci.documents import Descriptor
 from tests.support.artifacts import Sample
 from tests.support.faults import FaultProxy
 
@@ -43,5 +46,22 @@ def times_served(proxy: FaultProxy, sample: Sample) -> list[int]:
     return [
         sum(start <= chunk.blob_offset and chunk.blob_end <= end for start, end in answers)
         for chunk in sample.index.chunks
+        if not chunk.zero
+    ]
+
+
+def bytes_served(proxy: FaultProxy, index: ChunkIndex, blobs: Sequence[Descriptor]) -> list[int]:
+    """How many bytes of each chunk with data were in answers; `blobs` together are the disk's."""
+    starts = dict(
+        zip((str(blob.digest) for blob in blobs), accumulate((blob.size for blob in blobs), initial=0), strict=False)
+    )
+    spans = [
+        (starts[digest] + start, count)
+        for path, start, count in proxy.served
+        if (digest := path.rpartition("/")[2]) in starts
+    ]
+    return [
+        sum(max(0, min(start + count, chunk.blob_end) - max(start, chunk.blob_offset)) for start, count in spans)
+        for chunk in index.chunks
         if not chunk.zero
     ]

@@ -236,8 +236,33 @@ class QuietHandler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
 
-class _Server(ThreadingHTTPServer):
+_END_S = 5.0  # for a thread whose connection is shut down
+
+
+class QuietServer(ThreadingHTTPServer):
+    """A server whose threads end with it."""
+
     daemon_threads = True
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.ended = threading.Event()  # handlers wait for this in place of sleeping
+        self._open: dict[threading.Thread, socket.socket] = {}
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        self._open[threading.current_thread()] = request
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            del self._open[threading.current_thread()]
+
+    def server_close(self) -> None:
+        super().server_close()
+        self.ended.set()
+        for thread, sock in list(self._open.items()):
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+            thread.join(_END_S)
 
     def handle_error(self, *_: Any) -> None:
         """Clients that leave early are part of the tests."""
@@ -246,7 +271,7 @@ class _Server(ThreadingHTTPServer):
 @contextlib.contextmanager
 def serve(handler: type[BaseHTTPRequestHandler], authority: trustme.CA | None = None) -> Iterator[str]:
     """An HTTP(S) server on a free loopback port; its URL."""
-    server = _Server(("127.0.0.1", 0), handler)
+    server = QuietServer(("127.0.0.1", 0), handler)
     if authority is not None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         authority.issue_cert("127.0.0.1").configure_cert(context)

@@ -133,7 +133,7 @@ from rootdisk.oci.reference import parse_reference
 from rootdisk.oci.repository import RegistryOptions
 from rootdisk.places import open_repository
 from tests.support.faults import ALWAYS, Fault, run_faults
-from tests.support.registry import QuietHandler, _Server
+from tests.support.registry import QuietHandler, QuietServer
 import threading
 
 seen = []
@@ -144,7 +144,7 @@ class Inside(QuietHandler):
         self.send(200, json.dumps({"schemaVersion": 2, "config": {}, "layers": [], "token": "x"}).encode())
 
 def server(address, handler):
-    made = _Server((address, 0), handler)
+    made = QuietServer((address, 0), handler)
     threading.Thread(target=made.serve_forever, args=(0.05,), daemon=True).start()
     return f"{address}:{made.server_address[1]}"
 
