@@ -62,6 +62,7 @@ def rows(bench: Bench) -> list[Row]:
         ]  # the first warms the page cache
         theirs, ours = ([pair[side] for pair in boots] for side in (0, 1))
         assert local.initramfs is not None
+        by_image, by_elf = _kernels(local, room, bench.rounds)
         sizes = (
             f"yes, one program; init {_size(bench.kit / 'guest')}, initramfs {local.initramfs.stat().st_size:,} bytes"
         )
@@ -74,10 +75,23 @@ def rows(bench: Bench) -> list[Row]:
             Row("guest: QEMU, firmware, unpacking", "", {}, _measured(b.wall_s - b.kernel_s for b in theirs)),
             Row("guest: kernel", "", {}, _measured(boot.kernel_s for boot in theirs)),
             Row("guest: init", "", {}, _measured(a.kernel_s - b.kernel_s for a, b in zip(ours, theirs, strict=True))),
+            Row("guest, power-on to its program", "bzImage", {"wall": 0.88}, by_elf, by_image),
             *_clones(bench, local, room),
         ]  # fmt: skip
     finally:
         clean(room)
+
+
+def _kernels(local: StoredArtifact, room: Path, rounds: int) -> tuple[Measured, Measured]:
+    """Boot the artifact with its bzImage and with its vmlinux, in turn."""
+    boots = [
+        [_boot(local._replace(vmlinux=vmlinux), None, room) for vmlinux in (None, local.vmlinux)]
+        for _ in range(max(rounds, 1))
+    ]
+    by_image, by_elf = (
+        _measured((pair[side].wall_s for pair in boots), (pair[side].cpu_s for pair in boots)) for side in (0, 1)
+    )
+    return by_image, by_elf
 
 
 def _measured(seconds: Iterable[float], cpu: Iterable[float] = ()) -> Measured:
@@ -130,7 +144,7 @@ def _boot(local: StoredArtifact, smallest: Path | None, room: Path) -> Boot:
         disk = clone(local.disk, config.disk_size, folder, None, slot.clusters(config.slot(), filled))
         accelerator = accel.choose(None, config.platform).name
         machine = Machine(
-            config.platform, accelerator, config.memory_mib, config.cpus, local.kernel, smallest or local.initramfs,
+            config.platform, accelerator, config.memory_mib, config.cpus, local.booted_kernel, smallest or local.initramfs,
             _cmdline(config, accelerator, filled.digest), filled.digest, disk.path, disk.form, config.disk_size,
             local.disk, False, "none", kind=kind,
         )  # fmt: skip

@@ -28,12 +28,14 @@ from imagetool.targets.rights import check_push
 from imagetool.tree.remarks import Remark, counts, refuse
 from rootdisk import __version__
 from rootdisk.artifact import zstd_frames
+from rootdisk.artifact.compressed import Content
 from rootdisk.artifact.format import (
     CHUNKS_TYPE,
     INITRAMFS_TYPE,
     KERNEL_TYPE,
     LAYOUT_VERSION,
     VERITY_TYPE,
+    VMLINUX_TYPE,
     ArtifactConfig,
 )
 from rootdisk.errors import RootdiskError
@@ -105,7 +107,7 @@ def make_artifact(
       the key is in `cache`/disks?    ─▶ that disk
       the key's tag is in a target?   ─▶ that artifact, if it has exactly these inputs
       else layers ─▶ tree ─▶ plan ─▶ chunks ─▶ blobs (disk.make_disk), kept under the key
-    disk, kernel, initramfs ─▶ config ─▶ manifest
+    disk, kernel, initramfs, vmlinux ─▶ config ─▶ manifest
 
     `source` is the open source, or the digest of its manifest: then it is opened only if a disk has to be made.
     `targets` are the places where the artifact will be published. Two processes may do the same at once: both get the
@@ -182,15 +184,20 @@ def _publish(
 
 
 def assemble_artifact(image: Image, disk: KeptDisk, boot: BootFiles) -> Artifact:
-    """Assemble the artifact from the kept `disk` and, if there are any, kernel and initramfs.
+    """Assemble the artifact from the kept `disk` and, if there are any, kernel, initramfs and vmlinux.
 
     Raises:
-        Damaged: kernel or initramfs is not what `boot` says.
+        Damaged: one of them is not what `boot` says.
     """
-    receipt = disk.receipt
-    for path, digest in ((boot.kernel, boot.guest.kernel), (boot.initramfs, boot.guest.initramfs)):
+    receipt, guest = disk.receipt, boot.guest
+    for path, digest in (
+        (boot.kernel, guest.kernel),
+        (boot.initramfs, guest.initramfs),
+        (boot.vmlinux, guest.vmlinux),
+    ):
         if path is not None:
             check_file(path, digest)
+    vmlinux = boot.vmlinux.read_bytes() if boot.vmlinux else None
     local = image.source.kind != "registry"
     config = ArtifactConfig(
         layout_version=LAYOUT_VERSION,
@@ -215,6 +222,7 @@ def assemble_artifact(image: Image, disk: KeptDisk, boot: BootFiles) -> Artifact
         boot_chunks=receipt.boot_chunks,
         allow=image.allow,
         template=template_version(boot.initramfs.read_bytes()) if boot.initramfs else 0,
+        vmlinux=Content(Digest.of(vmlinux), len(vmlinux)) if vmlinux else None,
     )
     blobs = [
         Blob.of_disk(disk.folder / blob_name(n), digest, size, n if len(receipt.blobs) > 1 else None)
@@ -227,6 +235,7 @@ def assemble_artifact(image: Image, disk: KeptDisk, boot: BootFiles) -> Artifact
         Blob.of_bytes(KERNEL_TYPE, boot.kernel.read_bytes()) if boot.kernel else None,
         Blob.of_bytes(INITRAMFS_TYPE, boot.initramfs.read_bytes()) if boot.initramfs else None,
         Blob.of_bytes(VERITY_TYPE, (disk.folder / TREE).read_bytes()) if receipt.verity else None,
+        Blob.of_bytes(VMLINUX_TYPE, zstd_frames.compressor().compress(vmlinux)) if vmlinux else None,
     )
 
 

@@ -22,7 +22,7 @@ from imagetool.sources.open import SourceImage
 from imagetool.targets.attach import push_attached
 from imagetool.targets.target import Target
 from rootdisk.artifact.disk import Device
-from rootdisk.artifact.format import LayerInodes, layer_of
+from rootdisk.artifact.layers import LayerInodes, layer_of
 from rootdisk.artifact.published import PublishedArtifact
 from rootdisk.oci.documents import Descriptor, Digest
 from rootdisk.oci.repository import Repository

@@ -26,7 +26,8 @@ from imagetool.tree.index import TarIndex
 from imagetool.tree.merge import merge, put_on
 from imagetool.tree.model import BytesSource, File, Source, Tree
 from imagetool.tree.remarks import Remark, refuse
-from rootdisk.artifact.format import LayerInodes, Process, SlotExtent
+from rootdisk.artifact.format import Process, SlotExtent
+from rootdisk.artifact.layers import LayerInodes
 from rootdisk.artifact.policies import rule_for
 from rootdisk.artifact.verity import Verity
 from rootdisk.durable import atomic_write

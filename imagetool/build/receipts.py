@@ -1,7 +1,7 @@
 """The receipts of a build, each a frozen value that is checked when it is read. RECEIPTS lists all of them.
 
 cache/NAME/source.json          SourceReceipt      the digest that the source names
-cache/NAME/kernel.json          KernelReceipt      kernel and initramfs beside it
+cache/NAME/kernel.json          KernelReceipt      kernel, initramfs and vmlinux beside it
 cache/NAME/disk.json            BuiltReceipt       the disk, and where it is: in cache/disks, or published already
 cache/NAME/artifact.json        ArtifactReceipt    the artifact of that disk
 cache/NAME/published.json       PublishedReceipt   where it is published
@@ -23,12 +23,11 @@ from rootdisk.artifact.format import (
     KEY_TAG_PREFIX,
     LABEL_MAX,
     LABELS_MAX_COUNT,
-    LAYERS_MAX_COUNT,
-    LayerInodes,
     Process,
     SlotExtent,
     slots_of,
 )
+from rootdisk.artifact.layers import LAYERS_MAX_COUNT, LayerInodes
 from rootdisk.artifact.verity import Verity
 from rootdisk.oci.documents import HEX_SHA256, Digest
 from rootdisk.oci.fields import INTEGER_MAX, Fields

@@ -94,6 +94,7 @@ class Image:
     max_blob: int | None = None  # largest compressed size of a blob of the disk; None if no blob is ever so large
     kernel: str = "debian"  # or "none", or an absolute path
     verity: bool = False  # whether the artifact has a dm-verity tree of its disk
+    vmlinux: bool | None = None  # whether it has the kernel as an ELF file too; None: if that can be had
     boot_trace: tuple[str, ...] = ()  # paths in the order in which a boot reads them
     memory: int = 512 * MIB
     cpus: int = 1
@@ -262,6 +263,8 @@ def _image(image: Where, defaults: Where | None, *, command_line: bool = False) 
         raise (image / "probe").error('cannot run, as kernel = "none"', "leave it out, or give the image a kernel")
     if kernel == "none" and get("verity", Where.boolean, False):
         raise image.error('has verity and kernel = "none"', "leave one out: the guest's kernel checks the disk")
+    if kernel == "none" and get("vmlinux", Where.boolean, None):
+        raise image.error('has vmlinux and kernel = "none"', "leave one out: it is taken out of the kernel")
     own_layout = Reference("oci", path=(image.file.parent / "cache" / "artifacts" / name).absolute())
     of_files: tuple[str, ...] = get("env_files", lambda where: values.variables(where, allowed), ())
     variables = (*of_files, *(values.variable(where, allowed) for where in table("env").values()))
@@ -288,6 +291,7 @@ def _image(image: Where, defaults: Where | None, *, command_line: bool = False) 
         get("max_blob", values.blob_size, None),
         kernel,
         get("verity", Where.boolean, False),
+        get("vmlinux", Where.boolean, None),
         get("boot_trace", values.boot_trace, ()),
         get("memory", values.memory, 512 * MIB),
         get("cpus", values.cpus, 1),

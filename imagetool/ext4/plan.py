@@ -25,7 +25,8 @@ from imagetool.ext4.inode_numbers import Numbers, assign
 from imagetool.ext4.placing import Placing
 from imagetool.ext4.rendering import Rendering
 from imagetool.tree.model import Source, Tree
-from rootdisk.artifact.format import LayerInodes, SlotExtent
+from rootdisk.artifact.format import SlotExtent
+from rootdisk.artifact.layers import LayerInodes
 from rootdisk.durable import advice, write_at
 from rootdisk.errors import BadInput, RootdiskError
 from rootdisk.ext4.checksum import disk_seed

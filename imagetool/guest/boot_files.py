@@ -49,14 +49,18 @@ def check_init(directory: Path) -> None:
 
 
 def check_kernel(directory: Path, receipt: KernelReceipt) -> None:
-    """Compare kernel and initramfs in `directory` with what `make_kernel` has said; Damaged if they do not agree."""
-    for digest, file in ((receipt.kernel, "vmlinuz"), (receipt.initramfs, "initramfs")):
+    """Compare the files in `directory` with what `make_kernel` has said; Damaged if they do not agree."""
+    for digest, file in (
+        (receipt.kernel, "vmlinuz"),
+        (receipt.initramfs, "initramfs"),
+        (receipt.vmlinux, "vmlinux"),
+    ):
         if digest is not None:
             check_file(directory / file, digest)
 
 
 def make_kernel(image: Image, init: Path, directory: Path, packages: Path) -> KernelReceipt:
-    """Write kernel and initramfs to `directory`, if the image wants them; kernel packages are kept in `packages`."""
+    """Write kernel, initramfs and vmlinux to `directory`, if the image wants them; kernel packages are kept in `packages`."""
     if image.kernel == "none":
         return KernelReceipt()
     from imagetool.guest.initramfs import Module
@@ -75,15 +79,34 @@ def make_kernel(image: Image, init: Path, directory: Path, packages: Path) -> Ke
     ]
     initramfs = build_initramfs(init.read_bytes(), modules)
     vmlinuz = kernel.vmlinuz.read_bytes()
-    for name, data in (("vmlinuz", vmlinuz), ("initramfs", initramfs)):
-        atomic_write(directory / name, data)
-    return KernelReceipt(Digest.of(vmlinuz), Digest.of(initramfs), kernel.version)
+    vmlinux = _vmlinux(image, vmlinuz)
+    for name, data in (("vmlinuz", vmlinuz), ("initramfs", initramfs), ("vmlinux", vmlinux)):
+        if data is not None:
+            atomic_write(directory / name, data)
+    return KernelReceipt(
+        Digest.of(vmlinuz), Digest.of(initramfs), kernel.version, None if vmlinux is None else Digest.of(vmlinux)
+    )
+
+
+def _vmlinux(image: Image, vmlinuz: bytes) -> bytes | None:
+    """Return the ELF file in a kernel; None if the image wants none, or takes what there is and there is none."""
+    if image.vmlinux is False or image.platform.architecture != "amd64":
+        return None
+    from imagetool.guest.vmlinux import NoVmlinux, extract
+
+    try:
+        return extract(vmlinuz)
+    except NoVmlinux:
+        if image.vmlinux:
+            raise
+        return None
 
 
 def cached_kernel(image: Image, init: Path, cache: Path) -> tuple[Path, KernelReceipt]:
     """Make a kernel like `make_kernel`, in a directory of the cache, which is returned too. apt is asked for a newer package once a day."""
     what = f"{image.kernel}\0{image.platform}\0{Digest.of(init.read_bytes())}"
     what += "\0verity" if image.verity else ""
+    what += "" if image.vmlinux is None else f"\0vmlinux {image.vmlinux}"
     directory = cache / "kernels" / f"boot-{Digest.of(what.encode()).short}"
     receipt = directory / "kernel.json"
     if image.kernel == "debian" and receipt.exists() and time.time() - receipt.stat().st_mtime < DAY_S:

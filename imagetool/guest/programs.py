@@ -11,15 +11,16 @@ from rootdisk.oci.fields import Fields
 
 
 class Guest(NamedTuple):
-    """The programs that boot the disk: its init and, if the artifact has them, kernel and initramfs."""
+    """The programs that boot the disk: its init and, if the artifact has them, kernel, initramfs, and the vmlinux in the kernel."""
 
     init: Digest
     kernel: Digest | None = None
     initramfs: Digest | None = None
+    vmlinux: Digest | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The digests of what there is."""
-        found = {"init": self.init, "kernel": self.kernel, "initramfs": self.initramfs}
+        found = {"init": self.init, "kernel": self.kernel, "initramfs": self.initramfs, "vmlinux": self.vmlinux}
         return {name: str(digest) for name, digest in found.items() if digest is not None}
 
 
@@ -43,27 +44,28 @@ class InitReceipt:
 
 @dataclass(frozen=True, slots=True)
 class KernelReceipt:
-    """kernel.json: kernel and initramfs beside it; None for both if the artifact carries none."""
+    """kernel.json: kernel and initramfs beside it, and the kernel as an ELF file; None for all if the artifact carries none."""
 
     kernel: Digest | None = None
     initramfs: Digest | None = None
     release: str = ""
+    vmlinux: Digest | None = None
 
     FORMAT: ClassVar[int] = 1
 
     @classmethod
     def parse(cls, value: Fields) -> KernelReceipt:
         """Check the fields of `value`; BadInput names the one that is wrong."""
-        texts = (value.value.get(name) for name in ("kernel", "initramfs"))
-        kernel, initramfs = (None if text is None else Digest.parse(text) for text in texts)
-        found = cls(kernel, initramfs, value.text("release", ""))
-        if (found.kernel is None) != (found.initramfs is None):
+        texts = (value.value.get(name) for name in ("kernel", "initramfs", "vmlinux"))
+        kernel, initramfs, vmlinux = (None if text is None else Digest.parse(text) for text in texts)
+        found = cls(kernel, initramfs, value.text("release", ""), vmlinux)
+        if (found.kernel is None) != (found.initramfs is None) or (vmlinux is not None and kernel is None):
             raise value.wrong("initramfs", "one without the other")
         return found
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON value for `parse`."""
-        digests = {"kernel": self.kernel, "initramfs": self.initramfs}
+        digests = {"kernel": self.kernel, "initramfs": self.initramfs, "vmlinux": self.vmlinux}
         return {name: str(digest) if digest else None for name, digest in digests.items()} | {"release": self.release}
 
 
@@ -74,10 +76,11 @@ class BootFiles(NamedTuple):
     init: Path
     kernel: Path | None
     initramfs: Path | None
+    vmlinux: Path | None = None
 
     @classmethod
     def of(cls, init: Path, directory: Path, receipt: KernelReceipt) -> BootFiles:
-        """The init at `init`, and kernel and initramfs in `directory`, as far as `receipt` has them."""
-        guest = Guest(Digest.of(init.read_bytes()), receipt.kernel, receipt.initramfs)
-        kernel, initramfs = directory / "vmlinuz", directory / "initramfs"
-        return cls(guest, init, kernel if receipt.kernel else None, initramfs if receipt.initramfs else None)
+        """The init at `init`, and what `receipt` has in `directory`."""
+        guest = Guest(Digest.of(init.read_bytes()), receipt.kernel, receipt.initramfs, receipt.vmlinux)
+        digests = {"vmlinuz": receipt.kernel, "initramfs": receipt.initramfs, "vmlinux": receipt.vmlinux}
+        return cls(guest, init, *(directory / name if digest else None for name, digest in digests.items()))

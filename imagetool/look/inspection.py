@@ -23,7 +23,8 @@ from uuid import UUID
 from imagetool.ext4.reader import Node, Reader
 from imagetool.sources.open import open_source
 from rootdisk.artifact.disk import FramedDisk
-from rootdisk.artifact.format import ArtifactConfig, NotAnArtifact, layer_of
+from rootdisk.artifact.format import ArtifactConfig, NotAnArtifact
+from rootdisk.artifact.layers import layer_of
 from rootdisk.artifact.published import PublishedArtifact, open_artifact
 from rootdisk.errors import BadInput
 from rootdisk.ids import id_or_none

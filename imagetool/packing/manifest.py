@@ -18,6 +18,7 @@ from rootdisk.artifact.format import (
     INITRAMFS_TYPE,
     KERNEL_TYPE,
     VERITY_TYPE,
+    VMLINUX_TYPE,
     ArtifactConfig,
     key_tag,
 )
@@ -29,6 +30,7 @@ TITLES = {
     KERNEL_TYPE: "vmlinuz",
     INITRAMFS_TYPE: "initramfs",
     VERITY_TYPE: TREE,
+    VMLINUX_TYPE: "vmlinux.zst",
 }
 
 
@@ -67,7 +69,7 @@ class Artifact(NamedTuple):
 
 
 def assemble(config: ArtifactConfig, disk: Sequence[Blob], chunks: Blob, *optional: Blob | None) -> Artifact:
-    """Assemble the artifact of a packed disk; `optional` are kernel, initramfs and dm-verity tree, None if it has none."""
+    """Assemble the artifact of a packed disk; `optional` are the blobs that boot it, None if it has none."""
     config_blob = Blob.of_bytes(CONFIG_TYPE, canonical_json(config.to_json()))
     layers = [blob for blob in (*disk, chunks, *optional) if blob is not None]
     annotations = {"org.opencontainers.image.base.digest": config.source_digest}

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import zstandard
 
 from imagetool.packing.reuse import blob_name
+from rootdisk.artifact.compressed import Content
 from rootdisk.artifact.format import ChunkIndex
 from rootdisk.artifact.verity import BLOCK_BYTES, HASHES, SALT, Verity, superblock, tree_size
 from rootdisk.artifact.zstd_frames import LEVEL, unpack
@@ -53,7 +54,7 @@ def make_tree(folder: Path, index: ChunkIndex, blobs: int) -> MadeTree:
         digest.update(piece)
         out.append(frame.compress(piece))
     out.append(frame.flush())
-    return MadeTree(Verity(root.hex(), data_blocks, Digest("sha256", digest.hexdigest()), size), b"".join(out))
+    return MadeTree(Verity(root.hex(), data_blocks, Content(Digest("sha256", digest.hexdigest()), size)), b"".join(out))
 
 
 def _disk_hashes(folder: Path, index: ChunkIndex, blobs: int, salted: hashlib._Hash) -> Iterator[Run]:

@@ -231,9 +231,20 @@ def _boot_files(published: PublishedArtifact, inputs: Fields, work: Path) -> Boo
         (work / file).write_bytes(read_blob(published.repository, descriptor, KERNEL_MAX_BYTES))
         return work / file
 
-    kernel, initramfs = published.roles.kernel, published.roles.initramfs
-    guest = Guest(Digest.parse(init), *(role.digest if role else None for role in (kernel, initramfs)))
-    return BootFiles(guest, work / "init", blob(kernel, "vmlinuz"), blob(initramfs, "initramfs"))
+    roles = published.roles
+    guest = Guest(Digest.parse(init), *(role.digest if role else None for role in (roles.kernel, roles.initramfs)))
+    boot = BootFiles(guest, work / "init", blob(roles.kernel, "vmlinuz"), blob(roles.initramfs, "initramfs"))
+    return _with_vmlinux(boot, work / "vmlinux") if roles.vmlinux and boot.kernel else boot
+
+
+def _with_vmlinux(boot: BootFiles, out: Path) -> BootFiles:
+    """Take the vmlinux out of the kernel again: nothing else may be published as such."""
+    from imagetool.guest.vmlinux import extract
+
+    assert boot.kernel is not None
+    vmlinux = extract(boot.kernel.read_bytes())
+    out.write_bytes(vmlinux)
+    return boot._replace(guest=boot.guest._replace(vmlinux=Digest.of(vmlinux)), vmlinux=out)
 
 
 def _beside_ours(image: Image, guest: Guest, work: Path) -> str:

@@ -132,6 +132,7 @@ def task_kernel() -> Iterator[Task]:
                         "kernel": image.kernel,
                         "platform": str(image.platform),
                         **({"verity": True} if image.verity else {}),
+                        "vmlinux": image.vmlinux,
                     }
                 ),
                 image.kernel in ("debian", "none"),  # a directory of one's own is looked through each time

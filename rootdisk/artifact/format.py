@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from rootdisk.artifact.compressed import VMLINUX_MAX_BYTES, Content
+from rootdisk.artifact.layers import LayerInodes, layers_of, left_out
 from rootdisk.artifact.verity import Verity
 from rootdisk.errors import BadInput, Unsupported
 from rootdisk.ids import check_user
@@ -28,6 +29,7 @@ CHUNKS_TYPE = "application/vnd.rootdisk.chunks.v1"
 KERNEL_TYPE = "application/vnd.rootdisk.kernel.v1"
 INITRAMFS_TYPE = "application/vnd.rootdisk.initramfs.v1"
 VERITY_TYPE = "application/vnd.rootdisk.verity.v1"
+VMLINUX_TYPE = "application/vnd.rootdisk.kernel.v1+zstd"
 
 FORMAT_VERSION = 1
 LAYOUT_VERSION = 1
@@ -44,7 +46,6 @@ CMDLINE_MAX = 1024  # half of the kernel's 2048 (COMMAND_LINE_SIZE); the runner 
 MEMORY_MIN_MIB, MEMORY_MAX_MIB = 32, 16 << 20  # what a user may ask for: 32 MiB to 16 TiB
 CPUS_MAX = 255  # QEMU's microvm has 288, libkrun 255
 WORDS_MAX_COUNT, WORD_MAX = 10_000, 128 << 10  # execve(2): MAX_ARG_STRLEN
-LAYERS_MAX_COUNT = 10_000
 LABELS_MAX_COUNT, LABEL_MAX = 10_000, 1 << 20
 
 KEY_TAG_PREFIX, KEY_TAG_DIGITS = "key-", 32  # tags of the build cache
@@ -155,19 +156,6 @@ class SlotExtent(NamedTuple):
     length: int
 
 
-class LayerInodes(NamedTuple):
-    """A layer's inodes on the disk: from `first` up to the next layer's. The root belongs to no layer."""
-
-    diff_id: str
-    first: int
-
-
-def layer_of(layers: Sequence[LayerInodes], inode: int) -> str:
-    """Return the diff ID of the layer that an inode comes from, or "" if unknown."""
-    place = bisect_right([layer.first for layer in layers], inode) - 1
-    return layers[place].diff_id if place >= 0 else ""
-
-
 class Process(NamedTuple):
     """The program that the image runs by default; image-spec config.md."""
 
@@ -222,15 +210,6 @@ def slots_of(disk: Fields, disk_size: int) -> tuple[SlotExtent, ...]:
     return tuple(slots)
 
 
-def _left_out(disk: Fields) -> dict[str, int]:
-    if disk.value.get("left_out") is None:
-        return {}
-    kinds = disk.inner("left_out")
-    if len(kinds.value) > 16:
-        raise disk.wrong("left_out", f"{len(kinds.value)} entries are more than the 16 allowed")
-    return {printable(kind, 64): kinds.integer(kind, 0, (1 << 32)) for kind in kinds.value}
-
-
 def _allowed(config: Fields) -> tuple[str, ...]:
     """Return the rules of `network`. A value that has no list of rules is an error, not the absence of a limit."""
     if "network" not in config.value:
@@ -269,6 +248,7 @@ class ArtifactConfig(NamedTuple):
     verity: Verity | None = None
     allow: tuple[str, ...] = ()  # rules of what its sandboxes may reach by default; () without a limit
     template: int = 0  # how its init can be saved before it touches the disk: TEMPLATE_VERSION, or 0 if it cannot
+    vmlinux: Content | None = None  # the kernel as an ELF file
 
     @classmethod
     def parse(cls, raw: bytes) -> ArtifactConfig:
@@ -307,14 +287,12 @@ class ArtifactConfig(NamedTuple):
             value.strings("writer", 64, limit=256),
             boot.integers("chunks", 0, CHUNKS_MAX_COUNT - 1, CHUNKS_MAX_COUNT),
             value.strings("labels", LABELS_MAX_COUNT, limit=LABEL_MAX),
-            tuple(
-                LayerInodes(layer.text("diff_id", limit=256), layer.integer("first_inode", 0, (1 << 32) - 1))
-                for layer in disk.objects("layers", LAYERS_MAX_COUNT, [])
-            ),
-            _left_out(disk),
+            layers_of(disk),
+            left_out(disk),
             Verity.of(disk.inner("verity"), size) if disk.value.get("verity") is not None else None,
             _allowed(value),
             boot.integer("template", 0, (1 << 16) - 1) if "template" in boot.value else 0,
+            Content.of(boot.inner("vmlinux"), VMLINUX_MAX_BYTES) if boot.value.get("vmlinux") is not None else None,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -339,6 +317,7 @@ class ArtifactConfig(NamedTuple):
                 "cpus": self.cpus,
                 "chunks": list(self.boot_chunks),
                 **({"template": self.template} if self.template else {}),
+                **({"vmlinux": self.vmlinux.to_json()} if self.vmlinux else {}),
             },
             "derivation": {"key": self.derivation_key, "inputs": dict(self.inputs)},
             "source": {"reference": self.source, "digest": self.source_digest},
@@ -368,6 +347,7 @@ class ArtifactManifest(NamedTuple):
     kernel: Descriptor | None
     initramfs: Descriptor | None
     verity: Descriptor | None = None
+    vmlinux: Descriptor | None = None
 
     @classmethod
     def parse(cls, raw: bytes) -> ArtifactManifest:
@@ -395,12 +375,13 @@ class ArtifactManifest(NamedTuple):
         chunks = one(CHUNKS_TYPE)
         if not disk or chunks is None or manifest.config.media_type != CONFIG_TYPE:
             raise BadInput("artifact manifest: config, disk or chunk index is missing", "the artifact is damaged")
-        return cls(manifest.config, disk, chunks, one(KERNEL_TYPE), one(INITRAMFS_TYPE), one(VERITY_TYPE))
+        optional = (one(kind) for kind in (KERNEL_TYPE, INITRAMFS_TYPE, VERITY_TYPE, VMLINUX_TYPE))
+        return cls(manifest.config, disk, chunks, *optional)
 
     @property
     def extras(self) -> tuple[Descriptor, ...]:
-        """The blobs beside the disk's: chunk index, and what there is of kernel, initramfs and dm-verity tree."""
-        optional = (self.kernel, self.initramfs, self.verity)
+        """The blobs beside the disk's: chunk index, and what there is of kernel, initramfs, dm-verity tree and vmlinux."""
+        optional = (self.kernel, self.initramfs, self.verity, self.vmlinux)
         return (self.chunks, *(blob for blob in optional if blob is not None))
 
     @property

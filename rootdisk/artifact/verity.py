@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Iterable, Iterator
-from typing import IO, Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
-from rootdisk.errors import BadInput, DigestMismatch, Unsupported
-from rootdisk.oci.documents import HEX_SHA256, Digest
+from rootdisk.artifact.compressed import Content
+from rootdisk.errors import Unsupported
+from rootdisk.oci.documents import HEX_SHA256
 from rootdisk.oci.fields import Fields
 
 VERSION = 1
@@ -25,9 +25,6 @@ SALT = hashlib.sha256(b"rootdisk verity 1").digest()
 UUID = bytes.fromhex("5a0f0c5f3c1d4e0b8a5e7c1f2b9d6e31")  # RFC 9562, version 4, the same for all trees
 SERIAL = "rootdisk-verity"  # by which the guest finds the tree's disk; at most 20 bytes in virtio-blk
 SECTOR_BYTES = 512
-BLOB_SLACK_BYTES = 1 << 20  # a zstd frame is never much longer than its content
-_WINDOW_MAX_BYTES = 8 << 20
-_PIECE_BYTES = 1 << 20
 # lib/verity/verity.c of cryptsetup, struct verity_sb: signature, version, hash type, UUID, algorithm, block sizes,
 # number of data blocks, size of the salt, salt.
 _SUPERBLOCK = struct.Struct("<8sII16s32sIIQH6x256s168x")
@@ -38,8 +35,7 @@ class Verity(NamedTuple):
 
     root_hash: str  # 64 hex digits
     data_blocks: int
-    tree: Digest  # of the tree's bytes, not compressed
-    tree_size: int  # bytes
+    tree: Content
 
     @classmethod
     def of(cls, value: Fields, disk_size: int) -> Verity:
@@ -58,13 +54,10 @@ class Verity(NamedTuple):
         if blocks * BLOCK_BYTES != disk_size:
             raise value.wrong("data_blocks", f"{blocks} blocks are not the disk's {disk_size} bytes")
         size = tree_size(blocks)
-        tree = value.inner("tree")
-        return cls(
-            value.text("root_hash", limit=64, pattern=HEX_SHA256),
-            blocks,
-            Digest.parse(tree.value.get("digest")),
-            tree.integer("size", size, size),
-        )
+        tree = Content.of(value.inner("tree"), size)
+        if tree.size != size:
+            raise value.wrong("tree", f"{tree.size} bytes, and a tree of this disk has {size}")
+        return cls(value.text("root_hash", limit=64, pattern=HEX_SHA256), blocks, tree)
 
     def to_json(self) -> dict[str, Any]:
         """Return the config's value."""
@@ -76,7 +69,7 @@ class Verity(NamedTuple):
             "data_blocks": self.data_blocks,
             "salt": SALT.hex(),
             "root_hash": self.root_hash,
-            "tree": {"digest": str(self.tree), "size": self.tree_size},
+            "tree": self.tree.to_json(),
         }
 
     def cmdline(self, slot_offset: int, slot_length: int) -> str:
@@ -115,43 +108,3 @@ def superblock(data_blocks: int) -> bytes:
         SALT,
     )
     return packed + bytes(BLOCK_BYTES - len(packed))
-
-
-def decompressed(pieces: Iterable[bytes], verity: Verity) -> Iterator[bytes]:
-    """Yield the tree in the compressed blob `pieces`, and check that it is the config's.
-
-    Raises:
-        DigestMismatch: It is another one.
-        BadInput: It is not a zstd frame.
-    """
-    import zstandard  # takes a while to load
-
-    digest, size = hashlib.sha256(), 0
-    source = cast("IO[bytes]", _Pieces(pieces))  # nothing but read() is asked of it
-    reader = zstandard.ZstdDecompressor(max_window_size=_WINDOW_MAX_BYTES).stream_reader(source)
-    try:
-        while piece := reader.read(_PIECE_BYTES):
-            size += len(piece)
-            if size > verity.tree_size:
-                break
-            digest.update(piece)
-            yield piece
-    except zstandard.ZstdError as err:
-        raise BadInput(f"the dm-verity tree cannot be decompressed: {err}", "the artifact is damaged") from err
-    if size != verity.tree_size or digest.hexdigest() != verity.tree.hex:
-        raise DigestMismatch("the dm-verity tree is not that of the config", "the artifact is damaged")
-
-
-class _Pieces:
-    """The bytes of an iterator, for a reader that asks for some at a time."""
-
-    def __init__(self, pieces: Iterable[bytes]) -> None:
-        self._pieces, self._rest = iter(pieces), b""
-
-    def read(self, size: int = -1) -> bytes:
-        """Return up to `size` bytes; none at the end."""
-        if not self._rest:
-            self._rest = next(self._pieces, b"")
-        count = len(self._rest) if size < 0 else size
-        data, self._rest = self._rest[:count], self._rest[count:]
-        return data

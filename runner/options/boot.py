@@ -199,6 +199,7 @@ def _with_defaults(spec: Spec, artifact: StoredArtifact, options: argparse.Names
         kernel=artifact.kernel.name if artifact.kernel else None,
         initramfs=artifact.initramfs.name if artifact.initramfs else None,
         verity=artifact.verity.name if artifact.verity else None,
+        vmlinux=artifact.vmlinux.name if artifact.vmlinux else None,
         disk_size=spec.disk_size or artifact.config.disk_size,
         memory_mib=spec.memory_mib or artifact.config.memory_mib,
         cpus=spec.cpus or artifact.config.cpus,

@@ -40,7 +40,7 @@ def start_machine(
         accelerator_name,
         spec.memory_mib,
         spec.cpus,
-        artifact.kernel,
+        artifact.booted_kernel,
         artifact.initramfs,
         " ".join(_words(prepared, verity)),
         prepared.slot_digest,

@@ -341,7 +341,9 @@ def _run(
     events = prepared.events or Events(store.root, spec.name)
     try:
         platform = prepared.artifact.config.platform
-        chosen = accelerator.choose(spec.accelerator, platform, store.root / "kvm.json", prepared.artifact.kernel)
+        chosen = accelerator.choose(
+            spec.accelerator, platform, store.root / "kvm.json", prepared.artifact.booted_kernel
+        )
         sandbox.in_use = _in_use(prepared, chosen)
         sandbox.write_state(pid=os.getpid(), started=started)
         atomic_write(folder / _SPARE, bytes(_SPARE_BYTES), 0o600, durable=False)
@@ -381,9 +383,9 @@ def _run(
                 chosen = accelerator.Accelerator("tcg", "KVM exists, but no guest starts with it", True)
                 sandbox.in_use = _in_use(prepared, chosen)
                 sandbox.write_state(pid=os.getpid(), started=started)
-                accelerator.remember(store.root / "kvm.json", prepared.artifact.kernel, False)
+                accelerator.remember(store.root / "kvm.json", prepared.artifact.booted_kernel, False)
         if not chosen.known:
-            accelerator.remember(store.root / "kvm.json", prepared.artifact.kernel, True)
+            accelerator.remember(store.root / "kvm.json", prepared.artifact.booted_kernel, True)
         # If nothing is to be kept, end the machine at once: its disk is deleted.
         if (
             (spec.keep or (spec.volumes and not keeper.lost))

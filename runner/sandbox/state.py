@@ -57,13 +57,14 @@ class Spec(NamedTuple):
     clone: str | None = None
     timeout_s: float | None = None
     verity: str | None = None  # hex digest of the dm-verity tree
+    vmlinux: str | None = None  # hex digest of the kernel as an ELF file
     cold: bool = False  # never restored from a template
 
     @property
     def uses(self) -> set[str]:
         """The hex digests that must stay in the store while the sandbox exists."""
         manifest = self.artifact.partition(":")[2]
-        digests = (manifest, self.disk, self.config, self.kernel, self.initramfs, self.verity)
+        digests = (manifest, self.disk, self.config, self.kernel, self.initramfs, self.verity, self.vmlinux)
         return {digest for digest in digests if digest}
 
 
@@ -325,5 +326,6 @@ _SPEC: dict[str, Check] = {
     "clone": _or_none(_one_of("overlay", "reflink", "copy")),
     "timeout_s": _or_none(_seconds),
     "verity": _or_none(_hex),
+    "vmlinux": _or_none(_hex),
     "cold": _truth,
 }

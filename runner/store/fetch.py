@@ -19,6 +19,7 @@ from rootdisk.durable import advice, atomic_write
 from rootdisk.errors import RootdiskError
 from rootdisk.oci.repository import Joined, Repository
 from runner.store import limits
+from runner.store.boot_blobs import boot_blobs
 from runner.store.store import Store
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def fetch(
     progress: Progress | None,
     served: Collection[str] = (),
 ) -> Counts:
-    """Fetch disk, kernel, initramfs and dm-verity tree if they are missing or damaged.
+    """Fetch the disk and the blobs that boot it if they are missing or damaged.
 
     For content that is in the store but not in `served` (hex digests), the repository must prove that it has it; see
     possession.py.
@@ -89,18 +90,14 @@ def fetch_boot(
 def _boot_files(
     store: Store, repository: Repository, roles: ArtifactManifest, config: ArtifactConfig, served: Collection[str]
 ) -> Iterator[None]:
-    """Fetch kernel, initramfs and dm-verity tree while the block runs."""
+    """Fetch the blobs that boot the disk while the block runs."""
     from rootdisk.system.threads import pool_of
 
     with pool_of(1) as pool:
         files = [
-            pool.submit(store.blob, repository, role, again=role.digest.hex not in served)
-            for role in (roles.kernel, roles.initramfs)
-            if role
+            pool.submit(store.boot_blob, repository, blob, again=blob.content.digest.hex not in served)
+            for blob in boot_blobs(roles, config)
         ]
-        if roles.verity and config.verity:
-            again = config.verity.tree.hex not in served
-            files.append(pool.submit(store.verity_tree, repository, roles.verity, config.verity, again=again))
         try:
             yield
             for future in files:

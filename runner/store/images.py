@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from rootdisk.artifact.format import ArtifactManifest
 from rootdisk.errors import RootdiskError
 from rootdisk.oci.documents import MANIFEST_MAX_BYTES
+from runner.store.boot_blobs import boot_blobs
 from runner.store.names import read_name
 from runner.store.store import Store
 
@@ -70,10 +71,9 @@ def _artifact(store: Store, digest: str) -> Image | None:
         config = store.read_config(roles.config.digest.hex)
         disk = store.disk(config.disk_digest)
         info = disk.lstat()
+        boot = [blob.content.digest for blob in boot_blobs(roles, config)]
     except (OSError, RootdiskError, ValueError):
         return None
-    boot = [role.digest for role in (roles.kernel, roles.initramfs) if role is not None]
-    boot += [config.verity.tree] if roles.verity and config.verity else []
     stored = info.st_blocks * 512
     for blob in boot:
         with contextlib.suppress(OSError):

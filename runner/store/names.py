@@ -15,6 +15,7 @@ from rootdisk.oci.reference import Reference
 from rootdisk.oci.repository import RegistryOptions
 from rootdisk.system.debug import debug
 from rootdisk.system.versions import read_versioned, write_versioned
+from runner.store.boot_blobs import boot_blobs
 from runner.store.store import Damaged, Store
 
 VERSION = 1
@@ -89,11 +90,10 @@ def files_of(store: Store, name: Name) -> set[str]:
     digests = {name.manifest}
     with contextlib.suppress(OSError, ValueError, RootdiskError):
         roles = ArtifactManifest.parse(store.read_blob(name.manifest, MANIFEST_MAX_BYTES))
-        digests |= {role.digest.hex for role in (roles.config, roles.kernel, roles.initramfs) if role is not None}
+        digests.add(roles.config.digest.hex)
         config = store.read_config(roles.config.digest.hex)
         digests.add(config.disk_digest.hex)
-        if roles.verity and config.verity:
-            digests.add(config.verity.tree.hex)
+        digests |= {blob.content.digest.hex for blob in boot_blobs(roles, config)}
     return digests
 
 

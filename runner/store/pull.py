@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -14,6 +14,7 @@ from rootdisk.errors import BadInput, DigestMismatch, RootdiskError
 from rootdisk.oci.documents import MANIFEST_MAX_BYTES, Descriptor, Digest, Platform
 from rootdisk.oci.reference import Reference, parse_reference
 from rootdisk.oci.repository import RegistryOptions, Repository
+from runner.store.boot_blobs import boot_blobs
 from runner.store.names import absolute, known, name_of, remember
 from runner.store.possession import served
 from runner.store.store import Damaged, Store
@@ -42,6 +43,7 @@ class StoredArtifact(NamedTuple):
     reused: int = 0
     holes: int = 0
     verity: Path | None = None  # the dm-verity tree
+    vmlinux: Path | None = None  # the kernel as an ELF file
     source: DiskSource | None = None  # if the disk is not complete: where its chunks come from
 
     @classmethod
@@ -52,17 +54,14 @@ class StoredArtifact(NamedTuple):
             RootdiskError: It is no longer in the store, or is damaged.
         """
         lease = store.lease(sorted(spec.uses))
-        kernel, initramfs = (
-            store.root / "blobs" / name if name is not None else None for name in (spec.kernel, spec.initramfs)
-        )
+        names = {"kernel": spec.kernel, "initramfs": spec.initramfs, "verity": spec.verity, "vmlinux": spec.vmlinux}
+        boot = {role: store.root / "blobs" / name for role, name in names.items() if name is not None}
         try:
             refuse_unless_kept(store, parse_reference(spec.reference), Digest.parse(spec.artifact))
             _refuse_damaged(store, sorted(spec.uses), f"sandbox {spec.name}")
             config = store.read_config(spec.config)
             disk = store.disk(config.disk_digest)
-            verity = store.root / "blobs" / spec.verity if spec.verity is not None else None
-            missing = [path for path in (kernel, initramfs, verity) if path is not None and not path.exists()]
-            if missing:
+            if not all(path.exists() for path in boot.values()):
                 raise FileNotFoundError
             source = None if disk.exists() else _kept_source(store, spec, config)
         except RootdiskError:
@@ -74,7 +73,31 @@ class StoredArtifact(NamedTuple):
                 f"sandbox {spec.name}: its artifact is no longer in the store", f"runner pull {spec.reference}"
             ) from err
         digest, config_digest = Digest.parse(spec.artifact), Digest("sha256", spec.config)
-        return cls(digest, config, config_digest, disk, kernel, initramfs, lease, verity=verity, source=source)
+        return cls.of(digest, config, config_digest, disk, boot, lease, source)
+
+    @classmethod
+    def of(
+        cls,
+        digest: Digest,
+        config: ArtifactConfig,
+        config_digest: Digest,
+        disk: Path,
+        boot: Mapping[str, Path],
+        lease: tuple[int, ...],
+        source: DiskSource | None,
+    ) -> StoredArtifact:
+        """Return an artifact; `boot` are the files that boot the disk, by their roles."""
+        kernel, initramfs, verity, vmlinux = map(boot.get, ("kernel", "initramfs", "verity", "vmlinux"))
+        return cls(
+            digest, config, config_digest, disk, kernel, initramfs, lease,
+            verity=verity, vmlinux=vmlinux, source=source,
+        )  # fmt: skip
+
+    @property
+    def booted_kernel(self) -> Path | None:
+        """The kernel that QEMU starts. All its machines on x86 start an ELF file with a PVH entry (QEMU 4.0)."""
+        is_x86 = self.config.platform.architecture == "amd64"
+        return self.vmlinux if self.vmlinux is not None and is_x86 else self.kernel
 
     def release(self) -> None:
         """Close the locks of this process. The artifact may then be removed, unless another process holds it."""
@@ -138,8 +161,6 @@ def pull(
             if config is None:
                 continue
             _check_platform(config, platform, reference)
-            if (roles.verity is None) != (config.verity is None):
-                raise BadInput(f"{reference}: config and manifest disagree about dm-verity", "the artifact is damaged")
             from runner.store.fetch import fetch as fetch_all
             from runner.store.fetch import fetch_boot
 
@@ -199,30 +220,30 @@ def _present(
     With `origin` the disk may be incomplete, if its chunk index is there.
     """
     roles = ArtifactManifest.parse(raw)
-    boot = [role.digest for role in (roles.kernel, roles.initramfs) if role is not None]
     manifest = Digest.of(raw)
-    digests = [digest.hex for digest in (manifest, roles.config.digest, *boot)]
+    digests = [manifest.hex, roles.config.digest.hex]
     lease = store.lease(digests)
     try:
         _refuse_damaged(store, digests, str(reference))
         config = store.read_config(roles.config.digest.hex)
         _check_platform(config, platform, reference)
-        tree = config.verity.tree if roles.verity and config.verity else None
-        lease += store.lease([config.disk_digest.hex, *([tree.hex] if tree else [])])
+        contents = {blob.role: blob.content for blob in boot_blobs(roles, config)}
+        digests = [config.disk_digest.hex, *(content.digest.hex for content in contents.values())]
+        lease += store.lease(digests)
+        boot = {role: store.blob_path(content.digest) for role, content in contents.items()}
+        if "vmlinux" in boot and not boot["vmlinux"].exists():  # an older runner has not fetched it
+            del boot["vmlinux"]
         disk = store.disk(config.disk_digest)
         is_whole = origin is None or disk.exists()
         source = None if is_whole or origin is None else origin.source(store, raw, config)
-        used = (*boot, tree) if tree else boot
-        for path in (disk if is_whole else store.index(config.disk_digest), *map(store.blob_path, used)):
+        for path in (disk if is_whole else store.index(config.disk_digest), *boot.values()):
             os.utime(path)  # record the last use, for prune
-        _refuse_damaged(store, [config.disk_digest.hex, *([tree.hex] if tree else [])], str(reference))
+        _refuse_damaged(store, digests, str(reference))
         if is_whole:
             _check_size(disk, config.disk_size)
-        if tree and config.verity:
-            _check_size(store.blob_path(tree), config.verity.tree_size)
-        for role in (roles.config, roles.kernel, roles.initramfs):
-            if role is not None:
-                _check_size(store.blob_path(role.digest), role.size)
+        _check_size(store.blob_path(roles.config.digest), roles.config.size)
+        for role, path in boot.items():
+            _check_size(path, contents[role].size)
     except FileNotFoundError:
         _close(lease)
         return None
@@ -234,13 +255,7 @@ def _present(
     except BaseException:
         _close(lease)
         raise
-    kernel, initramfs = (
-        store.blob_path(role.digest) if role is not None else None for role in (roles.kernel, roles.initramfs)
-    )
-    verity = store.blob_path(tree) if tree else None
-    return StoredArtifact(
-        manifest, config, roles.config.digest, disk, kernel, initramfs, lease, verity=verity, source=source
-    )
+    return StoredArtifact.of(manifest, config, roles.config.digest, disk, boot, lease, source)
 
 
 def _refuse_damaged(store: Store, digests: Iterable[str], what: str) -> None:

@@ -1,7 +1,7 @@
 """The store: verified content by digest, shared by all processes of one user on one host.
 
     ROOT/format            the format of the store: "1"
-    ROOT/blobs/HEX         manifests and their small blobs: config, kernel, initramfs, dm-verity tree
+    ROOT/blobs/HEX         manifests and their small blobs: config, kernel, initramfs, dm-verity tree, vmlinux
     ROOT/names/HEX         the manifest that a reference named at the last request
     ROOT/disks/HEX.raw     a sparse root disk; HEX is its disk digest. HEX.chunks is its chunk index
     ROOT/damaged/HEX       the reason why disk or blob HEX must not be used until `verify --repair`
@@ -27,9 +27,10 @@ import hashlib
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from rootdisk.artifact.compressed import BLOB_SLACK_BYTES, decompressed
 from rootdisk.artifact.format import CONFIG_MAX_BYTES, INDEX_MAX_BYTES, ArtifactConfig, ChunkIndex
-from rootdisk.artifact.verity import BLOB_SLACK_BYTES, Verity, decompressed
 from rootdisk.durable import atomic_write, read_file
 from rootdisk.errors import DigestMismatch, RootdiskError
 from rootdisk.oci.documents import Descriptor, Digest
@@ -38,6 +39,9 @@ from rootdisk.system.folders import user_folder
 from rootdisk.system.locks import held, take
 from rootdisk.system.ownership import make_private, make_private_below
 from rootdisk.text import printable
+
+if TYPE_CHECKING:
+    from runner.store.boot_blobs import BootBlob
 
 FORMAT = "1"
 BLOB_MAX_BYTES = 512 << 20  # enough for a kernel with all modules built in
@@ -204,14 +208,15 @@ class Store:
                         raise
         return path
 
-    def verity_tree(
-        self, repository: Repository, descriptor: Descriptor, verity: Verity, *, again: bool = False
-    ) -> Path:
-        """Return the path of a dm-verity tree; as `blob`. It is kept decompressed, as QEMU reads it."""
-        path = self.blob_path(verity.tree)
-        if again or not path.exists() or self.damage(verity.tree.hex):
-            pieces = blob_pieces(repository, descriptor, verity.tree_size + BLOB_SLACK_BYTES)
-            self.write_blob(verity.tree, decompressed(pieces, verity))
+    def boot_blob(self, repository: Repository, blob: BootBlob, *, again: bool = False) -> Path:
+        """Return the path of a blob that boots a disk; as `blob`. A compressed one is kept as QEMU reads it."""
+        if not blob.what:
+            return self.blob(repository, blob.descriptor, again=again)
+        digest = blob.content.digest
+        path = self.blob_path(digest)
+        if again or not path.exists() or self.damage(digest.hex):
+            pieces = blob_pieces(repository, blob.descriptor, blob.content.size + BLOB_SLACK_BYTES)
+            self.write_blob(digest, decompressed(pieces, blob.content, blob.what))
         return path
 
     def write_blob(self, digest: Digest, data: bytes | Iterable[bytes]) -> None:

@@ -76,7 +76,7 @@ def check(store: Store, artifact: StoredArtifact, progress: Progress | None = No
     Raises:
         Damaged: A file is not what its digest says.
     """
-    for path in (artifact.kernel, artifact.initramfs, artifact.verity, artifact.disk):
+    for path in (artifact.kernel, artifact.initramfs, artifact.verity, artifact.vmlinux, artifact.disk):
         if path is None:
             continue
         digest = path.stem if path.suffix else path.name

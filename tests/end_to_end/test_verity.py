@@ -43,7 +43,7 @@ def test_a_flipped_byte_is_an_error_in_the_guest(source: str, tmp_path: Path) ->
     with open_artifact(parse_reference(artifact), Platform.host()) as published:
         verity = published.config.verity
     assert verity is not None
-    (disk,), tree = (runner.store / "disks").glob("*.raw"), runner.store / "blobs" / verity.tree.hex
+    (disk,), tree = (runner.store / "disks").glob("*.raw"), runner.store / "blobs" / verity.tree.digest.hex
     if shutil.which("veritysetup"):
         subprocess.run(["veritysetup", "verify", disk, tree, verity.root_hash], check=True, capture_output=True)
 

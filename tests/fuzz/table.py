@@ -24,7 +24,7 @@ MODULES: dict[str, tuple[str, ...]] = {
         "cosign-key",
         "referrers",
     ),
-    "packages": ("dpkg-status", "rpm-header", "rpm-database", "go-program", "verity-tree"),
+    "packages": ("dpkg-status", "rpm-header", "rpm-database", "go-program", "verity-tree", "bzimage", "vmlinux"),
     "projects": ("images-toml", "receipt", "environment"),
 }
 TARGETS = {name: module for module, names in MODULES.items() for name in names}

@@ -128,15 +128,16 @@ def example_config() -> ArtifactConfig:
     )
 
 
-def with_boot(made: Sample, initramfs: bytes | None = None, **changes: Any) -> Sample:
-    """The same disk as another artifact, with kernel and initramfs, and a changed config."""
+def with_boot(made: Sample, *more: Blob, initramfs: bytes | None = None, **changes: Any) -> Sample:
+    """The same disk as another artifact, with kernel, initramfs and `more`, and a changed config."""
     config = ArtifactConfig.parse(
         next(b.data for b in made.artifact.blobs if b.descriptor.media_type.endswith("json"))  # type: ignore[arg-type]
     )
     disk = [blob for blob in made.artifact.blobs if blob.descriptor.media_type == DISK_TYPE]
     index = next(blob for blob in made.artifact.blobs if blob.descriptor.media_type == CHUNKS_TYPE)
     artifact = assemble(
-        config._replace(**changes), disk, index, Blob.of_bytes(KERNEL_TYPE, KERNEL), Blob.of_bytes(INITRAMFS_TYPE, initramfs or INITRAMFS)
+        config._replace(**changes), disk, index, Blob.of_bytes(KERNEL_TYPE, KERNEL),
+        Blob.of_bytes(INITRAMFS_TYPE, initramfs or INITRAMFS), *more,
     )  # fmt: skip
     return Sample(artifact, made.index, made.disk, made.blob)
 

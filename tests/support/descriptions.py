@@ -19,6 +19,8 @@ WRONG: list[tuple[str, int, str]] = [
     ("sbom = 'syft'", 3, "true, spdx or cyclonedx"),
     ("sbom = 1", 3, "expected"),
     ("verity = true\nkernel = 'none'", 1, "leave one out"),
+    ("vmlinux = true\nkernel = 'none'", 1, "leave one out"),
+    ("vmlinux = 'yes'", 3, "expected true or false"),
     ("cpus = true", 3, "expected a number"),
     ("cpus = 0", 3, "1 to 255"),
     ("version = 'a b'", 3, "not a valid tag"),

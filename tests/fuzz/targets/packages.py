@@ -1,21 +1,26 @@
-"""Package databases and programs on a disk that is looked through, and the dm-verity tree of an artifact."""
+"""Package databases and programs on a disk that is looked through, the dm-verity tree of an artifact, and kernels."""
 
 from __future__ import annotations
 
 import contextlib
+import gzip
+import lzma
 import sqlite3
 import struct
 
 import zstandard
 
+from imagetool.guest import vmlinux
 from imagetool.sbom import golang, rpm
 from imagetool.sbom.packages import stanzas
-from rootdisk.artifact.verity import Verity, decompressed, tree_size
+from rootdisk.artifact.compressed import VMLINUX_MAX_BYTES, Content, decompressed
+from rootdisk.artifact.verity import tree_size
 from rootdisk.oci.documents import Digest
 from tests.fuzz.target import Target
+from tests.support import kernels
 
 _TREE = bytes(tree_size(128))
-VERITY = Verity("0" * 64, 128, Digest.of(_TREE), len(_TREE))
+TREE = Content(Digest.of(_TREE), len(_TREE))
 
 
 def header(data: bytes) -> None:
@@ -35,7 +40,16 @@ def program(data: bytes) -> None:
 
 
 def tree(data: bytes) -> None:
-    assert sum(map(len, decompressed([data[at : at + 999] for at in range(0, len(data), 999)], VERITY))) == len(_TREE)
+    pieces = [data[at : at + 999] for at in range(0, len(data), 999)]
+    assert sum(map(len, decompressed(pieces, TREE, "tree"))) == len(_TREE)
+
+
+def bzimage(data: bytes) -> None:
+    assert len(vmlinux.extract(data)) <= VMLINUX_MAX_BYTES
+
+
+def elf(data: bytes) -> None:
+    vmlinux.check_pvh(data)
 
 
 def dpkg(data: bytes) -> None:
@@ -79,10 +93,17 @@ def a_go_program() -> bytes:
     return bytes(head) + sections + names + info
 
 
+def _kernels() -> list[bytes]:
+    elf = kernels.elf()
+    return [kernels.bzimage(pack(elf), len(elf)) for pack in (gzip.compress, lzma.compress, zstandard.compress)]
+
+
 TARGETS = {
     "dpkg-status": Target(dpkg, lambda: [b"Package: a\nVersion: 1\n x\n\nPackage: b\n"]),
     "rpm-header": Target(header, lambda: [an_rpm_header()], refuses=False),
     "rpm-database": Target(database, lambda: [an_rpm_database()]),
     "go-program": Target(program, lambda: [a_go_program()], refuses=False),
+    "bzimage": Target(bzimage, _kernels),
+    "vmlinux": Target(elf, lambda: [kernels.elf()]),
     "verity-tree": Target(tree, lambda: [zstandard.compress(_TREE)]),
 }

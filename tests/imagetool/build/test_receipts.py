@@ -22,7 +22,8 @@ from imagetool.build.receipts import (
     SourceReceipt,
 )
 from imagetool.receipts import MAX_BYTES, Damaged, Receipt, check_file, load, save, write_receipt
-from rootdisk.artifact.format import LayerInodes, Process, SlotExtent
+from rootdisk.artifact.format import Process, SlotExtent
+from rootdisk.artifact.layers import LayerInodes
 from rootdisk.errors import RootdiskError
 from rootdisk.oci.documents import Digest
 

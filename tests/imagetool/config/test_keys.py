@@ -31,6 +31,7 @@ CHANGED = {
     "max_blob": PLAIN + 'max_blob = "100m"',
     "kernel": PLAIN + 'kernel = "none"',
     "verity": PLAIN + "verity = true",
+    "vmlinux": PLAIN + "vmlinux = true",
     "boot_trace": PLAIN + 'boot_trace = "boot.trace"',
     "memory": PLAIN + 'memory = "1g"',
     "cpus": PLAIN + "cpus = 2",
@@ -61,7 +62,8 @@ def inputs(text: str, folder: Path) -> dict[str, Any]:
     (folder / "boot.trace").write_text("/etc/passwd\n")
     (image,) = images.parse(f"[image.a]\n{text}\n", folder / "images.toml")
     init = Digest.of(b"init")
-    guest = Guest(init, None if image.kernel == "none" else Digest.of(b"kernel"), init)
+    kernel = None if image.kernel == "none" else Digest.of(b"kernel")
+    guest = Guest(init, kernel, init, Digest.of(b"vmlinux") if image.vmlinux else None)
     return derivation.inputs(image, Digest.of(str(image.source).encode()), guest, {"level": "3"})
 
 

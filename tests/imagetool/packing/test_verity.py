@@ -13,7 +13,8 @@ import zstandard
 from imagetool.ext4.plan import DiskOptions, plan
 from imagetool.packing.pack import pack
 from imagetool.packing.verity import MadeTree, make_tree
-from rootdisk.artifact.verity import SALT, UUID, Verity, decompressed
+from rootdisk.artifact.compressed import decompressed
+from rootdisk.artifact.verity import SALT, UUID, Verity
 from rootdisk.errors import BadInput, DigestMismatch, RootdiskError, Unsupported
 from rootdisk.oci.documents import Digest
 from rootdisk.oci.fields import Fields
@@ -51,7 +52,7 @@ def test_the_tree_is_that_of_veritysetup(size: int, tmp_path: Path) -> None:
     folder = tmp_path / "disk"
     tree = made(folder, size)
     raw, ours, theirs = folder / "raw", folder / "ours", folder / "theirs"
-    ours.write_bytes(b"".join(decompressed([tree.blob], tree.verity)))
+    ours.write_bytes(b"".join(decompressed([tree.blob], tree.verity.tree, "tree")))
     options = (
         f"--salt={SALT.hex()}",
         f"--uuid={UUID.hex()[:8]}-{UUID.hex()[8:12]}-{UUID.hex()[12:16]}-{UUID.hex()[16:20]}-{UUID.hex()[20:]}",
@@ -83,7 +84,8 @@ def test_the_config_says_it_and_is_read_strictly(tmp_path: Path) -> None:
         ({"hash_block_size": 512}, BadInput),
         ({"root_hash": "x" * 64}, BadInput),
         ({"root_hash": verity.root_hash + " init=/bin/sh"}, BadInput),
-        ({"tree": {"digest": str(verity.tree), "size": 1 << 50}}, BadInput),
+        ({"tree": {"digest": str(verity.tree.digest), "size": 1 << 50}}, BadInput),
+        ({"tree": {"digest": str(verity.tree.digest), "size": verity.tree.size - 1}}, BadInput),
         ({"tree": None}, BadInput),
     ]
     for change, error in wrong:
@@ -95,7 +97,7 @@ def test_the_config_says_it_and_is_read_strictly(tmp_path: Path) -> None:
 
 def test_a_blob_that_holds_another_tree_is_refused(tmp_path: Path) -> None:
     tree = made(tmp_path / "disk", 16 * MIB)
-    raw = b"".join(decompressed([tree.blob], tree.verity))
+    raw = b"".join(decompressed([tree.blob], tree.verity.tree, "tree"))
     bomb = zstandard.ZstdCompressor().compress(bytes(1 << 30))
     changed = zstandard.compress(raw[:-1] + b"x")
     for blob in (
@@ -109,9 +111,9 @@ def test_a_blob_that_holds_another_tree_is_refused(tmp_path: Path) -> None:
     ):
         pieces = [blob[at : at + 70_000] for at in range(0, len(blob), 70_000)]
         with pytest.raises((DigestMismatch, BadInput)):
-            assert max(map(len, decompressed(pieces, tree.verity))) <= 1 << 20
+            assert max(map(len, decompressed(pieces, tree.verity.tree, "tree"))) <= 1 << 20
     wide = zstandard.ZstdCompressor(compression_params=zstandard.ZstdCompressionParameters(window_log=27))
     compressor = wide.compressobj()
     with pytest.raises(BadInput, match="memory"):  # a reader would need 128 MiB for it
-        list(decompressed([compressor.compress(raw) + compressor.flush()], tree.verity))
-    assert Digest.of(raw) == tree.verity.tree
+        list(decompressed([compressor.compress(raw) + compressor.flush()], tree.verity.tree, "tree"))
+    assert Digest.of(raw) == tree.verity.tree.digest
