@@ -305,6 +305,10 @@ def remove(sandbox: State | Unreadable) -> None:
             raise Busy(f"sandbox {sandbox.name} runs", f"runner rm --force {sandbox.name}") from err
         _remove(sandbox.folder)
         return
+    except Busy:
+        if os.path.lexists(sandbox.folder):
+            raise
+        return  # another process has just removed it
     try:
         _remove(sandbox.folder)
     finally:

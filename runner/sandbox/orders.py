@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from rootdisk.durable import socket_address
@@ -15,7 +15,7 @@ from rootdisk.errors import BadInput, Busy, RootdiskError
 from runner.channel import messages
 from runner.channel.messages import KILL, frame
 from runner.sandbox import directory
-from runner.sandbox.liveness import is_running, not_running, wait_end
+from runner.sandbox.liveness import not_running, wait_end
 from runner.sandbox.state import State, Unreadable
 from runner.store.store import Store
 
@@ -72,7 +72,8 @@ def end(state: State | Unreadable) -> None:
         Busy: The sandbox still runs.
     """
     with contextlib.suppress(Busy):
-        give(state, frame(KILL))
+        with _may_have_ended():
+            give(state, frame(KILL))
         wait_end(state, END_S)
         return
     _kill_keeper(state)
@@ -140,7 +141,7 @@ def _on_all(
 ) -> dict[str, RootdiskError]:
     """Give all an order, then wait for each; return the errors by name.
 
-    With `forgive`, a sandbox may end before it gets its order.
+    With `forgive`, a sandbox may end before it gets its order; `wait` then waits for the rest of its end.
     """
     failed: dict[str, RootdiskError] = {}
     for step in (order, wait):
@@ -148,7 +149,7 @@ def _on_all(
             if sandbox.name in failed:
                 continue
             try:
-                with _may_have_ended(sandbox) if forgive else contextlib.nullcontext():
+                with _may_have_ended() if forgive else contextlib.nullcontext():
                     step(sandbox)
             except RootdiskError as err:
                 failed[sandbox.name] = err
@@ -167,21 +168,20 @@ def end_all(sandboxes: Sequence[SandboxState]) -> dict[str, RootdiskError]:
     return _on_all(running, order, end)
 
 
-@contextlib.contextmanager
-def _may_have_ended(sandbox: State | Unreadable) -> Iterator[None]:
-    """Ignore the failure of an order if the sandbox has just ended by itself."""
-    try:
-        yield
-    except BadInput:
-        if is_running(sandbox):
-            raise
+def _may_have_ended() -> contextlib.suppress:
+    """Ignore the failure of an order if the sandbox has just ended, or is about to.
+
+    A keeper takes no more orders before it gives up its lock. So whoever gives an order must wait for the lock, not trust the
+    refusal.
+    """
+    return contextlib.suppress(BadInput)
 
 
 def watch_end(state: State, stack: contextlib.ExitStack) -> socket.socket | None:
     """Open a connection on which the keeper reports the end of the sandbox; None if it has ended."""
     if not state.running:
         return None
-    with _may_have_ended(state):
+    with _may_have_ended():
         sock = stack.enter_context(connect(state))
         with contextlib.suppress(ConnectionError):
             sock.sendall(messages.frame(messages.WAIT))
