@@ -182,8 +182,7 @@ OPTIONS: dict[str, dict[str, str]] = {
     },
     "exec": {
         **_PROGRAM,
-        "--detach": NOT + "runner exec NAME COMMAND &",
-        "-d": NOT + "runner exec NAME COMMAND &",
+        **dict.fromkeys(("--detach", "-d"), SAME),
         "--privileged": "-u 0",
         "--detach-keys": NOT + "close the terminal",
     },

@@ -94,6 +94,9 @@ def _boot(parser: argparse.ArgumentParser) -> None:
 
 def _exec(parser: argparse.ArgumentParser) -> None:
     _add_program_options(parser)
+    parser.add_argument(
+        "-d", "--detach", action="store_true", help="return when the command has started; drop its output"
+    )
     parser.add_argument("name", metavar="NAME", help="a running sandbox")
     parser.add_argument("program", nargs=argparse.REMAINDER, metavar="COMMAND", help="a program and its arguments")
 

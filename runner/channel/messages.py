@@ -20,21 +20,22 @@ ACCEPTED, DATA_OUT, CLOSED = 10, 11, 12  # of streams, through their lanes
 STDIN, RESIZE, SIGNAL, EXEC, ACK, STOP, CREDIT, HOLD = 16, 17, 18, 19, 20, 21, 22, 23
 RESUME, TIME = 24, 25  # to a template: what differs between sandboxes; the time, le64 seconds and le64 nanoseconds
 CONNECT, DATA_IN, CLOSE = 27, 28, 29  # of streams, through their lanes
-# To the keeper only: end the machine now; say how it ends. From the keeper only: something its user should know.
-KILL, WAIT, NOTICE = 32, 33, 34
+# To the keeper only: end the machine now; say how it ends; take another name; an EXEC whose client waits for its start only.
+# From the keeper only: something its user should know.
+KILL, WAIT, NOTICE, RENAME, EXEC_DETACHED = 32, 33, 34, 35, 36
 
 FROM_GUEST = frozenset({READY, STDOUT, STDERR, EXIT, ERROR, LOG, POWER, PAUSED, RESUMED, CREDIT})
 TO_GUEST = frozenset({STDIN, RESIZE, SIGNAL, EXEC, ACK, STOP, CREDIT, HOLD, RESUME, TIME})
 STREAMS_FROM_GUEST = frozenset({ACCEPTED, DATA_OUT, CLOSED, CREDIT})
 STREAMS_TO_GUEST = frozenset({CONNECT, DATA_IN, CLOSE, CREDIT})
 FROM_KEEPER = FROM_GUEST - {PAUSED, RESUMED} | {NOTICE}
-FROM_CLIENT = frozenset({STDIN, RESIZE, SIGNAL, EXEC, STOP, CREDIT, KILL, WAIT})
+FROM_CLIENT = frozenset({STDIN, RESIZE, SIGNAL, EXEC, STOP, CREDIT, KILL, WAIT, RENAME, EXEC_DETACHED})
 
 CHANNEL_VERSION = 3  # the newest known version; 1 has no HOLD, 2 has no POWER
 HOLD_VERSION = 2  # of guests that know HOLD
 OPTIONS_VERSION = 3  # of guests that know --tmpfs and other options
 # What READY says of a guest's init beside its version: bits of a second number.
-HAS_STREAMS = 1 << 1
+HAS_STREAMS, HAS_DETACH = 1 << 1, 1 << 2
 # Numbers of streams: those that programs of the guest open, and those of the keeper; and datagrams.
 ACCEPTED_FIRST, ACCEPTED_MAX = 0x8000, 512
 CONNECTED_FIRST, CONNECTED_MAX = 0xC000, 256

@@ -16,6 +16,7 @@ from rootdisk.text import printable
 from runner.network.audit import LOG_NAME
 from runner.sandbox import directory
 from runner.sandbox.directory import State
+from runner.sandbox.lines import pinned
 from runner.sandbox.logs import Reader
 
 FOLLOW_S = 0.1
@@ -33,6 +34,13 @@ def print_connections(
     state: State, options: argparse.Namespace, tail: int | None, since: float | None, until: float | None
 ) -> int:
     """Print a line for each connection that has ended or was refused, or all of them as JSON."""
+    with pinned(state) as state:
+        return _print(state, options, tail, since, until)
+
+
+def _print(
+    state: State, options: argparse.Namespace, tail: int | None, since: float | None, until: float | None
+) -> int:
     path = state.folder / LOG_NAME
     if not path.exists():
         raise BadInput(f"sandbox {state.name} has no record of connections", "boot it with --allow HOST")

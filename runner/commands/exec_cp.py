@@ -31,15 +31,19 @@ def exec_command(options: argparse.Namespace) -> int:
         raise BadInput("exec: no command", f"runner exec {options.name} COMMAND")
     state = _running(options.name)
     records = program_records(options)
-    records += [("stdin", b"1")] if options.interactive else []
+    is_interactive = options.interactive and not options.detach
+    records += [("stdin", b"1")] if is_interactive else []
     records += [("tty", b"1")] if options.tty else []
     request = pack(records)
     messages.check_request(request)
     with connect(state) as sock:
         session = Session(sock)
+        if options.detach:
+            session.send(messages.EXEC_DETACHED, request)
+            return session.run(stdin=None, terminal=False, on_signal=session.send_signal, ready=True)
         session.send(messages.EXEC, request)
-        stdin = 0 if options.interactive else None
-        with raw_terminal(options.tty and options.interactive):
+        stdin = 0 if is_interactive else None
+        with raw_terminal(options.tty and is_interactive):
             return session.run(stdin=stdin, terminal=options.tty, on_signal=session.send_signal, ready=True)
 
 

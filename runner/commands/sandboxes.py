@@ -14,6 +14,7 @@ from rootdisk.ids import parse_signal
 from rootdisk.text import error_text, printable
 from runner.sandbox import directory, orders
 from runner.sandbox.directory import Sandbox, State, Unreadable
+from runner.store.events import Events
 from runner.store.store import Store
 
 
@@ -53,7 +54,13 @@ def rename_command(options: argparse.Namespace) -> int:
     from runner.options.values import sandbox_name  # with much that only boot needs
 
     new = sandbox_name(options.new, "NEW")
-    Sandbox.rename(directory.find(Store.open(), options.name), new)
+    store = Store.open()
+    state = directory.find(store, options.name)
+    if state.running and new != state.name:
+        orders.rename(state, new)
+    elif not state.running:
+        Sandbox.rename(state, new)
+        Events(store.root, new).tell("renamed", before=state.name)
     write_names([new], as_json=options.json)
     return 0
 

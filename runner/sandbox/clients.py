@@ -92,6 +92,7 @@ class Session:
     def __init__(self, number: int, client: Client | None) -> None:
         self.number = number
         self.client = client  # None: disconnected, or the output goes to a log
+        self.is_detached = False  # its client waits for its start only
         self.unread = 0  # bytes of output for which no new credit was given
         self.untaken = 0  # bytes of input for which the guest has given no new credit
         self.credit = 0

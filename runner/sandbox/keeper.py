@@ -76,6 +76,7 @@ class Keeper:
         on_ready: Callable[[], None] | None = None,
         proxy: Proxy | None = None,
         feed: Feed | None = None,
+        rename: Callable[[str], Events] | None = None,
     ) -> None:
         """Prepare to serve the machine `vm`.
 
@@ -83,7 +84,7 @@ class Keeper:
         what the machine's processes write; `room` watches the host's disk; `needs` names options that need a newer init. With `is_tied`
         a detached sandbox too ends with the connection of its main client. `events` are told of what happens. `on_ready` is called once
         when the program has started. `proxy` has the connections of a guest of --allow. `feed` connects a machine whose disk is
-        not complete.
+        not complete. `rename` gives the sandbox another name.
         """
         self._vm = vm
         self._listener = listener
@@ -102,7 +103,12 @@ class Keeper:
         self.lost = ""  # the lost helper for which the sandbox was stopped
         self.has_timed_out = False
         self._router = Router(
-            output.write_frame if output else None, needs, "--allow" if proxy else "", is_tied=is_tied, events=events
+            output.write_frame if output else None,
+            needs,
+            "--allow" if proxy else "",
+            is_tied=is_tied,
+            events=events,
+            rename=rename,
         )
         self._watched = Watched()
         self._proxy = proxy

@@ -333,12 +333,25 @@ def _run(
     from runner.sandbox.room import Room
 
     sandbox = prepared.sandbox
-    spec, folder = prepared.spec, sandbox.folder
+    spec, folder = prepared.spec, _renamable(sandbox.folder)
     started = time.time()
     status, error = FAILED, ""
     keeper = vm = feed = None
     reserved = contextlib.ExitStack()
     events = prepared.events or Events(store.root, spec.name)
+
+    def rename(name: str) -> Events:
+        """Give the sandbox another name, and return its events by that name. BadInput if another sandbox has it."""
+        nonlocal events
+        before = sandbox.spec.name
+        sandbox.move(name)
+        process.retitle(f"runner: keeps {name}")
+        if feed is not None:
+            feed.path = sandbox.folder / feed.path.name
+        events = events._replace(sandbox=name)
+        events.tell("renamed", before=before)
+        return events
+
     try:
         platform = prepared.artifact.config.platform
         chosen = accelerator.choose(
@@ -346,12 +359,12 @@ def _run(
         )
         sandbox.in_use = _in_use(prepared, chosen)
         sandbox.write_state(pid=os.getpid(), started=started)
-        atomic_write(folder / _SPARE, bytes(_SPARE_BYTES), 0o600, durable=False)
+        atomic_write(sandbox.folder / _SPARE, bytes(_SPARE_BYTES), 0o600, durable=False)
         user = reserved.enter_context(process.unprivileged(store.root / "locks"))
         if prepared.served is not None:
             from runner.sandbox.feed import Feed
 
-            feed = Feed(store, prepared.served, folder)
+            feed = Feed(store, prepared.served, sandbox.folder)
         while True:
             debug(f"accelerator {chosen.name}: {chosen.reason}")
             vm, make_template = start_machine(prepared, store, chosen.name, counter, user, feed)
@@ -366,12 +379,13 @@ def _run(
                 timeout_s=spec.timeout_s,
                 silent_s=None if chosen.known else SILENT_S,
                 logs={out: Log(folder / name, MACHINE_LOG_BYTES) for name, out in vm.talk.items()},
-                room=Room(folder, spec.memory_mib << 20, Limits.of_environment()),
+                room=Room(sandbox.folder, spec.memory_mib << 20, Limits.of_environment()),
                 needs=prepared.needs,
                 is_tied=prepared.is_tied,
                 on_ready=make_template,
                 events=events,
-                proxy=_open_proxy(prepared) if spec.allow else None,
+                rename=rename,
+                proxy=_open_proxy(prepared, folder) if spec.allow else None,
                 feed=feed,
             )
             events.tell("started", start=sandbox.in_use.get("start", "cold"), accelerator=chosen.name)
@@ -414,7 +428,7 @@ def _run(
     if spec.keep:
         for name in ("control", _SPARE):
             with contextlib.suppress(OSError):
-                os.unlink(folder / name)
+                os.unlink(sandbox.folder / name)
         try:
             sandbox.write_state(started=started, status=status, error=error)
         except OSError as err:  # `ps` then lists it as cut off
@@ -432,10 +446,15 @@ def _run(
         client.sendall(messages.frame(messages.ERROR, error.encode()))
 
 
-def _open_proxy(prepared: PreparedSandbox) -> Proxy:
+def _renamable(folder: Path) -> Path:
+    """Return a name for the sandbox's directory that stays right in this process if the sandbox is renamed."""
+    return Path(f"/proc/self/fd/{os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)}")
+
+
+def _open_proxy(prepared: PreparedSandbox, folder: Path) -> Proxy:
     from runner.sandbox.egress import open_proxy  # no other sandbox needs it
 
-    return open_proxy(prepared.spec, prepared.sandbox.folder, prepared.hosts)
+    return open_proxy(prepared.spec, folder, prepared.hosts)
 
 
 def _in_use(prepared: PreparedSandbox, chosen: accelerator.Accelerator) -> dict[str, str]:

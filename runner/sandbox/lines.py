@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 from rootdisk.errors import BadInput
@@ -42,6 +45,23 @@ def open_log(state: State, *, console: bool = False) -> Reader:
     return Reader(path)
 
 
+@contextlib.contextmanager
+def pinned(state: State) -> Iterator[State]:
+    """Yield the state with a folder that stays the same one if the sandbox is renamed.
+
+    Raises:
+        BadInput: It has just been removed or renamed.
+    """
+    try:
+        folder = os.open(state.folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as err:
+        raise BadInput(f"no sandbox {state.name!r}", "see runner ps -a") from err
+    try:
+        yield state._replace(folder=Path(f"/proc/self/fd/{folder}"))
+    finally:
+        os.close(folder)
+
+
 def batches(
     state: State,
     *,
@@ -59,15 +79,16 @@ def batches(
     Raises:
         BadInput: There is no log, or it has no times.
     """
-    reader = open_log(state, console=console)
-    is_first = True
-    while True:
-        may_grow = is_running(state)
-        found: Iterable[Piece] = within(pieces(reader, framed=not console), since, until)
-        if is_first and (tail is not None or joined):
-            found = last_lines(found, tail)
-        is_first = False
-        yield found, may_grow and (until is None or time.time() <= until)
+    with pinned(state) as state:
+        reader = open_log(state, console=console)
+        is_first = True
+        while True:
+            may_grow = is_running(state)
+            found: Iterable[Piece] = within(pieces(reader, framed=not console), since, until)
+            if is_first and (tail is not None or joined):
+                found = last_lines(found, tail)
+            is_first = False
+            yield found, may_grow and (until is None or time.time() <= until)
 
 
 def pieces(reader: Reader, *, framed: bool) -> Iterator[Piece]:

@@ -139,7 +139,7 @@ class Reader:
                 length, kind, high, low = HEADER.unpack_from(self._rest, at)
                 if length > PAYLOAD_MAX:  # not written by us; waiting for its end would fill the memory
                     raise RootdiskError(
-                        f"{printable(self.path)} is damaged", "the console is separate: runner logs --console"
+                        f"{printable(self.path.name)} is damaged", "the console is separate: runner logs --console"
                     )
                 end = at + HEADER.size + length
                 if end > len(self._rest):

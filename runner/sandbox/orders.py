@@ -16,6 +16,7 @@ from runner.channel import messages
 from runner.channel.messages import KILL, frame
 from runner.sandbox import directory
 from runner.sandbox.liveness import not_running, wait_end
+from runner.sandbox.router import VIOLATED
 from runner.sandbox.state import State, Unreadable
 from runner.store.store import Store
 
@@ -63,6 +64,30 @@ def give(state: State | Unreadable, order: bytes) -> None:
             sock.sendall(order)
         except ConnectionError as err:
             raise not_running(state) from err
+
+
+def rename(state: State, name: str) -> None:
+    """Have the keeper of a running sandbox give it another name.
+
+    Raises:
+        RootdiskError: It does not; another sandbox may have that name.
+    """
+    with connect(state) as sock, contextlib.suppress(ConnectionError):
+        sock.sendall(frame(messages.RENAME, name.encode()))
+        decoder = messages.Decoder()
+        while data := sock.recv(4096):
+            for kind, _, payload in decoder.feed(data):
+                text = payload.decode(errors="replace")
+                if kind == messages.EXIT:
+                    return
+                if kind == messages.ERROR and text == VIOLATED:
+                    hint = f"runner stop {state.name}, then rename it"
+                    raise BadInput(
+                        f"sandbox {state.name} is kept by an older runner, which renames stopped ones only", hint
+                    )
+                if kind == messages.ERROR:
+                    raise BadInput(text)
+    raise not_running(state)
 
 
 def end(state: State | Unreadable) -> None:

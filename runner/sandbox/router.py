@@ -19,6 +19,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from rootdisk.errors import RootdiskError
+from rootdisk.records import pack
 from rootdisk.system.debug import debug
 from rootdisk.text import printable
 from runner.channel import messages
@@ -46,6 +48,7 @@ _SIGHUP = 1
 FULL = f"{CLIENTS_MAX} clients are connected to this sandbox, which is the limit"
 TOO_MANY = f"{SESSIONS_MAX} commands run in this sandbox, which is the limit"
 TOO_MUCH = "the guest has sent more than allowed"
+VIOLATED = "the client has violated the protocol"
 
 
 class Router:
@@ -59,6 +62,7 @@ class Router:
         *,
         is_tied: bool = False,
         events: Events | None = None,
+        rename: Callable[[str], Events] | None = None,
     ) -> None:
         """Prepare for a guest that has not connected yet.
 
@@ -68,6 +72,7 @@ class Router:
             needs_streams: Names options for which the guest has to know streams.
             is_tied: The sandbox ends with its main client, even if that does not get the output.
             events: Are told of the start of the program and of commands.
+            rename: Gives the sandbox another name, and returns its events by that name. RootdiskError if it cannot.
         """
         self.status: int | None = None  # exit status of the program
         self.error: GuestError | None = None  # why the sandbox failed
@@ -77,6 +82,7 @@ class Router:
         self._stop_s: int | None = None  # for `take_stop`
         self._write_output = write_output
         self._events = events
+        self._rename = rename
         self._ends_with_main = is_tied or write_output is None
         self._decoder = Decoder(messages.FROM_GUEST, PAYLOAD_MAX)
         self._out = bytearray()
@@ -84,6 +90,7 @@ class Router:
         self._hold: bool | None = None  # pending for the guest
         self._needs = needs
         self._needs_streams = needs_streams
+        self._features = 0  # bits of what else the guest knows
         self._version = 0  # channel version of the guest; 0 until READY
         self._logs_left = LOGS_MAX
         self.clients: dict[Client, None] = {}
@@ -165,7 +172,7 @@ class Router:
     def _listen(self, client: Client) -> None:
         """Process the frames of a client while the queue to the guest is short enough."""
         while not client.leaves and (kind := client.decoder.next_kind()) is not None:
-            if kind in (messages.STDIN, messages.EXEC) and len(self._out) >= ROOM:
+            if kind in (messages.STDIN, messages.EXEC, messages.EXEC_DETACHED) and len(self._out) >= ROOM:
                 self._blocked[client] = None
                 return
             decoded = client.decoder.take()
@@ -184,9 +191,13 @@ class Router:
             (session or self._main_session).signal(messages.number(payload))
         elif kind == messages.EXEC and session is None and client is not self.main:
             self._execute(client, payload)
+        elif kind == messages.EXEC_DETACHED and session is None and client is not self.main:
+            self._execute_detached(client, payload)
         elif kind == messages.STDIN and session is not None and session.untaken + len(payload) <= WINDOW:
             session.untaken += len(payload)
             self._out += frame(kind, payload, session.number)
+        elif kind == messages.RENAME and session is None and client is not self.main and self._rename is not None:
+            self._take_name(client, payload, self._rename)
         elif kind == messages.CREDIT and session is not None and is_number(payload):
             session.grant(messages.number(payload))
         elif kind == messages.CREDIT and client is self.main:
@@ -194,7 +205,7 @@ class Router:
         elif kind == messages.RESIZE and session is not None and is_number(payload):
             session.size = payload
         else:
-            self._refuse(client, "the client has violated the protocol")
+            self._refuse(client, VIOLATED)
 
     def _has_place(self, client: Client) -> bool:
         taken = sum(not other.is_visitor for other in self.clients)
@@ -203,6 +214,16 @@ class Router:
             return False
         client.is_visitor = False
         return True
+
+    def _execute_detached(self, client: Client, request: bytes) -> None:
+        if self._features & messages.HAS_DETACH:
+            self._execute(client, request + pack([("detach", b"1")]))
+            if client.session is not None:
+                client.session.is_detached = True
+        else:
+            self._refuse(
+                client, "this sandbox's init knows no exec --detach: leave it out, or build the artifact again"
+            )
 
     def _execute(self, client: Client, request: bytes) -> None:
         if not self._has_place(client):
@@ -220,6 +241,18 @@ class Router:
         self._out += frame(messages.EXEC, request, number)
         if self._events is not None:
             self._events.tell("exec", session=number)
+
+    def _take_name(self, client: Client, payload: bytes, rename: Callable[[str], Events]) -> None:
+        """Rename the sandbox for a client, which gets EXIT or the reason why not."""
+        if not self._is_ready or self._stop_s is not None or self._owed_stop is not None or self.is_over:
+            self._refuse(client, "its program is just starting or ending: try again")
+            return
+        try:
+            self._events = rename(payload.decode())
+        except (RootdiskError, UnicodeDecodeError) as err:
+            self._refuse(client, str(err))
+            return
+        client.leave(frame_number(messages.EXIT, 0))
 
     def _refuse(self, client: Client, why: str) -> None:
         """Disconnect a client with an error, and end its session."""
@@ -337,6 +370,8 @@ class Router:
             self._powered(messages.number(payload))
         elif kind == messages.READY and session is self._main_session:
             self._started(payload)
+        elif kind == messages.READY and session.is_detached:
+            self._detached(session)
         else:
             self._broke_rules(session, messages.broken_rules())
 
@@ -361,7 +396,8 @@ class Router:
         self._is_ready = True
         version, features = payload[:4], payload[4:8]
         self._version = messages.number(version) if is_number(version) else 1
-        has_streams = is_number(features) and bool(messages.number(features) & messages.HAS_STREAMS)
+        self._features = messages.number(features) if is_number(features) else 0
+        has_streams = bool(self._features & messages.HAS_STREAMS)
         error = messages.incompatible(self._version, self._needs)
         if error is None and self._needs_streams and not has_streams:
             error = messages.too_old(self._needs_streams)
@@ -374,6 +410,14 @@ class Router:
             self.main.put(messages.READY, version)
             if not self._ends_with_main:
                 self.main.leave()
+
+    def _detached(self, session: Session) -> None:
+        """Let the client of a detached command go: its program has started, and nobody wants its output."""
+        client, session.client = session.client, None
+        session.grant(session.unread)
+        if client is not None:
+            client.session = None
+            client.leave(frame_number(messages.EXIT, 0))
 
     def power(self, how: int) -> None:
         """End the sandbox: its kernel says that a program has powered it off, halted or rebooted it."""

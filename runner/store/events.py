@@ -14,6 +14,7 @@
 | ready      |                                      | the program has started |
 | exec       | session                              | a command was started in the sandbox |
 | exec-ended | session, status                      | it has ended |
+| renamed    | before                               | it has another name than before |
 | ended      | status, error                        | the sandbox has ended |
 
 No event has words of a command, variables or output in it. An event that cannot be written, because the disk is full, is lost:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 
 from tests.support.commands import Runner
+from tests.support.sandboxes import command
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.vm
@@ -37,7 +39,11 @@ def test_a_life(demo: str, runner: Runner, tmp_path: Path) -> None:
     assert len(lines) == 2
     assert all(re.match(r"[0-9-]{10}T[0-9:.]{12}Z (two|three)$", line) for line in lines)
     assert runner("logs", "--since", "1h", "habits").stdout == "one\nthree\n"
-    assert "sandbox habits runs" in runner("rename", "habits", "other").stderr
+    renamed_while_it_runs(runner)
+    assert runner("exec", "-d", "habits", "sh", "-c", "echo dropped; echo made > /sandbox/later").stdout == ""
+    until(lambda: runner("exec", "habits", "cat", "/sandbox/later").stdout == "made\n")
+    done = runner("exec", "-d", "habits", "/nosuch")
+    assert (done.returncode, "No such file" in done.stderr) == (127, True)
     until(lambda: runner("exec", "habits", "cat", "/sandbox/out").stdout == "out\n")
     assert runner("stop", "-t", "1", "habits").stdout == "habits\n"
     before = inspected(runner)
@@ -54,6 +60,26 @@ def test_a_life(demo: str, runner: Runner, tmp_path: Path) -> None:
     until(lambda: "put in" in runner("logs", "--tail", "1", "other").stdout)
     assert "needs" in runner("rmi", demo).stderr
     assert runner("rm", "-f", "other").returncode == 0
+
+
+def renamed_while_it_runs(runner: Runner) -> None:
+    """To another name and back: whoever follows its log goes on, its files and events have the new name, two are not one."""
+    with command(runner, "logs", "-f", "habits") as follower:
+        assert runner("rename", "habits", "moved").stdout == "moved\n"
+        assert "no sandbox 'habits'" in runner("exec", "habits", "true").stderr
+        assert runner("exec", "moved", "sh", "-c", "echo $0", "a").stdout == "a\n"
+        assert runner("rename", "moved", "moved").stdout == "moved\n"
+        (runner.store / "sandboxes/taken/x").mkdir(parents=True)
+        assert "already a sandbox taken" in runner("rename", "moved", "taken").stderr
+        assert json.loads(runner("inspect", "moved").stdout)["running"] is True
+        assert runner("rename", "moved", "habits").stdout == "habits\n"
+        assert follower.poll() is None
+        follower.terminate()
+    shutil.rmtree(runner.store / "sandboxes/taken")
+    events = [json.loads(line) for line in (runner.store / "events").read_text().splitlines()]
+    renamed = [(row["before"], row["sandbox"]) for row in events if row["event"] == "renamed"]
+    assert renamed == [("habits", "moved"), ("moved", "habits")]
+    assert [row["sandbox"] for row in events if row["event"] == "exec"][-1] == "moved"
 
 
 @pytest.mark.parametrize(

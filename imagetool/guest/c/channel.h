@@ -20,7 +20,7 @@ enum message { MESSAGES(AS_ENUMERATOR) };
 enum { VERSION = 3, HEADER = 8, WINDOW = 256 << 10, FRAME_MAX = 256 << 10, SESSIONS = 256 };
 
 /* What READY says of this init beside its version: bits of a second number. */
-enum feature { HAS_STREAMS = 1 << 1 };
+enum feature { HAS_STREAMS = 1 << 1, HAS_DETACH = 1 << 2 };
 
 /* Numbers of streams: those that programs of the guest have opened, and those of the runner; and datagrams. */
 enum { ACCEPTED_FIRST = 0x8000, ACCEPTED_MOST = 512, CONNECTED_FIRST = 0xC000, CONNECTED_MOST = 256, DATAGRAMS = 0xFFFF };
@@ -33,7 +33,7 @@ struct frame { int type, session; char *data; uint32_t length; };
 struct session {
     int used, id, pid, fds[3], exited, status, tty, is_first;
     enum power power;
-    int starts;                /* it has become the program; known of session 0 only */
+    int starts;                /* it has become the program; known of session 0, and of those that nobody waits for */
     int silent;                /* the runner has been told that it failed: nothing more of it */
     uint32_t credit;           /* bytes of output the runner still takes */
     char *input;               /* WINDOW bytes, waiting to be written to the program */

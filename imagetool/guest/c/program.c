@@ -180,6 +180,7 @@ int exec_program(struct program *program, const struct program *base, const stru
     program->term = value ? value : "xterm";
     program->tty = find_record(records, "tty") != NULL;
     program->input = find_record(records, "stdin") != NULL;
+    program->is_detached = find_record(records, "detach") != NULL;
     program->is_first = 0;
     return 0;
 }

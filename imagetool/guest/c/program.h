@@ -16,6 +16,7 @@ struct program {
     struct list argv, env;   /* env: what image, build, slot and exec say; the defaults are added when it starts */
     const char *user, *workdir, *term;
     int tty, input;
+    int is_detached;         /* an EXEC of which only the start is of interest */
     int is_first;            /* it is process 1 of a PID namespace of its own */
     int makes_workdir;       /* if it is missing; else that is an error, as of docker exec -w */
     int stop_signal;

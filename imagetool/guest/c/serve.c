@@ -26,6 +26,8 @@ static void execute(struct channel *channel, const struct frame *frame, const st
     }
     if (failed)
         send_frame(channel, ERROR, frame->session, why.text, strlen(why.text));
+    else if (program.is_detached && find_session(channel, frame->session)->starts)
+        send_frame(channel, READY, frame->session, NULL, 0);
     forget_program(&program);
     free(copy);
 }
@@ -130,7 +132,7 @@ int serve(struct channel *channel, const struct program *program, struct why *wh
     if (start_session(channel, 0, program, why))
         return explain(why, "cannot start %.200s: %s", program->argv.items[0], strdupa(why->text));
     if (find_session(channel, 0)->starts) /* else its message and exit status say why not */
-        send_frame(channel, READY, 0, (uint32_t[]){VERSION, HAS_STREAMS}, 2 * sizeof(uint32_t));
+        send_frame(channel, READY, 0, (uint32_t[]){VERSION, HAS_STREAMS | HAS_DETACH}, 2 * sizeof(uint32_t));
     handle_all(channel, program); /* what came with the last orders of a template */
     for (;;) {
         collect(channel, signals, &waits);

@@ -34,7 +34,7 @@ int start_session(struct channel *channel, int id, const struct program *program
     if (!input)
         return explain(why, "no memory");
     *session = (struct session){.used = 1, .id = id, .credit = WINDOW, .tty = program->tty, .is_first = program->is_first, .input = input};
-    session->pid = spawn(program, channel->fd >= 0 || channel->is_console, session->fds, id ? NULL : &session->starts, why);
+    session->pid = spawn(program, channel->fd >= 0 || channel->is_console, session->fds, id && !program->is_detached ? NULL : &session->starts, why);
     if (session->pid < 0) {
         free(input);
         session->input = NULL;

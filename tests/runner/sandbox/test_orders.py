@@ -63,7 +63,12 @@ def test_two_remove_one_sandbox(tmp_path: Path) -> None:
     folder.mkdir()
     lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT)
     fcntl.flock(lock, fcntl.LOCK_EX)
-    thread = threading.Timer(0.2, lambda: (folder.rename(tmp_path / ".new-1"), os.close(lock)))
+
+    def end() -> None:
+        folder.rename(tmp_path / ".new-1")
+        os.close(lock)
+
+    thread = threading.Timer(0.2, end)
     thread.start()
     directory.remove(Unreadable(folder, "", False))
     thread.join()

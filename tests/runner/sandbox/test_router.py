@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import struct
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from rootdisk.errors import BadInput
 from runner.channel import messages
 from runner.channel.messages import HEADER, PAYLOAD_MAX, REQUEST_MAX, WINDOW, Decoder, frame, frame_number
 from runner.sandbox.clients import Client
 from runner.sandbox.router import CLIENTS_MAX, FULL, LOGS_MAX, SESSIONS_MAX, VISITORS_MAX, Router
+from runner.store.events import Events
 
 LIMIT_A_CLIENT, LIMIT = 2 * WINDOW, 1 << 20
 
@@ -572,3 +576,74 @@ def test_a_guest_that_knows_no_streams_is_refused() -> None:
         router = Router(None)
         router.from_guest(frame(messages.READY, payload))
         assert router.error is None
+
+
+def test_a_detached_command() -> None:
+    """Its client gets EXIT when it has started, its output goes nowhere, and it is not told to hang up."""
+    router = Router(lambda *_: None)
+    guest = Guest(router)
+    guest.say(frame(messages.READY, struct.pack("<II", 3, messages.HAS_DETACH)))
+    client, other = router.join(), router.join()
+    router.from_client(client, frame(messages.EXEC_DETACHED, b"cmd=a\0"))
+    router.from_client(other, frame(messages.EXEC, b"cmd=b\0"))
+    guest.listen(1 << 20)
+    assert guest.requests == {1: b"cmd=a\0detach=1\0", 2: b"cmd=b\0"}
+    guest.say(frame(messages.READY, b"", 1))
+    assert said(router, client) == [(messages.EXIT, bytes(4))]
+    assert router.is_done(client)
+    router.leave(client)
+    guest.say(frame(messages.STDOUT, bytes(WINDOW), 1))
+    guest.listen(1 << 20)
+    assert guest.credit[1] == 2 * WINDOW
+    assert guest.signals[1] == []
+    guest.say(frame(messages.READY, b"", 2))  # of a command that is not detached
+    assert [kind for kind, _ in said(router, other)] == [messages.ERROR]
+
+
+@pytest.mark.parametrize("reply", [(messages.STDERR, b"cannot run a"), (messages.EXIT, struct.pack("<I", 127))])
+def test_a_detached_command_that_cannot_start(reply: tuple[int, bytes]) -> None:
+    router = Router(lambda *_: None)
+    guest = Guest(router)
+    guest.say(frame(messages.READY, struct.pack("<II", 3, messages.HAS_DETACH)))
+    client = router.join()
+    router.from_client(client, frame(messages.EXEC_DETACHED, b"cmd=a\0"))
+    guest.say(frame(*reply, 1))
+    assert said(router, client) == [reply]
+
+
+def test_an_older_init_knows_no_detached_commands() -> None:
+    router = Router(lambda *_: None)
+    Guest(router).say(frame(messages.READY, struct.pack("<II", 3, messages.HAS_STREAMS)))
+    client = router.join()
+    router.from_client(client, frame(messages.EXEC_DETACHED, b"cmd=a\0"))
+    ((kind, why),) = said(router, client)
+    assert kind == messages.ERROR
+    assert b"knows no exec --detach" in why
+
+
+def test_a_rename(tmp_path: Path) -> None:
+    """Only while its program runs; refused without harm if the name is taken; events follow."""
+
+    def rename(name: str) -> Events:
+        if name == "taken":
+            raise BadInput("there is already a sandbox taken", "choose another")
+        return Events(tmp_path, name)
+
+    router = Router(lambda *_: None, events=Events(tmp_path, "before"), rename=rename)
+
+    def ask(payload: bytes) -> tuple[int, bytes]:
+        client = router.join()
+        router.from_client(client, frame(messages.RENAME, payload))
+        (answer,) = said(router, client)
+        return answer
+
+    assert ask(b"new") == (messages.ERROR, b"its program is just starting or ending: try again")
+    Guest(router).say(frame_number(messages.READY, 3))
+    assert ask(b"taken")[1] == b"there is already a sandbox taken: choose another"
+    assert ask(b"\xff")[0] == messages.ERROR
+    assert ask(b"new") == (messages.EXIT, bytes(4))
+    router.from_client(router.join(), frame(messages.EXEC, b"cmd=b\0"))
+    rows = [json.loads(line) for line in (tmp_path / "events").read_text().splitlines()]
+    assert [(row["event"], row["sandbox"]) for row in rows] == [("ready", "before"), ("exec", "new")]
+    router.stop(10)
+    assert ask(b"late")[0] == messages.ERROR
