@@ -22,6 +22,26 @@ TEMPORARY = frozenset({408, 425, 429, 500, 502, 503, 504})
 ERROR_MAX_BYTES = 16 << 10
 
 
+# A request below /v2/ names a repository, and perhaps one artifact of it; distribution-spec, "Endpoints".
+_NAMED = re.compile(r"/v2/(.+?)/(?:manifests/(.+)|blobs/.*|tags/list|referrers/.*)")
+
+
+def artifact_of(url: str) -> str:
+    """Return what a request is about, as users write it: HOST/NAME:TAG, HOST/NAME, or the host alone."""
+    host, slash, path = redact(url).partition("/")
+    host = "docker.io" if host == "registry-1.docker.io" else host
+    match = _NAMED.fullmatch(slash + path)
+    if match is None:
+        return host
+    reference = f"{'@' if ':' in match[2] else ':'}{match[2]}" if match[2] else ""
+    return f"{host}/{match[1]}{reference}"
+
+
+def told(method: str, url: str, reason: str) -> str:
+    """Return an error's message: what it is about and why, then the request for those who look closer."""
+    return f"{artifact_of(url)}: {reason} ({method} {redact(url)})"
+
+
 class TryLater(RegistryError):
     """A temporary error for which the server named a time to wait, `after_s` seconds."""
 
@@ -46,7 +66,7 @@ def read_bounded(response: requests.Response, max_bytes: int) -> bytes:
     while piece := pace.read(64 << 10):
         body += piece
         if len(body) > max_bytes:
-            raise RegistryError(f"GET {redact(url)}: more than the {max_bytes} bytes allowed")
+            raise RegistryError(told("GET", url, f"more than the {max_bytes} bytes allowed"))
     return bytes(body)
 
 
@@ -78,32 +98,36 @@ class Pace:
         self._count += len(piece)
         if self._waited >= self._window_s:
             if self._count < self.MIN_BYTES:
-                raise RegistryError(
-                    f"GET {redact(url)}: only {self._count} bytes in {self._waited:.0f} s", temporary=True
-                )
+                reason = f"only {self._count} bytes in {self._waited:.0f} s"
+                raise RegistryError(told("GET", url, reason), temporary=True)
             self._waited, self._count = 0.0, 0
         return piece
 
 
 def network_error(method: str, url: str, err: Exception) -> RegistryError:
     """Return the error for a failure below HTTP. The texts of urllib3 are not used: they contain query strings."""
-    text, what = str(err), f"{method} {redact(url)}"
+    text = str(err)
+
+    def because(reason: str) -> str:
+        """Return the message with this reason."""
+        return told(method, url, reason)
+
     if "CERTIFICATE_VERIFY_FAILED" in text:
         match = re.search(r"certificate verify failed: ([^(]{1,120})", text)
         return RegistryError(
-            f"{what}: its certificate is not trusted ({match[1].strip() if match else 'TLS'})",
+            because(f"its certificate is not trusted: {match[1].strip() if match else 'TLS'}"),
             "if it is your own registry, name its CA certificate: --ca-file",
         )
     if isinstance(err, requests.exceptions.SSLError):
         if "WRONG_VERSION_NUMBER" in text or "record layer failure" in text.lower():
-            return RegistryError(f"{what}: the server does not use TLS", "if you trust this network, use --plain-http")
-        return RegistryError(f"{what}: TLS failed", temporary="EOF" in text or "reset" in text.lower())
+            return RegistryError(because("the server does not use TLS"), "if you trust this network, use --plain-http")
+        return RegistryError(because("TLS failed"), temporary="EOF" in text or "reset" in text.lower())
     if isinstance(err, requests.exceptions.ProxyError):
-        return Unreachable(f"{what}: the proxy does not answer", "check HTTPS_PROXY", temporary=True)
+        return Unreachable(because("the proxy does not answer"), "check HTTPS_PROXY", temporary=True)
     if isinstance(err, requests.exceptions.ConnectTimeout):
-        return Unreachable(f"{what}: connection timed out", "check the name of the registry", temporary=True)
+        return Unreachable(because("connection timed out"), "check the name of the registry", temporary=True)
     if isinstance(err, requests.exceptions.InvalidURL | requests.exceptions.InvalidSchema):
-        return RegistryError(f"{what}: the URL is not supported")
+        return RegistryError(because("the URL is not supported"))
     for mark, reason in (
         ("NameResolutionError", "cannot resolve the host name"),
         ("Connection refused", "connection refused"),
@@ -111,9 +135,9 @@ def network_error(method: str, url: str, err: Exception) -> RegistryError:
         ("Network is unreachable", "the network is unreachable"),
     ):
         if mark in text or mark in repr(err):
-            return Unreachable(f"{what}: {reason}", "check the name of the registry and your network", temporary=True)
+            return Unreachable(because(reason), "check the name of the registry and your network", temporary=True)
     reason = "no answer in time" if "timed out" in text.lower() else "the connection was closed"
-    return RegistryError(f"{what}: {reason}", temporary=True)
+    return RegistryError(because(reason), temporary=True)
 
 
 def status_error(method: str, response: requests.Response, what: str, hint: str = "") -> RegistryError:
@@ -126,7 +150,8 @@ def status_error(method: str, response: requests.Response, what: str, hint: str 
         text = printable(text)
     except (RootdiskError, AttributeError, TypeError, KeyError):
         pass  # without a text the status says enough
-    message = f"{what}: {method} /{redact(str(response.url)).partition('/')[2]}: {status} {text or printable(response.reason or '')}".rstrip()
+    said = f"{status} {text or printable(response.reason or '')}".rstrip()
+    message = f"{what}: {said} ({method} {redact(str(response.url))})"
     if not hint and status in (401, 403):
         hint = "log in to the registry, and check the rights of the account"
     if not hint and status == 404:

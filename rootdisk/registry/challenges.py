@@ -17,7 +17,7 @@ import requests
 from rootdisk.errors import BadInput, RegistryError
 from rootdisk.oci.documents import parse_json
 from rootdisk.oci.repository import RegistryOptions
-from rootdisk.registry.answers import read_bounded, status_error
+from rootdisk.registry.answers import read_bounded, status_error, told
 from rootdisk.registry.credentials import Credentials, find_credentials
 from rootdisk.registry.http import Session
 from rootdisk.text import printable
@@ -57,7 +57,7 @@ class Auth:
         if url.origin != self._session.origin:
             original.close()
             # An expired presigned URL. The registry returns a new one for another request.
-            raise RegistryError(f"{method} {url.shown}: {status}, after a redirect", temporary=True, status=status)
+            raise RegistryError(told(method, str(url), f"{status}, after a redirect"), temporary=True, status=status)
         if status == 403:
             with original:
                 raise status_error(method, original, f"{self._registry}/{self._repository}", self.hint)

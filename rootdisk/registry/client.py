@@ -24,7 +24,7 @@ import urllib3
 from rootdisk.errors import RegistryError
 from rootdisk.oci.reference import DOCKER_HUB
 from rootdisk.oci.repository import RegistryOptions
-from rootdisk.registry.answers import TryLater, Unreachable, network_error, read_bounded, status_error
+from rootdisk.registry.answers import TryLater, Unreachable, artifact_of, network_error, read_bounded, status_error
 from rootdisk.registry.challenges import Auth
 from rootdisk.registry.http import Session
 from rootdisk.urls import Url, parse_url
@@ -128,7 +128,7 @@ class RegistryClient:
             return response
         with response:
             raise status_error(
-                method, response, self.name, self.auth.hint if response.status_code in (401, 403) else ""
+                method, response, artifact_of(url), self.auth.hint if response.status_code in (401, 403) else ""
             )
 
     def _exchange(self, method: str, url: str, headers: dict[str, str], data: Any) -> requests.Response:

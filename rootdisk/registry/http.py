@@ -15,6 +15,7 @@ import urllib3
 from rootdisk import __version__
 from rootdisk.errors import BadInput, RegistryError
 from rootdisk.oci.repository import RegistryOptions
+from rootdisk.registry.answers import told
 from rootdisk.registry.deadlines import Watch
 from rootdisk.registry.proxies import proxy_for
 from rootdisk.urls import Url, parse_url
@@ -75,12 +76,12 @@ class Session(requests.Session):
                 return response
             response.close()
             if method not in ("GET", "HEAD") and response.status_code not in (307, 308):
-                raise RegistryError(f"{method} {place.shown}: redirect {response.status_code} is not allowed here")
+                raise RegistryError(told(method, str(place), f"redirect {response.status_code} is not allowed here"))
             try:
                 place = place.join(location)
             except RegistryError as err:
-                raise RegistryError(f"{method} {place.shown}: redirect to {err.message}") from None
-        raise RegistryError(f"{method} {place.shown}: more than {MAX_REDIRECTS} redirects")
+                raise RegistryError(told(method, str(place), f"redirect to {err.message}")) from None
+        raise RegistryError(told(method, str(place), f"more than {MAX_REDIRECTS} redirects"))
 
     def once(self, method: str, url: Url, *, headers: Mapping[str, str], data: Any = None) -> requests.Response:
         """Send one request with exactly these headers and return the streamed response. Redirects are not followed.
@@ -89,7 +90,7 @@ class Session(requests.Session):
             RegistryError: The URL is not https, or its host is refused.
         """
         if url.scheme != "https" and not self._plain_http:
-            raise RegistryError(f"{method} {url.shown}: not https", "if you trust this network, use --plain-http")
+            raise RegistryError(told(method, str(url), "not https"), "if you trust this network, use --plain-http")
         if url.origin != self.origin:
             self.watch.reach.check_host(url.host, url.port)
         connect_s, read_s = self._timeout

@@ -203,10 +203,11 @@ def _registry(name: str, connection: RegistryOptions) -> Line:
             return Line(name, False, str(err), needed=True)
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as err:
             error = network_error("GET", str(url), err)
-            why = why or error.message.rpartition(": ")[2]
-            if "certificate" in error.message:
+            reason = error.message.partition(": ")[2].rpartition(" (")[0]  # without name and request
+            why = why or reason
+            if "certificate" in reason:
                 hint = error.hint or "give the registry's CA with --ca-file FILE"
-                return Line(name, False, f"{error.message}: {hint}", needed=True)
+                return Line(name, False, f"{reason}: {hint}", needed=True)
         finally:
             client.close()
     return Line(name, False, f"does not answer: {why}: check the name, the network and the proxy", needed=True)

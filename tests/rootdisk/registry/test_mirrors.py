@@ -243,7 +243,7 @@ def test_source_images_come_from_mirrors_too(
 def test_the_origin_s_error_is_told(world: World, proxy: FaultProxy) -> None:
     world.mirrored_by(proxy.name)
     before = threading.active_count()
-    with contextlib.closing(world.open()) as repository, pytest.raises(RegistryError, match=r"manifests/none: 404"):
+    with contextlib.closing(world.open()) as repository, pytest.raises(RegistryError, match=r"app:none: 404"):
         repository.resolve("none")
     assert threading.active_count() < before + 50
 

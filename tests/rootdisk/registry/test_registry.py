@@ -18,6 +18,7 @@ from rootdisk.oci.documents import Descriptor, Digest
 from rootdisk.oci.reference import parse_reference
 from rootdisk.oci.repository import RegistryOptions, Repository, read_blob
 from rootdisk.places import open_repository
+from rootdisk.registry import answers
 from rootdisk.registry.challenges import parse_challenges
 from rootdisk.registry.credentials import find_credentials
 from tests.support.blobs import BLOB, DATA, RAW, push
@@ -264,3 +265,21 @@ def test_importing_is_quick() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"oras", "requests", "urllib3", "jsonschema", "ssl", "imagetool"} & set(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [
+        ("https://a.test:5000/v2/team/web/manifests/1.0", "a.test:5000/team/web:1.0"),
+        ("https://a.test/v2/web/manifests/sha256:ab?token=secret", "a.test/web@sha256:ab"),
+        ("https://a.test/v2/team/web/blobs/sha256:ab", "a.test/team/web"),
+        ("https://a.test/v2/team/web/blobs/uploads/7", "a.test/team/web"),
+        ("https://registry-1.docker.io/v2/library/debian/tags/list", "docker.io/library/debian"),
+        ("https://user:pw@cdn.test/data?sig=secret", "cdn.test"),
+        ("https://a.test/v2/", "a.test"),
+    ],
+)
+def test_an_error_begins_with_what_it_is_about(url: str, name: str) -> None:
+    shown = answers.told("GET", url, "connection refused")
+    assert shown.startswith(f"{name}: connection refused (GET ")
+    assert "secret" not in shown
