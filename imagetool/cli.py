@@ -362,6 +362,16 @@ def _elsewhere(command: str, word: str) -> str:
     return ""
 
 
+def _with_run(words: list[str]) -> list[str]:
+    """Insert doit's command run before its first option, as plain doit does: `doit -n 2 build` is `doit run -n 2 build`."""
+    at = 1
+    while at < len(words) and words[at].startswith("-"):
+        if words[at].partition("=")[0] not in ("-f", "--file", "--set", "--debug", "-h", "--help", "--"):
+            return [*words[:at], "run", *words[at:]]
+        at += 2 if words[at] in ("-f", "--file", "--set") else 1
+    return words
+
+
 def _end(number: int, frame: object) -> None:
     """End by a signal as by an error: what is half made goes."""
     signal.signal(number, signal.SIG_IGN)
@@ -378,6 +388,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     settle()
     show_by(lambda text: print(f"imagetool: {error_text(text)}", file=sys.stderr, flush=True))
     words = command_first(list(sys.argv[1:] if argv is None else argv), ("--ca-file", "--platform"))
+    if words[:1] == ["doit"]:
+        words = _with_run(words)
     if words[:1] == ["help"]:
         words = [*words[1:2], "--help"]
     debug = False

@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import json
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ from imagetool.tree.remarks import counts, in_words, show
 from rootdisk.cli.rows import write_rows
 from rootdisk.durable import check_output
 from rootdisk.oci.reference import parse_reference
+from rootdisk.system.scratch import scratch
 
 
 def build_command(options: argparse.Namespace) -> int:
@@ -89,9 +89,9 @@ def disk_command(options: argparse.Namespace) -> int:
 def _new_file(path: Path) -> Iterator[Path]:
     """Yield the name for a new file, which becomes `path` at the end; errors name `path`."""
     try:
-        with tempfile.TemporaryDirectory(prefix=".disk-", dir=path.absolute().parent) as folder:
-            yield Path(folder, "disk")
-            Path(folder, "disk").replace(path)
+        with scratch(path.absolute().parent, ".disk-") as folder:
+            yield folder / "disk"
+            (folder / "disk").replace(path)
     except OSError as err:
         if Path(err.filename or "").is_relative_to(path.absolute().parent):
             err.filename, err.filename2 = str(path), None

@@ -153,23 +153,22 @@ def explain_command(options: argparse.Namespace) -> int:
 
 def trace_command(options: argparse.Namespace) -> int:
     """Record which files a boot reads, in order."""
-    import tempfile
-
     from imagetool.look.map import survey
     from imagetool.look.trace import paths_read, record, text_of
     from rootdisk.durable import atomic_write, check_output
+    from rootdisk.system.scratch import scratch
 
     if options.output is not None:
         check_output(options.output)
     looked_at = option_values.looked_at(options)
-    with tempfile.TemporaryDirectory(prefix="trace-", dir=option_values.user_cache()) as work:
+    with scratch(option_values.user_cache(), "trace-") as work:
         reads = options.reads
         if reads is None:
             plain = ["--plain-http"] if options.plain_http else []
             ca_file = ["--ca-file", str(options.ca_file)] if options.ca_file else []
             platform = ["--platform", options.platform] if options.platform else []
             words = [*plain, *ca_file, *platform, options.what]
-            reads = record([sys.executable, "-m", "runner", "boot", *words], Path(work), options.seconds)
+            reads = record([sys.executable, "-m", "runner", "boot", *words], work, options.seconds)
         with survey.opened(options.what, *looked_at) as disk:
             reader = disk.contents.reader
             paths = paths_read(reader, survey.read_trace(reads, reader.blocks * reader.block_size))

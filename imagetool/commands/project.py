@@ -56,6 +56,8 @@ def doit_command(options: argparse.Namespace) -> int:
     from imagetool.config.images import file_named
     from imagetool.tasks.command import Main
 
+    if "" in options.arguments:  # doit looks at the first character of each
+        raise BadInput("doit: a word is empty", "is a variable of the shell not set?")
     os.environ.update(option_values.pairs(options.set, "--set", "NAME=VALUE"))
     if options.file is not None:
         os.environ["ROOTDISK_IMAGES"] = str(options.file.absolute())

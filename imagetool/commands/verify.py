@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
 from imagetool.commands import options as option_values
 from imagetool.progress import reported
 from rootdisk.cli.rows import write_rows
 from rootdisk.oci.reference import parse_reference
+from rootdisk.system.scratch import scratch
 from rootdisk.text import one_line
 
 
 def verify_command(options: argparse.Namespace) -> int:
     """Build an artifact again and compare; 1 if they differ."""
-    import tempfile
 
     from imagetool.prove.verification import verify
 
@@ -27,11 +26,11 @@ def verify_command(options: argparse.Namespace) -> int:
 
         key = PublicKey.parse(read_key_file(options.key), printable(options.key))
     with (
-        tempfile.TemporaryDirectory(prefix="verify-", dir=option_values.user_cache()) as work,
+        scratch(option_values.user_cache(), "verify-") as work,
         reported(quiet=options.quiet) as report,
     ):
         done = verify(
-            parse_reference(options.what), options.source, *option_values.looked_at(options), Path(work), report, key
+            parse_reference(options.what), options.source, *option_values.looked_at(options), work, report, key
         )
     identical = done.digest == done.rebuilt
     if options.json:

@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import IO, Any
 from imagetool.demo import debian, layers
 from imagetool.targets.layout import LayoutTarget
 from rootdisk.oci.documents import OCI_CONFIG, OCI_MANIFEST, Descriptor, Digest, Manifest, Platform, canonical_json
+from rootdisk.system.scratch import scratch
 
 VERSION = 1  # to bump when the image is made otherwise; the task's recipe
 TAG = "latest"
@@ -31,8 +31,7 @@ def make(layout: Path, platform: Platform | None = None) -> Digest:
     """
     platform = platform or Platform.host()
     layout.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".demo-", dir=layout.parent) as name:
-        work = Path(name)
+    with scratch(layout.parent, ".demo-") as work:
         work.chmod(0o755)  # mmdebstrap's user namespace reads it
         new = work / "layout"
         digest = _write(new, work, platform)

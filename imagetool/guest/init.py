@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from pathlib import Path
 
 from rootdisk.durable import atomic_write
 from rootdisk.errors import BadInput, RootdiskError
 from rootdisk.oci.documents import Digest, Platform
 from rootdisk.system import process
+from rootdisk.system.scratch import scratch
 
 # In the order of a boot.
 SOURCES = (
@@ -56,15 +56,15 @@ def build_init(out: Path, platform: Platform) -> Digest:
     """The program for `platform` at `out`, mode 0755, and its digest. RootdiskError: no compiler, or it fails."""
     compiler = _compiler(platform)
     room = Path(__file__).parent / "c"
-    with tempfile.TemporaryDirectory(dir=out.parent) as work:
-        program = Path(work, "init")
+    with scratch(out.parent, ".init-") as work:
+        program = work / "init"
         # From its own directory with relative names, so that no path of this machine gets into the program.
         command = [compiler, *FLAGS, "-o", str(program), *SOURCES]
         environment = {
             "PATH": os.environ.get("PATH", "/usr/bin:/bin"),
             "LC_ALL": "C",
             "SOURCE_DATE_EPOCH": "0",
-            "TMPDIR": work,
+            "TMPDIR": str(work),
         }
         done = process.run(command, cwd=room, env=environment)
         if done.status:

@@ -10,7 +10,6 @@ import errno
 import os
 import re
 import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from imagetool.receipts import Damaged, check_file, made_again, read_receipt, wr
 from rootdisk.errors import BadInput, RootdiskError
 from rootdisk.oci.documents import Digest, Platform
 from rootdisk.system import process
+from rootdisk.system.scratch import scratch
 
 DAY_S = 86400
 KEPT_COUNT = 4
@@ -156,8 +156,7 @@ def _newest(apt: list[str], meta: str, architecture: str) -> str:
 
 def _unpack(apt: list[str], packages: list[str], architecture: str, place: Path) -> None:
     place.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".kernel-", dir=place.parent) as name:
-        work = Path(name)
+    with scratch(place.parent, ".kernel-") as work:
         for package in packages:
             _run(["apt-get", *apt, "-qq", "download", f"{package}:{architecture}"], package, work)
         for archive in sorted(work.glob("*.deb")):

@@ -5,9 +5,9 @@ The same content gives the same bytes: sorted members, no times, no owners. skop
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tarfile
-import tempfile
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from rootdisk.durable import fsync_dir
 from rootdisk.errors import BadInput, Unsupported
 from rootdisk.oci.documents import OCI_MANIFEST, Descriptor, Digest, Manifest
 from rootdisk.oci.referrers import belongs_to_digest
+from rootdisk.system.scratch import scratch
 
 
 class ArchiveTarget:
@@ -26,16 +27,17 @@ class ArchiveTarget:
         self._path = path.absolute()
         if path.exists() and not replace:
             raise BadInput(f"oci-archive:{path} exists already", "remove it, or choose another file")
+        self._end = contextlib.ExitStack()
         try:
-            self._work = tempfile.TemporaryDirectory(prefix=".archive-", dir=self._path.parent)
+            self._work = self._end.enter_context(scratch(self._path.parent, ".archive-"))
         except OSError as err:
             raise BadInput(f"oci-archive:{path}: {err.strerror}", "choose a file that you can write") from err
-        self._layout = LayoutTarget(Path(self._work.name) / "layout")
+        self._layout = LayoutTarget(self._work / "layout")
 
     def close(self) -> None:
         """Remove the temporary layout."""
         self._layout.close()
-        self._work.cleanup()
+        self._end.close()
 
     def has_blob(self, descriptor: Descriptor) -> bool:
         """Return whether a blob has been written."""
@@ -76,11 +78,11 @@ class ArchiveTarget:
     @property
     def layout(self) -> Path:
         """The layout that becomes the archive."""
-        return Path(self._work.name) / "layout"
+        return self._work / "layout"
 
     def finish(self) -> None:
         """Write the archive of all that has been pushed."""
-        layout, partial = self.layout, Path(self._work.name) / "tar"
+        layout, partial = self.layout, self._work / "tar"
         with partial.open("wb") as file:
             with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
                 for path in sorted(layout.rglob("*")):

@@ -230,10 +230,11 @@ def prune(places: Places, image: Image, for_all: Mapping[str, Any], delete: bool
     from imagetool.build import cached_artifact, disk
 
     delete, keep = delete or for_all["delete"], keep or for_all["keep"]
-    if keep and not re.fullmatch(r"[0-9]{1,9}", keep):
+    if keep and not re.fullmatch(r"0*[1-9][0-9]{0,8}", keep):
         raise BadInput(f"--keep {printable(keep, 40)}", "give the number of versions to keep, 1 or more")
     for place in image.publish:
         if place.path is not None and not (place.path / "oci-layout").exists():
+            print(f"{image.name}: nothing was published to {place.place} yet")
             continue
         options = disk.registry(image)
         done = cached_artifact.prune(place, options, int(keep) if keep else None, delete=delete)

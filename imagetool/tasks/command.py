@@ -14,6 +14,7 @@ from doit.exceptions import InvalidCommand, InvalidTask
 from rootdisk.cli.arguments import did_you_mean
 from rootdisk.text import error_text
 
+_OPTIONS = {"num_process": "-n", "verbosity": "-v", "par_type": "-P"}  # those that have another name in doit's errors
 WRONG_INPUT = 3  # doit's exit status for an error before any task starts
 
 
@@ -25,6 +26,7 @@ class Main(DoitMain):  # type: ignore[misc]
     def get_cmds(self) -> Any:
         """Return doit's commands, whose errors are ours."""
         commands = super().get_cmds()
+        del commands["dumpdb"]  # it knows databases of another kind only
         for name in list(commands):
             command = commands.get_plugin(name)
             commands[name] = type(command.__name__, (_OneLine, command), {})
@@ -58,14 +60,35 @@ def _unknown(word: str, names: Sequence[str]) -> str:
 
 
 def _line(err: Exception, names: Sequence[str]) -> str:
+    if isinstance(err, InvalidCommand) and (one := re.match(r"`?(\w+)`? failed, must select \*one\*", str(err))):
+        return f"{one[1]} needs the name of one task: imagetool doit {one[1]} build:NAME"
+    if isinstance(err, InvalidCommand) and "check_file_uptodate" in str(err):
+        return f"{str(err).partition(' Type ')[0].rstrip('.')}: see imagetool doit help run"
     if isinstance(err, InvalidCommand):
         named = re.match("'(.*)'", str(err.args[0])) if err.args else None
         return _unknown(err.not_found or (named[1] if named else ""), names)
+    value = re.match(
+        r"Error parsing parameter '(\w+)'(?:. Provided ('.*') but available choices are: (.*)\.| .*\n.*: ('.*'))",
+        str(err),
+    )
+    if value is not None:
+        option = _OPTIONS.get(value[1], f"--{value[1].replace('_', '-')}")
+        return (
+            f"{option} {value[2]}: choose from {value[3]}" if value[2] else f"{option} {value[4]}: write a whole number"
+        )
     text, _, rest = str(err).partition(" (parsing options")
     text = re.sub(r"^Error parsing [^:]*: ", "", text)
     unknown = re.match(r"option (\S+) not recognized", text)
     if unknown is None:
         return re.sub(r"^option (\S+) requires argument$", r"\1 needs a value", text)
     options = [f"--{name}" for name in re.findall(r"'long':'([\w-]+)'", rest)]
-    hint = did_you_mean(unknown[1], options, f"known are {', '.join(options)}" if options else "there are none here")
+    hint = did_you_mean(
+        unknown[1],
+        options,
+        f"known are {', '.join(options)}"
+        if options[:8] == options != []
+        else "see imagetool doit help run"
+        if options
+        else "there are none here",
+    )
     return f"{unknown[1]} is not an option: {hint}"

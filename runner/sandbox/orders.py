@@ -196,8 +196,8 @@ def end_all(sandboxes: Sequence[SandboxState]) -> dict[str, RootdiskError]:
 def _may_have_ended() -> contextlib.suppress:
     """Ignore the failure of an order if the sandbox has just ended, or is about to.
 
-    A keeper takes no more orders before it gives up its lock. So whoever gives an order must wait for the lock, not trust the
-    refusal.
+    A keeper takes no more orders before it gives up its lock. So after a refused order the lock has to be waited for, and the
+    refusal is not to be trusted.
     """
     return contextlib.suppress(BadInput)
 

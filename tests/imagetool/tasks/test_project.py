@@ -185,6 +185,14 @@ WRONG_WORDS = [
     (["info", "nosuch"], "doit: 'nosuch' is neither a task nor a command: "),
     (["prune", "--kep", "1"], "doit: --kep is not an option: did you mean --keep?"),
     (["prune", "--keep"], "doit: --keep needs a value"),
+    (["info"], "doit: info needs the name of one task: imagetool doit info build:NAME"),
+    (["-n", "x", "build"], "doit: -n 'x': write a whole number"),
+    (["run", "--backend", "foo"], "doit: --backend 'foo': choose from "),
+    (
+        ["--chek_file_uptodate", "foo"],
+        "doit: --chek_file_uptodate is not an option: did you mean --check_file_uptodate?",
+    ),
+    (["run", "--check_file_uptodate", "foo"], "doit: No check_file_uptodate named 'foo': see imagetool doit help run"),
 ]
 
 
@@ -195,6 +203,15 @@ def test_wrong_words_are_one_line(place: Path, words: list[str], said: str) -> N
     assert done.returncode == 3
     assert done.stderr.startswith(said)
     assert done.stderr.count("\n") == 1
+
+
+def test_options_of_doit_s_default_command(place: Path) -> None:
+    """As plain doit takes them; and what --keep refuses before it looks at a target."""
+    (place / "images.toml").write_text(DESCRIBED)
+    done = run("imagetool", "doit", "--set", "VERSION=1", "-n", "2", "--continue", "prune", "--keep", "1", cwd=place)
+    assert (done.returncode, "was published to" in done.stdout) == (0, True), done.stderr
+    done = run("imagetool", "doit", "--set", "VERSION=1", "prune", "--keep", "0", cwd=place)
+    assert (done.returncode, "--keep 0: give the number" in done.stderr + done.stdout) == (1, True)
 
 
 @pytest.mark.parametrize("tool", ["doit", "imagetool doit"])

@@ -1,0 +1,61 @@
+"""Directories for work in progress, beside the result. One that a killed process has left is removed by the next such work.
+
+The directory is locked (flock) as long as its process lives, so another process removes only what nobody uses. Its name ends
+with 16 hex digits: directories of other programs, and of releases that did not lock theirs, have other names and stay.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def scratch(parent: Path, prefix: str) -> Iterator[Path]:
+    """Make an empty private directory in `parent`, and remove it at the end; `prefix` says what it is for.
+
+    Raises:
+        OSError: It cannot be made.
+    """
+    _remove_dead(parent, prefix)
+    folder, lock = _make(parent, prefix)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+def _make(parent: Path, prefix: str) -> tuple[Path, int]:
+    while True:
+        folder = parent / f"{prefix}{os.urandom(8).hex()}"
+        os.mkdir(folder, 0o700)
+        with contextlib.suppress(FileNotFoundError):  # another process has taken it for a dead one
+            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if folder.exists():
+                return folder, lock
+            os.close(lock)
+
+
+def _remove_dead(parent: Path, prefix: str) -> None:
+    try:
+        names = os.listdir(parent)
+    except OSError:
+        return  # a directory that may not be listed may still be written
+    for name in names:
+        if not re.fullmatch(re.escape(prefix) + "[0-9a-f]{16}", name):
+            continue
+        with contextlib.suppress(OSError):  # in use, gone, or of another user
+            folder = os.open(parent / name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                if os.fstat(folder).st_uid == os.geteuid():
+                    fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(parent / name)
+            finally:
+                os.close(folder)

@@ -1,0 +1,66 @@
+"""Directories for work in progress: those of dead processes go, others stay."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rootdisk.system.scratch import scratch
+from tests.support.commands import ROOT
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from rootdisk.system.scratch import scratch
+with scratch(Path(sys.argv[1]), ".disk-") as folder:
+    (folder / "disk").write_text("x")
+    print(folder.name, flush=True)
+    time.sleep(60)
+"""
+
+
+def holder(place: Path) -> tuple[subprocess.Popen[str], str]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(place)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert process.stdout is not None
+    return process, process.stdout.readline().strip()
+
+
+def test_what_a_killed_process_left_goes_and_a_living_one_s_stays(tmp_path: Path) -> None:
+    (dead, left), (alive, used) = holder(tmp_path), holder(tmp_path)
+    others = (".disk-abcdefgh", ".disk-0123456789abcdef0", ".kernel-0123456789abcdef")
+    for name in others:
+        (tmp_path / name).mkdir()
+    (tmp_path / ".disk-00000000000000ff").symlink_to(tmp_path / others[0])
+    dead.kill()
+    assert dead.wait() == -signal.SIGKILL
+    assert {left, used} < set(os.listdir(tmp_path))
+    with scratch(tmp_path, ".disk-") as folder:
+        assert not any(folder.iterdir())
+        assert folder.stat().st_mode & 0o777 == 0o700
+        assert set(os.listdir(tmp_path)) == {used, folder.name, *others, ".disk-00000000000000ff"}
+    assert (tmp_path / used / "disk").read_text() == "x"
+    alive.terminate()
+    alive.wait()
+    with pytest.raises(OSError, match="No such file"), scratch(tmp_path / "nosuch", ".disk-"):
+        pass
+
+
+def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
+    def fail() -> None:
+        with scratch(tmp_path, ".disk-") as folder:
+            (folder / "deep/er").mkdir(parents=True)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert not os.listdir(tmp_path)
