@@ -35,6 +35,7 @@ class Reads:
         self._longest_wait_s = 0.0
         self.is_complete = False  # every read can be answered
         self.problem: RootdiskError | None = None  # why chunks cannot be fetched at the moment
+        self.count = 0  # of reads so far
         self.waited = 0  # reads that were not answered at once
 
     @property
@@ -54,6 +55,7 @@ class Reads:
 
     def read(self, guest: Asker, cookie: int, offset: int, length: int) -> None:
         """Answer a read of a guest, at once or when its chunks are there."""
+        self.count += 1
         if self.is_complete or not (missing := self._missing(offset, length)):
             guest.answer(self._fd, cookie, offset, length)
             return

@@ -201,6 +201,7 @@ class Server:
             agenda.data_bytes if reads.is_complete else agenda.filled_bytes,
             agenda.data_bytes,
             fetchers.fetched_bytes if fetchers is not None else 0,
+            reads.count,
             reads.waited,
             reads.longest_wait_s,
             reads.reason,

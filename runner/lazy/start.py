@@ -78,7 +78,14 @@ def attach(store: Store, source: DiskSource, timeout_s: float = START_S) -> tupl
             sock.settimeout(min(timeout_s, filling.ANSWER_S))
             answer = filling.ask(sock, {"do": "attach"})
             if answer is not None:
-                return sock, FillStatus.of(answer)
+                try:
+                    return sock, FillStatus.of(answer)
+                except ValueError as err:
+                    sock.close()
+                    hint = f"wait for its end, or end it: its process number is in {printable(path)}"
+                    raise Busy(
+                        f"the server of disk {source.digest.short} is of another version: it {err}", hint
+                    ) from err
             sock.close()  # it has just ended
         if time.monotonic() > deadline:
             hint = f"end it: its process number is in {printable(path)}"

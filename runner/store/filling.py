@@ -98,7 +98,8 @@ class FillStatus(NamedTuple):
     filled_bytes: int  # of the disk, without holes
     data_bytes: int  # of the whole disk, without holes
     fetched_bytes: int  # compressed, by this server
-    reads_waited: int  # reads of guests that had to wait for a chunk
+    reads: int  # of guests
+    reads_waited: int  # of these, the ones that had to wait for a chunk
     longest_wait_s: float
     problem: str  # why reads wait at the moment; "" if nothing is wrong
 
@@ -121,6 +122,7 @@ class FillStatus(NamedTuple):
             "filled_bytes": self.filled_bytes,
             "data_bytes": self.data_bytes,
             "fetched_bytes": self.fetched_bytes,
+            "reads": self.reads,
             "reads_waited": self.reads_waited,
             "longest_wait_s": round(self.longest_wait_s, 3),
             "problem": self.problem,

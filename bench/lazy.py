@@ -1,0 +1,172 @@
+"""`runner boot --pull lazy` on an empty store beside a warm boot and beside `--pull missing`, over two slow links."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from bench import peers
+from bench.link import link
+from bench.measure import Contender, Failed, Measured
+from bench.peers import Missing
+from bench.rows import Row
+from bench.transfer import artifact_of
+from bench.work import Bench, clean
+from rootdisk.artifact.format import ChunkIndex
+from rootdisk.artifact.published import open_artifact
+from rootdisk.oci.documents import Digest, Platform
+from rootdisk.oci.reference import parse_reference
+from rootdisk.oci.repository import RegistryOptions
+from runner.store import filling
+from runner.store.store import Store
+from tests.support.nbd import server_of
+
+LINKS = {"100 MB/s, 20 ms": (100e6, 0.01), "12 MB/s, 40 ms": (12e6, 0.02)}  # bytes a second, delay each way
+WARM_S = 0.5  # what a lazy boot may take beyond a warm one
+GOALS = {"100 MB/s, 20 ms": (1.25, 0.6), "12 MB/s, 40 ms": (0.0, 0.25)}
+SHARE = 0.15  # of the blobs, fetched at the first output
+PROGRAM = ("--entrypoint", "/usr/bin/python3")
+ARGUMENTS = ("--", "-c", "pass")
+WATCH_S = 0.02
+
+
+def rows(bench: Bench, image: Path) -> list[Row]:
+    """Return the rows of both links, and of what is fetched without a fill."""
+    store = bench.work / "store"
+    try:
+        artifact = artifact_of(bench, image)
+        with peers.registry(bench.work / "registry", artifact, "1") as registry:
+            found = [
+                row
+                for name, (rate, delay) in LINKS.items()
+                for row in _over(bench, store, registry.name, name, rate, delay)
+            ]
+            with _ended(store):
+                return [*found, _fetched(bench, store, f"{registry.name}/app:1")]
+    except Missing as err:
+        return [Row("runner boot --pull lazy", missing=str(err))]
+    finally:
+        clean(store)
+
+
+def _boot(how: str, reference: str) -> list[str]:
+    options = ("--plain-http", "--network", "none", "--cold", "--pull", how)
+    return [sys.executable, "-m", "runner", "boot", *options, *PROGRAM, reference, *ARGUMENTS]
+
+
+def _end(store: Path) -> None:
+    """Kill the servers that still fill disks."""
+    for pid in server_of(Store(store)) if store.exists() else ():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def _ended(store: Path) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        _end(store)
+
+
+def _over(bench: Bench, store: Path, server: str, name: str, rate: float, delay: float) -> list[Row]:
+    def empty() -> None:
+        _end(store)
+        clean(store)
+
+    warm_store = bench.work / "warm"
+    by_warm, by_missing = GOALS[name]
+    work = f"boot --pull lazy, empty store, {name}"
+    with link(server, rate, delay) as near, _ended(store), _Watched(store) as watched:
+        reference = f"{near}/app:1"
+        ours = {"ROOTDISK_STORE": str(store)}
+        subprocess.run(_boot("missing", reference), check=True, env={**os.environ, "ROOTDISK_STORE": str(warm_store)})
+        try:
+            lazy, missing, warm = bench.measured(
+                Contender("lazy", _boot("lazy", reference), empty, ours),
+                Contender("missing", _boot("missing", reference), empty, ours),
+                Contender("warm", _boot("missing", reference), lambda: None, {"ROOTDISK_STORE": str(warm_store)}),
+            )
+        except Failed as err:
+            return [Row(work, missing=str(err))]
+        finally:
+            clean(warm_store)
+    goals = {"wall": by_warm} if by_warm else {}
+    words = f"server: {watched.peak_kb / 1e3:.0f} MB; {watched.waited} of {watched.reads} reads waited"
+    return [
+        Row(work, f"warm boot + {WARM_S:g} s", goals, lazy, _later(warm), words),
+        Row(work, "--pull missing", {"wall": by_missing}, lazy, missing),
+    ]
+
+
+def _later(measured: Measured) -> Measured:
+    return replace(measured, runs=tuple(replace(run, wall_s=run.wall_s + WARM_S) for run in measured.runs))
+
+
+def _fetched(bench: Bench, store: Path, reference: str) -> Row:
+    """Boot with only what is read fetched, and compare its compressed bytes with all of them."""
+    _end(store)
+    clean(store)
+    reads = bench.work / "reads"
+    command = _boot("lazy", reference)
+    at = command.index("--plain-http")
+    command[at:at] = ["--record-reads", str(reads)]
+    subprocess.run(command, check=True, env={**os.environ, "ROOTDISK_STORE": str(store)})
+    with open_artifact(parse_reference(reference), Platform.host(), RegistryOptions(plain_http=True)) as artifact:
+        index, size = artifact.index, artifact.roles.disk_bytes
+    fetched = _there(next((store / "disks").glob("*.partial")), index)
+    share = fetched / size
+    words = f"{fetched / 1e6:.1f} of {size / 1e6:.1f} MB, {share:.1%}"
+    work = "fetched at the first output, without a fill"
+    return Row(work, "all blobs", same=f"{words}: {'yes' if share <= SHARE else 'NO'}", fault=share > SHARE)
+
+
+def _there(partial: Path, index: ChunkIndex) -> int:
+    """Count the compressed bytes of the chunks that a partial file has."""
+    count = 0
+    with partial.open("rb") as file:
+        for chunk in index.chunks:
+            data = b"" if chunk.zero else os.pread(file.fileno(), chunk.length, chunk.offset)
+            count += chunk.blob_length * (hashlib.sha256(data).digest() == chunk.sha256)
+    return count
+
+
+class _Watched:
+    """The memory of a store's servers, and the reads of the last one, looked at all the time."""
+
+    def __init__(self, store: Path) -> None:
+        self.peak_kb = self.reads = self.waited = 0
+        self._store = store
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> _Watched:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(WATCH_S * 10):
+            for path in (self._store / "lazy").glob("*.lock"):
+                with contextlib.suppress(Exception):
+                    self._look(path)
+
+    def _look(self, path: Path) -> None:
+        for pid in server_of(Store(self._store)):
+            for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+                if line.startswith("Pss:"):
+                    self.peak_kb = max(self.peak_kb, int(line.split()[1]))
+        status = filling.status(Store(self._store), Digest("sha256", path.stem))
+        if status is not None and status.reads:
+            self.reads, self.waited = status.reads, status.reads_waited
