@@ -83,7 +83,7 @@ def attach(store: Store, source: DiskSource, timeout_s: float = START_S) -> tupl
                 except ValueError as err:
                     sock.close()
                     hint = f"wait for its end, or end it: its process number is in {printable(path)}"
-                    raise Busy(
+                    raise RootdiskError(
                         f"the server of disk {source.digest.short} is of another version: it {err}", hint
                     ) from err
             sock.close()  # it has just ended

@@ -27,7 +27,7 @@ from runner.machine.model import Machine, Vm
 
 PROGRAMS = {"amd64": "qemu-system-x86_64", "arm64": "qemu-system-aarch64"}
 KINDS = ("microvm", "q35")
-RECONNECT_S = 600  # how long reads wait for the server of a disk; it has shorter limits of its own
+RECONNECT_S = 60  # how long reads wait for the server of a disk if none can be started; as long as one lets them wait
 VERSION = 1  # of the file with the machine type
 PACKAGES = {  # by the systems of packages.py
     "amd64": {

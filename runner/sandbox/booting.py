@@ -83,6 +83,7 @@ def start_machine(
     if feed is not None:
         from runner.sandbox.feed import HANDED_OVER
 
+        feed.wait_s = qemu.RECONNECT_S
         feed.orders = qemu.hand_over(machine, HANDED_OVER)
     return qemu.start(_told(machine, counter), folder, user), _maker(store, machine, counter, key)
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rootdisk.durable import open_file, socket_address
-from rootdisk.errors import RootdiskError
+from rootdisk.errors import Busy, RootdiskError
 from rootdisk.text import one_line, printable
 from runner.lazy import start
 from runner.lazy.served import ServedDisk
@@ -37,6 +37,8 @@ class Feed:
         """Create the socket in `folder`."""
         self.path = folder / _NAME
         self.failure = ""  # why reads have failed
+        self.wait_s = 0  # how long QEMU waits for a server
+        self._trouble = ""  # why there is no server
         self.orders = b""  # to QEMU: to read the file; with the id HANDED_OVER
         self._store, self._source = store, served.source
         self._record = served.record
@@ -93,21 +95,37 @@ class Feed:
             if text:
                 yield text
 
-    def connect(self) -> None:
-        """Find or start a server if there is none, and hand over the connection of QEMU."""
+    def connect(self) -> str:
+        """Find or start a server if there is none, and hand over the connection of QEMU.
+
+        Return what there is to say for the user: why there is no server. It is said once.
+        """
+        said = ""
         now = time.monotonic()
         if self._server is None and now >= self._again_at:
             self._again_at = now + _AGAIN_S
-            with contextlib.suppress(RootdiskError, OSError):
+            try:
                 self._server, status = start.attach(self._store, self._source, _START_S)
                 self._server.setblocking(False)
                 self._is_complete |= status.is_complete
+                if self.failure == self._trouble:
+                    self.failure = ""
+                self._trouble = ""
+            except Busy:  # it starts, or hangs: the next attempt tells
+                pass
+            except (RootdiskError, OSError) as err:
+                said = f"reads of the disk wait, for {self.wait_s} s at most: {printable(str(err))}"
+                if said == self._trouble:
+                    said = ""
+                else:
+                    self.failure = self._trouble = said
         if self._server is not None and self._waiting is not None:
             fds = [self._waiting.fileno()] + ([self._record] if self._record is not None else [])
             with contextlib.suppress(OSError):
                 filling.send(self._server, {"do": "serve"}, fds)
                 self._waiting.close()
                 self._waiting = None
+        return said
 
     def hand_over(self, monitor: Monitor, sock: socket.socket) -> bool:
         """Give QEMU the file of the disk when that is complete. Return whether it has it: then it needs no server.

@@ -411,14 +411,19 @@ class Keeper:
         for sock in [sock for sock in self._feed.sockets if sock is not self._feed.listener and sock in ready]:
             self._watched.watch(sock, 0)  # it may be closed now
             for text in self._feed.hear():
-                self._logs[self._vm.console].write(f"runner: {text}\n".encode())
-                self.say(text)
-        self._feed.connect()
+                self._tell_of_disk(text)
+        if text := self._feed.connect():
+            self._tell_of_disk(text)
         if self._vm.monitor is not None and self._feed.hand_over(self._monitor, self._vm.monitor):
             for sock in self._feed.sockets:
                 self._watched.watch(sock, 0)
             self._feed.close()
             self._feed = None
+
+    def _tell_of_disk(self, text: str) -> None:
+        """Say something that explains what the guest's kernel says, in its console too."""
+        self._logs[self._vm.console].write(f"runner: {text}\n".encode())
+        self.say(text)
 
     def _accept(self) -> None:
         for _ in range(_ACCEPTED_MAX):

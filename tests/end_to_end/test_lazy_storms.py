@@ -143,6 +143,7 @@ def test_whoever_is_killed(lazy_runner: Runner, published: Published, kills: int
             assert output.strip()
         until(lambda: settled(runner, [boot]))  # noqa: B023 - called at once
         lost += who == "server" and bool(victims)
+        print(counts, endings, f"{complete} times complete", flush=True)
         if (runner.store / "disks").exists() and list((runner.store / "disks").glob("*.raw")):
             until(lambda: not server_of(Store(runner.store)) and not proxy.giving)
             complete += 1
@@ -152,7 +153,6 @@ def test_whoever_is_killed(lazy_runner: Runner, published: Published, kills: int
             proxy.served.clear()
             for path in (runner.store / "disks").glob("*.raw"):
                 path.unlink()
-    print(counts, endings, f"{complete} times complete")
     proxy.pause_s = 0
     done = runner("pull", "--plain-http", published.name)
     assert done.returncode == 0, done.stderr

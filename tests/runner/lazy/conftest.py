@@ -61,7 +61,8 @@ def boot(store: Store, source: DiskSource) -> Iterator[Callable[[], Machine]]:
     for machine in machines:
         machine.close()
     for log in (store.root / "lazy").glob("*.log"):
-        print(log.read_text())
+        with contextlib.suppress(FileNotFoundError):  # an empty one, of a server that has just ended
+            print(log.read_text())
     for pid in server_of(store):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGTERM)
