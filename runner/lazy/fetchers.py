@@ -5,6 +5,7 @@ Each chunk is verified before it is written, by the code of a pull. What happens
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import traceback
@@ -105,7 +106,8 @@ class Fetchers:
             error = write_error(self._store, err, self._source.chunk_index.disk_size)
             error.__cause__ = err
         except Exception as err:  # a mistake of ours: guests must not wait for it without end
-            traceback.print_exc()
+            with contextlib.suppress(OSError):
+                traceback.print_exc()
             error = RootdiskError(f"the disk's server failed: {type(err).__name__}: {err}")
         if self._repository is not None and self._repository.ranges_ignored:
             self._agenda.takes_all = True

@@ -6,6 +6,7 @@ of attempts to get the same chunk, if others can be fetched.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from bisect import bisect_right
@@ -19,6 +20,12 @@ from runner.lazy.agenda import Agenda
 from runner.lazy.guests import Asker, Read
 
 WAIT_S = 60.0
+
+
+def note(text: str) -> None:
+    """Write a line to the log of the server. It is on the same disk as the store, which may be full."""
+    with contextlib.suppress(OSError):
+        print(one_line(text), file=sys.stderr, flush=True)
 
 
 class Reads:
@@ -85,7 +92,7 @@ class Reads:
     def failed(self, chunks: Iterable[Chunk], error: RootdiskError) -> None:
         """Note that an attempt to get `chunks` has failed."""
         if str(error) != str(self.problem):
-            print(one_line(str(error)), file=sys.stderr, flush=True)
+            note(str(error))
         self.problem = error
         now = time.monotonic()
         self._since = self._since or now

@@ -13,19 +13,17 @@ import contextlib
 import os
 import select
 import socket
-import sys
 import time
 from typing import Any
 
 from rootdisk.durable import open_file
-from rootdisk.text import one_line
 from runner.lazy import nbd
 from runner.lazy.agenda import Agenda
 from runner.lazy.clients import Client, Clients, Errand
 from runner.lazy.completion import Completion, has_disk
 from runner.lazy.fetchers import Fetchers
 from runner.lazy.guests import Guest
-from runner.lazy.reads import Reads
+from runner.lazy.reads import Reads, note
 from runner.store import filling
 from runner.store.filling import DiskSource, FillStatus
 from runner.store.partial import PartialDisk, is_full, partial_path
@@ -188,7 +186,7 @@ class Server:
 
     def _tell(self, word: str, text: str) -> None:
         """Tell all keepers what guests cannot see."""
-        print(one_line(text), file=sys.stderr, flush=True)
+        note(text)
         self._clients.tell({"is": word, "text": text})
 
     def status(self) -> FillStatus:

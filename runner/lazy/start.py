@@ -152,7 +152,8 @@ def _serve(store: Store, source: DiskSource, lock: int, listener: socket.socket)
     except BaseException:
         import traceback
 
-        traceback.print_exc()
+        with contextlib.suppress(OSError):
+            traceback.print_exc()
     finally:
         # Who connects from now on finds no server. Who has connected already is told so by the end of the connection.
         for path in (base.with_suffix(".socket"), base.with_suffix(".lock")):

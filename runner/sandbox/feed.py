@@ -141,14 +141,14 @@ class Feed:
                 finally:
                     os.close(fd)
             except OSError as err:
-                print(f"the server goes on to serve the complete disk: {err.strerror}", file=sys.stderr, flush=True)
+                _note_refusal(str(err.strerror))
         reply = monitor.reply
         if reply is None or reply.get("id") != HANDED_OVER:
             return False
         monitor.reply = None
         if "return" in reply:
             return True
-        print(f"the server goes on to serve the complete disk: {one_line(str(reply))}", file=sys.stderr, flush=True)
+        _note_refusal(str(reply))
         return False
 
     def close(self) -> None:
@@ -158,3 +158,8 @@ class Feed:
                 sock.close()
         with contextlib.suppress(OSError):
             self.path.unlink()
+
+
+def _note_refusal(why: str) -> None:
+    with contextlib.suppress(OSError):  # the disk of the log may be full
+        print(one_line(f"the disk's server goes on, although the disk is complete: {why}"), file=sys.stderr, flush=True)
