@@ -8,6 +8,7 @@ import zlib
 from typing import Any, NamedTuple
 
 from imagetool.guest.initramfs import INITRAMFS_MAX_BYTES
+from rootdisk.artifact.compressed import BLOB_SLACK_BYTES, decompressed
 from rootdisk.artifact.published import PublishedArtifact
 from rootdisk.errors import BadInput, Unsupported
 from rootdisk.oci.documents import Platform
@@ -27,6 +28,7 @@ class Boot(NamedTuple):
     cmdline: str
     memory_mib: int
     cpus: int
+    vmlinux: bytes | None = None
 
     @classmethod
     def of(cls, artifact: PublishedArtifact) -> Boot:
@@ -43,7 +45,11 @@ class Boot(NamedTuple):
         if _CONSOLE not in _content(initramfs):
             raise Unsupported("the artifact's init needs the runner", "build the artifact again with this rootdisk")
         kernel = read_blob(artifact.repository, roles.kernel, BOOT_FILE_MAX_BYTES)
-        return cls(config.platform, kernel, initramfs, config.cmdline, config.memory_mib, config.cpus)
+        vmlinux = None
+        if roles.vmlinux is not None and config.vmlinux is not None:
+            blob = read_blob(artifact.repository, roles.vmlinux, config.vmlinux.size + BLOB_SLACK_BYTES)
+            vmlinux = b"".join(decompressed([blob], config.vmlinux, "the vmlinux"))
+        return cls(config.platform, kernel, initramfs, config.cmdline, config.memory_mib, config.cpus, vmlinux)
 
     @property
     def kernel_args(self) -> str:

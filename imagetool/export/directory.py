@@ -81,6 +81,7 @@ def check_directory(path: Path, *, replace: bool) -> None:
 def _boot_files(boot: Boot, disk: str, disk_format: DiskFormat) -> dict[str, bytes]:
     """Return the small files of an export by name."""
     files = {"vmlinuz": boot.kernel, "initramfs": boot.initramfs}
+    files |= {"vmlinux": boot.vmlinux} if boot.vmlinux is not None else {}
     files["cmdline"] = boot.kernel_args.encode() + b"\n"
     files["qemu.sh"] = qemu_script(boot, disk, disk_format).encode()
     kernel = "vmlinuz" if boot.platform.architecture == "arm64" else "vmlinux"  # Firecracker boots no bzImage

@@ -19,17 +19,23 @@ from ruamel.yaml import YAML
 from imagetool.cli import main
 from imagetool.export import containerdisk
 from imagetool.export.boot import Boot, firecracker, qemu_script, virtual_machine_instance
-from rootdisk.oci.documents import Platform
+from imagetool.packing.manifest import Blob
+from rootdisk.artifact.compressed import Content
+from rootdisk.artifact.format import VMLINUX_TYPE
+from rootdisk.oci.documents import Digest, Platform
 from rootdisk.oci.repository import RegistryOptions
 from tests.support.artifacts import Sample, noise, publish, sample, with_boot
 
 CONSOLE = gzip.compress(b"an init that knows rootdisk.console=", mtime=0)
+VMLINUX = b"\x7fELF" * 100
 BOOT = Boot(Platform("linux", "amd64"), b"kernel", b"initramfs", "console=ttyS0 quiet", 256, 2)
 
 
 def made(initramfs: bytes = CONSOLE, **changes: Any) -> Sample:
     disk = sample([*noise(5, 100_000), bytes(1 << 20), *noise(3, 70_000, seed=1), bytes(50_000)])
-    return with_boot(disk, initramfs=initramfs, cmdline="console=ttyS0 quiet", **changes)
+    elf = Blob.of_bytes(VMLINUX_TYPE, zstandard.compress(VMLINUX))
+    content = Content(Digest.of(VMLINUX), len(VMLINUX))
+    return with_boot(disk, elf, initramfs=initramfs, cmdline="console=ttyS0 quiet", vmlinux=content, **changes)
 
 
 @pytest.fixture(autouse=True)
@@ -53,6 +59,9 @@ def test_a_directory_has_the_disk_and_what_boots_it(artifact: str, tmp_path: Pat
     assert main(["export", artifact, "--to", f"dir:{tmp_path}/a"]) == 0
     assert (tmp_path / "a/disk.raw").read_bytes() == made().disk
     assert (tmp_path / "a/initramfs").read_bytes() == CONSOLE
+    assert (tmp_path / "a/vmlinux").read_bytes() == VMLINUX
+    value = json.loads((tmp_path / "a/firecracker.json").read_text())
+    assert value["boot-source"]["kernel_image_path"] == "vmlinux"
     assert (tmp_path / "a/cmdline").read_text() == "console=ttyS0 quiet rootdisk.console=poweroff\n"
     assert os.access(tmp_path / "a/qemu.sh", os.X_OK)
     assert main(["export", artifact, "--to", f"dir:{tmp_path}/b"]) == 0
