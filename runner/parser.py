@@ -291,6 +291,13 @@ def _add_machine_options(parser: argparse.ArgumentParser) -> None:
         help="reach only this; HOST may be *.example.org, an address or a network (default ports: 80 and 443)",
     )
     add("--allow-file", action="append", default=[], type=_path, metavar="FILE", help="read such lines from a file")
+    add(
+        "--secret",
+        action="append",
+        default=[],
+        metavar="NAME=SOURCE@HOST",
+        help="a variable with a placeholder, replaced in requests to HOST; SOURCE: env:VARIABLE, file:PATH, cmd:COMMAND",
+    )
     add("--widen", action="store_true", help="accept --allow and --network user even if the artifact allows less")
     add("--read-only", action="store_true", help="keep all changes to the root in memory")
     add("--verify", action="store_true", help="hash the artifact's files in the store before they are used")

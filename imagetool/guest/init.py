@@ -26,6 +26,7 @@ SOURCES = (
         "mounts.c",
         "copy_up.c",
         "configure.c",
+        "authority.c",
         "network.c",
         "port.c",
     ),

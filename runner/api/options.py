@@ -31,6 +31,7 @@ class BootOptions(TypedDict, total=False):
     network: str
     allow: Sequence[str]
     allow_file: Sequence[str | os.PathLike[str]]
+    secret: Sequence[str]
     widen: bool
     publish: Sequence[str]
     volume: Sequence[str]

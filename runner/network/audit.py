@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from rootdisk.text import printable
 
@@ -20,8 +20,18 @@ class Audit:
     def __init__(self, write: Callable[[bytes], None]) -> None:
         self._write = write
 
-    def add(self, host: str, port: int, verdict: str, *, why: str = "", sent: int = 0, received: int = 0) -> None:
-        """Add a line. `sent` and `received` are bytes, as seen by the guest."""
+    def add(
+        self,
+        host: str,
+        port: int,
+        verdict: str,
+        *,
+        why: str = "",
+        sent: int = 0,
+        received: int = 0,
+        secrets: Sequence[str] = (),
+    ) -> None:
+        """Add a line. `sent` and `received` are bytes, as the server counts them; `secrets` were inserted, by name."""
         line = {
             "time": round(time.time(), 3),
             "host": printable(host, _TEXT_MAX),
@@ -29,6 +39,7 @@ class Audit:
             "verdict": verdict,
             "sent": sent,
             "received": received,
+            **({"secrets": list(secrets)} if secrets else {}),
             **({"why": printable(why, _TEXT_MAX)} if why else {}),
         }
         self._write(json.dumps(line).encode() + b"\n")

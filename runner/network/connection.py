@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING
 
 from rootdisk.network.hosts import Address, Refused
 from runner.network.audit import ALLOWED, FAILED, REFUSED
-from runner.network.dialogues import Dialogue, Failure, Guard, Target
+from runner.network.dialogues import Dialogue
+from runner.network.guards import Failure, Filter, Guard, Target, Unusable
 from runner.network.rules import THIS_HOST
 from runner.network.streams import OUT_MAX, Stream
 
@@ -55,6 +56,7 @@ class Connection:
         self.phase = Phase.ASK if dialogue else Phase.RELAY
         self.deadline: float | None = time.monotonic() + ASK_S if dialogue else None
         self._guard: Guard | None = None
+        self._filter: Filter | None = None  # the guard, if the answers go through it too
         self._up = bytearray()  # checked, for the server
         self._addresses: deque[Address] = deque()
         self._error = ""
@@ -195,6 +197,7 @@ class Connection:
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._proxy.streams.send(self.stream, self._dialogue.agree())
         self._guard = self._dialogue.guard()
+        self._filter = self._guard if isinstance(self._guard, Filter) else None
         self.phase = Phase.RELAY
         self.deadline = time.monotonic() + ASK_S if self._guard else None
         self._push()
@@ -213,6 +216,7 @@ class Connection:
                     if len(self._up) < _UP_MAX:
                         self._up += self._guard.feed(incoming, _UP_MAX)
                     streams.grant(self.stream, before - len(incoming))
+                    self._tell()
                     count = self.sock.send(self._up[:_READ_BYTES]) if self._up else 0
                     del self._up[:count]
                     if self._guard.is_open and not self._up:
@@ -223,15 +227,18 @@ class Connection:
                 self.deadline = None
         except BlockingIOError:
             return
-        except Refused as err:
-            self._refuse_bytes(str(err))
+        except (Refused, Unusable) as err:
+            self._refuse_bytes(err)
             return
         except OSError:
             self._close(at_once=True)
             return
-        if self.stream.is_ended and not self._up and not self._is_shut:
+        is_holding = self._filter is not None and self._filter.is_holding
+        if self.stream.is_ended and not self._up and not self._is_shut and not is_holding:
             self._is_shut = True
             try:
+                if self._filter is not None:
+                    self.sock.send(self._filter.end())
                 self.sock.shutdown(socket.SHUT_WR)
             except OSError:
                 self._close(at_once=True)
@@ -249,8 +256,16 @@ class Connection:
             self._close(at_once=True)
             return
         self._received += len(data)
-        if data:
+        if self._filter is not None:
+            try:
+                self._filter.back(data) if data else self._filter.finish()
+            except Unusable as err:
+                self._refuse_bytes(err)
+                return
+            self._tell()
+        elif data:
             self._proxy.streams.send(self.stream, data)
+        if data:
             return
         self._is_server_done = True
         self._proxy.streams.end(self.stream)
@@ -274,13 +289,31 @@ class Connection:
         self._proxy.audit.add(host, port, verdict, why=text, sent=self._sent, received=self._received)
         self._linger(dialogue.refuse(failure, f"{verdict}: {shown}"))
 
-    def _refuse_bytes(self, text: str) -> None:
-        """End a connection to a server, of whose bytes some break a rule."""
+    def _tell(self) -> None:
+        """Send the program what a filter has for it."""
+        if self._filter is not None and self._filter.for_guest:
+            self._proxy.streams.send(self.stream, bytes(self._filter.for_guest))
+            self._filter.for_guest.clear()
+
+    def _refuse_bytes(self, err: Refused | Unusable) -> None:
+        """End a connection of which some bytes break a rule, or nothing can be made of them."""
         assert self._guard is not None
+        failure, verdict = (Failure.REFUSED, REFUSED) if isinstance(err, Refused) else (Failure.UNREACHABLE, FAILED)
+        self._record(verdict, str(err))
+        self._tell()
+        self._linger(self._guard.refuse(failure, f"{verdict}: {self._target.text}: {err}"))
+
+    def _record(self, verdict: str, why: str = "") -> None:
+        """Write down what was with the server."""
         self._proxy.audit.add(
-            str(self._target.host), self._target.port, REFUSED, why=text, sent=self._sent, received=self._received
+            str(self._target.host),
+            self._target.port,
+            verdict,
+            why=why,
+            sent=self._sent,
+            received=self._received,
+            secrets=self._filter.used if self._filter is not None else (),
         )
-        self._linger(self._guard.refuse(f"refused: {self._target.text}: {text}"))
 
     def _linger(self, last: bytes) -> None:
         self._drop_socket()
@@ -306,9 +339,7 @@ class Connection:
         if self.phase is Phase.OVER:
             return
         if self.phase is Phase.RELAY and self._dialogue is not None:
-            self._proxy.audit.add(
-                str(self._target.host), self._target.port, ALLOWED, sent=self._sent, received=self._received
-            )
+            self._record(ALLOWED)
         if at_once and self.sock is not None:
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         self._drop_socket()

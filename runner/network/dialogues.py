@@ -2,47 +2,13 @@
 
 from __future__ import annotations
 
-from enum import Enum
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
-from rootdisk.network.hosts import Host, Refused, host_text, parse_authority
+from rootdisk.network.hosts import Refused, parse_authority
 from runner.network import http, socks, tls
+from runner.network.guards import HTTP_PORT, TLS_PORT, Failure, Guard, HttpGuard, Insertion, Target, guard_for
 
-TLS_PORT, HTTP_PORT = 443, 80
 ASKED_MAX = 200
-
-
-class Failure(Enum):
-    """Reasons for no connection, each with a status of HTTP and a code of SOCKS."""
-
-    REFUSED = ("403 Forbidden", socks.NOT_ALLOWED)
-    UNKNOWN = ("502 Bad Gateway", socks.UNREACHABLE)
-    UNREACHABLE = ("502 Bad Gateway", socks.CONNECTION_REFUSED)
-    LATE = ("504 Gateway Timeout", socks.UNREACHABLE)
-
-
-class Target(NamedTuple):
-    """The host and port that a program wants."""
-
-    host: Host
-    port: int
-
-    @property
-    def text(self) -> str:
-        """HOST:PORT."""
-        return f"{host_text(self.host)}:{self.port}"
-
-
-class Guard(Protocol):
-    """Checks what a program sends before it goes to the server."""
-
-    is_open: bool  # nothing more is checked
-
-    def feed(self, data: bytearray, limit: int) -> bytes:
-        """Take bytes for the server from `data`; Refused if they break a rule."""
-
-    def refuse(self, text: str) -> bytes:
-        """Return what the program gets to hear if its bytes were refused."""
 
 
 class Dialogue(Protocol):
@@ -65,67 +31,15 @@ class Dialogue(Protocol):
         """Return what checks the bytes that follow."""
 
 
-class TlsGuard:
-    """Lets TLS to one host pass: the name that it asks for has to be that host's."""
-
-    def __init__(self, host: Host) -> None:
-        self._host = host
-        self.is_open = False
-
-    def feed(self, data: bytearray, limit: int) -> bytes:
-        """Take nothing before the first message is complete and right."""
-        if not self.is_open:
-            name = tls.server_name(data)
-            if name is None:
-                return b""
-            if name != self._host:
-                raise Refused(f"the TLS server name is {host_text(name)}, the connection is to {host_text(self._host)}")
-            self.is_open = True
-        piece = bytes(data[:limit])
-        del data[: len(piece)]
-        return piece
-
-    def refuse(self, text: str) -> bytes:
-        """Return an alert of TLS."""
-        return tls.ACCESS_DENIED
-
-
-class HttpGuard:
-    """Lets requests to one host pass."""
-
-    is_open = False
-
-    def __init__(self, requests: http.Requests, first: bytes = b"") -> None:
-        self._requests = requests
-        self._first = first
-
-    def feed(self, data: bytearray, limit: int) -> bytes:
-        """Take requests, checked and rewritten."""
-        first, self._first = self._first, b""
-        return first or self._requests.feed(data, limit)
-
-    def refuse(self, text: str) -> bytes:
-        """Return a response, if none is on its way already."""
-        return http.answer(Failure.REFUSED.value[0], text) if not self._requests.count else b""
-
-
-def guard_for(target: Target) -> Guard | None:
-    """Return what checks the bytes of a connection by its port: TLS on 443, HTTP on 80, nothing on others."""
-    if target.port == TLS_PORT and isinstance(target.host, str):
-        return TlsGuard(target.host)
-    if target.port == HTTP_PORT:
-        return HttpGuard(http.Requests(target.host, target.port))
-    return None
-
-
 class ByAddress:
     """A connection to an address that stands for a name."""
 
     asked, out = "", b""
 
-    def __init__(self, name: str, port: int) -> None:
+    def __init__(self, name: str, port: int, secrets: Insertion | None = None) -> None:
         self.target: Target | None = Target(name, port)
         self._target = Target(name, port)
+        self._secrets = secrets
 
     def hear(self, data: bytearray) -> bool:
         """Know the target from the start."""
@@ -143,13 +57,14 @@ class ByAddress:
 
     def guard(self) -> Guard | None:
         """Check by the port."""
-        return guard_for(self._target)
+        return guard_for(self._target, self._secrets)
 
 
 class ByProxy:
     """HTTP or SOCKS, by the first byte."""
 
-    def __init__(self) -> None:
+    def __init__(self, secrets: Insertion | None = None) -> None:
+        self._secrets = secrets
         self.target: Target | None = None
         self.asked, self.out = "", b""
         self._is_socks = self._is_greeted = False
@@ -182,7 +97,7 @@ class ByProxy:
         self.target = Target(host, port)
         if command != 1:
             raise Refused("SOCKS, but not CONNECT")
-        self._guard = guard_for(self.target)
+        self._guard = guard_for(self.target, self._secrets)
         return True
 
     def _hear_http(self, data: bytearray) -> bool:
@@ -196,14 +111,15 @@ class ByProxy:
             for value in request.values(b"host"):
                 if parse_authority(value.decode("ascii", "replace"), port)[0] != host:
                     raise Refused("the Host field says another host than CONNECT")
-            self._guard = guard_for(self.target)
+            self._guard = guard_for(self.target, self._secrets)
             return True
         host, port, path = http.absolute_target(request.target)
         self.target = Target(host, port)
-        requests = http.Requests(host, port)
-        first = requests.begin(request, path)
         self._is_absolute = True
-        self._guard = HttpGuard(requests, first)
+        self._guard = self._secrets.absolute(self.target, request, path) if self._secrets is not None else None
+        if self._guard is None:
+            requests = http.Requests(host, port)
+            self._guard = HttpGuard(requests, requests.begin(request, path))
         return True
 
     def agree(self) -> bytes:

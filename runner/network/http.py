@@ -7,8 +7,8 @@ is what is said to the proxy itself.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from typing import NamedTuple
+from collections import deque
+from typing import NamedTuple, Protocol
 
 from rootdisk.network.hosts import Host, Refused, host_text, parse_authority
 
@@ -21,6 +21,9 @@ _VALUE = re.compile(rb"[\t -~\x80-\xff]*")
 _SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[\t -~]*)?")
 # What is said to the next hop alone, RFC 9110 section 7.6.1; without Upgrade a connection stays HTTP.
 _HOP = {b"connection", b"proxy-connection", b"keep-alive", b"upgrade", b"proxy-authorization", b"te", b"http2-settings"}
+
+# What makes an answer unlike what the server has: secrets in it could not be found.
+_PARTS = {b"accept-encoding", b"range", b"if-range"}
 
 Field = tuple[bytes, bytes]
 
@@ -36,6 +39,13 @@ class Request(NamedTuple):
     def values(self, name: bytes) -> list[bytes]:
         """Return the values of all fields of that name, which is in lower case."""
         return [value for key, value in self.fields if key.lower() == name]
+
+
+class Inserter(Protocol):
+    """Puts secrets into the fields of requests."""
+
+    def value(self, value: bytes) -> bytes:
+        """Return what a field says to the server."""
 
 
 def take_head(data: bytearray) -> Request | None:
@@ -98,13 +108,12 @@ def absolute_target(target: bytes) -> tuple[Host, int, bytes]:
 class Requests:
     """The requests of one connection to one server: bytes from the guest in, checked bytes for the server out."""
 
-    def __init__(
-        self, host: Host, port: int, *, default_port: int = 80, change: Callable[[bytes], bytes] | None = None
-    ) -> None:
-        """Every request has to be for `host` and `port`. `change` gets the value of each field and returns what is sent."""
+    def __init__(self, host: Host, port: int, *, default_port: int = 80, inserter: Inserter | None = None) -> None:
+        """Every request has to be for `host` and `port`. With `inserter` the answers can be searched: whole and not compressed."""
         self._host, self._port = host, port
         self._default_port = default_port
-        self._change = change
+        self._inserter = inserter
+        self.methods: deque[bytes] = deque()  # of requests without an answer, if there is an inserter
         self._left = 0  # bytes of a body, or of a chunk
         self._in_chunks = self._in_trailers = False
         self._chunk_ends = False  # the line end after a chunk's data is still to come
@@ -133,7 +142,14 @@ class Requests:
             key = name.lower()
             if key == b"host" or key in _HOP or (key in named and key not in (b"content-length", b"transfer-encoding")):
                 continue
-            lines.append(name + b": " + (self._change(value) if self._change else value))
+            if self._inserter is not None:
+                if key in _PARTS:
+                    continue
+                value = self._inserter.value(value)
+            lines.append(name + b": " + value)
+        if self._inserter is not None:
+            lines.append(b"Accept-Encoding: identity")
+            self.methods.append(request.method)
         if self.is_last or b"close" in named:
             self.is_last = True
             lines.append(b"Connection: close")

@@ -20,6 +20,7 @@ from runner.network import names
 from runner.network.audit import REFUSED, Audit
 from runner.network.connection import Connection
 from runner.network.dialogues import ByAddress, ByProxy
+from runner.network.guards import Insertion
 from runner.network.lanes import Lanes
 from runner.network.lookups import Lookups
 from runner.network.rules import Rules
@@ -52,10 +53,17 @@ class Proxy:
 
     FULL = f"{CONNECTIONS_MAX} connections are open, which is the limit"
 
-    def __init__(self, rules: Rules, audit: Audit, published: Sequence[tuple[socket.socket, int]] = ()) -> None:
+    def __init__(
+        self,
+        rules: Rules,
+        audit: Audit,
+        published: Sequence[tuple[socket.socket, int]] = (),
+        secrets: Insertion | None = None,
+    ) -> None:
         """`published` has listening sockets of the host, each with its port in the guest."""
         self.rules = rules
         self.audit = audit
+        self._secrets = secrets
         self.streams = Streams()
         self.lookups = Lookups()
         self._names = names.Names(rules)
@@ -108,7 +116,9 @@ class Proxy:
         if (address, port) == (LOCAL, DNS_PORT):
             stream.listener = _Questioner(self.streams, stream, self._names)
         elif (address, port) == (LOCAL, PORT) or name is not None:
-            connection = Connection(self, stream, ByAddress(name, port) if name is not None else ByProxy())
+            connection = Connection(
+                self, stream, ByAddress(name, port, self._secrets) if name is not None else ByProxy(self._secrets)
+            )
             self._connections[connection] = None
         else:
             self.audit.add(str(address), port, REFUSED, why="an address that stands for no name")

@@ -48,7 +48,14 @@ def request(options: argparse.Namespace) -> Request:
         raise BadInput("--detach and --interactive", "boot it with -d, then: runner exec -it NAME sh")
     options.program = option_values.program(options.program, _flags(options), "ARTIFACT")
     records = option_values.boot_records(options, name) + surroundings.records(options)
-    return Request(_spec(options, name), records)
+    spec = _spec(options, name)
+    if spec.secrets:
+        from runner.network.secrets import parse_secret
+        from runner.sandbox.secrets import check_settings
+
+        for text in spec.secrets:
+            check_settings(parse_secret(text), records)
+    return Request(spec, records)
 
 
 def create(store: Store, options: argparse.Namespace, wanted: Request) -> PreparedSandbox:
@@ -153,7 +160,7 @@ def _spec(options: argparse.Namespace, name: str) -> Spec:
         limits = f"{size_text(MEMORY_MIN_MIB << 20)} to {size_text(MEMORY_MAX_MIB << 20)}"
         raise BadInput(f"--memory {options.memory!r:.40}", f"write {limits}, as 512m or 1.5g")
     forwards = option_values.forwards(options.publish)
-    mode, allow = network.network(options, forwards)
+    asked = network.network(options, forwards)
     if options.timeout is not None and options.timeout <= 0:
         raise BadInput(f"--timeout {options.timeout:g}", "more than 0 seconds; omit it for no limit")
     disk_size = option_values.size_bytes(options.disk_size, "--disk-size") if options.disk_size is not None else 0
@@ -170,8 +177,10 @@ def _spec(options: argparse.Namespace, name: str) -> Spec:
         disk_size=disk_size,
         memory_mib=memory >> 20,
         cpus=options.cpus or 0,
-        network=mode,
-        allow=allow,
+        network=asked.mode,
+        allow=asked.allow,
+        secrets=asked.secrets,
+        ca_file=os.path.abspath(options.ca_file) if asked.secrets and options.ca_file is not None else None,
         forwards=forwards,
         volumes=tuple((str(share.path), share.guest, share.read_only) for share in shares),
         volume_rights=tuple(

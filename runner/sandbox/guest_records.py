@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rootdisk.errors import BadInput
 from rootdisk.records import Record
@@ -13,6 +14,9 @@ from rootdisk.text import printable
 from runner.machine import resolver
 from runner.machine.model import Share
 from runner.sandbox.state import Spec
+
+if TYPE_CHECKING:
+    from runner.network.secrets import Secrets
 
 # Records that inits of older artifacts do not know, with their options.
 OPTIONS = {
@@ -36,7 +40,7 @@ def identity() -> list[Record]:
     return [("machine-id", os.urandom(16).hex().encode()), ("mac", mac.hex(":").encode())]
 
 
-def complete(settings: Sequence[Record], spec: Spec) -> list[Record]:
+def complete(settings: Sequence[Record], spec: Spec, secrets: Secrets | None = None) -> list[Record]:
     """Return all records for a guest: the settings, and those that are new at every start."""
     if not spec.allow:
         names = resolver.records(spec.network, settings, resolver.Resolver.of_host())
@@ -45,6 +49,10 @@ def complete(settings: Sequence[Record], spec: Spec) -> list[Record]:
     from runner.network import proxy
 
     own = [("resolv", f"nameserver {proxy.LOCAL}\n".encode()), *proxy.guest_records(list(map(parse_rule, spec.allow)))]
+    if secrets is not None:
+        from runner.sandbox.secrets import records
+
+        own += records(secrets)
     # The keeper knows the addresses of --add-host; in the guest such a name has one of ours, as every other.
     return in_order([*(record for record in settings if record[0] != "host"), *_start_records(spec), *own])
 

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from runner.channel.session import Session
     from runner.lazy.served import ServedDisk
     from runner.network.proxy import Proxy
+    from runner.network.secrets import Secrets
     from runner.sandbox.keeper import Keeper
 
 SILENT_S = 15.0  # how long an untried KVM may give no sign of a guest
@@ -65,6 +66,7 @@ class PreparedSandbox(NamedTuple):
     hosts: tuple[bytes, ...] = ()  # of --add-host
     served: ServedDisk | None = None  # the base, if it is not complete
     is_quiet: bool = False  # no progress is shown
+    secrets: Secrets | None = None
 
 
 def create(store: Store, artifact: StoredArtifact, spec: Spec, settings: Sequence[Record]) -> PreparedSandbox:
@@ -78,6 +80,7 @@ def create(store: Store, artifact: StoredArtifact, spec: Spec, settings: Sequenc
         raise BadInput(
             "--disk-size with --read-only: dm-verity checks the disk as it was built", "leave out one of the two"
         )
+    secrets = _secrets(spec, settings)
     sandbox = Sandbox.create(store, spec)
     served = None
     try:
@@ -85,7 +88,7 @@ def create(store: Store, artifact: StoredArtifact, spec: Spec, settings: Sequenc
         kept_records = (*settings, *guest_records.identity(), ("first", b"1"))
         atomic_write(sandbox.folder / "records", records.pack(kept_records), 0o600, durable=spec.keep)
         extent = artifact.config.slot()
-        slot_records = guest_records.complete(kept_records, spec)
+        slot_records = guest_records.complete(kept_records, spec, secrets)
         filled = slot.pack(slot_records, extent.length)
         patches = slot.clusters(extent, filled)
         if spec.disk_size != artifact.config.disk_size:
@@ -99,13 +102,32 @@ def create(store: Store, artifact: StoredArtifact, spec: Spec, settings: Sequenc
         needs, ipv6 = guest_records.needed(kept_records), guest_records.has_ipv6(slot_records)
         hosts = guest_records.hosts(kept_records)
         return PreparedSandbox(
-            sandbox, artifact, disk, filled.digest, spec, needs, is_read_only, ipv6=ipv6, hosts=hosts, served=served
+            sandbox,
+            artifact,
+            disk,
+            filled.digest,
+            spec,
+            needs,
+            is_read_only,
+            ipv6=ipv6,
+            hosts=hosts,
+            served=served,
+            secrets=secrets,
         )
     except BaseException:
         sandbox.remove()
         if served is not None:
             served.close()
         raise
+
+
+def _secrets(spec: Spec, settings: Sequence[Record]) -> Secrets | None:
+    """Read the secrets of a sandbox; RootdiskError if a source has none."""
+    if not spec.secrets:
+        return None
+    from runner.sandbox.secrets import read  # with the maker of certificates, which no other sandbox needs
+
+    return read(spec.secrets, settings)
 
 
 def _served(store: Store, artifact: StoredArtifact, spec: Spec) -> ServedDisk | None:
@@ -147,7 +169,8 @@ def reopen(
         atomic_write(sandbox.folder / "records", records.pack(kept_records), 0o600)
         extent = artifact.config.slot()
         settings = kept_records if replacement is None else replacement
-        slot_records = guest_records.complete(settings, run or state.spec)
+        secrets = _secrets(run or state.spec, settings)
+        slot_records = guest_records.complete(settings, run or state.spec, secrets)
         filled = slot.pack(slot_records, extent.length)
         disk = existing(sandbox.folder)
         slot.rewrite(disk.path, extent, filled, sandbox.folder / "slot.json", overlay=disk.overlay)
@@ -166,6 +189,7 @@ def reopen(
             ipv6=ipv6,
             hosts=hosts,
             served=served,
+            secrets=secrets,
         )
     except BaseException:
         sandbox.release()
@@ -313,6 +337,8 @@ def keep(
             fds |= set(prepared.served.fds)
         process.detach(fds, sandbox.folder / "keeper.log" if is_quiet else None)
         process.retitle(f"runner: keeps {sandbox.spec.name}")
+        for name in prepared.secrets.variables if prepared.secrets is not None else ():
+            os.environ.pop(name, None)  # QEMU and other programs of the keeper do not get it
         _run(prepared, store, client, listener, counter)
         status = 0
     except BaseException:
@@ -454,7 +480,7 @@ def _renamable(folder: Path) -> Path:
 def _open_proxy(prepared: PreparedSandbox, folder: Path) -> Proxy:
     from runner.sandbox.egress import open_proxy  # no other sandbox needs it
 
-    return open_proxy(prepared.spec, folder, prepared.hosts)
+    return open_proxy(prepared.spec, folder, prepared.hosts, prepared.secrets)
 
 
 def _in_use(prepared: PreparedSandbox, chosen: accelerator.Accelerator) -> dict[str, str]:

@@ -85,7 +85,9 @@ class Starter:
                 fds = [theirs.fileno(), listener.fileno(), prepared.sandbox.lock, *prepared.artifact.lease]
                 # The keeper has another working directory, which relative entries of PATH must not refer to.
                 path = os.pathsep.join(map(os.path.abspath, os.get_exec_path()))
-                self._send(_Order(prepared, store, {**os.environ, "PATH": path}), fds)
+                secret = prepared.secrets.variables if prepared.secrets is not None else ()
+                environment = {name: value for name, value in os.environ.items() if name not in secret}
+                self._send(_Order(prepared, store, {**environment, "PATH": path}), fds)
         except BaseException as err:
             ours.close()
             if not prepared.spec.keep:

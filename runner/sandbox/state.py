@@ -44,6 +44,8 @@ class Spec(NamedTuple):
     network: str = "user"
     # With rules the guest has no network card (`network` is none, also for an older runner): its connections go through the keeper.
     allow: tuple[str, ...] = ()
+    secrets: tuple[str, ...] = ()  # NAME=SOURCE@HOST: where each is read at a start, never what it is
+    ca_file: str | None = None  # PEM; trusted with the hosts of secrets, beside this host's authorities
     forwards: tuple[tuple[str, str, int, int], ...] = ()
     volumes: tuple[tuple[str, str, bool], ...] = ()  # host path, guest path, read-only
     volume_rights: tuple[tuple[str, str], ...] = ()  # guest path, right: dev or suid
@@ -313,6 +315,8 @@ _SPEC: dict[str, Check] = {
     "cpus": _whole(1, 1 << 16),
     "network": _one_of("user", "none"),
     "allow": _list_of(_text(_WORD_MAX)),
+    "secrets": _list_of(_text(PATH_MAX)),
+    "ca_file": _or_none(_text(PATH_MAX)),
     "forwards": _rows(_one_of("tcp", "udp"), _text(255), _whole(1, 65535), _whole(1, 65535)),
     "volumes": _rows(_text(PATH_MAX), _text(PATH_MAX), _truth),
     "volume_rights": _rows(_text(PATH_MAX), _one_of("dev", "suid")),

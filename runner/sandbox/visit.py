@@ -39,6 +39,8 @@ def started(store: Store, state: State, begin: Begin = launch.begin) -> Iterator
         raise BadInput(f"sandbox {state.name} was booted with --read-only", "its changes are gone; start it first")
     spec = state.spec._replace(
         network="none",
+        allow=(),
+        secrets=(),
         forwards=(),
         volumes=(),
         volume_rights=(),

@@ -14,6 +14,7 @@ from rootdisk.network.rules import parse_rule
 from runner.channel import messages
 from runner.channel.messages import STRIPE, Decoder, frame, frame_number
 from runner.network.audit import Audit
+from runner.network.guards import Insertion
 from runner.network.proxy import LOCAL, PORT, Proxy
 from runner.network.rules import Rules
 from runner.sandbox.watched import Watched
@@ -30,13 +31,14 @@ class Guest:
         allow: Sequence[str],
         hosts: dict[str, str] | None = None,
         published: Sequence[tuple[socket.socket, int]] = (),
+        secrets: Insertion | None = None,
     ) -> None:
         pairs = [socket.socketpair() for _ in range(messages.LANES)]
         self.lanes = [ours for ours, _ in pairs]
         self.lines: list[bytes] = []
         own = {name: ip_address(text) for name, text in (hosts or {}).items()}
         rules = Rules([parse_rule(text) for text in allow], own)
-        self.proxy = Proxy(rules, Audit(self.lines.append), published)
+        self.proxy = Proxy(rules, Audit(self.lines.append), published, secrets)
         self._watched = Watched()
         self._ends = threading.Event()
         self._wake, self._woken = socket.socketpair()

@@ -193,7 +193,7 @@ int configure(struct guest *guest, struct why *why) {
     const char *entropy = find_record(&guest->slot, "entropy"), *time = find_record(&guest->slot, "time");
     if (plan_network(guest, why) || configure_network(guest, why) || set_kernel(why) || (entropy && add_entropy(entropy, why)) || (time && !guest->is_template && set_time(time, why)))
         return -1;
-    return configure_names(&guest->slot, &guest->network, why) || write_certificates(guest, why) ? -1 : 0;
+    return configure_names(&guest->slot, &guest->network, why) || write_certificates(guest, why) || trust_authority(&guest->slot, why) ? -1 : 0;
 }
 
 /* An image's SSH host keys are known to all who have the image: a new sandbox gets its own, or none. */

@@ -42,6 +42,7 @@ int mount_all(const struct records *slot, struct why *);
 int configure(struct guest *, struct why *);
 int add_entropy(const char *hex, struct why *);
 int set_clock(uint64_t seconds, uint64_t nanoseconds, struct why *);
+int trust_authority(const struct records *slot, struct why *);
 int plan_network(struct guest *, struct why *);
 int configure_network(const struct guest *, struct why *);
 int make_volumes(const struct records *process, struct why *);

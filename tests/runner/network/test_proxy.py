@@ -270,7 +270,7 @@ def test_a_name_that_leads_to_this_host() -> None:
 def test_tls_on_443(monkeypatch: pytest.MonkeyPatch, first: bytes, rule: str) -> None:
     """What is not TLS with the right name gets no byte to the server, in whatever pieces it comes."""
     with serving(OK) as server:
-        monkeypatch.setattr("runner.network.dialogues.TLS_PORT", server.port)
+        monkeypatch.setattr("runner.network.guards.TLS_PORT", server.port)
         with guest([f"app.test:{server.port}"], {"app.test": "127.0.0.1"}) as inside:
             number = inside.open()
             inside.say(number, f"CONNECT app.test:{server.port} HTTP/1.1\r\n\r\n".encode())
@@ -284,7 +284,7 @@ def test_tls_on_443(monkeypatch: pytest.MonkeyPatch, first: bytes, rule: str) ->
 
 def test_tls_with_the_right_name(monkeypatch: pytest.MonkeyPatch) -> None:
     with serving(b"from the server", keeps=True) as server:
-        monkeypatch.setattr("runner.network.dialogues.TLS_PORT", server.port)
+        monkeypatch.setattr("runner.network.guards.TLS_PORT", server.port)
         with guest([f"app.test:{server.port}"], {"app.test": "127.0.0.1"}) as inside:
             number = inside.open()
             inside.say(number, f"CONNECT app.test:{server.port} HTTP/1.1\r\n\r\n".encode())
@@ -312,7 +312,7 @@ def test_tls_with_the_right_name(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_requests_on_80(monkeypatch: pytest.MonkeyPatch, second: bytes, rule: str) -> None:
     """On the port of HTTP each request is checked, also the second of a connection."""
     with serving(OK, keeps=True) as server:
-        monkeypatch.setattr("runner.network.dialogues.HTTP_PORT", server.port)
+        monkeypatch.setattr("runner.network.guards.HTTP_PORT", server.port)
         port = str(server.port).encode()
         with guest([f"app.test:{server.port}"], {"app.test": "127.0.0.1"}) as inside:
             number = inside.open("198.18.0.1", server.port)
