@@ -9,8 +9,10 @@ import socket
 import time
 from typing import NoReturn
 
+from rootdisk.artifact.format import ArtifactManifest
 from rootdisk.durable import read_file, socket_address
 from rootdisk.errors import Busy, RootdiskError
+from rootdisk.oci.documents import Digest
 from rootdisk.system import process
 from rootdisk.system.locks import sign, take
 from rootdisk.system.ownership import make_private_below
@@ -131,6 +133,13 @@ def _start(store: Store, source: DiskSource, lock: int) -> None:
         os.close(lock)
 
 
+def _lease(store: Store, source: DiskSource) -> None:
+    """Hold what the disk is fetched for until this process ends, so that a prune does not make the fill pointless."""
+    roles = ArtifactManifest.parse(source.manifest)
+    parts = [role.digest.hex for role in (roles.config, roles.kernel, roles.initramfs) if role is not None]
+    store.lease([Digest.of(source.manifest).hex, *parts, source.digest.hex])
+
+
 def _serve(store: Store, source: DiskSource, lock: int, listener: socket.socket) -> NoReturn:
     """Be the server process. Never returns."""
     status = 1
@@ -147,6 +156,7 @@ def _serve(store: Store, source: DiskSource, lock: int, listener: socket.socket)
         sign(lock, f"serves disk {source.digest.short}")
         from runner.lazy.server import Server
 
+        _lease(store, source)
         Server(store, source, listener).run()
         status = 0
     except BaseException:

@@ -110,6 +110,49 @@ def test_what_needs_a_complete_disk(lazy_runner: Runner, slow: FaultProxy) -> No
     assert not server_of(Store(lazy_runner.store))
 
 
+@pytest.mark.nightly  # a boot each
+@pytest.mark.parametrize(
+    ("options", "script", "said"),
+    [
+        (("--read-only",), "touch /tmp/f && ls /tmp", "f\n"),
+        (("-v", "{folder}:/v"), "cat /v/f", "hello\n"),
+        (("--allow", "example.org"), "cat /etc/hostname", "here\n"),
+        (("--disk-size", "9g"), "df -k / | tail -1 | awk '{print $2 > 9000000}'", "1\n"),
+        (("--keep", "--memory", "128m"), "cat /etc/hostname", "here\n"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)
+def test_options_on_a_disk_that_is_being_fetched(
+    lazy_runner: Runner, slow: FaultProxy, tmp_path: Path, options: tuple[str, ...], script: str, said: str
+) -> None:
+    slow.pause_s = 0.005
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared/f").write_text("hello\n")
+    given = [word.format(folder=tmp_path / "shared") for word in options]
+    name = f"{slow.name}/demo:1"
+    done = lazy_runner.boot(name, script, "--pull", "lazy", "--plain-http", "--name", "here", "-u", "root", *given)
+    assert done.stdout == said, done.stderr
+    assert done.returncode == 0
+
+
+@pytest.mark.nightly  # a build and a boot
+def test_dm_verity_on_a_disk_that_is_being_fetched(
+    lazy_runner: Runner, registry: RunningRegistry, source: str, tmp_path: Path
+) -> None:
+    """The tree is fetched before the start, so the guest checks each block that it reads."""
+    done = run("imagetool", "build", "-q", "--verity", "--size", "512MiB", source, f"oci:{tmp_path}/out:1", timeout=600)
+    assert done.returncode == 0, done.stderr
+    done = run("imagetool", "copy", "--plain-http", f"oci:{tmp_path}/out:1", f"{registry.name}/verity:1")
+    assert done.returncode == 0, done.stderr
+    with run_faults(registry.name) as proxy:
+        proxy.pause_s = 0.005
+        options = ("--pull", "lazy", "--plain-http", "--read-only")
+        done = lazy_runner.boot(f"{proxy.name}/verity:1", "ls /dev/dm-*; md5sum </etc/os-release", *options)
+        assert done.stdout.startswith("/dev/dm-0"), done.stderr
+        proxy.pause_s = 0
+        until(lambda: not server_of(Store(lazy_runner.store)))
+
+
 @pytest.mark.nightly
 def test_a_registry_that_stays_away(lazy_runner: Runner, slow: FaultProxy) -> None:
     """The guest's reads wait, then fail; the sandbox ends with the reason."""
@@ -123,3 +166,24 @@ def test_a_registry_that_stays_away(lazy_runner: Runner, slow: FaultProxy) -> No
     assert b"reads of the disk wait, for 60 s at most" in errors
     assert b"503" in errors
     assert b"chunk" in errors
+
+
+@pytest.mark.nightly
+def test_what_a_guest_sees_of_a_registry_that_goes_away(lazy_runner: Runner, slow: FaultProxy) -> None:
+    """A program gets EIO after a minute and goes on; `logs --console` says why."""
+    slow.pause_s = 0.02
+    name, fault = f"{slow.name}/demo:1", Fault("status", "/blobs/", ALWAYS, status=503)
+    options = ("--pull", "lazy", "--plain-http", "--entrypoint", "/bin/sleep")
+    assert lazy_runner("boot", "-d", "--name", "one", *options, name, "1000").returncode == 0
+    slow.add(fault)
+    everything = "find / -xdev -type f -exec cat {} + >/dev/null"
+    reading = command(lazy_runner, "exec", "one", "sh", "-c", everything)
+    until(lambda: "waits for its disk" in lazy_runner("ps").stdout)
+    _, errors = reading.communicate(timeout=400)
+    assert b"Input/output error" in errors
+    shown = lazy_runner("logs", "--console", "one").stdout
+    assert "runner: reads of the disk wait, for 60 s at most: " in shown
+    assert "runner: reads of the disk failed, because chunk " in shown
+    slow.faults.clear()
+    until(lambda: "of its disk" not in lazy_runner("ps").stdout, 300)
+    assert lazy_runner("exec", "one", "cat", "/etc/hostname").stdout == "one\n"
