@@ -16,7 +16,7 @@ from runner.network import http, tls
 from runner.network.exchange import Exchange
 from runner.network.guards import Failure, TlsGuard, Unusable
 
-_HELD_MAX = 128 << 10  # bytes of the program that were not sent yet
+_HELD_MAX = http.HEAD_MAX  # bytes of the program that were not sent yet, and as many that were not read yet
 _READ_BYTES = 64 << 10
 _UNANSWERED_MAX = 32  # requests on a connection
 

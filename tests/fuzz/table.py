@@ -25,6 +25,7 @@ MODULES: dict[str, tuple[str, ...]] = {
         "referrers",
     ),
     "packages": ("dpkg-status", "rpm-header", "rpm-database", "go-program", "verity-tree", "bzimage", "vmlinux"),
+    "networks": ("proxy-requests", "proxy-guards", "proxy-answers", "proxy-names"),
     "projects": ("images-toml", "receipt", "environment"),
 }
 TARGETS = {name: module for module, names in MODULES.items() for name in names}

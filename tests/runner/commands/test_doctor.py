@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -9,7 +10,11 @@ from pathlib import Path
 import pytest
 
 from runner.cli import main
+from runner.commands.boot import _explain_network
+from runner.machine import passt
 from runner.machine.packages import how_to_install
+from runner.sandbox.directory import Spec
+from runner.store.store import Store
 from tests.support.registry import QuietHandler, serve
 
 
@@ -61,7 +66,33 @@ def test_marks_and_json(capfd: pytest.CaptureFixture[str]) -> None:
     assert {row["mark"] for row in rows} <= {"ok", "warn", "FAIL"}
     assert {"qemu", "accelerator", "volumes", "network", "store"} <= {row["what"] for row in rows}
     (network,) = (row for row in rows if row["what"] == "network")
-    assert network["text"] == "passt" or "10.0.2.2" in network["text"]
+    if passt.is_usable():
+        assert (network["mark"], network["text"]) == ("ok", "passt")
+    else:
+        assert network["mark"] == "warn"
+        assert "a guest reaches services on this host's 127.0.0.1 at 10.0.2.2" in network["text"]
+
+
+def test_the_first_boot_says_what_a_guest_reaches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once, to a terminal; not if there is no network card, or passt."""
+    store, said = Store.open(), []
+    spec = Spec("a", "r", f"sha256:{'0' * 64}", "", "", None, None, 1, 64, 1)
+    ours, theirs = os.openpty()
+    os.set_blocking(ours, False)
+    with open(theirs, "w") as terminal:
+        monkeypatch.setattr("sys.stderr", terminal)
+        for network in ("none", "user", "user"):
+            _explain_network(store, spec._replace(network=network))
+            terminal.flush()
+            with contextlib.suppress(BlockingIOError):
+                said.append((network, os.read(ours, 4096).decode()))
+    os.close(ours)
+    if passt.is_usable():
+        assert said == []
+    else:
+        ((network, text),) = said
+        assert network == "user"
+        assert "a guest reaches services on this host's 127.0.0.1 at 10.0.2.2: see runner doctor" in text
 
 
 def test_a_store_whose_inside_cannot_be_used(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
