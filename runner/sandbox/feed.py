@@ -17,7 +17,7 @@ from pathlib import Path
 
 from rootdisk.durable import open_file, socket_address
 from rootdisk.errors import Busy, RootdiskError
-from rootdisk.text import one_line, printable
+from rootdisk.text import printable
 from runner.lazy import start
 from runner.lazy.served import ServedDisk
 from runner.sandbox.room import Monitor
@@ -46,6 +46,7 @@ class Feed:
         self._waiting: socket.socket | None = None  # a connection of QEMU that no server has got
         self._again_at = 0.0
         self._is_complete = False
+        self._has_ordered = False  # QEMU has not replied yet
         self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         with socket_address(folder, _NAME) as address:
             with contextlib.suppress(FileNotFoundError):
@@ -134,6 +135,7 @@ class Feed:
         """
         if self._is_complete and self.orders and not monitor.out and self._record is None:
             orders, self.orders = self.orders, b""
+            self._has_ordered = True
             try:
                 fd = open_file(self._store.disk(self._source.digest))
                 try:
@@ -142,10 +144,10 @@ class Feed:
                     os.close(fd)
             except OSError as err:
                 _note_refusal(str(err.strerror))
-        reply = monitor.reply
-        if reply is None or reply.get("id") != HANDED_OVER:
+        reply, monitor.reply = monitor.reply, None
+        if not self._has_ordered or reply is None or reply["id"] != HANDED_OVER:
             return False
-        monitor.reply = None
+        self._has_ordered = False
         if "return" in reply:
             return True
         _note_refusal(str(reply))
@@ -162,4 +164,6 @@ class Feed:
 
 def _note_refusal(why: str) -> None:
     with contextlib.suppress(OSError):  # the disk of the log may be full
-        print(one_line(f"the disk's server goes on, although the disk is complete: {why}"), file=sys.stderr, flush=True)
+        print(
+            f"the disk's server goes on, although the disk is complete: {printable(why)}", file=sys.stderr, flush=True
+        )

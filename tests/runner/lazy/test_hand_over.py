@@ -150,6 +150,9 @@ def test_the_server_goes_on_if_qemu_refuses(running: Running, store: Store, prox
     running.feed.orders = running.feed.orders.replace(b"blockdev-reopen", b"x-unknown")
     until(lambda: bool(running.look() or not running.feed.orders), 60)
     running.read(1_000_000, 70_000)
+    said = {"id": HANDED_OVER, "return": {}}
+    running.monitor.feed(json.dumps(said).encode() + b"\n")  # not asked for
+    running.look()
     assert not running.has_file
     assert len(server_of(store)) == 1
     assert "70000/70000" in running.close()
