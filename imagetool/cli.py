@@ -7,10 +7,9 @@ import importlib
 import signal
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from rootdisk import __version__
-from rootdisk.cli.arguments import Parser, command_first, decimal_number, whole_number
+from rootdisk.cli.arguments import Parser, command_first, decimal_number, file_path, whole_number
 from rootdisk.cli.tools import RUNNER_COMMANDS
 from rootdisk.errors import RootdiskError
 from rootdisk.system.notices import show_by
@@ -42,7 +41,7 @@ def parser() -> Parser:
     common.add_argument("-q", "--quiet", action="store_true", help="show no progress and no remarks")
     common.add_argument("--debug", action="store_true", help="show tracebacks")
     common.add_argument("--plain-http", action="store_true", help="use HTTP instead of HTTPS for registries")
-    common.add_argument("--ca-file", type=Path, metavar="FILE", help="trust these certificates too (PEM)")
+    common.add_argument("--ca-file", type=file_path, metavar="FILE", help="trust these certificates too (PEM)")
     looking = Parser(add_help=False)
     looking.add_argument("--platform", metavar="OS/ARCH", help="default: this machine's")
     making = Parser(add_help=False, parents=[looking])
@@ -98,7 +97,7 @@ def parser() -> Parser:
         "file",
         metavar="FILE",
         nargs="?",
-        type=Path,
+        type=file_path,
         help="write the description alone, to FILE or - for standard output",
     )
     doit = command(
@@ -108,7 +107,7 @@ def parser() -> Parser:
         "-f production.toml --set TAG=1.4 build",
         "list",
     )
-    doit.add_argument("-f", "--file", metavar="FILE", type=Path, help="what to build; default: images.toml")
+    doit.add_argument("-f", "--file", metavar="FILE", type=file_path, help="what to build; default: images.toml")
     doit.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="the value of ${NAME} in the file"
     )
@@ -126,7 +125,7 @@ def parser() -> Parser:
     )
     build.add_argument("artifact", metavar="ARTIFACT", help="where to publish: registry/repository:tag or oci:DIR:TAG")
     build.add_argument(
-        "--policy", metavar="FILE", type=Path, help="policy.json for published disks (default: this host's)"
+        "--policy", metavar="FILE", type=file_path, help="policy.json for published disks (default: this host's)"
     )
     build.add_argument(
         "--verity", action="store_true", help="add a dm-verity tree: boot --read-only then checks every block it reads"
@@ -186,7 +185,7 @@ def parser() -> Parser:
     verify.add_argument(
         "--key",
         metavar="FILE",
-        type=Path,
+        type=file_path,
         help="public key: provenance that it has signed must be attached, and be true",
     )
     map_ = command(
@@ -201,10 +200,10 @@ def parser() -> Parser:
     map_.add_argument(
         "--trace",
         metavar="FILE",
-        type=Path,
+        type=file_path,
         help="what a boot reads, as lines of offset,length (default: as the artifact says)",
     )
-    map_.add_argument("-o", "--output", metavar="FILE.html", type=Path, help="default: standard output")
+    map_.add_argument("-o", "--output", metavar="FILE.html", type=file_path, help="default: standard output")
     trace = command(
         "trace",
         "boot an artifact and write which files it reads, in order: boot_trace of images.toml",
@@ -212,12 +211,12 @@ def parser() -> Parser:
         parents=(looking,),
     )
     trace.add_argument("what", metavar="ARTIFACT")
-    trace.add_argument("-o", "--output", metavar="FILE", type=Path, help="default: standard output")
+    trace.add_argument("-o", "--output", metavar="FILE", type=file_path, help="default: standard output")
     trace.add_argument(
         "--seconds", type=decimal_number, default=30.0, metavar="N", help="end the boot after N seconds (default: 30)"
     )
     trace.add_argument(
-        "--reads", type=Path, metavar="FILE", help="do not boot: use a file of runner boot --record-reads"
+        "--reads", type=file_path, metavar="FILE", help="do not boot: use a file of runner boot --record-reads"
     )
     copy = command(
         "copy",
@@ -260,9 +259,9 @@ def parser() -> Parser:
     sign.add_argument(
         "--key-command", metavar="COMMAND", default="", help="writes a signature of its standard input, as for a KMS"
     )
-    sign.add_argument("--public-key", metavar="FILE", type=Path, help="public key of the command's key")
+    sign.add_argument("--public-key", metavar="FILE", type=file_path, help="public key of the command's key")
     sign.add_argument(
-        "--passphrase-file", metavar="FILE", type=Path, help="default: the variable ROOTDISK_SIGN_PASSPHRASE"
+        "--passphrase-file", metavar="FILE", type=file_path, help="default: the variable ROOTDISK_SIGN_PASSPHRASE"
     )
     sign.add_argument(
         "--format",
@@ -285,14 +284,14 @@ def parser() -> Parser:
         "--format", choices=("spdx", "cyclonedx"), default="spdx", help="SPDX 2.3 or CycloneDX 1.6 (default: spdx)"
     )
     sbom.add_argument("--attach", action="store_true", help="attach it to ARTIFACT; print the digest")
-    sbom.add_argument("-o", "--output", metavar="FILE", type=Path, help="default: standard output")
+    sbom.add_argument("-o", "--output", metavar="FILE", type=file_path, help="default: standard output")
     signatures = command(
         "signatures",
         "list an artifact's signatures; with --key exit 1 if none is by that key",
         "--key cosign.pub registry.example/web-disk:2",
     )
     signatures.add_argument("what", metavar="ARTIFACT")
-    signatures.add_argument("--key", metavar="FILE", type=Path, help="a public key to check them with")
+    signatures.add_argument("--key", metavar="FILE", type=file_path, help="a public key to check them with")
     push = command(
         "push",
         "copy an artifact or image from this machine to a registry",
@@ -328,7 +327,7 @@ def parser() -> Parser:
         "--type application/spdx+json registry.example/web-disk:2 web.spdx.json",
     )
     attach.add_argument("what", metavar="ARTIFACT", help="registry/repository:tag or oci:DIR:TAG")
-    attach.add_argument("file", metavar="FILE", type=Path)
+    attach.add_argument("file", metavar="FILE", type=file_path)
     attach.add_argument("--type", metavar="MEDIA_TYPE", required=True, help="the media type of FILE")
     prune = command(
         "prune",
@@ -340,7 +339,7 @@ def parser() -> Parser:
     prune.add_argument("--keep", type=whole_number, metavar="N", help="keep the N newest versions (default: all)")
     prune.add_argument("--delete", action="store_true", help="delete the listed tags (default: list only)")
     clean = command("clean", "empty your cache of disks, kernels and indexes; builds make them again", "--dry-run")
-    clean.add_argument("--dry-run", action="store_true", help="list what would be removed, and remove nothing")
+    clean.add_argument("-n", "--dry-run", action="store_true", help="list what would be removed, and remove nothing")
     completion = command(
         "completion",
         "print a shell's completion script for imagetool",

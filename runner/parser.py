@@ -10,10 +10,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from rootdisk import __version__
-from rootdisk.cli.arguments import Parser, decimal_number, whole_number
+from rootdisk.cli.arguments import Parser, decimal_number, file_path, whole_number
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    pass
 
 
 class Command(NamedTuple):
@@ -53,23 +53,17 @@ def _elsewhere(command: str, word: str) -> str:
     return docker_words.answer(command, word)
 
 
-def _path(text: str) -> Path:
-    from pathlib import Path  # most commands need it, and --help does not
-
-    return Path(text)
-
-
 def _artifact(parser: argparse.ArgumentParser, dest: str = "artifact", **more: object) -> None:
     add = parser.add_argument
     add(dest, metavar="ARTIFACT", help="registry/repository:tag, …@sha256:… or oci:DIR:TAG", **more)  # type: ignore[arg-type]
     _registry(parser)
     add("--platform", metavar="OS/ARCH", help="default: this machine's")
-    add("--policy", type=_path, metavar="FILE", help="policy.json: who must have signed it (default: this host's)")
+    add("--policy", type=file_path, metavar="FILE", help="policy.json: who must have signed it (default: this host's)")
 
 
 def _registry(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--plain-http", action="store_true", help="use HTTP instead of HTTPS")
-    parser.add_argument("--ca-file", type=_path, metavar="FILE", help="trust these certificates too (PEM)")
+    parser.add_argument("--ca-file", type=file_path, metavar="FILE", help="trust these certificates too (PEM)")
 
 
 def _fetching(parser: argparse.ArgumentParser, default: str, *, lazily: bool = False) -> None:
@@ -290,7 +284,7 @@ def _add_machine_options(parser: argparse.ArgumentParser) -> None:
         metavar="HOST[:PORT]",
         help="reach only this; HOST may be *.example.org, an address or a network (default ports: 80 and 443)",
     )
-    add("--allow-file", action="append", default=[], type=_path, metavar="FILE", help="read such lines from a file")
+    add("--allow-file", action="append", default=[], type=file_path, metavar="FILE", help="read such lines from a file")
     add(
         "--secret",
         action="append",
@@ -323,9 +317,9 @@ def _add_machine_options(parser: argparse.ArgumentParser) -> None:
     add("--pid1", action="store_true", help="run the program as process 1 (default for systemd, tini and others)")
     add("--init", action="store_true", help="keep the sandbox's init as process 1, whatever the program is")
     add("--hostname", metavar="NAME", help="the guest's host name (default: the sandbox's name)")
-    add("--tls-cert", type=_path, metavar="FILE", help="give the guest a client certificate (ROOTDISK_TLS_CERT)")
-    add("--tls-key", type=_path, metavar="FILE", help="give the guest its private key (ROOTDISK_TLS_KEY)")
-    add("--tls-ca", type=_path, metavar="FILE", help="give the guest a CA bundle (ROOTDISK_TLS_CA)")
+    add("--tls-cert", type=file_path, metavar="FILE", help="give the guest a client certificate (ROOTDISK_TLS_CERT)")
+    add("--tls-key", type=file_path, metavar="FILE", help="give the guest its private key (ROOTDISK_TLS_KEY)")
+    add("--tls-ca", type=file_path, metavar="FILE", help="give the guest a CA bundle (ROOTDISK_TLS_CA)")
     add("--entrypoint", metavar="PROGRAM", help="run PROGRAM instead of the image's entrypoint; '' for none")
     add("--backend", choices=("qemu", "krun"), help="default: QEMU, or libkrun if only that is installed")
     add("--accel", choices=("kvm", "tcg"), help="default: KVM if it works here, else TCG")
@@ -334,7 +328,7 @@ def _add_machine_options(parser: argparse.ArgumentParser) -> None:
     _fetching(parser, "missing", lazily=True)
     add(
         "--record-reads",
-        type=_path,
+        type=file_path,
         metavar="FILE",
         help="with --pull lazy: write which bytes of the disk are read, in order, as lines of offset and length",
     )
@@ -343,7 +337,7 @@ def _add_machine_options(parser: argparse.ArgumentParser) -> None:
 def _add_program_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("-e", "--env", action="append", default=[], metavar="NAME[=VALUE]", help="set a variable, or pass on yours")
-    add("--env-file", action="append", default=[], type=_path, metavar="FILE", help="read variables from a file")
+    add("--env-file", action="append", default=[], type=file_path, metavar="FILE", help="read variables from a file")
     add("-w", "--workdir", metavar="DIR", help="working directory in the guest")
     add("-u", "--user", metavar="USER[:GROUP]", help="run as this user")
     add("-i", "--interactive", action="store_true", help="pass standard input to the program")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from rootdisk.errors import BadInput
 
 if TYPE_CHECKING:
+    from pathlib import Path
     from typing import Any, NoReturn
 
 
@@ -47,7 +48,8 @@ def did_you_mean(name: str, names: Iterable[str], otherwise: str) -> str:
 def whole_number(text: str) -> int:
     """Return an option's number: digits, perhaps with a sign. int() would take 1_0 and digits of any script."""
     if not re.fullmatch(r"-?[0-9]{1,18}", text):
-        raise argparse.ArgumentTypeError(f"{text!r:.40} is not a whole number")
+        what = "has more than 18 digits" if re.fullmatch("-?[0-9]+", text) else "is not a whole number"
+        raise argparse.ArgumentTypeError(f"{text!r:.40} {what}")
     return int(text)
 
 
@@ -56,6 +58,15 @@ def decimal_number(text: str) -> float:
     if not re.fullmatch(r"-?[0-9]{1,18}(\.[0-9]{1,18})?", text):
         raise argparse.ArgumentTypeError(f"{text!r:.40} is not a number")
     return float(text)
+
+
+def file_path(text: str) -> Path:
+    """Return an option's path. An empty one, as of a shell's variable that is not set, would be the working directory."""
+    from pathlib import Path  # --help and most commands of the runner do not need it
+
+    if not text:
+        raise argparse.ArgumentTypeError("the name of a file is empty")
+    return Path(text)
 
 
 def command_first(words: Sequence[str], valued: Collection[str] = ()) -> list[str]:
@@ -92,7 +103,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise BadInput with `message` and the nearest choice."""
-        wrong = re.search(r"invalid choice: '([^']+)'.*\(choose from (.*)\)", message)
+        wrong = re.search(r"invalid choice: '([^']*)'.*\(choose from (.*)\)", message)
         see = f"see {self.prog} --help"
         if wrong and message.startswith("argument COMMAND"):
             known = self.elsewhere("", wrong[1]) if self.elsewhere else ""

@@ -114,7 +114,7 @@ def prune_command(options: argparse.Namespace) -> int:
     from runner.sandbox.prune import prune
 
     if not 0 <= options.older_than < 1e9:  # rejects NaN too
-        raise BadInput(f"--older-than {options.older_than}", "a number of days")
+        raise BadInput(f"--older-than {options.older_than:g}", "0 or more days")
     limit = option_values.size_bytes(options.max_size, "--max-size", 0) if options.max_size is not None else None
     store = Store.open()
     removed = prune(store, options.older_than * 86400, limit, dry_run=options.dry_run)

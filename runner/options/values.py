@@ -27,7 +27,7 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}\Z")
 LABELS_MAX_CHARACTERS = 64 << 10
 _HOST_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")  # sethostname(2): 64 bytes
 _FORWARD = re.compile(
-    r"(?:([0-9]{1,3}(?:\.[0-9]{1,3}){3}|\[[0-9A-Fa-f:.]{2,45}\]):)?([0-9]{1,5}):([0-9]{1,5})(?:/(tcp|udp))?"
+    r"(?:([0-9]{1,3}(?:\.[0-9]{1,3}){3}|\[[0-9A-Fa-f:.]{2,45}\]):)?([0-9]{1,5}):([0-9]{1,5})(?:/((?i:tcp|udp)))?"
 )
 
 
@@ -196,11 +196,18 @@ def _overlap(first: Forward, second: Forward) -> bool:
 def _forward(text: str) -> Forward:
     match = _FORWARD.fullmatch(text)
     address = _address(match[1] or "127.0.0.1") if match else ""
-    if not match or not address or not all(0 < int(port) < 1 << 16 for port in (match[2], match[3])):
-        raise BadInput(
-            f"--publish {text!r:.60}", "write HOST:GUEST or ADDRESS:HOST:GUEST, as 8080:80, [::1]:8080:80 or 53:53/udp"
-        )
-    return Forward(match[4] or "tcp", address, int(match[2]), int(match[3]))
+    if match and address and not all(0 < int(port) < 1 << 16 for port in (match[2], match[3])):
+        raise BadInput(f"--publish {text!r:.60}", "a port is a number from 1 to 65535")
+    if not match or not address:
+        hint = "write HOST:GUEST or ADDRESS:HOST:GUEST, as 8080:80, [::1]:8080:80 or 53:53/udp"
+        if re.fullmatch(r"(?:.*:)?[0-9]{1,5}-[0-9]{1,5}(?::[0-9]{1,5}(?:-[0-9]{1,5})?)?(?:/\w+)?", text):
+            hint = "a range of ports is written port by port: -p 8080:80 -p 8081:81"
+        elif re.fullmatch(r"(?:[0-9.]+::?)?[0-9]{1,5}(?:/\w+)?", text):
+            hint = "say which port of this host too, as 8080:80"
+        elif re.fullmatch(r"[A-Za-z][\w.-]*:[0-9]{1,5}:[0-9]{1,5}(?:/\w+)?", text):
+            hint = "write the address as a number, as 127.0.0.1:8080:80"
+        raise BadInput(f"--publish {text!r:.60}", hint)
+    return Forward((match[4] or "tcp").lower(), address, int(match[2]), int(match[3]))
 
 
 def _address(text: str) -> str:

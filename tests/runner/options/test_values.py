@@ -42,11 +42,12 @@ def test_what_is_no_port(text: str) -> None:
 
 
 def test_ports() -> None:
-    assert options.forwards(["8080:80", "8080:80/udp", "0.0.0.0:08081:80", "127.0.0.2:8080:1"]) == (
+    assert options.forwards(["8080:80", "8080:80/udp", "0.0.0.0:08081:80", "127.0.0.2:8080:1", "53:53/UDP"]) == (
         ("tcp", "127.0.0.1", 8080, 80),
         ("udp", "127.0.0.1", 8080, 80),
         ("tcp", "0.0.0.0", 8081, 80),
         ("tcp", "127.0.0.2", 8080, 1),
+        ("udp", "127.0.0.1", 53, 53),
     )
     with pytest.raises(BadInput, match=r"port 8080 of 127\.0\.0\.1 is published twice"):
         options.forwards(["8080:80", "127.0.0.1:8080:81"])
