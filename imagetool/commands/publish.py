@@ -56,4 +56,11 @@ def prune_command(options: argparse.Namespace) -> int:
     if not options.quiet:
         for line in done.remarks():
             print(one_line(line), file=sys.stderr)
+        if not options.delete:
+            print(
+                "imagetool: nothing was removed; --delete removes these"
+                if done.tags
+                else "imagetool: nothing to remove",
+                file=sys.stderr,
+            )
     return 0
