@@ -69,8 +69,8 @@ def pairs(texts: Sequence[str], option: str, form: str) -> dict[str, str]:
     """Split NAME=VALUE texts; BadInput shows the form of `option`."""
     pairs = [text.partition("=") for text in texts]
     for name, equals, _ in pairs:
-        if not equals:
-            raise BadInput(f"{option} {name!r:.80}", f"write {option} {form}")
+        if not equals or not name:
+            raise BadInput(f"{option} {name + equals!r:.80}", f"write {option} {form}")
     return {name: value for name, _, value in pairs}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from doit.cmdparse import CmdParseError
@@ -41,7 +41,7 @@ class _OneLine:
         try:
             return int(super().parse_execute(words) or 0)  # type: ignore[misc]
         except (CmdParseError, InvalidCommand, InvalidTask) as err:
-            shown = _line(err, self._names())
+            shown = _line(err, self._names(), self._tasks_with)
         except KeyError as err:  # doit's `info` looks a task up without asking if there is one
             if len(err.args) != 1 or err.args[0] not in words:
                 raise
@@ -53,13 +53,18 @@ class _OneLine:
         """Return the names of tasks, as far as they are loaded, and of commands."""
         return [task.name for task in getattr(self, "task_list", None) or ()] + list(getattr(self, "cmds", None) or ())
 
+    def _tasks_with(self, option: str) -> list[str]:
+        """Return the names of tasks that have this option, as far as they are loaded."""
+        tasks = getattr(self, "task_list", None) or ()
+        return [task.name for task in tasks if any(option == f"--{known.get('long')}" for known in task.params)]
+
 
 def _unknown(word: str, names: Sequence[str]) -> str:
     hint = did_you_mean(word, names, "see imagetool doit list --all")
     return f"{word!r:.80} is neither a task nor a command: {hint}"
 
 
-def _line(err: Exception, names: Sequence[str]) -> str:
+def _line(err: Exception, names: Sequence[str], tasks_with: Callable[[str], list[str]]) -> str:
     if isinstance(err, InvalidCommand) and (one := re.match(r"`?(\w+)`? failed, must select \*one\*", str(err))):
         return f"{one[1]} needs the name of one task: imagetool doit {one[1]} build:NAME"
     if isinstance(err, InvalidCommand) and "check_file_uptodate" in str(err):
@@ -81,6 +86,8 @@ def _line(err: Exception, names: Sequence[str]) -> str:
     unknown = re.match(r"option (\S+) not recognized", text)
     if unknown is None:
         return re.sub(r"^option (\S+) requires argument$", r"\1 needs a value", text)
+    if tasks := tasks_with(unknown[1]):
+        return f"{unknown[1]} is not an option here: imagetool doit {tasks[-1]} has it"
     options = [f"--{name}" for name in re.findall(r"'long':'([\w-]+)'", rest)]
     hint = did_you_mean(
         unknown[1],

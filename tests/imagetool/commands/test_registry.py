@@ -60,6 +60,9 @@ def _live(registry: RunningRegistry, place: Path) -> None:
         (["--debug", "lss", "X"], "did you mean ls?"),
         (["ls"], "missing: ARTIFACT|FILE"),
         (["prune", "--keep", "0", "oci:none"], "1 or more"),
+        (["doit", "--set", "=secret", "build"], "--set '=': write --set NAME=VALUE"),
+        (["doit", ""], "a word is empty"),
+        (["map", "oci:none:1", "-o", ""], "--output: the name of a file is empty"),
     ],
 )
 def test_errors_are_one_line(words: list[str], said: str, tmp_path: Path) -> None:

@@ -185,6 +185,7 @@ WRONG_WORDS = [
     (["info", "nosuch"], "doit: 'nosuch' is neither a task nor a command: "),
     (["prune", "--kep", "1"], "doit: --kep is not an option: did you mean --keep?"),
     (["prune", "--keep"], "doit: --keep needs a value"),
+    (["build", "--force"], "doit: --force is not an option here: imagetool doit publish:app has it"),
     (["info"], "doit: info needs the name of one task: imagetool doit info build:NAME"),
     (["-n", "x", "build"], "doit: -n 'x': write a whole number"),
     (["run", "--backend", "foo"], "doit: --backend 'foo': choose from "),
