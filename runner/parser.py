@@ -77,8 +77,30 @@ def _fetching(parser: argparse.ArgumentParser, default: str, *, lazily: bool = F
     parser.add_argument("-q", "--quiet", action="store_true", help="show no progress")
 
 
+class _From(argparse.Action):
+    """Stores the name of a snapshot; then no artifact is needed. An optional artifact would be none before any option."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: object, option: str | None = None
+    ) -> None:
+        setattr(namespace, self.dest, values)
+        for action in parser._actions:
+            if action.dest in ("artifact", "program"):
+                action.required = False
+        for name, default in (("artifact", ""), ("program", [])):
+            if getattr(namespace, name, None) is None:
+                setattr(namespace, name, default)
+
+
 def _boot(parser: argparse.ArgumentParser) -> None:
     _artifact(parser)
+    parser.add_argument(
+        "--from",
+        action=_From,
+        dest="from_snapshot",
+        metavar="SNAPSHOT",
+        help="go on from a snapshot in place of ARTIFACT; with --cold from its disk alone",
+    )
     _add_machine_options(parser)
     _add_program_options(parser)
     parser.add_argument(
@@ -135,6 +157,17 @@ def _kill(parser: argparse.ArgumentParser) -> None:
 def _rm(parser: argparse.ArgumentParser) -> None:
     _names(parser)
     parser.add_argument("-f", "--force", action="store_true", help="remove running sandboxes too")
+    parser.add_argument("--snapshot", action="store_true", help="NAME is a snapshot, as snapshots shows it")
+
+
+def _snapshot(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="NAME", help="a running sandbox, as ps shows it")
+    parser.add_argument("snapshot", metavar="SNAPSHOT", help="a name for the snapshot")
+    parser.add_argument("--without-memory", action="store_true", help="save the disk alone; it need not run then")
+
+
+def _snapshots(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-q", "--quiet", action="store_true", help="print names only")
 
 
 def _rename(parser: argparse.ArgumentParser) -> None:
@@ -377,6 +410,13 @@ COMMANDS = {
     ),
     "stats": Command("stats", "print what sandboxes use: processors, memory, disk, network", _stats),
     "inspect": Command("store", "show what an artifact is, or a sandbox by its name", _inspect),
+    "snapshot": Command(
+        "snapshots",
+        "save a running sandbox, its memory and its disk",
+        _snapshot,
+        "Sandboxes go on from it with runner boot --from SNAPSHOT. Secrets in the sandbox's memory are in it.",
+    ),
+    "snapshots": Command("snapshots", "list snapshots", _snapshots),
     "rename": Command("sandboxes", "give a sandbox another name", _rename),
     "rm": Command("sandboxes", "remove sandboxes that have ended", _rm),
     "images": Command("listing", "list the artifacts in the store", _images),

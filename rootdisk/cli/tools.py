@@ -19,6 +19,8 @@ RUNNER_COMMANDS = frozenset(
             "rename",
             "events",
             "stats",
+            "snapshot",
+            "snapshots",
         ),
         *("images", "rmi", "login", "logout", "doctor"),
     }

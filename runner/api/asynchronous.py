@@ -154,7 +154,7 @@ class AsyncSandbox:
 
     @classmethod
     async def boot(
-        cls, artifact: str, command: Sequence[str] = (), *, store: Place | None = None, **options: Unpack[BootOptions]
+        cls, artifact: str = "", command: Sequence[str] = (), *, store: Place | None = None, **options: Unpack[BootOptions]
     ) -> AsyncSandbox:
         """Boot a sandbox and return when its program has started; see `Sandbox.boot`. A cancelled boot leaves nothing."""
         future = asyncio.ensure_future(_in_thread(prepare, Sandbox, artifact, command, store, options))
@@ -317,6 +317,10 @@ class AsyncSandbox:
             self._inner.drop()
             raise
         self._inner.settle()
+
+    async def snapshot(self, name: str, *, without_memory: bool = False) -> None:
+        """Save the running sandbox, which goes on, as the snapshot `name`; see `Sandbox.snapshot`."""
+        await _in_thread(self._inner.snapshot, name, without_memory=without_memory)
 
     async def remove(self, *, force: bool = False) -> None:
         """Remove a sandbox that has ended; with `force`, end it first."""

@@ -21,6 +21,7 @@ class BootOptions(TypedDict, total=False):
     """Options of `boot`; `runner boot --help` describes them. Sizes are text such as "512m", or a number of bytes."""
 
     name: str
+    from_snapshot: str  # in place of an artifact
     detach: bool  # the sandbox goes on when this program ends
     keep: bool
     rm: bool
@@ -100,7 +101,8 @@ def words(command: Sequence[str]) -> list[str]:
 
 def _options(command: str, artifact: str, options: Mapping[str, Any]) -> argparse.Namespace:
     top = parser(command)
-    namespace: argparse.Namespace = top.parse_args([command, "--quiet", artifact])
+    source = [artifact] if artifact or "from_snapshot" not in options else [f"--from={options['from_snapshot']}"]
+    namespace: argparse.Namespace = top.parse_args([command, "--quiet", *source])
     actions = {action.dest: action for action in subparsers(top)[command]._actions}
     for name, value in options.items():
         if name not in actions or (name in NOT_OFFERED and name != "program"):

@@ -55,12 +55,13 @@ class Sandbox:
 
     @classmethod
     def boot(
-        cls, artifact: str, command: Sequence[str] = (), *, store: Place | None = None, **options: Unpack[BootOptions]
+        cls, artifact: str = "", command: Sequence[str] = (), *, store: Place | None = None, **options: Unpack[BootOptions]
     ) -> Sandbox:
         """Boot a sandbox and return when its program has started.
 
         Args:
-            artifact: Reference of the artifact, as for `runner boot`: registry/repository:tag or oci:DIR:TAG.
+            artifact: Reference of the artifact, as for `runner boot`: registry/repository:tag or oci:DIR:TAG. With
+                `from_snapshot` there is none.
             command: Run this instead of the image's command; ["sleep", "infinity"] waits for `exec`.
             store: Directory of the store; by default the user's.
             options: Those of `runner boot`, with `_` for `-`.
@@ -286,6 +287,21 @@ class Sandbox:
         spec = state.spec._replace(detached=True)
         sock, _ = starter.begin(launch.reopen(self.store, state._replace(spec=spec)), self.store)
         self.sock, self.life = sock, Life(is_tied=False)
+
+    def snapshot(self, name: str, *, without_memory: bool = False) -> None:
+        """Save the running sandbox, which goes on, as the snapshot `name`: boot others with `from_snapshot`.
+
+        What its programs have in memory is in the snapshot, secrets too. `without_memory` saves the disk alone.
+
+        Raises:
+            BadInput: It cannot be saved; the message says what is in the way.
+            RootdiskError: It could not be saved. It goes on.
+        """
+        from runner.options.values import sandbox_name
+        from runner.sandbox import snapshot_taking
+
+        snapshot = sandbox_name(name, "snapshot")
+        snapshot_taking.take(self.store, self.find(), snapshot, has_memory=not without_memory)
 
     def remove(self, *, force: bool = False) -> None:
         """Remove a sandbox that has ended; with `force`, end it first."""

@@ -14,28 +14,33 @@ from rootdisk.errors import BadInput, RootdiskError
 INVALID = 0  # never sent: Decoder.take returns it for a frame that breaks the rules
 # From the guest.
 READY, STDOUT, STDERR, EXIT, ERROR, LOG, POWER = 1, 2, 3, 4, 5, 6, 7
-PAUSED, RESUMED = 8, 9  # of a template: it can be saved; it goes on as another sandbox, and asks for the time
+PAUSED, RESUMED = 8, 9  # the machine can be saved, or why not; it goes on, and asks for the time
 ACCEPTED, DATA_OUT, CLOSED = 10, 11, 12  # of streams, through their lanes
 # To the guest; CREDIT goes both ways.
 STDIN, RESIZE, SIGNAL, EXEC, ACK, STOP, CREDIT, HOLD = 16, 17, 18, 19, 20, 21, 22, 23
-RESUME, TIME = 24, 25  # to a template: what differs between sandboxes; the time, le64 seconds and le64 nanoseconds
+RESUME, TIME = 24, 25  # to a saved machine: what differs between sandboxes; the time, le64 seconds and le64 nanoseconds
+PAUSE = 26  # stand still, to be saved
 CONNECT, DATA_IN, CLOSE = 27, 28, 29  # of streams, through their lanes
 # To the keeper only: end the machine now; say how it ends; take another name; an EXEC whose client waits for its start only.
 # From the keeper only: something its user should know.
 KILL, WAIT, NOTICE, RENAME, EXEC_DETACHED = 32, 33, 34, 35, 36
+# To the keeper only: save the machine. It answers PAUSED when it stands still and is saved; RESUME lets it go on, then RESUMED.
+SNAPSHOT = 37
 
 FROM_GUEST = frozenset({READY, STDOUT, STDERR, EXIT, ERROR, LOG, POWER, PAUSED, RESUMED, CREDIT})
-TO_GUEST = frozenset({STDIN, RESIZE, SIGNAL, EXEC, ACK, STOP, CREDIT, HOLD, RESUME, TIME})
+TO_GUEST = frozenset({STDIN, RESIZE, SIGNAL, EXEC, ACK, STOP, CREDIT, HOLD, RESUME, TIME, PAUSE})
 STREAMS_FROM_GUEST = frozenset({ACCEPTED, DATA_OUT, CLOSED, CREDIT})
 STREAMS_TO_GUEST = frozenset({CONNECT, DATA_IN, CLOSE, CREDIT})
 FROM_KEEPER = FROM_GUEST - {PAUSED, RESUMED} | {NOTICE}
-FROM_CLIENT = frozenset({STDIN, RESIZE, SIGNAL, EXEC, STOP, CREDIT, KILL, WAIT, RENAME, EXEC_DETACHED})
+FROM_CLIENT = frozenset({STDIN, RESIZE, SIGNAL, EXEC, STOP, CREDIT, KILL, WAIT, RENAME, EXEC_DETACHED, SNAPSHOT, RESUME})
+TO_SNAPSHOT = frozenset({PAUSED, RESUMED, ERROR, EXIT})  # from the keeper, to a client that takes one
 
 CHANNEL_VERSION = 3  # the newest known version; 1 has no HOLD, 2 has no POWER
 HOLD_VERSION = 2  # of guests that know HOLD
 OPTIONS_VERSION = 3  # of guests that know --tmpfs and other options
 # What READY says of a guest's init beside its version: bits of a second number.
 HAS_STREAMS, HAS_DETACH = 1 << 1, 1 << 2
+HAS_PAUSE = 1 << 3  # it can stand still to be saved while its programs run
 # Numbers of streams: those that programs of the guest open, and those of the keeper; and datagrams.
 ACCEPTED_FIRST, ACCEPTED_MAX = 0x8000, 512
 CONNECTED_FIRST, CONNECTED_MAX = 0xC000, 256
@@ -51,6 +56,7 @@ POWER_WORDS = {
 }
 
 HEADER = struct.Struct("<IBBH")
+TIME_FORMAT = struct.Struct("<QQ")  # seconds since the epoch, nanoseconds
 WINDOW = 256 << 10  # bytes of one session's data under way in each direction
 PAYLOAD_MAX = WINDOW  # of a frame from the guest, or for it
 REQUEST_MAX = 250_000  # of a frame from a client: an EXEC's command and variables are the longest

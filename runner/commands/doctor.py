@@ -16,7 +16,7 @@ from rootdisk.oci.documents import Platform
 from rootdisk.oci.reference import registry_of
 from rootdisk.oci.repository import RegistryOptions
 from rootdisk.system import process
-from rootdisk.text import one_line
+from rootdisk.text import one_line, printable
 from runner.machine import accelerator, krun, passt, qemu, virtiofsd
 from runner.machine.packages import how_to_install
 from runner.store.store import Store
@@ -129,6 +129,7 @@ def _store() -> Iterator[Line]:
     remedy = "" if enough else "; make room: runner prune"
     yield Line("store", enough, f"{store.root}, {free / 1e9:.1f} GB free{remedy}", needed=True)
     yield from _templates(store)
+    yield from _snapshots(store)
     kind = _file_system(store.root)
     if kind in NETWORK_TYPES:
         text = f"{kind}: locks and holes are not reliable between hosts: set ROOTDISK_STORE to a local directory"
@@ -148,6 +149,21 @@ def _templates(store: Store) -> Iterator[Line]:
     yield Line("templates", True, f"{size:.0f} MB: {names}" if templates else "none yet: the first boot makes one")
     for why in saved.failures(store):
         yield Line("templates", False, f"one failed: {why}; boots are cold: runner boot --debug shows more")
+
+
+def _snapshots(store: Store) -> Iterator[Line]:
+    """Say what snapshots take, and which cannot be read."""
+    from runner.sandbox import snapshots
+
+    rows = list(snapshots.all_of(store))
+    good = [row for row in rows if isinstance(row, snapshots.Snapshot)]
+    if good:
+        size = sum(row.disk_bytes for row in good) / 1e6
+        yield Line("snapshots", True, f"{len(good)}, {size:.0f} MB: runner snapshots")
+    for row in rows:
+        if isinstance(row, snapshots.Unreadable):
+            name = printable(row.name)
+            yield Line("snapshots", False, f"{name} cannot be read: {row.reason}: runner rm --snapshot {name}")
 
 
 def _sharing(root: Path) -> str:

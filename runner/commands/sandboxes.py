@@ -66,7 +66,11 @@ def rename_command(options: argparse.Namespace) -> int:
 
 
 def rm_command(options: argparse.Namespace) -> int:
-    """Remove sandboxes that have ended; with --force, end running ones first."""
+    """Remove sandboxes that have ended; with --force, end running ones first. With --snapshot, remove snapshots."""
+    if options.snapshot:
+        from runner.commands import snapshots
+
+        return snapshots.remove(options)
     store = Store.open()
     sandboxes = [directory.find_any(store, name) for name in dict.fromkeys(options.name)]
     if not options.force:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,8 @@ from runner.options import values as option_values
 from runner.store.store import Store
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from rootdisk.artifact.published import PublishedArtifact
     from rootdisk.oci.reference import Reference
     from runner.store.verify import Damage
@@ -33,15 +36,19 @@ def pull_command(options: argparse.Namespace) -> int:
 
 
 def inspect_command(options: argparse.Namespace) -> int:
-    """Show what an artifact is, or a sandbox by its name."""
+    """Show what an artifact is, or a sandbox or snapshot by its name."""
     from runner.commands.listing import fill_field, fill_of
-    from runner.sandbox import directory
+    from runner.sandbox import directory, snapshots
     from runner.sandbox.usage import sandbox_document
 
     if not set(options.artifact) & set("/:@"):  # every reference of an artifact contains one of these
         store = Store.open()
-        fill = fill_of(store, directory.find_any(store, options.artifact))
-        document = sandbox_document(store, options.artifact) | fill_field(fill)
+        snapshot = snapshots.find_any(store, options.artifact)
+        if snapshot is not None and not os.path.lexists(store.sandboxes / options.artifact):
+            document = snapshot.to_json()
+        else:
+            fill = fill_of(store, directory.find_any(store, options.artifact))
+            document = sandbox_document(store, options.artifact) | fill_field(fill)
     else:
         document = _artifact(options)
     if options.format:
@@ -110,7 +117,7 @@ def _signed(artifact: PublishedArtifact, reference: Reference, options: argparse
 
 def prune_command(options: argparse.Namespace) -> int:
     """Remove what no sandbox uses from the store."""
-    from runner.sandbox import directory
+    from runner.sandbox import directory, snapshots
     from runner.sandbox.prune import prune
 
     if not 0 <= options.older_than < 1e9:  # rejects NaN too
@@ -118,6 +125,11 @@ def prune_command(options: argparse.Namespace) -> int:
     limit = option_values.size_bytes(options.max_size, "--max-size", 0) if options.max_size is not None else None
     store = Store.open()
     removed = prune(store, options.older_than * 86400, limit, dry_run=options.dry_run)
+    for snapshot in snapshots.all_of(store):
+        if isinstance(snapshot, snapshots.Unreadable):
+            name = printable(snapshot.name)
+            why = f"cannot be read, so what it may need stays: {snapshot.reason}: runner rm --snapshot {name}"
+            print(f"runner: snapshot {name} {one_line(why)}", file=sys.stderr)
     for sandbox in directory.all_of(store):
         if isinstance(sandbox, directory.Unreadable):
             name = printable(sandbox.name)
@@ -138,6 +150,8 @@ def verify_command(options: argparse.Namespace) -> int:
     store = Store.open()
     checked, damages, other_versions = verify(store)
     checked += _verify_templates(store)
+    good_snapshots, bad_snapshots = _verify_snapshots(store)
+    checked += good_snapshots
     for path in other_versions:
         text = "not checked: fetched by another version of rootdisk"
         print(f"runner: {printable(path)}: {text}", file=sys.stderr)
@@ -146,13 +160,14 @@ def verify_command(options: argparse.Namespace) -> int:
     still_damaged = _repair(store, damages) if options.repair else damages
     if options.json:
         rows = [{"path": str(d.path), "what": d.what, "repaired": d not in still_damaged} for d in damages]
+        rows += [{"path": str(path), "what": what, "repaired": False} for path, what in bad_snapshots]
         write_rows([{"checked": checked, "damaged": rows}])
     else:
         repaired = f", {len(damages) - len(still_damaged)} repaired" if options.repair else ""
-        print(f"{checked} files, {len(damages)} damaged{repaired}")
+        print(f"{checked} files, {len(damages) + len(bad_snapshots)} damaged{repaired}")
         if still_damaged and not options.repair:
             print("runner verify --repair fetches them again", file=sys.stderr)
-    return 1 if still_damaged else 0
+    return 1 if still_damaged or bad_snapshots else 0
 
 
 def _verify_templates(store: Store) -> int:
@@ -170,6 +185,21 @@ def _verify_templates(store: Store) -> int:
         else:
             good += 1
     return good
+
+
+def _verify_snapshots(store: Store) -> tuple[int, list[tuple[Path, str]]]:
+    """Read all snapshots. Return how many are good, and where the others are and why. They stay: nobody can make them again."""
+    from runner.sandbox import snapshots
+
+    good, bad = 0, []
+    for snapshot in snapshots.all_of(store):
+        why = snapshot.reason if isinstance(snapshot, snapshots.Unreadable) else snapshots.damage(snapshot)
+        if why:
+            bad.append((snapshot.folder, why))
+            remedy = f"runner rm --snapshot {printable(snapshot.name)}"
+            print(f"runner: snapshot {printable(snapshot.name)}: {one_line(why)}: {remedy}", file=sys.stderr)
+        good += not why
+    return good, bad
 
 
 def _repair(store: Store, damages: list[Damage]) -> list[Damage]:

@@ -55,12 +55,13 @@ class Memory(NamedTuple):
     """
 
     fd: int
-    state: int | None = None  # of a restored machine: a pipe with the state of its devices
+    state: int | None = None  # of a restored machine: a file or pipe with the state of its devices
+    is_filled: bool = False  # by `state`, which has all of the RAM too, and saved again: it never runs
 
     @property
     def is_saved(self) -> bool:
         """Return whether the machine is started to be saved."""
-        return self.state is None
+        return self.state is None or self.is_filled
 
 
 class Handles(NamedTuple):
@@ -92,7 +93,7 @@ class Handles(NamedTuple):
             self.base,
             self.network,
             self.verity,
-            *(self.memory or ()),
+            *((self.memory.fd, self.memory.state) if self.memory else ()),
         )
         return [fd for fd in (*named, *self.shares, *self.lanes) if fd is not None]
 
@@ -181,7 +182,7 @@ def start(machine: Machine, folder: Path, user: process.User | None = None, memo
             if relaying is not None:
                 helpers.callback(relaying.process.kill)
                 servers.append(relaying)
-            if passt.is_usable() and (not machine.ipv6 or passt.has_ipv6()):
+            if passt.is_usable() and (not machine.ipv6 or passt.has_ipv6()) and not machine.is_own_network:
                 server, sock = passt.serve(forwards, machine.ipv6)
                 helpers.callback(server.process.kill)
                 servers.append(server)
@@ -248,7 +249,11 @@ def command(qemu: str, machine: Machine, handles: Handles) -> list[str]:
         path = f"/proc/self/fd/{handles.memory.fd}"
         argv += ["-object", f"memory-backend-file,id=memory,size={machine.memory_mib}M,share={sharing},mem-path={path}"]
         kind += ",memory-backend=memory"
-        argv += [] if handles.memory.is_saved else ["-incoming", "defer"]
+        argv += [] if handles.memory.state is None else ["-incoming", "defer"]
+        argv += ["-S"] if handles.memory.is_filled else []
+    else:  # explicit, so that the RAM has the same name in all machines
+        argv += ["-object", f"memory-backend-ram,id=memory,size={machine.memory_mib}M"]
+        kind += ",memory-backend=memory"
     argv += ["-M", f"{kind},mem-merge=off"]  # with KSM a guest can find out what pages another guest has
     argv += ["-kernel", f"/proc/self/fd/{handles.kernel}", "-initrd", f"/proc/self/fd/{handles.initramfs}"]
     argv += ["-append", machine.cmdline]
@@ -321,8 +326,10 @@ def _verity(handles: Handles) -> Sequence[str]:
 
 
 def _network(machine: Machine, handles: Handles) -> str:
-    if handles.is_saved:  # a back end of QEMU's own network would add its state, which a machine with passt cannot read
-        return "hubport,id=net,hubid=0"
+    if handles.is_saved and not machine.is_own_network:
+        return (
+            "hubport,id=net,hubid=0"  # QEMU's own network would add its state, which a machine with passt cannot read
+        )
     if handles.network is not None:
         return f"stream,id=net,server=off,addr.type=fd,addr.str={handles.network}"
     ports = (f",hostfwd={f.protocol}:{f.address}:{f.host}-:{f.guest}" for f in machine.forwards)

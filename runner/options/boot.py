@@ -46,6 +46,8 @@ def request(options: argparse.Namespace) -> Request:
         raise BadInput("--keep and --rm", "use one of them")
     if options.detach and options.interactive:
         raise BadInput("--detach and --interactive", "boot it with -d, then: runner exec -it NAME sh")
+    if options.from_snapshot and options.artifact:  # there is none: this is the command
+        options.program, options.artifact = [options.artifact, *options.program], ""
     options.program = option_values.program(options.program, _flags(options), "ARTIFACT")
     records = option_values.boot_records(options, name) + surroundings.records(options)
     spec = _spec(options, name)
@@ -66,6 +68,10 @@ def create(store: Store, options: argparse.Namespace, wanted: Request) -> Prepar
     """
     limits.check(store.root, is_sandbox=True)
     events = Events(store.root, wanted.spec.name, _events_fd(options))
+    if options.from_snapshot:
+        from runner.options import snapshot
+
+        return snapshot.create(store, options, wanted.spec, wanted.records)._replace(events=events)
     try:
         artifact = option_values.artifact(store, options)
     except RootdiskError as err:
@@ -168,7 +174,7 @@ def _spec(options: argparse.Namespace, name: str) -> Spec:
     shares = option_values.volumes(options.volume)
     return Spec(
         name=name,
-        reference=str(parse_reference(options.artifact)),
+        reference=str(parse_reference(options.artifact)) if options.artifact else "",
         artifact="",
         disk="",
         config="",

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from rootdisk.artifact.verity import Verity
+from rootdisk.errors import RootdiskError
 from rootdisk.system import process
 from rootdisk.system.debug import debug, is_shown
 from runner.channel.messages import LANES
@@ -18,6 +19,7 @@ from runner.store.store import Store
 if TYPE_CHECKING:
     from runner.sandbox.feed import Feed
     from runner.sandbox.launch import PreparedSandbox
+    from runner.sandbox.snapshots import Snapshot
 
 
 def start_machine(
@@ -65,6 +67,8 @@ def start_machine(
     from runner.template import saved
 
     machine = machine._replace(kind=qemu.kind(artifact.config.platform, store.root / "qemu.json"))
+    if prepared.snapshot is not None:
+        return _go_on(prepared, prepared.snapshot, store, machine, user), None
     # A template has no lanes, and no disk that is not complete.
     is_cold = spec.cold or bool(spec.allow) or feed is not None or saved.is_off()
     key = None if is_cold else saved.key(machine, artifact.config)
@@ -86,6 +90,28 @@ def start_machine(
         feed.wait_s = qemu.RECONNECT_S
         feed.orders = qemu.hand_over(machine, HANDED_OVER)
     return qemu.start(_told(machine, counter), folder, user), _maker(store, machine, counter, key)
+
+
+def _go_on(
+    prepared: PreparedSandbox, snapshot: Snapshot, store: Store, machine: Machine, user: process.User | None
+) -> Vm:
+    """Start the machine from a snapshot.
+
+    Raises:
+        RootdiskError: It cannot, and nothing is running.
+    """
+    from runner.sandbox import machines
+    from runner.snapshot.restore import restore
+
+    assert snapshot.memory is not None
+    machine = machines.like_saved(snapshot, machine)
+    try:
+        settings = guest_records.complete(prepared.settings, prepared.spec)
+        vm = restore(store, snapshot.memory, machine, prepared.sandbox.folder, user, settings)
+    except RootdiskError as err:
+        raise RootdiskError(f"snapshot {snapshot.name} does not start: {err.message}", "runner verify") from err
+    prepared.sandbox.in_use = {**prepared.sandbox.in_use, "start": "snapshot"}
+    return vm
 
 
 def _words(prepared: PreparedSandbox, verity: Verity | None) -> list[str]:

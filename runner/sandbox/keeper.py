@@ -77,6 +77,7 @@ class Keeper:
         proxy: Proxy | None = None,
         feed: Feed | None = None,
         rename: Callable[[str], Events] | None = None,
+        open_memory: Callable[[str], int] | None = None,
     ) -> None:
         """Prepare to serve the machine `vm`.
 
@@ -84,7 +85,8 @@ class Keeper:
         what the machine's processes write; `room` watches the host's disk; `needs` names options that need a newer init. With `is_tied`
         a detached sandbox too ends with the connection of its main client. `events` are told of what happens. `on_ready` is called once
         when the program has started. `proxy` has the connections of a guest of --allow. `feed` connects a machine whose disk is
-        not complete. `rename` gives the sandbox another name.
+        not complete. `rename` gives the sandbox another name. `open_memory` creates the file for the memory of a snapshot, by the
+        name of its new directory.
         """
         self._vm = vm
         self._listener = listener
@@ -94,6 +96,7 @@ class Keeper:
         self._room = room
         self._on_ready = on_ready
         self._feed = feed
+        self._open_memory = open_memory
         self._monitor = Monitor()
         self._listens_to_monitor = vm.monitor is not None
         self.is_off = False  # its kernel has ended: there is nobody to answer any more
@@ -157,6 +160,7 @@ class Keeper:
                 self._see_power()
                 self._see_room(ready)
                 self._see_feed(ready)
+                self._see_pause()
                 if self._listener in ready:
                     self._accept()
                 if (status := self._out_of_time()) is not None and not router.is_over:
@@ -245,7 +249,9 @@ class Keeper:
         room_at = None if self._room is None else self._room.next_look
         feed_at = None if self._feed is None else self._feed.next_look
         proxy_at = None if self._proxy is None else self._proxy.next_time
+        pause_at = self._router.pause.next_look
         times = [self._deadline, self._silent_at, self._kill_at, self._accept_at or None, room_at, proxy_at, feed_at]
+        times.append(pause_at)
         ends = [end for end in times if end is not None]
         return min(ends) - time.monotonic() if ends else None
 
@@ -424,6 +430,26 @@ class Keeper:
         """Say something that explains what the guest's kernel says, in its console too."""
         self._logs[self._vm.console].write(f"runner: {text}\n".encode())
         self.say(text)
+
+    def _see_pause(self) -> None:
+        """Go on with a snapshot."""
+        pause, monitor = self._router.pause, self._vm.monitor
+        pause.answer(self._monitor.take_answers())
+        if self._room is not None and self._room.is_stopped:
+            pause.end("the host's disk is full")
+        pause.look(time.monotonic(), time.time_ns())
+        for order in pause.take_orders():
+            if monitor is None or self._open_memory is None:
+                pause.refuse(order, "the machine has no monitor")
+            elif not order.folder:
+                self._monitor.out += order.line
+            else:
+                try:
+                    with open(self._open_memory(order.folder), "wb", buffering=0) as memory:
+                        socket.send_fds(monitor, [bytes(self._monitor.out), order.line], [memory.fileno()])
+                    self._monitor.out.clear()
+                except OSError as err:
+                    pause.refuse(order, str(err.strerror))
 
     def _accept(self) -> None:
         for _ in range(_ACCEPTED_MAX):

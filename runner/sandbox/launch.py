@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from rootdisk import records
 from rootdisk.artifact.format import SLOT_MAX_BYTES
-from rootdisk.durable import atomic_write, read_file, socket_address
+from rootdisk.durable import atomic_write, open_file, read_file, socket_address
 from rootdisk.errors import BadInput, RootdiskError
 from rootdisk.records import Record
 from rootdisk.system import process
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from runner.network.proxy import Proxy
     from runner.network.secrets import Secrets
     from runner.sandbox.keeper import Keeper
+    from runner.sandbox.snapshots import Snapshot
 
 SILENT_S = 15.0  # how long an untried KVM may give no sign of a guest
 FAILED = 125
@@ -67,6 +68,8 @@ class PreparedSandbox(NamedTuple):
     served: ServedDisk | None = None  # the base, if it is not complete
     is_quiet: bool = False  # no progress is shown
     secrets: Secrets | None = None
+    snapshot: Snapshot | None = None  # its programs go on from this one, in place of a boot
+    settings: tuple[Record, ...] = ()  # for a guest that goes on from a snapshot
 
 
 def create(store: Store, artifact: StoredArtifact, spec: Spec, settings: Sequence[Record]) -> PreparedSandbox:
@@ -413,6 +416,7 @@ def _run(
                 rename=rename,
                 proxy=_open_proxy(prepared, folder) if spec.allow else None,
                 feed=feed,
+                open_memory=lambda name: _open_memory(store, name),
             )
             events.tell("started", start=sandbox.in_use.get("start", "cold"), accelerator=chosen.name)
             try:
@@ -475,6 +479,11 @@ def _run(
 def _renamable(folder: Path) -> Path:
     """Return a name for the sandbox's directory that stays right in this process if the sandbox is renamed."""
     return Path(f"/proc/self/fd/{os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)}")
+
+
+def _open_memory(store: Store, name: str) -> int:
+    """Create the file for the memory of a snapshot in its new directory."""
+    return open_file(store.root / "snapshots" / name / "stream", os.O_WRONLY | os.O_CREAT | os.O_EXCL)
 
 
 def _open_proxy(prepared: PreparedSandbox, folder: Path) -> Proxy:

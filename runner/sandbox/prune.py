@@ -17,7 +17,7 @@ from rootdisk.oci.documents import HEX_DIGEST, HEX_SHA256
 from rootdisk.system.locks import remove_idle
 from rootdisk.system.versions import has_other_version
 from rootdisk.text import printable
-from runner.sandbox import directory
+from runner.sandbox import directory, snapshots
 from runner.store import trust
 from runner.store.names import read_name
 from runner.store.store import Store
@@ -31,7 +31,9 @@ _VERDICT = re.compile(rf"({HEX_DIGEST})\.json\Z")
 _NAME = re.compile(rf"{HEX_SHA256}\Z")
 _DIGEST = re.compile(rf"{HEX_DIGEST}\Z")
 _TEMPORARY = re.compile(rf"\.{HEX_SHA256}\.[0-9a-f]{{16}}\Z")
-_LOCK = re.compile(rf"(?:{HEX_DIGEST}(?:\.make)?|template-{HEX_SHA256}(?:\.load)?)\Z")
+_LOCK = re.compile(
+    rf"(?:{HEX_DIGEST}(?:\.make)?|template-{HEX_SHA256}(?:\.load)?|template-[a-z0-9][a-z0-9_.-]{{0,62}}\.load)\Z"
+)
 _SERVER = re.compile(rf"({HEX_SHA256})\.(lock|log|socket)\Z")
 _CLOCK_STEP_NS = 2_000_000_000  # time resolution of the coarsest file systems
 _WRITING_S = 3600  # a temporary file may be in use for that long
@@ -55,6 +57,7 @@ def prune(store: Store, age_s: float, max_bytes: int | None, *, dry_run: bool) -
         RootdiskError: Nothing could be removed.
     """
     directory.sweep(store)
+    snapshots.sweep(store)
     tracker = _Needed(store)
     needed = tracker.now()
     contents = sorted(_contents(store), key=lambda content: content.used)
@@ -120,7 +123,7 @@ def _prune_templates(
 
 
 class _Needed:
-    """The digests that sandboxes use. They are read again only if a sandbox was added or removed."""
+    """The digests that sandboxes and snapshots use. They are read again only if one was added or removed."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -129,10 +132,10 @@ class _Needed:
 
     def now(self) -> set[str] | None:
         """Return the hex digests in use now, or None if unknown."""
-        changed = self._store.sandboxes.stat().st_mtime_ns
+        changed = max(folder.stat().st_mtime_ns for folder in (self._store.sandboxes, self._store.root / "snapshots"))
         if changed != self._changed:
             began = time.time_ns()
-            needed = directory.needed(self._store)
+            needed = snapshots.needed_by_all(self._store)
             # A later change within the time resolution would not be noticed.
             self._changed = changed if began - changed > _CLOCK_STEP_NS else 0
             self._needed = needed

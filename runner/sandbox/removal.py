@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from rootdisk.errors import BadInput, Busy
 from rootdisk.oci.reference import parse_reference
 from rootdisk.text import printable
-from runner.sandbox import directory
+from runner.sandbox import directory, snapshots
 from runner.sandbox.directory import Unreadable
 from runner.store.images import Image, images
 from runner.store.names import absolute
@@ -73,6 +73,14 @@ def _refuse_used(store: Store, chosen: list[Image]) -> None:
             if set(image.files) & sandbox.uses:
                 what = printable(image.reference) or image.digest[:12]
                 raise Busy(f"sandbox {name} needs {what}", f"runner rm {'--force ' if sandbox.running else ''}{name}")
+        for snapshot in snapshots.all_of(store) if chosen else ():
+            name = printable(snapshot.name)
+            remedy = f"runner rm --snapshot {name}"
+            if isinstance(snapshot, snapshots.Unreadable):
+                raise Busy(f"snapshot {name} cannot be read, and may need it: {snapshot.reason}", remedy)
+            if set(image.files) & snapshot.state.uses:
+                what = printable(image.reference) or image.digest[:12]
+                raise Busy(f"snapshot {name} needs {what}", remedy)
 
 
 def _remove(store: Store, digest: str) -> int:
@@ -80,7 +88,7 @@ def _remove(store: Store, digest: str) -> int:
     paths = [store.root / "disks" / f"{digest}.raw", store.root / "disks" / f"{digest}.chunks"]
     freed = 0
     with contextlib.suppress(Busy), store.removing(digest):
-        needed = directory.needed(store)  # now that nobody can begin to use it
+        needed = snapshots.needed_by_all(store)  # now that nobody can begin to use it
         if needed is None or digest in needed:
             return 0
         for path in (*paths, store.root / "blobs" / digest):  # a disk before its index

@@ -9,6 +9,7 @@ continue when there is space. No data is lost in either case.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -98,12 +99,13 @@ class Room:
 
 
 class Monitor:
-    """Reads the monitor of QEMU (JSON lines): stops of the machine, and the reply to what the keeper has ordered."""
+    """Reads the monitor of QEMU (JSON lines): stops of the machine, and replies to what the keeper has ordered."""
 
     def __init__(self) -> None:
         self.out = bytearray(_BEGIN)
         self.reply: dict[str, Any] | None = None  # the last reply with an id
         self._line = bytearray()
+        self._answers: list[Mapping[str, Any]] = []
 
     def sent(self, count: int) -> None:
         """Remove `count` sent bytes of `out`."""
@@ -114,14 +116,30 @@ class Monitor:
         self._line += data
         *lines, rest = self._line.split(b"\n")
         self._line = rest[:_LINE_MAX_BYTES]
-        return any(list(map(self._is_no_room, lines)))
+        values = [value for value in map(_parse, lines) if value is not None]
+        for value in values:
+            if isinstance(value.get("id"), int):
+                self._answers.append(value)
+            elif "id" in value:
+                self.reply = dict(value)
+        return any(map(_is_no_room, values))
 
-    def _is_no_room(self, line: bytes | bytearray) -> bool:
-        try:
-            message = json.loads(line)
-            if "id" in message:
-                self.reply = message
-                return False
-            return bool(message["event"] == "BLOCK_IO_ERROR" and message["data"]["action"] == "stop")
-        except (ValueError, KeyError, TypeError, RecursionError):
-            return False
+    def take_answers(self) -> list[Mapping[str, Any]]:
+        """Return the answers to orders with a number as `id`, once."""
+        answers, self._answers = self._answers, []
+        return answers
+
+
+def _parse(line: bytes | bytearray) -> Mapping[str, Any] | None:
+    try:
+        value = json.loads(line)
+        return value if isinstance(value, dict) else None
+    except (ValueError, RecursionError):
+        return None
+
+
+def _is_no_room(event: Mapping[str, Any]) -> bool:
+    try:
+        return bool(event["event"] == "BLOCK_IO_ERROR" and event["data"]["action"] == "stop")
+    except (KeyError, TypeError):
+        return False

@@ -35,6 +35,7 @@ from runner.channel.messages import (
     is_number,
 )
 from runner.sandbox.clients import Client, Session
+from runner.sandbox.pause import Pause
 from runner.store.events import Events
 
 CLIENTS_MAX = 128  # clients that have a session or wait for the end
@@ -78,6 +79,7 @@ class Router:
         self.error: GuestError | None = None  # why the sandbox failed
         self.is_killed = False
         self.standing: str | None = None  # notice for every new session
+        self.pause = Pause()
         self.left = False  # the client of a foreground sandbox has disconnected
         self._stop_s: int | None = None  # for `take_stop`
         self._write_output = write_output
@@ -157,6 +159,7 @@ class Router:
             return
         del self.clients[client]
         self._blocked.pop(client, None)
+        self.pause.leave(client)
         if client is self.main and self._ends_with_main:
             self.left = True
         self._part(client)
@@ -172,7 +175,8 @@ class Router:
     def _listen(self, client: Client) -> None:
         """Process the frames of a client while the queue to the guest is short enough."""
         while not client.leaves and (kind := client.decoder.next_kind()) is not None:
-            if kind in (messages.STDIN, messages.EXEC, messages.EXEC_DETACHED) and len(self._out) >= ROOM:
+            waits_for_guest = kind in (messages.STDIN, messages.EXEC, messages.EXEC_DETACHED)
+            if waits_for_guest and (len(self._out) >= ROOM or self.pause.is_on):
                 self._blocked[client] = None
                 return
             decoded = client.decoder.take()
@@ -189,6 +193,10 @@ class Router:
             client.waits = self._has_place(client)
         elif kind == messages.SIGNAL and is_number(payload):
             (session or self._main_session).signal(messages.number(payload))
+        elif kind == messages.SNAPSHOT and session is None and client is not self.main:
+            self._snapshot(client, payload)
+        elif kind == messages.RESUME and client is self.pause.client:
+            self.pause.let_go()
         elif kind == messages.EXEC and session is None and client is not self.main:
             self._execute(client, payload)
         elif kind == messages.EXEC_DETACHED and session is None and client is not self.main:
@@ -224,6 +232,15 @@ class Router:
             self._refuse(
                 client, "this sandbox's init knows no exec --detach: leave it out, or build the artifact again"
             )
+
+    def _snapshot(self, client: Client, payload: bytes) -> None:
+        if not self._has_place(client):
+            return
+        why = "" if self._is_ready else "its program has not started"
+        if self._is_ready and not self._features & messages.HAS_PAUSE:
+            why = "the disk's init comes from an older rootdisk: build the artifact again"
+        if why := why or self.pause.ask(client, payload):
+            self._refuse(client, why)
 
     def _execute(self, client: Client, request: bytes) -> None:
         if not self._has_place(client):
@@ -265,6 +282,7 @@ class Router:
 
     def stop(self, seconds: int) -> None:
         """Send the stop signal to the program; `take_stop` tells the driver to kill it after `seconds`."""
+        self.pause.end("the sandbox is being stopped")
         self._stop_s = seconds if self._stop_s is None else min(seconds, self._stop_s)
         self._owed_stop = seconds if self._owed_stop is None else min(seconds, self._owed_stop)
 
@@ -300,6 +318,9 @@ class Router:
 
     def to_guest(self) -> bytearray:
         """Return the bytes to send to the guest next."""
+        self._out += self.pause.take_frames()
+        if self.pause.is_on:
+            return self._out
         if self._owed_stop is not None and len(self._out) < ROOM:
             self._out += frame_number(messages.STOP, self._owed_stop)
             self._owed_stop = None
@@ -316,7 +337,7 @@ class Router:
     def sent_to_guest(self, count: int) -> None:
         """Remove `count` sent bytes of `to_guest`."""
         del self._out[:count]
-        while self._blocked and len(self._out) < ROOM:
+        while self._blocked and len(self._out) < ROOM and not self.pause.is_on:
             client = next(iter(self._blocked))
             del self._blocked[client]
             self._listen(client)
@@ -372,6 +393,8 @@ class Router:
             self._started(payload)
         elif kind == messages.READY and session.is_detached:
             self._detached(session)
+        elif kind in (messages.PAUSED, messages.RESUMED) and session is self._main_session:
+            self.pause.hear(kind, payload)
         else:
             self._broke_rules(session, messages.broken_rules())
 

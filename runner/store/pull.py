@@ -47,18 +47,19 @@ class StoredArtifact(NamedTuple):
     source: DiskSource | None = None  # if the disk is not complete: where its chunks come from
 
     @classmethod
-    def kept(cls, store: Store, spec: Spec) -> StoredArtifact:
-        """Return the artifact of a kept sandbox.
+    def kept(cls, store: Store, spec: Spec, what: str = "") -> StoredArtifact:
+        """Return the artifact of a kept sandbox, or of `what` else.
 
         Raises:
             RootdiskError: It is no longer in the store, or is damaged.
         """
+        what = what or f"sandbox {spec.name}"
         lease = store.lease(sorted(spec.uses))
         names = {"kernel": spec.kernel, "initramfs": spec.initramfs, "verity": spec.verity, "vmlinux": spec.vmlinux}
         boot = {role: store.root / "blobs" / name for role, name in names.items() if name is not None}
         try:
             refuse_unless_kept(store, parse_reference(spec.reference), Digest.parse(spec.artifact))
-            _refuse_damaged(store, sorted(spec.uses), f"sandbox {spec.name}")
+            _refuse_damaged(store, sorted(spec.uses), what)
             config = store.read_config(spec.config)
             disk = store.disk(config.disk_digest)
             if not all(path.exists() for path in boot.values()):
@@ -70,7 +71,7 @@ class StoredArtifact(NamedTuple):
         except OSError as err:
             _close(lease)
             raise RootdiskError(
-                f"sandbox {spec.name}: its artifact is no longer in the store", f"runner pull {spec.reference}"
+                f"{what}: its artifact is no longer in the store", f"runner pull {spec.reference}"
             ) from err
         digest, config_digest = Digest.parse(spec.artifact), Digest("sha256", spec.config)
         return cls.of(digest, config, config_digest, disk, boot, lease, source)

@@ -10,6 +10,7 @@
     ROOT/locks/HEX.make    exclusive while it is fetched or repaired, even if it is in use
     ROOT/lazy/HEX.*        the server of a disk that is still being fetched: runner/store/filling.py
     ROOT/sandboxes/NAME/   a sandbox: runner/sandbox/directory.py
+    ROOT/snapshots/NAME/   a saved sandbox: runner/sandbox/snapshots.py
     ROOT/templates/KEY/    a saved machine: runner/template/saved.py
     ROOT/events            what has happened to sandboxes: runner/store/events.py
     ROOT/kvm.json          whether a guest has started with KVM on this host
@@ -58,7 +59,7 @@ class Damaged(RootdiskError):
 class Store:
     """A store; `root` is its directory."""
 
-    FOLDERS = ("blobs", "damaged", "disks", "locks", "names", "sandboxes", "templates")
+    FOLDERS = ("blobs", "damaged", "disks", "locks", "names", "sandboxes", "snapshots", "templates")
 
     def __init__(self, root: Path) -> None:
         self.root = root

@@ -107,12 +107,12 @@ def _save(machine: Machine, folder: Path, user: process.User | None) -> None:
             _wait_paused(vm.channel, deadline)
             monitor = qmp.Monitor(vm.monitor, deadline)
             monitor.ask("migrate-set-capabilities", **qmp.IGNORE_SHARED)
-            state = _state(monitor, deadline)
+            state = device_state(monitor, deadline)
         finally:
             vm.kill()
         if os.fstat(ram.fileno()).st_blocks * 512 > _RAM_MAX_BYTES:
             raise RootdiskError("the machine uses too much memory before its disk is there")
-        digest = _write_ram(ram.fileno(), folder / "ram", size)
+        digest = write_ram(ram.fileno(), folder / "ram", size)
     atomic_write(folder / "state", state, 0o600)
     value = {
         "version": saved.VERSION,
@@ -141,7 +141,7 @@ def _wait_paused(channel: socket.socket, deadline: float) -> None:
         raise RootdiskError("its init cannot be saved")
 
 
-def _state(monitor: qmp.Monitor, deadline: float) -> bytes:
+def device_state(monitor: qmp.Monitor, deadline: float) -> bytes:
     """Return the state of the devices. The machine stands still at its end, and does not go on.
 
     It is not stopped before, because a restored machine would be stopped too.
@@ -168,7 +168,7 @@ def _state(monitor: qmp.Monitor, deadline: float) -> bytes:
     return bytes(state)
 
 
-def _write_ram(source: int, path: Path, size: int) -> str:
+def write_ram(source: int, path: Path, size: int) -> str:
     """Write the RAM to a new file, with holes for pages of zeros, and sync it. Return its digest."""
     digest = hashlib.sha256()
     target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)

@@ -16,7 +16,6 @@ import contextlib
 import fcntl
 import os
 import select
-import struct
 import time
 from pathlib import Path
 
@@ -33,10 +32,9 @@ from runner.template import memory, saved
 from runner.template.saved import Template
 
 TIMEOUT_S = 30.0  # of a busy host; a quiet one takes a tenth of a second
-_ENTROPY_BYTES = 64
+ENTROPY_BYTES = 64
 _PIPE_BYTES = 1 << 20
 _SAID_BYTES = 64 << 10
-_TIME = struct.Struct("<QQ")
 
 
 class NotRestored(Exception):
@@ -85,7 +83,7 @@ def restore(
             memory.withdraw(template)
             os.close(ram)
             if isinstance(err, OSError | ValueError | RootdiskError):
-                raise NotRestored(_reason(err, vm), is_late=isinstance(err, TimeoutError)) from err
+                raise NotRestored(reason(err, vm), is_late=isinstance(err, TimeoutError)) from err
             raise
     template.note_use()
     saved.forget_failures(store, template.folder.name)
@@ -126,16 +124,16 @@ def _go_on(vm: Vm, machine: Machine, pipe: int, reader: int, state: bytes, deadl
     if bytes(answer) != messages.frame(messages.RESUMED):
         raise ValueError("the guest answered with something else")
     now_ns = time.time_ns()
-    vm.channel.sendall(messages.frame(messages.TIME, _TIME.pack(now_ns // 10**9, now_ns % 10**9)))
+    vm.channel.sendall(messages.frame(messages.TIME, messages.TIME_FORMAT.pack(now_ns // 10**9, now_ns % 10**9)))
 
 
 def _orders(machine: Machine) -> bytes:
     """Return what differs between sandboxes, as a record file."""
-    orders = [("slot", machine.slot_digest.encode()), ("entropy", os.urandom(_ENTROPY_BYTES).hex().encode())]
+    orders = [("slot", machine.slot_digest.encode()), ("entropy", os.urandom(ENTROPY_BYTES).hex().encode())]
     return records.pack([*orders, ("debug", b"1")] if is_shown() else orders)
 
 
-def _reason(err: BaseException, vm: Vm) -> str:
+def reason(err: BaseException, vm: Vm) -> str:
     """Return why, with the last words of QEMU, which has ended."""
     said = b""
     if vm.process.stdout is not None:

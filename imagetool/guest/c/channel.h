@@ -12,7 +12,8 @@
 #define MESSAGES(X) \
     X(READY, 1) X(STDOUT, 2) X(STDERR, 3) X(EXIT, 4) X(ERROR, 5) X(LOG, 6) X(POWER, 7) X(PAUSED, 8) X(RESUMED, 9) \
     X(ACCEPTED, 10) X(DATA_OUT, 11) X(CLOSED, 12) X(CONNECT, 27) X(DATA_IN, 28) X(CLOSE, 29) \
-    X(STDIN, 16) X(RESIZE, 17) X(SIGNAL, 18) X(EXEC, 19) X(ACK, 20) X(STOP, 21) X(CREDIT, 22) X(HOLD, 23) X(RESUME, 24) X(TIME, 25)
+    X(STDIN, 16) X(RESIZE, 17) X(SIGNAL, 18) X(EXEC, 19) X(ACK, 20) X(STOP, 21) X(CREDIT, 22) X(HOLD, 23) X(RESUME, 24) X(TIME, 25) \
+    X(PAUSE, 26)
 #define AS_ENUMERATOR(name, number) name = number,
 enum message { MESSAGES(AS_ENUMERATOR) };
 #undef AS_ENUMERATOR
@@ -20,7 +21,7 @@ enum message { MESSAGES(AS_ENUMERATOR) };
 enum { VERSION = 3, HEADER = 8, WINDOW = 256 << 10, FRAME_MAX = 256 << 10, SESSIONS = 256 };
 
 /* What READY says of this init beside its version: bits of a second number. */
-enum feature { HAS_STREAMS = 1 << 1, HAS_DETACH = 1 << 2 };
+enum feature { HAS_STREAMS = 1 << 1, HAS_DETACH = 1 << 2, HAS_PAUSE = 1 << 3 };
 
 /* Numbers of streams: those that programs of the guest have opened, and those of the runner; and datagrams. */
 enum { ACCEPTED_FIRST = 0x8000, ACCEPTED_MOST = 512, CONNECTED_FIRST = 0xC000, CONNECTED_MOST = 256, DATAGRAMS = 0xFFFF };
@@ -55,6 +56,7 @@ struct channel {
     struct session sessions[SESSIONS];
     const struct log *log;
     double kill_at;
+    int is_to_pause;           /* PAUSE has come */
     int acknowledged;
 };
 
@@ -66,6 +68,8 @@ int next_to_read(const struct channel *); /* the descriptor to wait for */
 int next_frame(struct channel *, size_t *at, struct frame *);
 void drop_frames(struct channel *, size_t length);
 
+int wait_for(struct channel *, int type, struct records *payload, struct why *); /* free its data; other frames are dropped */
+
 /* sessions.c */
 struct session *find_session(struct channel *, int id);
 int start_session(struct channel *, int id, const struct program *, struct why *);
@@ -74,12 +78,17 @@ void feed(struct channel *, struct session *);
 int carry(struct channel *, struct session *, int which);
 void signal_session(struct session *, uint32_t number);
 void resize(struct session *, const char *data, uint32_t length);
+void part(struct channel *);
 void reap(struct channel *);
 int finish(struct channel *);
 void finish_by_power(struct channel *, enum power);
 
 /* serve.c: carries everything until the sandbox ends. -1 and why if the main program cannot be started. */
 int serve(struct channel *, const struct program *, struct why *);
+
+/* snapshot.c: stands still, to be saved. It goes on as the same machine, or as another one. */
+void stand_still(struct channel *, const struct program *);
+void send_ready(struct channel *);
 
 /* streams.c */
 int open_streams(const struct records *slot, const struct log *, struct why *); /* as the slot says; 0, or -1 and why */

@@ -18,11 +18,24 @@
 static const char HOSTS[] = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::\tip6-localnet\n"
                             "ff00::\tip6-mcastprefix\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n";
 
-/* A file of /run/rootdisk over the one in /etc, so that the disk is not written. */
-static int over_etc(const char *name, const char *text, size_t length, mode_t mode, struct why *why) {
+/* Writes a file again that is mounted somewhere, in its place. */
+static int rewrite_file(const char *path, const char *text, size_t length, struct why *why) {
+    int fd = open(path, O_WRONLY | O_TRUNC | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+    int failed = fd < 0 || write(fd, text, length) != (ssize_t)length;
+    if (failed)
+        explain(why, "cannot write %s again: %s", path, strerror(errno));
+    if (fd >= 0)
+        close(fd);
+    return failed ? -1 : 0;
+}
+
+/* A file of /run/rootdisk over the one in /etc, so that the disk is not written. With `again` it is there already. */
+static int over_etc(const char *name, const char *text, size_t length, mode_t mode, int again, struct why *why) {
     char from[64], to[64];
     snprintf(from, sizeof from, "/run/rootdisk/%s", name);
     snprintf(to, sizeof to, "/etc/%s", name);
+    if (again)
+        return rewrite_file(from, text, length, why);
     if (write_file(from, text, length, mode))
         return explain(why, "cannot write %s: %s", from, strerror(errno));
     int place = open_place(to, MAKE_FILE);
@@ -61,7 +74,7 @@ int cover_etc(struct why *why) {
 }
 
 /* /etc/hosts: the usual names, those of --add-host, and our own. */
-static int write_hosts(const struct records *slot, const char *host, const struct network *network, struct why *why) {
+static int write_hosts(const struct records *slot, const char *host, const struct network *network, int again, struct why *why) {
     char *text = NULL;
     size_t length = 0;
     const char *key, *value;
@@ -73,12 +86,12 @@ static int write_hosts(const struct records *slot, const char *host, const struc
         if (!strcmp(key, "host"))
             fprintf(out, "%s\n", value);
     fprintf(out, "%s\t%s\n", network->is_wanted ? network->address : "127.0.1.1", host);
-    int failed = fclose(out) ? explain(why, "no memory") : over_etc("hosts", text, length, 0644, why);
+    int failed = fclose(out) ? explain(why, "no memory") : over_etc("hosts", text, length, 0644, again, why);
     free(text);
     return failed;
 }
 
-static int configure_names(const struct records *slot, const struct network *network, struct why *why) {
+static int configure_names(const struct records *slot, const struct network *network, int again, struct why *why) {
     const char *host = find_record(slot, "hostname"), *machine = find_record(slot, "machine-id");
     const char *resolver = find_record(slot, "resolv");
     char line[300], own_resolver[32] = "";
@@ -90,13 +103,13 @@ static int configure_names(const struct records *slot, const struct network *net
         resolver = own_resolver;
     if (sethostname(host, strlen(host)))
         return explain(why, "cannot set the host name: %s", strerror(errno));
-    if (over_etc("resolv.conf", resolver, strlen(resolver), 0644, why) || write_hosts(slot, host, network, why))
+    if (over_etc("resolv.conf", resolver, strlen(resolver), 0644, again, why) || write_hosts(slot, host, network, again, why))
         return -1;
     snprintf(line, sizeof line, "%.256s\n", host);
-    if (over_etc("hostname", line, strlen(line), 0644, why))
+    if (over_etc("hostname", line, strlen(line), 0644, again, why))
         return -1;
     snprintf(line, sizeof line, "%.64s\n", machine ? machine : "");
-    return machine ? over_etc("machine-id", line, strlen(line), 0444, why) : 0;
+    return machine ? over_etc("machine-id", line, strlen(line), 0444, again, why) : 0;
 }
 
 static int hex(char letter) {
@@ -193,7 +206,18 @@ int configure(struct guest *guest, struct why *why) {
     const char *entropy = find_record(&guest->slot, "entropy"), *time = find_record(&guest->slot, "time");
     if (plan_network(guest, why) || configure_network(guest, why) || set_kernel(why) || (entropy && add_entropy(entropy, why)) || (time && !guest->is_template && set_time(time, why)))
         return -1;
-    return configure_names(&guest->slot, &guest->network, why) || write_certificates(guest, why) || trust_authority(&guest->slot, why) ? -1 : 0;
+    return configure_names(&guest->slot, &guest->network, 0, why) || write_certificates(guest, why) || trust_authority(&guest->slot, why) ? -1 : 0;
+}
+
+int become_another(const struct records *orders, struct why *why) {
+    const char *entropy = find_record(orders, "entropy"), *mac = find_record(orders, "mac"), *mode = find_record(orders, "network");
+    struct network network = user_network;
+    network.is_wanted = mode && !strcmp(mode, "user");
+    if (!entropy || add_entropy(entropy, why))
+        return entropy ? -1 : explain(why, "the runner sent no entropy to a snapshot");
+    if (mac)
+        renew_mac(mac);
+    return configure_names(orders, &network, 1, why);
 }
 
 /* An image's SSH host keys are known to all who have the image: a new sandbox gets its own, or none. */

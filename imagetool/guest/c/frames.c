@@ -2,6 +2,7 @@
 #include "channel.h"
 #include <errno.h>
 #include <poll.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -103,4 +104,26 @@ int next_frame(struct channel *channel, size_t *at, struct frame *frame) {
 /* Forgets the first `length` bytes, which have been handled. */
 void drop_frames(struct channel *channel, size_t length) {
     memmove(channel->incoming, channel->incoming + length, channel->received -= length);
+}
+
+/* The next frame of this type; others are skipped. -1 and why if the runner has gone. */
+int wait_for(struct channel *channel, int type, struct records *payload, struct why *why) {
+    for (;;) {
+        struct frame frame;
+        size_t at = 0;
+        int is_found = 0;
+        while (!is_found && next_frame(channel, &at, &frame))
+            is_found = frame.type == type;
+        if (is_found && (payload->data = malloc(frame.length + 1))) {
+            payload->length = frame.length;
+            memcpy(payload->data, frame.data, frame.length);
+            payload->data[frame.length] = 0;
+        }
+        drop_frames(channel, at);
+        if (is_found)
+            return payload->data ? 0 : explain(why, "no memory");
+        poll(&(struct pollfd){next_to_read(channel), POLLIN, 0}, 1, -1);
+        if (read_frames(channel))
+            return explain(why, "the runner has gone");
+    }
 }

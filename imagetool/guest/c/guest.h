@@ -43,6 +43,10 @@ int configure(struct guest *, struct why *);
 int add_entropy(const char *hex, struct why *);
 int set_clock(uint64_t seconds, uint64_t nanoseconds, struct why *);
 int trust_authority(const struct records *slot, struct why *);
+int take_time(const struct records *payload, struct why *);
+int become_another(const struct records *, struct why *); /* than the machine that was saved */
+extern const struct network user_network; /* QEMU's, and that of passt */
+void renew_mac(const char *mac);
 int plan_network(struct guest *, struct why *);
 int configure_network(const struct guest *, struct why *);
 int make_volumes(const struct records *process, struct why *);

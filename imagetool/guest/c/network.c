@@ -107,6 +107,17 @@ static int add_names(int fd) {
     return ioctl(fd, SIOCSIFNETMASK, &request);
 }
 
+const struct network user_network = {1, "10.0.2.15", "255.255.255.0", "10.0.2.2", "10.0.2.3"};
+
+void renew_mac(const char *mac) {
+    char name[IFNAMSIZ];
+    int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    if (fd >= 0 && find_interface(name))
+        set_mac(fd, name, mac);
+    if (fd >= 0)
+        close(fd);
+}
+
 /* The IPv4 address in the first `length` characters. -1 if it is none. */
 static int take_address(const char *text, size_t length, char out[16]) {
     struct in_addr address;
@@ -138,7 +149,7 @@ static int parse_network(const char *text, struct network *network) {
 int plan_network(struct guest *guest, struct why *why) {
     const char *mode = find_record(&guest->slot, "network");
     char name[IFNAMSIZ];
-    guest->network = (struct network){1, "10.0.2.15", "255.255.255.0", "10.0.2.2", "10.0.2.3"};
+    guest->network = user_network;
     if (!mode)
         mode = guest->network_text;
     if (!mode)

@@ -56,6 +56,7 @@ static void handle(struct channel *channel, const struct frame *frame, const str
         signal_session(find_session(channel, 0), base->stop_signal);
         channel->kill_at = now() + number;
         break;
+    case PAUSE: channel->is_to_pause = 1; break;
     case HOLD: hold_disk(number != 0, channel->log); break;
     case CREDIT:
         if (session)
@@ -68,9 +69,19 @@ static void handle(struct channel *channel, const struct frame *frame, const str
 static void handle_all(struct channel *channel, const struct program *base) {
     struct frame frame;
     size_t at = 0;
-    while (next_frame(channel, &at, &frame))
+    while (next_frame(channel, &at, &frame)) {
         handle(channel, &frame, base);
+        if (!channel->is_to_pause)
+            continue;
+        drop_frames(channel, at); /* what comes now is read by another */
+        at = channel->is_to_pause = 0;
+        stand_still(channel, base);
+    }
     drop_frames(channel, at);
+}
+
+void send_ready(struct channel *channel) {
+    send_frame(channel, READY, 0, (uint32_t[]){VERSION, HAS_STREAMS | HAS_DETACH | HAS_PAUSE}, 2 * sizeof(uint32_t));
 }
 
 /* What a signal to process 1 asks for: as busybox, sysvinit and systemd send them. */
@@ -132,7 +143,7 @@ int serve(struct channel *channel, const struct program *program, struct why *wh
     if (start_session(channel, 0, program, why))
         return explain(why, "cannot start %.200s: %s", program->argv.items[0], strdupa(why->text));
     if (find_session(channel, 0)->starts) /* else its message and exit status say why not */
-        send_frame(channel, READY, 0, (uint32_t[]){VERSION, HAS_STREAMS | HAS_DETACH}, 2 * sizeof(uint32_t));
+        send_ready(channel);
     handle_all(channel, program); /* what came with the last orders of a template */
     for (;;) {
         collect(channel, signals, &waits);

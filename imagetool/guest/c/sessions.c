@@ -121,7 +121,7 @@ int carry(struct channel *channel, struct session *session, int which) {
         return 1;
     }
     if (count > 0) {
-        session->credit -= count;
+        session->credit -= session->silent ? 0 : count; /* nobody gives new credit for what nobody gets */
         tell(channel, session, which == 1 ? STDOUT : STDERR, data, count);
         return 1;
     }
@@ -146,6 +146,21 @@ void resize(struct session *session, const char *data, uint32_t length) {
 static void set_power(struct session *session, enum power power) {
     session->power = power;
     session->status = power == REBOOTED ? REBOOTED_STATUS : 0;
+}
+
+/* The machine goes on as another one, whose runner knows only the main program. Commands of `exec` go on, but what they write is
+   thrown away, and their input has ended. */
+void part(struct channel *channel) {
+    for (int i = 0; i < SESSIONS; i++) {
+        struct session *session = &channel->sessions[i];
+        session->credit = WINDOW;
+        if (!session->used || !session->id)
+            continue;
+        session->id = -1; /* of no frame */
+        session->silent = session->input_ended = 1;
+        feed(channel, session);
+    }
+    channel->kill_at = 0;
 }
 
 void reap(struct channel *channel) {

@@ -4,29 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* The next frame of this type; others are skipped. -1 and why if the runner has gone. */
-static int wait_for(struct channel *channel, int type, struct records *payload, struct why *why) {
-    for (;;) {
-        struct frame frame;
-        size_t at = 0;
-        int is_found = 0;
-        while (!is_found && next_frame(channel, &at, &frame))
-            is_found = frame.type == type;
-        if (is_found && (payload->data = malloc(frame.length + 1))) {
-            payload->length = frame.length;
-            memcpy(payload->data, frame.data, frame.length);
-            payload->data[frame.length] = 0;
-        }
-        drop_frames(channel, at);
-        if (is_found)
-            return payload->data ? 0 : explain(why, "no memory");
-        if (read_frames(channel))
-            return explain(why, "the runner has gone");
-    }
-}
-
 /* Two le64: seconds since the epoch, and nanoseconds. */
-static int take_time(const struct records *payload, struct why *why) {
+int take_time(const struct records *payload, struct why *why) {
     uint64_t time[2];
     if (payload->length != sizeof time)
         return explain(why, "the runner sent a time that is none");

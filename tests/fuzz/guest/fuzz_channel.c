@@ -45,6 +45,7 @@ static int dead_count;
 
 double now(void) { return 1e6; }
 void hold_disk(int held, const struct log *log) { (void)held, (void)log; }
+void stand_still(struct channel *stopped, const struct program *base) { (void)stopped, (void)base; }
 void poll_streams(struct pollfd polls[STREAM_POLLS]) { (void)polls; }
 void carry_streams(const struct pollfd polls[STREAM_POLLS]) { (void)polls; }
 
@@ -240,7 +241,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t length) {
             uint32_t size = data[1] & 0x80 ? (data[1] & 0x7f) * 2048 : data[1];
             uint16_t id = data[2] & 3;
             size_t given;
-            out[4] = 16 + data[0] % 9, out[5] = 0;
+            out[4] = 16 + data[0] % 11, out[5] = 0;
             memcpy(out, &size, 4);
             memcpy(out + 6, &id, 2);
             data += 3, length -= 3;

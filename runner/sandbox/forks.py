@@ -1,0 +1,116 @@
+"""Create a sandbox from a snapshot: with its own copy of the disk, and names of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from rootdisk import records
+from rootdisk.artifact.format import SLOT_MAX_BYTES
+from rootdisk.durable import advice, atomic_write, copy_sparse, read_file, reflink
+from rootdisk.errors import BadInput, RootdiskError
+from rootdisk.records import Record
+from runner.disk import slot
+from runner.disk.clone import existing
+from runner.sandbox import guest_records, machines
+from runner.sandbox.directory import Sandbox, Spec
+from runner.sandbox.launch import PreparedSandbox
+from runner.sandbox.snapshots import Snapshot
+from runner.store.pull import StoredArtifact
+from runner.store.store import Store
+
+_OF_ONE = ("machine-id", "mac", "hostname", "first")  # records that are not for another sandbox
+
+
+def go_on(store: Store, snapshot: Snapshot, spec: Spec, hostname: bytes) -> PreparedSandbox:
+    """Create a sandbox whose programs go on from `snapshot`, which has memory.
+
+    Raises:
+        BadInput: It cannot go on here.
+        RootdiskError: It cannot be created; nothing is left of it.
+    """
+    artifact = StoredArtifact.kept(store, spec, f"snapshot {snapshot.name}")
+    try:
+        machines.check(snapshot, store, artifact)
+        kept = [record for record in _records_of(snapshot) if record[0] not in _OF_ONE]
+        settings = [*kept, *guest_records.identity(), ("hostname", hostname)]
+        sandbox = _create(store, snapshot, spec, settings, lambda _: None)
+    except BaseException:
+        artifact.release()
+        raise
+    return _prepared(sandbox, artifact, spec, settings, "")._replace(snapshot=snapshot, settings=tuple(settings))
+
+
+def boot(store: Store, snapshot: Snapshot, spec: Spec, settings: Sequence[Record]) -> PreparedSandbox:
+    """Create a sandbox that boots from the disk of `snapshot`; `settings` are records for its slot. Errors as of `go_on`."""
+    artifact = StoredArtifact.kept(store, spec, f"snapshot {snapshot.name}")
+    digests: list[str] = []
+
+    def write_slot(sandbox: Sandbox) -> None:
+        """Write the slot of the copied disk again."""
+        extent = artifact.config.slot()
+        filled = slot.pack(guest_records.complete(kept, spec), extent.length)
+        disk = existing(sandbox.folder)
+        slot.rewrite(disk.path, extent, filled, sandbox.folder / "slot.json", overlay=disk.overlay)
+        digests.append(filled.digest)
+
+    try:
+        if artifact.verity is not None and any(key == "read-only" for key, _ in settings):
+            raise BadInput(
+                "--read-only and --from: dm-verity checks the disk as it was built", "boot the artifact, or omit it"
+            )
+        kept = [*settings, *guest_records.identity(), ("first", b"1")]
+        sandbox = _create(store, snapshot, spec, kept, write_slot)
+    except BaseException:
+        artifact.release()
+        raise
+    return _prepared(sandbox, artifact, spec, kept, digests[0])
+
+
+def _create(
+    store: Store, snapshot: Snapshot, spec: Spec, kept: Sequence[Record], finish: Callable[[Sandbox], None]
+) -> Sandbox:
+    """Create the sandbox with a copy of the disk. Nothing is left of it after an error."""
+    sandbox = Sandbox.create(store, spec)
+    try:
+        disk = snapshot.clone.path
+        target = sandbox.folder / disk.name
+        try:
+            if not reflink(disk, target):
+                copy_sparse(disk, target)
+            target.chmod(0o600)
+            copy_sparse(snapshot.folder / "slot.json", sandbox.folder / "slot.json")
+            atomic_write(sandbox.folder / "records", records.pack(kept), 0o600, durable=spec.keep)
+        except OSError as err:
+            hint = advice(err, snapshot.disk[0], sandbox.folder)
+            raise RootdiskError(f"cannot copy the disk of snapshot {snapshot.name}: {err.strerror}", hint) from err
+        finish(sandbox)
+        sandbox.take_name()
+    except BaseException:
+        sandbox.remove()
+        sandbox.release()
+        raise
+    return sandbox
+
+
+def _prepared(
+    sandbox: Sandbox, artifact: StoredArtifact, spec: Spec, settings: Sequence[Record], slot_digest: str
+) -> PreparedSandbox:
+    return PreparedSandbox(
+        sandbox,
+        artifact,
+        existing(sandbox.folder),
+        slot_digest,
+        spec,
+        guest_records.needed(settings),
+        any(key == "read-only" for key, _ in settings),
+        ipv6=guest_records.has_ipv6(guest_records.complete(settings, spec)),
+        hosts=guest_records.hosts(settings),
+    )
+
+
+def _records_of(snapshot: Snapshot) -> list[Record]:
+    try:
+        return records.unpack(read_file(snapshot.folder / "records", SLOT_MAX_BYTES))
+    except (OSError, ValueError) as err:
+        why = err.strerror if isinstance(err, OSError) else err
+        raise RootdiskError(f"snapshot {snapshot.name}: its file `records`: {why}", "runner verify") from err
