@@ -29,6 +29,7 @@ REVIEWED = {
     "runner/commands/login.py::login_command": "a path that went through printable()",
     "runner/commands/login.py::logout_command": "a path and a registry that went through printable()",
     "runner/commands/login.py::_ask": "words of ours and a registry's name, which was checked",
+    "runner/commands/snapshots.py::snapshots_command": "lines of rootdisk/cli/table.py, which escapes",
     "runner/commands/store.py::inspect_command": "lines of rootdisk/cli/table.py, which escapes",
     "runner/commands/store.py::rmi_command": "references that went through printable(), and digests",
     "runner/commands/doctor.py::doctor_command": "words about this machine",

@@ -154,7 +154,12 @@ class AsyncSandbox:
 
     @classmethod
     async def boot(
-        cls, artifact: str = "", command: Sequence[str] = (), *, store: Place | None = None, **options: Unpack[BootOptions]
+        cls,
+        artifact: str = "",
+        command: Sequence[str] = (),
+        *,
+        store: Place | None = None,
+        **options: Unpack[BootOptions],
     ) -> AsyncSandbox:
         """Boot a sandbox and return when its program has started; see `Sandbox.boot`. A cancelled boot leaves nothing."""
         future = asyncio.ensure_future(_in_thread(prepare, Sandbox, artifact, command, store, options))

@@ -55,7 +55,12 @@ class Sandbox:
 
     @classmethod
     def boot(
-        cls, artifact: str = "", command: Sequence[str] = (), *, store: Place | None = None, **options: Unpack[BootOptions]
+        cls,
+        artifact: str = "",
+        command: Sequence[str] = (),
+        *,
+        store: Place | None = None,
+        **options: Unpack[BootOptions],
     ) -> Sandbox:
         """Boot a sandbox and return when its program has started.
 

@@ -9,7 +9,7 @@ import time
 from rootdisk.cli.rows import write_names, write_rows
 from rootdisk.cli.table import shortened, table
 from rootdisk.system import process
-from rootdisk.text import printable
+from rootdisk.text import one_line, printable
 from runner.commands.listing import REFERENCE_WIDTH, age
 from runner.options.values import sandbox_name
 from runner.sandbox import directory, snapshot_taking, snapshots
@@ -25,8 +25,9 @@ def snapshot_command(options: argparse.Namespace) -> int:
     has_memory = not options.without_memory
     taken = snapshot_taking.take(store, directory.find(store, options.name), name, has_memory=has_memory)
     if has_memory:
-        secrets = "what its programs have in memory, secrets too, is in the snapshot"
-        print(f"runner: the sandbox stood still for {taken.paused_s:.2f} s; {secrets}", file=sys.stderr)
+        stood = f"the sandbox stood still for {taken.paused_s:.2f} s"
+        text = f"{stood}; what its programs have in memory, secrets too, is in the snapshot"
+        print(f"runner: {one_line(text)}", file=sys.stderr)
     write_names([taken.name], as_json=options.json)
     return 0
 

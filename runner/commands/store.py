@@ -196,8 +196,8 @@ def _verify_snapshots(store: Store) -> tuple[int, list[tuple[Path, str]]]:
         why = snapshot.reason if isinstance(snapshot, snapshots.Unreadable) else snapshots.damage(snapshot)
         if why:
             bad.append((snapshot.folder, why))
-            remedy = f"runner rm --snapshot {printable(snapshot.name)}"
-            print(f"runner: snapshot {printable(snapshot.name)}: {one_line(why)}: {remedy}", file=sys.stderr)
+            name = printable(snapshot.name)
+            print(f"runner: {one_line(f'snapshot {name}: {why}: runner rm --snapshot {name}')}", file=sys.stderr)
         good += not why
     return good, bad
 

@@ -8,12 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rootdisk.errors import BadInput
-from rootdisk.records import Record
+from rootdisk.artifact.format import SLOT_MAX_BYTES
+from rootdisk.durable import read_file
+from rootdisk.errors import BadInput, RootdiskError
+from rootdisk.records import Record, unpack
 from rootdisk.text import printable
 from runner.machine import resolver
 from runner.machine.model import Share
-from runner.sandbox.state import Spec
+from runner.sandbox.state import Spec, State
 
 if TYPE_CHECKING:
     from runner.network.secrets import Secrets
@@ -38,6 +40,20 @@ def identity() -> list[Record]:
     """Return the records by which a new sandbox is another machine than all others."""
     mac = bytes([_LOCAL_MAC]) + os.urandom(5)
     return [("machine-id", os.urandom(16).hex().encode()), ("mac", mac.hex(":").encode())]
+
+
+def records_of(state: State) -> list[Record]:
+    """Return the records for every start of a kept sandbox.
+
+    Raises:
+        RootdiskError: They cannot be read.
+    """
+    try:
+        return unpack(read_file(state.folder / "records", SLOT_MAX_BYTES))
+    except (OSError, ValueError) as err:
+        why = err.strerror if isinstance(err, OSError) else err
+        hint = "its disk can still be read with imagetool"
+        raise RootdiskError(f"sandbox {state.name} cannot start: its file `records`: {why}", hint) from err
 
 
 def complete(settings: Sequence[Record], spec: Spec, secrets: Secrets | None = None) -> list[Record]:

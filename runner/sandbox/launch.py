@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from rootdisk import records
-from rootdisk.artifact.format import SLOT_MAX_BYTES
-from rootdisk.durable import atomic_write, open_file, read_file, socket_address
+from rootdisk.durable import atomic_write, open_file, socket_address
 from rootdisk.errors import BadInput, RootdiskError
 from rootdisk.records import Record
 from rootdisk.system import process
@@ -168,7 +167,7 @@ def reopen(
     sandbox = Sandbox.open(state)
     try:
         artifact = StoredArtifact.kept(store, state.spec)
-        kept_records = [record for record in records_of(state) if record[0] != "first"]
+        kept_records = [record for record in guest_records.records_of(state) if record[0] != "first"]
         atomic_write(sandbox.folder / "records", records.pack(kept_records), 0o600)
         extent = artifact.config.slot()
         settings = kept_records if replacement is None else replacement
@@ -197,20 +196,6 @@ def reopen(
     except BaseException:
         sandbox.release()
         raise
-
-
-def records_of(state: State) -> list[Record]:
-    """Return the records for every start of a kept sandbox.
-
-    Raises:
-        RootdiskError: They cannot be read.
-    """
-    try:
-        return records.unpack(read_file(state.folder / "records", SLOT_MAX_BYTES))
-    except (OSError, ValueError) as err:
-        why = err.strerror if isinstance(err, OSError) else err
-        hint = "its disk can still be read with imagetool"
-        raise RootdiskError(f"sandbox {state.name} cannot start: its file `records`: {why}", hint) from err
 
 
 def launch(prepared: PreparedSandbox, store: Store, counter: tsc.Counter) -> int:

@@ -1,4 +1,4 @@
-"""What has to be the same so that a saved machine can go on: QEMU, its machine, processor and network."""
+"""Requirements of a saved machine where it goes on: the same QEMU, machine type, processor and network."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from rootdisk.errors import BadInput, RootdiskError
 from runner.machine import qemu
 from runner.machine.model import Machine
-from runner.sandbox import guest_records, launch
+from runner.sandbox import guest_records
 from runner.sandbox.snapshots import Snapshot
 from runner.sandbox.state import State
 from runner.store.pull import StoredArtifact
@@ -23,7 +23,7 @@ _PROCESSOR = ("vendor_id", "cpu family", "model", "model name", "stepping", "fla
 def saved_machine(store: Store, state: State, artifact: StoredArtifact) -> tuple[Machine, dict[str, Any]]:
     """Return the machine of a running sandbox without its disk and network, and what has to be the same elsewhere."""
     spec, config = state.spec, artifact.config
-    records = launch.records_of(state)
+    records = guest_records.records_of(state)
     is_read_only = any(key == "read-only" for key, _ in records)
     machine = Machine(
         config.platform,

@@ -56,7 +56,7 @@ class _Failed(Exception):
 
 
 class Pause:
-    """What the driver has to do to take a snapshot, one at a time."""
+    """Steps to take a snapshot of a running machine, one at a time."""
 
     def __init__(self) -> None:
         self.client: Client | None = None  # that takes it

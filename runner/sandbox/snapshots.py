@@ -62,7 +62,7 @@ class Snapshot(NamedTuple):
 
     @property
     def clone(self) -> Clone:
-        """Its disk."""
+        """The disk."""
         return existing(self.folder)
 
     def to_json(self) -> dict[str, Any]:
