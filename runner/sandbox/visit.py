@@ -11,7 +11,7 @@ from rootdisk.errors import BadInput, RootdiskError
 from runner.channel import messages
 from runner.channel.messages import Decoder, GuestError, frame_number
 from runner.machine import tsc
-from runner.sandbox import directory, launch
+from runner.sandbox import directory, guest_records, launch
 from runner.sandbox.directory import Sandbox, State
 from runner.sandbox.keeper import STOP_S
 from runner.store.store import Store
@@ -34,7 +34,7 @@ def started(store: Store, state: State, begin: Begin = launch.begin) -> Iterator
         Busy: It has been started meanwhile.
         RootdiskError: It does not start.
     """
-    kept_records = launch.records_of(state)
+    kept_records = guest_records.records_of(state)
     if any(name == "read-only" for name, _ in kept_records):
         raise BadInput(f"sandbox {state.name} was booted with --read-only", "its changes are gone; start it first")
     spec = state.spec._replace(

@@ -134,7 +134,7 @@ static void thaw_disk(void) {
     }
 }
 
-/* The image's own program for what has to be done anew in each sandbox. The others stand still until it has ended, but not for ever. */
+/* The image's own program for what has to be done again in each sandbox. The others stand still until it has ended, but not for ever. */
 static void run_hook(const struct channel *channel, const struct program *base) {
     static char records[] = "cmd=" HOOK "\0user=0\0workdir=/";
     struct program program = {0};
