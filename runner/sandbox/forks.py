@@ -28,7 +28,7 @@ def go_on(store: Store, snapshot: Snapshot, spec: Spec, hostname: bytes) -> Prep
         BadInput: It cannot go on here.
         RootdiskError: It cannot be created; nothing is left of it.
     """
-    artifact = StoredArtifact.kept(store, spec, f"snapshot {snapshot.name}")
+    artifact = _artifact(store, snapshot, spec)
     try:
         machines.check(snapshot, store, artifact)
         kept = [record for record in _records_of(snapshot) if record[0] not in _OF_ONE]
@@ -42,7 +42,7 @@ def go_on(store: Store, snapshot: Snapshot, spec: Spec, hostname: bytes) -> Prep
 
 def boot(store: Store, snapshot: Snapshot, spec: Spec, settings: Sequence[Record]) -> PreparedSandbox:
     """Create a sandbox that boots from the disk of `snapshot`; `settings` are records for its slot. Errors as of `go_on`."""
-    artifact = StoredArtifact.kept(store, spec, f"snapshot {snapshot.name}")
+    artifact = _artifact(store, snapshot, spec)
     digests: list[str] = []
 
     def write_slot(sandbox: Sandbox) -> None:
@@ -64,6 +64,15 @@ def boot(store: Store, snapshot: Snapshot, spec: Spec, settings: Sequence[Record
         artifact.release()
         raise
     return _prepared(sandbox, artifact, spec, kept, digests[0])
+
+
+def _artifact(store: Store, snapshot: Snapshot, spec: Spec) -> StoredArtifact:
+    """Hold what the snapshot needs. RootdiskError if it is not in the store, or not completely."""
+    artifact = StoredArtifact.kept(store, spec, f"snapshot {snapshot.name}")
+    if artifact.source is not None:  # it was removed, and is being fetched again
+        artifact.release()
+        raise RootdiskError(f"snapshot {snapshot.name}: its disk is not complete", f"runner pull {spec.reference}")
+    return artifact
 
 
 def _create(

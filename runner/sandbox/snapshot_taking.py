@@ -51,6 +51,11 @@ def take(store: Store, state: State, name: str, *, has_memory: bool = True) -> T
     size = (state.spec.memory_mib << 20) + existing(state.folder).path.stat().st_blocks * 512
     limits.check(store.root, size if has_memory else 0)
     artifact = StoredArtifact.kept(store, state.spec)
+    if artifact.source is not None:
+        artifact.release()
+        raise BadInput(
+            f"sandbox {state.name}: its disk is still being fetched", f"runner pull {state.spec.reference} waits for it"
+        )
     folder = store.root / "snapshots" / f"{pause.NEW}{os.urandom(8).hex()}"
     make_directory(folder)
     try:
