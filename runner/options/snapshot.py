@@ -33,7 +33,18 @@ def create(store: Store, options: argparse.Namespace, spec: Spec, settings: Sequ
     is_cold = options.cold or snapshot.memory is None
     _check(options, snapshot, is_cold=is_cold)
     saved = snapshot.state.spec
-    its_disk = ("reference", "artifact", "disk", "config", "kernel", "initramfs", "disk_size", "verity", "clone")
+    its_disk = (
+        "reference",
+        "artifact",
+        "disk",
+        "config",
+        "kernel",
+        "initramfs",
+        "disk_size",
+        "verity",
+        "vmlinux",
+        "clone",
+    )
     if is_cold:
         spec = spec._replace(
             **{name: getattr(saved, name) for name in its_disk},

@@ -30,7 +30,7 @@ def saved_machine(store: Store, state: State, artifact: StoredArtifact) -> tuple
         state.in_use.get("accelerator", "tcg"),
         spec.memory_mib,
         spec.cpus,
-        artifact.kernel,
+        artifact.booted_kernel,
         artifact.initramfs,
         config.cmdline,
         "",
