@@ -144,7 +144,7 @@ OPTIONS: dict[str, dict[str, str]] = {
         "--io-maxbandwidth": _OF_MACHINE,
         "--io-maxiops": _OF_MACHINE,
         "--ip": NOT + "the guest is 10.0.2.15 in a network of its own",
-        "--ip6": NOT + "the network is IPv4",
+        "--ip6": NOT + "the guest's network is its own",
         "--ipc": _OF_MACHINE,
         "--isolation": _OF_MACHINE,
         "--kernel-memory": "-m",

@@ -81,7 +81,7 @@ def _lines(reference: Reference, name: str, source: SourceImage, folder: Path) -
     yield "# What to build: `imagetool doit` makes every image here. `imagetool schema > images.schema.json` makes editors know the keys."
     yield ""
     yield f"[image.{name}]"
-    yield f"# {printable(config.platform)}, {len(source.layers)} layers, {size / 1e6:.1f} MB, {source.manifest_digest}"
+    yield f"# {printable(config.platform)}, {len(source.layers)} layer{'s'[: len(source.layers) != 1]}, {size / 1e6:.1f} MB, {source.manifest_digest}"
     yield f"source = {_text(str(reference))}"
     examples = {
         "publish": f"oci:cache/artifacts/{name}",

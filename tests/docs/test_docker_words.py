@@ -58,7 +58,7 @@ def test_what_it_tells_to_type_is_there() -> None:
         (["run", "--privileged", "a"], "virtual machine"),
         (["boot", "--mount", "x", "a"], "-v HOST:GUEST"),
         (["rm", "-v", "a"], "nothing of a sandbox stays"),
-        (["exec", "-d", "a", "b"], "runner exec NAME COMMAND &"),
+        (["exec", "--privileged", "a", "b"], "-u 0"),
         (["ps", "-H", "ssh://x"], "docker's -H is not here: there is no daemon"),
         (["system", "prune"], "'system' is not a command: here docker's system is runner prune, runner doctor"),
         (["network", "ls"], "docker's network is not here: a sandbox has its own network"),
