@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from bench import conversion, delta, guest, lazy, project, scale, starts, templates, transfer
+from bench import conversion, delta, guest, lazy, network, project, scale, starts, templates, transfer
 from bench.images import Images
 from bench.peers import Peers
 from bench.picture import picture
@@ -27,7 +27,20 @@ CACHE = Path(__file__).resolve().parents[1] / "cache" / "bench"
 FILES, SIZES = (1_000, 10_000, 100_000, 300_000), (10**7, 10**8, 10**9, 4 * 10**9)
 SMALL_FILES, SMALL_SIZES = (300,), (4 * 10**6,)
 IDLE = {1: 0.5, 50: 1.0}
-PARTS = ("convert", "transfer", "delta", "rebuild", "idle", "start", "guest", "template", "lazy", "large", "scale")
+PARTS = (
+    "convert",
+    "transfer",
+    "delta",
+    "rebuild",
+    "idle",
+    "start",
+    "guest",
+    "template",
+    "lazy",
+    "network",
+    "large",
+    "scale",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -117,6 +130,7 @@ def _parts(bench: Bench, once: Bench, images: Images, small: bool) -> dict[str, 
         "guest": lambda: guest.rows(bench),
         "template": lambda: templates.rows(bench),
         "lazy": lambda: lazy.rows(bench, app()),
+        "network": lambda: network.rows(bench, network.SMALL_BYTES if small else network.BYTES),
         "large": lambda: [
             by_umoci(once, images.many(many), f"OCI → artifact, {many:,} files", memory_only=True),
             by_umoci(once, images.big(big), f"OCI → artifact, {big / 1e9:g} GB", memory_only=True),
