@@ -5,51 +5,24 @@ from __future__ import annotations
 import ast
 import json
 import socket
-import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
+from tests.support.answers import answering
 from tests.support.commands import ROOT, Runner
 from tests.support.waiting import until
 
 GUEST = ROOT / "tests/end_to_end/guest"
 
 
-class _Handler(BaseHTTPRequestHandler):
-    def do_GET(self) -> None:
-        size = int(self.path.rpartition("/")[2]) if self.path.startswith("/large/") else 0
-        self._answer(bytes(size) or f"path {self.path}".encode())
-
-    def do_POST(self) -> None:
-        left = int(self.headers["Content-Length"])
-        while left:
-            left -= len(self.rfile.read(min(left, 1 << 16)))
-        self._answer(b"took " + self.headers["Content-Length"].encode())
-
-    def _answer(self, body: bytes) -> None:
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *words: object) -> None:
-        seen = self.server.seen  # type: ignore[attr-defined]
-        seen.append(self.path)
-
-
 @pytest.fixture
 def server() -> Iterator[ThreadingHTTPServer]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-    server.seen = []  # type: ignore[attr-defined]
-    server.request_queue_size = 512
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server
-    server.shutdown()
-    server.server_close()
+    with answering() as server:
+        yield server
 
 
 @pytest.mark.vm

@@ -8,15 +8,16 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.test_network import GUEST, server
+from tests.support.answers import answering
 from tests.support.commands import ROOT, Runner
 
-assert server  # the fixture
+GUEST = ROOT / "tests/end_to_end/guest"
 pytestmark = [pytest.mark.vm, pytest.mark.nightly]
 # 256 connections of 256 KiB in each direction, and what Python keeps of freed memory.
 MORE_MAX_MIB = 160
@@ -26,6 +27,12 @@ def memory_mib(pid: int, what: str) -> int:
     match = re.search(rf"{what}:\s+([0-9]+) kB", Path(f"/proc/{pid}/status").read_text())
     assert match is not None
     return int(match[1]) >> 10
+
+
+@pytest.fixture
+def server() -> Iterator[ThreadingHTTPServer]:
+    with answering() as server:
+        yield server
 
 
 def test_load(runner: Runner, demo: str, server: ThreadingHTTPServer, capsys: pytest.CaptureFixture[str]) -> None:

@@ -45,6 +45,7 @@ def children(pid: int) -> list[int]:
 
 
 @pytest.mark.vm
+@pytest.mark.nightly
 def test_a_guest_has_a_placeholder_only(runner: Runner, demo: str, tmp_path: Path) -> None:
     """It works at its host; guest, QEMU and files have it nowhere. A start needs its source again."""
     host = TlsHost(tmp_path, echo, names=["secret.test"])

@@ -73,7 +73,8 @@ int32_t krun_set_console_output(uint32_t ctx, const char *path) {
 int32_t krun_add_virtio_console_multiport(uint32_t ctx) { int32_t r = said(__func__, " %u", ctx); return r ? r : 3; }
 int32_t krun_add_console_port_inout(uint32_t ctx, uint32_t port, const char *name, int in, int out) {
     struct stat info;
-    channel = in;
+    if (!strcmp(name, "rootdisk"))
+        channel = in;
     return said(__func__, " %u %u %s %d %d", ctx, port, name, in == out, !fstat(in, &info) && S_ISSOCK(info.st_mode));
 }
 int32_t krun_disable_implicit_vsock(uint32_t ctx) { return said(__func__, " %u", ctx); }

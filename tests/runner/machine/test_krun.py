@@ -12,6 +12,7 @@ import pytest
 from rootdisk.errors import BadInput, RootdiskError
 from rootdisk.oci.documents import Platform
 from rootdisk.system import process
+from runner.channel import messages
 from runner.machine import backend, krun, passt, qemu
 from runner.machine.krun_process import Library
 from runner.machine.model import Machine, Share, Vm
@@ -83,6 +84,18 @@ def test_every_call_in_order(fake: FakeKrun, machine: Machine) -> None:
         "krun_start_enter 5",
     ]
     assert written(vm) == ""
+
+
+@needs_compiler
+def test_lanes_of_allow(fake: FakeKrun, machine: Machine) -> None:
+    """Each is a port beside the channel's; there is no network card."""
+    vm = krun.start(machine._replace(lanes=messages.LANES))
+    assert len(vm.lanes) == messages.LANES
+    ended(vm)
+    ports = [call for call in fake.calls if call.startswith("krun_add_console_port_inout")]
+    names = ["rootdisk", *(f"rootdisk.{number}" for number in range(1, messages.LANES + 1))]
+    assert ports == [f"krun_add_console_port_inout 5 3 {name} 1 1" for name in names]
+    assert not [call for call in fake.calls if "krun_add_net" in call]
 
 
 @needs_compiler
