@@ -95,7 +95,7 @@ OPTIONS: dict[str, dict[str, str]] = {
         "--attach": "the default without -d",
         "-a": "the default without -d",
         "--mount": "-v HOST:GUEST[:ro]",
-        "--restart": NOT + "systemd starts it again: docs/howto/systemd.md",
+        "--restart": SAME,
         "--stop-timeout": "runner stop -t SECONDS",
         "--stop-signal": NOT + "the image's stop signal counts",
         "--storage-opt": "--disk-size",

@@ -118,7 +118,7 @@ def _exec(parser: argparse.ArgumentParser) -> None:
 
 
 def _start(parser: argparse.ArgumentParser) -> None:
-    _names(parser)
+    _names_or_all(parser, "start all sandboxes that their --restart wants started, for example after a reboot")
     parser.add_argument("-a", "--attach", action="store_true", help="stay attached; exit with the program's status")
     parser.add_argument("-i", "--interactive", action="store_true", help="pass standard input to it (with --attach)")
 
@@ -134,8 +134,22 @@ def _names(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", nargs="+", metavar="NAME", help="a sandbox, as ps shows it")
 
 
+def _names_or_all(parser: argparse.ArgumentParser, all_help: str) -> None:
+    parser.add_argument("name", nargs="*", metavar="NAME", help="a sandbox, as ps shows it")
+    parser.add_argument("--all", action="store_true", help=all_help)
+
+
+def _stop(parser: argparse.ArgumentParser) -> None:
+    _names_or_all(parser, "stop all sandboxes that have a --restart policy; the next start --all starts them")
+    _stop_time(parser)
+
+
 def _stopping(parser: argparse.ArgumentParser) -> None:
     _names(parser)
+    _stop_time(parser)
+
+
+def _stop_time(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-t",
         "--time",
@@ -290,6 +304,12 @@ def _add_machine_options(parser: argparse.ArgumentParser) -> None:
     add("--keep", action="store_true", help="keep the sandbox after it exits (default with --detach)")
     add("--rm", action="store_true", help="remove the sandbox when it exits (default without --detach)")
     add("--timeout", type=decimal_number, metavar="SECONDS", help="stop the sandbox after SECONDS; exit 124")
+    add(
+        "--restart",
+        default="no",
+        metavar="POLICY",
+        help="start the sandbox again when it ends: no, on-failure[:N], always or unless-stopped (with --detach)",
+    )
     add("-m", "--memory", metavar="SIZE", help="memory, for example 512m or 1.5g (default: the artifact's)")
     add("--cpus", type=whole_number, metavar="N", help="number of processors (default: the artifact's)")
     add("--disk-size", metavar="SIZE", help="a larger disk, for example 20g (default: the artifact's)")
@@ -397,7 +417,7 @@ COMMANDS = {
         _cp,
         "A sandbox that does not run is booted for the copy. Example: runner cp NAME:/sandbox/result .",
     ),
-    "stop": Command("sandboxes", "ask programs to end; their sandboxes end with them", _stopping),
+    "stop": Command("sandboxes", "ask programs to end; their sandboxes end with them", _stop),
     "kill": Command("sandboxes", "end sandboxes at once, or send their programs a signal", _kill),
     "wait": Command("sandboxes", "wait until sandboxes end; print their exit statuses", _names),
     "ps": Command("listing", "list sandboxes", _ps),

@@ -26,6 +26,7 @@ class BootOptions(TypedDict, total=False):
     keep: bool
     rm: bool
     timeout: float
+    restart: str
     memory: str | int
     cpus: int
     disk_size: str | int

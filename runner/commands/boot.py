@@ -7,13 +7,15 @@ import contextlib
 import sys
 
 from rootdisk.cli.rows import write_names
-from rootdisk.errors import BadInput
+from rootdisk.errors import BadInput, RootdiskError
 from rootdisk.system import process
+from rootdisk.text import error_text
 from runner.machine import ports
 from runner.machine.tsc import Counter
 from runner.options.boot import create, request
 from runner.sandbox import directory, launch, orders
 from runner.sandbox.directory import Spec, State
+from runner.sandbox.restart import Policy
 from runner.store.store import Store
 
 
@@ -41,6 +43,10 @@ def start_command(options: argparse.Namespace) -> int:
     counter = Counter()
     process.forbid_core()
     store = Store.open()
+    if options.all:
+        return _start_all(options, store, counter)
+    if not options.name:
+        raise BadInput("start: no NAME", "name a sandbox, or use --all")
     states = [directory.find(store, name) for name in dict.fromkeys(options.name)]
     if options.attach and len(states) > 1:
         raise BadInput("--attach with several sandboxes", "start them one by one")
@@ -48,6 +54,28 @@ def start_command(options: argparse.Namespace) -> int:
         if state.running:
             raise BadInput(f"sandbox {state.name} is already running", f"runner exec {state.name} COMMAND")
     return _start(options, store, states, counter)
+
+
+def _start_all(options: argparse.Namespace, store: Store, counter: Counter) -> int:
+    """Start what its restart policy wants started. One that cannot start does not stop the others."""
+    if options.name or options.attach:
+        raise BadInput("--all with a NAME or --attach", "use one of them")
+    states = [state for state in directory.states(store) if not state.running and not state.folder.name.startswith(".")]
+    started, failed = [], 0
+    for state in states:
+        if not Policy.parse(state.spec.restart).starts_with_host(state):
+            continue
+        spec = state.spec._replace(detached=True)
+        try:
+            ports.check(spec.forwards)
+            status = launch.launch(launch.reopen(store, state._replace(spec=spec)), store, counter)
+        except RootdiskError as err:
+            print(f"runner: {error_text(f'sandbox {state.name}: {err}')}", file=sys.stderr)
+            status = launch.FAILED
+        failed |= bool(status)
+        started += [] if status else [state.name]
+    write_names(started, as_json=options.json)
+    return launch.FAILED if failed else 0
 
 
 def restart_command(options: argparse.Namespace) -> int:

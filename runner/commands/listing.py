@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from runner.store.images import Image
 
 REFERENCE_WIDTH = 48
-_STATES = ("running", "exited", "cut off", "unreadable")
+_STATES = ("running", "restarting", "exited", "cut off", "unreadable")
 Row = State | Unreadable
 
 

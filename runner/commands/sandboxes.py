@@ -20,9 +20,15 @@ from runner.store.store import Store
 
 def stop_command(options: argparse.Namespace) -> int:
     """Ask the programs of sandboxes to end, all at once, and wait until the sandboxes have ended."""
-    sandboxes = _find(options.name)
-    failed = orders.stop_all(sandboxes, options.time)
-    return _done(options, sandboxes, failed)
+    if not options.all:
+        if not options.name:
+            raise BadInput("stop: no NAME", "name a sandbox, or use --all")
+        sandboxes = _find(options.name)
+        return _done(options, sandboxes, orders.stop_all(sandboxes, options.time))
+    if options.name:
+        raise BadInput("--all with a NAME", "use one of them")
+    sandboxes = [state for state in directory.states(Store.open()) if state.running and state.spec.restart != "no"]
+    return _done(options, sandboxes, orders.stop_by_host(sandboxes))
 
 
 def kill_command(options: argparse.Namespace) -> int:

@@ -20,6 +20,7 @@ from runner.options import values as option_values
 from runner.sandbox import launch
 from runner.sandbox.directory import Spec
 from runner.sandbox.launch import PreparedSandbox
+from runner.sandbox.restart import Policy
 from runner.store import limits
 from runner.store.events import Events
 from runner.store.pull import StoredArtifact
@@ -48,6 +49,11 @@ def request(options: argparse.Namespace) -> Request:
         raise BadInput("--detach and --interactive", "boot it with -d, then: runner exec -it NAME sh")
     if options.from_snapshot and options.artifact:  # there is none: this is the command
         options.program, options.artifact = [options.artifact, *options.program], ""
+    if Policy.parse(options.restart).kind != "no":
+        if not options.detach or options.rm:
+            raise BadInput(f"--restart {options.restart}", "use it with --detach, and without --rm")
+        if options.timeout is not None:
+            raise BadInput("--restart and --timeout", "use one of them")
     options.program = option_values.program(options.program, _flags(options), "ARTIFACT")
     records = option_values.boot_records(options, name) + surroundings.records(options)
     spec = _spec(options, name)
@@ -202,6 +208,7 @@ def _spec(options: argparse.Namespace, name: str) -> Spec:
         clone=options.clone,
         timeout_s=options.timeout,
         cold=options.cold,
+        restart=options.restart,
     )
 
 

@@ -163,6 +163,7 @@ class Sandbox:
         status: int | None = None,
         error: str = "",
         ended: float | None = None,
+        ended_by: str = "",
     ) -> None:
         """Write state.json for other processes.
 
@@ -172,6 +173,7 @@ class Sandbox:
             status: Exit status of the last run.
             error: The reason why the last run failed.
             ended: When it ended, if that was not just now.
+            ended_by: BY_USER or BY_HOST, if its program did not end by itself.
         """
         state = state_json(
             self._raw,
@@ -179,9 +181,10 @@ class Sandbox:
             pid=pid,
             created=self._created,
             started=started,
-            ended=None if pid or not started else ended or time.time(),
+            ended=ended or (None if pid or not started else time.time()),
             status=status,
             error=error[:_ERROR_MAX_CHARS],
+            ended_by=ended_by,
             in_use=self.in_use,
         )
         data = json.dumps(state, indent=1, sort_keys=True).encode() + b"\n"

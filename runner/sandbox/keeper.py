@@ -30,6 +30,7 @@ from runner.sandbox.clients import Client
 from runner.sandbox.logs import Log
 from runner.sandbox.room import CONTINUE, Monitor, Room
 from runner.sandbox.router import Router
+from runner.sandbox.state import BY_HOST, BY_USER
 from runner.sandbox.watched import Source, Watched, receive, signals
 from runner.store.events import Events
 
@@ -105,6 +106,7 @@ class Keeper:
         self._power: int | None = None  # how a program has ended the machine, as its console says
         self.lost = ""  # the lost helper for which the sandbox was stopped
         self.has_timed_out = False
+        self._is_signalled = False
         self._router = Router(
             output.write_frame if output else None,
             needs,
@@ -128,6 +130,16 @@ class Keeper:
             if sock is not None:
                 sock.setblocking(False)
 
+    @property
+    def ended_by(self) -> str:
+        """Who has told the sandbox to end: BY_USER, BY_HOST, or "" if nobody has."""
+        return BY_USER if self._router.is_told_to_end else BY_HOST if self._is_signalled else ""
+
+    @property
+    def has_started(self) -> bool:
+        """Return whether the program has started."""
+        return self._router.is_ready
+
     def run(self) -> int:
         """Serve until the program ends. Return its exit status, TIMED_OUT or KILLED.
 
@@ -150,6 +162,7 @@ class Keeper:
                 ready = self._watched.wait(self._wait_s())
                 if wake in ready:
                     wake.recv(64)
+                    self._is_signalled = True
                     router.stop(STOP_S)
                 for source in self._logs.keys() & ready.keys():
                     self._read_log(source)

@@ -23,13 +23,16 @@ from rootdisk.errors import BadInput, RootdiskError
 from rootdisk.records import Record
 from rootdisk.system import process
 from rootdisk.system.debug import debug, is_shown
+from rootdisk.text import describe_error
 from runner.disk import slot
 from runner.disk.clone import Clone, clone, existing
 from runner.machine import accelerator, tsc
 from runner.machine.model import Vm
 from runner.sandbox import guest_records
 from runner.sandbox.booting import start_machine
-from runner.sandbox.directory import Sandbox, Spec, State, discard
+from runner.sandbox.directory import Sandbox, Spec, State, discard, read
+from runner.sandbox.restart import Policy, Restarts, nobody, rest
+from runner.sandbox.state import BY_USER
 from runner.store.events import Events
 from runner.store.limits import Limits
 from runner.store.pull import StoredArtifact
@@ -166,12 +169,28 @@ def reopen(
         virtiofsd.check(Path(place))
     sandbox = Sandbox.open(state)
     try:
-        artifact = StoredArtifact.kept(store, state.spec)
+        return _prepare_again(store, sandbox, state, run, replacement)
+    except BaseException:
+        sandbox.release()
+        raise
+
+
+def _prepare_again(
+    store: Store,
+    sandbox: Sandbox,
+    state: State,
+    run: Spec | None = None,
+    replacement: Sequence[Record] | None = None,
+    secrets: Secrets | None = None,
+) -> PreparedSandbox:
+    """Prepare a kept sandbox that this process has locked; see `reopen`. `secrets` are those of its last run, if it had one."""
+    artifact = StoredArtifact.kept(store, state.spec)
+    try:
         kept_records = [record for record in guest_records.records_of(state) if record[0] != "first"]
         atomic_write(sandbox.folder / "records", records.pack(kept_records), 0o600)
         extent = artifact.config.slot()
         settings = kept_records if replacement is None else replacement
-        secrets = _secrets(run or state.spec, settings)
+        secrets = secrets or _secrets(run or state.spec, settings)
         slot_records = guest_records.complete(settings, run or state.spec, secrets)
         filled = slot.pack(slot_records, extent.length)
         disk = existing(sandbox.folder)
@@ -194,7 +213,7 @@ def reopen(
             secrets=secrets,
         )
     except BaseException:
-        sandbox.release()
+        artifact.release()
         raise
 
 
@@ -327,7 +346,9 @@ def keep(
         process.retitle(f"runner: keeps {sandbox.spec.name}")
         for name in prepared.secrets.variables if prepared.secrets is not None else ():
             os.environ.pop(name, None)  # QEMU and other programs of the keeper do not get it
-        _run(prepared, store, client, listener, counter)
+        restarts = Restarts(Policy.parse(sandbox.spec.restart if sandbox.spec.detached else "no"))
+        while (again := _run(prepared, store, client, listener, counter, restarts)) is not None:
+            prepared, client = again, nobody()
         status = 0
     except BaseException:
         import traceback
@@ -339,19 +360,28 @@ def keep(
 
 
 def _run(
-    prepared: PreparedSandbox, store: Store, client: socket.socket, listener: socket.socket, counter: tsc.Counter
-) -> None:
-    """Start the machine, serve it until it ends, and then keep or remove the sandbox."""
+    prepared: PreparedSandbox,
+    store: Store,
+    client: socket.socket,
+    listener: socket.socket,
+    counter: tsc.Counter,
+    restarts: Restarts,
+) -> PreparedSandbox | None:
+    """Start the machine, serve it until it ends, and then keep or remove the sandbox.
+
+    Return it prepared for another start if its restart policy says so, after the wait before that.
+    """
     from runner.sandbox.keeper import KILLED, TIMED_OUT, Gone, Keeper, Silent
     from runner.sandbox.logs import Log
     from runner.sandbox.room import Room
 
     sandbox = prepared.sandbox
-    spec, folder = prepared.spec, _renamable(sandbox.folder)
+    spec = prepared.spec
     started = time.time()
     status, error = FAILED, ""
     keeper = vm = feed = None
     reserved = contextlib.ExitStack()
+    folder = _renamable(sandbox.folder, reserved)
     events = prepared.events or Events(store.root, spec.name)
 
     def rename(name: str) -> Events:
@@ -440,18 +470,17 @@ def _run(
     events.tell("ended", status=status, error=error)
     if feed is not None:
         feed.close()
-    if spec.keep:
-        for name in ("control", _SPARE):
-            with contextlib.suppress(OSError):
-                os.unlink(sandbox.folder / name)
-        try:
-            sandbox.write_state(started=started, status=status, error=error)
-        except OSError as err:  # `ps` then lists it as cut off
-            print(f"state.json: {err.strerror}", file=sys.stderr)
+    ended = Ended(started, status, error, keeper.ended_by if keeper is not None else "")
+    # A program that could not be started at first is an error of `boot`.
+    may_restart = keeper is not None and not ended.by and (keeper.has_started or restarts.has_begun)
+    wait_s = restarts.wait_s(status, time.time() - started) if may_restart else None
+    if wait_s is None:
+        _finish(prepared, ended)
     else:
-        sandbox.remove()
-    sandbox.release()
-    prepared.artifact.release()
+        # With its process number it counts as running.
+        with contextlib.suppress(OSError):  # the disk may be full
+            sandbox.write_state(pid=os.getpid(), started=started, status=status, error=error, ended=time.time())
+        events.tell("restarting", status=status, wait_ms=int(wait_s * 1000))
     if keeper is not None:
         keeper.tell(status, error)
         keeper.close()
@@ -459,11 +488,60 @@ def _run(
         from runner.channel import messages
 
         client.sendall(messages.frame(messages.ERROR, error.encode()))
+    return None if wait_s is None else _restarted(prepared, store, listener, wait_s, ended)
 
 
-def _renamable(folder: Path) -> Path:
-    """Return a name for the sandbox's directory that stays right in this process if the sandbox is renamed."""
-    return Path(f"/proc/self/fd/{os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)}")
+class Ended(NamedTuple):
+    """The end of a run."""
+
+    started: float  # Unix time
+    status: int
+    error: str
+    by: str = ""  # BY_USER, BY_HOST
+
+
+def _finish(prepared: PreparedSandbox, ended: Ended) -> None:
+    """Write the last state of a sandbox that is kept, remove another one, and let go of it."""
+    sandbox = prepared.sandbox
+    if prepared.spec.keep:
+        for name in ("control", _SPARE):
+            with contextlib.suppress(OSError):
+                os.unlink(sandbox.folder / name)
+        try:
+            sandbox.write_state(started=ended.started, status=ended.status, error=ended.error, ended_by=ended.by)
+        except OSError as err:  # `ps` then lists it as cut off
+            print(f"state.json: {err.strerror}", file=sys.stderr)
+    else:
+        sandbox.remove()
+    sandbox.release()
+    prepared.artifact.release()
+
+
+def _restarted(
+    prepared: PreparedSandbox, store: Store, listener: socket.socket, wait_s: float, ended: Ended
+) -> PreparedSandbox | None:
+    """Wait, and prepare the sandbox to start again; None if it was told to end meanwhile, or cannot start."""
+    sandbox = prepared.sandbox
+    if not rest(listener, wait_s, sandbox.spec.name):
+        ended = ended._replace(by=BY_USER)
+    else:
+        try:
+            again = _prepare_again(store, sandbox, read(sandbox.folder), secrets=prepared.secrets)
+            events = prepared.events
+            again = again._replace(events=events and events._replace(sandbox=sandbox.spec.name))
+            prepared.artifact.release()  # the new lease has begun
+            return again
+        except (RootdiskError, OSError, ValueError) as err:
+            ended = ended._replace(status=FAILED, error=describe_error(err))
+    _finish(prepared, ended)
+    return None
+
+
+def _renamable(folder: Path, stack: contextlib.ExitStack) -> Path:
+    """Return a name for the sandbox's directory that stays right if the sandbox is renamed, until `stack` is closed."""
+    fd = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    stack.callback(os.close, fd)
+    return Path(f"/proc/self/fd/{fd}")
 
 
 def _open_memory(store: Store, name: str) -> int:

@@ -101,12 +101,12 @@ def end(state: State | Unreadable) -> None:
             give(state, frame(KILL))
         wait_end(state, END_S)
         return
-    _kill_keeper(state)
+    _signal_keeper(state, signal.SIGKILL)
     wait_end(state, END_S)
 
 
-def _kill_keeper(state: State | Unreadable) -> None:
-    """Kill the keeper, if its process is known."""
+def _signal_keeper(state: State | Unreadable, number: signal.Signals) -> None:
+    """Send the keeper a signal, if its process is known."""
     pid = state.pid if isinstance(state, State) else 0
     if pid <= 0:
         return
@@ -120,7 +120,7 @@ def _kill_keeper(state: State | Unreadable) -> None:
         for name in os.listdir(f"/proc/{pid}/fd"):
             with contextlib.suppress(OSError):
                 if os.path.samestat(os.stat(f"/proc/{pid}/fd/{name}"), lock):
-                    signal.pidfd_send_signal(process, signal.SIGKILL)
+                    signal.pidfd_send_signal(process, number)
                     return
     except OSError:
         pass
@@ -140,6 +140,16 @@ def stop_all(sandboxes: Sequence[State], seconds: int) -> dict[str, RootdiskErro
             give(state, messages.frame_number(messages.STOP, seconds))
 
     return _on_all(sandboxes, order, lambda state: wait_end(state, seconds + STOPPED_S))
+
+
+def stop_by_host(sandboxes: Sequence[State]) -> dict[str, RootdiskError]:
+    """Stop all of `sandboxes` as a host does that shuts down: `start --all` starts them again. Return the errors by name."""
+
+    def order(state: State) -> None:
+        """Tell the keeper itself."""
+        _signal_keeper(state, signal.SIGTERM)
+
+    return _on_all(sandboxes, order, lambda state: wait_end(state, STOPPED_S))
 
 
 def kill_all(sandboxes: Sequence[State], number: int | None = None) -> dict[str, RootdiskError]:

@@ -81,6 +81,7 @@ class Router:
         self.standing: str | None = None  # notice for every new session
         self.pause = Pause()
         self.left = False  # the client of a foreground sandbox has disconnected
+        self.is_told_to_end = False  # by a client
         self._stop_s: int | None = None  # for `take_stop`
         self._write_output = write_output
         self._events = events
@@ -186,8 +187,9 @@ class Router:
     def _from_client(self, client: Client, kind: int, payload: bytes) -> None:
         session = client.session
         if kind == messages.KILL:
-            self.is_killed = True
+            self.is_killed = self.is_told_to_end = True
         elif kind == messages.STOP and is_number(payload):
+            self.is_told_to_end = True
             self.stop(messages.number(payload))
         elif kind == messages.WAIT:
             client.waits = self._has_place(client)

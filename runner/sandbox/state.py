@@ -22,6 +22,7 @@ from rootdisk.text import printable
 VERSION = 1
 MAX_BYTES = 1 << 20
 _WORD_MAX = 1000
+BY_USER, BY_HOST = "user", "host"  # who has ended a sandbox; "" if its program has
 _REQUIRED = object()
 _HEX = re.compile(rf"{HEX_DIGEST}\Z")
 _DIGEST = re.compile(rf"(?:sha256:)?{HEX_SHA256}\Z|(?:sha512:)?[0-9a-f]{{128}}\Z")
@@ -61,6 +62,7 @@ class Spec(NamedTuple):
     verity: str | None = None  # hex digest of the dm-verity tree
     vmlinux: str | None = None  # hex digest of the kernel as an ELF file
     cold: bool = False  # never restored from a template
+    restart: str = "no"  # policy of restart.py
 
     @property
     def uses(self) -> set[str]:
@@ -82,6 +84,7 @@ class State(NamedTuple):
     ended: float | None
     status: int | None  # exit status of the last run; None if it runs or was interrupted
     error: str  # why the last run failed
+    ended_by: str = ""  # BY_USER, BY_HOST
     in_use: Mapping[str, str] = {}  # what this run has, or the last one had: accelerator, way of copying the disk
     raw: Mapping[str, Any] = {}  # the complete file, with fields that we do not know
 
@@ -97,9 +100,9 @@ class State(NamedTuple):
 
     @property
     def text(self) -> str:
-        """The state for people: running, cut off, or exited with its status."""
+        """The state for people: running, restarting, cut off, or exited with its status."""
         if self.running:
-            return "running"
+            return "running" if self.status is None else f"restarting ({self.status})"
         return "cut off" if self.status is None else f"exited ({self.status})"
 
     def to_json(self) -> dict[str, Any]:
@@ -173,6 +176,7 @@ def parse(raw: bytes, folder: Path, running: bool) -> State:
         _take(value, "ended", _or_none(_time), None),
         _take(value, "status", _or_none(_whole(0, 255)), None),
         _take(value, "error", _text(MAX_BYTES), ""),
+        _take(value, "ended_by", _one_of("", BY_USER, BY_HOST), ""),
         _take(value, "in_use", _texts, {}),
         value,
     )
@@ -332,4 +336,5 @@ _SPEC: dict[str, Check] = {
     "verity": _or_none(_hex),
     "vmlinux": _or_none(_hex),
     "cold": _truth,
+    "restart": _text(_WORD_MAX),
 }

@@ -15,6 +15,7 @@
 | exec       | session                              | a command was started in the sandbox |
 | exec-ended | session, status                      | it has ended |
 | renamed    | before                               | it has another name than before |
+| restarting | status, wait_ms                      | it has ended and starts again after this time |
 | ended      | status, error                        | the sandbox has ended |
 
 No event has words of a command, variables or output in it. An event that cannot be written, because the disk is full, is lost:

@@ -109,14 +109,18 @@ def test_blocks_say_what_they_are() -> None:
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
 def test_the_unit_is_one(tmp_path: Path) -> None:
-    (unit,) = (block.text for block in blocks("howto/systemd.md") if block.language == "ini")
+    unit, template = (block.text for block in blocks("howto/systemd.md") if block.language == "ini")
     runner = Path(sys.executable).with_name("runner")
+    (tmp_path / "rootdisk@root.service").write_text(template.replace("/usr/local/bin/runner", str(runner)))
+    argv = ["systemd-analyze", "verify", "--man=no", str(tmp_path / "rootdisk@root.service")]
+    done = subprocess.run(argv, capture_output=True, text=True)
+    assert (done.returncode, "rootdisk@" in done.stderr) == (0, False), done.stderr
     (tmp_path / "web-sandbox.service").write_text(unit.replace("/usr/local/bin/runner", str(runner)))
     argv = ["systemd-analyze", "verify", "--man=no", str(tmp_path / "web-sandbox.service")]
     done = subprocess.run(argv, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "web-sandbox" not in done.stderr, done.stderr
-    for line in re.findall(r"^ExecStart\w*=\S+ (.*)$", unit, re.MULTILINE):
+    for line in re.findall(r"^Exec\w*=\S+ (.*)$", unit + template, re.MULTILINE):
         parser().parse_args(shlex.split(line))
     (tmp_path / "web-sandbox.service").write_text(unit.replace("Restart=on-failure", "Restart=perhaps"))
     done = subprocess.run(argv, capture_output=True, text=True)

@@ -1,0 +1,77 @@
+"""Sandboxes that start again, in place of the machine libkrun's stand-in, whose program ends with status 7."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.commands import Runner
+from tests.support.krun import FakeKrun, needs_compiler
+from tests.support.sandboxes import rows
+from tests.support.waiting import until
+
+pytestmark = needs_compiler
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeKrun:
+    fake = FakeKrun.build(tmp_path)
+    monkeypatch.setenv("ROOTDISK_LIBKRUN", str(fake.path))
+    return fake
+
+
+def boot(runner: Runner, demo: str, name: str, policy: str) -> None:
+    options = ("--backend", "krun", "--accel", "kvm", "--network", "none", "--restart", policy)
+    done = runner("boot", "-d", "--name", name, *options, demo)
+    assert done.returncode == 0, done.stderr
+
+
+def starts(runner: Runner, name: str) -> int:
+    done = runner("events", "--json", "--until", "0s", "--since", "1h", "--filter", f"sandbox={name}")
+    return [event["event"] for event in json.loads(done.stdout)].count("started")
+
+
+def row(runner: Runner, name: str) -> dict[str, Any]:
+    return rows(runner, "-a")[name]
+
+
+@pytest.mark.nightly  # waits, and many starts
+def test_restarts(demo: str, runner: Runner, stand_in: FakeKrun) -> None:
+    boot(runner, demo, "twice", "on-failure:2")
+    until(lambda: not row(runner, "twice")["running"], 60)
+    assert (row(runner, "twice")["state"], row(runner, "twice")["status"]) == ("exited", 7)
+    assert starts(runner, "twice") == 3
+
+    boot(runner, demo, "on", "unless-stopped")
+    until(lambda: starts(runner, "on") > 5, 60)  # so the next wait is three seconds
+    until(lambda: row(runner, "on")["state"] == "restarting", 60)
+    assert "about to start again" in runner("exec", "on", "true").stderr
+    assert runner("stop", "on").returncode == 0
+    assert row(runner, "on")["state"] == "exited"
+    assert runner("start", "--all", "--json").stdout == "[]\n"  # its user has stopped it
+
+    stand_in.plays("sleep")
+    assert runner("start", "on").returncode == 0
+    assert row(runner, "on")["state"] == "running"
+    keeper = row(runner, "on")["pid"]
+    os.kill(keeper, signal.SIGKILL)  # as a host that loses its power
+    until(lambda: not row(runner, "on")["running"], 60)
+    assert json.loads(runner("start", "--all", "--json").stdout) == [{"name": "on"}]
+    assert runner("stop", "--all").stdout == "on\n"
+    assert not row(runner, "on")["running"]
+    assert runner("start", "--all").stdout == "on\n"
+    assert runner("rm", "-f", "on", "twice").returncode == 0
+
+
+@pytest.mark.parametrize(
+    "options", [("--restart", "always"), ("-d", "--rm", "--restart", "always"), ("-d", "--restart", "often")]
+)
+def test_options_that_do_not_fit(demo: str, runner: Runner, options: tuple[str, ...]) -> None:
+    done = runner("boot", *options, demo)
+    assert done.returncode == 125
+    assert "--restart" in done.stderr
