@@ -48,7 +48,9 @@ def test_restarts(demo: str, runner: Runner, stand_in: FakeKrun) -> None:
     assert starts(runner, "twice") == 3
 
     boot(runner, demo, "on", "unless-stopped")
+    held = len(os.listdir(f"/proc/{row(runner, 'on')['pid']}/fd"))
     until(lambda: starts(runner, "on") > 5, 60)  # so the next wait is three seconds
+    assert len(os.listdir(f"/proc/{row(runner, 'on')['pid']}/fd")) <= held + 2
     until(lambda: row(runner, "on")["state"] == "restarting", 60)
     assert "about to start again" in runner("exec", "on", "true").stderr
     assert runner("stop", "on").returncode == 0
