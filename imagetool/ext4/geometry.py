@@ -124,7 +124,7 @@ class Geometry:
 
     @cached_property
     def fixed(self) -> list[tuple[int, int]]:
-        """All runs of fixed metadata, (first block, length), ascending."""
+        """Return the runs of fixed metadata, (first block, length), ascending."""
         leaders = set(range(0, self.groups, self.flex)) | self._backups
         return [(group * BLOCKS_PER_GROUP, self.fixed_blocks(group)) for group in sorted(leaders)]
 

@@ -95,7 +95,7 @@ def assign(tree: Tree) -> Numbers:
 
 
 def _forget_links(tree: Tree) -> None:
-    """All link counts as before the first name is met: a tree may be planned more than once."""
+    """Reset all link counts, as a tree may be planned more than once."""
     for layer in tree.layers:
         for file in layer.files:
             file.links = 0

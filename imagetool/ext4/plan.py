@@ -109,7 +109,7 @@ def _plan(tree: Tree, options: DiskOptions, numbers: Numbers) -> Plan:
 def _metadata(
     placed: Placing, rendering: Rendering, groups: bitmaps.Groups, identity: Identity | None
 ) -> Iterator[BlockRun]:
-    """All metadata but superblocks, descriptors and inode tables."""
+    """Yield all metadata but superblocks, descriptors and inode tables."""
     yield rendering.journal_block()
     for place, content in (*groups.bitmaps, *placed.tree_blocks):
         yield fixed_run(place, content)

@@ -97,7 +97,7 @@ def too_much(xattrs: Mapping[bytes, bytes]) -> list[bytes]:
 
 
 def _is_acl(value: bytes) -> bool:
-    """Whether the kernel takes it: posix_acl_from_xattr() and posix_acl_valid(), fs/posix_acl.c."""
+    """Tell whether the kernel takes it: posix_acl_from_xattr() and posix_acl_valid(), fs/posix_acl.c."""
     if len(value) < 4 or (len(value) - 4) % 8 or value[:4] != b"\2\0\0\0":
         return False
     entries = list(struct.iter_unpack("<HHI", value[4:]))
@@ -114,7 +114,7 @@ def _is_acl(value: bytes) -> bool:
 
 
 def _is_capability(value: bytes) -> bool:
-    """Whether the kernel takes it: validheader(), security/commoncap.c."""
+    """Tell whether the kernel takes it: validheader(), security/commoncap.c."""
     revision = value[3] if len(value) > 3 else 0
     return (len(value), revision) in ((20, 2), (24, 3))
 

@@ -37,7 +37,7 @@ def read_init(platform: Platform) -> bytes | None:
 
 
 def are_built() -> bool:
-    """Whether all programs are there, of the present sources."""
+    """Tell whether all programs are there, of the present sources."""
     return _digests(BUILT).keys() == MACHINES.keys()
 
 

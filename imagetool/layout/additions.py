@@ -54,7 +54,7 @@ class Owner(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Additions:
-    """Everything that is added. `env` are `NAME=value` texts, of which later ones win; certificates are PEM bytes."""
+    """What is added to an image. `env` are `NAME=value` texts, of which later ones win; certificates are PEM bytes."""
 
     init: bytes
     process: Process

@@ -27,7 +27,8 @@ class _Decompressor(Protocol):
     needs_input: bool
     unused_data: bytes
 
-    def decompress(self, data: bytes, max_length: int = -1) -> bytes: ...
+    def decompress(self, data: bytes, max_length: int = -1) -> bytes:
+        """Return at most `max_length` more bytes of what `data` goes on with."""
 
 
 def search(file: BinaryIO, head: bytes, look: Callable[[BinaryIO], str], unread: list[str]) -> str:

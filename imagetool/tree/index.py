@@ -50,7 +50,7 @@ class TarIndex:
 
     @property
     def whiteouts(self) -> bool:
-        """Whether there may be whiteouts."""
+        """Tell whether there may be whiteouts."""
         return b".wh." in self.heap  # may be true without one, which costs a little time and nothing else
 
     def __iter__(self) -> Iterator[Entry]:

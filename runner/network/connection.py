@@ -47,7 +47,7 @@ class Connection:
     def __init__(
         self, proxy: Proxy, stream: Stream, dialogue: Dialogue | None, sock: socket.socket | None = None
     ) -> None:
-        """With a `dialogue` the program has opened it. Without one it is from the host's `sock` to a published port."""
+        """Take a stream that the program has opened, with its `dialogue`; or, without one, a connection from the host's `sock` to a published port."""
         self.stream = stream
         self._proxy = proxy
         self._dialogue = dialogue
@@ -372,7 +372,7 @@ class Connection:
 
     @property
     def _is_checking(self) -> bool:
-        """Whether nothing was checked yet: until then a server is not listened to."""
+        """Tell whether nothing was checked yet: until then a server is not listened to."""
         return self._guard is not None and self.deadline is not None
 
 

@@ -49,7 +49,7 @@ def guest_records(rules: Sequence[Rule]) -> list[Record]:
 
 
 class Proxy:
-    """All connections of a sandbox."""
+    """The connections of a sandbox."""
 
     FULL = f"{CONNECTIONS_MAX} connections are open, which is the limit"
 

@@ -22,7 +22,7 @@ def own_hosts(lines: Sequence[bytes]) -> dict[str, Address]:
 
 
 class Rules:
-    """All rules of a sandbox."""
+    """The rules of a sandbox."""
 
     def __init__(self, rules: Sequence[Rule], own: dict[str, Address] | None = None) -> None:
         """`own` has names whose addresses the user has said: --add-host."""

@@ -53,7 +53,7 @@ class Stream:
 
 
 class Streams:
-    """All streams of a guest. Its driver opens and reads them; the router takes their frames."""
+    """The streams of a guest. Its driver opens and reads them; the router takes their frames."""
 
     def __init__(self) -> None:
         self._streams: dict[int, Stream] = {}

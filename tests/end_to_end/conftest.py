@@ -38,7 +38,10 @@ def _sandboxes_as_before(request: pytest.FixtureRequest) -> Iterator[None]:
         return
     runner: Runner = request.getfixturevalue("runner")
     before = _sandboxes(runner)
+    templates = os.environ["ROOTDISK_TEMPLATES"]
+    os.environ["ROOTDISK_TEMPLATES"] = "1"  # as users have it; in a store that lives for one test it only costs a boot
     yield
+    os.environ["ROOTDISK_TEMPLATES"] = templates
     _remove_sandboxes(runner, but=before)
 
 

@@ -168,7 +168,7 @@ def test_exit_status_of_more_programs(demo: str, runner: Runner, script: str, st
 def test_exit_status_and_time_out(demo: str, runner: Runner) -> None:
     """The time of the one that goes on too long passes while others run."""
     shell = ("--entrypoint", "/bin/sh", demo, "--", "-c")
-    slow = command(runner, "boot", "--timeout", "45", *shell, "echo started; sleep 1000")
+    slow = command(runner, "boot", "--timeout", "20", *shell, "echo started; sleep 1000")
     assert runner.boot(demo, "exit 7").returncode == 7
     assert runner.boot(demo, "kill -9 $$").returncode == 137
     out, _ = slow.communicate(timeout=300)

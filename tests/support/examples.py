@@ -7,7 +7,7 @@ import os
 from hypothesis import HealthCheck, settings
 
 some = settings(
-    max_examples=int(os.environ.get("ROOTDISK_EXAMPLES", "150")),
+    max_examples=int(os.environ.get("ROOTDISK_EXAMPLES", "60")),
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )

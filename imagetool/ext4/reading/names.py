@@ -93,7 +93,7 @@ def _dx_blocks(volume: Volume, node: Node, block: bytes, offset: int) -> list[in
 
 
 def _blocks(volume: Volume, node: Node) -> Iterator[bytes]:
-    """All blocks of a directory, holes refused."""
+    """Yield the blocks of a directory, holes refused."""
     end = 0
     for extent in extents(volume, node):
         if extent.logical != end or not extent.written:

@@ -194,7 +194,7 @@ STEPS = st.tuples(st.sampled_from(["file", "file", "dir", "link", "whiteout", "o
 
 
 @given(st.lists(st.lists(STEPS, max_size=8), min_size=1, max_size=4))
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_as_the_model(layers: list[list[tuple[str, str, str]]]) -> None:
     steps = [[(k, p, v if k == "link" else "755") for k, p, v in layer] for layer in layers]
     expected = model.apply(steps)

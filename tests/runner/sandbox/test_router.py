@@ -278,7 +278,7 @@ class Anything(RuleBasedStateMachine):
 
 AnythingTest = Anything.TestCase
 AnythingTest.settings = settings(
-    max_examples=int(os.environ.get("ROUTER_EXAMPLES", "60")),
+    max_examples=int(os.environ.get("ROUTER_EXAMPLES", "30")),
     stateful_step_count=60,
     deadline=None,
     suppress_health_check=list(HealthCheck),
@@ -295,7 +295,7 @@ def test_anything_for_long() -> None:
     run_state_machine_as_test(Anything, settings=long)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=80)
 @given(detached=st.booleans(), said=st.lists(any_frame(GUEST_KINDS)), asked=st.lists(any_frame(CLIENT_KINDS)))
 def test_any_bytes(detached: bool, said: list[bytes], asked: list[bytes]) -> None:
     """Half frames, frames that lie about their length, sessions that nobody has: nothing ends by it."""
