@@ -117,7 +117,7 @@ def test_what_needs_a_complete_disk(lazy_runner: Runner, slow: FaultProxy) -> No
         (("--read-only",), "touch /tmp/f && ls /tmp", "f\n"),
         (("-v", "{folder}:/v"), "cat /v/f", "hello\n"),
         (("--allow", "example.org"), "cat /etc/hostname", "here\n"),
-        (("--disk-size", "9g"), "df -k / | tail -1 | awk '{print $2 > 9000000}'", "1\n"),
+        (("--disk-size", "9g"), "df -k / | tail -1 | awk '{print ($2 > 9000000)}'", "1\n"),
         (("--keep", "--memory", "128m"), "cat /etc/hostname", "here\n"),
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else "",
