@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from rootdisk.cli.rows import write_rows, write_value
-from rootdisk.errors import BadInput
+from rootdisk.errors import BadInput, RegistryError
 from rootdisk.text import one_line, printable
 from runner.options import values as option_values
 from runner.store.store import Store
@@ -88,10 +88,31 @@ def _artifact(options: argparse.Namespace) -> dict[str, Any]:
     from runner.store.names import absolute
 
     reference = parse_reference(options.artifact)
-    with open_artifact(reference, option_values.platform(options), option_values.registry(options)) as artifact:
-        config = artifact.config.to_json()
-        signed = _signed(artifact, absolute(reference), options)
+    try:
+        with open_artifact(reference, option_values.platform(options), option_values.registry(options)) as artifact:
+            config = artifact.config.to_json()
+            signed = _signed(artifact, absolute(reference), options)
+    except RegistryError as err:
+        stored = _stored(absolute(reference), options) if not err.status else None  # there was no answer
+        if stored is None:
+            raise
+        print(f"runner: {one_line(err.message)}: this is what the store has", file=sys.stderr)
+        return stored
     return {"digest": str(artifact.descriptor.digest), "compressed": artifact.roles.disk_bytes, **signed, **config}
+
+
+def _stored(reference: Reference, options: argparse.Namespace) -> dict[str, Any] | None:
+    """Return an artifact of the store, without signatures, which only its registry knows; None if it is not there."""
+    from rootdisk.artifact.format import ArtifactManifest
+    from rootdisk.oci.documents import Digest
+    from runner.store.names import known
+
+    store = Store.open()
+    if (raw := known(store, reference, option_values.platform(options))) is None:
+        return None
+    roles = ArtifactManifest.parse(raw)
+    config = store.read_config(roles.config.digest.hex).to_json()
+    return {"digest": str(Digest.of(raw)), "compressed": roles.disk_bytes, **config}
 
 
 def _signed(artifact: PublishedArtifact, reference: Reference, options: argparse.Namespace) -> dict[str, Any]:

@@ -137,6 +137,9 @@ def test_the_registry_is_not_asked_for_what_is_known(
     assert len(proxy.seen) <= asked + 2
     pull(store, reference, options, host).release()
     assert len(proxy.seen) > asked + 1
+    done = runner(store.root, "inspect", "--json", str(reference))  # by HTTPS, which is not spoken here
+    assert json.loads(done.stdout)[0]["digest"] == str(first.digest)
+    assert "this is what the store has" in done.stderr
 
 
 @needs_registry
