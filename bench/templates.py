@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ from bench.work import Bench, clean
 
 RUNNER = (sys.executable, "-m", "runner")
 IDLE_COUNT = 8
+PROGRAM = "/small"  # of the image
 DEADLINE_S = 300
 SETTLE_S = 2.0  # for an idle guest to be idle
 
@@ -35,12 +37,49 @@ def rows(bench: Bench) -> list[Row]:
             Contender("from a template", [*boot, reference], lambda: None, store),
             Contender("cold", [*boot, "--cold", reference], lambda: None, store),
         )
-        words = [f"{IDLE_COUNT} idle: {_idle_mb(reference, store, how):.0f} MB" for how in ([], ["--cold"])]
+        idle = [_idle_mb(store, ["--network", "none", *how, reference, "wait"]) for how in ([], ["--cold"])]
+        words = [f"{IDLE_COUNT} idle: {size:.0f} MB" for size in idle]
         return [
-            Row("runner boot, from a template", "runner boot --cold", {"wall": 0.25}, warm, cold, " / ".join(words))
+            Row("runner boot, from a template", "runner boot --cold", {"wall": 0.25}, warm, cold, " / ".join(words)),
+            _snapshot_row(bench, reference, store, idle[1]),
         ]
     finally:
         clean(room)
+
+
+def _snapshot_row(bench: Bench, reference: str, store: Mapping[str, str], cold_mb: float) -> Row:
+    """Return the row of a detached boot and the first output of `exec` in it, from a snapshot and cold.
+
+    It says for how long the snapshot's sandbox stood still, and what eight idle guests from it take.
+    """
+    environment = {**os.environ, **store}
+    cold = ["--cold", "--network", "none", reference, "wait"]
+    subprocess.run([*RUNNER, "boot", "-d", "--name", "saved", "-m", "512m", *cold], check=True, env=environment)
+    try:
+        save = [*RUNNER, "snapshot", "saved", "bench"]
+        said = subprocess.run(save, check=True, env=environment, capture_output=True, text=True).stderr
+    finally:
+        subprocess.run([*RUNNER, "rm", "--force", "saved"], env=environment, stdout=subprocess.DEVNULL, check=False)
+    pause = said.partition("stood still for ")[2].partition(";")[0]
+
+    def remove() -> None:
+        """Remove the sandbox of the run before."""
+        subprocess.run([*RUNNER, "rm", "--force", "run"], env=environment, capture_output=True, check=False)
+
+    def contender(name: str, how: Sequence[str]) -> Contender:
+        """Return a boot and an exec as one command."""
+        boot = shlex.join([*RUNNER, "boot", "-d", "--name", "run", *how])
+        command = ["/bin/sh", "-c", f"{boot} && {shlex.join([*RUNNER, 'exec', 'run', PROGRAM])}"]
+        return Contender(name, command, remove, store)
+
+    forks, booted = bench.measured(
+        contender("from a snapshot", ["--from", "bench"]), contender("cold", ["-m", "512m", *cold])
+    )
+    remove()
+    words = [f"pause {pause}, {IDLE_COUNT} idle: {_idle_mb(store, ['--from', 'bench']):.0f} MB", f"{cold_mb:.0f} MB"]
+    return Row(
+        "runner boot --from and exec", "runner boot --cold and exec", {"wall": 0.25}, forks, booted, " / ".join(words)
+    )
 
 
 def _wait_for_template(store: Path) -> None:
@@ -52,12 +91,12 @@ def _wait_for_template(store: Path) -> None:
         time.sleep(0.1)
 
 
-def _idle_mb(reference: str, store: Mapping[str, str], how: Sequence[str]) -> float:
+def _idle_mb(store: Mapping[str, str], how: Sequence[str]) -> float:
     """Return the memory (PSS) of the machines and keepers of idle sandboxes, and of the memory that they share, in MB."""
     environment = {**os.environ, **store}
-    names = [f"idle{'-cold' if how else ''}-{number}" for number in range(IDLE_COUNT)]
+    names = [f"idle-{number}" for number in range(IDLE_COUNT)]
     for name in names:
-        command = [*RUNNER, "boot", "-d", "--name", name, "--network", "none", *how, reference, "wait"]
+        command = [*RUNNER, "boot", "-d", "--name", name, *how]
         subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
     try:
         time.sleep(SETTLE_S)

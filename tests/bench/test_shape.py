@@ -34,6 +34,7 @@ ROWS = {
     "guest: kernel": "",
     "guest: init": "",
     "runner boot, from a template": "runner boot --cold",
+    "runner boot --from and exec": "runner boot --cold and exec",
     "clone by overlay, 8 GiB": "",
     "clone by reflink, 8 GiB": "",
     "clone by copy, 8 GiB": "",
