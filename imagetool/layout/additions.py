@@ -24,6 +24,7 @@ from rootdisk.ids import RANGE, check_user, is_id, is_number, parse_id
 from rootdisk.text import printable
 
 ROOM = b".rootdisk"
+HOOK = b"resumed"  # the only file that an image may have there; docs/layout-1.md, "Snapshots"
 SLOT_BYTES = 256 << 10
 ACCOUNT_MAX_BYTES = 8 << 20
 
@@ -70,11 +71,11 @@ def add(tree: Tree, read: ReadFile, additions: Additions) -> bytes:
     """Put the additions into `tree`; return the data of its new last layer. `read` returns a file's bytes.
 
     Raises:
-        BadInput: the image already has `/.rootdisk`, an owner's path or user is missing, an account file cannot be read.
+        BadInput: the image already has `/.rootdisk` with more than the hook of snapshots, an owner's path or user is missing, an account file cannot be read.
     """
-    if ROOM in tree.root.children:
-        raise BadInput("the image already has /.rootdisk", "use the image that this disk was made from")
     own_layer = _OwnLayer(tree, len(tree.layers))
+    if ROOM in tree.root.children:
+        own_layer.take_hook(tree.root.children[ROOM])
     own_layer.files(additions)
     _set_owners(tree, read, additions, own_layer)
     return own_layer.finish()
@@ -140,6 +141,14 @@ class _OwnLayer:
         if name in parent.children:
             self.changed.append(parent.children[name])
         parent.children[name] = file
+
+    def take_hook(self, room: Inode) -> None:
+        """Keep the program that an image has for sandboxes from a snapshot. BadInput if `room` has anything else."""
+        files = room.children if isinstance(room, Directory) else {}
+        if list(files) != [HOOK] or not isinstance(files[HOOK], File):
+            raise BadInput("the image already has /.rootdisk", "use the image that this disk was made from")
+        self.top.children[HOOK] = files[HOOK]
+        self.changed.append(room)
 
     def files(self, additions: Additions) -> None:
         """Add our files to the tree."""

@@ -164,8 +164,11 @@ def _complete(store: Store, state: State, artifact: StoredArtifact, folder: Path
         from runner.snapshot.convert import convert
 
         machine, machine_value = machines.saved_machine(store, state, artifact)
-        with process.unprivileged(store.root / "locks") as user:
-            ram, device_state = convert(machine, folder / "stream", folder, user)
+        try:
+            with process.unprivileged(store.root / "locks") as user:
+                ram, device_state = convert(machine, folder / "stream", folder, user)
+        except RootdiskError as err:
+            raise RootdiskError(f"the snapshot cannot be read again: {err.message}", "the sandbox goes on") from err
         (folder / "stream").unlink()
         memory = {"nonce": os.urandom(16).hex(), "ram": ram, "state": device_state}
     for path in (disk.path, *(folder / file for file in files)):

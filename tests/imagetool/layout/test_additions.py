@@ -66,9 +66,27 @@ def test_the_files_of_layout_1() -> None:
     assert len(names) == 5
 
 
-def test_an_image_with_a_rootdisk_folder_is_refused() -> None:
+def test_a_hook_for_snapshots_is_kept() -> None:
     image = Image()
-    image.tree.root.children[b".rootdisk"] = Directory()
+    room = image.tree.root.children[b".rootdisk"] = Directory(stat.S_IFDIR | 0o777, uid=5)
+    hook = image.file(room, b"resumed", b"#!/bin/sh\n", 0o755)
+    image.add()
+    made = image.tree.lookup(b"/.rootdisk")
+    assert isinstance(made, Directory)
+    assert (made.uid, made.mode) == (0, stat.S_IFDIR | 0o755)
+    assert made.children[b"resumed"] is hook
+    assert image.tree.lookup(b"/.rootdisk/init") is not None
+
+
+@pytest.mark.parametrize("names", [(), ("init",), ("resumed", "slot")])
+@pytest.mark.parametrize("kind", ["file", "link"])
+def test_an_image_with_a_rootdisk_folder_is_refused(names: tuple[str, ...], kind: str) -> None:
+    image = Image()
+    room = image.tree.root.children[b".rootdisk"] = Directory()
+    for name in names:
+        image.file(room, name.encode(), b"x")
+    if kind == "link":
+        room.children[b"resumed"] = Symlink(b"/bin/sh")
     with pytest.raises(BadInput, match=r"already has /\.rootdisk"):
         image.add()
 
