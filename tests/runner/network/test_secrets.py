@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import pickle
 import ssl
 from collections import deque
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from runner.network.echoes import Echoes, Hidden
 from runner.network.exchange import Inserter
 from runner.network.guards import Unusable
 from runner.network.responses import Responses
-from runner.network.secrets import check_value, overlapping, parse_secret, placeholder
+from runner.network.secrets import Secrets, check_value, overlapping, parse_secret, placeholder
 from tests.support.network import Guest
 from tests.support.secrets import Program, TlsHost, guest_with, secret
 from tests.support.waiting import until
@@ -193,6 +194,25 @@ def test_http_without_tls_only_if_said_so(way: str, tmp_path: Path) -> None:
         assert SHOWN.encode() in answer
         assert (VALUE.encode() in host.seen[-1]) is is_plain
     host.close()
+
+
+def test_a_redirect_does_not_carry_it(tmp_path: Path) -> None:
+    """The host sends the program to another one, with the secret in the address: the guest has the placeholder only."""
+    to = f"https://other.test/?token={VALUE}#"
+    host = TlsHost(tmp_path, lambda _: f"HTTP/1.1 302 Found\r\nLocation: {to}\r\nContent-Length: 0\r\n\r\n".encode())
+    with guest_with([secret(VALUE, SHOWN, host.port)], [], host.ca_file) as (guest, trusted):
+        answer = Program(guest, host.port, trusted).ask(get(f"A: {SHOWN}", port=host.port), b"\r\n\r\n")
+    assert VALUE.encode() in host.seen[0]
+    assert f"Location: https://other.test/?token={SHOWN}#\r\n".encode() in answer
+    host.close()
+
+
+def test_a_program_gives_them_to_its_companion() -> None:
+    """Which starts keepers for the Python interface: what it is sent is what it gets."""
+    given = Secrets((secret(VALUE, SHOWN, 443),), "certificate", b"key", ("VARIABLE",))
+    assert pickle.loads(pickle.dumps(given)) == given
+    assert VALUE not in repr(given)
+    assert "key" not in repr(given).replace("certificate", "")
 
 
 # What comes back, without sockets
