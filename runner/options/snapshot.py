@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from rootdisk.errors import BadInput
 from rootdisk.records import Record
+from runner.options import network
 from runner.options.values import hostname
 from runner.sandbox import forks, snapshots
 from runner.sandbox.directory import Spec
@@ -51,6 +52,7 @@ def create(store: Store, options: argparse.Namespace, spec: Spec, settings: Sequ
             memory_mib=spec.memory_mib or saved.memory_mib,
             cpus=spec.cpus or saved.cpus,
         )
+        spec = network.of_artifact(spec, store.read_config(saved.config).allow, options)
         return forks.boot(store, snapshot, spec, settings)
     spec = saved._replace(
         name=spec.name,

@@ -13,7 +13,7 @@ from runner.disk import slot
 from runner.disk.clone import existing
 from runner.sandbox import guest_records, machines
 from runner.sandbox.directory import Sandbox, Spec
-from runner.sandbox.launch import PreparedSandbox
+from runner.sandbox.launch import PreparedSandbox, read_secrets
 from runner.sandbox.snapshots import Snapshot
 from runner.store.pull import StoredArtifact
 from runner.store.store import Store
@@ -42,13 +42,14 @@ def go_on(store: Store, snapshot: Snapshot, spec: Spec, hostname: bytes) -> Prep
 
 def boot(store: Store, snapshot: Snapshot, spec: Spec, settings: Sequence[Record]) -> PreparedSandbox:
     """Create a sandbox that boots from the disk of `snapshot`; `settings` are records for its slot. Errors as of `go_on`."""
+    secrets = read_secrets(spec, settings)
     artifact = _artifact(store, snapshot, spec)
     digests: list[str] = []
 
     def write_slot(sandbox: Sandbox) -> None:
         """Write the slot of the copied disk again."""
         extent = artifact.config.slot()
-        filled = slot.pack(guest_records.complete(kept, spec), extent.length)
+        filled = slot.pack(guest_records.complete(kept, spec, secrets), extent.length)
         disk = existing(sandbox.folder)
         slot.rewrite(disk.path, extent, filled, sandbox.folder / "slot.json", overlay=disk.overlay)
         digests.append(filled.digest)
@@ -63,7 +64,7 @@ def boot(store: Store, snapshot: Snapshot, spec: Spec, settings: Sequence[Record
     except BaseException:
         artifact.release()
         raise
-    return _prepared(sandbox, artifact, spec, kept, digests[0])
+    return _prepared(sandbox, artifact, spec, kept, digests[0])._replace(secrets=secrets)
 
 
 def _artifact(store: Store, snapshot: Snapshot, spec: Spec) -> StoredArtifact:

@@ -85,7 +85,7 @@ def create(store: Store, artifact: StoredArtifact, spec: Spec, settings: Sequenc
         raise BadInput(
             "--disk-size with --read-only: dm-verity checks the disk as it was built", "leave out one of the two"
         )
-    secrets = _secrets(spec, settings)
+    secrets = read_secrets(spec, settings)
     sandbox = Sandbox.create(store, spec)
     served = None
     try:
@@ -126,7 +126,7 @@ def create(store: Store, artifact: StoredArtifact, spec: Spec, settings: Sequenc
         raise
 
 
-def _secrets(spec: Spec, settings: Sequence[Record]) -> Secrets | None:
+def read_secrets(spec: Spec, settings: Sequence[Record]) -> Secrets | None:
     """Read the secrets of a sandbox; RootdiskError if a source has none."""
     if not spec.secrets:
         return None
@@ -190,7 +190,7 @@ def _prepare_again(
         atomic_write(sandbox.folder / "records", records.pack(kept_records), 0o600)
         extent = artifact.config.slot()
         settings = kept_records if replacement is None else replacement
-        secrets = secrets or _secrets(run or state.spec, settings)
+        secrets = secrets or read_secrets(run or state.spec, settings)
         slot_records = guest_records.complete(settings, run or state.spec, secrets)
         filled = slot.pack(slot_records, extent.length)
         disk = existing(sandbox.folder)

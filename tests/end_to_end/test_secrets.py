@@ -88,6 +88,15 @@ def test_a_guest_has_a_placeholder_only(runner: Runner, demo: str, tmp_path: Pat
     assert done.returncode == 125
     assert "--secret TOKEN: the variable ROOTDISK_TEST is not set" in done.stderr
     assert done.stderr.count("\n") == 1
+    # one from its disk gets the secret only if it is asked for
+    assert runner("snapshot", "--without-memory", "secret", "secrets-disk").returncode == 0
+    for options, status in ((secret, 0), ((), 1)):
+        words = ("--from", "secrets-disk", *options, *names, "--entrypoint", "/usr/bin/printenv", "TOKEN")
+        done = runner("boot", *words, ROOTDISK_TEST=VALUE)
+        assert (done.returncode, done.stdout[:12]) == (status, "placeholder-" if not status else ""), done.stderr
+    for path in (path for path in runner.store.rglob("*") if path.is_file() and "disks" not in path.parts):
+        assert VALUE.encode() not in path.read_bytes(), path
+    assert runner("rm", "-f", "--snapshot", "secrets-disk").returncode == 0
     runner("rm", "-f", "secret")
     host.close()
 
