@@ -26,6 +26,15 @@ PACKAGES = "ca-certificates curl git python3-pip python3-requests nodejs openssl
 class _Handler(SimpleHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
+    def do_GET(self) -> None:
+        if self.path.startswith("/repo.git") and not self.headers.get("Authorization"):
+            self.send_response(401)
+            self.send_header("WWW-Authenticate", 'Basic realm="git"')
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+        else:
+            super().do_GET()
+
     def end_headers(self) -> None:
         self.server.seen.append((self.path, self.headers.get("Authorization", "")))  # type: ignore[attr-defined]
         super().end_headers()
