@@ -129,7 +129,7 @@ def _parts(bench: Bench, once: Bench, images: Images, small: bool) -> dict[str, 
         "start": lambda: starts.rows(bench, app()),
         "guest": lambda: guest.rows(bench),
         "template": lambda: templates.rows(bench),
-        "lazy": lambda: lazy.rows(bench, app()),
+        "lazy": lambda: lazy.rows(bench, app(), small),
         "network": lambda: network.rows(bench, network.SMALL_BYTES if small else network.BYTES),
         "large": lambda: [
             by_umoci(once, images.many(many), f"OCI → artifact, {many:,} files", memory_only=True),

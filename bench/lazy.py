@@ -12,8 +12,9 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
-from bench import peers
+from bench import guest, peers
 from bench.link import link
 from bench.measure import Contender, Failed, Measured
 from bench.peers import Missing
@@ -33,33 +34,41 @@ LINKS = {"100 MB/s, 20 ms": (100e6, 0.01), "12 MB/s, 40 ms": (12e6, 0.02)}  # by
 WARM_S = 0.5  # what a lazy boot may take beyond a warm one
 GOALS = {"100 MB/s, 20 ms": (1.25, 0.6), "12 MB/s, 40 ms": (0.0, 0.25)}
 SHARE = 0.15  # of the blobs, fetched at the first output
-PROGRAM = ("--entrypoint", "/usr/bin/python3")
-ARGUMENTS = ("--", "-c", "pass")
 WATCH_S = 0.02
 
 
-def rows(bench: Bench, image: Path) -> list[Row]:
-    """Return the rows of both links, and of what is fetched without a fill."""
-    store = bench.work / "store"
+def rows(bench: Bench, image: Path, small: bool) -> list[Row]:
+    """Return the rows of both links, and of what is fetched without a fill. A `small` image has its own program only."""
+    store, room = bench.work / "store", bench.work / "lazy"
+    room.mkdir()
+    words = _Words() if small else _Words(("--entrypoint", "/usr/bin/python3"), ("--", "-c", "pass"))
     try:
-        artifact = artifact_of(bench, image)
+        if small:
+            guest.reference(bench, room)
+        artifact = room / "artifact" if small else artifact_of(bench, image)
         with peers.registry(bench.work / "registry", artifact, "1") as registry:
             found = [
                 row
                 for name, (rate, delay) in LINKS.items()
-                for row in _over(bench, store, registry.name, name, rate, delay)
+                for row in _over(bench, words, store, registry.name, name, rate, delay)
             ]
             with _ended(store):
-                return [*found, _fetched(bench, store, f"{registry.name}/app:1")]
+                return [*found, _fetched(bench, words, store, f"{registry.name}/app:1")]
     except Missing as err:
         return [Row("runner boot --pull lazy", missing=str(err))]
     finally:
-        clean(store)
+        clean(store, room)
 
 
-def _boot(how: str, reference: str) -> list[str]:
-    options = ("--plain-http", "--network", "none", "--cold", "--pull", how)
-    return [sys.executable, "-m", "runner", "boot", *options, *PROGRAM, reference, *ARGUMENTS]
+class _Words(NamedTuple):
+    """The words of a boot, before the artifact's name and after it."""
+
+    options: tuple[str, ...] = ()
+    arguments: tuple[str, ...] = ()
+
+    def boot(self, how: str, reference: str, *more: str) -> list[str]:
+        options = ("--plain-http", "--network", "none", "--cold", "--pull", how, *more, *self.options)
+        return [sys.executable, "-m", "runner", "boot", *options, reference, *self.arguments]
 
 
 def _end(store: Path) -> None:
@@ -77,33 +86,35 @@ def _ended(store: Path) -> Iterator[None]:
         _end(store)
 
 
-def _over(bench: Bench, store: Path, server: str, name: str, rate: float, delay: float) -> list[Row]:
+def _over(bench: Bench, words: _Words, store: Path, server: str, name: str, rate: float, delay: float) -> list[Row]:
     def empty() -> None:
         _end(store)
         clean(store)
 
     warm_store = bench.work / "warm"
     by_warm, by_missing = GOALS[name]
-    work = f"boot --pull lazy, empty store, {name}"
+    work = f"lazy boot, empty store, {name}"
     with link(server, rate, delay) as near, _ended(store), _Watched(store) as watched:
         reference = f"{near}/app:1"
         ours = {"ROOTDISK_STORE": str(store)}
-        subprocess.run(_boot("missing", reference), check=True, env={**os.environ, "ROOTDISK_STORE": str(warm_store)})
+        subprocess.run(
+            words.boot("missing", reference), check=True, env={**os.environ, "ROOTDISK_STORE": str(warm_store)}
+        )
         try:
             lazy, missing, warm = bench.measured(
-                Contender("lazy", _boot("lazy", reference), empty, ours),
-                Contender("missing", _boot("missing", reference), empty, ours),
-                Contender("warm", _boot("missing", reference), lambda: None, {"ROOTDISK_STORE": str(warm_store)}),
+                Contender("lazy", words.boot("lazy", reference), empty, ours),
+                Contender("missing", words.boot("missing", reference), empty, ours),
+                Contender("warm", words.boot("missing", reference), lambda: None, {"ROOTDISK_STORE": str(warm_store)}),
             )
         except Failed as err:
             return [Row(work, missing=str(err))]
         finally:
             clean(warm_store)
     goals = {"wall": by_warm} if by_warm else {}
-    words = f"server: {watched.peak_kb / 1e3:.0f} MB; {watched.waited} of {watched.reads} reads waited"
+    said = f"yes; server: {watched.peak_kb / 1e3:.0f} MB; {watched.waited} of {watched.reads} reads waited"
     return [
-        Row(work, f"warm boot + {WARM_S:g} s", goals, lazy, _later(warm), words),
-        Row(work, "--pull missing", {"wall": by_missing}, lazy, missing),
+        Row(work, f"warm boot + {WARM_S:g} s", goals, lazy, _later(warm), said),
+        Row(f"lazy boot or pull first, {name}", "--pull missing", {"wall": by_missing}, lazy, missing, "yes"),
     ]
 
 
@@ -111,14 +122,12 @@ def _later(measured: Measured) -> Measured:
     return replace(measured, runs=tuple(replace(run, wall_s=run.wall_s + WARM_S) for run in measured.runs))
 
 
-def _fetched(bench: Bench, store: Path, reference: str) -> Row:
+def _fetched(bench: Bench, words: _Words, store: Path, reference: str) -> Row:
     """Boot with only what is read fetched, and compare its compressed bytes with all of them."""
     _end(store)
     clean(store)
-    work = "boot --pull lazy, without a fill"
-    command = _boot("lazy", reference)
-    at = command.index("--plain-http")
-    command[at:at] = ["--record-reads", str(bench.work / "reads")]
+    work = "lazy boot, without a fill"
+    command = words.boot("lazy", reference, "--record-reads", str(bench.work / "reads"))
     try:
         (measured,) = bench.measured(Contender("lazy", command, lambda: None, {"ROOTDISK_STORE": str(store)}), rounds=0)
     except Failed as err:
@@ -127,8 +136,8 @@ def _fetched(bench: Bench, store: Path, reference: str) -> Row:
         index, size = artifact.index, artifact.roles.disk_bytes
     fetched = _there(next((store / "disks").glob("*.partial")), index)
     share = fetched / size
-    words = f"fetched {fetched / 1e6:.1f} of {size / 1e6:.1f} MB = {share:.1%} ≤ {SHARE:.0%}"
-    return Row(work, ours=measured, same=f"{words}: {'yes' if share <= SHARE else 'NO'}", fault=share > SHARE)
+    said = f"fetched {fetched / 1e6:.1f} of {size / 1e6:.1f} MB = {share:.1%} ≤ {SHARE:.0%}"
+    return Row(work, ours=measured, same=f"{said}: {'yes' if share <= SHARE else 'NO'}", fault=share > SHARE)
 
 
 def _there(partial: Path, index: ChunkIndex) -> int:
