@@ -26,6 +26,7 @@ from runner.channel import messages
 from runner.channel.messages import GuestError
 from runner.machine import console
 from runner.machine.model import Helper, Vm, how_ended
+from runner.sandbox import saving
 from runner.sandbox.clients import Client
 from runner.sandbox.logs import Log
 from runner.sandbox.room import CONTINUE, Monitor, Room
@@ -446,23 +447,9 @@ class Keeper:
 
     def _see_pause(self) -> None:
         """Go on with a snapshot."""
-        pause, monitor = self._router.pause, self._vm.monitor
-        pause.answer(self._monitor.take_answers())
-        if self._room is not None and self._room.is_stopped:
-            pause.end("the host's disk is full")
-        pause.look(time.monotonic(), time.time_ns())
-        for order in pause.take_orders():
-            if monitor is None or self._open_memory is None:
-                pause.refuse(order, "the machine has no monitor")
-            elif not order.folder:
-                self._monitor.out += order.line
-            else:
-                try:
-                    with open(self._open_memory(order.folder), "wb", buffering=0) as memory:
-                        socket.send_fds(monitor, [bytes(self._monitor.out), order.line], [memory.fileno()])
-                    self._monitor.out.clear()
-                except OSError as err:
-                    pause.refuse(order, str(err.strerror))
+        is_full = self._room is not None and self._room.is_stopped
+        if self._open_memory is not None:
+            saving.go_on(self._router.pause, self._monitor, self._vm.monitor, self._open_memory, is_full=is_full)
 
     def _accept(self) -> None:
         for _ in range(_ACCEPTED_MAX):

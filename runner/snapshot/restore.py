@@ -47,12 +47,12 @@ def restore(
     Raises:
         RootdiskError: It cannot, and nothing is running.
     """
-    deadline = time.monotonic() + TIMEOUT_S
     try:
         state = saved.read_state()
-        ram = memory.load(store, saved)
+        ram = memory.load(store, saved, TIMEOUT_S)
     except (OSError, ValueError) as err:
         raise RootdiskError(f"it cannot be read: {err}") from err
+    deadline = time.monotonic() + TIMEOUT_S
     with open(os.memfd_create("rootdisk-state", os.MFD_CLOEXEC), "w+b", buffering=0) as file:
         file.write(state)
         file.seek(0)

@@ -26,14 +26,16 @@ _FD_MAX_BYTES = 32
 _WAIT_S = 5.0  # for another process that loads it
 
 
-def load(store: Store, template: Template) -> int:
+def load(store: Store, template: Template, wait_s: float = _WAIT_S) -> int:
     """Return a descriptor of the sealed RAM, and let others find it here as long as this process keeps it open.
+
+    `wait_s` is how long another process that loads it is waited for.
 
     Raises:
         OSError, ValueError: It cannot be read, or has another size.
         Busy: Another process does not get on with loading it.
     """
-    with held(store.root / "locks" / f"template-{template.folder.name}.load", timeout_s=_WAIT_S):
+    with held(store.root / "locks" / f"template-{template.folder.name}.load", timeout_s=wait_s):
         fd = _shared(template)
         if fd is None:
             fd = _read(template)
