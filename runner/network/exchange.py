@@ -56,6 +56,11 @@ class Exchange:
         echoes = Echoes((secret.value, secret.placeholder) for secret in secrets)
         self.responses = Responses(self.requests.methods, echoes)
 
+    def answer(self, failure: Failure, text: str) -> bytes:
+        """Return a response of the proxy, if one is waited for and none is on its way already."""
+        is_awaited = failure is Failure.REFUSED or bool(self.requests.methods) or not self.requests.count
+        return http.answer(failure.value[0], text) if self.responses.is_between and is_awaited else b""
+
 
 class PlainFilter(HttpGuard):
     """HTTP without TLS to a host of a secret."""
@@ -89,4 +94,4 @@ class PlainFilter(HttpGuard):
 
     def refuse(self, failure: Failure, text: str) -> bytes:
         """Return a response, if none is on its way already."""
-        return http.answer(failure.value[0], text) if self._exchange.responses.is_between else b""
+        return self._exchange.answer(failure, text)

@@ -206,8 +206,7 @@ class TlsFilter:
         if not self._hello.is_open:
             return tls.ACCESS_DENIED
         if self._program.is_ready:
-            if self._exchange.responses.is_between:
-                self._program.write(http.answer(failure.value[0], text))
+            self._program.write(self._exchange.answer(failure, text))
             self._program.end()
         return self._program.out()
 

@@ -104,12 +104,14 @@ class Responses:
         status = int(match[1])
         if not self._methods or status == 101:
             raise Unusable("it answers what nobody has asked")
-        method = self._methods[0] if status < 200 else self._methods.popleft()
+        method = self._methods[0]
         fields = [
             (name.lower(), value.strip(b" \t")) for name, _, value in (line.partition(b":") for line in lines[1:])
         ]
         if status >= 200 and status not in (204, 304) and method != b"HEAD":
             self._begin_body(fields)
+        if status >= 200:
+            self._methods.popleft()
         kept = [lines[0], *(line for line, (name, _) in zip(lines[1:], fields, strict=True) if name not in _DROPPED)]
         return self._echoes.hide(b"\r\n".join(kept) + b"\r\n\r\n")
 

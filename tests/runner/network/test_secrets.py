@@ -207,6 +207,28 @@ def test_a_redirect_does_not_carry_it(tmp_path: Path) -> None:
     host.close()
 
 
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (
+            "HTTP/1.1 408 Timeout\r\nContent-Length: 0\r\n\r\n",
+            "",
+        ),  # an idle connection ends; nobody waits for an answer
+        ("", "its answer is compressed"),
+    ],
+)
+def test_who_waits_is_told(more: str, said: str, tmp_path: Path) -> None:
+    first = OK if more else b"HTTP/1.1 200 OK\r\nContent-Encoding: br\r\nContent-Length: 2\r\n\r\nok"
+    host = TlsHost(tmp_path, lambda _: first + b"|" + more.encode())
+    with guest_with([secret(VALUE, SHOWN, host.port)], [], host.ca_file) as (guest, trusted):
+        program = Program(guest, host.port, trusted)
+        program.say(get(port=host.port))
+        answer = program.rest()
+        assert answer == OK if not said else b"502 Bad Gateway" in answer and said.encode() in answer
+        assert json.loads(guest.lines[-1])["verdict"] == "failed"
+    host.close()
+
+
 def test_a_program_gives_them_to_its_companion() -> None:
     """Which starts keepers for the Python interface: what it is sent is what it gets."""
     given = Secrets((secret(VALUE, SHOWN, 443),), "certificate", b"key", ("VARIABLE",))
