@@ -18,7 +18,7 @@ from runner.store.store import Store
 # The others say what a machine or its program starts with: in a snapshot both run already.
 _WITH_MEMORY = frozenset(
     {"from_snapshot", "name", "label", "detach", "events", "keep", "rm", "timeout", "publish", "hostname", "quiet"}
-    | {"interactive", "pull", "json", "debug", "help"}
+    | {"interactive", "restart", "pull", "json", "debug", "help"}
 )
 # These say which disk it is.
 _NEVER = frozenset({"artifact", "platform", "clone", "disk_size", "verify", "record_reads"})
@@ -62,6 +62,7 @@ def create(store: Store, options: argparse.Namespace, spec: Spec, settings: Sequ
         interactive=spec.interactive,
         forwards=spec.forwards,
         timeout_s=spec.timeout_s,
+        restart=spec.restart,
         backend="qemu",
         accelerator=str(snapshot.machine["accelerator"]),
         cold=False,

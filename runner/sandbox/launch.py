@@ -421,7 +421,7 @@ def _run(
                 Log(folder / "console.log"),
                 Log(folder / "output.log") if spec.detached else None,
                 timeout_s=spec.timeout_s,
-                silent_s=None if chosen.known else SILENT_S,
+                silent_s=None if chosen.known or prepared.snapshot is not None else SILENT_S,
                 logs={out: Log(folder / name, MACHINE_LOG_BYTES) for name, out in vm.talk.items()},
                 room=Room(sandbox.folder, spec.memory_mib << 20, Limits.of_environment()),
                 needs=prepared.needs,
