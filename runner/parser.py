@@ -267,6 +267,24 @@ def _pull(parser: argparse.ArgumentParser) -> None:
     _fetching(parser, "always")
 
 
+def _serve(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "--listen",
+        default="127.0.0.1:5001",
+        metavar="[ADDRESS:]PORT",
+        help="where to listen (default: 127.0.0.1:5001); another ADDRESS needs a token or client certificates",
+    )
+    add(
+        "--token-file",
+        metavar="FILE",
+        help="serve those who have the token in FILE, as password or bearer token",
+    )
+    add("--tls-cert", metavar="FILE", help="certificate chain of this server (PEM)")
+    add("--tls-key", metavar="FILE", help="key of --tls-cert (PEM)")
+    add("--tls-client-ca", metavar="FILE", help="serve those who have a certificate of this CA (PEM)")
+
+
 def _login(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("registry", nargs="?", metavar="REGISTRY", default="docker.io", help="HOST or HOST:PORT (default: docker.io)")
@@ -444,6 +462,7 @@ COMMANDS = {
     "rmi": Command("store", "remove artifacts from the store", _rmi),
     "prune": Command("store", "remove what no sandbox uses from the store", _prune),
     "verify": Command("store", "read everything in the store and compare it with its digests", _verify),
+    "serve": Command("serve", "serve the store to other hosts, as a read-only registry to use as a mirror", _serve),
     "login": Command("login", "save your name and password for a registry", _login),
     "logout": Command("login", "remove your name and password for a registry", _logout),
     "doctor": Command("doctor", "show what this machine can do, and how to fix what is missing", _doctor),

@@ -22,7 +22,7 @@ RUNNER_COMMANDS = frozenset(
             "snapshot",
             "snapshots",
         ),
-        *("images", "rmi", "login", "logout", "doctor"),
+        *("images", "rmi", "serve", "login", "logout", "doctor"),
     }
 )
 IMAGETOOL_COMMANDS = frozenset(

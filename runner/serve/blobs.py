@@ -1,0 +1,136 @@
+"""The bytes of blobs, made again from what the store keeps: disks, the dm-verity tree and the vmlinux are decompressed there.
+
+The store keeps the chunk index, so each frame's place and length is known. A frame is compressed again when it is asked for. Another
+zstd than the writer's may give other bytes: so a blob is made and hashed once by each process before any of it is served, and one that
+is not the same is not served at all. Nothing is kept on disk for that.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from bisect import bisect_right
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import zstandard
+
+from rootdisk.artifact.format import Chunk
+from rootdisk.artifact.zstd_frames import LEVEL, compressor, seek_table, zero_frame
+from rootdisk.durable import open_file
+from rootdisk.oci.documents import Descriptor
+from runner.store.store import read_index
+
+PIECE_BYTES = 1 << 20
+
+
+class Blob(Protocol):
+    """A blob that can be read in ranges."""
+
+    @property
+    def descriptor(self) -> Descriptor:
+        """Its type, digest and size."""
+
+    def read(self, start: int, end: int) -> Iterator[bytes]:
+        """Yield the bytes [start, end), in pieces. OSError or ValueError: the store cannot give them."""
+
+
+class FileBlob(NamedTuple):
+    """A blob that is a file of the store."""
+
+    path: Path
+    descriptor: Descriptor
+
+    def read(self, start: int, end: int) -> Iterator[bytes]:
+        """Yield the bytes [start, end), in pieces."""
+        fd = open_file(self.path)
+        try:
+            while start < end:
+                piece = os.pread(fd, min(PIECE_BYTES, end - start), start)
+                if not piece:
+                    raise ValueError(f"{self.path.name} is too short")
+                yield piece
+                start += len(piece)
+        finally:
+            os.close(fd)
+
+
+class CompressedBlob(NamedTuple):
+    """A blob of which the store keeps the decompressed content. It is made from its beginning each time: it is seldom read."""
+
+    path: Path
+    descriptor: Descriptor
+
+    def read(self, start: int, end: int) -> Iterator[bytes]:
+        """Yield the bytes [start, end), in pieces."""
+        at = 0
+        for piece in self._pieces():
+            low, high = max(start - at, 0), min(end - at, len(piece))
+            if low < high:
+                yield piece[low:high]
+            at += len(piece)
+            if at >= end:
+                return
+
+    def _pieces(self) -> Iterator[bytes]:
+        size = os.stat(self.path).st_size
+        packer = zstandard.ZstdCompressor(level=LEVEL, write_checksum=False, write_content_size=True)
+        frame = packer.compressobj(size=size)
+        for piece in FileBlob(self.path, self.descriptor).read(0, size):
+            yield frame.compress(piece)
+        yield frame.flush()
+
+
+class DiskBlob(NamedTuple):
+    """A part of the disk's frames; the last has the seek table too."""
+
+    disk: Path
+    descriptor: Descriptor
+    start: int  # in the zstd file of all parts
+    is_last: bool
+
+    def read(self, start: int, end: int) -> Iterator[bytes]:
+        """Yield the bytes [start, end), in pieces of a frame at most."""
+        chunks = _chunks(self.disk)
+        at, stop = self.start + start, self.start + end
+        number = bisect_right([chunk.blob_offset for chunk in chunks], at) - 1
+        packer = compressor()
+        fd = open_file(self.disk)
+        try:
+            while at < stop and number < len(chunks) and at < chunks[-1].blob_end:
+                chunk = chunks[number]
+                frame = (
+                    zero_frame(chunk.length)
+                    if chunk.zero
+                    else packer.compress(os.pread(fd, chunk.length, chunk.offset))
+                )
+                if len(frame) != chunk.blob_length:
+                    raise ValueError("this zstd does not give the frames of the writer")
+                piece = frame[at - chunk.blob_offset : stop - chunk.blob_offset]
+                yield piece
+                at, number = at + len(piece), number + 1
+        finally:
+            os.close(fd)
+        if at < stop and self.is_last:
+            table = seek_table((chunk.blob_length, chunk.length) for chunk in chunks)
+            yield table[at - chunks[-1].blob_end : stop - chunks[-1].blob_end]
+
+
+@lru_cache(maxsize=4)
+def _chunks(disk: Path) -> tuple[Chunk, ...]:
+    """Return the chunks of a disk, which never change."""
+    return read_index(disk).chunks
+
+
+def is_right(blob: Blob) -> bool:
+    """Make the whole of a blob and compare its digest."""
+    digest, size = hashlib.new(blob.descriptor.digest.algorithm), 0
+    try:
+        for piece in blob.read(0, blob.descriptor.size):
+            digest.update(piece)
+            size += len(piece)
+    except (OSError, ValueError):
+        return False
+    return size == blob.descriptor.size and digest.hexdigest() == blob.descriptor.digest.hex

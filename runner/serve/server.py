@@ -1,0 +1,186 @@
+"""The server: a thread for each connection, and limits for all that a client can make it hold or wait for."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import ssl
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+
+from rootdisk.errors import RootdiskError
+from rootdisk.oci.documents import Digest
+from rootdisk.system.debug import debug
+from runner.serve.blobs import Blob, is_right
+from runner.serve.catalog import Catalog
+from runner.serve.requests import HEAD_MAX_BYTES, Request, byte_range, is_allowed, is_range, parse, wanted
+
+CONNECTIONS_MAX, OF_ADDRESS_MAX = 128, 64
+HEAD_S = 10.0  # for a whole request to come, and between two
+SEND_S = 60.0  # for a client to take a piece
+_REASONS = {200: "OK", 206: "Partial Content", 400: "Bad Request", 401: "Unauthorized", 404: "Not Found",
+            405: "Method Not Allowed", 416: "Range Not Satisfiable"}  # fmt: skip
+_CODES = {401: "UNAUTHORIZED", 404: "NAME_UNKNOWN", 405: "UNSUPPORTED"}
+
+
+class Server:
+    """Serves the store of `catalog` on `listener`; with `token` only to those who have it, with `tls` over TLS."""
+
+    def __init__(
+        self, catalog: Catalog, listener: socket.socket, token: bytes | None = None, tls: ssl.SSLContext | None = None
+    ) -> None:
+        self._catalog, self._listener, self._token, self._tls = catalog, listener, token, tls
+        self._lock = threading.Lock()
+        self._connections: Counter[str] = Counter()
+        self._checks: dict[Digest, threading.Lock] = {}
+        self._right: dict[Digest, bool] = {}
+
+    def run(self) -> None:
+        """Serve until the listener is closed."""
+        while True:
+            try:
+                sock, address = self._listener.accept()
+            except ConnectionError:
+                continue
+            except OSError:
+                if self._listener.fileno() < 0:
+                    return
+                time.sleep(0.2)  # no descriptor is free
+                continue
+            host = str(address[0])
+            with self._lock:
+                is_full = self._connections.total() >= CONNECTIONS_MAX or self._connections[host] >= OF_ADDRESS_MAX
+                self._connections[host] += not is_full
+            if is_full:
+                sock.close()
+                continue
+            threading.Thread(target=self._connection, args=(sock, host), daemon=True).start()
+
+    def _connection(self, sock: socket.socket, host: str) -> None:
+        try:
+            sock.settimeout(HEAD_S)
+            with contextlib.ExitStack() as stack:
+                stack.enter_context(sock)
+                if self._tls is not None:
+                    sock = stack.enter_context(self._tls.wrap_socket(sock, server_side=True))
+                self._serve(sock)
+        except (OSError, ValueError, RootdiskError) as err:  # ssl.SSLError is an OSError
+            debug(f"{host}: {err}")
+        finally:
+            with self._lock:
+                self._connections[host] -= 1
+                self._connections += Counter()  # forgets addresses without connections
+
+    def _serve(self, sock: socket.socket) -> None:
+        """Answer the requests of a connection, one after another."""
+        rest = b""
+        while True:
+            head, rest = _read_head(sock, rest)
+            if head is None:
+                return
+            request = parse(head)
+            sock.settimeout(SEND_S)
+            if request is None:
+                _send(sock, 400, {"Connection": "close"})
+                return
+            self._answer(sock, request)
+            if not request.keeps_alive:
+                return
+
+    def _answer(self, sock: socket.socket, request: Request) -> None:
+        if not is_allowed(request.headers, self._token):
+            _send(sock, 401, {"WWW-Authenticate": 'Basic realm="runner"'}, request)
+            return
+        if request.method not in ("GET", "HEAD"):
+            _send(sock, 405, {"Allow": "GET, HEAD"}, request)
+            return
+        if request.path in ("/v2/", "/v2"):
+            _send(sock, 200, {"Content-Type": "application/json"}, request, b"{}")
+            return
+        blob = self._find(request)
+        if blob is None:
+            _send(sock, 404, {}, request)
+            return
+        self._send_blob(sock, request, blob)
+
+    def _find(self, request: Request) -> Blob | None:
+        asked = wanted(request.path)
+        repository = self._catalog.find(asked.name, request.registry) if asked else None
+        if asked is None or repository is None:
+            return None
+        digest = Digest.parse(asked.digest)
+        blob = (repository.manifests if asked.kind == "manifests" else repository.blobs).get(digest)
+        return blob if blob is not None and self._is_right(blob) else None
+
+    def _is_right(self, blob: Blob) -> bool:
+        """Whether a blob is what its digest says. It is made once, and who asks meanwhile waits."""
+        digest = blob.descriptor.digest
+        with self._lock:
+            check = self._checks.setdefault(digest, threading.Lock())
+        with check:
+            if digest not in self._right:
+                self._right[digest] = is_right(blob)
+            return self._right[digest]
+
+    def _send_blob(self, sock: socket.socket, request: Request, blob: Blob) -> None:
+        descriptor = blob.descriptor
+        headers = {"Docker-Content-Digest": str(descriptor.digest), "Accept-Ranges": "bytes"}
+        headers["Content-Type"] = descriptor.media_type
+        asked = byte_range(request.headers.get("range", ""), descriptor.size)
+        if asked is None:
+            _send(sock, 416, {"Content-Range": f"bytes */{descriptor.size}"}, request)
+            return
+        start, end = asked
+        status = 206 if is_range(request.headers.get("range", "")) else 200
+        if status == 206:
+            headers["Content-Range"] = f"bytes {start}-{end - 1}/{descriptor.size}"
+        headers["Content-Length"] = str(end - start)
+        sock.sendall(_head(status, headers))
+        if request.method == "GET":
+            for piece in _exactly(blob.read(start, end), end - start):
+                sock.sendall(piece)
+
+
+def _read_head(sock: socket.socket, data: bytes) -> tuple[bytes | None, bytes]:
+    """Read up to an empty line; None at the end. All of it has HEAD_S seconds."""
+    deadline = time.monotonic() + HEAD_S
+    while b"\r\n\r\n" not in data:
+        left = deadline - time.monotonic()
+        if left <= 0 or len(data) > HEAD_MAX_BYTES:
+            return None, b""
+        sock.settimeout(left)
+        piece = sock.recv(4096)
+        if not piece:
+            return None, b""
+        data += piece
+    head, _, rest = data.partition(b"\r\n\r\n")
+    return head, rest
+
+
+def _exactly(pieces: Iterator[bytes], count: int) -> Iterator[bytes]:
+    """Yield `pieces`; ValueError, which ends the connection, if they are not `count` bytes."""
+    for piece in pieces:
+        count -= len(piece)
+        yield piece
+    if count:
+        raise ValueError("the store has changed")
+
+
+def _head(status: int, headers: dict[str, str]) -> bytes:
+    every = {"Docker-Distribution-Api-Version": "registry/2.0", **headers}
+    lines = [f"HTTP/1.1 {status} {_REASONS[status]}", *(f"{name}: {value}" for name, value in every.items())]
+    return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
+
+
+def _send(
+    sock: socket.socket, status: int, headers: dict[str, str], request: Request | None = None, body: bytes = b""
+) -> None:
+    """Send an answer without a blob; an error has a body as the distribution-spec says."""
+    if status >= 400:
+        body = json.dumps({"errors": [{"code": _CODES.get(status, "UNKNOWN"), "message": _REASONS[status]}]}).encode()
+        headers = {**headers, "Content-Type": "application/json"}
+    head = _head(status, {**headers, "Content-Length": str(len(body))})
+    sock.sendall(head + (b"" if request is not None and request.method == "HEAD" else body))

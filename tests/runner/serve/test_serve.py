@@ -1,0 +1,184 @@
+"""`runner serve`: other runners pull from a store as from a registry, and the origin sends each blob once."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from runner.serve import server
+from tests.support.artifacts import noise, publish, sample
+from tests.support.commands import ROOT, Runner
+from tests.support.faults import FaultProxy
+from tests.support.registry import RunningRegistry, needs_registry
+
+TOKEN = "0123456789abcdef0123456789abcdef"
+MADE = sample([*noise(6, 100_000), bytes(1 << 20), b"text " * 20_000, *noise(4, 90_000, seed=1)], blobs=3)
+
+
+@contextlib.contextmanager
+def serving(store: Path, *options: str) -> Iterator[str]:
+    """The address of a server of `store`."""
+    command = [sys.executable, "-m", "runner", "serve", "--listen", "127.0.0.1:0", *options]
+    environment = {**os.environ, "ROOTDISK_STORE": str(store), "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            yield process.stdout.readline().rpartition(" ")[2].strip()
+        finally:
+            process.terminate()
+            assert process.wait(20) == 0
+
+
+def mirrored(runner: Runner, folder: Path, origin: str, mirror: str) -> None:
+    """Have the runner ask `mirror` before `origin`."""
+    conf = folder / f"{runner.store.name}.conf"
+    conf.write_text(
+        f'[[registry]]\nlocation = "{origin}"\ninsecure = true\n'
+        f'[[registry.mirror]]\nlocation = "{mirror}"\ninsecure = true\n'
+    )
+    os.environ["CONTAINERS_REGISTRIES_CONF"] = str(conf)
+
+
+def blob_bytes(proxy: FaultProxy, since: int = 0) -> int:
+    return sum(count for path, _, count in proxy.served[since:] if "/blobs/" in path)
+
+
+@needs_registry
+def test_three_runners_and_one_origin(registry: RunningRegistry, proxy: FaultProxy, tmp_path: Path) -> None:
+    publish(MADE, f"{registry.name}/team/served:1", registry.options)
+    total = sum(blob.descriptor.size for blob in MADE.artifact.blobs)
+    reference = f"{proxy.name}/team/served:1"
+    first, second, third = (Runner(tmp_path / name) for name in ("first", "second", "third"))
+    assert first("pull", "--plain-http", reference).returncode == 0
+    assert 0.99 * total <= blob_bytes(proxy) <= total  # the seek table is for others
+    with serving(first.store) as address:
+        mirrored(second, tmp_path, proxy.name, address)
+        assert second("pull", "--plain-http", reference).returncode == 0
+        with serving(second.store) as other:
+            mirrored(third, tmp_path, proxy.name, other)
+            done = third("pull", "--plain-http", reference)
+            assert done.returncode == 0, done.stderr
+    assert blob_bytes(proxy) <= 1.05 * total
+    for runner in (second, third):
+        (disk,) = (runner.store / "disks").glob("*.raw")
+        assert disk.read_bytes() == MADE.disk
+
+
+@pytest.fixture
+def served(registry: RunningRegistry, tmp_path: Path) -> Iterator[tuple[str, Path]]:
+    """A server with a token, and its store."""
+    publish(MADE, f"{registry.name}/team/served:1", registry.options)
+    runner = Runner(tmp_path / "store")
+    assert runner("pull", "--plain-http", f"{registry.name}/team/served:1").returncode == 0
+    token = tmp_path / "token"
+    token.write_text(TOKEN + "\n")
+    token.chmod(0o600)
+    with serving(runner.store, "--token-file", str(token)) as address:
+        yield address, runner.store
+
+
+def get(address: str, path: str, **headers: str) -> tuple[int, bytes]:
+    every = {"Authorization": f"Bearer {TOKEN}", **headers}
+    try:
+        with urllib.request.urlopen(urllib.request.Request(f"http://{address}{path}", headers=every)) as answer:
+            return answer.status, answer.read()
+    except urllib.error.HTTPError as err:
+        return err.code, err.read()
+
+
+@needs_registry
+def test_what_is_served(served: tuple[str, Path], registry: RunningRegistry) -> None:
+    address, store = served
+    assert get(address, "/v2/", Authorization="Bearer wrong")[0] == 401
+    assert get(address, "/v2/")[0] == 200
+    manifest = MADE.artifact.descriptor.digest
+    assert get(address, f"/v2/team/served/manifests/{manifest}") == (200, MADE.artifact.manifest)
+    for blob in MADE.artifact.blobs:
+        path = f"/v2/team/served/blobs/{blob.descriptor.digest}"
+        assert get(address, path) == (200, blob.data)
+        assert isinstance(blob.data, bytes)
+        for start, end in ((0, 1), (7, len(blob.data) - 3), (len(blob.data) // 2, len(blob.data))):
+            assert get(address, path, Range=f"bytes={start}-{end - 1}") == (206, blob.data[start:end])
+        assert get(address, path, Range=f"bytes={len(blob.data)}-")[0] == 416
+        assert get(address, f"{path}?ns={registry.name}")[0] == 200
+        assert get(address, f"/v2/{registry.name}/team/served/blobs/{blob.descriptor.digest}")[0] == 200
+        # Not by another repository or registry, and no other file of the store.
+        assert get(address, f"/v2/team/other/blobs/{blob.descriptor.digest}")[0] == 404
+        assert get(address, f"{path}?ns=registry.test")[0] == 404
+    assert get(address, "/v2/team/served/manifests/1")[0] == 404
+    for path in ("/", "/v2/..%2f..%2fformat", "/v2/team/served/blobs/../../../format", "/v2/team/served/tags/list"):
+        assert get(address, path)[0] == 404
+    other = hashlib.sha256((store / "format").read_bytes()).hexdigest()
+    assert get(address, f"/v2/team/served/blobs/sha256:{other}")[0] == 404
+
+
+@needs_registry
+def test_a_disk_that_has_changed_is_not_served(served: tuple[str, Path]) -> None:
+    address, store = served
+    (disk,) = (store / "disks").glob("*.raw")
+    disk.chmod(0o644)
+    with disk.open("r+b") as file:
+        file.write(b"changed")
+    assert get(address, f"/v2/team/served/blobs/{MADE.blob.digest}")[0] == 404
+
+
+@needs_registry
+def test_hostile_clients(served: tuple[str, Path]) -> None:
+    host, _, port = served[0].partition(":")
+    place = (host, int(port))
+    for data in (b"\x16\x03\x01" * 50 + b"\r\n\r\n", b"GET / HTTP/1.1\r\n" + b"A" * (20 << 10), b"\r\n\r\n"):
+        with socket.create_connection(place, 20) as sock:
+            sock.sendall(data)
+            with contextlib.suppress(ConnectionError):
+                assert sock.recv(4096).startswith((b"HTTP/1.1 400", b""))
+    # One that sends a byte now and then is ended after HEAD_S, and one address has OF_ADDRESS_MAX connections.
+    slow = [socket.create_connection(place, 30) for _ in range(server.OF_ADDRESS_MAX)]
+    try:
+        time.sleep(1)
+        with socket.create_connection(place, 30) as one_more, contextlib.suppress(ConnectionError):
+            assert one_more.recv(1) == b""
+        started = time.monotonic()
+        while time.monotonic() - started < server.HEAD_S + 10:
+            try:
+                slow[0].sendall(b"G")
+            except ConnectionError:
+                break
+            time.sleep(0.5)
+        else:
+            pytest.fail("a slow client is served for ever")
+    finally:
+        for sock in slow:
+            sock.close()
+    assert get(served[0], "/v2/")[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--listen", "0.0.0.0:0"), "is open to others"),
+        (("--listen", "somewhere"), "write [ADDRESS:]PORT"),
+        (("--listen", "127.0.0.1:99999"), "write [ADDRESS:]PORT"),
+        (("--tls-cert", "x"), "--tls-key"),
+        (("--token-file", "open"), "others can read it"),
+        (("--token-file", "short"), "not one line"),
+    ],
+)
+def test_options_that_are_refused(options: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    for name, mode in (("open", 0o644), ("short", 0o600)):
+        (tmp_path / name).write_text(TOKEN if name == "open" else "short")
+        (tmp_path / name).chmod(mode)
+    words = [str(tmp_path / word) if (tmp_path / word).exists() else word for word in options]
+    done = Runner(tmp_path / "store")("serve", *words)
+    assert done.returncode == 125
+    assert message in done.stderr
