@@ -42,7 +42,7 @@ def serve_command(options: argparse.Namespace) -> int:
     with listener:
         number = listener.getsockname()[1]
         shown = f"[{host}]:{number}" if ":" in host else f"{host}:{number}"
-        print(f"serving {printable(store.root)} on {shown}", flush=True)
+        print(f"serving {printable(store.root)} on {printable(shown)}", flush=True)
         try:
             Server(Catalog(store), listener, token, tls).run()
         except KeyboardInterrupt:
