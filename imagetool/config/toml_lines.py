@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -112,8 +113,10 @@ class Where(NamedTuple):
             if type_ is str:
                 return text
         if type(self.value) is not type_:  # a bool is an int to isinstance
-            hint = f'write "{self.value}"' if type_ is str and isinstance(self.value, int | float) else ""
-            raise self.error(f"is {self.kind()}, expected {_KINDS[type_]}", hint)
+            is_number = isinstance(self.value, int | float) and not isinstance(self.value, bool)
+            hint = f'write "{self.value}"' if type_ is str and is_number and math.isfinite(self.value) else ""
+            wanted = "a whole number" if type_ is int and is_number else _KINDS[type_]
+            raise self.error(f"is {self.kind()}, expected {wanted}", hint)
         return self.value
 
     def table(self) -> Mapping[str, Any]:

@@ -152,11 +152,19 @@ def _size(where: Where, what: str, least: int, most: int) -> int:
         if most < SIZE_MAX_BYTES
         else "write whole MiB, 1MiB or more, as 8GiB"
     )
-    if type(where.value) is int:
-        sizes = [f'"{where.value}{unit}"' for unit, factor in _UNITS if least <= where.value * factor <= most]
+    if isinstance(where.value, int | float) and not isinstance(where.value, bool):
+        value = where.value
+        sizes = [
+            f'"{value}{unit}"'
+            for unit, factor in _UNITS
+            if least <= value * factor <= most and not value * factor % MIB and "e" not in str(value)
+        ]
         raise where.error("is a number, expected a size", f"write {' or '.join(sizes)}" if sizes else limits)
+    if isinstance(where.value, bool):
+        raise where.error(f"is {where.kind()}, expected a size", limits)
+    text = where.string()
     try:
-        size = parse_size(where.string())
+        size = parse_size(text)
     except BadInput as err:
         raise where.error(err.message, err.hint) from err
     if least <= size <= most and not size % MIB:
@@ -363,8 +371,9 @@ def owner(where: Where) -> Owner:
 
 def owner_text(where: Where, path: str) -> Owner:
     """Read an owner that is written as a string."""
+    text = where.string()
     try:
-        return Owner.parse(path, where.string())
+        return Owner.parse(path, text)
     except BadInput as err:
         raise where.error(err.message, err.hint) from err
 
@@ -378,8 +387,9 @@ def _id(where: Where) -> int:
 
 def a_user(where: Where) -> str:
     """Return USER[:GROUP], by name or number."""
+    text = where.string()
     try:
-        return check_user(where.string(), "user")
+        return check_user(text, "user")
     except BadInput as err:
         raise where.error(err.message, err.hint) from err
 
