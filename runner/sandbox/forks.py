@@ -30,7 +30,7 @@ def go_on(store: Store, snapshot: Snapshot, spec: Spec, hostname: bytes) -> Prep
     """
     artifact = _artifact(store, snapshot, spec)
     try:
-        machines.check(snapshot, store, artifact)
+        machines.check(snapshot, store, artifact.config.platform)
         kept = [record for record in _records_of(snapshot) if record[0] not in _OF_ONE]
         settings = [*kept, *guest_records.identity(), ("hostname", hostname)]
         sandbox = _create(store, snapshot, spec, settings, lambda _: None)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rootdisk.errors import BadInput, RootdiskError
+from rootdisk.oci.documents import Platform
 from runner.machine import qemu
 from runner.machine.model import Machine
 from runner.sandbox import guest_records
@@ -60,9 +61,9 @@ def identity(machine: Machine) -> dict[str, Any]:
     }
 
 
-def check(snapshot: Snapshot, store: Store, artifact: StoredArtifact) -> None:
+def check(snapshot: Snapshot, store: Store, platform: Platform) -> None:
     """Refuse a snapshot whose memory cannot go on here; BadInput says what differs."""
-    platform, wanted = artifact.config.platform, snapshot.machine
+    wanted = snapshot.machine
     accelerator = str(wanted.get("accelerator"))
     machine = Machine(
         platform, accelerator, 0, 0, None, None, "", "", Path(), "raw", 0, None, False, snapshot.state.spec.network,

@@ -10,9 +10,13 @@ from pathlib import Path
 import pytest
 
 from rootdisk.errors import BadInput
-from runner.sandbox import snapshots
+from rootdisk.oci.documents import Platform
+from runner.cli import main
+from runner.machine import qemu
+from runner.machine.model import Machine
+from runner.sandbox import machines, snapshot_taking, snapshots
 from runner.sandbox.snapshots import Snapshot, Unreadable
-from runner.sandbox.state import Spec, state_json
+from runner.sandbox.state import Spec, State, state_json
 from runner.store.store import Store
 
 HEX = "ab" * 32
@@ -43,6 +47,96 @@ def put(store: Store, name: str, **changes: object) -> Path:
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     return Store.open(tmp_path / "store")
+
+
+def saved_with(store: Store, **changes: object) -> Snapshot:
+    """A snapshot with memory that was taken with this host's QEMU, but for the changes."""
+    machine = Machine(
+        Platform.host(), "tcg", 64, 1, None, None, "", "", Path(), "raw", 0, None, False, "user",
+        kind=qemu.kind(Platform.host(), store.root / "qemu.json"), is_own_network=True,
+    )  # fmt: skip
+    memory = {"nonce": "0" * 32, "ram": [1, "x"], "state": [1, "x"]}
+    put(store, "saved", machine={**machines.identity(machine), **changes}, memory=memory)
+    return snapshots.find(store, "saved")
+
+
+def test_the_same_machine(store: Store) -> None:
+    machines.check(saved_with(store), store, Platform.host())
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"qemu": ["/usr/bin/qemu-system-x86_64", 1, 2]}, "another QEMU"),
+        ({"kind": "pc"}, "another machine type"),
+        ({"processor": "ab"}, "another processor"),
+        ({"accelerator": "kvm", "processor": "ab"}, "another processor"),
+        ({"network": "other"}, "another network"),
+    ],
+)
+def test_another_machine(store: Store, changes: dict[str, object], what: str) -> None:
+    snapshot = saved_with(store, **changes)
+    with pytest.raises(BadInput, match=f"snapshot saved was taken with {what}.*--cold"):
+        machines.check(snapshot, store, Platform.host())
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"volumes": (("/a", "/b", False),)}, "has volumes.*--without-memory"),
+        ({"allow": ("example.org",)}, "--allow.*--without-memory"),
+        ({"backend": "krun"}, "libkrun"),
+    ],
+)
+def test_what_cannot_be_saved(store: Store, changes: dict[str, object], why: str) -> None:
+    spec = Spec("source", "oci:x", f"sha256:{HEX}", HEX, HEX, None, None, 1 << 20, 64, 1)._replace(**changes)  # type: ignore[arg-type]
+    state = State(store.sandboxes / "source", spec, True, 1, 1.0, 1.0, None, None, "")
+    with pytest.raises(BadInput, match=why):
+        snapshot_taking.take(store, state, "new")
+    assert os.listdir(store.root / "snapshots") == []
+
+
+def test_one_that_does_not_run(store: Store) -> None:
+    spec = Spec("source", "oci:x", f"sha256:{HEX}", HEX, HEX, None, None, 1 << 20, 64, 1)
+    state = State(store.sandboxes / "source", spec, False, 0, 1.0, 1.0, 2.0, 0, "")
+    with pytest.raises(BadInput, match="does not run"):
+        snapshot_taking.take(store, state, "new")
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (["-m", "1g"], "--memory and --from"),
+        (["-e", "A=b"], "--env and --from"),
+        (["--network", "none"], "--network and --from"),
+        (["-p", "8080:80"], "has no network"),
+        (["-i"], "has no standard input"),
+        (["--", "sh"], "a command and --from"),
+        (["--disk-size", "9g", "--cold"], "--disk-size and --from"),
+    ],
+)
+def test_options_of_those_that_boot(
+    store: Store, words: list[str], why: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = saved_with(store).folder
+    value = json.loads((folder / "snapshot.json").read_text())
+    value["state"]["spec"]["network"] = "none"
+    (folder / "snapshot.json").write_text(json.dumps(value))
+    monkeypatch.setenv("ROOTDISK_STORE", str(store.root))
+    assert main(["boot", "--from", "saved", *words]) == 125
+    said = capfd.readouterr().err
+    assert why in said
+    assert len(said.splitlines()) == 1
+
+
+def test_no_artifact_and_no_snapshot(
+    store: Store, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ROOTDISK_STORE", str(store.root))
+    assert main(["boot"]) == 125
+    assert "missing: ARTIFACT" in capfd.readouterr().err
+    assert main(["boot", "--from", "none"]) == 125
+    assert "no snapshot 'none'" in capfd.readouterr().err
 
 
 def test_read(store: Store) -> None:
