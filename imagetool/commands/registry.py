@@ -7,6 +7,7 @@ import contextlib
 
 from imagetool.commands import options as option_values
 from imagetool.progress import reported
+from rootdisk.artifact.format import KEY_TAG_PREFIX
 from rootdisk.cli.rows import write_rows
 from rootdisk.cli.table import table
 from rootdisk.errors import BadInput
@@ -79,8 +80,11 @@ def rm_command(options: argparse.Namespace) -> int:
             if digest is None:
                 raise BadInput(f"{printable(reference)}: the tag does not exist", "see imagetool tags")
             others = sorted(tag for tag, named in tags.items() if named == digest and tag != reference.tag)
-            if others and not options.force:
-                shown = printable(", ".join(others), 200)
+            versions = [
+                tag for tag in others if not tag.startswith(KEY_TAG_PREFIX)
+            ]  # its entry in the build cache goes along
+            if versions and not options.force:
+                shown = printable(", ".join(versions), 200)
                 raise BadInput(f"{printable(reference)} is also tagged {shown}", "--force deletes all of these tags")
             target.remove(digest)
             gone = sorted({*others, reference.tag} - {""})

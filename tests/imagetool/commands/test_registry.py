@@ -45,6 +45,7 @@ def _live(registry: RunningRegistry, place: Path) -> None:
     refused = run("imagetool", "--plain-http", "rm", f"{name}:1", cwd=place)
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
     assert "is also tagged 2" in refused.stderr
+    tool("copy", "oci:web:1", "oci:web:key-0123456789abcdef0123456789abcdef")  # as a build publishes it
     tool("rm", "oci:web:1")
     assert tool("tags", "oci:web") == ""
 
