@@ -134,7 +134,8 @@ def _fetched(bench: Bench, words: _Words, store: Path, reference: str) -> Row:
         return Row(work, missing=str(err))
     with open_artifact(parse_reference(reference), Platform.host(), RegistryOptions(plain_http=True)) as artifact:
         index, size = artifact.index, artifact.roles.disk_bytes
-    fetched = _there(next((store / "disks").glob("*.partial")), index)
+    (disk,) = (path for path in (store / "disks").iterdir() if path.suffix in (".partial", ".raw"))
+    fetched = _there(disk, index)
     share = fetched / size
     said = f"fetched {fetched / 1e6:.1f} of {size / 1e6:.1f} MB = {share:.1%} ≤ {SHARE:.0%}"
     return Row(work, ours=measured, same=f"{said}: {'yes' if share <= SHARE else 'NO'}", fault=share > SHARE)
