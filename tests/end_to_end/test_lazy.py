@@ -173,8 +173,11 @@ def test_what_a_guest_sees_of_a_registry_that_goes_away(lazy_runner: Runner, slo
     """A program gets EIO after a minute and goes on; `logs --console` says why."""
     slow.pause_s = 0.02
     name, fault = f"{slow.name}/demo:1", Fault("status", "/blobs/", ALWAYS, status=503)
-    options = ("--pull", "lazy", "--plain-http", "--entrypoint", "/bin/sleep")
-    assert lazy_runner("boot", "-d", "--name", "one", *options, name, "1000").returncode == 0
+    options = ("--pull", "lazy", "--plain-http", "--entrypoint", "/bin/sh")
+    program = ("-c", "sleep 1; sleep 1000")
+    assert lazy_runner("boot", "-d", "--name", "one", *options, name, *program).returncode == 0
+    # What the programs themselves need is read before.
+    assert lazy_runner("exec", "one", "sh", "-c", "sleep 1; find --version; cat --version").returncode == 0
     slow.add(fault)
     everything = "find / -xdev -type f -exec cat {} + >/dev/null"
     reading = command(lazy_runner, "exec", "one", "sh", "-c", everything)
