@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from imagetool.config import images
+from imagetool.tasks import actions
 from rootdisk.errors import BadInput
 from tests.support.commands import ROOT, run
 from tests.support.layouts import write_layout
@@ -242,3 +243,15 @@ def test_a_table_at_the_wrong_place(tmp_path: Path, text: str, hint: str) -> Non
     with pytest.raises(BadInput) as caught:
         images.parse(text, tmp_path / "images.toml")
     assert str(caught.value) == hint
+
+
+def test_a_module_that_is_not_installed_is_one_line() -> None:
+    """An environment of an older rootdisk, with the code of a newer one."""
+
+    @actions.step
+    def fails() -> None:
+        raise ModuleNotFoundError("No module named 'newer'", name="newer")
+
+    failed = fails()
+    assert failed is not None
+    assert str(failed.get_msg()).strip().endswith("newer is not installed: pip install 'rootdisk[build]'")
