@@ -15,7 +15,7 @@ from rootdisk.errors import BadInput, Unsupported
 from rootdisk.oci.documents import INDEX_TYPES, MANIFEST_TYPES, Descriptor, Digest, Index, Manifest
 from rootdisk.oci.reference import Reference, parse_reference
 from rootdisk.oci.referrers import check_count
-from rootdisk.oci.repository import INDEX_MAX_DEPTH, RegistryOptions, Repository
+from rootdisk.oci.repository import INDEX_MAX_DEPTH, RegistryOptions, Repository, blame
 from rootdisk.places import open_mirrored, open_repository
 
 
@@ -83,7 +83,13 @@ def copy_manifest(
     elif descriptor.media_type in MANIFEST_TYPES:
         manifest = Manifest.parse(raw)
         blobs = (manifest.config, *manifest.layers)
-        push_blobs(target, [(blob, partial(repository.blob, blob)) for blob in blobs], mount, report)
+        push_blobs(
+            target,
+            [(blob, partial(repository.blob, blob)) for blob in blobs],
+            mount,
+            report,
+            partial(blame, repository),
+        )
     else:
         raise Unsupported(f"{descriptor.digest}: a manifest of type {descriptor.media_type!r:.120}")
     return target.push_manifest(raw, descriptor.media_type, tags)

@@ -5,13 +5,13 @@ The caller writes blobs first and the manifest last, so no tag ever names someth
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 from imagetool.content import Content
 from imagetool.progress import Counted, Report, silent
-from rootdisk.errors import BadInput
+from rootdisk.errors import BadInput, DigestMismatch
 from rootdisk.oci.documents import MANIFEST_MAX_BYTES, Descriptor, Digest
 
 UPLOADS = 4  # parallel uploads: registries need time to hash and store each blob
@@ -69,9 +69,15 @@ def manifest_digest(raw: bytes) -> Digest:
 
 
 def push_blobs(
-    target: Target, blobs: Iterable[tuple[Descriptor, Content]], mount: str = "", report: Report = silent
+    target: Target,
+    blobs: Iterable[tuple[Descriptor, Content]],
+    mount: str = "",
+    report: Report = silent,
+    again: Callable[[Descriptor], bool] = lambda _: False,
 ) -> None:
     """Write blobs, several in parallel. `mount` is that of `Target.push_blob`.
+
+    `again` is told of a blob whose content was wrong; if it returns true, the content is read once more, from elsewhere.
 
     Raises:
         RootdiskError: The first error. Uploads in progress are finished, others are cancelled.
@@ -83,7 +89,13 @@ def push_blobs(
         """Write one blob and count its bytes."""
         digest = descriptor.digest
         counted_content = (lambda: counted.pieces(digest, content())) if callable(content) else content
-        target.push_blob(descriptor, counted_content, mount=mount)
+        while True:
+            try:
+                target.push_blob(descriptor, counted_content, mount=mount)
+                break
+            except DigestMismatch:
+                if not again(descriptor):
+                    raise
         counted.at(digest, descriptor.size)
 
     with ThreadPoolExecutor(UPLOADS, "push") as pool:

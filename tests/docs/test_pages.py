@@ -142,7 +142,13 @@ def test_the_unit_is_one(tmp_path: Path) -> None:
 
 def test_jobs_of_orchestrators() -> None:
     texts = {block.language: block.text for block in blocks("howto/orchestrators.md")}
-    job = YAML(typ="safe").load(texts["yaml"])
+    job, daemon = (
+        YAML(typ="safe").load(block.text) for block in blocks("howto/orchestrators.md") if block.language == "yaml"
+    )
+    assert (daemon["apiVersion"], daemon["kind"]) == ("apps/v1", "DaemonSet")
+    assert daemon["spec"]["selector"]["matchLabels"] == daemon["spec"]["template"]["metadata"]["labels"]
+    (server,) = daemon["spec"]["template"]["spec"]["containers"]
+    parser().parse_args(server["command"][1:])
     pod = job["spec"]["template"]["spec"]
     (container,) = pod["containers"]
     assert (job["apiVersion"], job["kind"]) == ("batch/v1", "Job")
