@@ -54,7 +54,8 @@ def _snapshot_row(bench: Bench, reference: str, store: Mapping[str, str], cold_m
     """
     environment = {**os.environ, **store}
     cold = ["--cold", "--network", "none", reference, "wait"]
-    subprocess.run([*RUNNER, "boot", "-d", "--name", "saved", "-m", "512m", *cold], check=True, env=environment)
+    boot = [*RUNNER, "boot", "-d", "--name", "saved", "-m", "512m", *cold]
+    subprocess.run(boot, check=True, env=environment, stdout=subprocess.DEVNULL)
     try:
         save = [*RUNNER, "snapshot", "saved", "bench"]
         said = subprocess.run(save, check=True, env=environment, capture_output=True, text=True).stderr
@@ -68,8 +69,8 @@ def _snapshot_row(bench: Bench, reference: str, store: Mapping[str, str], cold_m
 
     def contender(name: str, how: Sequence[str]) -> Contender:
         """Return a boot and an exec as one command."""
-        boot = shlex.join([*RUNNER, "boot", "-d", "--name", "run", *how])
-        command = ["/bin/sh", "-c", f"{boot} && {shlex.join([*RUNNER, 'exec', 'run', PROGRAM])}"]
+        start = shlex.join([*RUNNER, "boot", "-d", "--name", "run", *how])
+        command = ["/bin/sh", "-c", f"{start} && {shlex.join([*RUNNER, 'exec', 'run', PROGRAM])}"]
         return Contender(name, command, remove, store)
 
     forks, booted = bench.measured(
