@@ -88,6 +88,7 @@ def test_one_bad_chunk_holds_up_nothing_else(
     assert machine.client.read(chunk.offset, 100) == made.disk[chunk.offset : chunk.offset + 100]
 
 
+@pytest.mark.nightly  # tokens live for seconds
 def test_tokens_that_run_out(tmp_path: Path, nobody: None, store: Store, made: Sample) -> None:
     """The fill takes longer than a token lives; the server renews it."""
     with run_registry(tmp_path / "registry", token_lifetime_s=-58, password=("ann", "secret-8")) as registry:
