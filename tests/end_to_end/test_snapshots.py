@@ -138,6 +138,22 @@ def test_the_disk_alone(running: Runner) -> None:
 
 
 @pytest.mark.nightly
+def test_one_after_the_other(running: Runner) -> None:
+    """A sandbox from a snapshot can be saved too, and it starts again by booting."""
+    assert running("snapshot", "counts", "first").returncode == 0
+    assert running("boot", "-d", "--from", "first", "--name", "child").returncode == 0
+    assert running("snapshot", "child", "second").returncode == 0
+    assert running("boot", "-d", "--from", "second", "--name", "grandchild").returncode == 0
+    assert running("exec", "grandchild", "sh", "-c", "hostname; cat /root/file").stdout == "grandchild\nsaved\n"
+    assert lines(running, "grandchild")[0].split()[1] == lines(running, "counts")[0].split()[1]
+    assert running("restart", "-t", "1", "child").returncode == 0
+    assert running("exec", "child", "sh", "-c", "hostname; cat /root/file").stdout == "child\nsaved\n"
+    assert json.loads(running("inspect", "child").stdout)["in_use"]["start"] == "cold"
+    running("rm", "-f", "child", "grandchild")
+    assert running("rm", "--snapshot", "first", "second").returncode == 0
+
+
+@pytest.mark.nightly
 def test_from_a_program(running: Runner) -> None:
     with contextlib.suppress(FileNotFoundError):
         running("rm", "--snapshot", "api")
