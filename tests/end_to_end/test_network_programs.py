@@ -117,7 +117,8 @@ def test_programs(runner: Runner, tmp_path: Path, site: ThreadingHTTPServer) -> 
     assert seen("/apt/./Packages")
     # what is refused
     assert "403" in sh("curl -sS https://evil.test/; true")
-    assert "403" in sh(f"curl -sS -x http://127.0.0.1:3128 http://files.test:{port + 1}/; true")
+    refused = sh(f"curl -sS -x http://127.0.0.1:3128 http://files.test:{port + 1}/; true")
+    assert f"port {port + 1} is not allowed by --allow files.test:{port}" in refused
     assert "403 Forbidden" in sh("openssl s_client -proxy 127.0.0.1:3128 -connect evil.test:443 < /dev/null; true")
     assert "alert" in sh(
         f"openssl s_client -proxy 127.0.0.1:3128 -connect files.test:{port} -servername evil.test < /dev/null; true"
