@@ -42,8 +42,6 @@ from rootdisk.errors import RootdiskError
 from rootdisk.oci.documents import Digest
 from rootdisk.oci.reference import Reference
 
-CMDLINE = "console=ttyS0 reboot=t panic=-1 quiet rdinit=/init"
-
 
 class MadeArtifact(NamedTuple):
     """An artifact: assembled from a kept disk, or found published. Exactly one of `kept` and `found` is set."""
@@ -207,7 +205,7 @@ def assemble_artifact(image: Image, disk: KeptDisk, boot: BootFiles) -> Artifact
         disk_uuid=receipt.uuid,
         slots=receipt.slots,
         process=receipt.process,
-        cmdline=CMDLINE if image.platform.architecture == "amd64" else CMDLINE.replace("ttyS0", "ttyAMA0"),
+        cmdline=derivation.cmdline(image),
         memory_mib=image.memory >> 20,
         cpus=image.cpus,
         derivation_key=receipt.key,

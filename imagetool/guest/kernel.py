@@ -41,6 +41,7 @@ WANTED = {
     **dict.fromkeys(("libsha256", "sha256_generic"), "verity"),
     **dict.fromkeys(("sha256_ssse3", "sha256_arm64", "sha2_ce"), "verity-cpu"),
     "overlay": "read-only",
+    "virtio_balloon": "balloon",
     **dict.fromkeys(("fuse", "virtiofs", "netfs", "fscache", "9pnet", "9pnet_virtio", "9p"), "mount"),
 }
 

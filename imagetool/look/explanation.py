@@ -25,6 +25,7 @@ from rootdisk.oci.repository import RegistryOptions
 OTHER_EFFECTS = {
     "layout": "everything",
     "writer": "everything",
+    "cmdline": "the artifact's config alone",
     "compressor": "every compressed chunk",
     "guest.init": "/.rootdisk/init and the initramfs",
     "guest.initramfs": "the initramfs's blob",

@@ -28,6 +28,7 @@ from imagetool.build import derivation
 from imagetool.build.receipts import ArtifactReceipt, SourceReceipt
 from imagetool.config import images as config
 from imagetool.config.images import Image
+from imagetool.guest.kernel import WANTED
 from imagetool.receipts import Receipt
 from imagetool.tasks import actions, records, uptodate
 from imagetool.tasks.clean import Clean
@@ -133,6 +134,7 @@ def task_kernel() -> Iterator[Task]:
                         "platform": str(image.platform),
                         **({"verity": True} if image.verity else {}),
                         "vmlinux": image.vmlinux,
+                        "modules": sorted(WANTED.items()),
                     }
                 ),
                 image.kernel in ("debian", "none"),  # a directory of one's own is looked through each time

@@ -58,6 +58,7 @@ class Machine(NamedTuple):
     kind: str = ""  # machine type of QEMU; "" for the default
     verity: Path | None = None  # the dm-verity tree, as a second disk
     is_own_network: bool = False  # QEMU's own network, even if there is passt
+    has_balloon: bool = False  # the guest reports free memory to the host, which takes it back
     is_base_served: bool = False  # the base is not complete: QEMU reads it by NBD
 
     @property

@@ -266,6 +266,8 @@ def command(qemu: str, machine: Machine, handles: Handles) -> list[str]:
         argv += ["-chardev", f"socket,id=lane{number},fd={fd}"]
         argv += ["-device", f"virtserialport,chardev=lane{number},name=rootdisk.{number}"]
     argv += ["-device", "virtio-rng-pci"]
+    if machine.has_balloon:  # QEMU 5.1
+        argv += ["-device", "virtio-balloon-pci,free-page-reporting=on"]
     for number, (share, fd) in enumerate(zip(machine.shares, handles.shares, strict=True)):
         argv += ["-chardev", f"socket,id=share{number},fd={fd}"]
         argv += ["-device", f"vhost-user-fs-pci,chardev=share{number},tag={share.tag}"]

@@ -57,6 +57,7 @@ def start_machine(
         lanes=LANES if spec.allow else 0,
         ipv6=prepared.ipv6,
         verity=artifact.verity if verity is not None else None,
+        has_balloon=guest_records.has_balloon(spec),
         is_base_served=feed is not None,
     )
     if spec.backend == "krun":

@@ -82,10 +82,19 @@ def _start_records(spec: Spec) -> list[Record]:
     ]
     start_records += [("stdin", b"1")] if spec.interactive else []
     start_records += [("tty", b"1")] if spec.terminal else []
+    start_records += [("balloon", b"1")] if has_balloon(spec) else []
     for share in shares(spec):
         key = "mount-file" if share.is_file else "mount"
         start_records.append((key, os.fsencode(f"{share.tag}\t{share.guest}\t{'ro' if share.read_only else 'rw'}")))
     return start_records
+
+
+def has_balloon(spec: Spec) -> bool:
+    """Return whether the machine has a balloon, by which the guest gives free memory back to the host.
+
+    Only if it is never restored, from a template or a snapshot: the memory of those is sealed, so it cannot be given back.
+    """
+    return bool(spec.allow)
 
 
 def shares(spec: Spec) -> tuple[Share, ...]:

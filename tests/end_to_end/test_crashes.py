@@ -7,44 +7,18 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.support.commands import ROOT, Runner
+from tests.support.commands import Runner
+from tests.support.stores import of_store, start
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.vm
 
 NAME = "victim"
-
-
-def of_store(store: Path) -> list[int]:
-    """Every process of this store: by its environment, or by the files it has open."""
-    mark = f"ROOTDISK_STORE={store}".encode()
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if mark in (process / "environ").read_bytes().split(b"\0") or any(
-                os.readlink(fd).startswith(f"{store}/") for fd in (process / "fd").iterdir()
-            ):
-                found.append(int(process.name))
-        except OSError:
-            continue
-    return [pid for pid in found if pid != os.getpid()]
-
-
-def start(store: Path, *arguments: str) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "runner", *arguments],
-        env={**os.environ, "ROOTDISK_STORE": str(store), "PYTHONPATH": str(ROOT)},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
 
 
 @pytest.mark.parametrize("kills", [4, pytest.param(200, marks=pytest.mark.nightly)])

@@ -1,4 +1,4 @@
-"""Guests on other machines than the usual: an image for ARM, built and booted on whatever this machine is; a QEMU without microvm."""
+"""Guests on other machines than the usual: an image for ARM, built and booted on whatever this machine is; a QEMU without microvm; memory that goes back."""
 
 from __future__ import annotations
 
@@ -8,13 +8,17 @@ import platform
 import shutil
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
 
 from tests.support.commands import ROOT, Runner, run
 from tests.support.layouts import write_layout
+from tests.support.processes import resident_bytes
+from tests.support.sandboxes import machines
 from tests.support.tars import END, directory, file
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.vm
 
@@ -79,3 +83,23 @@ def test_a_qemu_without_microvm(demo: str, tmp_path: Path) -> None:
     done = runner.boot(demo, "exit 4")
     assert done.returncode == 4, done.stderr
     assert json.loads(known.read_bytes())["kind"] == "microvm"
+
+
+@pytest.mark.nightly
+def test_freed_memory_goes_back_to_the_host(runner: Runner, demo: str) -> None:
+    """If the sandbox never goes on from saved memory: 200 MiB are filled and freed, and half a minute later the host has them."""
+
+    def used_bytes() -> int:
+        (pid,) = machines(runner, "frees")
+        return resident_bytes(pid)
+
+    script = "until test -e /dev/shm/fill; do sleep 0.1; done; head -c 200M /dev/zero >/dev/shm/x; touch /dev/shm/full; sleep 1000"
+    assert runner.boot(demo, script, "-d", "--name", "frees", "--allow", "a.test").returncode == 0
+    time.sleep(3)
+    idle = used_bytes()
+    assert runner("exec", "frees", "touch", "/dev/shm/fill").returncode == 0
+    until(lambda: runner("exec", "frees", "test", "-e", "/dev/shm/full").returncode == 0, 60)
+    assert used_bytes() > idle + (190 << 20)
+    assert runner("exec", "frees", "rm", "/dev/shm/x").returncode == 0
+    until(lambda: used_bytes() < idle * 1.2, 30)
+    assert runner("rm", "-f", "frees").returncode == 0

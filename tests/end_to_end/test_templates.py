@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +18,9 @@ import pytest
 from runner.store.store import Store
 from runner.template import memory, saved
 from tests.support.commands import Runner
+from tests.support.disks import needs_root
 from tests.support.sandboxes import machines, rows
+from tests.support.stores import of_store, start
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.vm
@@ -183,3 +187,57 @@ def _makers() -> list[int]:
 
 def _store(runner: Runner) -> Store:
     return Store(runner.store)
+
+
+@pytest.mark.nightly
+def test_restores_are_killed(warm: Runner, demo: str) -> None:
+    """At any moment, whoever it hits: nothing is left running, no template is damaged, and the next boot succeeds."""
+    chance = random.Random(18)
+    for _ in range(25):
+        until(lambda: templates(warm), 300)
+        process = start(warm.store, "boot", "--entrypoint", "/bin/sh", demo, "--", "-c", "sleep 0.2")
+        time.sleep(chance.uniform(0.1, 1.5))
+        if pids := [pid for pid in of_store(warm.store) if pid not in _makers()]:
+            with contextlib.suppress(ProcessLookupError):  # it has ended by itself
+                os.kill(chance.choice(pids), signal.SIGKILL)
+        process.wait(120)
+        until(lambda: not of_store(warm.store), 200)
+        for template in saved.all_of(_store(warm)):
+            assert saved.damage(template) == ""
+    assert warm.boot(demo, "echo out").stdout == "out\n"
+    warm("prune", "--dry-run")  # which sweeps
+    assert not list((warm.store / "sandboxes").glob("[a-z]*"))
+
+
+@pytest.mark.nightly
+@pytest.mark.root
+@needs_root
+def test_no_room_for_a_template(demo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A boot as without one, which says nothing; doctor does. One that is there is used without any room."""
+    runner = Runner(tmp_path / "store")
+    monkeypatch.setenv("ROOTDISK_TEMPLATES", "0")
+    assert runner.boot(demo, "echo out").stdout == "out\n"
+    monkeypatch.setenv("ROOTDISK_TEMPLATES", "1")
+    place = runner.store / "templates"
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=20m", "none", place], check=True)
+    try:
+        done = runner.boot(demo, "echo out")
+        assert (done.stdout, done.stderr) == ("out\n", "")
+        (why,) = until(lambda: list(saved.failures(_store(runner))), 300)
+        until(lambda: not _makers(), 60)
+        assert "No space left on device" in why
+        assert [path.name for path in place.iterdir() if path.is_dir()] == []
+        assert "No space left on device" in runner("doctor").stdout
+        subprocess.run(["mount", "-o", "remount,size=300m", place], check=True)
+        assert runner.boot(demo, "echo out").stdout == "out\n"
+        until(lambda: templates(runner), 300)
+        until(lambda: not _makers(), 60)
+        with contextlib.suppress(OSError), (place / "ballast").open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(1 << 16))
+        done = runner.boot(demo, "cat /proc/cmdline")
+        assert "rootdisk.template=1" in done.stdout, done.stderr
+        assert done.stderr == ""
+    finally:
+        until(lambda: not of_store(runner.store), 60)
+        subprocess.run(["umount", "--lazy", place], check=True)

@@ -24,6 +24,7 @@ SHARED = BARE._replace(
     network="user",
     forwards=(Forward("tcp", "127.0.0.1", 1, 2),),
     shares=(Share("volume0", Path("/s"), "/v", read_only=False),),
+    has_balloon=True,
 )
 MACHINES = {
     "bare": BARE,
@@ -53,7 +54,7 @@ def test_a_guest_gets_few_devices(case: str) -> None:
     assert values(argv, "-mon") == ["chardev=monitor,mode=control"]
     assert "socket,id=monitor,fd=12" in values(argv, "-chardev")
     wanted = ["virtio-serial-pci", "virtserialport", "virtio-rng-pci", "virtio-blk-pci"]
-    wanted += ["vhost-user-fs-pci", "virtio-net-pci"] if case == "with all" else []
+    wanted += ["vhost-user-fs-pci", "virtio-net-pci", "virtio-balloon-pci"] if case == "with all" else []
     assert sorted(device.partition(",")[0] for device in values(argv, "-device")) == sorted(wanted)
     assert values(argv, "-m") == ["384M"]
     assert values(argv, "-smp") == ["3"]

@@ -12,6 +12,7 @@ from runner.machine.resolver import Resolver, records
 from runner.options import surroundings
 from runner.parser import parser
 from runner.sandbox import guest_records
+from runner.sandbox.state import Spec
 
 
 def said(*words: str) -> list[Record]:
@@ -127,3 +128,12 @@ def test_the_host_s_file(tmp_path: Path) -> None:
         Resolver.of_host(tmp_path / "large")
     (tmp_path / "odd").write_bytes(b"search \xff\x1b[31m.example a\nnameserver 192.0.2.1\n")
     assert "nameserver 10.0.2.3" in Resolver.of_host(tmp_path / "odd").as_guest_sees().text()
+
+
+def test_a_balloon_if_it_is_never_restored() -> None:
+    spec = Spec("a", "oci:a:1", "sha256:0", "0", "0", None, None, 1 << 30, 64, 1)
+    assert "balloon" not in dict(guest_records.complete([], spec))
+    assert not guest_records.has_balloon(spec)
+    with_rules = spec._replace(allow=("a.example",))
+    assert dict(guest_records.complete([], with_rules))["balloon"] == b"1"
+    assert guest_records.has_balloon(with_rules)

@@ -1,0 +1,35 @@
+"""Processes of a store: started, and found."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.support.commands import ROOT
+
+
+def of_store(store: Path) -> list[int]:
+    """Every process of this store: by its environment, or by the files it has open."""
+    mark = f"ROOTDISK_STORE={store}".encode()
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if mark in (process / "environ").read_bytes().split(b"\0") or any(
+                os.readlink(fd).startswith(f"{store}/") for fd in (process / "fd").iterdir()
+            ):
+                found.append(int(process.name))
+        except OSError:
+            continue
+    return [pid for pid in found if pid != os.getpid()]
+
+
+def start(store: Path, *arguments: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "runner", *arguments],
+        env={**os.environ, "ROOTDISK_STORE": str(store), "PYTHONPATH": str(ROOT)},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
