@@ -15,10 +15,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-import zstandard
-
 from rootdisk.artifact.format import Chunk
-from rootdisk.artifact.zstd_frames import LEVEL, compressor, seek_table, zero_frame
+from rootdisk.artifact.zstd_frames import compressor, seek_table, zero_frame
 from rootdisk.durable import open_file
 from rootdisk.oci.documents import Descriptor
 from runner.store.store import read_index
@@ -58,29 +56,27 @@ class FileBlob(NamedTuple):
 
 
 class CompressedBlob(NamedTuple):
-    """A blob of which the store keeps the decompressed content. It is made from its beginning each time: it is seldom read."""
+    """A blob of which the store keeps the decompressed content."""
 
     path: Path
     descriptor: Descriptor
+    is_streamed: bool  # the dm-verity tree is compressed while it is made, the vmlinux at once: that gives other bytes
 
     def read(self, start: int, end: int) -> Iterator[bytes]:
         """Yield the bytes [start, end), in pieces."""
-        at = 0
-        for piece in self._pieces():
-            low, high = max(start - at, 0), min(end - at, len(piece))
-            if low < high:
-                yield piece[low:high]
-            at += len(piece)
-            if at >= end:
-                return
+        data = memoryview(_compressed(self.path, self.is_streamed))[start:end]
+        for at in range(0, len(data), PIECE_BYTES):
+            yield bytes(data[at : at + PIECE_BYTES])
 
-    def _pieces(self) -> Iterator[bytes]:
-        size = os.stat(self.path).st_size
-        packer = zstandard.ZstdCompressor(level=LEVEL, write_checksum=False, write_content_size=True)
-        frame = packer.compressobj(size=size)
-        for piece in FileBlob(self.path, self.descriptor).read(0, size):
-            yield frame.compress(piece)
-        yield frame.flush()
+
+@lru_cache(maxsize=4)
+def _compressed(path: Path, is_streamed: bool) -> bytes:
+    with open(open_file(path), "rb") as file:
+        if not is_streamed:
+            return compressor().compress(file.read())
+        frame = compressor().compressobj(size=os.fstat(file.fileno()).st_size)
+        pieces = [frame.compress(piece) for piece in iter(lambda: file.read(PIECE_BYTES), b"")]
+        return b"".join([*pieces, frame.flush()])
 
 
 class DiskBlob(NamedTuple):

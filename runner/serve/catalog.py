@@ -42,15 +42,27 @@ class Catalog:
     def find(self, name: str, registry: str = "") -> Repository | None:
         """Find the repository `name`, REPOSITORY or REGISTRY/REPOSITORY; with `registry`, that registry's."""
         with self._lock:
-            seen_ns = os.stat(self._store.root / "names").st_mtime_ns
-            if seen_ns != self._seen_ns:
-                self._known, self._seen_ns = self._all(), seen_ns
+            self._look()
             matches = [
                 repository
                 for (place, path), repository in self._known.items()
                 if (name == path and registry in ("", place)) or name == f"{place}/{path}"
             ]
             return _joined(matches)
+
+    def blobs(self) -> list[Blob]:
+        """Return every manifest and blob of the store that is served."""
+        with self._lock:
+            self._look()
+            return [
+                blob for found in self._known.values() for blob in (*found.manifests.values(), *found.blobs.values())
+            ]
+
+    def _look(self) -> None:
+        """Read the names again if some were added."""
+        seen_ns = os.stat(self._store.root / "names").st_mtime_ns
+        if seen_ns != self._seen_ns:
+            self._known, self._seen_ns = self._all(), seen_ns
 
     def _all(self) -> dict[tuple[str, str], Repository]:
         known: dict[tuple[str, str], Repository] = {}
@@ -76,8 +88,11 @@ class Catalog:
         }
         for blob in boot_blobs(roles, config):
             path = store.blob_path(blob.content.digest)
-            kind = CompressedBlob if blob.what else FileBlob
-            found[blob.descriptor.digest] = kind(path, blob.descriptor)
+            found[blob.descriptor.digest] = (
+                CompressedBlob(path, blob.descriptor, blob.role == "verity")
+                if blob.what
+                else FileBlob(path, blob.descriptor)
+            )
         disk, start = store.disk(config.disk_digest), 0
         for part in roles.disk:
             found[part.digest] = DiskBlob(disk, part, start, is_last=part is roles.disk[-1])

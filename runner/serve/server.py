@@ -20,6 +20,7 @@ from runner.serve.requests import HEAD_MAX_BYTES, Request, byte_range, is_allowe
 
 CONNECTIONS_MAX, OF_ADDRESS_MAX = 128, 64
 HEAD_S = 10.0  # for a whole request to come, and between two
+CHECK_S = 0.7  # a client gives a mirror a second to answer, and takes another then
 SEND_S = 60.0  # for a client to take a piece
 _REASONS = {200: "OK", 206: "Partial Content", 400: "Bad Request", 401: "Unauthorized", 404: "Not Found",
             405: "Method Not Allowed", 416: "Range Not Satisfiable"}  # fmt: skip
@@ -35,11 +36,13 @@ class Server:
         self._catalog, self._listener, self._token, self._tls = catalog, listener, token, tls
         self._lock = threading.Lock()
         self._connections: Counter[str] = Counter()
-        self._checks: dict[Digest, threading.Lock] = {}
+        self._checks: dict[Digest, threading.Event] = {}
+        self._checking = threading.Lock()
         self._right: dict[Digest, bool] = {}
 
     def run(self) -> None:
-        """Serve until the listener is closed."""
+        """Serve until the listener is closed. Meanwhile blobs are checked before anybody asks for them."""
+        threading.Thread(target=self._check_known, daemon=True).start()
         while True:
             try:
                 sock, address = self._listener.accept()
@@ -116,14 +119,31 @@ class Server:
         return blob if blob is not None and self._is_right(blob) else None
 
     def _is_right(self, blob: Blob) -> bool:
-        """Whether a blob is what its digest says. It is made once, and who asks meanwhile waits."""
+        """Return whether a blob is what its digest says. If that takes longer than CHECK_S, it is not there yet."""
         digest = blob.descriptor.digest
         with self._lock:
-            check = self._checks.setdefault(digest, threading.Lock())
-        with check:
-            if digest not in self._right:
-                self._right[digest] = is_right(blob)
-            return self._right[digest]
+            check = self._checks.get(digest)
+            is_new = check is None
+            check = check or self._checks.setdefault(digest, threading.Event())
+        if is_new:
+            threading.Thread(target=self._check, args=(blob, check), daemon=True).start()
+        check.wait(CHECK_S)
+        return self._right.get(digest, False)
+
+    def _check(self, blob: Blob, done: threading.Event) -> None:
+        """Make the whole of a blob once, one blob at a time."""
+        with self._checking:
+            self._right[blob.descriptor.digest] = is_right(blob)
+        done.set()
+
+    def _check_known(self) -> None:
+        """Check what the store has now. What it gets later is checked when it is asked for."""
+        for blob in self._catalog.blobs():
+            with self._lock:
+                is_known = blob.descriptor.digest in self._checks
+                check = self._checks.setdefault(blob.descriptor.digest, threading.Event())
+            if not is_known:
+                self._check(blob, check)
 
     def _send_blob(self, sock: socket.socket, request: Request, blob: Blob) -> None:
         descriptor = blob.descriptor

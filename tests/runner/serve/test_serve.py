@@ -21,6 +21,7 @@ from tests.support.artifacts import noise, publish, sample
 from tests.support.commands import ROOT, Runner
 from tests.support.faults import FaultProxy
 from tests.support.registry import RunningRegistry, needs_registry
+from tests.support.waiting import until
 
 TOKEN = "0123456789abcdef0123456789abcdef"
 MADE = sample([*noise(6, 100_000), bytes(1 << 20), b"text " * 20_000, *noise(4, 90_000, seed=1)], blobs=3)
@@ -63,9 +64,11 @@ def test_three_runners_and_one_origin(registry: RunningRegistry, proxy: FaultPro
     assert first("pull", "--plain-http", reference).returncode == 0
     assert 0.99 * total <= blob_bytes(proxy) <= total  # the seek table is for others
     with serving(first.store) as address:
+        wait_for_checks(address)
         mirrored(second, tmp_path, proxy.name, address)
         assert second("pull", "--plain-http", reference).returncode == 0
         with serving(second.store) as other:
+            wait_for_checks(other)
             mirrored(third, tmp_path, proxy.name, other)
             done = third("pull", "--plain-http", reference)
             assert done.returncode == 0, done.stderr
@@ -97,12 +100,24 @@ def get(address: str, path: str, **headers: str) -> tuple[int, bytes]:
         return err.code, err.read()
 
 
+def wait_for_checks(address: str) -> None:
+    """Wait until the server has compared every blob with its digest."""
+
+    def are_there() -> bool:
+        digests = [blob.descriptor.digest for blob in MADE.artifact.blobs]
+        return all(get(address, f"/v2/team/served/blobs/{digest}")[0] == 200 for digest in digests)
+
+    until(are_there, 60)
+
+
 @needs_registry
 def test_what_is_served(served: tuple[str, Path], registry: RunningRegistry) -> None:
     address, store = served
     assert get(address, "/v2/", Authorization="Bearer wrong")[0] == 401
     assert get(address, "/v2/")[0] == 200
     manifest = MADE.artifact.descriptor.digest
+    wait_for_checks(address)
+    until(lambda: get(address, f"/v2/team/served/manifests/{manifest}")[0] == 200, 30)
     assert get(address, f"/v2/team/served/manifests/{manifest}") == (200, MADE.artifact.manifest)
     for blob in MADE.artifact.blobs:
         path = f"/v2/team/served/blobs/{blob.descriptor.digest}"
@@ -125,12 +140,13 @@ def test_what_is_served(served: tuple[str, Path], registry: RunningRegistry) -> 
 
 @needs_registry
 def test_a_disk_that_has_changed_is_not_served(served: tuple[str, Path]) -> None:
-    address, store = served
+    _, store = served
     (disk,) = (store / "disks").glob("*.raw")
     disk.chmod(0o644)
     with disk.open("r+b") as file:
         file.write(b"changed")
-    assert get(address, f"/v2/team/served/blobs/{MADE.blob.digest}")[0] == 404
+    with serving(store) as address:
+        assert get(address, f"/v2/team/served/blobs/{MADE.blob.digest}")[0] == 404
 
 
 @needs_registry
