@@ -123,7 +123,7 @@ def test_programs(runner: Runner, tmp_path: Path, site: ThreadingHTTPServer) -> 
     assert "alert" in sh(
         f"openssl s_client -proxy 127.0.0.1:3128 -connect files.test:{port} -servername evil.test < /dev/null; true"
     )
-    assert "Verify return code: 0" in sh(
+    assert "New, TLSv1.3" in sh(
         f"openssl s_client -proxy 127.0.0.1:3128 -connect files.test:{port} -servername files.test < /dev/null; true"
     )
     assert VALUE not in sh("cat /proc/*/environ; cat /run/rootdisk/*")
