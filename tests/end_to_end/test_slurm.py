@@ -53,6 +53,21 @@ def test_an_array_on_both_nodes(demo: str, runner: Runner, slurm: Slurm) -> None
 
 
 @needs_compiler
+def test_statuses(demo: str, runner: Runner, slurm: Slurm, tmp_path: Path) -> None:
+    """As the test above, with a stand-in for the machine, whose program ends with status 7."""
+    fake = FakeKrun.build(tmp_path)
+    assert runner("pull", demo).returncode == 0
+    text = script(runner, "--backend krun --accel kvm --network none", demo, ROOTDISK_LIBKRUN=fake.path)
+    job = slurm.submit(text, "--array=0-5")
+    until(lambda: is_over(slurm, job), 120)
+    assert [task["ExitCode"] for task in slurm.tasks(job).values()] == ["7:0"] * 6
+    said = [(slurm.room / f"out.{job}.{n}").read_text().splitlines() for n in range(6)]
+    assert all("from the guest" in lines for lines in said)
+    assert {lines[0] for lines in said} == {"node n1", "node n2"}
+    assert left(runner) == []
+
+
+@needs_compiler
 def test_ends(demo: str, runner: Runner, slurm: Slurm, tmp_path: Path) -> None:
     fake = FakeKrun.build(tmp_path)
     fake.plays("sleep")
