@@ -55,7 +55,7 @@ class Owner(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Additions:
-    """What is added to an image. `env` are `NAME=value` texts, of which later ones win; certificates are PEM bytes."""
+    """Files, settings and certificates added to an image. `env` are `NAME=value` texts, of which later ones win; certificates are PEM bytes."""
 
     init: bytes
     process: Process

@@ -47,7 +47,7 @@ def step(function: Callable[P, None]) -> Callable[P, TaskFailed | None]:
         except RootdiskError as err:
             return TaskFailed(one_line(str(err)))
         except ModuleNotFoundError as err:  # an environment of an older rootdisk
-            return TaskFailed(f"{err.name} is not installed: pip install 'rootdisk[build]'")
+            return TaskFailed(f"{one_line(str(err.name))} is not installed: pip install 'rootdisk[build]'")
         except OSError as err:
             return TaskFailed(one_line(f"{describe_error(err)}{_remedy(err, *args)}"))
         return None

@@ -1,7 +1,7 @@
 """Restart policies, as docker's: after which ends a detached sandbox starts again, and how long its keeper waits before that.
 
 The keeper does it, so a restart needs no daemon. It waits longer from time to time, from a tenth of a second to a minute; a run of
-ten seconds counts as good, and the waits begin anew. While it waits it holds the sandbox's lock and answers its clients.
+ten seconds counts as good, and the waits begin again. While it waits it holds the sandbox's lock and answers its clients.
 """
 
 from __future__ import annotations

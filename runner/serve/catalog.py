@@ -23,7 +23,7 @@ from runner.store.store import Store
 
 
 class Repository(NamedTuple):
-    """What one repository of a registry has in the store."""
+    """The artifacts of one repository that are in the store."""
 
     manifests: dict[Digest, Blob]
     blobs: dict[Digest, Blob]
