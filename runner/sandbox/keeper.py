@@ -133,7 +133,7 @@ class Keeper:
 
     @property
     def ended_by(self) -> str:
-        """BY_USER or BY_HOST, whoever has told the sandbox to end; "" if nobody has."""
+        """BY_USER or BY_HOST if the user or this host has told the sandbox to end, else ""."""
         return BY_USER if self._router.is_told_to_end else BY_HOST if self._is_signalled else ""
 
     @property
