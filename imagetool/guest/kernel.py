@@ -54,6 +54,17 @@ class Kernel:
     vmlinuz: Path
     modules: tuple[tuple[Path, str], ...]  # in load order; with LATE, or the key of the record that wants it, or ""
 
+    @property
+    def wants_signatures(self) -> bool:
+        """Whether it may refuse modules without a signature. True if its configuration is not beside it.
+
+        To check one takes longer than to load it, and the initramfs is as trusted as the kernel.
+        """
+        config = self.vmlinuz.with_name(f"config-{self.version}")
+        text = config.read_text("utf-8", "replace") if config.exists() else ""
+        forced = r"^CONFIG_(MODULE_SIG_FORCE|LOCK_DOWN_KERNEL_FORCE_(INTEGRITY|CONFIDENTIALITY))=y"
+        return not text or re.search(forced, text, re.MULTILINE) is not None
+
 
 def find(wanted: str, platform: Platform, cache: Path) -> Kernel:
     """`wanted` is "debian" or a directory with boot/vmlinuz-* and lib/modules/; packages are kept under `cache`."""

@@ -134,7 +134,7 @@ def task_kernel() -> Iterator[Task]:
                         "platform": str(image.platform),
                         **({"verity": True} if image.verity else {}),
                         "vmlinux": image.vmlinux,
-                        "modules": sorted(WANTED.items()),
+                        "modules": [*sorted(WANTED.items()), "unsigned"],
                     }
                 ),
                 image.kernel in ("debian", "none"),  # a directory of one's own is looked through each time

@@ -219,7 +219,7 @@ def test_no_room_for_a_template(demo: str, tmp_path: Path, monkeypatch: pytest.M
     assert runner.boot(demo, "echo out").stdout == "out\n"
     monkeypatch.setenv("ROOTDISK_TEMPLATES", "1")
     place = runner.store / "templates"
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=20m", "none", place], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=20m,mode=700", "none", place], check=True)
     try:
         done = runner.boot(demo, "echo out")
         assert (done.stdout, done.stderr) == ("out\n", "")
