@@ -47,7 +47,9 @@ def fsync_dir(directory: Path) -> None:
         os.close(fd)
 
 
-def atomic_write(path: Path, data: bytes | Iterable[bytes], mode: int = 0o644, *, durable: bool = True) -> None:
+def atomic_write(
+    path: Path, data: bytes | bytearray | Iterable[bytes], mode: int = 0o644, *, durable: bool = True
+) -> None:
     """Replace the file `path` atomically with `data` (bytes, or pieces of bytes) and `mode`.
 
     If `durable`, file and name are synced before this returns, so they survive a power cut. If anything fails, the old
@@ -64,7 +66,7 @@ def atomic_write(path: Path, data: bytes | Iterable[bytes], mode: int = 0o644, *
         raise
     try:
         with open(fd, "wb") as file:
-            file.writelines([data] if isinstance(data, bytes) else data)
+            file.writelines([data] if isinstance(data, bytes | bytearray) else data)
             file.flush()
             os.fchmod(fd, mode)
             if durable:

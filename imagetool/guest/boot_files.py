@@ -88,7 +88,7 @@ def make_kernel(image: Image, init: Path, directory: Path, packages: Path) -> Ke
     )
 
 
-def _vmlinux(image: Image, vmlinuz: bytes) -> bytes | None:
+def _vmlinux(image: Image, vmlinuz: bytes) -> bytes | bytearray | None:
     """Return the ELF file in a kernel; None if the image wants none, or takes what there is and there is none."""
     if image.vmlinux is False or image.platform.architecture != "amd64":
         return None

@@ -52,7 +52,7 @@ class _Segment(NamedTuple):
     memory_size: int
 
 
-def extract(bzimage: bytes) -> bytes:
+def extract(bzimage: bytes) -> bytes | bytearray:
     """Return the ELF file in `bzimage`, with what follows it in the payload: the table of relocations.
 
     Raises:
@@ -72,7 +72,7 @@ def extract(bzimage: bytes) -> bytes:
     return elf
 
 
-def _payload(bzimage: bytes) -> bytes:
+def _payload(bzimage: bytes) -> memoryview:
     if len(bzimage) < 2 * _SECTOR_BYTES or bzimage[_MAGIC : _MAGIC + 4] != b"HdrS":
         raise NoVmlinux("kernel: it is not a bzImage", _HINT)
     (version,) = struct.unpack_from("<H", bzimage, _VERSION)
@@ -80,16 +80,17 @@ def _payload(bzimage: bytes) -> bytes:
     start = ((bzimage[_SETUP_SECTORS] or 4) + 1) * _SECTOR_BYTES + offset
     if version < _PAYLOAD_VERSION or length < HEAD_BYTES or start + length > len(bzimage):
         raise NoVmlinux("kernel: it does not say where its payload is", _HINT)
-    return bzimage[start : start + length]
+    return memoryview(bzimage)[start : start + length]
 
 
-def _decompressor(payload: bytes) -> Callable[[bytes, int], bytes]:
-    if payload.startswith(_LZ4_LEGACY):
+def _decompressor(payload: memoryview) -> Callable[[memoryview, int], bytes | bytearray]:
+    head = bytes(payload[:HEAD_BYTES])
+    if head.startswith(_LZ4_LEGACY):
         return _lz4
-    if payload.startswith(_LZO):  # no library for it comes as a wheel
+    if head.startswith(_LZO):  # no library for it comes as a wheel
         raise NoVmlinux("kernel: its vmlinux is compressed with LZO, which cannot be read here", _HINT)
     known = {"gzip": _gzip, "zstd": _zstd, "xz": _xz, "lzma": _lzma, "bzip2": _bzip2}
-    how = compression(payload[:HEAD_BYTES])
+    how = compression(head)
     if how not in known:
         raise NoVmlinux("kernel: its vmlinux is compressed in an unknown way", _HINT)
     return known[how]
@@ -98,44 +99,49 @@ def _decompressor(payload: bytes) -> Callable[[bytes, int], bytes]:
 # Each decompresses at most one byte more than `size`.
 
 
-def _gzip(payload: bytes, size: int) -> bytes:
+def _gzip(payload: memoryview, size: int) -> bytes:
     return zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(payload, size + 1)
 
 
-def _zstd(payload: bytes, size: int) -> bytes:
+def _zstd(payload: memoryview, size: int) -> bytes:
     decompressor = zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW_MAX_BYTES)
     with decompressor.stream_reader(payload) as reader:
         return bytes(reader.read(size + 1))
 
 
-def _xz(payload: bytes, size: int) -> bytes:
+def _xz(payload: memoryview, size: int) -> bytes:
     return lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_LZMA_MEMORY_BYTES).decompress(payload, size + 1)
 
 
-def _lzma(payload: bytes, size: int) -> bytes:
+def _lzma(payload: memoryview, size: int) -> bytes:
     return lzma.LZMADecompressor(lzma.FORMAT_ALONE, memlimit=_LZMA_MEMORY_BYTES).decompress(payload, size + 1)
 
 
-def _bzip2(payload: bytes, size: int) -> bytes:
+def _bzip2(payload: memoryview, size: int) -> bytes:
     return bz2.BZ2Decompressor().decompress(payload, size + 1)
 
 
-def _lz4(payload: bytes, size: int) -> bytes:
+def _lz4(payload: memoryview, size: int) -> bytearray:
     import lz4.block
 
-    out, end = bytearray(), len(payload) - 4  # where the size is
-    at = len(_LZ4_LEGACY)
-    while at < end and len(out) <= size:
+    # All at once: an array that grows leaves as much memory behind as the kernel takes.
+    out, done = bytearray(size + 1), 0
+    at, end = len(_LZ4_LEGACY), len(payload) - 4  # where the size is
+    while at < end and done <= size:
         (length,) = struct.unpack_from("<I", payload, at)
         at += 4
         if not 0 < length <= end - at:
             raise ValueError("a block is longer than the payload")
-        out += lz4.block.decompress(memoryview(payload)[at : at + length], uncompressed_size=_LZ4_BLOCK_BYTES)
+        block = lz4.block.decompress(payload[at : at + length], uncompressed_size=_LZ4_BLOCK_BYTES)
+        block = block[: len(out) - done]
+        out[done : done + len(block)] = block
+        done += len(block)
         at += length
-    return bytes(out)
+    del out[done:]
+    return out
 
 
-def check_pvh(elf: bytes) -> None:
+def check_pvh(elf: bytes | bytearray) -> None:
     """Check that `elf` is a kernel for x86-64 that can be started at its PVH entry.
 
     Raises:
@@ -158,7 +164,7 @@ def check_pvh(elf: bytes) -> None:
         raise NoVmlinux("kernel: the PVH entry of its vmlinux is in none of its segments", _HINT)
 
 
-def _segments(elf: bytes) -> list[_Segment]:
+def _segments(elf: bytes | bytearray) -> list[_Segment]:
     ident, _, machine, _, _, offset, _, _, _, entry_size, count, *_ = _ELF_HEADER.unpack_from(elf)
     if not ident.startswith(_ELF64_LITTLE_ENDIAN) or machine != _X86_64 or entry_size != _PROGRAM_HEADER.size:
         raise NoVmlinux("kernel: its payload is not an ELF file for x86-64", _HINT)
@@ -173,7 +179,7 @@ def _segments(elf: bytes) -> list[_Segment]:
     return segments
 
 
-def _pvh_entry(elf: bytes, segment: _Segment) -> int | None:
+def _pvh_entry(elf: bytes | bytearray, segment: _Segment) -> int | None:
     """Return the address in the note of a PVH entry, or None if there is none in `segment`."""
     at, end = segment.offset, min(segment.offset + min(segment.file_size, _NOTES_MAX_BYTES), len(elf))
     while at + _NOTE.size <= end:
