@@ -49,8 +49,8 @@ def _inodes_name(placed: Placing, layers: bytes) -> bytes:
     """Return what decides the inodes of the layers, but for those changed since: the layers and where everything lies."""
     first, blocks = placed.first_added, placed.blocks
     name = hashlib.sha256(b"rootdisk inodes 1" + layers)
-    name.update(blocks.starts[:first].tobytes() + blocks.counts[:first].tobytes())
-    name.update(placed.xattr_places[:first].tobytes())
+    for column in (blocks.starts, blocks.counts, placed.xattr_places):
+        name.update(memoryview(column)[:first])  # no copies: they have an item for each inode
     for places in (blocks.other_runs, placed.tree_roots):
         name.update(repr([(number, place) for number, place in places.items() if number < first]).encode())
     for number, node in placed.touched.items():

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Iterator
+from collections.abc import ItemsView, Iterator, Mapping
 from dataclasses import dataclass
 
 import zstandard
@@ -23,7 +23,7 @@ Segments = tuple[tuple[int, int, int], ...]
 Xattrs = dict[bytes, bytes]
 # kind, permission bits, uid, gid, mtime in ns, offset of the data or major, size or minor, path, link target, xattrs,
 # segments. A plain tuple, as it is unpacked at once, hundreds of thousands of times.
-Entry = tuple[int, int, int, int, int, int, int, bytes, bytes, Xattrs | None, Segments | None]
+Entry = tuple[int, int, int, int, int, int, int, bytes, bytes, Mapping[bytes, bytes] | None, Segments | None]
 
 _RECORD = struct.Struct("<BxHIIIIIIqQQ")
 _HEAD = struct.Struct("<8s32sQQ")
@@ -31,7 +31,8 @@ _MAGIC = b"RDTREE2\n"  # the number is the format's version: raise it with any c
 _XATTR = struct.Struct("<II")
 _SEGMENT = struct.Struct("<QQQ")
 _PACKED_MAX_BYTES = 2 << 30
-TIMES_MAX_COUNT = 4096
+SHARED_MAX_COUNT = 1 << 14
+FEW = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,9 @@ class TarIndex:
     def __iter__(self) -> Iterator[Entry]:
         heap = self.heap
         at = 0
-        times: dict[int, int] = {}  # files of one time share the number: it is a tenth of what a file takes
+        # Files of one time or size share the number: each is a tenth of what a file takes.
+        times: dict[int, int] = {}
+        sizes: dict[int, int] = {}
         for kind, mode, uid, gid, nanoseconds, path_end, target_end, end, seconds, first, second in _RECORD.iter_unpack(
             self.records
         ):
@@ -66,8 +69,10 @@ class TarIndex:
             if end:
                 xattrs, segments = _unpack_extra(heap[target_end : target_end + end])
             time = seconds * 1_000_000_000 + nanoseconds
-            if len(times) == TIMES_MAX_COUNT:
+            if len(times) == SHARED_MAX_COUNT:
                 times.clear()
+            if len(sizes) == SHARED_MAX_COUNT:
+                sizes.clear()
             yield (
                 kind,
                 mode,
@@ -75,7 +80,7 @@ class TarIndex:
                 gid,
                 times.setdefault(time, time),
                 first,
-                second,
+                sizes.setdefault(second, second),
                 heap[at:path_end],
                 heap[path_end:target_end],
                 xattrs,
@@ -155,14 +160,47 @@ def pack_extra(xattrs: Xattrs | None, segments: Segments | None) -> bytes:
     return b"".join(parts)
 
 
-def _unpack_extra(raw: bytes) -> tuple[Xattrs | None, Segments | None]:
+class FewXattrs(Mapping[bytes, bytes]):
+    """A few xattrs as they are packed, at most FEW: a dict and its parts take three times the memory."""
+
+    __slots__ = ("_raw",)
+
+    def __init__(self, raw: bytes) -> None:
+        self._raw = raw
+
+    def __getitem__(self, name: bytes) -> bytes:
+        return self._unpacked()[name]
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._unpacked())
+
+    def __len__(self) -> int:
+        return int(_XATTR.unpack_from(self._raw)[0])
+
+    def items(self) -> ItemsView[bytes, bytes]:
+        """All names and values, unpacked once."""
+        return self._unpacked().items()
+
+    def _unpacked(self) -> Xattrs:
+        return _unpack_xattrs(self._raw)[0]
+
+
+def _unpack_extra(raw: bytes) -> tuple[Mapping[bytes, bytes] | None, Segments | None]:
     count, segment_count = _XATTR.unpack_from(raw)
+    if 0 < count <= FEW and not segment_count:
+        return FewXattrs(raw), None
+    xattrs, at = _unpack_xattrs(raw)
+    segments = tuple(_SEGMENT.iter_unpack(raw[at:])) if segment_count else None
+    return xattrs or None, segments
+
+
+def _unpack_xattrs(raw: bytes) -> tuple[Xattrs, int]:
+    """Return the xattrs, and where they end."""
     at = _XATTR.size
     xattrs: Xattrs = {}
-    for _ in range(count):
+    for _ in range(_XATTR.unpack_from(raw)[0]):
         name_length, length = _XATTR.unpack_from(raw, at)
         at += _XATTR.size
         xattrs[raw[at : at + name_length]] = raw[at + name_length : at + name_length + length]
         at += name_length + length
-    segments = tuple(_SEGMENT.iter_unpack(raw[at:])) if segment_count else None
-    return xattrs or None, segments
+    return xattrs, at

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import stat
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from zlib import crc32
 
@@ -347,7 +347,7 @@ class _Applier:
 
 
 def _describe(
-    directory: Directory, mode: int, uid: int, gid: int, mtime_ns: int, xattrs: dict[bytes, bytes] | None
+    directory: Directory, mode: int, uid: int, gid: int, mtime_ns: int, xattrs: Mapping[bytes, bytes] | None
 ) -> None:
     directory.mode = stat.S_IFDIR | mode
     directory.uid, directory.gid, directory.mtime_ns, directory.xattrs = uid, gid, mtime_ns, xattrs

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import stat
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -37,13 +37,13 @@ class Inode:
     number: int
 
     def __init__(
-        self, mode: int, uid: int = 0, gid: int = 0, mtime_ns: int = 0, xattrs: dict[bytes, bytes] | None = None
+        self, mode: int, uid: int = 0, gid: int = 0, mtime_ns: int = 0, xattrs: Mapping[bytes, bytes] | None = None
     ):
         self.mode = mode
         self.uid = uid
         self.gid = gid
         self.mtime_ns = mtime_ns
-        self.xattrs = xattrs  # None means none, to save a dict for nearly every inode
+        self.xattrs = xattrs  # None means none, to save a dict for nearly every inode; never changed in place
 
 
 class Directory(Inode):
@@ -57,7 +57,7 @@ class Directory(Inode):
         uid: int = 0,
         gid: int = 0,
         mtime_ns: int = 0,
-        xattrs: dict[bytes, bytes] | None = None,
+        xattrs: Mapping[bytes, bytes] | None = None,
         layer: int = 0,
     ):
         super().__init__(mode, uid, gid, mtime_ns, xattrs)
@@ -76,7 +76,7 @@ class File(Inode):
         uid: int = 0,
         gid: int = 0,
         mtime_ns: int = 0,
-        xattrs: dict[bytes, bytes] | None = None,
+        xattrs: Mapping[bytes, bytes] | None = None,
         *,
         layer: int,
         size: int,
@@ -107,7 +107,7 @@ class Symlink(Inode):
         uid: int = 0,
         gid: int = 0,
         mtime_ns: int = 0,
-        xattrs: dict[bytes, bytes] | None = None,
+        xattrs: Mapping[bytes, bytes] | None = None,
         layer: int = 0,
     ):
         super().__init__(mode, uid, gid, mtime_ns, xattrs)
@@ -126,7 +126,7 @@ class Special(Inode):
         uid: int = 0,
         gid: int = 0,
         mtime_ns: int = 0,
-        xattrs: dict[bytes, bytes] | None = None,
+        xattrs: Mapping[bytes, bytes] | None = None,
         *,
         major: int = 0,
         minor: int = 0,

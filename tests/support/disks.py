@@ -13,7 +13,7 @@ import shutil
 import stat
 import subprocess
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -200,5 +200,5 @@ def digest(disk: Reader, node: Node) -> str:
     return found.hexdigest()
 
 
-def _record(mode: int, uid: int, gid: int, mtime_ns: int, content: object, xattrs: dict[bytes, bytes]) -> Record:
+def _record(mode: int, uid: int, gid: int, mtime_ns: int, content: object, xattrs: Mapping[bytes, bytes]) -> Record:
     return mode, uid, gid, mtime_ns, content, tuple(sorted(xattrs.items()))
