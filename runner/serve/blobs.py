@@ -29,7 +29,7 @@ class Blob(Protocol):
 
     @property
     def descriptor(self) -> Descriptor:
-        """Its type, digest and size."""
+        """The type, digest and size."""
 
     def read(self, start: int, end: int) -> Iterator[bytes]:
         """Yield the bytes [start, end), in pieces. OSError or ValueError: the store cannot give them."""
