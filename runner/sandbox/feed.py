@@ -46,6 +46,7 @@ class Feed:
         self._waiting: socket.socket | None = None  # a connection of QEMU that no server has got
         self._again_at = 0.0
         self._is_complete = False
+        self._has_lost = False  # a server has ended
         self._has_ordered = False  # QEMU has not replied yet
         self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         with socket_address(folder, _NAME) as address:
@@ -86,6 +87,7 @@ class Feed:
             if received is None:
                 self._server.close()
                 self._server = None
+                self._has_lost = True
                 self._again_at = time.monotonic()
                 return
             message, _ = received
@@ -95,6 +97,12 @@ class Feed:
                 self.failure = text
             if text:
                 yield text
+
+    def take_loss(self) -> bool:
+        """Return whether a server has ended since the last call. QEMU's connection may not have been handed over yet."""
+        list(self.hear())
+        is_lost, self._has_lost = self._has_lost, False
+        return is_lost
 
     def connect(self) -> str:
         """Find or start a server if there is none, and hand over the connection of QEMU.

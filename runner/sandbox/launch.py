@@ -371,6 +371,7 @@ def _run(
 
     Return it prepared for another start if its restart policy says so, after the wait before that.
     """
+    from runner.channel.messages import GuestError
     from runner.sandbox.keeper import KILLED, TIMED_OUT, Gone, Keeper, Silent
     from runner.sandbox.logs import Log
     from runner.sandbox.room import Room
@@ -437,6 +438,10 @@ def _run(
             try:
                 status = keeper.run()
                 break
+            except GuestError:
+                if feed is None or not feed.take_loss() or (sandbox.folder / "console.log").stat().st_size:
+                    raise
+                vm.kill()  # its first connection was to a server that was killed; only later ones are made again
             except Silent:
                 vm.kill()
                 chosen = accelerator.Accelerator("tcg", "KVM exists, but no guest starts with it", True)

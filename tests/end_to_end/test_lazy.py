@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import signal
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -167,28 +166,3 @@ def test_a_registry_that_stays_away(lazy_runner: Runner, slow: FaultProxy) -> No
     assert b"reads of the disk wait, for 60 s at most" in errors
     assert b"503" in errors
     assert b"chunk" in errors
-
-
-@pytest.mark.nightly
-def test_what_a_guest_sees_of_a_registry_that_goes_away(lazy_runner: Runner, slow: FaultProxy) -> None:
-    """A program gets EIO after a minute and goes on; `logs --console` says why."""
-    slow.pause_s = 0.02
-    name, fault = f"{slow.name}/demo:1", Fault("status", "/blobs/", ALWAYS, status=503)
-    options = ("--pull", "lazy", "--plain-http", "--entrypoint", "/bin/sh")
-    program = ("-c", "sleep 1; sleep 1000")
-    assert lazy_runner("boot", "-d", "--name", "one", *options, name, *program).returncode == 0
-    # What the programs themselves need is read before.
-    found = lazy_runner("exec", "one", "sh", "-c", "sleep 1; cat --version >&2; find /usr -xdev -size +500k")
-    files = found.stdout.split()[-8:]
-    assert len(files) == 8
-    slow.add(fault)
-    reading = command(lazy_runner, "exec", "one", "cat", *files, stdout=subprocess.DEVNULL)
-    until(lambda: "waits for its disk" in lazy_runner("ps").stdout)
-    _, errors = reading.communicate(timeout=400)
-    assert b"Input/output error" in errors
-    shown = lazy_runner("logs", "--console", "one").stdout
-    assert "runner: reads of the disk wait, for 60 s at most: " in shown
-    assert "runner: reads of the disk failed, because chunk " in shown
-    slow.faults.clear()
-    until(lambda: "of its disk" not in lazy_runner("ps").stdout, 300)
-    assert lazy_runner("exec", "one", "cat", "/etc/hostname").stdout == "one\n"
