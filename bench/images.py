@@ -44,8 +44,12 @@ class Images:
 
     def app_changed(self) -> Path:
         """The same with another top layer."""
+        return self.app_version(2)
+
+    def app_version(self, number: int) -> Path:
+        """The same with the top layer of a version; 1 is the image itself."""
         base = self.app()
-        return self._made("app-2", lambda place: layout.make(place, [_application(2)], CONFIG, base))
+        return self._made(f"app-{number}", lambda place: layout.make(place, [_application(number)], CONFIG, base))
 
     def app_older(self) -> Path:
         """The same with a few packages of the base at the oldest version that there is. Missing where none is to be had."""

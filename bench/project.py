@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import trustme
@@ -126,6 +126,58 @@ def _idle(bench: Bench, source: Path, count: int, goal: float) -> Row:
         return Row(f"doit build, nothing to do, {count} image{'s' * (count > 1)}", "", {"wall": goal}, ours)
     finally:
         clean(project.folder)
+
+
+def parallel(bench: Bench, sources: Sequence[Path]) -> Row:
+    """`doit build` of several images by two processes, against one. Both begin with an empty cache and publish to layouts."""
+    both = [Project(bench.work / f"processes-{count}") for count in (2, 1)]
+
+    def contender(project: Project, count: int) -> Contender:
+        return Contender(
+            f"-n {count}",
+            [*DOIT, "-n", str(count), "build"],
+            lambda: clean(project.folder / "cache", project.folder / "out"),
+            project.environment,
+            project.folder,
+        )
+
+    def check() -> Same:
+        ours, theirs = ([_digest(project.folder / "out" / str(n)) for n in range(len(sources))] for project in both)
+        return Same("yes") if ours == theirs else Same("NO: other digests", fault=True)
+
+    try:
+        for project in both:
+            project.write("".join(_published(number, source) for number, source in enumerate(sources)))
+        row = Row(f"doit build of {len(sources)} images, -n 2", "-n 1", {"wall": 0.65})
+        return compared(bench, row, contender(both[0], 2), contender(both[1], 1), check)
+    finally:
+        clean(*(project.folder for project in both))
+
+
+def _published(number: int, source: Path) -> str:
+    return f'{_image(f"image-{number}", source)}publish = "oci:out/{number}"\nversion = "1"\n'
+
+
+def processors(bench: Bench, image: Path) -> Row:
+    """A build by two processors, against the same by one."""
+    ours, theirs = bench.work / "by-two", bench.work / "by-one"
+    command = ["build", f"oci:{image}:latest"]
+    two = bench.ours("two", [*command, f"oci:{ours}:1"], ours)
+    one = bench.ours("one", [*command, f"oci:{theirs}:1"], theirs)
+    row = Row("OCI → artifact, two processors", "one processor", {"wall": 0.6})
+    first, *others = sorted(os.sched_getaffinity(0))
+    if not others:
+        return replace(row, missing="this machine has one processor")
+    try:
+        return compared(
+            bench,
+            row,
+            replace(two, command=["taskset", "-c", f"{first},{others[0]}", *two.command]),
+            replace(one, command=["taskset", "-c", str(first), *one.command]),
+            lambda: Same("yes") if _digest(ours) == _digest(theirs) else Same("NO: another digest", fault=True),
+        )
+    finally:
+        clean(ours, theirs)
 
 
 def _image(name: str, source: Path) -> str:

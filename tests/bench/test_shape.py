@@ -27,6 +27,8 @@ ROWS = {
     "rebuild: owners of a path": "full build",
     "doit build, nothing to do, 1 image": "",
     "doit build, nothing to do, 3 images": "",
+    "OCI → artifact, two processors": "one processor",
+    "doit build of 8 images, -n 2": "-n 1",
     "runner --help": "",
     "runner boot, warm, to QEMU's start": "",
     "guest, power-on to its program": "smallest init",
