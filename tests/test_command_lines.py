@@ -56,6 +56,8 @@ PLAIN = {
     "type": "text/plain",
     "new": "somebody",
     "registry": "127.0.0.1:9",
+    "snapshot": "saved",
+    "to": "dir:out",
 }
 TOOLS = {"runner": (runner.cli, 125), "imagetool": (imagetool.cli, 2)}
 
