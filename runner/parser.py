@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from rootdisk import __version__
-from rootdisk.cli.arguments import Parser, decimal_number, file_path, whole_number
-
-if TYPE_CHECKING:
-    pass
+from rootdisk.cli.arguments import Parser, decimal_number, whole_number
+from runner.options import arguments
 
 
 class Command(NamedTuple):
@@ -37,8 +35,7 @@ def parser(only: str | None = None) -> Parser:
         below = commands.add_parser(name, help=command.help, epilog=command.epilog, aliases=aliases)
         if only in (None, name, *aliases):
             below.set_defaults(command=name)
-            below.add_argument("--json", action="store_true", help="print results as a JSON array")
-            below.add_argument("--debug", action="store_true", help="show what is done, and tracebacks")
+            arguments.add_common(below)
             command.fill(below)
     return top
 
@@ -53,63 +50,8 @@ def _elsewhere(command: str, word: str) -> str:
     return docker_words.answer(command, word)
 
 
-def _artifact(parser: argparse.ArgumentParser, dest: str = "artifact", **more: object) -> None:
-    add = parser.add_argument
-    add(dest, metavar="ARTIFACT", help="registry/repository:tag, …@sha256:… or oci:DIR:TAG", **more)  # type: ignore[arg-type]
-    _registry(parser)
-    add("--platform", metavar="OS/ARCH", help="default: this machine's")
-    add("--policy", type=file_path, metavar="FILE", help="policy.json: who must have signed it (default: this host's)")
-
-
-def _registry(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--plain-http", action="store_true", help="use HTTP instead of HTTPS")
-    parser.add_argument("--ca-file", type=file_path, metavar="FILE", help="trust these certificates too (PEM)")
-
-
-def _fetching(parser: argparse.ArgumentParser, default: str, *, lazily: bool = False) -> None:
-    parser.add_argument(
-        "--pull",
-        choices=("missing", "always", "never", "lazy") if lazily else ("missing", "always", "never"),
-        default=default,
-        help=f"when to ask the registry: if the store does not know the tag, every time, or never (default: {default})"
-        + ("; lazy: as missing, but start while the disk is still being fetched" if lazily else ""),
-    )
-    parser.add_argument("-q", "--quiet", action="store_true", help="show no progress")
-
-
-class _From(argparse.Action):
-    """Stores the name of a snapshot; then no artifact is needed. An optional artifact would be none before any option."""
-
-    def __call__(
-        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: object, option: str | None = None
-    ) -> None:
-        setattr(namespace, self.dest, values)
-        for action in parser._actions:
-            if action.dest in ("artifact", "program"):
-                action.required = False
-        for name, default in (("artifact", ""), ("program", [])):
-            if getattr(namespace, name, None) is None:
-                setattr(namespace, name, default)
-
-
-def _boot(parser: argparse.ArgumentParser) -> None:
-    _artifact(parser)
-    parser.add_argument(
-        "--from",
-        action=_From,
-        dest="from_snapshot",
-        metavar="SNAPSHOT",
-        help="go on from a snapshot in place of ARTIFACT; with --cold from its disk alone",
-    )
-    _add_machine_options(parser)
-    _add_program_options(parser)
-    parser.add_argument(
-        "program", nargs=argparse.REMAINDER, metavar="COMMAND", help="run this instead of the image's command"
-    )
-
-
 def _exec(parser: argparse.ArgumentParser) -> None:
-    _add_program_options(parser)
+    arguments.add_program(parser)
     parser.add_argument(
         "-d", "--detach", action="store_true", help="return when the command has started; drop its output"
     )
@@ -258,13 +200,13 @@ def _prune(parser: argparse.ArgumentParser) -> None:
 
 
 def _inspect(parser: argparse.ArgumentParser) -> None:
-    _artifact(parser)
+    arguments.add_artifact(parser)
     parser.add_argument("-f", "--format", metavar="FORMAT", help="print a line such as '{{.State}}'")
 
 
 def _pull(parser: argparse.ArgumentParser) -> None:
-    _artifact(parser)
-    _fetching(parser, "always")
+    arguments.add_artifact(parser)
+    arguments.add_fetching(parser, "always")
 
 
 def _serve(parser: argparse.ArgumentParser) -> None:
@@ -290,7 +232,7 @@ def _login(parser: argparse.ArgumentParser) -> None:
     add("registry", nargs="?", metavar="REGISTRY", default="docker.io", help="HOST or HOST:PORT (default: docker.io)")
     add("-u", "--username", metavar="NAME", help="default: ask")
     add("--password-stdin", action="store_true", help="read the password from standard input (default: ask)")
-    _registry(parser)
+    arguments.add_registry(parser)
 
 
 def _logout(parser: argparse.ArgumentParser) -> None:
@@ -305,114 +247,12 @@ def _verify(parser: argparse.ArgumentParser) -> None:
 
 def _doctor(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("registry", nargs="*", metavar="REGISTRY", help="check that HOST or HOST:PORT can be reached")
-    _registry(parser)
+    arguments.add_registry(parser)
 
 
 def _completion(own: argparse.ArgumentParser) -> None:
     own.set_defaults(whole_parser=parser)
     own.add_argument("shell", choices=("bash", "zsh", "fish"))
-
-
-def _add_machine_options(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("-d", "--detach", action="store_true", help="print the name and return when the program has started")
-    add("--name", metavar="NAME", help="name the sandbox (default: a random name)")
-    add("-l", "--label", action="append", default=[], metavar="NAME=VALUE", help="set a label; ps can filter by it")
-    add("--events", type=whole_number, metavar="FD", help="write events to this open file, a line of JSON each")
-    add("--keep", action="store_true", help="keep the sandbox after it exits (default with --detach)")
-    add("--rm", action="store_true", help="remove the sandbox when it exits (default without --detach)")
-    add("--timeout", type=decimal_number, metavar="SECONDS", help="stop the sandbox after SECONDS; exit 124")
-    add(
-        "--restart",
-        default="no",
-        metavar="POLICY",
-        help="start the sandbox again when it ends: no, on-failure[:N], always or unless-stopped (with --detach)",
-    )
-    add("-m", "--memory", metavar="SIZE", help="memory, for example 512m or 1.5g (default: the artifact's)")
-    add("--cpus", type=whole_number, metavar="N", help="number of processors (default: the artifact's)")
-    add("--disk-size", metavar="SIZE", help="a larger disk, for example 20g (default: the artifact's)")
-    add(
-        "-p",
-        "--publish",
-        action="append",
-        default=[],
-        metavar="[ADDRESS:]HOST:GUEST[/udp]",
-        help="publish a port of the guest on this host (default ADDRESS: 127.0.0.1)",
-    )
-    add(
-        "-v",
-        "--volume",
-        action="append",
-        default=[],
-        metavar="HOST:GUEST[:MODE]",
-        help="share a directory or file of this host; MODE: ro, dev, suid",
-    )
-    add("--network", choices=("user", "none"), help="user: outgoing network and -p (default); none: no network")
-    add(
-        "--allow",
-        action="append",
-        default=[],
-        metavar="HOST[:PORT]",
-        help="reach only this; HOST may be *.example.org, an address or a network (default ports: 80 and 443)",
-    )
-    add("--allow-file", action="append", default=[], type=file_path, metavar="FILE", help="read such lines from a file")
-    add(
-        "--secret",
-        action="append",
-        default=[],
-        metavar="NAME=SOURCE@HOST",
-        help="a variable with a placeholder, replaced in requests to HOST; SOURCE: env:VARIABLE, file:PATH, cmd:COMMAND",
-    )
-    add("--widen", action="store_true", help="accept --allow and --network user even if the artifact allows less")
-    add("--read-only", action="store_true", help="keep all changes to the root in memory")
-    add("--verify", action="store_true", help="hash the artifact's files in the store before they are used")
-    add(
-        "--tmpfs",
-        action="append",
-        default=[],
-        metavar="PATH[:OPTIONS]",
-        help="mount a file system in memory; OPTIONS as in docker: size=64m, mode=1777, exec, …",
-    )
-    add("--shm-size", metavar="SIZE", help="size of /dev/shm (default: half of the memory)")
-    add(
-        "--ulimit",
-        action="append",
-        default=[],
-        metavar="NAME=SOFT[:HARD]",
-        help="limit every program, for example nofile=1024",
-    )
-    add("--add-host", action="append", default=[], metavar="NAME:ADDRESS", help="add a line to /etc/hosts")
-    add("--dns", action="append", default=[], metavar="ADDRESS", help="use a name server (default: the host's)")
-    add("--dns-search", action="append", default=[], metavar="DOMAIN", help="search a domain; . for none")
-    add("--dns-option", action="append", default=[], metavar="OPTION", help="set an option of resolv.conf, as ndots:2")
-    add("--pid1", action="store_true", help="run the program as process 1 (default for systemd, tini and others)")
-    add("--init", action="store_true", help="keep the sandbox's init as process 1, whatever the program is")
-    add("--hostname", metavar="NAME", help="the guest's host name (default: the sandbox's name)")
-    add("--tls-cert", type=file_path, metavar="FILE", help="give the guest a client certificate (ROOTDISK_TLS_CERT)")
-    add("--tls-key", type=file_path, metavar="FILE", help="give the guest its private key (ROOTDISK_TLS_KEY)")
-    add("--tls-ca", type=file_path, metavar="FILE", help="give the guest a CA bundle (ROOTDISK_TLS_CA)")
-    add("--entrypoint", metavar="PROGRAM", help="run PROGRAM instead of the image's entrypoint; '' for none")
-    add("--backend", choices=("qemu", "krun"), help="default: QEMU, or libkrun if only that is installed")
-    add("--accel", choices=("kvm", "tcg"), help="default: KVM if it works here, else TCG")
-    add("--clone", choices=("overlay", "reflink", "copy"), help="how to copy the disk (default: overlay)")
-    add("--cold", action="store_true", help="boot the kernel, even if a saved machine could go on instead")
-    _fetching(parser, "missing", lazily=True)
-    add(
-        "--record-reads",
-        type=file_path,
-        metavar="FILE",
-        help="with --pull lazy: write which bytes of the disk are read, in order, as lines of offset and length",
-    )
-
-
-def _add_program_options(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("-e", "--env", action="append", default=[], metavar="NAME[=VALUE]", help="set a variable, or pass on yours")
-    add("--env-file", action="append", default=[], type=file_path, metavar="FILE", help="read variables from a file")
-    add("-w", "--workdir", metavar="DIR", help="working directory in the guest")
-    add("-u", "--user", metavar="USER[:GROUP]", help="run as this user")
-    add("-i", "--interactive", action="store_true", help="pass standard input to the program")
-    add("-t", "--tty", action="store_true", help="give the program a terminal")
 
 
 _EPILOG = "See runner COMMAND --help. Options may also stand before the command: runner --debug boot …"
@@ -421,7 +261,7 @@ COMMANDS = {
     "boot": Command(
         "boot",
         "boot a sandbox; exit with its program's status",
-        _boot,
+        arguments.add_boot,
         "Options go before ARTIFACT; everything after it is the command. "
         "Example: runner boot -e NAME=value oci:cache/artifacts/demo:1 python3 -c 'print(1)'",
         alias="run",

@@ -15,7 +15,7 @@ from rootdisk.oci.reference import parse_reference
 from rootdisk.records import Record
 from rootdisk.text import printable
 from runner.machine import backend
-from runner.options import network, surroundings
+from runner.options import arguments, network, surroundings
 from runner.options import values as option_values
 from runner.sandbox import launch
 from runner.sandbox.directory import Spec
@@ -157,10 +157,7 @@ def _flags(options: argparse.Namespace) -> set[str]:
     """Return the option strings of boot, such as `--name`; empty if they are not needed."""
     if "--" not in options.program:
         return set()
-    from rootdisk.cli.arguments import subparsers
-    from runner.parser import parser
-
-    return set(subparsers(parser("boot"))["boot"]._option_string_actions)
+    return {flag for action in arguments.boot_actions() for flag in action.option_strings}
 
 
 def _spec(options: argparse.Namespace, name: str) -> Spec:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from rootdisk.errors import BadInput
 from rootdisk.records import Record
 from runner.options import network
+from runner.options.arguments import boot_actions
 from runner.options.values import hostname
 from runner.sandbox import forks, snapshots
 from runner.sandbox.directory import Spec
@@ -73,10 +74,7 @@ def create(store: Store, options: argparse.Namespace, spec: Spec, settings: Sequ
 
 def _check(options: argparse.Namespace, snapshot: Snapshot, *, is_cold: bool) -> None:
     """Refuse options that make no sense with the snapshot; BadInput names the first."""
-    from rootdisk.cli.arguments import subparsers
-    from runner.parser import parser
-
-    for action in subparsers(parser("boot"))["boot"]._actions:
+    for action in boot_actions():
         if action.dest not in _NEVER and (is_cold or action.dest in _WITH_MEMORY):
             continue
         value = getattr(options, action.dest, None)
