@@ -25,7 +25,7 @@ from runner.machine.model import Machine, Vm
 from runner.snapshot.convert import wait_loaded
 from runner.store.store import Store
 from runner.template import memory
-from runner.template.restore import ENTROPY_BYTES, reason
+from runner.template.restore import ENTROPY_BYTES, reason, tell_time
 from runner.template.saved import Template
 
 TIMEOUT_S = 120.0  # of a busy host
@@ -87,7 +87,4 @@ def _go_on(vm: Vm, state: int, settings: Sequence[Record], deadline: float) -> N
         if not received:
             raise ValueError("the machine has ended")
         answer += received
-    if bytes(answer) != messages.frame(messages.RESUMED):
-        raise ValueError("the guest answered with something else")
-    now_ns = time.time_ns()
-    vm.channel.sendall(messages.frame(messages.TIME, messages.TIME_FORMAT.pack(now_ns // 10**9, now_ns % 10**9)))
+    tell_time(vm, answer)

@@ -121,6 +121,15 @@ def _go_on(vm: Vm, machine: Machine, pipe: int, reader: int, state: bytes, deadl
                 if not received:
                     raise ValueError("the machine has ended")
                 answer += received
+    tell_time(vm, answer)
+
+
+def tell_time(vm: Vm, answer: bytes | bytearray) -> None:
+    """Check that the guest has answered RESUMED, and send it the time.
+
+    Raises:
+        ValueError: It has answered with something else.
+    """
     if bytes(answer) != messages.frame(messages.RESUMED):
         raise ValueError("the guest answered with something else")
     now_ns = time.time_ns()
