@@ -351,12 +351,14 @@ class AsyncSandbox:
         with contextlib.ExitStack() as stack:
             state = await _in_thread(self._inner.find)
             sock = await _in_thread(orders.watch_end, state, stack)
-            if sock is not None:
+            while sock is not None:
                 sock.setblocking(False)
                 decoder = messages.Decoder()
                 while data := await _received(sock):
                     if (status := orders.end_of(decoder, data)) is not None:
                         return status
+                await asyncio.sleep(FOLLOW_S)  # a sandbox that starts again lets go of its clients before that
+                sock = await _in_thread(orders.watch_end, state, stack)
             while directory.is_running(state):
                 await asyncio.sleep(FOLLOW_S)
             return await _in_thread(lambda: orders.kept_status(self._inner.find()))

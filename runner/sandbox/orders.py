@@ -225,13 +225,27 @@ def watch_end(state: State, stack: contextlib.ExitStack) -> socket.socket | None
 
 
 def status_of(store: Store, state: State, sock: socket.socket | None) -> int:
-    """Wait until a sandbox has ended and return its exit status."""
-    if sock is not None:
-        decoder = messages.Decoder()
-        with contextlib.suppress(ConnectionError):
-            while data := sock.recv(4096):
-                if (status := end_of(decoder, data)) is not None:
-                    return status
+    """Wait until a sandbox has ended and return its exit status.
+
+    The timeout of `sock` is that of the whole.
+
+    Raises:
+        TimeoutError: The sandbox has not ended in this time.
+        RootdiskError: The status is not known.
+    """
+    timeout_s = sock.gettimeout() if sock is not None else None
+    deadline = time.monotonic() + timeout_s if timeout_s is not None else None
+    with contextlib.ExitStack() as stack:
+        while sock is not None:
+            decoder = messages.Decoder()
+            with contextlib.suppress(ConnectionError):
+                while data := sock.recv(4096):
+                    if (status := end_of(decoder, data)) is not None:
+                        return status
+            # A sandbox that starts again lets go of its clients before that.
+            time.sleep(_RETRY_S)
+            if (sock := watch_end(state, stack)) is not None and deadline is not None:
+                sock.settimeout(max(0.001, deadline - time.monotonic()))
     if state.running:
         wait_end(state)
         state = directory.find(store, state.spec.name)  # it ended in between

@@ -22,6 +22,7 @@ FIRST_S, LONGEST_S = 0.1, 60.0  # docker's
 GOOD_S = 10.0
 KINDS = ("no", "on-failure", "always", "unless-stopped")
 _COUNT_MAX = 1_000_000
+_WAITING_MAX = 64  # clients that wait for the next end
 _REQUEST_S = 2.0  # for a client that has connected to send what it wants
 
 
@@ -76,35 +77,46 @@ class Restarts:
 
 
 def rest(listener: socket.socket, seconds: float, name: str) -> bool:
-    """Answer clients for `seconds`. Return False at once if one of them tells the sandbox to end."""
+    """Answer clients for `seconds`. Return False at once if one of them tells the sandbox to end.
+
+    Who waits for the next end is disconnected when the sandbox starts or ends, and asks again then.
+    """
     end = time.monotonic() + seconds
     answer = messages.frame(messages.ERROR, f"sandbox {name} is about to start again".encode())
-    while (left := end - time.monotonic()) > 0:
-        listener.settimeout(left)
-        try:
-            client, _ = listener.accept()
-        except TimeoutError:
-            break
-        except OSError:  # no descriptor is free
-            time.sleep(min(left, 0.2))
-            continue
-        with client, contextlib.suppress(OSError, GuestError):
-            if _is_told_to_end(client, min(left, _REQUEST_S)):
-                return False
-            client.sendall(answer)
+    with contextlib.ExitStack() as waiting:
+        places = _WAITING_MAX
+        while (left := end - time.monotonic()) > 0:
+            listener.settimeout(left)
+            try:
+                client, _ = listener.accept()
+            except TimeoutError:
+                break
+            except OSError:  # no descriptor is free
+                time.sleep(min(left, 0.2))
+                continue
+            with contextlib.ExitStack() as held, contextlib.suppress(OSError, GuestError):
+                held.enter_context(client)
+                wish = _first_frame(client, min(left, _REQUEST_S))
+                if wish in (messages.STOP, messages.KILL):
+                    return False
+                if wish == messages.WAIT and places:
+                    places -= 1
+                    waiting.push(held.pop_all())
+                else:
+                    client.sendall(answer)
     return True
 
 
-def _is_told_to_end(client: socket.socket, seconds: float) -> bool:
-    """Read the first frame of a client."""
+def _first_frame(client: socket.socket, seconds: float) -> int | None:
+    """Return the kind of the first frame of a client; None if it sends none."""
     decoder, end = messages.Decoder(messages.FROM_CLIENT), time.monotonic() + seconds
     while (left := end - time.monotonic()) > 0:
         client.settimeout(left)
         if not (data := client.recv(4096)):
             break
         for kind, _, _ in decoder.feed(data):
-            return kind in (messages.STOP, messages.KILL)
-    return False
+            return kind
+    return None
 
 
 def nobody() -> socket.socket:

@@ -53,6 +53,10 @@ def test_restarts(demo: str, runner: Runner, stand_in: FakeKrun) -> None:
     assert len(os.listdir(f"/proc/{row(runner, 'on')['pid']}/fd")) <= held + 2
     until(lambda: row(runner, "on")["state"] == "restarting", 60)
     assert "about to start again" in runner("exec", "on", "true").stderr
+    began = starts(runner, "on")
+    assert runner("wait", "on").stdout == "7\n"  # of the next run, as docker
+    assert starts(runner, "on") == began + 1
+    until(lambda: row(runner, "on")["state"] == "restarting", 60)
     assert runner("stop", "on").returncode == 0
     assert row(runner, "on")["state"] == "exited"
     assert runner("start", "--all", "--json").stdout == "[]\n"  # its user has stopped it

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 from pathlib import Path
@@ -10,8 +11,10 @@ import pytest
 
 from rootdisk.errors import BadInput
 from runner.channel import messages
+from runner.sandbox import orders
 from runner.sandbox.restart import GOOD_S, Policy, Restarts, rest
 from runner.sandbox.state import BY_HOST, BY_USER, Spec, State
+from runner.store.store import Store
 
 SPEC = Spec("web", "oci:x", "sha256:" + "0" * 64, "0" * 64, "0" * 64, None, None, 1, 64, 1)
 
@@ -90,3 +93,48 @@ def test_clients_are_answered_meanwhile(tmp_path: Path, sent: bytes, goes_on: bo
         assert went_on == [goes_on]
         if sent.startswith(messages.frame(messages.EXEC, b"cmd=ls\0")):
             assert b"sandbox web is about to start again" in answer
+
+
+@pytest.mark.parametrize("goes_on", [True, False])
+def test_who_waits_is_let_go_at_the_start_and_at_the_end(tmp_path: Path, goes_on: bool) -> None:
+    """And not told that the sandbox is about to start: `runner wait` asks again then."""
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as client:
+        listener.bind(str(tmp_path / "control"))
+        listener.listen()
+        client.settimeout(10)
+        client.connect(str(tmp_path / "control"))
+        client.sendall(messages.frame(messages.WAIT))
+        with socket.socket(socket.AF_UNIX) as other:
+            other.connect(str(tmp_path / "control"))
+            other.sendall(messages.frame(messages.EXEC if goes_on else messages.KILL, b""))
+            assert rest(listener, 0.3, "web") is goes_on
+        assert client.recv(4096) == b""
+
+
+def test_a_status_is_that_of_the_next_run(tmp_path: Path) -> None:
+    """Of a keeper that lets go of its clients once."""
+    state = State(tmp_path, SPEC, True, 0, 1.0, 2.0, None, None, "", "")
+    with socket.socket(socket.AF_UNIX) as listener, contextlib.ExitStack() as stack:
+        listener.bind(str(tmp_path / "control"))
+        listener.listen()
+
+        def keep() -> None:
+            for answer in (b"", messages.frame_number(messages.EXIT, 7)):
+                client, _ = listener.accept()
+                with client:
+                    assert client.recv(4096) == messages.frame(messages.WAIT)
+                    client.sendall(answer)
+
+        keeper = threading.Thread(target=keep)
+        keeper.start()
+        sock = orders.watch_end(state, stack)
+        assert sock is not None
+        sock.settimeout(20)
+        store = Store.open(tmp_path / "store")
+        assert orders.status_of(store, state, sock) == 7
+        keeper.join(10)
+        sock = orders.watch_end(state, stack)  # nobody accepts it
+        assert sock is not None
+        sock.settimeout(0.1)
+        with pytest.raises(TimeoutError):
+            orders.status_of(store, state, sock)
