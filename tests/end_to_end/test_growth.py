@@ -18,6 +18,7 @@ from runner.store.pull import pull
 from runner.store.store import Store
 from tests.support.commands import Runner
 from tests.support.disks import complaints, needs_e2fsck
+from tests.support.waiting import until
 
 FILL = """
 import os
@@ -89,3 +90,49 @@ def test_a_guest_grows_its_disk(
     assert launch.launch(ready, store, Counter()) == 0
     assert capfd.readouterr().out.strip() in ("19", "20")
     assert complaints(raw(store.root, "grown", tmp_path / "raw")) == []
+
+
+@pytest.mark.vm
+@pytest.mark.nightly  # writes 800 MiB
+@pytest.mark.parametrize("clone", ["overlay", "copy"])
+def test_what_is_deleted_is_given_back(demo: str, tmp_path: Path, clone: str) -> None:
+    runner = Runner(tmp_path / "store")
+    done = runner(
+        "boot",
+        "-d",
+        "--name",
+        "gives",
+        "--network",
+        "none",
+        "--clone",
+        clone,
+        "--entrypoint",
+        "sleep",
+        demo,
+        "infinity",
+    )
+    assert done.returncode == 0, done.stderr
+    (disk,) = (runner.store / "sandboxes/gives").glob("disk.*")
+
+    def used() -> int:
+        """Bytes of the disk's file on the host."""
+        return disk.stat().st_blocks * 512
+
+    def sh(script: str) -> None:
+        done = runner("exec", "-u", "0", "gives", "sh", "-c", script)
+        assert done.returncode == 0, done.stderr
+
+    before = used()
+    sh("head -c 800M /dev/zero | tr '\\0' x > /big; sync")
+    written = used() - before
+    assert written > 790 << 20
+    sh("rm /big; sync")
+    until(lambda: used() - before <= written * 15 // 100, 30)
+    assert runner("stop", "gives").returncode == 0
+    assert runner("start", "gives").returncode == 0  # the disk can be read, and its slot is where it was
+    assert used() - before <= written * 15 // 100
+    if clone == "overlay":
+        assert runner("stop", "gives").returncode == 0
+        done = subprocess.run(["qemu-img", "check", "-f", "qcow2", str(disk)], capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+    runner("rm", "-f", "gives")

@@ -60,10 +60,15 @@ int load_modules(const struct guest *guest, enum stage stage, struct why *why) {
 static int mount_root(const struct guest *guest, struct why *why) {
     const char *device = guest->verity ? set_up_verity(guest->verity, guest->root_device, why) : guest->root_device;
     double deadline = now() + 10;
+    char options[1024];
     if (!device)
         return -1;
+    /* What files free is given back to the host, if the disk can do that; flags on the command line come last, so they win. */
+    const char *discard = guest->verity ? "" : *guest->root_flags ? "discard," : "discard";
+    if (snprintf(options, sizeof options, "%s%s", discard, guest->root_flags) >= (int)sizeof options)
+        return explain(why, "rootdisk.rootflags is too long");
     mkdir("/root", 0755);
-    while (mount(device, "/root", "ext4", MS_NOATIME | (guest->verity ? MS_RDONLY : 0), guest->root_flags)) {
+    while (mount(device, "/root", "ext4", MS_NOATIME | (guest->verity ? MS_RDONLY : 0), options)) {
         if ((errno != ENOENT && errno != ENXIO) || now() > deadline)
             return explain(why, "cannot mount %.200s: %s%s", device, strerror(errno),
                            errno == ENOENT ? " (no such disk: is virtio_blk in the kernel, and the disk attached?)" : "");
