@@ -4,7 +4,7 @@
 
 `[defaults]` has the same keys as an image; tables in it (env, owners, …) are merged name by name, files and removed
 paths added up. Relative paths are relative to the file. Certificates and files are read here, so what is checked is what
-is built. Which keys there are is in images.schema.json; imagetool/config/values.py says what each may be.
+is built. Which keys there are is in images.schema.json; values.py and published.py say what each may be.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from imagetool.config import schema
-from imagetool.config import values as values
+from imagetool.config import published, schema, values
 from imagetool.config.toml_lines import Where
 from imagetool.config.values import MIB
 from imagetool.layout.additions import Owner
@@ -251,7 +250,7 @@ def _image(image: Where, defaults: Where | None, *, command_line: bool = False) 
     reference = get("source", values.a_reference, None)
     if reference is None:
         raise image.error("has no source", 'write source = "registry/repository:tag" or "oci:DIR:TAG"')
-    allowed = {name: values.reason(where) for name, where in table("allow_secret").items()}
+    allowed = {name: published.reason(where) for name, where in table("allow_secret").items()}
     kernel = get("kernel", values.kernel, "debian")
     tls = {key: values.certificates(where) for key, where in table("tls").items()}
     process = _process(table("process"), allowed)
@@ -266,9 +265,9 @@ def _image(image: Where, defaults: Where | None, *, command_line: bool = False) 
     if kernel == "none" and get("vmlinux", Where.boolean, None):
         raise image.error('has vmlinux and kernel = "none"', "leave one out: it is taken out of the kernel")
     own_layout = Reference("oci", path=(image.file.parent / "cache" / "artifacts" / name).absolute())
-    of_files: tuple[str, ...] = get("env_files", lambda where: values.variables(where, allowed), ())
-    variables = (*of_files, *(values.variable(where, allowed) for where in table("env").values()))
-    labels = {name: values.plain_text(where, name, allowed) for name, where in table("labels").items()}
+    of_files: tuple[str, ...] = get("env_files", lambda where: published.variables(where, allowed), ())
+    variables = (*of_files, *(published.variable(where, allowed) for where in table("env").values()))
+    labels = {name: published.plain_text(where, name, allowed) for name, where in table("labels").items()}
     files = _files(items("files"), allowed)
     if "allow_secret" in image.table():
         added = (
@@ -347,8 +346,8 @@ def _signing(table: Mapping[str, Where], image: Where) -> Signing | None:
 
 def _process(table: Mapping[str, Where], allowed: Mapping[str, str]) -> ProcessChange:
     return ProcessChange(
-        values.plain_texts(table["entrypoint"], "process.entrypoint", allowed) if "entrypoint" in table else None,
-        values.plain_texts(table["cmd"], "process.cmd", allowed) if "cmd" in table else None,
+        published.plain_texts(table["entrypoint"], "process.entrypoint", allowed) if "entrypoint" in table else None,
+        published.plain_texts(table["cmd"], "process.cmd", allowed) if "cmd" in table else None,
         values.absolute(table["workdir"]) if "workdir" in table else None,
         values.a_user(table["user"]) if "user" in table else None,
         table["pid1"].boolean() if "pid1" in table else None,
@@ -388,7 +387,7 @@ def _files(items: list[Where], allowed: Mapping[str, str]) -> tuple[OwnFile, ...
         for file in made:
             what = f"{printable(file.content)}: " if isinstance(file.content, Path) else ""
             key = "text" if "text" in table else "from"
-            values.refuse_secret(item / key, file.path, file.secret, allowed, what, file.unread)
+            published.refuse_secret(item / key, file.path, file.secret, allowed, what, file.unread)
         found |= {file.path: file for file in made}
         if len(found) > files.FILES_MAX_COUNT:
             raise item.error(f"more than {files.FILES_MAX_COUNT} files", "put them into the image")

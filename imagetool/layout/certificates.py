@@ -24,10 +24,8 @@ def check_certificates(data: bytes, what: str) -> bytes:
     """Return the PEM certificates in `data`, each checked, without the text between them.
 
     Raises:
-        BadInput: `data` is too large, has no certificate or a damaged one, or holds a private key. It names `what`.
+        BadInput: `data` has no certificate or a damaged one, or holds a private key. It names `what`.
     """
-    if len(data) > PEM_MAX_BYTES:
-        raise BadInput(f"{what}: larger than {PEM_MAX_BYTES >> 20} MiB", "is it a PEM file?")
     if key := secrets.in_bytes(data):
         raise BadInput(
             f"{what}: holds {key}, and a build is published",

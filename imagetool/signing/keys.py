@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from imagetool.signing import cosign
+from rootdisk.cli.files import read_small_file
 from rootdisk.errors import BadInput, RootdiskError, Unsupported
 from rootdisk.system import process
 from rootdisk.text import printable
@@ -146,12 +147,5 @@ def _passphrase(file: Path | None) -> bytes | None:
 
 
 def read_key_file(path: Path) -> bytes:
-    """Read a small file that the user names."""
-    try:
-        with path.open("rb") as file:
-            data = file.read(KEY_MAX_BYTES + 1)
-    except OSError as err:
-        raise BadInput(f"cannot read {printable(path)}: {err.strerror}") from err
-    if len(data) > KEY_MAX_BYTES:
-        raise BadInput(f"{printable(path)}: more than {KEY_MAX_BYTES} bytes", "is it a key?")
-    return data
+    """Read a file with a key or passphrase; BadInput if it cannot be read or is too large for one."""
+    return read_small_file(path, KEY_MAX_BYTES)

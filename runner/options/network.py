@@ -105,7 +105,7 @@ def _allowed(options: argparse.Namespace) -> tuple[str, ...]:
     texts = [(text, "--allow") for text in options.allow]
     for path in options.allow_file:
         option = f"--allow-file {printable(path)}"
-        texts += [(text, option) for text in parse_file(values.read(path, "--allow-file"), option)]
+        texts += [(text, option) for text in parse_file(values.read_small(path, "--allow-file"), option)]
     rules = tuple(dict.fromkeys(parse_rule(text, option).text for text, option in texts))
     if not rules:
         raise BadInput("--allow-file: no rule is in it", "for no network at all: --network none")

@@ -10,6 +10,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from rootdisk import env_file
+from rootdisk.cli.files import read_small_file
 from rootdisk.cli.sizes import HINT, parse_size
 from rootdisk.errors import BadInput
 from rootdisk.ids import check_user
@@ -100,7 +101,7 @@ def program_records(options: argparse.Namespace) -> list[Record]:
     if options.tty and "TERM" in os.environ:
         records.append(("term", os.fsencode(os.environ["TERM"])))
     for path in options.env_file:
-        for variable in env_file.parse(read(path, "--env-file"), f"--env-file {printable(path)}"):
+        for variable in env_file.parse(read_small(path, "--env-file"), f"--env-file {printable(path)}"):
             records += _variable(variable)
     for text in options.env:
         records += _variable(os.fsencode(text))
@@ -117,7 +118,7 @@ def boot_records(options: argparse.Namespace, name: str) -> list[Record]:
     records = program_records(options)
     for key, path in (("tls-ca", options.tls_ca), ("tls-cert", options.tls_cert), ("tls-key", options.tls_key)):
         if path is not None:
-            records.append((key, read(path, f"--{key}")))
+            records.append((key, read_small(path, f"--{key}")))
     if options.entrypoint is not None:
         records.append(
             ("entrypoint", os.fsencode(options.entrypoint)) if options.entrypoint else ("noentrypoint", b"1")
@@ -139,16 +140,9 @@ def _variable(text: bytes) -> list[Record]:
     return [] if value is None else [("env", name + b"=" + value)]
 
 
-def read(path: Path, option: str) -> bytes:
-    """Read a small file that an option names."""
-    try:
-        with path.open("rb") as file:
-            data = file.read(SMALL_FILE_MAX_BYTES + 1)
-    except OSError as err:
-        raise BadInput(f"{option}: cannot read {printable(path)}: {err.strerror}") from err
-    if len(data) > SMALL_FILE_MAX_BYTES:
-        raise BadInput(f"{option}: {printable(path)} is larger than 1 MiB", "is it the right file?")
-    return data
+def read_small(path: Path, option: str) -> bytes:
+    """Read a small file that an option names; BadInput if it cannot be read or is too large."""
+    return read_small_file(path, SMALL_FILE_MAX_BYTES, option=option)
 
 
 def labels(texts: Sequence[str]) -> tuple[tuple[str, str], ...]:

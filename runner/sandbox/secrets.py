@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rootdisk.cli.files import read_small_file
 from rootdisk.errors import BadInput, RootdiskError
 from rootdisk.records import Record
 from rootdisk.system import process
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from runner.network.secrets import Secrets, SecretSpec
 
 _COMMAND_S = 60.0
-_READ_MAX = 64 << 10
+_FILE_MAX_BYTES = 64 << 10
 _FOLDER = "/run/rootdisk"
 # Variables by which programs find certificates: all of the image's with ours, and ours alone.
 _BUNDLES = (
@@ -69,11 +70,7 @@ def _value(spec: SecretSpec) -> bytes:
             )
         return value
     if spec.kind == "file":
-        try:
-            with Path(spec.source).open("rb") as file:
-                return file.read(_READ_MAX)
-        except OSError as err:
-            raise BadInput(f"--secret {spec.name}: cannot read {printable(spec.source)}: {err.strerror}") from err
+        return read_small_file(Path(spec.source), _FILE_MAX_BYTES, option=f"--secret {spec.name}")
     try:
         done = process.run(["/bin/sh", "-c", spec.source], timeout_s=_COMMAND_S)
     except (OSError, TimeoutError) as err:

@@ -22,6 +22,7 @@ from imagetool.look.inspection import InspectedDisk, shown
 from imagetool.look.map.grid import Run, without
 from rootdisk.artifact.format import ChunkIndex
 from rootdisk.artifact.published import open_artifact
+from rootdisk.cli.files import read_small_file
 from rootdisk.durable import data_runs
 from rootdisk.errors import BadInput
 from rootdisk.ext4.format import EXT4_EXTENTS_FL, EXT4_JOURNAL_INO
@@ -177,12 +178,7 @@ def read_trace(path: Path, disk_size: int) -> list[Run]:
     Raises:
         BadInput: The file cannot be read or is not a trace of this disk.
     """
-    try:
-        if path.stat().st_size > TRACE_MAX_BYTES:
-            raise BadInput(f"{path}: more than {TRACE_MAX_BYTES >> 20} MiB", "the trace of a boot is far smaller")
-        lines = path.read_text("utf-8", "replace").splitlines()
-    except OSError as err:
-        raise BadInput(f"cannot read {path}: {err.strerror}") from err
+    lines = read_small_file(path, TRACE_MAX_BYTES).decode("utf-8", "replace").splitlines()
     runs = []
     for number, line in enumerate(lines, 1):
         if not line.strip() or line.lstrip().startswith("#"):
