@@ -24,17 +24,18 @@ import json
 import os
 import stat
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rootdisk.durable import atomic_write, open_file, read_file
+from rootdisk.durable import atomic_write, open_file
 from rootdisk.errors import BadInput, Busy, RootdiskError
-from rootdisk.system.ownership import make_directory, user_name
+from rootdisk.system.ownership import make_directory
 from rootdisk.system.versions import OtherVersion
 from rootdisk.text import printable
-from runner.sandbox.liveness import answers, is_running, not_running, runs, take_lock, try_lock, wait_end
-from runner.sandbox.state import MAX_BYTES, Spec, State, Unreadable, parse, state_json
+from runner.sandbox.liveness import answers, is_running, not_running, take_lock, try_lock, wait_end
+from runner.sandbox.lookup import NEW, all_of, find, find_any, look, needed, read, states
+from runner.sandbox.state import MAX_BYTES, Spec, State, Unreadable, state_json
 from runner.store.store import Store
 
 __all__ = [
@@ -58,7 +59,6 @@ __all__ = [
     "wait_end",
 ]
 
-_NEW = ".new-"
 _NEW_MAX_AGE_S = 60  # an unnamed directory without a lock is left over after this time
 _ERROR_MAX_CHARS = 8192
 _GROWTH_BYTES = 64 << 10  # reserved for what the state gains when the sandbox runs and ends
@@ -82,7 +82,7 @@ class Sandbox:
         Raises:
             BadInput: `spec` is too large for a state file.
         """
-        folder = store.sandboxes / f"{_NEW}{os.urandom(8).hex()}"
+        folder = store.sandboxes / f"{NEW}{os.urandom(8).hex()}"
         make_directory(folder)
         lock = open_file(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_EXCL)
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -201,99 +201,6 @@ class Sandbox:
         os.close(self.lock)
 
 
-def read(folder: Path) -> State:
-    """Read the state of the sandbox in `folder`.
-
-    Raises:
-        OSError: A file cannot be opened.
-        OtherVersion: The state has another version.
-        ValueError: The state is damaged.
-    """
-    if not stat.S_ISDIR(os.lstat(folder).st_mode):
-        raise ValueError("is not a directory")
-    running = runs(folder)
-    try:
-        return parse(read_file(folder / "state.json", MAX_BYTES), folder, running)
-    except ValueError as err:
-        raise type(err)(f"state.json {err}") from None
-
-
-def look(folder: Path) -> State | Unreadable:
-    """Read the sandbox in `folder`, or return why it cannot be read.
-
-    Raises:
-        FileNotFoundError: There is nothing with that name.
-    """
-    try:
-        return read(folder)
-    except (OSError, ValueError) as err:
-        owner = os.lstat(folder).st_uid
-        reason = printable(err)
-        if isinstance(err, OSError):
-            reason = f"{os.path.basename(err.filename or 'lock')}: {err.strerror}"
-            if owner != os.geteuid():
-                reason += f" (owner: {user_name(owner)})"
-        running = False
-        with contextlib.suppress(OSError):
-            running = runs(folder)
-        return Unreadable(folder, reason, running or answers(folder), isinstance(err, OtherVersion))
-
-
-def all_of(store: Store) -> Iterator[State | Unreadable]:
-    """Yield every sandbox, including unfinished and unreadable ones."""
-    for folder in sorted(store.sandboxes.iterdir()):
-        with contextlib.suppress(FileNotFoundError):  # removed meanwhile
-            sandbox = look(folder)
-            if isinstance(sandbox, State) or not _is_unfinished(folder):
-                yield sandbox
-
-
-def states(store: Store) -> Iterator[State]:
-    """Yield every readable sandbox, including unfinished ones."""
-    return (sandbox for sandbox in all_of(store) if isinstance(sandbox, State))
-
-
-def needed(store: Store) -> set[str] | None:
-    """Return the hex digests that sandboxes use, or None if one is unreadable: it may use anything."""
-    digests: set[str] = set()
-    for sandbox in all_of(store):
-        if isinstance(sandbox, Unreadable):
-            return None
-        digests |= sandbox.uses
-    return digests
-
-
-def find(store: Store, name: str) -> State:
-    """Return the sandbox `name`.
-
-    Raises:
-        BadInput: There is none, or it cannot be read.
-    """
-    sandbox = find_any(store, name)
-    if isinstance(sandbox, Unreadable):
-        raise BadInput(f"sandbox {printable(name)} cannot be read: {sandbox.reason}", sandbox.remedy)
-    return sandbox
-
-
-def find_any(store: Store, name: str) -> State | Unreadable:
-    """Return the sandbox `name`, even if it cannot be read.
-
-    Raises:
-        BadInput: There is none; the hint names a similar one.
-    """
-    try:
-        if not name or "/" in name or "\0" in name or (name.startswith(".") and not name.startswith(_NEW)):
-            raise FileNotFoundError
-        return look(store.sandboxes / name)
-    except OSError as err:
-        import difflib
-
-        names = [sandbox.name for sandbox in all_of(store)]
-        near = difflib.get_close_matches(name, names, 1)
-        hint = f"did you mean {printable(near[0])}?" if near else "see runner ps -a"
-        raise BadInput(f"no sandbox {printable(name, 80)!r}", hint) from err
-
-
 def check_removable(sandbox: State | Unreadable, *, force: bool) -> None:
     """Refuse to remove a sandbox of another version without `force`: only its own release knows what it contains.
 
@@ -334,7 +241,7 @@ def _remove(folder: Path) -> None:
     Raises:
         RootdiskError: It cannot be deleted; what is left keeps its name.
     """
-    hidden = folder.with_name(f"{_NEW}{os.urandom(8).hex()}")
+    hidden = folder.with_name(f"{NEW}{os.urandom(8).hex()}")
     try:
         if not stat.S_ISDIR(os.lstat(folder).st_mode):
             folder.unlink()
@@ -365,7 +272,7 @@ def discard(folder: Path) -> None:
 
     An unreadable sandbox stays, unless it never had a name. A sandbox of another version always stays.
     """
-    hidden = folder.name.startswith(_NEW)
+    hidden = folder.name.startswith(NEW)
     try:
         lock = try_lock(folder)
     except FileNotFoundError:
@@ -391,14 +298,9 @@ def discard(folder: Path) -> None:
             os.close(lock)
 
 
-def _is_unfinished(folder: Path) -> bool:
-    """Return whether a directory has neither name nor state: its creation or removal is in progress, or was interrupted."""
-    return folder.name.startswith(_NEW) and not os.path.lexists(folder / "state.json")
-
-
 def _is_left(folder: Path) -> bool:
     """Return whether a directory without lock or state was left by a killed process."""
-    if not folder.name.startswith(_NEW) or time.time() - folder.stat().st_mtime < _NEW_MAX_AGE_S:
+    if not folder.name.startswith(NEW) or time.time() - folder.stat().st_mtime < _NEW_MAX_AGE_S:
         return False
     try:
         read(folder)
