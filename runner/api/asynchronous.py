@@ -14,13 +14,14 @@ from typing import Any, ParamSpec, TypeVar, Unpack
 
 from rootdisk.errors import RootdiskError
 from rootdisk.ids import parse_signal
-from runner.api import collected
+from runner.api import collected, starting
 from runner.api.collected import OUTPUT_MAX_BYTES, Collected
 from runner.api.life import Life
 from runner.api.options import BootOptions
 from runner.api.process import KILLED_S, RECEIVE_BYTES, SIGKILL
 from runner.api.results import LogPiece, Remarks, Result
-from runner.api.sandbox import FILE_MAX_BYTES, FOLLOW_S, Sandbox, prepare, still_runs
+from runner.api.sandbox import FILE_MAX_BYTES, FOLLOW_S, Sandbox
+from runner.api.starting import Started
 from runner.api.store import Place
 from runner.channel import messages
 from runner.channel.exchange import Exchange
@@ -162,9 +163,9 @@ class AsyncSandbox:
         **options: Unpack[BootOptions],
     ) -> AsyncSandbox:
         """Boot a sandbox and return when its program has started; see `Sandbox.boot`. A cancelled boot leaves nothing."""
-        future = asyncio.ensure_future(_in_thread(prepare, Sandbox, artifact, command, store, options))
+        future = asyncio.ensure_future(_in_thread(starting.boot, artifact, command, store, options))
         try:
-            inner = await asyncio.shield(future)
+            inner = Sandbox(*await asyncio.shield(future))
         except asyncio.CancelledError:
             future.add_done_callback(_discard)
             raise
@@ -311,7 +312,7 @@ class AsyncSandbox:
                     return self._life.status
                 return await self._wait_as_visitor()
         except TimeoutError:
-            raise still_runs(self.name, timeout) from None
+            raise starting.still_runs(self.name, timeout) from None
 
     async def start(self) -> None:
         """Start a kept sandbox again, with the options that it was booted with; see `Sandbox.start`."""
@@ -371,10 +372,10 @@ async def _received(sock: socket.socket) -> bytes:
         return b""
 
 
-def _discard(future: asyncio.Future[Sandbox]) -> None:
+def _discard(future: asyncio.Future[Started]) -> None:
     """End a sandbox whose boot was cancelled while it was prepared."""
     if not future.cancelled() and future.exception() is None:
-        future.result().drop()
+        future.result().sock.close()
 
 
 async def _kill(process: AsyncProcess) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import select
 import socket
 import time
@@ -9,8 +10,10 @@ from collections import deque
 from collections.abc import Iterator
 from types import TracebackType
 
-from rootdisk.errors import TimedOut
+from rootdisk.errors import RootdiskError, TimedOut
 from rootdisk.ids import parse_signal
+from runner.api.collected import Collected
+from runner.api.results import Result
 from runner.channel.exchange import Exchange
 
 RECEIVE_BYTES = 256 << 10
@@ -149,3 +152,28 @@ def _received(sock: socket.socket) -> bytes:
         return sock.recv(RECEIVE_BYTES)
     except ConnectionError:
         return b""
+
+
+def run_to_end(process: Process, input: bytes | None, timeout: float | None, max_output: int) -> Result:
+    """Return exit status and output of a program that was just started; see `Sandbox.exec`."""
+    output = Collected(process.exchange, input, max_output)
+    process.push()
+    deadline = None if timeout is None else time.monotonic() + timeout
+    try:
+        while not output.is_full and (
+            piece := process.read(None if deadline is None else max(0.0, deadline - time.monotonic()))
+        ):
+            output.add(*piece)
+    except TimedOut:
+        assert timeout is not None
+        _kill(process)
+        raise output.timed_out(timeout) from None
+    if output.is_full:
+        _kill(process)
+    return output.result()
+
+
+def _kill(process: Process) -> None:
+    with contextlib.suppress(TimedOut, RootdiskError):
+        process.kill()
+        process.wait(KILLED_S)

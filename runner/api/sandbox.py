@@ -11,19 +11,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Unpack
 
-from rootdisk.errors import BadInput, RootdiskError, TimedOut
+from rootdisk.errors import BadInput
 from rootdisk.ids import parse_signal
-from runner.api import collected
-from runner.api.collected import OUTPUT_MAX_BYTES, Collected
+from runner.api import collected, starting
+from runner.api.collected import OUTPUT_MAX_BYTES
 from runner.api.life import Life
-from runner.api.options import BootOptions, boot_options
-from runner.api.process import KILLED_S, Process
+from runner.api.options import BootOptions
+from runner.api.process import Process, run_to_end
 from runner.api.results import LogBatch, LogPiece, Remarks, Result
 from runner.api.store import Place, open_store
 from runner.channel import messages
-from runner.machine import ports
-from runner.options import boot as boot_request
-from runner.sandbox import directory, launch, lines, orders, starter, visit
+from runner.sandbox import directory, lines, orders, starter, visit
 from runner.sandbox.directory import State
 from runner.sandbox.keeper import STOP_S
 from runner.sandbox.usage import sandbox_document
@@ -75,7 +73,7 @@ class Sandbox:
             BadInput: An option is wrong.
             RootdiskError: The artifact cannot be fetched, or the sandbox does not start.
         """
-        sandbox = prepare(cls, artifact, command, store, options)
+        sandbox = cls(*starting.boot(artifact, command, store, options))
         sandbox._await_start()
         return sandbox
 
@@ -155,21 +153,7 @@ class Sandbox:
         """
         process = self.spawn(command, env=env, workdir=workdir, user=user, stdin=input is not None)
         with process:
-            output = Collected(process.exchange, input, max_output)
-            process.push()
-            deadline = None if timeout is None else time.monotonic() + timeout
-            try:
-                while not output.is_full and (
-                    piece := process.read(None if deadline is None else max(0.0, deadline - time.monotonic()))
-                ):
-                    output.add(*piece)
-            except TimedOut:
-                assert timeout is not None
-                _kill(process)
-                raise output.timed_out(timeout) from None
-            if output.is_full:
-                _kill(process)
-            return output.result()
+            return run_to_end(process, input, timeout, max_output)
 
     def spawn(
         self,
@@ -270,7 +254,7 @@ class Sandbox:
             try:
                 return orders.status_of(self.store, state, sock)
             except TimeoutError:
-                raise still_runs(self.name, timeout) from None
+                raise starting.still_runs(self.name, timeout) from None
 
     def start(self) -> None:
         """Start a kept sandbox again, with the options that it was booted with. It goes on when this program ends.
@@ -284,14 +268,8 @@ class Sandbox:
 
     def begin(self) -> None:
         """Start the keeper of a kept sandbox; its program has not started yet."""
-        state = self.find()
-        if state.running:
-            raise BadInput(f"sandbox {self.name} is already running", "exec a program in it")
-        starter.current()
-        ports.check(state.spec.forwards)
-        spec = state.spec._replace(detached=True)
-        sock, _ = starter.begin(launch.reopen(self.store, state._replace(spec=spec)), self.store)
-        self.sock, self.life = sock, Life(is_tied=False)
+        started = starting.again(self.store, self.find())
+        self.sock, self.life = started.sock, started.life
 
     def snapshot(self, name: str, *, without_memory: bool = False) -> None:
         """Save the running sandbox, which goes on, as the snapshot `name`: boot others with `from_snapshot`.
@@ -358,16 +336,7 @@ class Sandbox:
         """Listen to the keeper until it has said enough."""
         assert self.sock is not None
         assert self.life is not None
-        deadline = None if timeout is None else time.monotonic() + timeout
-        while not is_enough(self.life):
-            self.sock.settimeout(None if deadline is None else max(0.001, deadline - time.monotonic()))
-            try:
-                data = self.sock.recv(4096)
-            except TimeoutError:
-                raise still_runs(self.name, timeout) from None
-            except ConnectionError:
-                data = b""
-            self.life.receive(data)
+        starting.listen(starting.Started(self.name, self.store, self.sock, self.life), is_enough, timeout)
 
     def log(self, **wanted: Any) -> Iterator[LogBatch]:
         """Yield the batches of a log; see `lines.batches`."""
@@ -388,36 +357,6 @@ class Sandbox:
         with contextlib.suppress(BadInput):
             while not self.find().spec.keep and time.monotonic() < deadline:
                 time.sleep(_POLL_S)
-
-
-def prepare(
-    kind: type[Sandbox], artifact: str, command: Sequence[str], store: Place | None, options: Mapping[str, Any]
-) -> Sandbox:
-    """Fetch the artifact, create the sandbox and start its keeper; its program has not started yet."""
-    parsed = boot_options(artifact, command, options)
-    is_tied = not parsed.detach
-    parsed.rm = parsed.rm or not (parsed.detach or parsed.keep)
-    parsed.detach = True  # the output goes to a log
-    wanted = boot_request.request(parsed)
-    opened = open_store(store)
-    starter.current()  # loads while the artifact is fetched
-    ports.check(wanted.spec.forwards)
-    prepared = boot_request.create(opened, parsed, wanted)
-    sock, _ = starter.begin(prepared._replace(is_tied=is_tied), opened)
-    with contextlib.suppress(OSError):
-        directory.sweep(opened)
-    return kind(wanted.spec.name, opened, sock, Life(is_tied=is_tied))
-
-
-def _kill(process: Process) -> None:
-    with contextlib.suppress(TimedOut, RootdiskError):
-        process.kill()
-        process.wait(KILLED_S)
-
-
-def still_runs(name: str, seconds: float | None) -> TimedOut:
-    """Return the error for a sandbox that has not ended in time."""
-    return TimedOut(f"sandbox {name} still runs after {seconds or 0:g} s", "wait longer, or stop it")
 
 
 def _path(path: Place) -> str:

@@ -1,0 +1,75 @@
+"""Start the keeper of a sandbox, and listen to it until the program has started or the sandbox has ended."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from rootdisk.errors import BadInput, TimedOut
+from runner.api.life import Life
+from runner.api.options import boot_options
+from runner.api.store import Place, open_store
+from runner.machine import ports
+from runner.options import boot as boot_request
+from runner.sandbox import directory, launch, starter
+from runner.sandbox.directory import State
+from runner.store.store import Store
+
+
+class Started(NamedTuple):
+    """A sandbox whose keeper runs; its program may not have started yet."""
+
+    name: str
+    store: Store
+    sock: socket.socket  # to the keeper, as its main client
+    life: Life
+
+
+def boot(artifact: str, command: Sequence[str], store: Place | None, options: Mapping[str, Any]) -> Started:
+    """Fetch the artifact, create the sandbox and start its keeper."""
+    parsed = boot_options(artifact, command, options)
+    is_tied = not parsed.detach
+    parsed.rm = parsed.rm or not (parsed.detach or parsed.keep)
+    parsed.detach = True  # the output goes to a log
+    wanted = boot_request.request(parsed)
+    opened = open_store(store)
+    starter.current()  # loads while the artifact is fetched
+    ports.check(wanted.spec.forwards)
+    prepared = boot_request.create(opened, parsed, wanted)
+    sock, _ = starter.begin(prepared._replace(is_tied=is_tied), opened)
+    with contextlib.suppress(OSError):
+        directory.sweep(opened)
+    return Started(wanted.spec.name, opened, sock, Life(is_tied=is_tied))
+
+
+def again(store: Store, state: State) -> Started:
+    """Start the keeper of a kept sandbox; BadInput if it runs."""
+    if state.running:
+        raise BadInput(f"sandbox {state.name} is already running", "exec a program in it")
+    starter.current()
+    ports.check(state.spec.forwards)
+    spec = state.spec._replace(detached=True)
+    sock, _ = starter.begin(launch.reopen(store, state._replace(spec=spec)), store)
+    return Started(state.name, store, sock, Life(is_tied=False))
+
+
+def listen(started: Started, is_enough: Callable[[Life], bool], timeout: float | None) -> None:
+    """Listen to the keeper until it has said enough; TimedOut after `timeout` seconds."""
+    deadline = None if timeout is None else time.monotonic() + timeout
+    while not is_enough(started.life):
+        started.sock.settimeout(None if deadline is None else max(0.001, deadline - time.monotonic()))
+        try:
+            data = started.sock.recv(4096)
+        except TimeoutError:
+            raise still_runs(started.name, timeout) from None
+        except ConnectionError:
+            data = b""
+        started.life.receive(data)
+
+
+def still_runs(name: str, seconds: float | None) -> TimedOut:
+    """Return the error for a sandbox that has not ended in time."""
+    return TimedOut(f"sandbox {name} still runs after {seconds or 0:g} s", "wait longer, or stop it")
