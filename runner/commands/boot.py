@@ -13,8 +13,9 @@ from rootdisk.text import error_text
 from runner.machine import ports
 from runner.machine.tsc import Counter
 from runner.options.boot import create, request
-from runner.sandbox import directory, launch, orders
+from runner.sandbox import directory, launch, orders, prepare
 from runner.sandbox.directory import Spec, State
+from runner.sandbox.ending import FAILED
 from runner.sandbox.restart import Policy
 from runner.store.store import Store
 
@@ -68,14 +69,14 @@ def _start_all(options: argparse.Namespace, store: Store, counter: Counter) -> i
         spec = state.spec._replace(detached=True)
         try:
             ports.check(spec.forwards)
-            status = launch.launch(launch.reopen(store, state._replace(spec=spec)), store, counter)
+            status = launch.launch(prepare.reopen(store, state._replace(spec=spec)), store, counter)
         except RootdiskError as err:
             print(f"runner: {error_text(f'sandbox {state.name}: {err}')}", file=sys.stderr)
-            status = launch.FAILED
+            status = FAILED
         failed |= bool(status)
         started += [] if status else [state.name]
     write_names(started, as_json=options.json)
-    return launch.FAILED if failed else 0
+    return FAILED if failed else 0
 
 
 def restart_command(options: argparse.Namespace) -> int:
@@ -100,7 +101,7 @@ def _start(options: argparse.Namespace, store: Store, states: list[State], count
         if options.interactive:
             spec = spec._replace(interactive=True)
         ports.check(spec.forwards)
-        exit_status = launch.launch(launch.reopen(store, state._replace(spec=spec)), store, counter)
+        exit_status = launch.launch(prepare.reopen(store, state._replace(spec=spec)), store, counter)
         status = status or exit_status
         started.append(state.name)
     if not options.attach:

@@ -82,6 +82,18 @@ def existing(folder: Path) -> Clone:
     raise RootdiskError(f"{folder}: the sandbox has no disk", "delete it: runner rm")
 
 
+def duplicate(disk: Path, folder: Path) -> None:
+    """Copy the disk of a sandbox to the same name in `folder`, with mode 0600. Blocks are shared if possible.
+
+    Raises:
+        OSError: It cannot be copied.
+    """
+    target = folder / disk.name
+    if not reflink(disk, target):
+        copy_sparse(disk, target)
+    target.chmod(0o600)
+
+
 def _clusters(content: Base | None, path: Path, patches: Mapping[int, bytes]) -> dict[int, bytes]:
     """Return the clusters that `patches` change, by offset: bytes of the base with the patches applied. They may be short."""
     step = qcow2.CLUSTER_BYTES

@@ -18,7 +18,7 @@ from runner.store.store import Store
 
 if TYPE_CHECKING:
     from runner.sandbox.feed import Feed
-    from runner.sandbox.launch import PreparedSandbox
+    from runner.sandbox.prepare import PreparedSandbox
     from runner.sandbox.snapshots import Snapshot
 
 

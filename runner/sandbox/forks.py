@@ -6,14 +6,13 @@ from collections.abc import Callable, Sequence
 
 from rootdisk import records
 from rootdisk.artifact.format import SLOT_MAX_BYTES
-from rootdisk.durable import advice, atomic_write, copy_sparse, read_file, reflink
+from rootdisk.durable import advice, atomic_write, copy_sparse, read_file
 from rootdisk.errors import BadInput, RootdiskError
 from rootdisk.records import Record
-from runner.disk import slot
-from runner.disk.clone import existing
+from runner.disk.clone import duplicate, existing
 from runner.sandbox import guest_records, machines
 from runner.sandbox.directory import Sandbox, Spec
-from runner.sandbox.launch import PreparedSandbox, read_secrets
+from runner.sandbox.prepare import PreparedSandbox, of_records, read_secrets, rewrite_slot
 from runner.sandbox.snapshots import Snapshot
 from runner.store.pull import StoredArtifact
 from runner.store.store import Store
@@ -48,14 +47,10 @@ def boot(store: Store, snapshot: Snapshot, spec: Spec, settings: Sequence[Record
 
     def write_slot(sandbox: Sandbox) -> None:
         """Write the slot of the copied disk again."""
-        extent = artifact.config.slot()
-        filled = slot.pack(guest_records.complete(kept, spec, secrets), extent.length)
-        disk = existing(sandbox.folder)
-        slot.rewrite(disk.path, extent, filled, sandbox.folder / "slot.json", overlay=disk.overlay)
-        digests.append(filled.digest)
+        digests.append(rewrite_slot(sandbox.folder, artifact, guest_records.complete(kept, spec, secrets))[1])
 
     try:
-        if artifact.verity is not None and any(key == "read-only" for key, _ in settings):
+        if artifact.verity is not None and guest_records.is_read_only(settings):
             raise BadInput(
                 "--read-only and --from: dm-verity checks the disk as it was built", "boot the artifact, or omit it"
             )
@@ -82,12 +77,8 @@ def _create(
     """Create the sandbox with a copy of the disk. Nothing is left of it after an error."""
     sandbox = Sandbox.create(store, spec)
     try:
-        disk = snapshot.clone.path
-        target = sandbox.folder / disk.name
         try:
-            if not reflink(disk, target):
-                copy_sparse(disk, target)
-            target.chmod(0o600)
+            duplicate(snapshot.clone.path, sandbox.folder)
             copy_sparse(snapshot.folder / "slot.json", sandbox.folder / "slot.json")
             atomic_write(sandbox.folder / "records", records.pack(kept), 0o600, durable=spec.keep)
         except OSError as err:
@@ -105,17 +96,8 @@ def _create(
 def _prepared(
     sandbox: Sandbox, artifact: StoredArtifact, spec: Spec, settings: Sequence[Record], slot_digest: str
 ) -> PreparedSandbox:
-    return PreparedSandbox(
-        sandbox,
-        artifact,
-        existing(sandbox.folder),
-        slot_digest,
-        spec,
-        guest_records.needed(settings),
-        any(key == "read-only" for key, _ in settings),
-        ipv6=guest_records.has_ipv6(guest_records.complete(settings, spec)),
-        hosts=guest_records.hosts(settings),
-    )
+    slot_records = guest_records.complete(settings, spec)
+    return of_records(sandbox, artifact, existing(sandbox.folder), slot_digest, spec, settings, slot_records)
 
 
 def _records_of(snapshot: Snapshot) -> list[Record]:

@@ -117,6 +117,11 @@ def needed(slot: Sequence[Record]) -> str:
     return ", ".join(dict.fromkeys(OPTIONS[key] for key, _ in slot if key in OPTIONS))
 
 
+def is_read_only(slot: Sequence[Record]) -> bool:
+    """Return whether the guest's disk is read only."""
+    return any(key == "read-only" for key, _ in slot)
+
+
 def has_ipv6(slot: Sequence[Record]) -> bool:
     """Return whether the guest gets an IPv6 address."""
     return any(key == "ipv6" for key, _ in slot)

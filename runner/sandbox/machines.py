@@ -25,7 +25,6 @@ def saved_machine(store: Store, state: State, artifact: StoredArtifact) -> tuple
     """Return the machine of a running sandbox without its disk and network, and what has to be the same elsewhere."""
     spec, config = state.spec, artifact.config
     records = guest_records.records_of(state)
-    is_read_only = any(key == "read-only" for key, _ in records)
     machine = Machine(
         config.platform,
         state.in_use.get("accelerator", "tcg"),
@@ -42,7 +41,7 @@ def saved_machine(store: Store, state: State, artifact: StoredArtifact) -> tuple
         False,
         spec.network,
         kind=qemu.kind(config.platform, store.root / "qemu.json"),
-        verity=artifact.verity if config.verity is not None and is_read_only else None,
+        verity=artifact.verity if config.verity is not None and guest_records.is_read_only(records) else None,
         is_own_network=spec.network == "user" and not _has_passt(guest_records.complete(records, spec)),
     )
     return machine, identity(machine)

@@ -13,16 +13,16 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from rootdisk.durable import advice, copy_sparse, fsync_dir, open_file, reflink, write_json
+from rootdisk.durable import advice, copy_sparse, fsync_dir, open_file, write_json
 from rootdisk.errors import BadInput, Busy, RootdiskError
 from rootdisk.system import process
 from rootdisk.system.ownership import make_directory
 from rootdisk.text import printable
 from runner.channel import messages
-from runner.disk import slot
-from runner.disk.clone import existing
+from runner.disk.clone import duplicate, existing
 from runner.sandbox import machines, orders, pause, snapshots
 from runner.sandbox.directory import Sandbox
+from runner.sandbox.prepare import rewrite_slot
 from runner.sandbox.state import State, state_json
 from runner.store import limits
 from runner.store.pull import StoredArtifact
@@ -108,7 +108,7 @@ def _save(state: State, folder: Path, *, has_memory: bool) -> float:
         sock.settimeout(_ANSWER_S)
         sock.sendall(pause.request(folder.name, has_memory=has_memory))
         _wait(sock, decoder, messages.PAUSED, state)
-        _copy_disk(state, folder)
+        duplicate(existing(state.folder).path, folder)
         sock.sendall(messages.frame(messages.RESUME))
         _wait(sock, decoder, messages.RESUMED, state)
         return time.monotonic() - start
@@ -117,7 +117,7 @@ def _save(state: State, folder: Path, *, has_memory: bool) -> float:
 def _copy_stopped(state: State, folder: Path) -> None:
     sandbox = Sandbox.open(state)
     try:
-        _copy_disk(state, folder)
+        duplicate(existing(state.folder).path, folder)
     finally:
         sandbox.release()
 
@@ -141,14 +141,6 @@ def _wait(sock: socket.socket, decoder: messages.Decoder, kind: int, state: Stat
                 return
 
 
-def _copy_disk(state: State, folder: Path) -> None:
-    disk = existing(state.folder).path
-    target = folder / disk.name
-    if not reflink(disk, target):
-        copy_sparse(disk, target)
-    target.chmod(0o600)
-
-
 def _complete(store: Store, state: State, artifact: StoredArtifact, folder: Path, *, has_memory: bool) -> None:
     """Write everything else, and sync all files."""
     files = ("slot.json", "records") if has_memory else ("slot.json",)
@@ -157,8 +149,7 @@ def _complete(store: Store, state: State, artifact: StoredArtifact, folder: Path
         (folder / file).chmod(0o600)
     disk = existing(folder)
     if not has_memory:  # then variables and keys of the run are not in it either
-        extent = artifact.config.slot()
-        slot.rewrite(disk.path, extent, slot.pack([], extent.length), folder / "slot.json", overlay=disk.overlay)
+        rewrite_slot(folder, artifact, ())
     memory = machine_value = None
     if has_memory:
         from runner.snapshot.convert import convert

@@ -29,7 +29,8 @@ from rootdisk.errors import RootdiskError
 from rootdisk.system import process
 from runner.machine import tsc
 from runner.sandbox import launch
-from runner.sandbox.launch import PreparedSandbox
+from runner.sandbox.keeper_process import keep
+from runner.sandbox.prepare import PreparedSandbox
 from runner.store.store import Store
 
 if TYPE_CHECKING:
@@ -164,10 +165,10 @@ def _load() -> None:
     """Import what every keeper needs, so that it is loaded once and its memory is shared."""
     import gc
 
-    from runner.machine import console, qemu
-    from runner.sandbox import keeper, logs, room
+    from runner.machine import qemu
+    from runner.sandbox import run
 
-    assert all((console, qemu, keeper, logs, room))
+    assert all((qemu, run))
     gc.freeze()
 
 
@@ -198,7 +199,7 @@ def _fork_keeper(data: bytes, fds: list[int], counter: tsc.Counter) -> None:
             prepared = order.prepared
             prepared.sandbox.lock = lock
             prepared = prepared._replace(artifact=prepared.artifact._replace(lease=tuple(lease)))
-            launch.keep(prepared, order.store, socket.socket(fileno=client), socket.socket(fileno=listener), counter)
+            keep(prepared, order.store, socket.socket(fileno=client), socket.socket(fileno=listener), counter)
         except Exception:
             import traceback
 

@@ -11,7 +11,7 @@ from rootdisk.errors import BadInput, RootdiskError
 from runner.channel import messages
 from runner.channel.messages import Decoder, GuestError, frame_number
 from runner.machine import tsc
-from runner.sandbox import directory, guest_records, launch
+from runner.sandbox import directory, guest_records, launch, prepare
 from runner.sandbox.directory import Sandbox, State
 from runner.sandbox.keeper import STOP_S
 from runner.store.store import Store
@@ -20,7 +20,7 @@ _KEPT = ("machine-id", "hostname")
 # It reads standard input, which never comes. By another name than init, which would make it process 1.
 _PROGRAM = (("entrypoint", b"/proc/self/exe"), ("cmd", b"unpack2"), ("cmd", b"/"), ("cmd", b"none"))
 _END_S = 30.0
-Begin = Callable[[launch.PreparedSandbox, Store, tsc.Counter], tuple[socket.socket, int]]
+Begin = Callable[[prepare.PreparedSandbox, Store, tsc.Counter], tuple[socket.socket, int]]
 
 
 @contextlib.contextmanager
@@ -35,7 +35,7 @@ def started(store: Store, state: State, begin: Begin = launch.begin) -> Iterator
         RootdiskError: It does not start.
     """
     kept_records = guest_records.records_of(state)
-    if any(name == "read-only" for name, _ in kept_records):
+    if guest_records.is_read_only(kept_records):
         raise BadInput(f"sandbox {state.name} was booted with --read-only", "its changes are gone; start it first")
     spec = state.spec._replace(
         network="none",
@@ -55,7 +55,7 @@ def started(store: Store, state: State, begin: Begin = launch.begin) -> Iterator
         ("user", b"0"),
         ("workdir", b"/"),
     ]
-    sock, pid = begin(launch.reopen(store, state, spec, run_records), store, tsc.Counter())
+    sock, pid = begin(prepare.reopen(store, state, spec, run_records), store, tsc.Counter())
     with sock:
         wait_for(sock, messages.READY)
         try:

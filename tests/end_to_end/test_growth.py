@@ -12,7 +12,7 @@ from rootdisk.oci.documents import Platform
 from rootdisk.oci.reference import parse_reference
 from rootdisk.oci.repository import RegistryOptions
 from runner.machine.tsc import Counter
-from runner.sandbox import launch
+from runner.sandbox import launch, prepare
 from runner.sandbox.directory import Spec
 from runner.store.pull import pull
 from runner.store.store import Store
@@ -85,7 +85,7 @@ def test_a_guest_grows_its_disk(
         "grown", demo, str(local.digest), local.disk.stem, local.config_digest.hex, local.kernel.name,
         local.initramfs.name, 9 << 30, 512, 1, network="none", timeout_s=200, keep=True,
     )  # fmt: skip
-    ready = launch.create(store, local, spec, records)
+    ready = prepare.create(store, local, spec, records)
     subprocess.run(["qemu-img", "resize", "-q", "-f", "qcow2", str(ready.disk.path), "20G"], check=True)
     assert launch.launch(ready, store, Counter()) == 0
     assert capfd.readouterr().out.strip() in ("19", "20")
