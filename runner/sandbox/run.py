@@ -1,4 +1,4 @@
-"""One run of a sandbox: start its machine, serve it until it ends, and write down how it ended."""
+"""Serve one run of a sandbox, from the start of its machine to the files that say how it ended."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class _Run:
 
     @property
     def ended(self) -> Ended:
-        """How the run has ended."""
+        """Return how the run has ended."""
         return Ended(self._started, self._status, self._error, self.keeper.ended_by if self.keeper is not None else "")
 
     def write_state(self, *, status: int | None = None, error: str = "", ended: float | None = None) -> None:
@@ -254,7 +254,7 @@ def _explain(err: RootdiskError, vm: Vm | None, keeper: Keeper | None, folder: P
         return err
     how = vm.wait(2)
     if keeper is not None and how is not None:
-        keeper.drain()
+        keeper.output.drain()
     lines = console.tail(folder / "console.log")
     machine_lines = console.tail(folder / "machine.log")
     reason = (

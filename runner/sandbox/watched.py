@@ -7,10 +7,11 @@ import os
 import selectors
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import IO
 
 from rootdisk.system import process
+from runner.channel.messages import GuestError
 
 Source = socket.socket | IO[bytes]
 _WAIT_MAX_S = 3600.0  # for a single call; the kernel accepts at most 24 days
@@ -56,6 +57,21 @@ def receive(source: Source, size: int) -> bytes | None:
         return None
     except OSError:
         return b""
+
+
+def send(sock: socket.socket, data: bytearray, sent: Callable[[int], None]) -> None:
+    """Send as much as possible and report it to `sent`.
+
+    Raises:
+        GuestError: The peer has closed the connection.
+    """
+    try:
+        if data:
+            sent(sock.send(data))
+    except BlockingIOError:
+        pass
+    except OSError as err:
+        raise GuestError("") from err
 
 
 @contextlib.contextmanager
