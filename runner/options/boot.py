@@ -17,9 +17,9 @@ from rootdisk.text import printable
 from runner.machine import backend
 from runner.options import arguments, network, surroundings
 from runner.options import values as option_values
-from runner.sandbox import launch
+from runner.sandbox import prepare
 from runner.sandbox.directory import Spec
-from runner.sandbox.launch import PreparedSandbox
+from runner.sandbox.prepare import PreparedSandbox
 from runner.sandbox.restart import Policy
 from runner.store import limits
 from runner.store.events import Events
@@ -97,7 +97,7 @@ def create(store: Store, options: argparse.Namespace, wanted: Request) -> Prepar
         if options.verify:
             _verify(store, artifact, options)
         record = None if options.record_reads is None else _new_file(options.record_reads)
-        prepared = launch.create(store, artifact, _with_defaults(wanted.spec, artifact, options), wanted.records)
+        prepared = prepare.create(store, artifact, _with_defaults(wanted.spec, artifact, options), wanted.records)
         if prepared.served is not None:
             prepared.served.record = record
         return prepared._replace(events=events)

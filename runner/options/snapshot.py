@@ -12,7 +12,7 @@ from runner.options.arguments import boot_actions
 from runner.options.values import hostname
 from runner.sandbox import forks, snapshots
 from runner.sandbox.directory import Spec
-from runner.sandbox.launch import PreparedSandbox
+from runner.sandbox.prepare import PreparedSandbox
 from runner.sandbox.snapshots import Snapshot
 from runner.store.store import Store
 

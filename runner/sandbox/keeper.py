@@ -5,7 +5,7 @@
     console ─▶ console.log ──┤──▶ output.log, of a detached sandbox's program
     machine ─▶ machine.log ──┘
 
-router.py knows what the bytes mean. This module has the loop, signals and time; connections.py has the sockets of clients,
+router.py knows what the bytes mean. This module has the loop, signals and time; client_sockets.py has the sockets of clients,
 machine_output.py the console and the logs. The events to wait for are computed from the router in each iteration, so no state
 of a socket can be stale.
 """
@@ -25,7 +25,7 @@ from rootdisk.text import one_line
 from runner.channel.messages import GuestError
 from runner.machine.model import Helper, Vm
 from runner.sandbox import saving
-from runner.sandbox.connections import Connections
+from runner.sandbox.client_sockets import ClientSockets
 from runner.sandbox.logs import Log
 from runner.sandbox.machine_output import MachineOutput
 from runner.sandbox.power_off import power_off
@@ -110,7 +110,7 @@ class Keeper:
         self._proxy = proxy
         if proxy is not None:
             proxy.begin(self._watched.watch, vm.lanes)
-        self._connections = Connections(self._router, self._watched, listener, client)
+        self._client_sockets = ClientSockets(self._router, self._watched, listener, client)
         start = time.monotonic()
         self._deadline = start + timeout_s if timeout_s else None
         self._silent_at = start + silent_s if silent_s else None
@@ -164,7 +164,7 @@ class Keeper:
                 self._see_feed(ready)
                 self._see_pause()
                 if self._listener in ready:
-                    self._connections.accept()
+                    self._client_sockets.accept()
                 if (status := self._out_of_time()) is not None and not router.is_over:
                     return status
         if router.error is not None:
@@ -184,11 +184,11 @@ class Keeper:
         after GRACE_S seconds.
         """
         self._router.finish(status, error)
-        self._connections.finish(GRACE_S)
+        self._client_sockets.finish(GRACE_S)
 
     def close(self) -> None:
         """Disconnect all clients."""
-        self._connections.close()
+        self._client_sockets.close()
         self._watched.end()
 
     def _look(self) -> None:
@@ -199,7 +199,7 @@ class Keeper:
             self._watched.watch(self._vm.monitor, EVENT_READ | (EVENT_WRITE if self._monitor.out else 0))
         for sock in self._feed.sockets if self._feed is not None else ():
             self._watched.watch(sock, EVENT_READ)
-        self._connections.watch()
+        self._client_sockets.watch()
 
     def _wait_s(self) -> float | None:
         room_at = None if self._room is None else self._room.next_look
@@ -210,7 +210,7 @@ class Keeper:
             self._deadline,
             self._silent_at,
             self._kill_at,
-            self._connections.next_time,
+            self._client_sockets.next_time,
             room_at,
             proxy_at,
             feed_at,
@@ -244,7 +244,7 @@ class Keeper:
                 self._read_guest(size)
             if events & EVENT_WRITE:
                 send(channel, self._router.to_guest(), self._router.sent_to_guest)
-        self._connections.carry(ready)
+        self._client_sockets.carry(ready)
 
     def _read_guest(self, size: int) -> None:
         data = receive(self._vm.channel, size)

@@ -20,8 +20,7 @@ from rootdisk.errors import RootdiskError
 from runner.machine import tsc
 from runner.sandbox.directory import discard
 from runner.sandbox.keeper_process import keep
-from runner.sandbox.prepare import PreparedSandbox as PreparedSandbox
-from runner.sandbox.prepare import create as create
+from runner.sandbox.prepare import PreparedSandbox
 from runner.sandbox.prepare import reopen as reopen
 from runner.store.store import Store
 

@@ -17,7 +17,7 @@ _PATIENCE_S = 2.0  # minimum time for a client without a request, if others want
 _RETRY_S = 0.2  # after accept has failed because no descriptor was free
 
 
-class Connections:
+class ClientSockets:
     """The connected clients, and the control socket where more of them connect."""
 
     def __init__(self, router: Router, watched: Watched, listener: socket.socket, main: socket.socket) -> None:
