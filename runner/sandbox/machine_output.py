@@ -1,4 +1,4 @@
-"""What a machine and its helpers write: it goes to logs, and says how the guest's kernel or a helper has ended."""
+"""The output of a machine and its helpers: it goes to logs, and says how the guest's kernel or a helper has ended."""
 
 from __future__ import annotations
 
