@@ -14,7 +14,7 @@ from runner.api.options import boot_options
 from runner.api.store import Place, open_store
 from runner.machine import ports
 from runner.options import boot as boot_request
-from runner.sandbox import directory, launch, starter
+from runner.sandbox import directory, prepare, starter
 from runner.sandbox.directory import State
 from runner.store.store import Store
 
@@ -52,7 +52,7 @@ def again(store: Store, state: State) -> Started:
     starter.current()
     ports.check(state.spec.forwards)
     spec = state.spec._replace(detached=True)
-    sock, _ = starter.begin(launch.reopen(store, state._replace(spec=spec)), store)
+    sock, _ = starter.begin(prepare.reopen(store, state._replace(spec=spec)), store)
     return Started(state.name, store, sock, Life(is_tied=False))
 
 

@@ -21,7 +21,6 @@ from runner.machine import tsc
 from runner.sandbox.directory import discard
 from runner.sandbox.keeper_process import keep
 from runner.sandbox.prepare import PreparedSandbox
-from runner.sandbox.prepare import reopen as reopen
 from runner.store.store import Store
 
 if TYPE_CHECKING:
