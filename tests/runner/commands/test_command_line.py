@@ -87,7 +87,7 @@ def test_global_options_work(capfd: pytest.CaptureFixture[str]) -> None:
         (["cp", "a"], "missing: TARGET: "),
         (["boot", "--nmae", "x", "IMG"], "did you mean --name?"),
         (["ps", "--filter", "nme=x"], "KEY is one of name"),
-        (["ps", "--filter", "status=dead"], "running, exited"),
+        (["ps", "--filter", "status=dead"], "running, restarting, exited"),
         (["ps", "-n", "0"], "--last 0"),
         (["logs", "--tail", "few", "x"], "a number of lines, or all"),
         (["logs", "--since", "tomorrow", "x"], "write 10m"),

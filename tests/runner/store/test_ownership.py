@@ -100,7 +100,7 @@ def test_what_is_made_is_private_whatever_the_umask(place: Path, uid: int, umask
     said = as_user(uid, used, umask=umask, HOME=folder)
     assert said == str(folder / ".local/share/rootdisk")
     made = [folder / ".local", *filter(Path.is_dir, (folder / ".local").rglob("*"))]
-    assert len(made) == 10
+    assert len(made) == 11
     assert {stat.S_IMODE(path.stat().st_mode) for path in made} == {0o700}
     assert as_user(uid, opened, HOME=folder) == said
 
