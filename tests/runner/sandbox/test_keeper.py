@@ -18,10 +18,10 @@ from rootdisk.errors import RootdiskError
 from runner.channel import messages
 from runner.channel.messages import WINDOW, Decoder, frame, frame_number
 from runner.machine.model import Helper, Vm
+from runner.sandbox.connections import CLIENTS_MAX, FULL, VISITORS_MAX
 from runner.sandbox.keeper import Keeper
 from runner.sandbox.logs import Log, Reader
 from runner.sandbox.room import Monitor
-from runner.sandbox.router import CLIENTS_MAX, FULL, VISITORS_MAX
 from runner.sandbox.run import MACHINE_LOG_BYTES
 from tests.support.processes import resident_bytes
 from tests.support.waiting import until

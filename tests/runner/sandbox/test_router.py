@@ -18,7 +18,8 @@ from rootdisk.errors import BadInput
 from runner.channel import messages
 from runner.channel.messages import HEADER, PAYLOAD_MAX, REQUEST_MAX, WINDOW, Decoder, frame, frame_number
 from runner.sandbox.clients import Client
-from runner.sandbox.router import CLIENTS_MAX, FULL, LOGS_MAX, SESSIONS_MAX, VISITORS_MAX, Router
+from runner.sandbox.connections import CLIENTS_MAX, FULL, LOGS_MAX, VISITORS_MAX
+from runner.sandbox.router import SESSIONS_MAX, Router
 from runner.store.events import Events
 
 LIMIT_A_CLIENT, LIMIT = 2 * WINDOW, 1 << 20
