@@ -93,6 +93,7 @@ def test_a_guest_grows_its_disk(
 
 
 @pytest.mark.vm
+@needs_qemu_img
 @pytest.mark.nightly  # writes 800 MiB
 @pytest.mark.parametrize("clone", ["overlay", "copy"])
 def test_what_is_deleted_is_given_back(demo: str, tmp_path: Path, clone: str) -> None:
