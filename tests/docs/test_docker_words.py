@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-import imagetool.cli
+import imagetool.parser
 from rootdisk.cli.arguments import subparsers
 from rootdisk.cli.tools import IMAGETOOL_COMMANDS, RUNNER_COMMANDS
 from rootdisk.errors import BadInput
@@ -14,7 +14,7 @@ from runner.cli import parser
 from runner.docker_words import COMMANDS, GLOBAL, NOT, OPTIONS, SAME, answer
 
 OURS = subparsers(parser())
-IMAGETOOL = subparsers(imagetool.cli.parser())
+IMAGETOOL = subparsers(imagetool.parser.parser())
 
 
 def flags(command: str) -> set[str]:

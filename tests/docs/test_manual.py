@@ -7,12 +7,12 @@ import subprocess
 
 import pytest
 
-import imagetool.cli
+import imagetool.parser
 import runner.cli
 from rootdisk.cli.arguments import subparsers
 from tests.support.commands import ROOT
 
-TOOLS = {"runner": runner.cli.parser(), "imagetool": imagetool.cli.parser()}
+TOOLS = {"runner": runner.cli.parser(), "imagetool": imagetool.parser.parser()}
 
 
 @pytest.mark.parametrize("name", TOOLS)

@@ -15,13 +15,13 @@ from typing import Any
 
 import pytest
 
-from imagetool import cli
+from imagetool.parser import parser as command_line
 from rootdisk.cli.arguments import subparsers
 from tests.support.commands import ROOT, run
 from tests.support.layouts import write_layout
 from tests.support.tars import END, file
 
-COMMANDS = subparsers(cli.parser())
+COMMANDS = subparsers(command_line())
 # Every bar at once, so that no test waits for one.
 EAGER = (
     "import sys; from imagetool import progress; progress.QUIET_S = 0; from imagetool.cli import main; sys.exit(main())"
@@ -96,7 +96,7 @@ def test_help_has_examples_that_are_right(name: str) -> None:
     assert examples
     for example in examples:
         assert example.startswith(f"imagetool {name} ")
-        cli.parser().parse_args(shlex.split(example.partition(" > ")[0].partition("> ")[0])[1:])
+        command_line().parse_args(shlex.split(example.partition(" > ")[0].partition("> ")[0])[1:])
 
 
 @pytest.mark.parametrize(

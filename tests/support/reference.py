@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import runner
-from imagetool import cli as imagetool_cli
+from imagetool import parser as imagetool_parser
 from imagetool.build import derivation
 from imagetool.config import schema
 from rootdisk.artifact import zstd_frames
@@ -41,7 +41,7 @@ def commands() -> str:
         "# Commands\n",
         "Exit statuses, and the tasks of `doit`, are in [CI](../ci/README.md) and the [tutorial](../tutorial.md).\n",
     ]
-    for name, top in (("imagetool", imagetool_cli.parser()), ("runner", runner_cli.parser())):
+    for name, top in (("imagetool", imagetool_parser.parser()), ("runner", runner_cli.parser())):
         parts.append(f"## {name}\n\n{top.description}\n")
         (choices,) = (a for a in top._actions if isinstance(a, argparse._SubParsersAction))
         words = {choice.dest: choice.help for choice in choices._choices_actions}
@@ -110,7 +110,7 @@ STATUSES = {
 
 def manuals() -> dict[str, str]:
     """The manual pages, which are in the wheel."""
-    tools = {"runner": runner_cli.parser(), "imagetool": imagetool_cli.parser()}
+    tools = {"runner": runner_cli.parser(), "imagetool": imagetool_parser.parser()}
     return {
         f"../man/{name}.1": manual(parser, statuses=STATUSES[name], also=tuple({*tools} - {name}))
         for name, parser in tools.items()

@@ -395,15 +395,15 @@ def test_certificates_with_a_key_in_any_form(tmp_path: Path, case: str) -> None:
 
 
 def test_the_command_line() -> None:
-    from imagetool import cli
     from imagetool.commands.options import image_of
+    from imagetool.parser import parser as command_line
 
     age = KEYS["age"].decode().splitlines()[-1]
     arguments = ["build", "-e", f"K={age}", "oci:x:t", "oci:y:t"]
     with pytest.raises(BadInput, match="K: holds an age identity"):
-        image_of(cli.parser().parse_args(arguments))
+        image_of(command_line().parse_args(arguments))
     for wrong in ("K=", "K"):
         with pytest.raises(BadInput, match=r"gives no reason|--allow-secret NAME=REASON"):
-            image_of(cli.parser().parse_args(["build", "--allow-secret", wrong, *arguments[1:]]))
-    made = image_of(cli.parser().parse_args(["build", "--allow-secret", "K=of the tests", *arguments[1:]]))
+            image_of(command_line().parse_args(["build", "--allow-secret", wrong, *arguments[1:]]))
+    made = image_of(command_line().parse_args(["build", "--allow-secret", "K=of the tests", *arguments[1:]]))
     assert made.env == (f"K={age}",)
