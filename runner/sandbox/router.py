@@ -45,7 +45,7 @@ VIOLATED = "the client has violated the protocol"
 
 
 class Router(Connections):
-    """What guest and clients ask of each other. The driver must check `is_over` and `take_stop` regularly."""
+    """The requests of guest and clients to each other. The driver must check `is_over` and `take_stop` regularly."""
 
     def wants(self, client: Client) -> int:
         """Return how many bytes may be read from a client now."""

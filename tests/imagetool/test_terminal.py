@@ -118,7 +118,7 @@ def test_wrong_words(arguments: list[str], words: str) -> None:
 
 
 LINES = {
-    "imagetool ex": {"explain"},
+    "imagetool expl": {"explain"},
     "imagetool build --pl": {"--platform", "--plain-http"},
     "imagetool completion z": {"zsh"},
     "imagetool cat --json ima": {"images.toml", "imagetool"},
