@@ -65,6 +65,8 @@ def test_a_life(demo: str, runner: Runner, tmp_path: Path) -> None:
 def renamed_while_it_runs(runner: Runner) -> None:
     """To another name and back: whoever follows its log goes on, its files and events have the new name, two are not one."""
     with command(runner, "logs", "-f", "habits") as follower:
+        assert follower.stdout is not None
+        assert follower.stdout.readline() == b"one\n"  # it has opened the log
         assert runner("rename", "habits", "moved").stdout == "moved\n"
         assert "no sandbox 'habits'" in runner("exec", "habits", "true").stderr
         assert runner("exec", "moved", "sh", "-c", "echo $0", "a").stdout == "a\n"
