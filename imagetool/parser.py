@@ -32,7 +32,9 @@ class _Commands:
     """The commands of a parser, and the options that groups of them share."""
 
     def __init__(self, top: Parser) -> None:
-        self.common, self.looking, self.making = _common_options(), _looking_options(), _making_options()
+        self.looking = Parser(add_help=False)
+        self.looking.add_argument("--platform", metavar="OS/ARCH", help="default: this machine's")
+        self.common, self.making = _common_options(), _making_options(self.looking)
         self._below = top.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
 
     def add(self, name: str, words: str, *examples: str, parents: tuple[Parser, ...] = ()) -> Parser:
@@ -352,16 +354,9 @@ def _common_options() -> Parser:
     return common
 
 
-def _looking_options() -> Parser:
-    """Return the options of commands that look at one platform."""
-    looking = Parser(add_help=False)
-    looking.add_argument("--platform", metavar="OS/ARCH", help="default: this machine's")
-    return looking
-
-
-def _making_options() -> Parser:
+def _making_options(looking: Parser) -> Parser:
     """Return the options of commands that make a disk."""
-    making = Parser(add_help=False, parents=[_looking_options()])
+    making = Parser(add_help=False, parents=[looking])
     making.add_argument("source", metavar="SOURCE", help=SOURCES)
     making.add_argument("--size", metavar="SIZE", help="size of the disk, for example 20GiB (default: 8GiB)")
     making.add_argument(

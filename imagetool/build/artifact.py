@@ -220,7 +220,7 @@ def assemble_artifact(image: Image, disk: KeptDisk, boot: BootFiles) -> Artifact
         boot_chunks=receipt.boot_chunks,
         allow=image.allow,
         template=template_version(boot.initramfs.read_bytes()) if boot.initramfs else 0,
-        vmlinux=Content(Digest.of(vmlinux), len(vmlinux)) if vmlinux else None,
+        vmlinux=Content(guest.vmlinux, len(vmlinux)) if vmlinux and guest.vmlinux else None,
     )
     blobs = [
         Blob.of_disk(disk.folder / blob_name(n), digest, size, n if len(receipt.blobs) > 1 else None)

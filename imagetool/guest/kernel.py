@@ -56,7 +56,7 @@ class Kernel:
 
     @property
     def wants_signatures(self) -> bool:
-        """Whether it may refuse modules without a signature. True if its configuration is not beside it.
+        """True if it may refuse modules without a signature, also if its configuration is not beside it.
 
         To check one takes longer than to load it, and the initramfs is as trusted as the kernel.
         """

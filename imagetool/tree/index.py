@@ -178,7 +178,7 @@ class FewXattrs(Mapping[bytes, bytes]):
         return int(_XATTR.unpack_from(self._raw)[0])
 
     def items(self) -> ItemsView[bytes, bytes]:
-        """All names and values, unpacked once."""
+        """The names and values, unpacked once."""
         return self._unpacked().items()
 
     def _unpacked(self) -> Xattrs:

@@ -26,7 +26,7 @@ from runner.api.store import Place
 from runner.channel import messages
 from runner.channel.exchange import Exchange
 from runner.sandbox import directory, orders
-from runner.sandbox.keeper import STOP_S
+from runner.sandbox.state import STOP_S
 
 THREADS = 32  # apart from asyncio's own, which are few: a guest that stands still may hold one while a file is copied
 

@@ -23,7 +23,7 @@ from runner.api.store import Place, open_store
 from runner.channel import messages
 from runner.sandbox import directory, lines, orders, starter, visit
 from runner.sandbox.directory import State
-from runner.sandbox.keeper import STOP_S
+from runner.sandbox.state import STOP_S
 from runner.sandbox.usage import sandbox_document
 from runner.store.store import Store
 

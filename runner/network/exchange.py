@@ -77,7 +77,7 @@ class PlainFilter(HttpGuard):
 
     @property
     def is_holding(self) -> bool:
-        """Whether bytes of the program wait for the host to be ready."""
+        """True if bytes of the program wait for the host to be ready."""
         return False
 
     def back(self, data: bytes) -> None:

@@ -128,7 +128,7 @@ class TlsFilter:
 
     @property
     def is_holding(self) -> bool:
-        """Whether bytes of the program wait for the host to be ready."""
+        """True if bytes of the program wait for the host to be ready."""
         return self._hello.is_open and not self._host.is_ready
 
     def feed(self, data: bytearray, limit: int) -> bytes:

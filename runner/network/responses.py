@@ -34,7 +34,7 @@ class Responses:
 
     @property
     def is_between(self) -> bool:
-        """Whether no answer has begun that is not whole."""
+        """True if no answer has begun that is not whole."""
         return not (self._left or self._in_chunks or self._in_trailers)
 
     def feed(self, data: bytes) -> bytes:

@@ -110,7 +110,7 @@ class Secret:
 
 @dataclass(frozen=True, slots=True)
 class Secrets:
-    """All secrets of a sandbox."""
+    """The secrets of a sandbox."""
 
     secrets: tuple[Secret, ...]
     certificate: str  # PEM, of the sandbox's authority; "" if no host is asked over TLS

@@ -31,7 +31,7 @@ from runner.sandbox.machine_output import MachineOutput
 from runner.sandbox.power_off import power_off
 from runner.sandbox.room import CONTINUE, Monitor, Room
 from runner.sandbox.router import Router
-from runner.sandbox.state import BY_HOST, BY_USER
+from runner.sandbox.state import BY_HOST, BY_USER, STOP_S
 from runner.sandbox.watched import Source, Watched, receive, send, signals
 from runner.store.events import Events
 
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from runner.network.proxy import Proxy
     from runner.sandbox.feed import Feed
 
-STOP_S = 10  # for a program to end after the stop signal
 GRACE_S = 5.0  # in addition, for its guest
 TIMED_OUT, KILLED = 124, 128 + signal.SIGKILL
 

@@ -21,6 +21,7 @@ from runner.machine import tsc
 from runner.sandbox.directory import discard
 from runner.sandbox.keeper_process import keep
 from runner.sandbox.prepare import PreparedSandbox
+from runner.sandbox.state import STOP_S
 from runner.store.store import Store
 
 if TYPE_CHECKING:
@@ -131,7 +132,6 @@ def _forward_signal(session: Session, number: int, stopped: list[int]) -> None:
     SIGINT does so too while the program has not started. A stop before the start is added to `stopped`.
     """
     from runner.channel import messages
-    from runner.sandbox.keeper import STOP_S
 
     if number in (signal.SIGTERM, signal.SIGINT) and not session.is_ready:
         stopped.append(number)

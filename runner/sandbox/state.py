@@ -20,6 +20,7 @@ from rootdisk.system.versions import check_version
 from rootdisk.text import printable
 
 VERSION = 1
+STOP_S = 10  # for a program to end after the stop signal
 MAX_BYTES = 1 << 20
 _WORD_MAX = 1000
 BY_USER, BY_HOST = "user", "host"  # who has ended a sandbox; "" if its program has

@@ -13,7 +13,7 @@ from runner.channel.messages import Decoder, GuestError, frame_number
 from runner.machine import tsc
 from runner.sandbox import directory, guest_records, launch, prepare
 from runner.sandbox.directory import Sandbox, State
-from runner.sandbox.keeper import STOP_S
+from runner.sandbox.state import STOP_S
 from runner.store.store import Store
 
 _KEPT = ("machine-id", "hostname")
