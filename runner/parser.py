@@ -176,7 +176,12 @@ def _images(parser: argparse.ArgumentParser) -> None:
 
 def _rmi(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("artifact", nargs="+", metavar="ARTIFACT", help="a name or digest, as images shows it")
-    parser.add_argument("-f", "--force", action="store_true", help="remove names of what a sandbox still needs")
+    parser.add_argument(
+        "-f",
+        "--force",
+        action="store_true",
+        help="remove names of what a sandbox still needs; end a fetch in the background",
+    )
     parser.add_argument("--platform", metavar="OS/ARCH", help="remove this platform only")
 
 

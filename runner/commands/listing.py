@@ -78,7 +78,7 @@ def images_command(options: argparse.Namespace) -> int:
                 f"sha256:{row.digest}" if full_digest else row.digest[:12],
                 row.platform,
                 f"{row.disk_size / (1 << 20):.0f} MiB",
-                f"{row.stored_bytes / 1e6:.1f} MB",
+                f"{row.stored_bytes / 1e6:.1f} MB{'' if row.is_complete else ', incomplete'}",
                 age(time.time() - row.used),
             )
             for row in rows

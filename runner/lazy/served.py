@@ -9,7 +9,6 @@ from rootdisk.errors import RegistryError, RootdiskError
 from runner.lazy import start
 from runner.store import filling
 from runner.store.filling import DiskSource
-from runner.store.partial import partial_path
 from runner.store.store import Store
 
 
@@ -51,7 +50,7 @@ class ServedDisk:
 
     def _read(self, count: int, offset: int) -> bytes:
         try:
-            fd = open_file(partial_path(self.store, self.source.digest))
+            fd = open_file(self.store.partial(self.source.digest))
         except FileNotFoundError:  # it has just got its name
             fd = open_file(self.store.disk(self.source.digest))
         try:

@@ -26,7 +26,7 @@ from runner.lazy.guests import Guest
 from runner.lazy.reads import Reads, note
 from runner.store import filling
 from runner.store.filling import DiskSource, FillStatus
-from runner.store.partial import PartialDisk, is_full, partial_path
+from runner.store.partial import PartialDisk, is_full
 from runner.store.possession import served
 from runner.store.store import Store
 
@@ -47,6 +47,7 @@ class Server:
         self._guests: dict[int, Guest] = {}
         self._clients = Clients(self._poll, self._plan)
         self._is_recording = False  # only what is read is fetched
+        self._is_unwanted = False  # nobody wants the disk any more
         self._fetchers: Fetchers | None = None
         self._completion: Completion | None = None  # None if the disk is complete
         if has_disk(store, source):
@@ -84,13 +85,15 @@ class Server:
                 self._fetchers.stop()
             problem = self._reads.problem
             if self._completion is not None and is_full(problem.__cause__ if problem else None):
-                partial_path(self._store, self._source.digest).unlink(missing_ok=True)  # free the space
+                self._store.partial(self._source.digest).unlink(missing_ok=True)  # free the space
             if self._completion is not None:
                 self._completion.close()
 
     # ── who uses the disk ──
 
     def _is_over(self) -> bool:
+        if self._is_unwanted:
+            return True
         if self._guests or self._clients or time.monotonic() < self._first_client_by:
             return False
         if self._completion is None:
@@ -145,6 +148,9 @@ class Server:
             os.close(fd)
         if word == "need":
             self._provide(client, message)
+            return
+        if word == "end" and not (self._guests or self._clients.are_attached or self._clients.pulling):
+            self._is_unwanted = True
             return
         if word == "attach":
             client.is_attached = True

@@ -9,7 +9,6 @@ import socket
 import time
 from typing import NoReturn
 
-from rootdisk.artifact.format import ArtifactManifest
 from rootdisk.durable import read_file, socket_address
 from rootdisk.errors import Busy, RootdiskError
 from rootdisk.oci.documents import Digest
@@ -19,6 +18,7 @@ from rootdisk.system.ownership import make_private_below
 from rootdisk.text import one_line, printable
 from runner.store import filling
 from runner.store.filling import DiskSource, FillStatus, keep_name
+from runner.store.names import files_of
 from runner.store.store import Store
 
 START_S = 30.0  # for a server to answer that another process has started
@@ -133,13 +133,6 @@ def _start(store: Store, source: DiskSource, lock: int) -> None:
         os.close(lock)
 
 
-def _lease(store: Store, source: DiskSource) -> None:
-    """Hold what the disk is fetched for until this process ends, so that a prune does not make the fill pointless."""
-    roles = ArtifactManifest.parse(source.manifest)
-    parts = [role.digest.hex for role in (roles.config, roles.kernel, roles.initramfs) if role is not None]
-    store.lease([Digest.of(source.manifest).hex, *parts, source.digest.hex])
-
-
 def _serve(store: Store, source: DiskSource, lock: int, listener: socket.socket) -> NoReturn:
     """Be the server process. Never returns."""
     status = 1
@@ -156,8 +149,11 @@ def _serve(store: Store, source: DiskSource, lock: int, listener: socket.socket)
         sign(lock, f"serves disk {source.digest.short}")
         from runner.lazy.server import Server
 
-        _lease(store, source)
+        # What the disk is fetched for is held, so that a prune does not make the fill pointless.
+        lease = store.lease({source.digest.hex, *files_of(store, Digest.of(source.manifest).hex)})
         Server(store, source, listener).run()
+        for fd in lease:  # before the connections: a process that waits for their end may remove it then
+            os.close(fd)
         status = 0
     except BaseException:
         import traceback

@@ -6,10 +6,12 @@ import contextlib
 from collections.abc import Sequence
 
 from rootdisk.errors import BadInput, Busy
+from rootdisk.oci.documents import Digest
 from rootdisk.oci.reference import parse_reference
 from rootdisk.text import printable
 from runner.sandbox import directory, snapshots
 from runner.sandbox.directory import Unreadable
+from runner.store import filling
 from runner.store.images import Image, images
 from runner.store.names import absolute
 from runner.store.store import Store
@@ -37,15 +39,19 @@ def find(known: Sequence[Image], text: str, platform: str | None) -> list[Image]
 def remove(store: Store, chosen: list[Image], *, force: bool) -> tuple[list[str], int]:
     """Remove names, and what no other name and no sandbox needs; return what was done, in lines, and the bytes freed.
 
-    BadInput if a sandbox needs one of them and not `force`.
+    Busy if a sandbox needs one of them, or it is being fetched, and not `force`.
     """
     digests = {image.digest for image in chosen}
     names = {image.name for image in chosen}
     others = [image for image in images(store) if image.name not in names or image.name is None]
     kept = {file for image in others if image.digest not in digests or image.name is not None for file in image.files}
     named = {image.digest for image in others if image.name is not None}
+    gone = [image for image in chosen if image.digest not in named]
     if not force:
-        _refuse_used(store, [image for image in chosen if image.digest not in named])
+        _refuse_used(store, gone)
+    for image in gone:
+        if not image.is_complete:
+            _end_fetch(store, image, force=force)
     done = []
     for image in chosen:
         if image.name is not None:
@@ -83,9 +89,25 @@ def _refuse_used(store: Store, chosen: list[Image]) -> None:
                 raise Busy(f"snapshot {name} needs {what}", remedy)
 
 
+def _end_fetch(store: Store, image: Image, *, force: bool) -> None:
+    """End the fill of a disk that no sandbox uses. Refuse without `force`."""
+    digest = Digest("sha256", image.disk)
+    if force:
+        filling.end(store, digest)
+        return
+    try:
+        with store.unless_made(image.disk):
+            return
+    except Busy as err:
+        what = printable(image.reference) or image.digest[:12]
+        is_filled = filling.status(store, digest) is not None
+        remedy = f"to end that: runner rmi --force {what}" if is_filled else "wait until it is complete"
+        raise Busy(f"{what} is being fetched", remedy) from err
+
+
 def _remove(store: Store, digest: str) -> int:
     """Remove what the hex digest names, unless a sandbox needs it or somebody uses it just now; return the freed bytes."""
-    paths = [store.root / "disks" / f"{digest}.raw", store.root / "disks" / f"{digest}.chunks"]
+    paths = [store.root / "disks" / f"{digest}{suffix}" for suffix in (".raw", ".partial", ".chunks")]
     freed = 0
     with contextlib.suppress(Busy), store.removing(digest):
         needed = snapshots.needed_by_all(store)  # now that nobody can begin to use it

@@ -121,12 +121,14 @@ def _chunks(disk: Path) -> tuple[Chunk, ...]:
 
 
 def is_right(blob: Blob) -> bool:
-    """Make the whole of a blob and compare its digest."""
+    """Make the whole of a blob and compare its digest. FileNotFoundError if it is not there: it may still be fetched."""
     digest, size = hashlib.new(blob.descriptor.digest.algorithm), 0
     try:
         for piece in blob.read(0, blob.descriptor.size):
             digest.update(piece)
             size += len(piece)
+    except FileNotFoundError:
+        raise
     except (OSError, ValueError):
         return False
     return size == blob.descriptor.size and digest.hexdigest() == blob.descriptor.digest.hex

@@ -131,9 +131,14 @@ class Server:
         return self._right.get(digest, False)
 
     def _check(self, blob: Blob, done: threading.Event) -> None:
-        """Make the whole of a blob once, one blob at a time."""
-        with self._checking:
-            self._right[blob.descriptor.digest] = is_right(blob)
+        """Make the whole of a blob once, one blob at a time. One that is not there is looked for again."""
+        digest = blob.descriptor.digest
+        try:
+            with self._checking:
+                self._right[digest] = is_right(blob)
+        except FileNotFoundError:
+            with self._lock:
+                del self._checks[digest]
         done.set()
 
     def _check_known(self) -> None:

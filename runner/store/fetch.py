@@ -77,7 +77,7 @@ def fetch_boot(
     """
     with _boot_files(store, repository, roles, config, served):
         raw, index = read_index(repository, roles, config)
-        partial = store.disk(config.disk_digest).with_suffix(".partial")
+        partial = store.partial(config.disk_digest)
         present = partial.lstat().st_blocks * 512 if partial.exists() else 0
         limits.check(store.root, max(0, sum(chunk.length for chunk in index.chunks if not chunk.zero) - present))
         try:
@@ -149,7 +149,7 @@ def _fetch_disk(
     _, index = read_index(repository, roles, config)
     # Imported late: loading zstandard and threads takes longer than finding an existing disk.
     from runner.store.chunks import transfer
-    from runner.store.partial import PartialDisk, is_full, partial_path, write_error
+    from runner.store.partial import PartialDisk, is_full, write_error
 
     data = [chunk for chunk in index.chunks if not chunk.zero]
     try:
@@ -163,7 +163,7 @@ def _fetch_disk(
             partial.close()
     except OSError as err:
         if is_full(err):
-            partial_path(store, config.disk_digest).unlink(missing_ok=True)  # free the space for other programs
+            store.partial(config.disk_digest).unlink(missing_ok=True)  # free the space for other programs
         raise write_error(store, err, index.disk_size) from err
     holes = sum(chunk.length for chunk in index.chunks if chunk.zero)
     reused = sum(chunk.length for chunk in data) - sum(chunk.length for chunk in wanted)

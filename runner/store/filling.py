@@ -206,6 +206,14 @@ def status(store: Store, digest: Digest) -> FillStatus | None:
     return None
 
 
+def end(store: Store, digest: Digest) -> None:
+    """Have the server of a disk end, unless a sandbox or a pull uses it, and wait for that."""
+    sock = connect(store, digest)
+    if sock is not None:
+        with sock, contextlib.suppress(TimeoutError):
+            ask(sock, {"do": "end"})  # the answer is that the connection ends
+
+
 def join(store: Store, digest: Digest, progress: Progress | None) -> FillStatus | None:
     """Have the server of a disk complete it as quickly as it can, and wait for that.
 

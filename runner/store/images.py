@@ -1,4 +1,4 @@
-"""List the complete artifacts of a store, with or without a name."""
+"""List the artifacts of a store, with or without a name, also those whose disk is not complete."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ class Image(NamedTuple):
     digest: str  # hex, of the manifest
     disk: str  # hex, of the disk
     disk_size: int
+    is_complete: bool  # False: the disk is being fetched, or that was interrupted
     stored_bytes: int  # space that disk, kernel and initramfs take on this host
     used: float  # Unix time of the last use
     files: tuple[str, ...]  # hex digests of everything that belongs to it
@@ -39,13 +40,14 @@ class Image(NamedTuple):
             "digest": f"sha256:{self.digest}",
             "disk": f"sha256:{self.disk}",
             "disk_size": self.disk_size,
+            "complete": self.is_complete,
             "stored_bytes": self.stored_bytes,
             "used": self.used,
         }
 
 
 def images(store: Store) -> list[Image]:
-    """Return every artifact whose disk is in the store, sorted by name; those without a name come last."""
+    """Return every artifact whose disk is in the store, if only in part, sorted by name; those without a name come last."""
     named: list[Image] = []
     for path in sorted((store.root / "names").iterdir()):
         name = read_name(path)
@@ -70,7 +72,8 @@ def _artifact(store: Store, digest: str) -> Image | None:
         roles = ArtifactManifest.parse(store.read_blob(digest, MANIFEST_MAX_BYTES))
         config = store.read_config(roles.config.digest.hex)
         disk = store.disk(config.disk_digest)
-        info = disk.lstat()
+        is_complete = disk.exists()
+        info = (disk if is_complete else store.partial(config.disk_digest)).lstat()
         boot = [blob.content.digest for blob in boot_blobs(roles, config)]
     except (OSError, RootdiskError, ValueError):
         return None
@@ -84,6 +87,7 @@ def _artifact(store: Store, digest: str) -> Image | None:
         digest,
         config.disk_digest.hex,
         config.disk_size,
+        is_complete,
         stored,
         info.st_mtime,
         (config.disk_digest.hex, roles.config.digest.hex, digest, *(blob.hex for blob in boot)),

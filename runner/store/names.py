@@ -85,11 +85,11 @@ def name_of(store: Store, place: str, manifest: Digest) -> Name | None:
     return None
 
 
-def files_of(store: Store, name: Name) -> set[str]:
-    """Return the hex digests of the manifest, blobs and disk that `name` leads to, as far as the store knows them."""
-    digests = {name.manifest}
+def files_of(store: Store, manifest: str) -> set[str]:
+    """Return the hex digests of a manifest, and of the blobs and the disk that it leads to, as far as the store knows them."""
+    digests = {manifest}
     with contextlib.suppress(OSError, ValueError, RootdiskError):
-        roles = ArtifactManifest.parse(store.read_blob(name.manifest, MANIFEST_MAX_BYTES))
+        roles = ArtifactManifest.parse(store.read_blob(manifest, MANIFEST_MAX_BYTES))
         digests.add(roles.config.digest.hex)
         config = store.read_config(roles.config.digest.hex)
         digests.add(config.disk_digest.hex)

@@ -30,7 +30,7 @@ class PartialDisk:
             OSError: It cannot be created, or have the size of the disk.
         """
         self._store, self._digest, self._index = store, digest, index
-        self.path = partial_path(store, digest)
+        self.path = store.partial(digest)
         self.fd = _open(self.path)
         self._places: dict[bytes, tuple[Path, Chunk]] | None = None
         try:
@@ -103,11 +103,6 @@ class PartialDisk:
         os.fchmod(self.fd, 0o400)  # not earlier: another fetch must be able to continue a partial file
         fsync_dir(path.parent)
         self._store.unmark(self._digest.hex)
-
-
-def partial_path(store: Store, digest: Digest) -> Path:
-    """Return the path of the partial file of a disk."""
-    return store.disk(digest).with_suffix(".partial")
 
 
 def write_error(store: Store, err: OSError, size: int) -> RootdiskError:

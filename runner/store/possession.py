@@ -22,7 +22,7 @@ def served(store: Store, reference: Reference, options: RegistryOptions) -> froz
     """Return the hex digests of manifests, blobs and disks that the repository of `reference` has served."""
     digests: set[str] = set()
     for name in _names(store, reference, options):
-        digests |= files_of(store, name)
+        digests |= files_of(store, name.manifest)
     return frozenset(digests)
 
 

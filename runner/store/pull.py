@@ -140,7 +140,8 @@ def pull(
                 raise
             return local
         if not fetch:
-            raise BadInput(f"{reference} is not in the store", f"runner pull {reference}")
+            how = "not" if raw is None else "only partly"
+            raise BadInput(f"{reference} is {how} in the store", f"runner pull {reference}")
     with open_artifact(reference, platform, options) as artifact:
         descriptor, raw, roles = artifact.descriptor, artifact.raw, artifact.roles
         gate.check(store, artifact.repository, (*artifact.indexes, descriptor.digest))

@@ -4,6 +4,7 @@
     ROOT/blobs/HEX         manifests and their small blobs: config, kernel, initramfs, dm-verity tree, vmlinux
     ROOT/names/HEX         the manifest that a reference named at the last request
     ROOT/disks/HEX.raw     a sparse root disk; HEX is its disk digest. HEX.chunks is its chunk index
+    ROOT/disks/HEX.partial a disk that is not complete: runner/store/partial.py
     ROOT/damaged/HEX       the reason why disk or blob HEX must not be used until `verify --repair`
     ROOT/trust/HEX.json    accepted signatures of the manifest HEX: runner/store/trust.py
     ROOT/locks/HEX         lock of a digest: shared while in use, exclusive while it is removed
@@ -96,6 +97,10 @@ class Store:
         """Return the path of a disk."""
         return self.root / "disks" / f"{digest.hex}.raw"
 
+    def partial(self, digest: Digest) -> Path:
+        """Return the path of a disk that is not complete: runner/store/partial.py."""
+        return self.root / "disks" / f"{digest.hex}.partial"
+
     def index(self, digest: Digest) -> Path:
         """Return the path of the chunk index of a disk."""
         return self.root / "disks" / f"{digest.hex}.chunks"
@@ -114,7 +119,7 @@ class Store:
         Raises:
             Busy: The other process makes no progress.
         """
-        partial = self.disk(digest).with_suffix(".partial")
+        partial = self.partial(digest)
 
         def progress() -> object:
             """Return a value that changes while the partial file grows."""

@@ -209,6 +209,6 @@ def _origin(store: Store, digest: str) -> Name | None:
     """Return the name of an artifact that the content of a hex digest belongs to."""
     for path in sorted((store.root / "names").iterdir()):
         name = read_name(path)
-        if name is not None and digest in files_of(store, name):
+        if name is not None and digest in files_of(store, name.manifest):
             return name
     return None

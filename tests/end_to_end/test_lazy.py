@@ -14,6 +14,7 @@ import pytest
 from runner.store.store import Store
 from tests.support.commands import Runner, run
 from tests.support.faults import ALWAYS, Fault, FaultProxy, run_faults
+from tests.support.krun import FakeKrun, needs_compiler
 from tests.support.nbd import server_of
 from tests.support.registry import RunningRegistry, needs_registry
 from tests.support.sandboxes import command, machines, rows
@@ -99,14 +100,19 @@ def test_a_sandbox_before_its_disk(lazy_runner: Runner, slow: FaultProxy) -> Non
     assert os.listdir(runner.store / "lazy") == []
 
 
-def test_what_needs_a_complete_disk(lazy_runner: Runner, slow: FaultProxy) -> None:
+@needs_compiler
+def test_what_needs_a_complete_disk(lazy_runner: Runner, slow: FaultProxy, tmp_path: Path) -> None:
     slow.pause_s = 0
-    name = f"{slow.name}/demo:1"
-    for clone in ("copy", "reflink"):
-        done = lazy_runner("boot", "--plain-http", "--pull", "lazy", "--clone", clone, name)
+    krun = str(FakeKrun.build(tmp_path).path)
+    for options, refused, instead in (
+        (("--clone", "copy"), "--clone copy copies", "omit --clone"),
+        (("--clone", "reflink"), "--clone reflink copies", "omit --clone"),
+        (("--backend", "krun", "--accel", "kvm"), "libkrun reads", "--backend qemu"),
+    ):
+        boot = ("boot", "--plain-http", "--pull", "lazy", *options, f"{slow.name}/demo:1")
+        done = lazy_runner(*boot, ROOTDISK_LIBKRUN=krun)
+        assert done.stderr == f"runner: {refused} complete disks only: use --pull missing, or {instead}\n"
         assert done.returncode == 125
-        assert done.stderr.count("\n") == 1
-        assert "--pull missing" in done.stderr
     assert not server_of(Store(lazy_runner.store))
 
 

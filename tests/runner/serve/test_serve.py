@@ -139,6 +139,21 @@ def test_what_is_served(served: tuple[str, Path], registry: RunningRegistry) -> 
 
 
 @needs_registry
+def test_a_disk_that_is_being_fetched_is_served_when_it_is_complete(registry: RunningRegistry, tmp_path: Path) -> None:
+    publish(MADE, f"{registry.name}/team/served:1", registry.options)
+    runner = Runner(tmp_path / "store")
+    assert runner("pull", "--plain-http", f"{registry.name}/team/served:1").returncode == 0
+    (disk,) = (runner.store / "disks").glob("*.raw")
+    disk.rename(disk.with_suffix(".partial"))
+    blob = next(blob.descriptor for blob in MADE.artifact.blobs if blob.descriptor.media_type.endswith("ext4+zstd"))
+    with serving(runner.store) as address:
+        until(lambda: get(address, f"/v2/team/served/manifests/{MADE.artifact.descriptor.digest}")[0] == 200, 30)
+        assert get(address, f"/v2/team/served/blobs/{blob.digest}")[0] == 404
+        disk.with_suffix(".partial").rename(disk)
+        until(lambda: get(address, f"/v2/team/served/blobs/{blob.digest}")[0] == 200, 30)
+
+
+@needs_registry
 def test_a_disk_that_has_changed_is_not_served(served: tuple[str, Path]) -> None:
     _, store = served
     (disk,) = (store / "disks").glob("*.raw")
