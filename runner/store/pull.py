@@ -140,8 +140,8 @@ def pull(
                 raise
             return local
         if not fetch:
-            how = "not" if raw is None else "only partly"
-            raise BadInput(f"{reference} is {how} in the store", f"runner pull {reference}")
+            why = "is not in the store" if raw is None else "is only partly in the store"
+            raise BadInput(f"{reference} {why}", f"runner pull {reference}")
     with open_artifact(reference, platform, options) as artifact:
         descriptor, raw, roles = artifact.descriptor, artifact.raw, artifact.roles
         gate.check(store, artifact.repository, (*artifact.indexes, descriptor.digest))
