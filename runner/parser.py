@@ -292,6 +292,12 @@ COMMANDS = {
         "Example: runner events --since 10m --until 0s --format json",
     ),
     "stats": Command("stats", "print what sandboxes use: processors, memory, disk, network", _stats),
+    "trim": Command(
+        "sandboxes",
+        "give the host back what files in sandboxes no longer use",
+        _names,
+        "Sandboxes do so by themselves when files are deleted, unless their root is mounted with nodiscard.",
+    ),
     "inspect": Command("store", "show what an artifact is, or a sandbox by its name", _inspect),
     "snapshot": Command(
         "snapshots",

@@ -31,7 +31,7 @@ SOURCES = (
         "port.c",
     ),
     *("log.c", "files.c", "records.c", "users.c", "signals.c", "program.c", "spawn.c"),
-    *("frames.c", "sessions.c", "streams.c", "serve.c", "snapshot.c", "pack.c", "unpack.c"),
+    *("frames.c", "sessions.c", "streams.c", "serve.c", "snapshot.c", "pack.c", "unpack.c", "trim.c"),
 )
 HEADERS = ("guest.h", "channel.h", "copy.h", "files.h", "log.h", "program.h", "records.h", "users.h")
 FLAGS = (

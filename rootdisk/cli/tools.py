@@ -21,6 +21,7 @@ RUNNER_COMMANDS = frozenset(
             "stats",
             "snapshot",
             "snapshots",
+            "trim",
         ),
         *("images", "rmi", "serve", "login", "logout", "doctor"),
     }

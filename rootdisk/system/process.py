@@ -171,6 +171,7 @@ def start(
     file_max_bytes: int | None = None,
     prepare: Callable[[], None] | None = None,
     may_bind: bool = False,
+    cgroup: Path | None = None,
 ) -> subprocess.Popen[bytes]:
     """Start a program in a new session. It is killed when this process ends, even if that is killed.
 
@@ -184,6 +185,7 @@ def start(
         file_max_bytes: The size that a file it writes may have.
         prepare: Called in the new process first, still with all rights.
         may_bind: As another user it may still listen on the ports that are root's, and has no other right of root.
+        cgroup: The directory of a cgroup, which the new process enters first.
     """
     parent = os.getpid()
     libc = ctypes.CDLL(None, use_errno=True)
@@ -192,6 +194,8 @@ def start(
     def become() -> None:
         """Prepare the new process: signals, limits, user, and its end with this one."""
         reset_signals()
+        if cgroup is not None:
+            _enter(cgroup)
         if prepare is not None:
             prepare()
         forbid_core()
@@ -222,6 +226,15 @@ def start(
     assert process.stdout is not None
     os.set_blocking(process.stdout.fileno(), False)
     return process
+
+
+def _enter(cgroup: Path) -> None:
+    """Move this new process to a cgroup; without it, it ends."""
+    try:
+        (cgroup / "cgroup.procs").write_text("0")
+    except OSError as err:
+        os.write(2, f"cannot enter {cgroup}: {err.strerror}\n".encode(errors="replace"))
+        os._exit(1)
 
 
 def accompany(argv: Sequence[str], fd: int) -> subprocess.Popen[bytes]:

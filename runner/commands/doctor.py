@@ -17,7 +17,7 @@ from rootdisk.oci.reference import registry_of
 from rootdisk.oci.repository import RegistryOptions
 from rootdisk.system import process
 from rootdisk.text import one_line, printable
-from runner.machine import accelerator, krun, passt, qemu, virtiofsd
+from runner.machine import accelerator, cgroup, krun, passt, qemu, virtiofsd
 from runner.machine.packages import how_to_install
 from runner.store.store import Store
 from runner.template import saved
@@ -73,6 +73,7 @@ def _machine() -> Iterator[Line]:
     yield Line("accelerator", chosen.name == "kvm", f"{chosen.name}: {chosen.reason}{slow}")
     yield _volumes()
     yield _network()
+    yield _limits()
 
 
 def _volumes() -> Line:
@@ -99,6 +100,17 @@ def _network() -> Line:
     remedy = how_to_install("passt")
     text = "QEMU's own: a guest reaches services on this host's 127.0.0.1 at 10.0.2.2. passt of 2024 or newer prevents that"
     return Line("network", False, f"{text}, and is faster: {remedy}; or boot with --allow HOST or --network none")
+
+
+def _limits() -> Line:
+    """Say whether this host can limit what QEMU takes."""
+    try:
+        folder = cgroup.delegated()
+    except cgroup.NotDelegated as err:
+        return Line("limits", False, f"none of this host on QEMU: {err}")
+    lacks = cgroup.missing(folder)
+    text = f"cgroups of sandboxes in {printable(folder)}"
+    return Line("limits", not lacks, f"{text}, without {', '.join(lacks)}" if lacks else text)
 
 
 def _version(path: str) -> str:

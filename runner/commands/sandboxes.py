@@ -1,4 +1,4 @@
-"""Commands on sandboxes from outside: stop, kill, wait, rename, rm. Several sandboxes are acted on at once."""
+"""Commands on sandboxes from outside: stop, kill, wait, rename, trim, rm. Several sandboxes are acted on at once."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from rootdisk.cli.rows import write_names, write_rows
 from rootdisk.errors import BadInput, RootdiskError
@@ -71,6 +72,26 @@ def rename_command(options: argparse.Namespace) -> int:
     return 0
 
 
+def trim_command(options: argparse.Namespace) -> int:
+    """Have sandboxes give the host back what their files no longer use; print how much that was."""
+    from runner.sandbox.trim import trim
+
+    rows: list[dict[str, Any]] = []
+    failed: dict[str, RootdiskError] = {}
+    for state in _find(options.name):
+        try:
+            rows.append({"name": state.name, "bytes": trim(state)})
+        except RootdiskError as err:
+            failed[state.name] = err
+            continue
+        if not options.json:
+            print(f"{printable(state.name)}  {rows[-1]['bytes'] / 1e6:.1f} MB", flush=True)
+    if options.json:
+        write_rows(rows)
+    _raise(failed)
+    return 0
+
+
 def rm_command(options: argparse.Namespace) -> int:
     """Remove sandboxes that have ended; with --force, end running ones first. With --snapshot, remove snapshots."""
     if options.snapshot:
@@ -107,12 +128,17 @@ def _done(
 ) -> int:
     """Print the names of the sandboxes without an error. Raise the last error, after printing the others."""
     write_names((sandbox.name for sandbox in sandboxes if sandbox.name not in failed), as_json=options.json)
+    _raise(failed)
+    return 0
+
+
+def _raise(failed: dict[str, RootdiskError]) -> None:
+    """Raise the last error, after printing the others."""
     errors = list(failed.values())
     for err in errors[:-1]:
         print(f"runner: {error_text(str(err))}", file=sys.stderr)
     if errors:
         raise errors[-1]
-    return 0
 
 
 def _signal(text: str) -> int:

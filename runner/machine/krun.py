@@ -98,11 +98,11 @@ def start(machine: Machine, user: process.User | None = None) -> Vm:
         helpers = []
         network = None
         if machine.network == "user":
-            forwards, relaying = relay.serve(machine.forwards, user)
+            forwards, relaying = relay.serve(machine.forwards, user, machine.cgroup)
             if relaying is not None:
                 ours.callback(relaying.process.kill)
                 helpers.append(relaying)
-            server, stream = passt.serve(forwards, machine.ipv6)
+            server, stream = passt.serve(forwards, machine.ipv6, machine.cgroup)
             ours.callback(server.process.kill)
             helpers.append(server)
             network = theirs.enter_context(stream).fileno()
@@ -118,6 +118,7 @@ def start(machine: Machine, user: process.User | None = None) -> Vm:
             fds=[*fds, described],
             file_max_bytes=machine.file_max_bytes,
             prepare=_confined(machine.shares),
+            cgroup=machine.cgroup,
         )
         ours.pop_all()
         return Vm(running, channel, console, tuple(helpers), lanes=tuple(lane for lane, _ in lanes))

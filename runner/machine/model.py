@@ -60,6 +60,7 @@ class Machine(NamedTuple):
     is_own_network: bool = False  # QEMU's own network, even if there is passt
     has_balloon: bool = False  # the guest reports free memory to the host, which takes it back
     is_base_served: bool = False  # the base is not complete: QEMU reads it by NBD
+    cgroup: Path | None = None  # its processes on the host are in it
 
     @property
     def file_max_bytes(self) -> int:

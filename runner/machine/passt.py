@@ -27,11 +27,11 @@ def has_ipv6(routes: Path = Path("/proc/net/ipv6_route")) -> bool:
     return any(line[-1] != "lo" and not line[0].startswith(("fe8", "ff")) for line in lines if line)
 
 
-def serve(forwards: Sequence[Forward], ipv6: bool = False) -> tuple[Helper, socket.socket]:
-    """Start passt with the addresses of QEMU's user network. Return it and a socket connected to it."""
+def serve(forwards: Sequence[Forward], ipv6: bool = False, cgroup: Path | None = None) -> tuple[Helper, socket.socket]:
+    """Start passt with the addresses of QEMU's user network, in `cgroup`. Return it and a socket connected to it."""
     ours, theirs = socket.socketpair()
     with theirs:
-        server = process.start(command(forwards, theirs.fileno(), ipv6), fds=[theirs.fileno()])
+        server = process.start(command(forwards, theirs.fileno(), ipv6), fds=[theirs.fileno()], cgroup=cgroup)
     return Helper(server, "the network", False), ours
 
 

@@ -171,19 +171,19 @@ def start(machine: Machine, folder: Path, user: process.User | None = None, memo
             from runner.machine import virtiofsd
 
             for share in machine.shares:
-                server, sock = virtiofsd.serve(share, folder)
+                server, sock = virtiofsd.serve(share, folder, machine.cgroup)
                 helpers.callback(server.process.kill)
                 servers.append(server)
                 shares.append(ours.enter_context(sock).fileno())
         if machine.network == "user" and not is_saved:
             from runner.machine import passt, relay
 
-            forwards, relaying = relay.serve(machine.forwards, user)
+            forwards, relaying = relay.serve(machine.forwards, user, machine.cgroup)
             if relaying is not None:
                 helpers.callback(relaying.process.kill)
                 servers.append(relaying)
             if passt.is_usable() and (not machine.ipv6 or passt.has_ipv6()) and not machine.is_own_network:
-                server, sock = passt.serve(forwards, machine.ipv6)
+                server, sock = passt.serve(forwards, machine.ipv6, machine.cgroup)
                 helpers.callback(server.process.kill)
                 servers.append(server)
                 network = ours.enter_context(sock).fileno()
@@ -207,6 +207,7 @@ def start(machine: Machine, folder: Path, user: process.User | None = None, memo
             user=user,
             file_max_bytes=machine.file_max_bytes,
             may_bind=network is None and ports.are_low(forwards),
+            cgroup=machine.cgroup,
         )
         helpers.pop_all()
         return Vm(running, channel, console, tuple(servers), monitor, tuple(lane for lane, _ in lanes))

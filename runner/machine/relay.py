@@ -15,8 +15,10 @@ from runner.machine.model import Forward, Helper
 from runner.machine.ports import KINDS, listener
 
 
-def serve(forwards: Sequence[Forward], user: process.User | None) -> tuple[tuple[Forward, ...], Helper | None]:
-    """Start what relays; return the forwards that are left for the network, and the helper if there is one."""
+def serve(
+    forwards: Sequence[Forward], user: process.User | None, cgroup: Path | None = None
+) -> tuple[tuple[Forward, ...], Helper | None]:
+    """Start what relays, in `cgroup`; return the forwards that are left for the network, and the helper if there is one."""
     others = [forward for forward in forwards if ":" in forward.address]
     if not others:
         return tuple(forwards), None
@@ -33,7 +35,7 @@ def serve(forwards: Sequence[Forward], user: process.User | None) -> tuple[tuple
         argv = [sys.executable, "-I", "-S", str(Path(__file__).with_name("relay_process.py")), *words]
         # It becomes that user itself: others may not be able to read this Python.
         argv += [f"user:{user.uid}:{user.gid}"] if user is not None else []
-        server = process.start(argv, fds=[sock.fileno() for sock in sockets])
+        server = process.start(argv, fds=[sock.fileno() for sock in sockets], cgroup=cgroup)
     finally:
         for sock in sockets:
             sock.close()

@@ -132,8 +132,8 @@ def has_user_namespaces() -> bool:
     return os.waitpid(pid, 0)[1] == 0
 
 
-def serve(share: Share, folder: Path) -> tuple[Helper, socket.socket]:
-    """Start virtiofsd for `share`. Return it and a connected socket, whose address was in `folder`.
+def serve(share: Share, folder: Path, cgroup: Path | None = None) -> tuple[Helper, socket.socket]:
+    """Start virtiofsd for `share`, in `cgroup`. Return it and a connected socket, whose address was in `folder`.
 
     A read-only share is enforced on the host: virtiofsd sees the directory mounted read-only.
     """
@@ -155,6 +155,7 @@ def serve(share: Share, folder: Path) -> tuple[Helper, socket.socket]:
                 _command(virtiofsd, share._replace(path=place) if share.is_file else share, listener.fileno()),
                 fds=[listener.fileno()],
                 prepare=_prepared(share, place / _FILE),
+                cgroup=cgroup,
             )
             ours.connect(address)  # while the listener is open: the server may have ended already
         os.unlink(address)

@@ -17,6 +17,7 @@ from runner.sandbox import guest_records
 from runner.store.store import Store
 
 if TYPE_CHECKING:
+    from runner.machine.cgroup import Cgroup
     from runner.sandbox.feed import Feed
     from runner.sandbox.prepare import PreparedSandbox
     from runner.sandbox.snapshots import Snapshot
@@ -29,8 +30,9 @@ def start_machine(
     counter: tsc.Counter,
     user: process.User | None,
     feed: Feed | None = None,
+    cgroup: Cgroup | None = None,
 ) -> tuple[Vm, Callable[[], None] | None]:
-    """Start the machine with the requested back end, from a template if there is one.
+    """Start the machine with the requested back end, in `cgroup`, from a template if there is one.
 
     Also return what is to be done when the program has started: to make a template for the next start. A machine whose disk
     is not complete boots its kernel: QEMU connects to the disk's server by `feed`, which the keeper serves only afterwards.
@@ -59,7 +61,10 @@ def start_machine(
         verity=artifact.verity if verity is not None else None,
         has_balloon=guest_records.has_balloon(spec),
         is_base_served=feed is not None,
+        cgroup=cgroup.folder if cgroup is not None else None,
     )
+    if cgroup is not None:
+        cgroup.limit(machine)
     if spec.backend == "krun":
         from runner.machine import krun
 

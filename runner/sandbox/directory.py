@@ -61,6 +61,7 @@ __all__ = [
 
 _NEW_MAX_AGE_S = 60  # an unnamed directory without a lock is left over after this time
 _ERROR_MAX_CHARS = 8192
+CGROUP = "cgroup"  # in `in_use`: that of the machine
 _GROWTH_BYTES = 64 << 10  # reserved for what the state gains when the sandbox runs and ends
 
 
@@ -109,7 +110,9 @@ class Sandbox:
         Raises:
             Busy: It runs.
         """
-        return cls(state.folder, take_lock(state), state.spec, state.created, state.raw)
+        lock = take_lock(state)
+        _clear(state)
+        return cls(state.folder, lock, state.spec, state.created, state.raw)
 
     @classmethod
     def rename(cls, state: State, name: str) -> None:
@@ -230,9 +233,19 @@ def remove(sandbox: State | Unreadable) -> None:
             raise
         return  # another process has just removed it
     try:
+        if isinstance(sandbox, State):
+            _clear(sandbox)
         _remove(sandbox.folder)
     finally:
         os.close(lock)
+
+
+def _clear(state: State) -> None:
+    """Remove the cgroup that a killed keeper has left. The caller has the lock of the sandbox."""
+    if path := state.in_use.get(CGROUP):
+        from runner.machine.cgroup import remove_left  # seldom needed
+
+        remove_left(path)
 
 
 def _remove(folder: Path) -> None:
@@ -282,7 +295,9 @@ def discard(folder: Path) -> None:
             return
         try:
             # A directory is locked before its state is written. We got the lock, so its maker is dead.
-            is_left = not read(folder).spec.keep or hidden
+            state = read(folder)
+            _clear(state)
+            is_left = not state.spec.keep or hidden
         except OtherVersion:
             is_left = False
         except FileNotFoundError:

@@ -17,9 +17,10 @@ from rootdisk.system.debug import debug
 from runner.channel import messages
 from runner.channel.messages import GuestError
 from runner.machine import accelerator, console, tsc
+from runner.machine.cgroup import Cgroup, NotDelegated
 from runner.machine.model import Vm
 from runner.sandbox.booting import start_machine
-from runner.sandbox.directory import Sandbox
+from runner.sandbox.directory import CGROUP, Sandbox
 from runner.sandbox.ending import FAILED, SPARE, Ended, finish
 from runner.sandbox.keeper import KILLED, TIMED_OUT, Gone, Keeper, Silent
 from runner.sandbox.logs import Log
@@ -84,6 +85,7 @@ class _Run:
         self._started = time.time()
         self._status, self._error = FAILED, ""
         self._vm: Vm | None = None
+        self._cgroup: Cgroup | None = None
         self.keeper: Keeper | None = None
         self._reserved = contextlib.ExitStack()
         self._folder = _renamable(self._sandbox.folder, self._reserved)
@@ -112,10 +114,13 @@ class _Run:
             self._error = f"{err.filename or 'the sandbox'}: {err.strerror}"
         if self._vm is not None:
             self._vm.kill()
+        if self._cgroup is not None and (text := self._cgroup.oom_text):
+            self._status, self._error = FAILED, text
         self._reserved.close()
 
     def _serve(self, client: socket.socket, listener: socket.socket, counter: tsc.Counter) -> None:
         prepared, store, spec = self._prepared, self._store, self._prepared.spec
+        self._cgroup = self._make_cgroup()
         known_kvm, kernel = store.root / "kvm.json", prepared.artifact.booted_kernel
         chosen = accelerator.choose(spec.accelerator, prepared.artifact.config.platform, known_kvm, kernel)
         self._note_use(chosen)
@@ -154,7 +159,9 @@ class _Run:
         """Start the machine, and prepare to serve it."""
         prepared, sandbox, spec, folder = self._prepared, self._sandbox, self._prepared.spec, self._folder
         debug(f"accelerator {chosen.name}: {chosen.reason}")
-        self._vm, make_template = start_machine(prepared, self._store, chosen.name, counter, user, self.named.feed)
+        self._vm, make_template = start_machine(
+            prepared, self._store, chosen.name, counter, user, self.named.feed, self._cgroup
+        )
         if sandbox.in_use.get("start") != "cold":
             self.write_state()
         self.keeper = Keeper(
@@ -191,6 +198,16 @@ class _Run:
         if self._status == TIMED_OUT and keeper.has_timed_out:
             keeper.say(f"--timeout: stopped after {spec.timeout_s:g} s")
 
+    def _make_cgroup(self) -> Cgroup | None:
+        """Make the cgroup of this run; None if there can be none."""
+        try:
+            cgroup = Cgroup.create()
+        except NotDelegated as err:
+            debug(f"no limits of this host: {err}")
+            return None
+        self._reserved.callback(cgroup.close)
+        return cgroup
+
     def _has_lost_server(self) -> bool:
         """Return whether the server of the disk has ended before the guest's kernel said anything."""
         if self.named.feed is None or not self.named.feed.take_loss():
@@ -206,6 +223,7 @@ class _Run:
             "accelerator_reason": chosen.reason,
             "clone": method,
             "start": "cold",
+            **({CGROUP: str(self._cgroup.folder)} if self._cgroup is not None else {}),
         }
         self.write_state()
 

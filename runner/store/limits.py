@@ -57,8 +57,13 @@ def space(sandboxes: Path, limits: Limits) -> Space:
 
 def used(sandboxes: Path) -> int:
     """Return the bytes that the disks of all sandboxes take."""
+    return sum(map(disk_bytes, sandboxes.iterdir()))
+
+
+def disk_bytes(folder: Path) -> int:
+    """Return the bytes that the disk of the sandbox in `folder` takes."""
     count = 0
-    for path in sandboxes.glob("*/disk.*"):
+    for path in folder.glob("disk.*"):
         with contextlib.suppress(OSError):
             count += path.stat().st_blocks * 512
     return count

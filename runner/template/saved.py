@@ -105,6 +105,7 @@ def blank(machine: Machine) -> Machine:
         durable=False,
         forwards=(),
         ipv6=False,
+        cgroup=None,
     )
 
 

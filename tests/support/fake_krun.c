@@ -1,6 +1,7 @@
 /* A libkrun for tests: writes every call with its arguments to LIBRARY.calls, fails where LIBRARY.fail says so
    ("NAME ERRNO"), and in place of a guest plays what LIBRARY.guest says:
-   panic: the console says so and the machine ends; sleep: the program goes on; status: it ends with status 7;
+   panic: the console says so and the machine ends; sleep: the program goes on; eat: it goes on and takes all memory;
+   status: it ends with status 7;
    version-2: the same, of an init that knows less. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -133,6 +134,9 @@ int32_t krun_start_enter(uint32_t ctx) {
     if (!strcmp(wanted, "sleep"))
         for (;;)
             pause();
+    if (!strcmp(wanted, "eat"))
+        for (char *piece; (piece = malloc(1 << 20));)
+            memset(piece, 1, 1 << 20);
     frame(4, "\7\0\0\0", 4);              /* EXIT */
     for (uint32_t length; read_all(head, 8) && memcpy(&length, head, 4) && length <= sizeof data && read_all(data, length);)
         if (head[4] == 20) /* ACK: power off */

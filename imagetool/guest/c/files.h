@@ -16,4 +16,6 @@ int open_inside(int root, const char *path, enum kind);
 
 /* The same below "/". */
 int open_place(const char *path, enum kind);
+
+int trim(void);
 #endif

@@ -107,21 +107,23 @@ static int boot(struct guest *guest, struct why *why) {
     return main_program(&guest->program, &guest->process, &guest->slot, why);
 }
 
-/* Copies of `runner cp`: -1 if the arguments are none. */
-static int copy(int argc, char **argv) {
+/* What the runner starts in a guest that runs: copies, and what gives free blocks back. -1 if the arguments are none of it. */
+static int assist(int argc, char **argv) {
     if (argc == 3 && (!strcmp(argv[1], "pack") || !strcmp(argv[1], "pack2")))
         return pack(argv[1][4] ? 2 : 1, argv[2], 0);
     if (argc == 4 && !strcmp(argv[1], "pack2") && !strcmp(argv[2], "-L"))
         return pack(2, argv[3], 1);
     if (argc == 4 && (!strcmp(argv[1], "unpack") || !strcmp(argv[1], "unpack2")))
         return unpack(argv[1][6] ? 2 : 1, argv[2], argv[3]);
+    if (argc == 2 && !strcmp(argv[1], "trim"))
+        return trim();
     return -1;
 }
 
 int main(int argc, char **argv) {
     static struct guest guest; /* zeros: the program is no larger for it */
     struct why why = {""};
-    int status = copy(argc, argv);
+    int status = assist(argc, argv);
     if (status >= 0)
         return status;
     if (argc > 1 && !strcmp(argv[1], "--version")) {
