@@ -13,7 +13,8 @@ from __future__ import annotations
 TYPE_CHECKING = False  # loading `typing` would take longer than all the rest; type checkers know the name
 if TYPE_CHECKING:
     from rootdisk.errors import BadInput, Busy, DigestMismatch, RegistryError, RootdiskError, TimedOut, Unsupported
-    from runner.api.asynchronous import AsyncProcess, AsyncSandbox
+    from runner.api.async_process import AsyncProcess
+    from runner.api.asynchronous import AsyncSandbox
     from runner.api.process import Process
     from runner.api.results import Damage, LogPiece, Pruned, Pulled, Result, Verified
     from runner.api.sandbox import Sandbox
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "runner.api.sandbox": ("Sandbox",),
-    "runner.api.asynchronous": ("AsyncSandbox", "AsyncProcess"),
+    "runner.api.asynchronous": ("AsyncSandbox",),
+    "runner.api.async_process": ("AsyncProcess",),
     "runner.api.process": ("Process",),
     "runner.api.results": ("Result", "LogPiece", "Pulled", "Pruned", "Verified", "Damage"),
     "runner.api.store": ("pull", "prune", "verify"),

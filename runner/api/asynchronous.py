@@ -6,25 +6,24 @@ import asyncio
 import contextlib
 import functools
 import socket
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar, Unpack
 
 from rootdisk.errors import RootdiskError
-from rootdisk.ids import parse_signal
 from runner.api import collected, starting
+from runner.api.async_process import AsyncProcess
 from runner.api.collected import OUTPUT_MAX_BYTES, Collected
+from runner.api.known import FILE_MAX_BYTES, FOLLOW_S
 from runner.api.life import Life
 from runner.api.options import BootOptions
-from runner.api.process import KILLED_S, RECEIVE_BYTES, SIGKILL
+from runner.api.process import KILLED_S, SIGKILL
 from runner.api.results import LogPiece, Remarks, Result
-from runner.api.sandbox import FILE_MAX_BYTES, FOLLOW_S, Sandbox
+from runner.api.sandbox import Sandbox
 from runner.api.starting import Started
 from runner.api.store import Place
 from runner.channel import messages
-from runner.channel.exchange import Exchange
 from runner.sandbox import directory, orders
 from runner.sandbox.state import STOP_S
 
@@ -41,100 +40,6 @@ def _threads() -> ThreadPoolExecutor:
 
 async def _in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     return await asyncio.get_running_loop().run_in_executor(_threads(), functools.partial(function, *args, **kwargs))
-
-
-class AsyncProcess:
-    """A running program in a sandbox. Iterate over it for its output, as (stream, bytes) with "stdout" or "stderr".
-
-    A program that writes much stops until its output is read. When the connection is closed, the program gets SIGHUP.
-    """
-
-    def __init__(self, sock: socket.socket, request: bytes) -> None:
-        """Do not call this: use `AsyncSandbox.spawn`."""
-        sock.setblocking(False)
-        self._sock = sock
-        self.exchange = Exchange(request)
-        self._output: deque[tuple[str, bytes]] = deque()
-        self._sending = asyncio.Lock()
-
-    @property
-    def status(self) -> int | None:
-        """The exit status; None if the end of the program has not been seen yet."""
-        return self.exchange.status
-
-    async def __aenter__(self) -> AsyncProcess:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the connection."""
-        self._sock.close()
-
-    async def __aiter__(self) -> AsyncIterator[tuple[str, bytes]]:
-        while (piece := await self.read()) is not None:
-            yield piece
-
-    async def read(self) -> tuple[str, bytes] | None:
-        """Return the next output as (stream, bytes); None at the end."""
-        while not self._output and self.status is None:
-            await self._receive()
-        if not self._output:
-            return None
-        piece = self._output.popleft()
-        self.exchange.taken(len(piece[1]))
-        await self.push()
-        return piece
-
-    async def write(self, data: bytes) -> None:
-        """Write to the program's standard input, which `stdin=True` has opened. Wait until the guest has accepted it."""
-        self.exchange.write(data)
-        await self.push()
-        while self.exchange.needs_input_taken:
-            await self._receive()
-
-    async def close_input(self) -> None:
-        """End the program's standard input."""
-        self.exchange.close_input()
-        await self.push()
-
-    async def signal(self, number: int | str) -> None:
-        """Send a signal, such as 15, "TERM" or "SIGTERM"."""
-        self.exchange.signal(parse_signal(str(number)))
-        await self.push()
-
-    async def kill(self) -> None:
-        """Send SIGKILL."""
-        await self.signal(SIGKILL)
-
-    async def wait(self) -> int:
-        """Wait until the program ends and return its exit status. Output that was not read is dropped."""
-        while await self.read() is not None:
-            pass
-        assert self.status is not None
-        return self.status
-
-    async def _receive(self) -> None:
-        """Wait until something comes."""
-        try:
-            data = await asyncio.get_running_loop().sock_recv(self._sock, RECEIVE_BYTES)
-        except ConnectionError:
-            data = b""
-        self._output += self.exchange.receive(data)
-        await self.push()
-
-    async def push(self) -> None:
-        """Send what is queued."""
-        async with self._sending:
-            while out := bytes(self.exchange.out):
-                self.exchange.out.clear()
-                try:
-                    await asyncio.get_running_loop().sock_sendall(self._sock, out)
-                except ConnectionError:  # receiving says why
-                    return
 
 
 class AsyncSandbox:
@@ -244,6 +149,17 @@ class AsyncSandbox:
                 await _kill(process)
             return output.result()
 
+    async def exec_detached(
+        self,
+        command: Sequence[str],
+        *,
+        env: Mapping[str, str] | Sequence[str] = (),
+        workdir: str = "",
+        user: str = "",
+    ) -> None:
+        """Start a program that goes on by itself, and return when it runs; see `Sandbox.exec_detached`."""
+        await _in_thread(self._inner.exec_detached, command, env=env, workdir=workdir, user=user)
+
     async def spawn(
         self,
         command: Sequence[str],
@@ -323,6 +239,24 @@ class AsyncSandbox:
             self._inner.drop()
             raise
         self._inner.settle()
+
+    async def restart(self, timeout: float = STOP_S) -> None:
+        """Stop a kept sandbox as `stop` does, if it runs, and start it again as `start` does."""
+        if (await _in_thread(self._inner.find)).running:
+            await self.stop(timeout)
+        await self.start()
+
+    async def rename(self, new: str) -> None:
+        """Give the sandbox another name; BadInput if another sandbox has it."""
+        await _in_thread(self._inner.rename, new)
+
+    async def trim(self) -> int:
+        """Give the host back what files in the sandbox no longer use; see `Sandbox.trim`."""
+        return await _in_thread(self._inner.trim)
+
+    async def stats(self) -> dict[str, Any]:
+        """Return what the sandbox uses now; see `Sandbox.stats`."""
+        return await _in_thread(self._inner.stats)
 
     async def snapshot(self, name: str, *, without_memory: bool = False) -> None:
         """Save the running sandbox, which goes on, as the snapshot `name`; see `Sandbox.snapshot`."""

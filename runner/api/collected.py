@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from rootdisk.errors import BadInput, RootdiskError, TimedOut
 from rootdisk.records import pack
+from rootdisk.text import printable
 from runner.api.options import exec_options
 from runner.api.results import Result
 from runner.channel.exchange import Exchange
@@ -22,6 +23,13 @@ def request_of(
     if not options.program:
         raise BadInput("exec: no command", 'write a list: ["ls", "/"]')
     return pack([*program_records(options), *([("stdin", b"1")] if stdin else [])])
+
+
+def check_started(result: Result) -> None:
+    """Raise RootdiskError if a program that was to go on by itself could not be run."""
+    if result.status:
+        reason = result.stderr.strip().rpartition(b"\n")[2] or f"status {result.status}"
+        raise RootdiskError(f"exec: {printable(reason, 500)}")
 
 
 class Collected:

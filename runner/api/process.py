@@ -27,9 +27,9 @@ class Process:
     A program that writes much stops until its output is read. When the connection is closed, the program gets SIGHUP.
     """
 
-    def __init__(self, sock: socket.socket, request: bytes) -> None:
+    def __init__(self, sock: socket.socket, request: bytes, *, is_detached: bool = False) -> None:
         self._sock = sock
-        self.exchange = Exchange(request)
+        self.exchange = Exchange(request, is_detached=is_detached)
         self._output: deque[tuple[str, bytes]] = deque()
         self.push()
 

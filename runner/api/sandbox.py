@@ -3,37 +3,31 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Unpack
+from typing import Unpack
 
 from rootdisk.errors import BadInput
-from rootdisk.ids import parse_signal
 from runner.api import collected, starting
 from runner.api.collected import OUTPUT_MAX_BYTES
+from runner.api.known import KnownSandbox
 from runner.api.life import Life
 from runner.api.options import BootOptions
 from runner.api.process import Process, run_to_end
-from runner.api.results import LogBatch, LogPiece, Remarks, Result
+from runner.api.results import Result
 from runner.api.store import Place, open_store
-from runner.channel import messages
-from runner.sandbox import directory, lines, orders, starter, visit
-from runner.sandbox.directory import State
+from runner.sandbox import directory, orders
 from runner.sandbox.state import STOP_S
-from runner.sandbox.usage import sandbox_document
 from runner.store.store import Store
 
-FILE_MAX_BYTES = 64 << 20
-FOLLOW_S = 0.1
 _END_S = 30.0  # for the files of a sandbox to go after its machine has ended
 _POLL_S = 0.05
 
 
-class Sandbox:
+class Sandbox(KnownSandbox):
     """A sandbox: a virtual machine with a disk of its own.
 
     `boot` starts one, `get` returns one by its name. As a context manager it ends at the end of the block. A sandbox that
@@ -42,8 +36,7 @@ class Sandbox:
 
     def __init__(self, name: str, store: Store, sock: socket.socket | None = None, life: Life | None = None) -> None:
         """Do not call this: use `boot`, `get` or `list`."""
-        self.name = name
-        self.store = store
+        super().__init__(name, store)
         self.sock = sock  # to the keeper, as its main client; for AsyncSandbox too, like `life`
         self.life = life
         self._lock = threading.Lock()
@@ -113,18 +106,6 @@ class Sandbox:
         self.drop()
         self._await_removal()
 
-    def inspect(self) -> dict[str, Any]:
-        """Return what `runner inspect NAME` shows: state, options, ports, what the sandbox uses."""
-        return sandbox_document(self.store, self.name)
-
-    @property
-    def is_running(self) -> bool:
-        """Return whether the sandbox runs now."""
-        try:
-            return directory.find_any(self.store, self.name).running
-        except BadInput:
-            return False
-
     def exec(
         self,
         command: Sequence[str],
@@ -155,6 +136,23 @@ class Sandbox:
         with process:
             return run_to_end(process, input, timeout, max_output)
 
+    def exec_detached(
+        self,
+        command: Sequence[str],
+        *,
+        env: Mapping[str, str] | Sequence[str] = (),
+        workdir: str = "",
+        user: str = "",
+    ) -> None:
+        """Start a program that goes on by itself, and return when it runs. Its output is dropped.
+
+        Raises:
+            RootdiskError: It cannot be run.
+        """
+        request = collected.request_of(command, env, workdir, user, stdin=False)
+        with Process(self.connect(), request, is_detached=True) as process:
+            collected.check_started(run_to_end(process, None, None, OUTPUT_MAX_BYTES))
+
     def spawn(
         self,
         command: Sequence[str],
@@ -167,72 +165,6 @@ class Sandbox:
         """Start a program and return it with its streams. Without `stdin` its standard input is empty."""
         request = collected.request_of(command, env, workdir, user, stdin=stdin)
         return Process(self.connect(), request)
-
-    def read_file(self, path: str, *, max_bytes: int = FILE_MAX_BYTES) -> bytes:
-        """Return the content of a file in the sandbox; BadInput if it is larger than `max_bytes`, or not a file."""
-        from runner.channel.copies import contents
-
-        with self._connection() as connect:
-            return contents.read_file(connect, path, max_bytes)
-
-    def write_file(self, path: str, data: bytes | str, *, mode: int = 0o644) -> None:
-        """Write a file in the sandbox; its directory must exist. Text is written as UTF-8."""
-        from runner.channel.copies import contents
-
-        with self._connection() as connect:
-            contents.write_file(connect, path, data.encode() if isinstance(data, str) else data, mode)
-
-    def copy_in(self, source: Place, target: str, *, follow_link: bool = False) -> Remarks:
-        """Copy a file or directory of this machine into the sandbox, as `runner cp` does.
-
-        Return remarks about single files, such as sockets, that are not copied.
-        """
-        from runner.channel.copies import command
-
-        remarks: Remarks = []
-        with self._connection() as connect:
-            command.copy_in(connect, _path(source), target, follow=follow_link, tell=remarks.append)
-        return remarks
-
-    def copy_out(self, source: str, target: Place, *, follow_link: bool = False) -> Remarks:
-        """Copy a file or directory out of the sandbox, as `runner cp` does. Return remarks as `copy_in`."""
-        from runner.channel.copies import command
-
-        remarks: Remarks = []
-        with self._connection() as connect:
-            command.copy_out(connect, source, _path(target), follow=follow_link, tell=remarks.append)
-        return remarks
-
-    def logs(
-        self,
-        *,
-        follow: bool = False,
-        tail: int | None = None,
-        since: float | None = None,
-        until: float | None = None,
-        console: bool = False,
-    ) -> Iterator[LogPiece]:
-        """Yield what the sandbox's program has written; with `follow`, until the sandbox ends.
-
-        `tail` is how many lines of what is there are wanted, `since` and `until` are Unix seconds. `console` is the output of the
-        guest's kernel instead.
-        """
-        for pieces, is_more in self.log(console=console, tail=tail, since=since, until=until):
-            yield from pieces
-            if not (follow and is_more):
-                return
-            time.sleep(FOLLOW_S)
-
-    def stop(self, timeout: float = STOP_S) -> None:
-        """Ask the program to end, wait `timeout` seconds, then kill it. Return when the sandbox has ended."""
-        for err in orders.stop_all([self.find()], int(timeout)).values():
-            raise err
-
-    def kill(self, signal: int | str | None = None) -> None:
-        """End the sandbox at once, or send its program `signal`, such as 1 or "HUP"."""
-        number = None if signal is None else parse_signal(str(signal))
-        for err in orders.kill_all([self.find()], number).values():
-            raise err
 
     def wait(self, timeout: float | None = None) -> int:
         """Wait until the sandbox ends and return the exit status of its program.
@@ -266,40 +198,16 @@ class Sandbox:
         self.begin()
         self._await_start()
 
+    def restart(self, timeout: float = STOP_S) -> None:
+        """Stop a kept sandbox as `stop` does, if it runs, and start it again as `start` does."""
+        if self.find().running:
+            self.stop(timeout)
+        self.start()
+
     def begin(self) -> None:
         """Start the keeper of a kept sandbox; its program has not started yet."""
         started = starting.again(self.store, self.find())
         self.sock, self.life = started.sock, started.life
-
-    def snapshot(self, name: str, *, without_memory: bool = False) -> None:
-        """Save the running sandbox, which goes on, as the snapshot `name`: boot others with `from_snapshot`.
-
-        What its programs have in memory is in the snapshot, secrets too. `without_memory` saves the disk alone.
-
-        Raises:
-            BadInput: It cannot be saved; the message says what is in the way.
-            RootdiskError: It could not be saved. It goes on.
-        """
-        from runner.options.values import sandbox_name
-        from runner.sandbox import snapshot_taking
-
-        snapshot = sandbox_name(name, "snapshot")
-        snapshot_taking.take(self.store, self.find(), snapshot, has_memory=not without_memory)
-
-    def remove(self, *, force: bool = False) -> None:
-        """Remove a sandbox that has ended; with `force`, end it first."""
-        sandbox = directory.find_any(self.store, self.name)
-        directory.check_removable(sandbox, force=force)
-        if sandbox.running and not force:
-            raise BadInput(f"sandbox {self.name} runs", "stop it, or remove it with force=True")
-        for err in orders.end_all([sandbox]).values():
-            raise err
-        if os.path.lexists(sandbox.folder):
-            directory.remove(sandbox)
-
-    def connect(self) -> socket.socket:
-        """Connect to the keeper; BadInput if the sandbox does not run."""
-        return orders.connect(self.find())
 
     # Shared with AsyncSandbox
 
@@ -307,10 +215,6 @@ class Sandbox:
     def is_tied(self) -> bool:
         """Return whether the sandbox ends with this object's connection."""
         return self.life is not None and self.life.is_tied
-
-    def find(self) -> State:
-        """Return the state of the sandbox; BadInput if there is none."""
-        return directory.find(self.store, self.name)
 
     def _await_start(self) -> None:
         """Wait until the program has started."""
@@ -338,28 +242,9 @@ class Sandbox:
         assert self.life is not None
         starting.listen(starting.Started(self.name, self.store, self.sock, self.life), is_enough, timeout)
 
-    def log(self, **wanted: Any) -> Iterator[LogBatch]:
-        """Yield the batches of a log; see `lines.batches`."""
-        for pieces, is_more in lines.batches(self.find(), **wanted):
-            kinds = {messages.STDOUT: "stdout", messages.STDERR: "stderr"}
-            yield [LogPiece(piece.time, kinds[piece.kind], piece.data) for piece in pieces], is_more
-
-    @contextlib.contextmanager
-    def _connection(self) -> Iterator[Callable[[], socket.socket]]:
-        """Yield what connects to the keeper. The machine of a sandbox that has ended runs meanwhile."""
-        state = self.find()
-        with contextlib.nullcontext() if state.running else visit.started(self.store, state, starter.begin):
-            yield lambda: orders.connect(state)
-
     def _await_removal(self) -> None:
         """Wait until the files of a sandbox that is not kept are gone."""
         deadline = time.monotonic() + _END_S
         with contextlib.suppress(BadInput):
             while not self.find().spec.keep and time.monotonic() < deadline:
                 time.sleep(_POLL_S)
-
-
-def _path(path: Place) -> str:
-    """Return a path of this machine; `-` would be an archive on a standard stream."""
-    text = os.fspath(path)
-    return "./-" if text == "-" else text

@@ -18,14 +18,18 @@ _PIECE_BYTES = 64 << 10
 class Exchange:
     """Streams of one program. At most WINDOW bytes of its output are under way before they are taken."""
 
-    def __init__(self, request: bytes) -> None:
+    def __init__(self, request: bytes, *, is_detached: bool = False) -> None:
         """Prepare to start the program that the record file `request` describes.
+
+        With `is_detached` the end comes when the program has started, with status 0, or when it cannot be run.
 
         Raises:
             BadInput: The request is too long.
         """
         messages.check_request(request)
-        self.out = bytearray(frame(messages.EXEC, request))  # to send to the keeper
+        self.out = bytearray(
+            frame(messages.EXEC_DETACHED if is_detached else messages.EXEC, request)
+        )  # to send to the keeper
         self.input = bytearray()  # not sent yet, because the guest has no room for it
         self.status: int | None = None  # exit status, 0 to 255
         self._decoder = Decoder()

@@ -14,8 +14,7 @@ from rootdisk.errors import BadInput, RootdiskError
 from rootdisk.ids import parse_signal
 from rootdisk.text import error_text, printable
 from runner.sandbox import directory, orders
-from runner.sandbox.directory import Sandbox, State, Unreadable
-from runner.store.events import Events
+from runner.sandbox.directory import State, Unreadable
 from runner.store.store import Store
 
 
@@ -62,12 +61,7 @@ def rename_command(options: argparse.Namespace) -> int:
 
     new = sandbox_name(options.new, "NEW")
     store = Store.open()
-    state = directory.find(store, options.name)
-    if state.running and new != state.name:
-        orders.rename(state, new)
-    elif not state.running:
-        Sandbox.rename(state, new)
-        Events(store.root, new).tell("renamed", before=state.name)
+    orders.rename(store, directory.find(store, options.name), new)
     write_names([new], as_json=options.json)
     return 0
 

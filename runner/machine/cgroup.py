@@ -38,7 +38,7 @@ _PATH_MAX = 900  # of what is noted in a sandbox's state
 
 
 class NotDelegated(RootdiskError):
-    """No cgroup can be made here; the message says why."""
+    """The reason why no cgroup can be made here."""
 
 
 class Cgroup:

@@ -18,6 +18,7 @@ from runner.sandbox import directory
 from runner.sandbox.liveness import not_running, wait_end
 from runner.sandbox.router import VIOLATED
 from runner.sandbox.state import State, Unreadable
+from runner.store.events import Events
 from runner.store.store import Store
 
 CONNECT_S = 10.0  # if the keeper hangs or its queue of waiting clients is full
@@ -66,12 +67,20 @@ def give(state: State | Unreadable, order: bytes) -> None:
             raise not_running(state) from err
 
 
-def rename(state: State, name: str) -> None:
-    """Have the keeper of a running sandbox give it another name.
+def rename(store: Store, state: State, name: str) -> None:
+    """Give a sandbox another name; if it runs, its keeper does it.
 
     Raises:
         RootdiskError: It does not; another sandbox may have that name.
     """
+    if not state.running:
+        directory.Sandbox.rename(state, name)
+        Events(store.root, name).tell("renamed", before=state.name)
+    elif name != state.name:
+        _rename_running(state, name)
+
+
+def _rename_running(state: State, name: str) -> None:
     with connect(state) as sock, contextlib.suppress(ConnectionError):
         sock.sendall(frame(messages.RENAME, name.encode()))
         decoder = messages.Decoder()

@@ -25,7 +25,7 @@ def test_commands() -> None:
     for name, word in COMMANDS.items():
         assert (word == SAME) == (name in OURS), name
     beyond = set(OURS) - set(COMMANDS)
-    assert beyond == {"boot", "prune", "verify", "doctor", "completion", "snapshot", "snapshots", "serve"}
+    assert beyond == {"boot", "prune", "verify", "doctor", "completion", "snapshot", "snapshots", "serve", "trim"}
 
 
 def test_options() -> None:

@@ -88,8 +88,23 @@ def test_a_life(demo: str, runner: Runner, tmp_path: Path) -> None:
             box.wait(0.1)
         with pytest.raises(BadInput, match="already a sandbox life"):
             Sandbox.boot(demo, IDLE, store=runner.store, name="life", entrypoint="/bin/sh", network="none")
+        box.exec_detached(["sh", "-c", "echo done > /tmp/detached"])
+        until(lambda: box.exec(["cat", "/tmp/detached"]).stdout == b"done\n", 60)
+        with pytest.raises(RootdiskError, match="no/such"):
+            box.exec_detached(["/no/such"])
+        assert box.trim() >= 0
+        used = box.stats()
+        assert used["memory_limit_bytes"] == 128 << 20
+        assert used["processes"] > 1
+        with pytest.raises(BadInput, match="new"):
+            box.rename("no/name")
+        box.rename("lives")
+        assert box.inspect()["last_event"]["before"] == "life"
         box.stop()
         assert box.wait() == 3
+        with pytest.raises(BadInput, match="lives does not run"):
+            box.stats()
+        box.rename("life")
     kept = Sandbox.get("life", store=runner.store)
     assert (kept.is_running, kept.wait()) == (False, 3)
     assert kept.read_file("/tmp/result") == b"42"  # its machine runs for the copy alone
@@ -176,6 +191,9 @@ def test_an_end_and_a_cancelled_boot(demo: str, runner: Runner, stand_in: FakeKr
     assert detached.is_running
     with pytest.raises(BadInput, match="already running"):
         detached.start()
+    before = detached.inspect()["pid"]
+    detached.restart(timeout=0)
+    assert detached.inspect()["pid"] != before
     detached.remove(force=True)
 
     async def cancelled() -> None:

@@ -237,7 +237,10 @@ def _described(name: str, value: Any) -> Iterator[str]:
     fields = getattr(value, "_fields", ())
     shown = f"\nFields: {', '.join(f'`{field}`' for field in fields)}.\n" if fields else ""
     yield f"## {name}{bases}\n\n{_prose(value)}\n{shown}"
-    for attribute, member in vars(value).items():
+    members: dict[str, Any] = {}
+    for base in filter(_is_ours, value.__mro__):
+        members = {**members, **{name: member for name, member in vars(base).items() if name not in members}}
+    for attribute, member in members.items():
         if attribute.startswith("_") or attribute in fields or issubclass(value, Exception):
             continue
         function = getattr(member, "__func__", member.fget if isinstance(member, property) else member)
@@ -246,6 +249,10 @@ def _described(name: str, value: Any) -> Iterator[str]:
         sign = "" if isinstance(member, property) else _signature(function)
         prefix = "await " if inspect.iscoroutinefunction(function) else ""
         yield f"### {name}.{attribute}\n\n```text\n{prefix}{attribute}{sign}\n```\n\n{_prose(function)}\n"
+
+
+def _is_ours(kind: type) -> bool:
+    return kind.__module__.startswith("runner.")
 
 
 def _signature(function: Any) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 import runner
 from rootdisk.cli.arguments import subparsers
 from rootdisk.errors import BadInput
+from runner import AsyncSandbox, Sandbox
 from runner.api.options import NOT_OFFERED, BootOptions, boot_options
 from runner.api.store import PullOptions
 from runner.parser import parser
@@ -23,6 +26,69 @@ def test_every_option_of_the_command(command: str, options: Any) -> None:
     """A new option of `runner boot` is added to BootOptions too."""
     actions = {action.dest for action in subparsers(parser(command))[command]._actions}
     assert set(options.__annotations__) == actions - NOT_OFFERED
+
+
+REGISTRY = ("platform", "policy", "plain_http", "ca_file")
+# The method that does what a command does, and how it has the options that it does not have by that name.
+NAMED = {"name": "get"}
+NO_TERMINAL = {"interactive": "spawn, with stdin=True", "tty": "there is no terminal"}
+METHODS: dict[str, tuple[Callable[..., Any], dict[str, str]]] = {
+    "start": (
+        Sandbox.start,
+        {**NAMED, "interactive": "there is no terminal", "attach": "wait", "all": "of a host that boots"},
+    ),
+    "restart": (Sandbox.restart, {**NAMED, "time": "timeout"}),
+    "exec": (
+        Sandbox.exec,
+        {**NAMED, **NO_TERMINAL, "program": "command", "env_file": "env", "detach": "exec_detached"},
+    ),
+    "cp": (Sandbox.copy_in, {"quiet": "there is no progress"}),
+    "stop": (Sandbox.stop, {**NAMED, "time": "timeout", "all": "of a host that shuts down"}),
+    "kill": (Sandbox.kill, NAMED),
+    "wait": (Sandbox.wait, NAMED),
+    "ps": (
+        Sandbox.list,
+        dict.fromkeys(("last", "latest", "quiet", "filter", "format", "no_trunc"), "a list is filtered by Python"),
+    ),
+    "logs": (Sandbox.logs, {**NAMED, "timestamps": "LogPiece.time", "network": "not there yet"}),
+    "stats": (Sandbox.stats, {**NAMED, "no_stream": "always", "format": "a dict"}),
+    "inspect": (Sandbox.inspect, {"artifact": "get", "format": "a dict", **dict.fromkeys(REGISTRY, "pull")}),
+    "snapshot": (Sandbox.snapshot, {"snapshot": "name"}),
+    "rename": (Sandbox.rename, NAMED),
+    "trim": (Sandbox.trim, NAMED),
+    "rm": (Sandbox.remove, {**NAMED, "snapshot": "not there yet"}),
+    "prune": (runner.prune, {"older_than": "older_than_days"}),
+    "verify": (runner.verify, {}),
+}
+OTHERS = {
+    "boot": "BootOptions",
+    "run": "BootOptions",
+    "pull": "PullOptions",
+    **dict.fromkeys(("events", "images", "rmi", "snapshots", "serve", "login", "logout"), "not there yet"),
+    **dict.fromkeys(("doctor", "completion"), "for people"),
+}
+
+
+def test_every_command_has_a_method() -> None:
+    """A new command or option is added to the API too, or here with the reason."""
+    commands = subparsers(parser())
+    assert set(commands) == METHODS.keys() | OTHERS.keys()
+    for name, (method, otherwise) in METHODS.items():
+        options = {action.dest for action in commands[name]._actions} - {"help", "json", "debug"}
+        assert options - inspect.signature(method).parameters.keys() == set(otherwise), name
+
+
+def test_both_kinds_of_sandbox_are_the_same() -> None:
+    def methods(kind: type) -> dict[str, Any]:
+        """The public methods of a class, with their parameters."""
+        found = inspect.getmembers(kind, inspect.isroutine)
+        return {name: [*inspect.signature(value).parameters.values()] for name, value in found if name[0] != "_"}
+
+    plain, for_asyncio = methods(Sandbox), methods(AsyncSandbox)
+    for name in ("connect", "find", "settle", "drop", "begin", "log"):  # for AsyncSandbox itself
+        del plain[name]
+    assert for_asyncio.pop("is_running")
+    assert for_asyncio == plain
 
 
 def test_as_the_parser_reads_them() -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import pytest
 
 from rootdisk.errors import BadInput, RootdiskError, TimedOut
-from runner.api.asynchronous import AsyncProcess
+from runner.api.async_process import AsyncProcess
 from runner.api.collected import Collected, request_of
 from runner.api.life import Life
 from runner.api.process import Process

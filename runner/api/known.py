@@ -1,0 +1,194 @@
+"""What a sandbox can do that is known by its name alone, whoever has started it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from rootdisk.errors import BadInput
+from rootdisk.ids import parse_signal
+from runner.api.results import LogBatch, LogPiece, Remarks
+from runner.api.store import Place
+from runner.channel import messages
+from runner.sandbox import directory, lines, lookup, orders, starter, visit
+from runner.sandbox.liveness import not_running
+from runner.sandbox.state import STOP_S, State
+from runner.sandbox.usage import sandbox_document, usage
+from runner.store.store import Store
+
+FILE_MAX_BYTES = 64 << 20
+FOLLOW_S = 0.1
+
+
+class KnownSandbox:
+    """A sandbox by its name, in a store. `Sandbox` adds how it is started, and its programs."""
+
+    def __init__(self, name: str, store: Store) -> None:
+        self.name = name
+        self.store = store
+
+    def inspect(self) -> dict[str, Any]:
+        """Return what `runner inspect NAME` shows: state, options, ports, what the sandbox uses."""
+        return sandbox_document(self.store, self.name)
+
+    @property
+    def is_running(self) -> bool:
+        """Return whether the sandbox runs now."""
+        try:
+            return lookup.find_any(self.store, self.name).running
+        except BadInput:
+            return False
+
+    def stats(self) -> dict[str, Any]:
+        """Return what the sandbox uses now, as `runner stats --json`; BadInput if it does not run.
+
+        `processor_s` counts from its start: two calls tell how busy it is.
+        """
+        state = self.find()
+        used = usage(state) if state.running else None
+        if used is None:
+            raise not_running(state)
+        return used.to_json(None)
+
+    def read_file(self, path: str, *, max_bytes: int = FILE_MAX_BYTES) -> bytes:
+        """Return the content of a file in the sandbox; BadInput if it is larger than `max_bytes`, or not a file."""
+        from runner.channel.copies import contents
+
+        with self._connection() as connect:
+            return contents.read_file(connect, path, max_bytes)
+
+    def write_file(self, path: str, data: bytes | str, *, mode: int = 0o644) -> None:
+        """Write a file in the sandbox; its directory must exist. Text is written as UTF-8."""
+        from runner.channel.copies import contents
+
+        with self._connection() as connect:
+            contents.write_file(connect, path, data.encode() if isinstance(data, str) else data, mode)
+
+    def copy_in(self, source: Place, target: str, *, follow_link: bool = False) -> Remarks:
+        """Copy a file or directory of this machine into the sandbox, as `runner cp` does.
+
+        Return remarks about single files, such as sockets, that are not copied.
+        """
+        from runner.channel.copies import command
+
+        remarks: Remarks = []
+        with self._connection() as connect:
+            command.copy_in(connect, _path(source), target, follow=follow_link, tell=remarks.append)
+        return remarks
+
+    def copy_out(self, source: str, target: Place, *, follow_link: bool = False) -> Remarks:
+        """Copy a file or directory out of the sandbox, as `runner cp` does. Return remarks as `copy_in`."""
+        from runner.channel.copies import command
+
+        remarks: Remarks = []
+        with self._connection() as connect:
+            command.copy_out(connect, source, _path(target), follow=follow_link, tell=remarks.append)
+        return remarks
+
+    def logs(
+        self,
+        *,
+        follow: bool = False,
+        tail: int | None = None,
+        since: float | None = None,
+        until: float | None = None,
+        console: bool = False,
+    ) -> Iterator[LogPiece]:
+        """Yield what the sandbox's program has written; with `follow`, until the sandbox ends.
+
+        `tail` is how many lines of what is there are wanted, `since` and `until` are Unix seconds. `console` is the output of the
+        guest's kernel instead.
+        """
+        for pieces, is_more in self.log(console=console, tail=tail, since=since, until=until):
+            yield from pieces
+            if not (follow and is_more):
+                return
+            time.sleep(FOLLOW_S)
+
+    def stop(self, timeout: float = STOP_S) -> None:
+        """Ask the program to end, wait `timeout` seconds, then kill it. Return when the sandbox has ended."""
+        for err in orders.stop_all([self.find()], int(timeout)).values():
+            raise err
+
+    def kill(self, signal: int | str | None = None) -> None:
+        """End the sandbox at once, or send its program `signal`, such as 1 or "HUP"."""
+        number = None if signal is None else parse_signal(str(signal))
+        for err in orders.kill_all([self.find()], number).values():
+            raise err
+
+    def rename(self, new: str) -> None:
+        """Give the sandbox another name; BadInput if another sandbox has it."""
+        from runner.options.values import sandbox_name
+
+        name = sandbox_name(new, "new")
+        orders.rename(self.store, self.find(), name)
+        self.name = name
+
+    def trim(self) -> int:
+        """Give the host back what files in the sandbox no longer use. Return by how many bytes its disk takes less.
+
+        Raises:
+            RootdiskError: Its root gives nothing back.
+        """
+        from runner.sandbox.trim import trim
+
+        return trim(self.find())
+
+    def snapshot(self, name: str, *, without_memory: bool = False) -> None:
+        """Save the running sandbox, which goes on, as the snapshot `name`: boot others with `from_snapshot`.
+
+        What its programs have in memory is in the snapshot, secrets too. `without_memory` saves the disk alone.
+
+        Raises:
+            BadInput: It cannot be saved; the message says what is in the way.
+            RootdiskError: It could not be saved. It goes on.
+        """
+        from runner.options.values import sandbox_name
+        from runner.sandbox import snapshot_taking
+
+        snapshot = sandbox_name(name, "snapshot")
+        snapshot_taking.take(self.store, self.find(), snapshot, has_memory=not without_memory)
+
+    def remove(self, *, force: bool = False) -> None:
+        """Remove a sandbox that has ended; with `force`, end it first."""
+        sandbox = lookup.find_any(self.store, self.name)
+        directory.check_removable(sandbox, force=force)
+        if sandbox.running and not force:
+            raise BadInput(f"sandbox {self.name} runs", "stop it, or remove it with force=True")
+        for err in orders.end_all([sandbox]).values():
+            raise err
+        if os.path.lexists(sandbox.folder):
+            directory.remove(sandbox)
+
+    def connect(self) -> socket.socket:
+        """Connect to the keeper; BadInput if the sandbox does not run."""
+        return orders.connect(self.find())
+
+    # Shared with AsyncSandbox
+
+    def find(self) -> State:
+        """Return the state of the sandbox; BadInput if there is none."""
+        return lookup.find(self.store, self.name)
+
+    def log(self, **wanted: Any) -> Iterator[LogBatch]:
+        """Yield the batches of a log; see `lines.batches`."""
+        for pieces, is_more in lines.batches(self.find(), **wanted):
+            kinds = {messages.STDOUT: "stdout", messages.STDERR: "stderr"}
+            yield [LogPiece(piece.time, kinds[piece.kind], piece.data) for piece in pieces], is_more
+
+    @contextlib.contextmanager
+    def _connection(self) -> Iterator[Callable[[], socket.socket]]:
+        """Yield what connects to the keeper. The machine of a sandbox that has ended runs meanwhile."""
+        state = self.find()
+        with contextlib.nullcontext() if state.running else visit.started(self.store, state, starter.begin):
+            yield lambda: orders.connect(state)
+
+
+def _path(path: Place) -> str:
+    """Return a path of this machine; `-` would be an archive on a standard stream."""
+    text = os.fspath(path)
+    return "./-" if text == "-" else text
