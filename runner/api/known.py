@@ -1,4 +1,4 @@
-"""What a sandbox can do that is known by its name alone, whoever has started it."""
+"""Sandboxes by their names: all that needs neither their start nor their programs."""
 
 from __future__ import annotations
 
