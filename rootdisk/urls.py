@@ -2,7 +2,7 @@
 
 It follows RFC 3986 strictly. If two parsers read `http://evil\\@registry/` differently, a token goes to the wrong host. So
 everything that other parsers may read differently is refused: user names, backslashes, control characters, unusual
-spellings of IPv4 addresses. requests gets the text that this parser writes, never the text that a registry sent.
+spellings of IPv4 addresses. A connection leads to the host that this parser has read, and a request has the text that it writes.
 """
 
 from __future__ import annotations

@@ -73,16 +73,16 @@ class RegistryTarget:
         path = f"blobs/{descriptor.digest}"
         with self.client.request(method, path, expect=(200, 206, 404), headers=headers) as response:
             length = response.headers.get("Content-Length")
-            if response.status_code == 206:
-                length = response.headers.get("Content-Range", "").rpartition("/")[2]
-                length = length if length.isdigit() else None
-            if response.status_code != 404 and length is not None and length != str(descriptor.size):
+            if response.status == 206:
+                length = response.headers.get("Content-Range").rpartition("/")[2]
+                length = length if length.isdigit() else ""
+            if response.status != 404 and length and length != str(descriptor.size):
                 raise DigestMismatch(
                     f"{self.client.name}: blob {descriptor.digest} has {printable(length, 20)} bytes, "
                     f"not {descriptor.size}",
                     "the copy in the registry is damaged",
                 )
-            return response.status_code != 404
+            return response.status != 404
 
     def push_blob(self, descriptor: Descriptor, content: Content, *, mount: str = "") -> None:
         """Write a blob, unless it exists. Try to mount it from the repository `mount` first."""
@@ -98,7 +98,7 @@ class RegistryTarget:
         query = urlencode({"mount": str(descriptor.digest), "from": repository})
         try:
             with self.client.request("POST", f"blobs/uploads/?{query}", expect=(201, 202)) as response:
-                return response.status_code == 201
+                return response.status == 201
         except RegistryError:
             return False  # not allowed, or not supported: send the blob
 
@@ -166,7 +166,7 @@ class RegistryTarget:
             for name in names:
                 if not is_tag(name):
                     raise BadInput(f"{self.client.name}: tag {printable(name, 128)!r} is not valid")
-            match = _NEXT.match(headers.get("Link", ""))
+            match = _NEXT.match(headers.get("Link"))
             path = match[1] if match else ""
         with contextlib.closing(RegistryRepository(*self._place)) as repository:
             return {name: repository.resolve(name).digest for name in names}
@@ -178,7 +178,7 @@ class RegistryTarget:
         def once(tag: str) -> str:
             """Ask for the headers of one manifest; return the time's text, "" if there is none."""
             with self.client.request("HEAD", f"manifests/{tag}", expect=(200, 404, 405, 501), headers=ACCEPT) as answer:
-                return str(answer.headers.get("Last-Modified", ""))
+                return answer.headers.get("Last-Modified")
 
         for tag in tags:
             try:
@@ -201,10 +201,10 @@ class RegistryTarget:
         def once() -> int:
             """Delete it; return the status, 405 if it is still there."""
             with self.client.request("DELETE", f"manifests/{digest}", expect=(200, 202, 204, 404, 405)) as response:
-                status = int(response.status_code)
+                status = response.status
             if status == 404:  # already deleted, or deleting is not supported
                 with self.client.request("HEAD", f"manifests/{digest}", expect=(200, 404), headers=ACCEPT) as response:
-                    return 405 if response.status_code == 200 else 404
+                    return 405 if response.status == 200 else 404
             return status
 
         if self.client.retry().run(once) == 405:
@@ -224,7 +224,7 @@ class RegistryTarget:
                 "PUT", f"manifests/{name}", expect=(200, 201, 202), headers=headers, data=raw
             ) as response:
                 answer = response.headers
-                return str(answer.get("Docker-Content-Digest", "")), str(answer.get("OCI-Subject", ""))
+                return answer.get("Docker-Content-Digest"), answer.get("OCI-Subject")
 
         stored, subject = self.client.retry().run(once)
         if stored != str(digest):

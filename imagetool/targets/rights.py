@@ -27,7 +27,7 @@ def _begin_upload(place: Reference, options: RegistryOptions) -> None:
     def once() -> str:
         """Begin the upload; return its URL."""
         with client.request("POST", "blobs/uploads/", expect=(201, 202)) as response:
-            return str(response.headers.get("Location", ""))
+            return response.headers.get("Location")
 
     with contextlib.closing(RegistryClient(place.registry, place.repository, options)) as client:
         location = client.retry().run(once)

@@ -5,21 +5,30 @@ Errors never contain a query string (presigned URLs contain secrets) or a header
 
 from __future__ import annotations
 
+import contextlib
 import email.utils
+import errno
+import http.client
 import re
+import socket
+import ssl
 import time
-
-import requests
-import urllib3
+from collections.abc import Callable
 
 from rootdisk.errors import RegistryError, RootdiskError
 from rootdisk.oci.documents import parse_json
-from rootdisk.registry.deadlines import Watch
+from rootdisk.registry.connections import ConnectTimeout, ProxyFailed
 from rootdisk.text import printable
-from rootdisk.urls import redact
+from rootdisk.urls import Url, redact
 
 TEMPORARY = frozenset({408, 425, 429, 500, 502, 503, 504})
 ERROR_MAX_BYTES = 16 << 10
+NETWORK_ERRORS = (OSError, http.client.HTTPException, ValueError)  # what connections raise; for `network_error`
+_UNREACHABLE = {
+    errno.ECONNREFUSED: "connection refused",
+    errno.EHOSTUNREACH: "no route to host",
+    errno.ENETUNREACH: "the network is unreachable",
+}
 
 
 # A request below /v2/ names a repository, and perhaps one artifact of it; distribution-spec, "Endpoints".
@@ -54,19 +63,80 @@ class Unreachable(RegistryError):
     """A failure to connect."""
 
 
-def read_bounded(response: requests.Response, max_bytes: int) -> bytes:
+class Headers:
+    """The header fields of a response. Fields of one name are joined, as RFC 9110 section 5.3 allows."""
+
+    def __init__(self, message: http.client.HTTPMessage) -> None:
+        self._message = message
+
+    def get(self, name: str) -> str:
+        """Return a field, "" if there is none."""
+        return ", ".join(map(str, self._message.get_all(name, ())))
+
+
+class Response:
+    """An open response. It must be closed; its connection is used again if the body has been read."""
+
+    def __init__(
+        self,
+        method: str,
+        url: Url,
+        answer: http.client.HTTPResponse,
+        within: Callable[[float], contextlib.AbstractContextManager[None]],
+        window_s: float,
+        done: Callable[[bool], None],
+    ) -> None:
+        """`within` limits a wait, `window_s` is the read time-out, `done` is told whether the connection is usable."""
+        self.method, self.url = method, url
+        self.status, self.reason = answer.status, answer.reason
+        self.headers = Headers(answer.headers)
+        self.window_s = window_s
+        self._answer, self._within, self._done = answer, within, done
+        self._is_open = True
+
+    def __enter__(self) -> Response:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Release the connection."""
+        if self._is_open:
+            self._is_open = False
+            self._end()
+            self._done(self._answer.isclosed() and not self._answer.will_close)
+
+    def read(self, max_bytes: int, seconds: float) -> bytes:
+        """Return bytes of the body as soon as there are any; b"" at the end.
+
+        Raises:
+            OSError, http.client.HTTPException: Nothing came within `seconds`, or the connection failed.
+        """
+        with self._within(seconds):
+            data = self._answer.read1(max_bytes)
+            if not data and self._answer.length:
+                raise http.client.IncompleteRead(b"", self._answer.length)
+            return data
+
+    def _end(self) -> None:
+        """Let http.client notice that nothing is left, which it does only when more is read."""
+        if self._answer.length == 0:
+            self._answer.read()
+
+
+def read_bounded(response: Response, max_bytes: int) -> bytes:
     """Read the complete body.
 
     Raises:
         RegistryError: It has more than `max_bytes`, or the connection failed.
     """
-    url = str(response.url)
     body = bytearray()
     pace = Pace(response)
     while piece := pace.read(64 << 10):
         body += piece
         if len(body) > max_bytes:
-            raise RegistryError(told("GET", url, f"more than the {max_bytes} bytes allowed"))
+            raise RegistryError(told("GET", str(response.url), f"more than the {max_bytes} bytes allowed"))
     return bytes(body)
 
 
@@ -75,10 +145,8 @@ class Pace:
 
     MIN_BYTES = 4 << 10  # in each period of the read time-out
 
-    def __init__(self, response: requests.Response) -> None:
+    def __init__(self, response: Response) -> None:
         self._response = response
-        self._watch: Watch = response.connection.watch  # type: ignore[attr-defined]
-        self._window_s: float = response.connection.read_timeout_s  # type: ignore[attr-defined]
         self._waited = 0.0
         self._count = 0
 
@@ -89,60 +157,60 @@ class Pace:
             RegistryError: The connection failed or is too slow.
         """
         start = time.monotonic()
-        url = str(self._response.url)
+        url, window_s = self._response.url, self._response.window_s
         try:
-            piece = self._watch.read1(self._response.raw, max_bytes, self._window_s - self._waited)
-        except (urllib3.exceptions.HTTPError, OSError, ValueError) as err:
-            raise network_error("GET", url, err) from None
+            piece = self._response.read(max_bytes, window_s - self._waited)
+        except NETWORK_ERRORS as err:
+            raise network_error("GET", str(url), err) from None
         self._waited += time.monotonic() - start
         self._count += len(piece)
-        if self._waited >= self._window_s:
+        if self._waited >= window_s:
             if self._count < self.MIN_BYTES:
                 reason = f"only {self._count} bytes in {self._waited:.0f} s"
-                raise RegistryError(told("GET", url, reason), temporary=True)
+                raise RegistryError(told("GET", str(url), reason), temporary=True)
             self._waited, self._count = 0.0, 0
         return piece
 
 
 def network_error(method: str, url: str, err: Exception) -> RegistryError:
-    """Return the error for a failure below HTTP. The texts of urllib3 are not used: they contain query strings."""
-    text = str(err)
+    """Return the error for a failure below HTTP."""
 
     def because(reason: str) -> str:
         """Return the message with this reason."""
         return told(method, url, reason)
 
+    if isinstance(err, ProxyFailed):
+        return Unreachable(because("the proxy does not answer"), "check HTTPS_PROXY", temporary=True)
+    if isinstance(err, ConnectTimeout):
+        return Unreachable(because("connection timed out"), "check the name of the registry", temporary=True)
+    if isinstance(err, ssl.SSLError):
+        return _tls_error(because, str(err))
+    reason = ""
+    if isinstance(err, socket.gaierror):
+        reason = "cannot resolve the host name"
+    elif isinstance(err, OSError) and not isinstance(err, http.client.HTTPException):
+        reason = _UNREACHABLE.get(err.errno or 0, "")
+    if reason:
+        return Unreachable(because(reason), "check the name of the registry and your network", temporary=True)
+    reason = "no answer in time" if isinstance(err, TimeoutError) else "the connection was closed"
+    return RegistryError(because(reason), temporary=True)
+
+
+def _tls_error(because: Callable[[str], str], text: str) -> RegistryError:
     if "CERTIFICATE_VERIFY_FAILED" in text:
         match = re.search(r"certificate verify failed: ([^(]{1,120})", text)
         return RegistryError(
             because(f"its certificate is not trusted: {match[1].strip() if match else 'TLS'}"),
             "if it is your own registry, name its CA certificate: --ca-file",
         )
-    if isinstance(err, requests.exceptions.SSLError):
-        if "WRONG_VERSION_NUMBER" in text or "record layer failure" in text.lower():
-            return RegistryError(because("the server does not use TLS"), "if you trust this network, use --plain-http")
-        return RegistryError(because("TLS failed"), temporary="EOF" in text or "reset" in text.lower())
-    if isinstance(err, requests.exceptions.ProxyError):
-        return Unreachable(because("the proxy does not answer"), "check HTTPS_PROXY", temporary=True)
-    if isinstance(err, requests.exceptions.ConnectTimeout):
-        return Unreachable(because("connection timed out"), "check the name of the registry", temporary=True)
-    if isinstance(err, requests.exceptions.InvalidURL | requests.exceptions.InvalidSchema):
-        return RegistryError(because("the URL is not supported"))
-    for mark, reason in (
-        ("NameResolutionError", "cannot resolve the host name"),
-        ("Connection refused", "connection refused"),
-        ("No route to host", "no route to host"),
-        ("Network is unreachable", "the network is unreachable"),
-    ):
-        if mark in text or mark in repr(err):
-            return Unreachable(because(reason), "check the name of the registry and your network", temporary=True)
-    reason = "no answer in time" if "timed out" in text.lower() else "the connection was closed"
-    return RegistryError(because(reason), temporary=True)
+    if "WRONG_VERSION_NUMBER" in text or "record layer failure" in text.lower():
+        return RegistryError(because("the server does not use TLS"), "if you trust this network, use --plain-http")
+    return RegistryError(because("TLS failed"), temporary="EOF" in text or "reset" in text.lower())
 
 
-def status_error(method: str, response: requests.Response, what: str, hint: str = "") -> RegistryError:
+def status_error(method: str, response: Response, what: str, hint: str = "") -> RegistryError:
     """Return the error for an unexpected status, with the text of the registry (distribution-spec, error codes)."""
-    status = response.status_code
+    status = response.status
     text = ""
     try:
         answer = parse_json(read_bounded(response, ERROR_MAX_BYTES), what, ERROR_MAX_BYTES)
@@ -156,7 +224,7 @@ def status_error(method: str, response: requests.Response, what: str, hint: str 
         hint = "log in to the registry, and check the rights of the account"
     if not hint and status == 404:
         hint = "check the name; some registries also answer 404 if a login is needed"
-    after_s = _retry_after(response.headers.get("Retry-After", ""))
+    after_s = _retry_after(response.headers.get("Retry-After"))
     if status in TEMPORARY and after_s:
         return TryLater(message, hint or f"try again in {after_s:.0f} s", status=status, after_s=after_s)
     return RegistryError(message, hint, temporary=status in TEMPORARY, status=status)

@@ -12,18 +12,17 @@ import time
 from collections.abc import Mapping
 from urllib.parse import urlencode
 
-import requests
-
 from rootdisk.errors import BadInput, RegistryError
 from rootdisk.oci.documents import parse_json
 from rootdisk.oci.repository import RegistryOptions
-from rootdisk.registry.answers import read_bounded, status_error, told
+from rootdisk.registry.answers import Response, read_bounded, status_error, told
 from rootdisk.registry.credentials import Credentials, find_credentials
 from rootdisk.registry.http import Session
 from rootdisk.text import printable
 from rootdisk.urls import parse_url
 
 TOKEN_MAX_BYTES = 1 << 20
+_FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 
 
 class Auth:
@@ -46,14 +45,13 @@ class Auth:
         """The current Authorization value, or None if there is none or it is about to expire."""
         return self._value if self._value and time.monotonic() < self._expires else None
 
-    def authenticate(self, original: requests.Response, headers: Mapping[str, str]) -> dict[str, str]:
+    def authenticate(self, original: Response, headers: Mapping[str, str]) -> dict[str, str]:
         """Handle a response 401 or 403 to a request with `headers`: return the headers for another try.
 
         Raises:
             RegistryError: The challenge cannot be answered, or access is denied.
         """
-        method = str(original.request.method)
-        url, status = parse_url(original.url), original.status_code
+        method, url, status = original.method, original.url, original.status
         if url.origin != self._session.origin:
             original.close()
             # An expired presigned URL. The registry returns a new one for another request.
@@ -65,7 +63,7 @@ class Auth:
         with self._lock:
             # Another thread may have done it already.
             if not self.token or headers.get("Authorization") == self._value:
-                self._value, lifetime = self._answer(original.headers.get("WWW-Authenticate", ""))
+                self._value, lifetime = self._answer(original.headers.get("WWW-Authenticate"))
                 self._expires = time.monotonic() + lifetime * 0.75
             return {**headers, "Authorization": self._value}
 
@@ -110,12 +108,12 @@ class Auth:
                 "client_id": "rootdisk",
                 "refresh_token": credentials.identity_token,
             }
-            response = self._session.once("POST", realm, headers={}, data=fields)
+            response = self._session.once("POST", realm, headers=_FORM, data=urlencode(fields).encode())
         else:
             headers = {"Authorization": credentials.basic} if credentials is not None else {}
             response = self._session.once("GET", realm.with_query(urlencode(fields)), headers=headers)
         with response:
-            if response.status_code != 200:
+            if response.status != 200:
                 raise status_error("GET", response, f"token service of {self._registry}", self.hint)
             raw = read_bounded(response, TOKEN_MAX_BYTES)
         token, lifetime = _token(raw)

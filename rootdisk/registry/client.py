@@ -15,17 +15,25 @@ import random
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import TypeVar
 from urllib.parse import urlencode
-
-import requests
-import urllib3
 
 from rootdisk.errors import RegistryError
 from rootdisk.oci.reference import DOCKER_HUB
 from rootdisk.oci.repository import RegistryOptions
-from rootdisk.registry.answers import TryLater, Unreachable, artifact_of, network_error, read_bounded, status_error
+from rootdisk.registry.answers import (
+    NETWORK_ERRORS,
+    Headers,
+    Response,
+    TryLater,
+    Unreachable,
+    artifact_of,
+    network_error,
+    read_bounded,
+    status_error,
+)
 from rootdisk.registry.challenges import Auth
+from rootdisk.registry.connections import Payload
 from rootdisk.registry.http import Session
 from rootdisk.urls import Url, parse_url
 
@@ -109,8 +117,8 @@ class RegistryClient:
         *,
         expect: tuple[int, ...],
         headers: Mapping[str, str] | None = None,
-        data: Any = None,
-    ) -> requests.Response:
+        data: bytes | Payload | None = None,
+    ) -> Response:
         """Send one request, without retry, and return the open response. The caller reads and closes it.
 
         Raises:
@@ -119,34 +127,32 @@ class RegistryClient:
         place = self.url(path)
         if self._namespace and place.origin == self.base.origin:
             place = place.with_query(urlencode({"ns": self._namespace}))
-        url = str(place)
         try:
-            response = self._exchange(method, url, dict(headers or {}), data)
-        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as err:
-            raise network_error(method, url, err) from None
-        if response.status_code in expect:
+            response = self._exchange(method, place, dict(headers or {}), data)
+        except NETWORK_ERRORS as err:
+            raise network_error(method, str(place), err) from None
+        if response.status in expect:
             return response
         with response:
-            raise status_error(
-                method, response, artifact_of(url), self.auth.hint if response.status_code in (401, 403) else ""
-            )
+            hint = self.auth.hint if response.status in (401, 403) else ""
+            raise status_error(method, response, artifact_of(str(place)), hint)
 
-    def _exchange(self, method: str, url: str, headers: dict[str, str], data: Any) -> requests.Response:
+    def _exchange(self, method: str, url: Url, headers: dict[str, str], data: bytes | Payload | None) -> Response:
         """Send a request with the current authorization. Answer a challenge once and send it again."""
         if (token := self.auth.token) is not None:
             headers["Authorization"] = token
-        response = self.session.request(method, url, headers=headers, data=data)
-        if response.status_code in (401, 403):
+        response = self.session.request(method, url, headers, data)
+        if response.status in (401, 403):
             headers = self.auth.authenticate(response, headers)
-            response = self.session.request(method, url, headers=headers, data=data)
-        if response.status_code == 403:  # possible now for the target of a redirect
+            response = self.session.request(method, url, headers, data)
+        if response.status == 403:  # possible now for the target of a redirect
             self.auth.authenticate(response, headers)
         return response
 
-    def get(self, path: str, max_bytes: int, headers: Mapping[str, str]) -> tuple[bytes, Mapping[str, str]]:
+    def get(self, path: str, max_bytes: int, headers: Mapping[str, str]) -> tuple[bytes, Headers]:
         """Return a small document of at most `max_bytes` and its headers, with retries."""
 
-        def once() -> tuple[bytes, Mapping[str, str]]:
+        def once() -> tuple[bytes, Headers]:
             """Ask once."""
             with self.request("GET", path, expect=(200,), headers=headers) as response:
                 return read_bounded(response, max_bytes), response.headers

@@ -11,14 +11,16 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rootdisk.errors import BadInput, RegistryError
 from rootdisk.oci.documents import parse_json
 from rootdisk.oci.reference import DOCKER_HUB, HUB_NAMES
-from rootdisk.system import process
 from rootdisk.system.folders import home, named_folder
 from rootdisk.text import printable
+
+if TYPE_CHECKING:
+    from rootdisk.system import process
 
 FILE_MAX_BYTES = 1 << 20
 HELPER_TIMEOUT_S = 60  # a helper may ask the user to unlock a key ring
@@ -192,6 +194,8 @@ def run_helper(name: str, order: str, stdin: bytes, path: Path, hint: str = "") 
     """
     if not _HELPER.match(name):
         raise BadInput(f"credentials {path}: {name!r:.80} is not a valid name of a credential helper")
+    from rootdisk.system import process  # few have a helper
+
     program = f"docker-credential-{name}"
     try:
         return process.run([program, order], stdin=stdin, timeout_s=HELPER_TIMEOUT_S)

@@ -15,13 +15,11 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-import requests
-import urllib3
-
 from rootdisk.errors import DigestMismatch, RegistryError, RootdiskError
 from rootdisk.oci.documents import Descriptor, Digest
 from rootdisk.oci.reference import Reference
 from rootdisk.oci.repository import RegistryOptions, check_range
+from rootdisk.registry.answers import NETWORK_ERRORS
 from rootdisk.registry.client import RegistryClient
 from rootdisk.registry.configuration import DIGEST_ONLY, Place, Places
 from rootdisk.registry.repository import RegistryRepository
@@ -193,7 +191,7 @@ def answers(place: Place, options: RegistryOptions, seconds: float) -> bool:
         try:
             client.session.once("GET", client.url("/v2/"), headers={}).close()
             heard.set()
-        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, RootdiskError) as err:
+        except (*NETWORK_ERRORS, RootdiskError) as err:
             debug(f"{place.registry}: {type(err).__name__}")
 
     # Resolving a name has no time-out of its own, so a thread waits for it.

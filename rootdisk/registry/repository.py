@@ -63,13 +63,13 @@ class RegistryRepository:
         where = f"{self.client.name}:{name}"
         digest = name if isinstance(name, Digest) else Digest.of(raw)
         check_manifest(raw, digest, where)
-        claimed = headers.get("Docker-Content-Digest", "")
+        claimed = headers.get("Docker-Content-Digest")
         if claimed.startswith(f"{digest.algorithm}:") and claimed != str(digest):
             raise DigestMismatch(
                 f"{where}: the registry claims {printable(claimed, 80)}, but the content is {digest}", "fetch it again"
             )
         self._manifests[digest] = raw
-        return describe_manifest(raw, digest, where, headers.get("Content-Type", "").partition(";")[0].strip())
+        return describe_manifest(raw, digest, where, headers.get("Content-Type").partition(";")[0].strip())
 
     def current(self, name: str | Digest) -> Digest | None:
         """A HEAD, which no registry counts as a pull; a GET if the registry knows no HEAD or does not say the digest."""
@@ -79,7 +79,7 @@ class RegistryRepository:
             with self.client.request(
                 "HEAD", f"manifests/{name}", expect=(200, 404, 405, 501), headers=ACCEPT
             ) as response:
-                return int(response.status_code), str(response.headers.get("Docker-Content-Digest", ""))
+                return response.status, response.headers.get("Docker-Content-Digest")
 
         status, digest_header = self.client.retry().run(once)
         if status == 404:
@@ -121,7 +121,7 @@ class RegistryRepository:
                 return of_type(self._tagged_referrers(subject), artifact_type)
             referrers += Index.parse(raw).manifests
             check_count(len(referrers), subject)
-            link = NEXT_PAGE.match(headers.get("Link", ""))
+            link = NEXT_PAGE.match(headers.get("Link"))
             path = str(url.join(link[1])) if link else ""
         return of_type(referrers, artifact_type)
 
@@ -160,8 +160,8 @@ class RegistryRepository:
         with self.client.request(
             "GET", f"blobs/{descriptor.digest}", expect=(200,) if is_complete else (200, 206), headers=headers
         ) as response:
-            if response.status_code == 206:
-                content_range = response.headers.get("Content-Range", "")
+            if response.status == 206:
+                content_range = response.headers.get("Content-Range")
                 match = _CONTENT_RANGE.match(content_range)
                 if (
                     not match
@@ -172,7 +172,7 @@ class RegistryRepository:
                     raise RegistryError(f"{what}: asked for bytes {start}-{stop - 1}, got {content_range!r:.80}")
                 skip, count = 0, int(match[2]) + 1 - start
             else:
-                length = response.headers.get("Content-Length", "")
+                length = response.headers.get("Content-Length")
                 if length and length != str(descriptor.size):
                     raise DigestMismatch(
                         f"{what} has {printable(length, 20)} bytes, not {descriptor.size}",

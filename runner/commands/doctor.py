@@ -206,10 +206,7 @@ def _file_system(path: Path) -> str:
 
 def _registry(name: str, connection: RegistryOptions) -> Line:
     """Check that a registry answers, by HTTPS or HTTP. No credentials are sent; asking for a password is an answer."""
-    import requests
-    import urllib3
-
-    from rootdisk.registry.answers import network_error
+    from rootdisk.registry.answers import NETWORK_ERRORS, network_error
     from rootdisk.registry.client import RegistryClient
 
     why = ""
@@ -225,11 +222,11 @@ def _registry(name: str, connection: RegistryOptions) -> Line:
                     if connection.plain_http
                     else " over HTTP only: use --plain-http"
                 )
-                good = answer.status_code in (200, 401)
-                return Line(name, good, f"answers {answer.status_code}{note}", needed=True)
+                good = answer.status in (200, 401)
+                return Line(name, good, f"answers {answer.status}{note}", needed=True)
         except RootdiskError as err:
             return Line(name, False, str(err), needed=True)
-        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as err:
+        except NETWORK_ERRORS as err:
             error = network_error("GET", str(url), err)
             reason = error.message.partition(": ")[2].rpartition(" (")[0]  # without name and request
             why = why or reason

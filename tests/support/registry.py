@@ -269,12 +269,14 @@ class QuietServer(ThreadingHTTPServer):
 
 
 @contextlib.contextmanager
-def serve(handler: type[BaseHTTPRequestHandler], authority: trustme.CA | None = None) -> Iterator[str]:
-    """An HTTP(S) server on a free loopback port; its URL."""
+def serve(
+    handler: type[BaseHTTPRequestHandler], authority: trustme.CA | None = None, name: str = "127.0.0.1"
+) -> Iterator[str]:
+    """An HTTP(S) server on a free loopback port, whose certificate is for `name`; its URL."""
     server = QuietServer(("127.0.0.1", 0), handler)
     if authority is not None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        authority.issue_cert("127.0.0.1").configure_cert(context)
+        authority.issue_cert(name).configure_cert(context)
         server.socket = context.wrap_socket(server.socket, server_side=True)
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
     thread.start()

@@ -122,7 +122,7 @@ def test_who_does_not_answer_is_not_the_registry() -> None:
         with pytest.raises(RegistryError, match="the connection was closed"):
             repository.resolve("v1")
         with pytest.raises(RegistryError, match="address in another network"):
-            repository.client.session.watch.reach.choose("x.example", 80, ["127.0.0.1"], home=False)
+            repository.client.session.reach.choose("x.example", 80, ["127.0.0.1"], home=False)
         repository.close()
 
 

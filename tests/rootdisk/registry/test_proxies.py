@@ -1,0 +1,112 @@
+"""Registries behind a proxy: plain HTTP and TLS, each through a proxy that is asked over HTTP or TLS."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+import trustme
+
+from rootdisk.errors import RegistryError
+from rootdisk.oci.reference import parse_reference
+from rootdisk.oci.repository import RegistryOptions
+from rootdisk.places import open_repository
+from tests.support.registry import QuietHandler, be_nobody, serve
+
+MANIFEST = b'{"schemaVersion": 2, "config": {}, "layers": []}'
+BLOB = b"0123456789" * 30_000
+
+
+class Registry(QuietHandler):
+    def do_GET(self) -> None:  # noqa: N802
+        self.send(200, MANIFEST if "/manifests/" in self.path else BLOB)
+
+
+def proxy_handler(upstream: str, asked: list[tuple[str, str, str]]) -> type[QuietHandler]:
+    """A proxy that leads everything to `upstream`, host:port; `asked`: method, target, Proxy-Authorization."""
+    host, _, port = upstream.rpartition(":")
+
+    class Proxy(QuietHandler):
+        def note(self) -> None:
+            asked.append((self.command, self.path, self.headers.get("Proxy-Authorization", "")))
+
+        def do_GET(self) -> None:  # noqa: N802
+            self.note()
+            assert "Proxy-Authorization" in self.headers
+            self.send(200, MANIFEST if "/manifests/" in self.path else BLOB)
+
+        def do_CONNECT(self) -> None:  # noqa: N802
+            self.note()
+            if "refused" in self.path:
+                self.send(403, b"no")
+                return
+            self.send_response(200)
+            self.end_headers()
+            with socket.create_connection((host, int(port))) as far:
+                back = threading.Thread(target=carry, args=(far, self.connection), daemon=True)
+                back.start()
+                carry(self.connection, far)
+                back.join(5)
+            self.close_connection = True
+
+    return Proxy
+
+
+def carry(source: socket.socket, sink: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while data := source.recv(65536):
+            sink.sendall(data)
+    with contextlib.suppress(OSError):
+        sink.shutdown(socket.SHUT_WR)
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> trustme.CA:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    return authority
+
+
+@pytest.mark.parametrize("is_tls_proxy", [False, True], ids=["http-proxy", "tls-proxy"])
+@pytest.mark.parametrize("is_tls", [False, True], ids=["http", "tls"])
+def test_through_a_proxy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, authority: trustme.CA, is_tls: bool, is_tls_proxy: bool
+) -> None:
+    be_nobody(monkeypatch, tmp_path)
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    asked: list[tuple[str, str, str]] = []
+    options = RegistryOptions(plain_http=not is_tls, ca_file=tmp_path / "ca.pem", give_up_s=0.01)
+    with serve(Registry, authority if is_tls else None, "registry.invalid") as registry:
+        handler = proxy_handler(urlsplit(registry).netloc, asked)
+        with serve(handler, authority if is_tls_proxy else None) as proxy:
+            place = urlsplit(proxy).netloc
+            monkeypatch.setenv("ALL_PROXY", f"{'https' if is_tls_proxy else 'http'}://ann:p%40w@{place}")
+            with contextlib.closing(open_repository(parse_reference("registry.invalid/a/b:1"), options)) as repository:
+                found = repository.resolve("1")
+                size = found._replace(size=len(BLOB))
+                assert b"".join(repository.blob(size)) == BLOB
+            if is_tls:
+                with pytest.raises(RegistryError, match="the proxy does not answer"):
+                    open_repository(parse_reference("refused.invalid/a/b:1"), options).resolve("1")
+    assert {secret for *_, secret in asked} == {"Basic YW5uOnBAdw=="}
+    if is_tls:
+        assert [(method, target) for method, target, _ in asked[:2]] == [
+            ("CONNECT", "registry.invalid:443"), ("CONNECT", "refused.invalid:443")
+        ]  # fmt: skip
+    else:
+        assert [target for _, target, _ in asked] == [
+            "http://registry.invalid/v2/a/b/manifests/1", f"http://registry.invalid/v2/a/b/blobs/{found.digest}"
+        ]  # fmt: skip
+
+
+def test_a_proxy_that_is_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    be_nobody(monkeypatch, tmp_path)
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:1")
+    options = RegistryOptions(give_up_s=0.01)
+    with pytest.raises(RegistryError, match="the proxy does not answer"):
+        open_repository(parse_reference("registry.invalid/a/b:1"), options).resolve("1")
