@@ -12,7 +12,7 @@ from rootdisk.errors import RootdiskError
 
 Content = bytes | Path | Callable[[], Iterator[bytes]]
 
-PIECE_BYTES = 1 << 20
+PIECE_BYTES = 256 << 10  # stays in the processor's cache until it is hashed and sent
 
 
 def pieces(content: Content) -> Iterator[bytes]:

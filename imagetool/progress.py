@@ -48,9 +48,8 @@ def reported(*, quiet: bool = False) -> Iterator[Report]:
 
 
 def _is_one_of_several() -> bool:
-    import multiprocessing  # which takes a while to load
-
-    return multiprocessing.parent_process() is not None
+    module = sys.modules.get("multiprocessing.process")  # every child of it has loaded it
+    return module is not None and module.parent_process() is not None
 
 
 class _Bars:

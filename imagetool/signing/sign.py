@@ -22,7 +22,7 @@ from imagetool.targets.simple import push_simple
 from imagetool.targets.target import Target
 from rootdisk.artifact.format import ARTIFACT_TYPE
 from rootdisk.artifact.published import PublishedArtifact
-from rootdisk.artifact.signatures import signatures_of, simple_manifest
+from rootdisk.artifact.signatures import signatures_of
 from rootdisk.errors import BadInput, Unsupported
 from rootdisk.oci.documents import (
     INDEX_TYPES,
@@ -34,6 +34,7 @@ from rootdisk.oci.documents import (
 )
 from rootdisk.oci.layout import REF_NAME
 from rootdisk.oci.reference import Reference, parse_reference
+from rootdisk.oci.referrers import simple_manifest
 from rootdisk.oci.repository import INDEX_MAX_DEPTH, RegistryOptions, Repository, blob_pieces
 from rootdisk.places import open_repository
 from rootdisk.trust.bundle import BUNDLE_TYPE, IN_TOTO_TYPE, SIGN_PREDICATE, Bundle, Statement, pre_authentication

@@ -8,13 +8,11 @@ from functools import partial
 
 from imagetool.progress import Report, silent
 from imagetool.targets.open import open_target
-from imagetool.targets.simple import push_simple
 from imagetool.targets.target import Target, push_blobs
-from rootdisk.artifact.signatures import simple_manifest
 from rootdisk.errors import BadInput, Unsupported
 from rootdisk.oci.documents import INDEX_TYPES, MANIFEST_TYPES, Descriptor, Digest, Index, Manifest
 from rootdisk.oci.reference import Reference, parse_reference
-from rootdisk.oci.referrers import check_count
+from rootdisk.oci.referrers import check_count, simple_manifest
 from rootdisk.oci.repository import INDEX_MAX_DEPTH, RegistryOptions, Repository, blame
 from rootdisk.places import open_mirrored, open_repository
 
@@ -147,6 +145,8 @@ def _copy_simple(
     manifest = simple_manifest(repository, subject)
     if manifest is None:
         return
+    from imagetool.targets.simple import push_simple  # seldom needed
+
     earlier = None
     if place.kind != "oci-archive":
         with contextlib.closing(open_repository(place, options)) as destination:

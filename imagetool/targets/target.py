@@ -6,13 +6,13 @@ The caller writes blobs first and the manifest last, so no tag ever names someth
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 from imagetool.content import Content
 from imagetool.progress import Counted, Report, silent
 from rootdisk.errors import BadInput, DigestMismatch
 from rootdisk.oci.documents import MANIFEST_MAX_BYTES, Descriptor, Digest
+from rootdisk.system.threads import for_each
 
 UPLOADS = 4  # parallel uploads: registries need time to hash and store each blob
 
@@ -85,8 +85,9 @@ def push_blobs(
     unique = {descriptor.digest: (descriptor, content) for descriptor, content in blobs}
     counted = Counted(report("publishing"), sum(descriptor.size for descriptor, _ in unique.values()))
 
-    def push(descriptor: Descriptor, content: Content) -> None:
+    def push(blob: tuple[Descriptor, Content]) -> None:
         """Write one blob and count its bytes."""
+        descriptor, content = blob
         digest = descriptor.digest
         counted_content = (lambda: counted.pieces(digest, content())) if callable(content) else content
         while True:
@@ -98,11 +99,5 @@ def push_blobs(
                     raise
         counted.at(digest, descriptor.size)
 
-    with ThreadPoolExecutor(UPLOADS, "push") as pool:
-        uploads = [pool.submit(push, *blob) for blob in unique.values()]
-        try:
-            for upload in uploads:
-                upload.result()
-        finally:
-            for upload in uploads:
-                upload.cancel()
+    # The largest first: then all threads have work until the end.
+    for_each(sorted(unique.values(), key=lambda blob: -blob[0].size), push, UPLOADS)

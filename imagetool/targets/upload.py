@@ -9,14 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-import requests
-
 from imagetool.content import Content, pieces
 from rootdisk.errors import RegistryError
 from rootdisk.oci.documents import Descriptor
 from rootdisk.oci.repository import verified
+from rootdisk.registry.answers import Response
 from rootdisk.registry.client import RegistryClient
-from rootdisk.urls import parse_url
 
 SLOW_BYTES_PER_S = 1 << 20
 PROGRESS_BYTES = 1 << 20  # after this many more bytes an upload may fail again
@@ -84,7 +82,7 @@ class Upload:
         def once() -> tuple[str, str]:
             """Return the range that is there, and the URL to go on with."""
             with self._client.request("GET", place, expect=(204,)) as response:
-                return response.headers.get("Range", ""), _location(response)
+                return response.headers.get("Range"), _location(response)
 
         try:
             range_, location = self._client.retry().run(once)
@@ -99,7 +97,8 @@ class Upload:
 class Body:
     """A request body of known length that can be sent several times.
 
-    It begins at byte `start`. The bytes before are read too, because the digest covers all.
+    It begins at byte `start`. The bytes before are read too, because the digest covers all. The last piece is held back until
+    the digest has been checked, so nobody gets all bytes of a damaged blob.
 
     Raises:
         DigestMismatch: While iterating, if the content does not match the descriptor.
@@ -113,14 +112,17 @@ class Body:
         return self._descriptor.size - self._start
 
     def __iter__(self) -> Iterator[bytes]:
-        skip = self._start
+        skip, held = self._start, b""
         for piece in verified(pieces(self._content), self._descriptor):
             if skip < len(piece):
-                yield piece[skip:]
+                if held:
+                    yield held
+                held = piece[skip:]
             skip = max(skip - len(piece), 0)
+        yield held
 
 
-def _location(response: requests.Response) -> str:
+def _location(response: Response) -> str:
     """Return the Location header as an absolute URL, or "". The specification allows relative URLs."""
-    location = response.headers.get("Location", "")
-    return str(parse_url(str(response.url)).join(location)) if location else ""
+    location = response.headers.get("Location")
+    return str(response.url.join(location)) if location else ""

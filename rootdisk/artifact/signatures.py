@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from rootdisk.errors import BadInput, DigestMismatch, RegistryError
-from rootdisk.oci.documents import MANIFEST_TYPES, Descriptor, Digest, Manifest
-from rootdisk.oci.referrers import signatures_tag
+from rootdisk.oci.documents import Descriptor, Digest, Manifest
+from rootdisk.oci.referrers import signatures_tag, simple_manifest
 from rootdisk.oci.repository import Repository, read_blob
 from rootdisk.text import printable
 from rootdisk.trust.bundle import BUNDLE_MAX_BYTES, BUNDLE_TYPE
@@ -55,22 +55,6 @@ def _bundle(repository: Repository, subject: Digest, descriptor: Descriptor) -> 
         if err.status != 404:
             raise
         return Unusable(f"{what} is listed and not there")
-
-
-def simple_manifest(repository: Repository, subject: Digest) -> Manifest | None:
-    """Return the manifest of the simple signatures of `subject`, or None."""
-    tag = signatures_tag(subject)
-    try:
-        descriptor = repository.resolve(tag)
-    except RegistryError as err:
-        if err.status != 404:
-            raise
-        return None
-    except BadInput:  # a layout's way to say that there is no such tag
-        return None
-    if descriptor.media_type not in MANIFEST_TYPES:
-        return None
-    return Manifest.parse(repository.manifest(descriptor))
 
 
 def _simple(repository: Repository, subject: Digest) -> Iterator[Found]:

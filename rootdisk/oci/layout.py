@@ -20,7 +20,7 @@ REF_NAME = "org.opencontainers.image.ref.name"
 IMAGE_NAME = (
     "io.containerd.image.name"  # the whole name, where containerd and Docker write several images: REF_NAME is the tag
 )
-_PIECE_BYTES = 1 << 20
+_PIECE_BYTES = 256 << 10  # stays in the processor's cache until it is hashed and sent
 
 
 class LayoutRepository:

@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
-from rootdisk.errors import BadInput
+from rootdisk.errors import BadInput, RegistryError
 from rootdisk.oci.documents import HEX_SHA256, INDEX_TYPES, MANIFEST_TYPES, Descriptor, Digest, Index, Manifest
+
+if TYPE_CHECKING:
+    from rootdisk.oci.repository import Repository
 
 REFERRERS_MAX = 1000  # of one manifest
 _TAG = re.compile(rf"sha256-{HEX_SHA256}(\.sig)?\Z")
@@ -71,3 +75,19 @@ def in_layout(
             kind = manifest.artifact_type or manifest.config.media_type
             descriptors.append(Descriptor(item.media_type, item.digest, item.size, artifact_type=kind))
     return of_type(descriptors, artifact_type)
+
+
+def simple_manifest(repository: Repository, subject: Digest) -> Manifest | None:
+    """Return the manifest of the simple signatures of `subject`, or None."""
+    tag = signatures_tag(subject)
+    try:
+        descriptor = repository.resolve(tag)
+    except RegistryError as err:
+        if err.status != 404:
+            raise
+        return None
+    except BadInput:  # a layout's way to say that there is no such tag
+        return None
+    if descriptor.media_type not in MANIFEST_TYPES:
+        return None
+    return Manifest.parse(repository.manifest(descriptor))

@@ -1,22 +1,96 @@
-"""A thread pool whose threads end with its block."""
+"""Threads that end with their block. concurrent.futures would take longer to load than a small disk to fetch."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class Running:
+    """Actions, each on a thread of its own."""
+
+    def __init__(self, actions: Sequence[Callable[[], None]]) -> None:
+        self._ended = threading.Condition()
+        self._left = len(actions)
+        self._error: BaseException | None = None
+        self._threads = [threading.Thread(target=self._run, args=(action,)) for action in actions]
+
+    def start(self) -> None:
+        """Start all threads."""
+        for thread in self._threads:
+            thread.start()
+
+    def wait(self, seconds: float | None = None) -> bool:
+        """Wait until all actions have ended, at most `seconds`; return whether they have. Raise the first error at once."""
+        with self._ended:
+            self._ended.wait_for(lambda: not self._left or self._error is not None, seconds)
+            if self._error is not None:
+                raise self._error
+            return not self._left
+
+    def join(self) -> None:
+        """Wait until all threads have ended, even if Ctrl-C is pressed twice."""
+        while True:
+            try:
+                for thread in self._threads:
+                    if thread.ident is not None:
+                        thread.join()
+                return
+            except KeyboardInterrupt:
+                continue
+
+    def _run(self, action: Callable[[], None]) -> None:
+        error = None
+        try:
+            action()
+        except BaseException as err:
+            error = err
+        with self._ended:
+            self._left -= 1
+            self._error = self._error or error
+            self._ended.notify()
 
 
 @contextlib.contextmanager
-def pool_of(count: int) -> Iterator[ThreadPoolExecutor]:
-    """Yield a pool of `count` threads. All have ended when the block ends, even if Ctrl-C is pressed twice."""
-    pool = ThreadPoolExecutor(count)
+def running(actions: Sequence[Callable[[], None]]) -> Iterator[Running]:
+    """Run each of `actions` on a thread of its own while the block runs. All have ended when the block ends."""
+    threads = Running(actions)
     try:
-        yield pool
+        threads.start()
+        yield threads
     finally:
-        while True:
-            try:
-                pool.shutdown(cancel_futures=True)
-                break
-            except KeyboardInterrupt:
-                continue
+        threads.join()
+
+
+def for_each(items: Iterable[T], action: Callable[[T], None], count: int) -> None:
+    """Call `action` with each of `items`, on `count` threads. All have ended when this returns or raises.
+
+    Raises:
+        Exception: The first error of an action. Actions in progress are finished, no other is begun.
+    """
+    waiting = deque(items)
+
+    def work() -> None:
+        """Do what is left, until there is nothing or something fails."""
+        try:
+            while True:
+                try:
+                    item = waiting.popleft()
+                except IndexError:
+                    return
+                action(item)
+        except BaseException:
+            waiting.clear()
+            raise
+
+    with running([work] * min(count, len(waiting))) as threads:
+        try:
+            threads.wait()
+        except BaseException:
+            waiting.clear()
+            raise

@@ -5,22 +5,26 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import random
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
 from imagetool import cli
 from imagetool.build.cached_artifact import prune
+from imagetool.content import pieces
 from imagetool.sources.open import open_source
 from imagetool.targets.attach import attach
 from imagetool.targets.copy import copy
 from imagetool.targets.index import make_index
 from imagetool.targets.open import open_target
 from imagetool.targets.prune import outdated
-from rootdisk.errors import BadInput, RegistryError, Unsupported
+from imagetool.targets.registry import RegistryTarget
+from rootdisk.errors import BadInput, DigestMismatch, RegistryError, Unsupported
 from rootdisk.oci.documents import (
     OCI_EMPTY,
     OCI_INDEX,
@@ -33,13 +37,13 @@ from rootdisk.oci.documents import (
     canonical_json,
 )
 from rootdisk.oci.reference import parse_reference
-from rootdisk.oci.repository import read_blob
+from rootdisk.oci.repository import RegistryOptions, read_blob
 from rootdisk.places import open_repository
 from tests.support.commands import ROOT
 from tests.support.faults import ALWAYS, Fault, run_faults
 from tests.support.images import AMD64, ARM64, check_content, needs_skopeo, skopeo, write_image, write_index
 from tests.support.processes import peak_bytes
-from tests.support.registry import RunningRegistry, needs_registry, run_registry
+from tests.support.registry import QuietHandler, RunningRegistry, needs_registry, run_registry, serve
 
 LARGE_GIB = 2
 
@@ -311,7 +315,7 @@ def test_pruning_a_layout(tmp_path: Path) -> None:
 
 @needs_registry
 def test_publishing_loads_little(tmp_path: Path, registry: RunningRegistry) -> None:
-    """A copy to a registry needs requests, and nothing that only builds need."""
+    """A copy to a registry needs nothing but the standard library, and little of that."""
     write_image(tmp_path / "l", "v1")
     code = "import sys; from imagetool.cli import main; status = main(sys.argv[1:]);"
     code += "print(*sys.modules, file=sys.stderr); sys.exit(status)"
@@ -320,5 +324,52 @@ def test_publishing_loads_little(tmp_path: Path, registry: RunningRegistry) -> N
     done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     loaded = {name.partition(".")[0] for name in done.stderr.splitlines()[-1].split()}
-    assert "requests" in loaded
-    assert not {"oras", "jsonschema", "rich", "zstandard", "isal", "doit", "cryptography"} & loaded
+    assert (
+        not {"requests", "urllib3", "oras", "jsonschema", "rich", "zstandard", "isal", "doit", "cryptography"} & loaded
+    )
+    assert not {"asyncio", "concurrent", "ctypes", "logging", "multiprocessing", "subprocess"} & loaded
+
+
+@pytest.mark.parametrize("size", [1000, (1 << 20) + 1])
+def test_a_damaged_blob_is_never_sent_to_its_end(tmp_path: Path, size: int) -> None:
+    """It is hashed while it is sent, so a registry that checks no digest does not get it either."""
+    blob = random.Random(size).randbytes(size)
+    descriptor = Descriptor("x/y", Digest.of(blob), size)
+    arrived: list[int] = []
+
+    class Trusting(QuietHandler):
+        """Keeps whatever comes, if all of it comes."""
+
+        def do_HEAD(self) -> None:  # noqa: N802
+            self.send(404, b"")
+
+        def do_POST(self) -> None:  # noqa: N802
+            self.send(202, b"", Location="/v2/a/b/blobs/uploads/1")
+
+        def do_PUT(self) -> None:  # noqa: N802
+            arrived.append(len(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send(201, b"")
+
+    for damaged in (blob[:-1] + bytes([blob[-1] ^ 1]), bytes([blob[0] ^ 1]) + blob[1:], blob):
+        (tmp_path / "blob").write_bytes(damaged)
+        reads = 0
+
+        def content() -> Iterator[bytes]:
+            nonlocal reads
+            reads += 1
+            yield from pieces(tmp_path / "blob")
+
+        with serve(Trusting) as url:
+            options = RegistryOptions(plain_http=True)
+            target = RegistryTarget(urlsplit(url).netloc, "a/b", options)
+            with contextlib.closing(target):
+                if damaged is blob:
+                    target.push_blob(descriptor, content)
+                else:
+                    with pytest.raises(DigestMismatch, match=str(descriptor.digest)):
+                        target.push_blob(descriptor, content)
+        assert reads == 1
+    *others, last = arrived
+    assert last == size
+    assert len(others) == 2
+    assert max(others) < size
