@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import signal
 import socket
-import subprocess
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, TYPE_CHECKING, NamedTuple
 
 from rootdisk.oci.documents import Platform
+
+if TYPE_CHECKING:
+    import subprocess
 
 _SPARE_BYTES = 1 << 30  # overhead of the qcow2 file of a full disk
 
@@ -119,6 +121,8 @@ class Vm(NamedTuple):
 
         Return how it ended, as text: "" for exit status 0, None if it still runs.
         """
-        with contextlib.suppress(subprocess.TimeoutExpired):
+        from subprocess import TimeoutExpired  # loaded when the machine was started
+
+        with contextlib.suppress(TimeoutExpired):
             return how_ended(self.process.wait(timeout_s))
         return None

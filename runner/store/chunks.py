@@ -10,7 +10,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from functools import partial
 from typing import NamedTuple
 
 import zstandard
@@ -21,13 +21,13 @@ from rootdisk.cli.progress import Progress
 from rootdisk.durable import write_at
 from rootdisk.errors import DigestMismatch
 from rootdisk.oci.repository import Joined
-from rootdisk.system.threads import pool_of
+from rootdisk.system.threads import running
 
 CONNECTIONS = 4
 GAP_BYTES = 512 << 10  # a gap up to this size is fetched and discarded: cheaper than another request
 PART_BYTES = 8 << 20  # long runs are split into parts of this size, so that all connections have work
-SYNC_BYTES = 32 << 20  # sync while more arrives: a disk is often as slow as the network
-LOOK_S = 0.1
+SYNC_BYTES = 16 << 20  # sync while more arrives: a disk is often as slow as the network, and little is left at the end
+LOOK_S = 0.02
 
 
 class Part(NamedTuple):
@@ -74,14 +74,10 @@ def transfer(blob: Joined, wanted: Sequence[Chunk], fd: int, progress: Progress 
     threads = min(CONNECTIONS, len(work.parts))
     if not threads:
         return 0
-    with pool_of(threads) as pool:
+    with running([partial(work.run, first=not n) for n in range(threads)]) as connections:
         try:
-            running: set[Future[None]] = {pool.submit(work.run, first=not n) for n in range(threads)}
             synced = 0
-            while running:
-                ended, running = wait(running, LOOK_S, FIRST_COMPLETED)
-                for future in ended:
-                    future.result()
+            while not connections.wait(LOOK_S):
                 if progress is not None:
                     progress(work.done, total)
                 if work.written - synced >= SYNC_BYTES:

@@ -52,14 +52,16 @@ def fetch(
     Raises:
         RootdiskError: Something cannot be fetched or written.
     """
+    # Before the other files, which take the open connection then; the disk is what takes long.
+    _, index = read_index(repository, roles, config)
     with _boot_files(store, repository, roles, config, served):
         counts = _join(store, config, progress)
         with store.making(config.disk_digest):
             # Another process may have fetched it meanwhile.
             if not store.disk(config.disk_digest).exists() or store.damage(config.disk_digest.hex):
-                return _fetch_disk(store, repository, roles, config, progress)
+                return _fetch_disk(store, repository, roles, config, index, progress)
             if config.disk_digest.hex not in served:
-                _check_disk(repository, roles, config)
+                check_chunk(Joined(repository, roles.disk), index)
     return counts
 
 
@@ -91,17 +93,17 @@ def _boot_files(
     store: Store, repository: Repository, roles: ArtifactManifest, config: ArtifactConfig, served: Collection[str]
 ) -> Iterator[None]:
     """Fetch the blobs that boot the disk while the block runs."""
-    from rootdisk.system.threads import pool_of
+    from rootdisk.system.threads import running
 
-    with pool_of(1) as pool:
-        files = [
-            pool.submit(store.boot_blob, repository, blob, again=blob.content.digest.hex not in served)
-            for blob in boot_blobs(roles, config)
-        ]
+    def fetch_all() -> None:
+        """Fetch one after the other."""
+        for blob in boot_blobs(roles, config):
+            store.boot_blob(repository, blob, again=blob.content.digest.hex not in served)
+
+    with running([fetch_all]) as thread:
         try:
             yield
-            for future in files:
-                future.result()
+            thread.wait()
         except BaseException:
             repository.interrupt()
             raise
@@ -117,12 +119,6 @@ def _join(store: Store, config: ArtifactConfig, progress: Progress | None) -> Co
     if status is None or not status.is_complete:
         return Counts(0, 0, 0)
     return Counts(status.fetched_bytes, 0, config.disk_size - status.data_bytes)
-
-
-def _check_disk(repository: Repository, roles: ArtifactManifest, config: ArtifactConfig) -> None:
-    """Make the repository prove that it has the disk in the store: its index, and a random chunk."""
-    _, index = read_index(repository, roles, config)
-    check_chunk(Joined(repository, roles.disk), index)
 
 
 def check_chunk(blob: Joined, index: ChunkIndex) -> None:
@@ -143,10 +139,14 @@ def check_chunk(blob: Joined, index: ChunkIndex) -> None:
 
 
 def _fetch_disk(
-    store: Store, repository: Repository, roles: ArtifactManifest, config: ArtifactConfig, progress: Progress | None
+    store: Store,
+    repository: Repository,
+    roles: ArtifactManifest,
+    config: ArtifactConfig,
+    index: ChunkIndex,
+    progress: Progress | None,
 ) -> Counts:
     """Create the disk. A damaged one stays until it is replaced: sandboxes may use it, and its good chunks are reused."""
-    _, index = read_index(repository, roles, config)
     # Imported late: loading zstandard and threads takes longer than finding an existing disk.
     from runner.store.chunks import transfer
     from runner.store.partial import PartialDisk, is_full, write_error
@@ -174,8 +174,14 @@ def _missing(partial: PartialDisk, data: list[Chunk]) -> list[Chunk]:
     """Copy chunks from disks of the store to the partial file. Return those that are still missing."""
     if not partial.search():
         return data
-    from rootdisk.system.threads import pool_of
+    from rootdisk.system.threads import for_each
 
-    with pool_of(THREADS) as pool:
-        results = list(pool.map(partial.provide, data))
-    return [chunk for chunk, is_present in zip(data, results, strict=True) if not is_present]
+    present: set[int] = set()
+
+    def provide(chunk: Chunk) -> None:
+        """Copy one chunk, if it is there."""
+        if partial.provide(chunk):
+            present.add(chunk.offset)
+
+    for_each(data, provide, THREADS)
+    return [chunk for chunk in data if chunk.offset not in present]
