@@ -23,7 +23,7 @@ from rootdisk.urls import Url, redact
 
 TEMPORARY = frozenset({408, 425, 429, 500, 502, 503, 504})
 ERROR_MAX_BYTES = 16 << 10
-NETWORK_ERRORS = (OSError, http.client.HTTPException, ValueError)  # what connections raise; for `network_error`
+NETWORK_ERRORS = (OSError, http.client.HTTPException)  # what connections raise; for `network_error`
 _UNREACHABLE = {
     errno.ECONNREFUSED: "connection refused",
     errno.EHOSTUNREACH: "no route to host",
@@ -160,7 +160,7 @@ class Pace:
         url, window_s = self._response.url, self._response.window_s
         try:
             piece = self._response.read(max_bytes, window_s - self._waited)
-        except NETWORK_ERRORS as err:
+        except (*NETWORK_ERRORS, ValueError) as err:  # ValueError: it was closed by another thread
             raise network_error("GET", str(url), err) from None
         self._waited += time.monotonic() - start
         self._count += len(piece)
