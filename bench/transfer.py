@@ -17,7 +17,12 @@ from bench.work import TOOL, Bench, Same, clean, compared, same
 from tests.support.registry import RunningRegistry
 
 PULL = Row("registry → raw disk", "oras pull + zstd -d", {"wall": 0.35, "peak": 150e6})
-SYNCED = replace(PULL, work="registry → synced raw disk", against="oras pull + zstd -d + sync")
+SYNCED = replace(
+    PULL,
+    work="registry → synced raw disk",
+    against="oras pull + zstd -d + sync",
+    goals={"wall": 0.5, "peak": 150e6},
+)
 LINKED = replace(PULL, work="registry → raw disk, 100 MB/s", goals={"wall": 0.45, "peak": 150e6})
 PUSH = Row("layout → registry", "oras cp", {"wall": 1, "cpu": 4})
 LINK_BYTES_PER_S, LINK_LATENCY_S = 100e6, 0.01
