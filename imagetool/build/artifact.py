@@ -11,18 +11,22 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from zstandard import frame_content_size
+
 from imagetool.build import derivation, disk, disk_cache
 from imagetool.build.cached_artifact import FoundArtifact, find_built
 from imagetool.build.disk_cache import KeptDisk
+from imagetool.build.kept_bytes import recall, remember
+from imagetool.build.layer_locks import LayerLocks
 from imagetool.build.publish import publish, publish_found
 from imagetool.build.receipts import DiskReceipt
 from imagetool.config.images import Image
 from imagetool.guest.initramfs import template_version
-from imagetool.guest.programs import BootFiles
+from imagetool.guest.programs import VMLINUX_KEPT, BootFiles
 from imagetool.packing.manifest import Artifact, Blob, assemble
 from imagetool.packing.reuse import INDEX, TREE, blob_name
 from imagetool.progress import Report, silent
-from imagetool.receipts import Damaged, check_file
+from imagetool.receipts import Damaged
 from imagetool.sources.open import SourceImage
 from imagetool.targets.rights import check_push
 from imagetool.tree.remarks import Remark, counts, refuse
@@ -39,7 +43,7 @@ from rootdisk.artifact.format import (
     ArtifactConfig,
 )
 from rootdisk.errors import RootdiskError
-from rootdisk.oci.documents import Digest
+from rootdisk.oci.documents import Digest, canonical_json
 from rootdisk.oci.reference import Reference
 
 
@@ -133,10 +137,14 @@ def make_artifact(
         if found is not None and not (image.strict and found.left_out):
             return MadeArtifact(key, inputs, found.descriptor.digest, found=found)
         check_push(targets, disk.registry(image))
-        with _open_source(image, source) as source_image, disk_cache.new_disk(cache) as folder:
+        with (
+            _open_source(image, source) as source_image,
+            LayerLocks(cache) as locks,  # until the disk is kept, and others can use it
+            disk_cache.new_disk(cache) as folder,
+        ):
             if source_image.manifest_digest != digest:
                 raise RootdiskError(f"{image.source} changed while it was built", "start the build again")
-            packed = disk.make_disk(image, source_image, _init(boot), folder, cache, report, threads)
+            packed = disk.make_disk(image, source_image, _init(boot), folder, cache, locks, report, threads)
             kept = disk_cache.keep_disk(folder, _receipt(packed, key, inputs, folder))
 
     artifact = assemble_artifact(image, kept, boot)
@@ -188,14 +196,9 @@ def assemble_artifact(image: Image, disk: KeptDisk, boot: BootFiles) -> Artifact
         Damaged: one of them is not what `boot` says.
     """
     receipt, guest = disk.receipt, boot.guest
-    for path, digest in (
-        (boot.kernel, guest.kernel),
-        (boot.initramfs, guest.initramfs),
-        (boot.vmlinux, guest.vmlinux),
-    ):
-        if path is not None:
-            check_file(path, digest)
-    vmlinux = boot.vmlinux.read_bytes() if boot.vmlinux else None
+    kernel = _read(boot.kernel, guest.kernel) if boot.kernel else None
+    initramfs = _read(boot.initramfs, guest.initramfs) if boot.initramfs else None
+    vmlinux = _compressed(boot.vmlinux, guest.vmlinux) if boot.vmlinux and guest.vmlinux else None
     local = image.source.kind != "registry"
     config = ArtifactConfig(
         layout_version=LAYOUT_VERSION,
@@ -219,8 +222,8 @@ def assemble_artifact(image: Image, disk: KeptDisk, boot: BootFiles) -> Artifact
         verity=receipt.verity,
         boot_chunks=receipt.boot_chunks,
         allow=image.allow,
-        template=template_version(boot.initramfs.read_bytes()) if boot.initramfs else 0,
-        vmlinux=Content(guest.vmlinux, len(vmlinux)) if vmlinux and guest.vmlinux else None,
+        template=template_version(initramfs) if initramfs else 0,
+        vmlinux=Content(guest.vmlinux, frame_content_size(vmlinux)) if vmlinux and guest.vmlinux else None,
     )
     blobs = [
         Blob.of_disk(disk.folder / blob_name(n), digest, size, n if len(receipt.blobs) > 1 else None)
@@ -230,11 +233,38 @@ def assemble_artifact(image: Image, disk: KeptDisk, boot: BootFiles) -> Artifact
         config,
         blobs,
         Blob.of_bytes(CHUNKS_TYPE, (disk.folder / INDEX).read_bytes()),
-        Blob.of_bytes(KERNEL_TYPE, boot.kernel.read_bytes()) if boot.kernel else None,
-        Blob.of_bytes(INITRAMFS_TYPE, boot.initramfs.read_bytes()) if boot.initramfs else None,
+        Blob.of_bytes(KERNEL_TYPE, kernel) if kernel else None,
+        Blob.of_bytes(INITRAMFS_TYPE, initramfs) if initramfs else None,
         Blob.of_bytes(VERITY_TYPE, (disk.folder / TREE).read_bytes()) if receipt.verity else None,
-        Blob.of_bytes(VMLINUX_TYPE, zstd_frames.compressor().compress(vmlinux)) if vmlinux else None,
+        Blob.of_bytes(VMLINUX_TYPE, vmlinux) if vmlinux else None,
     )
+
+
+def _compressed(vmlinux: Path, digest: Digest) -> bytes:
+    """Return the vmlinux with this digest, compressed. It is kept beside it: it takes as long as a small image.
+
+    Raises:
+        Damaged: it is another.
+    """
+    name = canonical_json({"digest": str(digest), **zstd_frames.versions()})
+    path = vmlinux.with_name(VMLINUX_KEPT)
+    kept = recall(path)
+    if kept is not None and kept.startswith(name):
+        return kept[len(name) :]
+    compressed = zstd_frames.compressor().compress(_read(vmlinux, digest))
+    remember(path, name + compressed)
+    return compressed
+
+
+def _read(path: Path, digest: Digest | None) -> bytes:
+    """Read a file that was made earlier; Damaged if it is not the one with this digest."""
+    try:
+        data = path.read_bytes()
+    except OSError as err:
+        raise Damaged(f"{path}: {err.strerror}") from err
+    if Digest.of(data) != digest:
+        raise Damaged(f"{path} is damaged")
+    return data
 
 
 def _open_source(image: Image, source: SourceImage | Digest) -> contextlib.AbstractContextManager[SourceImage]:

@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from imagetool.build import derivation, layer_data
+from imagetool.build.layer_locks import LayerLocks
 from imagetool.config.images import Image
 from imagetool.ext4.plan import DiskOptions, Plan, plan, write_disk
 from imagetool.layout.additions import Additions, Owner, add
 from imagetool.layout.fitting import fit
-from imagetool.packing.pack import Packed, pack
+from imagetool.packing.early_frames import EarlyFrames
+from imagetool.packing.pack import Packed, pack, worker_count
 from imagetool.packing.reuse import TREE, Earlier
 from imagetool.progress import Report, silent
 from imagetool.sources.image_config import ImageConfig
@@ -72,32 +74,37 @@ def make_disk(
     init: bytes,
     out: Path,
     cache: Path,
+    locks: LayerLocks,
     report: Report = silent,
     threads: int | None = None,
 ) -> Disk:
     """Build the disk of `image` and pack it into the empty directory `out`, with `threads` threads.
 
-    `init` is the guest's init program. Blobs and chunks of earlier disks under `cache`/disks are reused.
+    `init` is the guest's init program. Blobs and chunks of earlier disks under `cache`/disks are reused; `locks` keeps
+    other processes from making the same layers.
 
     Raises:
         BadInput: the image is strict, and a part of the source had to be changed or left out.
     """
     process = _process(image, source)
     with (
-        layer_data.open_layers(source, cache, _own_layer(image), report) as layers,
-        Earlier(sorted((cache / "disks").glob("[0-9a-f]*"))) as earlier,
+        EarlyFrames(layer_data.work_folder(cache), worker_count(threads)) as early,
+        layer_data.open_layers(source, cache, _own_layer(image), report, early) as layers,
         _no_cycles(),
     ):
-        sources, disk_plan, remarks = _plan(image, source, layers, init, cache)
-        packed = pack(
-            disk_plan,
-            sources,
-            out,
-            earlier=earlier,
-            max_blob=image.max_blob,
-            threads=threads,
-            progress=report("packing"),
-        )
+        sources, disk_plan, remarks = _plan(image, source, layers, init, cache, locks)
+        # Only now: what another process has made, while this one waited for its layers, is among them.
+        with Earlier(sorted((cache / "disks").glob("[0-9a-f]*"))) as earlier:
+            packed = pack(
+                disk_plan,
+                sources,
+                out,
+                earlier=earlier,
+                early=early,
+                max_blob=image.max_blob,
+                threads=threads,
+                progress=report("packing"),
+            )
     tree = None
     if image.verity:
         from imagetool.packing.verity import make_tree
@@ -163,10 +170,15 @@ def _process(image: Image, source: SourceImage) -> Process:
 
 
 def _plan(
-    image: Image, source: SourceImage, layers: list[layer_data.LayerData], init: bytes | None, cache: Path
+    image: Image,
+    source: SourceImage,
+    layers: list[layer_data.LayerData],
+    init: bytes | None,
+    cache: Path,
+    locks: LayerLocks | None = None,
 ) -> tuple[list[Source], Plan, tuple[Remark, ...]]:
     """Merge the layers, add our files and plan the disk. Return the sources of its data, the plan, and remarks."""
-    tree = _merge(image, layers)
+    tree = _merge(image, layers, locks)
     remarks = (*source.remarks, *fit(tree, lambda file: _read(layers, file)))
     if image.strict:
         refuse(remarks)
@@ -193,8 +205,8 @@ def _own_layer(image: Image) -> LayerBlob | None:
     return own_layer(image.files, image.remove)
 
 
-def _merge(image: Image, layers: list[layer_data.LayerData]) -> Tree:
-    indexes = layer_data.scan_layers(layers)
+def _merge(image: Image, layers: list[layer_data.LayerData], locks: LayerLocks | None) -> Tree:
+    indexes = layer_data.scan_layers(layers, locks)
     if not image.files and not image.remove:
         return merge(_release(indexes))
     from imagetool.layout.own_files import check_removed

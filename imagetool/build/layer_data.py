@@ -1,4 +1,4 @@
-"""A source image's layers while a disk is built from them: verified, inflated into unnamed files, scanned.
+"""A source image's layers while a disk is built from them: verified, inflated into unnamed files, and scanned, in one pass.
 
 The index of a layer's tar is kept by diff ID. A layer with a known index is inflated only if a chunk of its data is
 needed. Two layers are inflated at once.
@@ -7,24 +7,27 @@ needed. Two layers are inflated at once.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from imagetool.build.kept_bytes import recall, recall_unchecked, remember, remember_unchecked
+from imagetool.build.layer_locks import LayerLocks
 from imagetool.ext4.directories import Directories
+from imagetool.packing.early_frames import EarlyFrames, LayerFrames
 from imagetool.progress import Counted, Report, silent
 from imagetool.sources.open import LayerBlob, SourceImage
 from imagetool.tree.index import TarIndex
-from imagetool.tree.inflate import Inflated, inflate
+from imagetool.tree.inflate import TarPieces, inflate
 from imagetool.tree.layers import FileSource
-from imagetool.tree.tar import scan
-from rootdisk.durable import opener
+from imagetool.tree.tar import scan_tar
+from imagetool.tree.tar_stream import TarStream
 from rootdisk.errors import BadInput, RootdiskError
 from rootdisk.oci.documents import Digest
+from rootdisk.system.scratch import unnamed_file
 
 PARALLEL = 2
 ENTRIES_MAX_COUNT = 1 << 23  # of all layers; some 300 bytes of memory each
@@ -42,23 +45,27 @@ class LayerData:
     work: Path
     indexes: Path
     report: Report = silent
+    early: EarlyFrames | None = None
+    image_bytes: int = 0  # of all blobs
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _fd: int = -1
-    _inflated: Inflated | None = None
+    _large: LayerFrames | None = None
 
     def read_into(self, buffer: memoryview, offset: int) -> None:
         """Fill `buffer` from byte `offset` of the tar."""
-        self.tar().read_into(buffer, offset)
+        tar = self.tar()
+        if self._large is None:
+            tar.read_into(buffer, offset)
+        else:
+            self._large.read_into(buffer, offset, tar)
 
     def tar(self) -> FileSource:
-        """Return the layer's tar, inflated and verified."""
+        """Return the layer's tar, inflated and verified. It has holes for large files that were compressed on the way."""
         with self._lock:
             if self._fd < 0:
-                fd = _unnamed(self.work)
+                fd = unnamed_file(self.work)
                 try:
-                    expected, diff_id = self.blob.descriptor, self.blob.diff_id
-                    pieces = Counted(self.report(f"layer {self.name}"), expected.size).pieces("", self.blob.open())
-                    self._inflated = inflate(pieces, fd, expected=expected, diff_id=diff_id, name=self.name)
+                    inflate(self._blob(), fd, expected=self.blob.descriptor, diff_id=self.blob.diff_id, name=self.name)
                 except BaseException:
                     os.close(fd)
                     raise
@@ -70,12 +77,44 @@ class LayerData:
         if self.blob.diff_id is not None:
             path = self._index_path(self.blob.diff_id)
             with contextlib.suppress(OSError, RootdiskError):
-                return str(self.blob.diff_id), TarIndex.unpack(_recall(path), self.name)
-        self.tar()
-        assert self._inflated is not None
-        tar_index = scan(self._fd, self._inflated.size, self.name, bare=self.blob.bare)
-        _remember(self._index_path(self._inflated.diff_id), tar_index.pack())
-        return str(self._inflated.diff_id), tar_index
+                return str(self.blob.diff_id), TarIndex.unpack(recall_unchecked(path), self.name)
+        with self._lock:
+            diff_id, tar_index = self._scan()
+        remember_unchecked(self._index_path(diff_id), tar_index.pack())
+        return str(diff_id), tar_index
+
+    def is_indexed(self) -> bool:
+        """Return whether an earlier build has left an index."""
+        return self.blob.diff_id is not None and self._index_path(self.blob.diff_id).exists()
+
+    def _scan(self) -> tuple[Digest, TarIndex]:
+        """Inflate, verify, scan and write the tar in one pass, and compress its large files."""
+        expected, diff_id = self.blob.descriptor, self.blob.diff_id
+        pieces = TarPieces(self._blob(), expected=expected, diff_id=diff_id, name=self.name)
+        large = None
+        if self.early is not None and diff_id is not None:
+            large = self.early.layer(str(diff_id), lambda: int(self.image_bytes * pieces.growth))
+        fd = unnamed_file(self.work)
+        try:
+            with contextlib.closing(iter(pieces)) as coming:
+                stream = TarStream(coming, fd, large)
+                try:
+                    tar_index = scan_tar(stream, self.name, bare=self.blob.bare)
+                except RootdiskError:
+                    stream.finish()  # a wrong digest is the better answer: fetching again may help
+                    raise
+                stream.finish()
+                if large is not None:
+                    large.finish()
+        except BaseException:
+            os.close(fd)
+            raise
+        found = pieces.inflated.diff_id
+        self._fd, self._large = fd, large
+        return found, tar_index
+
+    def _blob(self) -> Iterator[bytes]:
+        return Counted(self.report(f"layer {self.name}"), self.blob.descriptor.size).pieces("", self.blob.open())
 
     def _index_path(self, diff_id: Digest) -> Path:
         return self.indexes / f"{'tar-' if self.blob.bare else ''}{diff_id.hex}"  # a bare tar is scanned differently
@@ -83,16 +122,18 @@ class LayerData:
     def read_kept(self, offset: int, size: int) -> bytes:
         """Return a small part of the tar. It is kept like the index, so that the layer need not be inflated for it again."""
         path = self.indexes / f"{self.blob.diff_id.hex if self.blob.diff_id else ''}-{offset}-{size}"
-        if self.blob.diff_id is not None:
-            with contextlib.suppress(OSError):
-                kept = _recall(path)
-                if len(kept) == size + 32 and hashlib.sha256(kept[32:]).digest() == kept[:32]:
-                    return kept[32:]
+        kept = recall(path) if self.blob.diff_id is not None else None
+        if kept is not None and len(kept) == size:
+            return kept
         data = bytearray(size)
         self.read_into(memoryview(data), offset)
         if self.blob.diff_id is not None:
-            _remember(path, hashlib.sha256(data).digest() + data)
+            remember(path, bytes(data))
         return bytes(data)
+
+    def lock_order(self) -> str:
+        """Return what decides the order in which locks are taken: the same in all processes."""
+        return str(self.blob.diff_id or "")
 
     def close(self) -> None:
         """Close the tar."""
@@ -101,25 +142,39 @@ class LayerData:
             self._fd = -1
 
 
+def work_folder(cache: Path) -> Path:
+    """Make the folder for files without a name."""
+    folder = cache / "tmp"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
 @contextlib.contextmanager
 def open_layers(
-    source: SourceImage, cache: Path, own: LayerBlob | None = None, report: Report = silent
+    source: SourceImage,
+    cache: Path,
+    own: LayerBlob | None = None,
+    report: Report = silent,
+    early: EarlyFrames | None = None,
 ) -> Iterator[list[LayerData]]:
-    """Open the layers of `source`, base first, and `own` on top.
+    """Open the layers of `source`, base first, and `own` on top. `early` compresses the large files of new layers.
 
     `cache` is the project's cache: indexes stay in it, tars do not.
     """
-    work, indexes = cache / "tmp", cache / "indexes"
-    for folder in (work, indexes):
-        folder.mkdir(parents=True, exist_ok=True)
+    work, indexes = work_folder(cache), cache / "indexes"
+    indexes.mkdir(parents=True, exist_ok=True)
     count = len(source.layers)
     if count > LAYERS_MAX_COUNT:
         raise BadInput(
             f"the image has {count} layers, more than {LAYERS_MAX_COUNT}", "container runtimes take 127 or fewer"
         )
-    layers = [LayerData(blob, f"{n} of {count}", work, indexes, report) for n, blob in enumerate(source.layers, 1)]
+    size = sum(layer.descriptor.size for layer in source.layers)
+    layers = [
+        LayerData(blob, f"{n} of {count}", work, indexes, report, early, size)
+        for n, blob in enumerate(source.layers, 1)
+    ]
     if own is not None:
-        layers.append(LayerData(own, "of files", work, indexes, report))
+        layers.append(LayerData(own, "of files", work, indexes, report, early, size))
     try:
         yield layers
     finally:
@@ -127,15 +182,17 @@ def open_layers(
             layer.close()
 
 
-def scan_layers(layers: list[LayerData]) -> list[tuple[str, TarIndex]]:
-    """Return the diff ID and index of every layer, in order."""
+def scan_layers(layers: list[LayerData], locks: LayerLocks | None = None) -> list[tuple[str, TarIndex]]:
+    """Return the diff ID and index of every layer, in order. `locks` are of those that this process has to make."""
     if not layers:
         raise BadInput("the image has no layers", "is it an image?")
     indexes: list[tuple[str, TarIndex]] = []
     entries = heap = 0
     with ThreadPoolExecutor(PARALLEL, "layer") as pool:
         try:
-            for layer, (diff_id, index) in zip(layers, pool.map(LayerData.index, layers), strict=True):
+            scans = _submitted(layers, locks, pool)
+            for layer in layers:
+                diff_id, index = scans.pop(id(layer)).result()
                 entries, heap = entries + len(index), heap + len(index.heap)
                 if entries > ENTRIES_MAX_COUNT or heap > HEAP_MAX_BYTES:
                     raise BadInput(
@@ -148,44 +205,37 @@ def scan_layers(layers: list[LayerData]) -> list[tuple[str, TarIndex]]:
     return indexes
 
 
+def _submitted(
+    layers: list[LayerData], locks: LayerLocks | None, pool: ThreadPoolExecutor
+) -> dict[int, Future[tuple[str, TarIndex]]]:
+    """Have every layer scanned that nobody else makes; those of others when they are made. In the order of locks."""
+    scans: dict[int, Future[tuple[str, TarIndex]]] = {}
+    locked: set[Digest] = set()
+    for layer in sorted(layers, key=LayerData.lock_order):
+        diff_id = layer.blob.diff_id
+        if locks is not None and diff_id is not None and diff_id not in locked:
+            locks.take(diff_id)
+            locked.add(diff_id)
+            if layer.is_indexed():
+                locks.release(diff_id)
+        scans[id(layer)] = pool.submit(layer.index)
+    return scans
+
+
 def kept_directories(cache: Path, names: str) -> Directories | None:
     """Return the kept content of the directories for the identity `names`; None if it is not kept."""
     path = cache / "indexes" / f"directories-{names}"
     with contextlib.suppress(OSError, RootdiskError):
         os.utime(path)
-        return Directories.unpack(_recall(path))
+        return Directories.unpack(recall_unchecked(path))
     return None
 
 
 def keep_directories(cache: Path, names: str, directories: Directories) -> None:
     """Keep the content of directories, and remove all but the last few."""
     indexes = cache / "indexes"
-    _remember(indexes / f"directories-{names}", directories.pack())
+    remember_unchecked(indexes / f"directories-{names}", directories.pack())
     with contextlib.suppress(OSError):  # another process may remove the same
         kept = sorted(indexes.glob("directories-*"), key=lambda path: path.stat().st_mtime)
         for path in kept[:-KEPT_DIRECTORIES]:
             path.unlink()
-
-
-def _unnamed(folder: Path) -> int:
-    """Open a file without a name: it is gone when the process ends, however that happens."""
-    try:
-        return os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
-    except OSError:  # a file system without O_TMPFILE
-        import tempfile
-
-        fd, name = tempfile.mkstemp(dir=folder)
-        os.unlink(name)
-        return fd
-
-
-def _recall(path: Path) -> bytes:
-    """Read what `_remember` has written."""
-    with open(path, "rb", opener=opener) as file:
-        return file.read()
-
-
-def _remember(path: Path, data: bytes) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
-    partial.write_bytes(data)
-    partial.replace(path)

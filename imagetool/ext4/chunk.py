@@ -44,10 +44,8 @@ class DataChunk(DiskChunk):
     __slots__ = ("pieces",)
 
     def __init__(self, offset: int, length: int, layer: int, diff_id: str, pieces: Sequence[Piece]) -> None:
-        self.pieces = b"".join([_PIECE.pack(*piece) for piece in pieces])  # an eighth of what tuples take
-        name = hashlib.sha256(f"rootdisk chunk 1\0{diff_id}\0{length}\0".encode())
-        name.update(self.pieces)
-        super().__init__(offset, length, layer, name.digest())
+        self.pieces = _packed(pieces)  # an eighth of what tuples take
+        super().__init__(offset, length, layer, _data_key(diff_id, length, self.pieces))
 
     def render(self, sources: Sequence[Source]) -> bytearray:
         """Return all bytes of the chunk. Errors of reading the sources pass through."""
@@ -57,6 +55,21 @@ class DataChunk(DiskChunk):
         for offset, start, length in _PIECE.iter_unpack(self.pieces):
             source.read_into(view[offset : offset + length], start)
         return out
+
+
+def data_key(diff_id: str, length: int, pieces: Sequence[Piece]) -> bytes:
+    """Return the key of a data chunk of `length` bytes with `pieces` of the layer `diff_id`."""
+    return _data_key(diff_id, length, _packed(pieces))
+
+
+def _data_key(diff_id: str, length: int, packed: bytes) -> bytes:
+    name = hashlib.sha256(f"rootdisk chunk 1\0{diff_id}\0{length}\0".encode())
+    name.update(packed)
+    return name.digest()
+
+
+def _packed(pieces: Sequence[Piece]) -> bytes:
+    return b"".join([_PIECE.pack(*piece) for piece in pieces])
 
 
 class MetadataChunk(DiskChunk):

@@ -9,6 +9,8 @@ from typing import Any, ClassVar, NamedTuple
 from rootdisk.oci.documents import Digest
 from rootdisk.oci.fields import Fields
 
+VMLINUX_KEPT = "vmlinux.zst"  # beside the vmlinux: what it is when it is compressed
+
 
 class Guest(NamedTuple):
     """The programs that boot the disk: its init and, if the artifact has them, kernel, initramfs, and the vmlinux in the kernel."""

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from imagetool.ext4.chunk import DiskChunk
 from imagetool.ext4.plan import Plan
@@ -28,6 +28,8 @@ from rootdisk.artifact.format import ZERO_CHUNK_MAX_BYTES, Chunk, ChunkIndex
 from rootdisk.artifact.zstd_frames import compressor, seek_table, zero_frame
 from rootdisk.oci.documents import Digest
 
+_ZEROS = bytes(256)
+WRITES = 4  # frames that wait to be written
 SYNCS = 4  # files at once: they share the file system's commits
 
 
@@ -41,11 +43,35 @@ class Packed:
     reused_chunks: int
 
 
-class _Frame(NamedTuple):
+class Frame(NamedTuple):
+    """A chunk as it is written: the sha256 of its bytes, and its frame, which chunks of zeros have not."""
+
     sha256: bytes
     data: bytes
-    zero: bool
-    reused: bool
+    zero: bool = False
+    reused: bool = False
+
+
+class Early(Protocol):
+    """Frames and blobs that were made before the plan."""
+
+    def link(self, key: bytes | None, path: Path) -> tuple[EarlierBlob, Future[None]] | None:
+        """Give the blob with `key` the name `path`. Return it, and what ends when it is synced; None if there is none."""
+
+    def frame(self, key: bytes) -> Frame | None:
+        """Return the frame of the chunk with `key`; None if there is none."""
+
+
+_local = threading.local()
+
+
+def make_frame(raw: bytes | bytearray | memoryview) -> Frame:
+    """Hash and compress a chunk."""
+    if raw[: len(_ZEROS)] == _ZEROS and bytes(raw) == bytes(len(raw)):
+        return Frame(bytes(32), b"", zero=True)
+    if not hasattr(_local, "compressor"):
+        _local.compressor = compressor()
+    return Frame(hashlib.sha256(raw).digest(), _local.compressor.compress(raw))
 
 
 def worker_count(threads: int | None) -> int:
@@ -59,13 +85,14 @@ def pack(
     folder: Path,
     *,
     earlier: Earlier | None = None,
+    early: Early | None = None,
     threads: int | None = None,
     max_blob: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Packed:
     """Write the disk of `plan` as a packed disk into the empty directory `folder`, and sync it.
 
-    `earlier` has chunks and blobs to reuse. `max_blob` is the most bytes of a blob. `progress` is called with (bytes done,
+    `earlier` has chunks and blobs to reuse, `early` frames of this disk. `max_blob` is the most bytes of a blob. `progress` is called with (bytes done,
     bytes in all) of data, without holes.
 
     Raises:
@@ -74,36 +101,40 @@ def pack(
     """
     workers = worker_count(threads)
     total = sum(chunk.length for chunk in plan.chunks)
-    local = threading.local()
 
-    def frame(chunk: DiskChunk) -> _Frame:
-        """Take a chunk's frame from an earlier disk, or render and compress it."""
-        if earlier is not None and chunk.key is not None:
-            earlier_frame = earlier.frame(chunk.key, chunk.length)
+    def frame(chunk: DiskChunk) -> Frame:
+        """Take a chunk's frame from an earlier disk, or from those made before the plan, or render and compress it."""
+        if chunk.key is not None:
+            earlier_frame = earlier.frame(chunk.key, chunk.length) if earlier is not None else None
             if earlier_frame is not None:
-                return _Frame(earlier_frame[1], earlier_frame[0], False, True)
-        raw = chunk.render(sources)
-        if raw == bytes(len(raw)):
-            return _Frame(bytes(32), b"", True, False)
-        if not hasattr(local, "compressor"):
-            local.compressor = compressor()
-        return _Frame(hashlib.sha256(raw).digest(), local.compressor.compress(raw), False, False)
+                return Frame(earlier_frame[1], earlier_frame[0], reused=True)
+            early_frame = early.frame(chunk.key) if early is not None else None
+            if early_frame is not None:
+                return early_frame
+        return make_frame(chunk.render(sources))
 
     parts = divide(plan.chunks, plan.size, max_blob)
     linked: dict[int, EarlierBlob] = {}
+    made: dict[int, Future[None]] = {}  # those of them that are of this disk, and when they are synced
     for number, part in enumerate(parts):
         earlier_blob = earlier and earlier.link(part.key, part.end - part.start, folder / blob_name(number))
         if earlier_blob:
             linked[number] = earlier_blob
+        elif early is not None and (early_blob := early.link(part.key, folder / blob_name(number))):
+            linked[number], made[number] = early_blob
     wanted = [chunk for number, part in enumerate(parts) if number not in linked for chunk in part.chunks]
-    out = _Packer()
-    with ThreadPoolExecutor(workers, "pack") as pool, ThreadPoolExecutor(SYNCS, "sync") as syncer:
+    with (
+        ThreadPoolExecutor(workers, "pack") as pool,
+        ThreadPoolExecutor(SYNCS, "sync") as syncer,
+        ThreadPoolExecutor(1, "write") as writer,
+    ):
+        out = Packer(writer)
         frames = _in_order(pool, frame, wanted, window=4 * workers)
-        syncs: list[Future[None]] = []
+        syncs = list(made.values())
         done = 0
         for number, part in enumerate(parts):
             if number in linked:
-                out.take(part, linked[number])
+                out.take(part, linked[number], is_new=number in made)
                 done += sum(chunk.length for chunk in part.chunks)
                 continue
             fd = os.open(folder / blob_name(number), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
@@ -116,6 +147,7 @@ def pack(
                         progress(done, total)
                 out.end(part, last=part is parts[-1])
             except BaseException:
+                writer.shutdown()
                 os.close(fd)
                 raise
             syncs.append(syncer.submit(_sync_and_close, fd))
@@ -128,10 +160,12 @@ def pack(
     return Packed(index, tuple(out.parts), out.new, out.reused)
 
 
-class _Packer:
-    """The packed disk while it is written, blob by blob."""
+class Packer:
+    """The packed disk while it is written, blob by blob: hashed here, and written by the thread `writer` meanwhile."""
 
-    def __init__(self) -> None:
+    def __init__(self, writer: ThreadPoolExecutor) -> None:
+        self._writer = writer
+        self._writes: deque[Future[None]] = deque()
         self.chunks: list[Chunk] = []
         self.keys: list[bytes] = []
         self.parts: list[PackedPart] = []
@@ -145,7 +179,7 @@ class _Packer:
         self.hash = hashlib.sha256()
         self.first_offset, self.first_chunk = self.offset, len(self.chunks)
 
-    def chunk(self, chunk: DiskChunk, frame: _Frame) -> None:
+    def chunk(self, chunk: DiskChunk, frame: Frame) -> None:
         """Write the frame of `chunk`, and the hole before it."""
         if frame.zero:
             return  # becomes part of the hole that is written with what comes next
@@ -160,11 +194,18 @@ class _Packer:
         self._hole(part.end)
         if last:
             self._write(seek_table((chunk.blob_length, chunk.length) for chunk in self.chunks))
-        size = self.offset - self.first_offset
+        while self._writes:
+            self._writes.popleft().result()
+        size = self.blob_bytes
         digest = Digest("sha256", self.hash.hexdigest())
         self.parts.append(PackedPart(part.key, digest, size, len(self.chunks) - self.first_chunk))
 
-    def take(self, part: Part, earlier_blob: EarlierBlob) -> None:
+    @property
+    def blob_bytes(self) -> int:
+        """The bytes of the present blob, so far."""
+        return self.offset - self.first_offset
+
+    def take(self, part: Part, earlier_blob: EarlierBlob, *, is_new: bool) -> None:
         """Use the blob `earlier_blob` for `part` as it is."""
         assert part.start == self.at
         move, shift = self.at - earlier_blob.chunks[0].offset, self.offset - earlier_blob.chunks[0].blob_offset
@@ -183,7 +224,9 @@ class _Packer:
         self.parts.append(earlier_blob.part)
         self.offset += earlier_blob.part.size
         self.at = part.end
-        self.reused += sum(not chunk.zero for chunk in earlier_blob.chunks)
+        count = sum(not chunk.zero for chunk in earlier_blob.chunks)
+        self.new += count if is_new else 0
+        self.reused += 0 if is_new else count
 
     def _hole(self, end: int) -> None:
         """Add zeros up to `end`."""
@@ -198,18 +241,18 @@ class _Packer:
         self.at += length
 
     def _write(self, data: bytes) -> None:
+        self._writes.append(self._writer.submit(_append, self.fd, data))
         self.hash.update(data)
         self.offset += len(data)
-        view = memoryview(data)
-        while view:
-            view = view[os.write(self.fd, view) :]
+        if len(self._writes) > WRITES:
+            self._writes.popleft().result()
 
 
 def _in_order(
-    pool: ThreadPoolExecutor, work: Callable[[DiskChunk], _Frame], chunks: Iterable[DiskChunk], window: int
-) -> Iterator[_Frame]:
+    pool: ThreadPoolExecutor, work: Callable[[DiskChunk], Frame], chunks: Iterable[DiskChunk], window: int
+) -> Iterator[Frame]:
     """Yield the result of `work` for every chunk, in order, with at most `window` results in memory."""
-    waiting: deque[Future[_Frame]] = deque()
+    waiting: deque[Future[Frame]] = deque()
     try:
         for chunk in chunks:
             waiting.append(pool.submit(work, chunk))
@@ -220,6 +263,12 @@ def _in_order(
     finally:
         for future in waiting:
             future.cancel()
+
+
+def _append(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
 
 
 def _sync_and_close(fd: int) -> None:

@@ -44,26 +44,37 @@ def divide(chunks: Sequence[DiskChunk], disk_size: int, max_blob: int | None = N
     The last part has no key, because the seek table follows it. No blob will have more than `max_blob` bytes, however badly
     its chunks compress. BadInput: a single chunk may need more.
     """
-    minimum = MIN_BYTES
-    while minimum * BLOBS_MEAN_COUNT < sum(chunk.length for chunk in chunks):
-        minimum *= 2
+    minimum = minimum_bytes(sum(chunk.length for chunk in chunks))
     room = None if max_blob is None else _Room(chunks, disk_size, max_blob)
     if max_blob is not None:
         minimum = min(minimum, max_blob // 4)  # a cut that a chunk chooses is better than one where the room ends
     firsts, size = [0], 0
     for number, (before, chunk) in enumerate(itertools.pairwise(chunks), 1):
         size += before.length
-        chosen = before.key is not None and before.layer >= 0 and int.from_bytes(before.key[:4]) % MEAN_CHUNKS == 0
+        chosen = before.key is not None and before.layer >= 0 and is_end(before.key, size, minimum)
         full = size + chunk.length > MAX_BYTES or (room is not None and not room.holds(firsts[-1], number))
-        if before.layer != chunk.layer or (size >= minimum and chosen) or full:
+        if before.layer != chunk.layer or chosen or full:
             firsts.append(number)
             size = 0
     ends = [*(chunks[first].offset for first in firsts[1:]), disk_size]
     parts = []
     for first, after, end in zip(firsts, [*firsts[1:], len(chunks)], ends, strict=True):
         own = chunks[first:after]
-        parts.append(Part(own[0].offset, end, own, _key(own, end) if after < len(chunks) else None))
+        parts.append(Part(own[0].offset, end, own, part_key(own, end) if after < len(chunks) else None))
     return parts
+
+
+def minimum_bytes(total: int) -> int:
+    """Return the least size of a blob, raw, of a disk with `total` bytes of data."""
+    minimum = MIN_BYTES
+    while minimum * BLOBS_MEAN_COUNT < total:
+        minimum *= 2
+    return minimum
+
+
+def is_end(key: bytes, size: int, minimum: int) -> bool:
+    """Return whether the chunk with `key` chooses to be the last of its blob, which has `size` bytes with it."""
+    return size >= minimum and int.from_bytes(key[:4]) % MEAN_CHUNKS == 0
 
 
 class _Room:
@@ -92,7 +103,8 @@ def _most(length: int, span: int) -> int:
     return length + (length >> 7) + 1024 + 16 * frames + 4 * ((span >> 17) + frames)
 
 
-def _key(chunks: Sequence[DiskChunk], end: int) -> bytes | None:
+def part_key(chunks: Sequence[DiskChunk], end: int) -> bytes | None:
+    """Return the key of a part that has `chunks` and ends at `end`; None if one has no key. It does not depend on where they are."""
     name = hashlib.sha256(b"rootdisk part 1\0")
     for chunk, after in zip(chunks, [*(chunk.offset for chunk in chunks[1:]), end], strict=True):
         if chunk.key is None:

@@ -16,11 +16,12 @@ from doit.action import PythonAction
 
 from imagetool.build import cleaning
 from imagetool.config.images import Image
+from imagetool.guest.programs import VMLINUX_KEPT
 from imagetool.tasks.places import DISK, Places
 from rootdisk.text import describe_error, one_line
 
 # In cache/NAME: receipts, the link to the disk, boot files, rests of checks, what reproduce has made.
-OF_IMAGE = ("*.json", DISK, "vmlinuz", "vmlinux", "initramfs", ".check-*", f".{DISK}.*", "reproduce")
+OF_IMAGE = ("*.json", DISK, "vmlinuz", "vmlinux", VMLINUX_KEPT, "initramfs", ".check-*", f".{DISK}.*", "reproduce")
 SHARED = (*cleaning.SHARED, "report.json", "report.md", "graph.svg")
 
 

@@ -1,28 +1,29 @@
 """Layer blobs -> tars: one pass that verifies the blob, inflates it and verifies the tar.
 
-    inflate(blob, out_fd, expected=descriptor, diff_id=…, name=…) -> Inflated
+    TarPieces(blob, expected=descriptor, diff_id=…, name=…)     its bytes, for an iterator
+    inflate(blob, out_fd, expected=…, diff_id=…, name=…)        the same, written to a file
 
-Hashing and writing the tar runs in a second thread beside reading, hashing the blob and inflating; all of them release the GIL.
+Reading, hashing the blob and inflating run in a second thread beside hashing and using the tar; all of them release the GIL.
 Nothing of an image is believed before its size: the blob is bounded by its descriptor, the tar by `max_bytes`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
-from imagetool.tree.decompression import PIECE_BYTES, Damaged, UnknownCompression, decompressed
+from imagetool.tree.decompression import Damaged, UnknownCompression, decompressed
 from rootdisk.errors import BadInput, DigestMismatch, Unsupported
 from rootdisk.oci.documents import Descriptor, Digest
 
 TAR_MAX_BYTES = 64 << 30
 LAYER_FORMATS = "layers are gzip, zstd, bzip2, xz or plain tars"
-_AHEAD = 4  # pieces that wait for the second thread
+_AHEAD = 4  # pieces that the second thread has made
 
 
 class Inflated(NamedTuple):
@@ -33,7 +34,7 @@ class Inflated(NamedTuple):
 
 
 def inflate(
-    blob: Path | BinaryIO | Iterable[bytes],
+    blob: Iterable[bytes],
     out_fd: int,
     *,
     expected: Descriptor,
@@ -41,38 +42,90 @@ def inflate(
     name: str,
     max_bytes: int = TAR_MAX_BYTES,
 ) -> Inflated:
-    """Write the tar of the layer in `blob` to `out_fd`, from its present position on; `name` is for messages.
+    """Write the tar of the layer in `blob` to `out_fd`, from its present position on. Arguments and errors: see `TarPieces`."""
+    tar = TarPieces(blob, expected=expected, diff_id=diff_id, name=name, max_bytes=max_bytes)
+    with contextlib.closing(iter(tar)) as pieces:
+        for piece in pieces:
+            view = memoryview(piece)
+            while view:
+                view = view[os.write(out_fd, view) :]
+    return tar.inflated
 
-    DigestMismatch: the blob is not the one described, or the tar is not the one of `diff_id`. BadInput: the compression
-    is damaged or the tar longer than `max_bytes`. What was written is to be thrown away on any error.
+
+class TarPieces:
+    """The tar of the layer in `blob`, in pieces; `name` is for messages. At the end of the iterator all is verified.
+
+    Iterating raises DigestMismatch if the blob is not the one described, or the tar is not the one of `diff_id`; BadInput
+    if the compression is damaged or the tar longer than `max_bytes`. What came before an error is to be thrown away.
     """
-    if isinstance(blob, Path):
-        with blob.open("rb", buffering=0) as file:
-            return inflate(file, out_fd, expected=expected, diff_id=diff_id, name=name, max_bytes=max_bytes)
-    pieces = blob if isinstance(blob, Iterable) and not hasattr(blob, "read") else _read(blob)  # type: ignore[arg-type]
-    verified = _Verified(pieces, expected, name)
-    tar = _Tar(out_fd, diff_id.algorithm if diff_id else "sha256", name, max_bytes)
-    waiting: deque[Future[None]] = deque()
-    with ThreadPoolExecutor(1) as pool:
+
+    def __init__(
+        self,
+        blob: Iterable[bytes],
+        *,
+        expected: Descriptor,
+        diff_id: Digest | None,
+        name: str,
+        max_bytes: int = TAR_MAX_BYTES,
+    ) -> None:
+        self._verified = _Verified(blob, expected, name)
+        self._diff_id, self._name, self._max_bytes = diff_id, name, max_bytes
+        self._inflated: Inflated | None = None
+        self._size = 0
+
+    @property
+    def growth(self) -> float:
+        """The bytes of the tar for each byte of the blob, so far."""
+        return self._size / max(self._verified.count, 1)
+
+    @property
+    def inflated(self) -> Inflated:
+        """The digest and size of the whole tar. Ask at the end of the iterator."""
+        assert self._inflated is not None
+        return self._inflated
+
+    def __iter__(self) -> Generator[bytes, None, None]:
+        name, diff_id = self._name, self._diff_id
+        hash_name = diff_id.algorithm if diff_id else "sha256"
+        hashed = hashlib.new(hash_name)
         try:
-            for piece in decompressed(iter(verified)):
-                waiting.append(pool.submit(tar.take, piece))
-                if len(waiting) > _AHEAD:
-                    waiting.popleft().result()
+            with contextlib.closing(_ahead(decompressed(iter(self._verified)))) as pieces:
+                for piece in pieces:
+                    self._size += len(piece)
+                    if self._size > self._max_bytes:
+                        raise BadInput(
+                            f"layer {name}: its tar is longer than {self._max_bytes} bytes",
+                            "is the image made to do harm?",
+                        )
+                    hashed.update(piece)
+                    yield piece
         except (Damaged, UnknownCompression, BadInput) as err:
-            for _ in verified:  # a wrong digest is the better answer: fetching again may help
+            for _ in self._verified:  # a wrong digest is the better answer: fetching again may help
                 pass
             if isinstance(err, BadInput):
                 raise
             if isinstance(err, UnknownCompression):
                 raise Unsupported(f"layer {name}: compressed with {err}", LAYER_FORMATS) from err
             raise BadInput(f"layer {name}: {err}", "the image was made wrongly; push it again") from err
-        for future in waiting:
-            future.result()
-    found = Digest(tar.hash_name, tar.hash.hexdigest())
-    if diff_id is not None and found != diff_id:
-        raise DigestMismatch(f"layer {name}: its tar is {found}, the image's config says {diff_id}", "push it again")
-    return Inflated(found, tar.size)
+        found = Digest(hash_name, hashed.hexdigest())
+        if diff_id is not None and found != diff_id:
+            raise DigestMismatch(
+                f"layer {name}: its tar is {found}, the image's config says {diff_id}", "push it again"
+            )
+        self._inflated = Inflated(found, self._size)
+
+
+def _ahead(items: Iterator[bytes]) -> Generator[bytes, None, None]:
+    """Yield `items`, which another thread makes, a few ahead."""
+    with ThreadPoolExecutor(1, "ahead") as pool:
+        waiting = deque(pool.submit(next, items, None) for _ in range(_AHEAD))
+        try:
+            while (item := waiting.popleft().result()) is not None:
+                waiting.append(pool.submit(next, items, None))
+                yield item
+        finally:
+            for future in waiting:
+                future.cancel()
 
 
 class _Verified:
@@ -98,32 +151,3 @@ class _Verified:
         if self.hash.hexdigest() != want.digest.hex:
             got = Digest(want.digest.algorithm, self.hash.hexdigest())
             raise DigestMismatch(f"layer {self.name}: got {got}, expected {want.digest}", "fetch it again")
-
-
-class _Tar:
-    """The uncompressed side: bounded, hashed and written; used by one thread."""
-
-    def __init__(self, fd: int, hash_name: str, name: str, max_bytes: int) -> None:
-        self.fd = fd
-        self.hash_name = hash_name
-        self.hash = hashlib.new(hash_name)
-        self.name = name
-        self.size = 0
-        self.max_bytes = max_bytes
-
-    def take(self, piece: bytes) -> None:
-        """Count, hash and write a piece. BadInput if the tar gets too long."""
-        self.size += len(piece)
-        if self.size > self.max_bytes:
-            raise BadInput(
-                f"layer {self.name}: its tar is longer than {self.max_bytes} bytes", "is the image made to do harm?"
-            )
-        self.hash.update(piece)
-        view = memoryview(piece)
-        while view:
-            view = view[os.write(self.fd, view) :]
-
-
-def _read(file: BinaryIO) -> Iterator[bytes]:
-    while piece := file.read(PIECE_BYTES):
-        yield piece

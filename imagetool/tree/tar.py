@@ -1,6 +1,7 @@
 """Tars: what a layer's tar holds, and where each file's bytes lie in it.
 
-    scan(fd, size, name) -> TarIndex
+    scan(fd, size, name) -> TarIndex            of a tar in a file
+    scan_tar(tar, name) -> TarIndex             of one that may still be on its way: imagetool/tree/tar_stream.py
 
 A parser of our own because it must be fast (a few µs an entry) and wary. It reads v7, ustar, star, PAX and GNU headers with PAX
 records, long names, all GNU sparse forms and base 256 numbers, and decides doubtful cases as Go's archive/tar does, since
@@ -12,7 +13,6 @@ they give defaults for all later entries, as POSIX has it. Names are bytes.
 
 from __future__ import annotations
 
-import os
 import struct
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -32,6 +32,7 @@ from imagetool.tree.index import (
     pack_extra,
 )
 from imagetool.tree.pax import Malformed, number
+from imagetool.tree.tar_stream import Tar, TarFile
 from rootdisk.errors import BadInput, Unsupported
 from rootdisk.ids import ID_MAX
 from rootdisk.limits import LONG_PATH_MAX, NAME_MAX, PATH_MAX
@@ -52,7 +53,12 @@ _NUL = b"\0"
 
 
 def scan(fd: int, size: int, name: str, *, bare: bool = False) -> TarIndex:
-    """Return the entries of the tar of `size` bytes in the file `fd`; `name` says in messages which layer it is.
+    """Return the entries of the tar of `size` bytes in the file `fd`: `scan_tar`."""
+    return scan_tar(TarFile(fd, size), name, bare=bare)
+
+
+def scan_tar(tar: Tar, name: str, *, bare: bool = False) -> TarIndex:
+    """Return the entries of `tar`; `name` says in messages which layer it is.
 
     A `bare` tar is one that tar(1) made, and not a layer: a volume's label is skipped, a directory of an incremental
     backup is a directory, and global headers count.
@@ -61,7 +67,7 @@ def scan(fd: int, size: int, name: str, *, bare: bool = False) -> TarIndex:
         BadInput: An entry is wrong. The message names the layer and the entry.
         Unsupported: An entry is of unknown type.
     """
-    return _Scanner(fd, size, name, bare).run()
+    return _Scanner(tar, name, bare).run()
 
 
 @dataclass(slots=True)
@@ -75,9 +81,8 @@ class _Extended:
 
 
 class _Scanner:
-    def __init__(self, fd: int, size: int, name: str, bare: bool) -> None:
-        self.fd = fd
-        self.size = size
+    def __init__(self, tar: Tar, name: str, bare: bool) -> None:
+        self.tar = tar
         self.name = name
         self.bare = bare
         self.out = IndexWriter()
@@ -93,9 +98,9 @@ class _Scanner:
         extended: _Extended | None = None
         while True:
             if not start <= at <= start + len(window) - 512:
-                if at >= self.size:
+                window, start = self.tar.read(at, WINDOW_BYTES), at
+                if not window:
                     break
-                window, start = self.read(at, min(WINDOW_BYTES, self.size - at)), at
             index = at - start
             block = window[index : index + 512]
             try:
@@ -121,16 +126,10 @@ class _Scanner:
             extended = None
         return self.out.finish(self.name)
 
-    def read(self, at: int, length: int) -> bytes:
-        """Read exactly `length` bytes at `at`; BadInput if the tar ends before."""
-        data = os.pread(self.fd, length, at)
-        if len(data) != length:
-            raise BadInput(f"layer {self.name}: the tar ends at byte {at + len(data)} of {self.size}", "fetch it again")
-        return data
-
     def end(self, at: int) -> None:
         """Two zero blocks end an archive; GNU tar and Go take one at the very end, or none, too."""
-        if at + 1024 <= self.size and self.read(at + 512, 512) != _ZERO:
+        second = self.tar.read(at + 512, 512)
+        if len(second) == 512 and second != _ZERO:
             raise Malformed("a lone zero block within the tar")
 
     def payload(self, at: int, block: bytes) -> tuple[bytes, int]:
@@ -138,9 +137,10 @@ class _Scanner:
         length = number(block[124:136])
         if not 0 <= length <= EXTENDED_MAX_BYTES:
             raise Malformed(f"an extended header of {length} bytes")
-        if at + 512 + length > self.size:
+        data = self.tar.read(at + 512, length)
+        if len(data) < length:
             raise Malformed("the tar ends within an extended header")
-        return self.read(at + 512, length), at + 512 + (length + 511 & ~511)
+        return data, at + 512 + (length + 511 & ~511)
 
     def extend(self, kind: int, at: int, block: bytes, extended: _Extended | None) -> tuple[int, _Extended | None]:
         """Read an extended header at `at`. Return where the next header is, and what is known for its entry."""
@@ -219,9 +219,9 @@ class _Scanner:
         listed = 0
         if self.bare:
             if kind == 0x56:  # V
-                return at + 512 + self.stored(size, at)
+                return at + 512 + self.stored(size, at + 512)
             if kind == 0x44:  # D: the names that it had are its data
-                kind, listed = DIRECTORY, self.stored(size, at)
+                kind, listed = DIRECTORY, self.stored(size, at + 512)
         is_sparse = kind == 0x53  # S
         if is_sparse:
             kind = FILE
@@ -244,9 +244,7 @@ class _Scanner:
                 first, second, segments = self.pax_sparse(at, size, sparse, values, extended.sparse)
             else:
                 first, second = at, size
-            if size < 0 or at + size > self.size:
-                raise Malformed(f"its {size} bytes of data do not fit into the tar of {self.size}")
-            at += size + 511 & ~511
+            at += self.stored(size, at, plain=segments is None)
             target = b""
         elif kind in (LINK, SYMLINK):
             if not target or len(target) > (LONG_PATH_MAX if kind == LINK else TARGET_MAX_BYTES) or _NUL in target:
@@ -274,10 +272,12 @@ class _Scanner:
             raise Malformed(f"the layer is past {ENTRIES_MAX_COUNT} entries or {HEAP_MAX_BYTES} bytes of names")
         return at
 
-    def stored(self, size: int, at: int) -> int:
-        """Return how many bytes the data of an entry at byte `at` takes, in whole blocks."""
-        if size < 0 or at + 512 + size > self.size:
-            raise Malformed(f"its {size} bytes of data do not fit into the tar of {self.size}")
+    def stored(self, size: int, at: int, *, plain: bool = False) -> int:
+        """Return how many bytes `size` bytes of data at byte `at` take, in whole blocks. `plain`: they are all of a file."""
+        if size < 0:
+            raise Malformed(f"its data has {size} bytes")
+        if (there := self.tar.reach(at, at + size, plain=plain)) < at + size:
+            raise Malformed(f"its {size} bytes of data do not fit into the tar of {there}")
         return size + 511 & ~511
 
     def old_sparse(self, at: int, block: bytes) -> tuple[list[tuple[int, int]], int, int]:
@@ -286,9 +286,9 @@ class _Scanner:
         more = block[482]
         real_size = number(block[483:495])
         while more:
-            if at + 512 > self.size or len(pairs) > pax.SEGMENTS_MAX_COUNT:
+            block = self.tar.read(at, 512)
+            if len(block) < 512 or len(pairs) > pax.SEGMENTS_MAX_COUNT:
                 raise Malformed("sparse map does not end")
-            block = self.read(at, 512)
             at += 512
             pairs += _old_pairs(block, 0, 21)
             more = block[504]
@@ -315,12 +315,12 @@ class _Scanner:
         lines: list[bytes] = []
         wanted = 1
         while len(lines) <= wanted:  # the last piece may be cut
-            if len(text) + 512 > min(stored, EXTENDED_MAX_BYTES * 2) or at + len(text) + 512 > self.size:
+            if len(text) + 512 > min(stored, EXTENDED_MAX_BYTES * 2):
                 raise Malformed("sparse map does not end")
-            step = min(max(4096, len(text)), stored - len(text), self.size - at - len(text)) & ~511
-            if step == 0:
+            piece = self.tar.read(at + len(text), min(max(4096, len(text)), stored - len(text)) & ~511)
+            if len(piece) < 512:
                 raise Malformed("sparse map does not end")
-            text += self.read(at + len(text), step)
+            text += piece[: len(piece) & ~511]
             lines = text.split(b"\n", wanted)
             if wanted == 1 and len(lines) > 1:
                 wanted = 1 + 2 * pax.decimal(lines[0], "sparse map")

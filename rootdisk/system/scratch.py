@@ -1,4 +1,4 @@
-"""Directories for work in progress, beside the result. One that a killed process has left is removed by the next such work.
+"""Directories and files for work in progress, beside the result. A directory that a killed process has left is removed by the next such work.
 
 The directory is locked (flock) as long as its process lives, so another process removes only what nobody uses. Its name ends
 with 16 hex digits: directories of other programs, and of releases that did not lock theirs, have other names and stay.
@@ -29,6 +29,22 @@ def scratch(parent: Path, prefix: str) -> Iterator[Path]:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         os.close(lock)
+
+
+def unnamed_file(folder: Path, mode: int = 0o600) -> int:
+    """Open a file without a name in `folder`: it is gone when the process ends, however that happens. `mode`: if it gets one.
+
+    Raises:
+        OSError: It cannot be made.
+    """
+    try:
+        return os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, mode)
+    except OSError:  # a file system without O_TMPFILE
+        import tempfile
+
+        fd, name = tempfile.mkstemp(dir=folder)
+        os.unlink(name)
+        return fd
 
 
 def _make(parent: Path, prefix: str) -> tuple[Path, int]:

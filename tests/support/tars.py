@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import os
+import tempfile
 from collections.abc import Callable
 
 from imagetool.tree.index import TarIndex
-from imagetool.tree.tar import scan
+from imagetool.tree.tar import scan, scan_tar
+from imagetool.tree.tar_stream import TarStream
+from rootdisk.errors import RootdiskError
 
 END = bytes(1024)
 
@@ -73,11 +75,29 @@ def hard_link(name: bytes, target: bytes, **keys: object) -> bytes:
 
 
 def index(tar: bytes, name: str = "test", *, bare: bool = False) -> TarIndex:
-    """`tar` scanned."""
-    fd = os.memfd_create("tar")
+    """`tar` scanned in a file. While it comes in pieces it must be the same, or wrong in the same way."""
+    size = len(tar) // 20 + 7
+    pieces = (tar[at : at + size] for at in range(0, len(tar), size))
+    in_file = _outcome(lambda: index_once(tar, name, bare=bare))
+    with tempfile.TemporaryFile() as out:
+        coming = _outcome(lambda: scan_tar(TarStream(pieces, out.fileno()), name, bare=bare))
+    if isinstance(in_file, RootdiskError):
+        assert (type(coming), str(coming)) == (type(in_file), str(in_file))
+        raise in_file
+    assert coming == in_file
+    return in_file
+
+
+def index_once(tar: bytes, name: str = "test", *, bare: bool = False) -> TarIndex:
+    """`tar` scanned in a file, once."""
+    with tempfile.TemporaryFile() as file:
+        file.write(tar)
+        file.flush()
+        return scan(file.fileno(), len(tar), name, bare=bare)
+
+
+def _outcome(scanned: Callable[[], TarIndex]) -> TarIndex | RootdiskError:
     try:
-        os.truncate(fd, 0)
-        os.write(fd, tar)
-        return scan(fd, len(tar), name, bare=bare)
-    finally:
-        os.close(fd)
+        return scanned()
+    except RootdiskError as err:
+        return err

@@ -20,7 +20,6 @@ from imagetool.layout.certificates import check_certificates
 from imagetool.tree.index import TarIndex
 from imagetool.tree.inflate import inflate
 from imagetool.tree.merge import merge
-from imagetool.tree.tar import scan
 from rootdisk.artifact.format import Process
 from rootdisk.errors import BadInput
 from rootdisk.oci.documents import Descriptor, Digest
@@ -31,18 +30,10 @@ from tests.support.tars import END, directory, file, hard_link, header, index, p
 
 def tar(data: bytes) -> None:
     """A layer over itself, and the plan of its disk."""
-    found = _scanned(_summed(data))
+    found = index(_summed(data))
     assert TarIndex.unpack(found.pack(), "test") == found
     tree = merge([("sha256:a", found), ("sha256:b", found)])
     plan(tree, DiskOptions(64 << 20, bytes(16)))
-
-
-def _scanned(data: bytes, *, bare: bool = False) -> TarIndex:
-    fd = in_file(data)
-    try:
-        return scan(fd, len(data), "test", bare=bare)
-    finally:
-        os.close(fd)
 
 
 def _summed(data: bytes) -> bytes:
@@ -65,7 +56,7 @@ def extended(data: bytes) -> None:
     heads.append(header(b"x", b"x", size=len(own)) + own + bytes(-len(own) % 512))
     entry = header(b"name", kind, size=512 if kind in b"07S" else 0, target=b"t")
     whole = b"".join([*heads, entry, b"1\n0\n0\n".ljust(512, b"\0") if kind in b"07S" else b"", END])
-    _scanned(whole, bare=True)  # in which global headers count
+    index(whole, bare=True)  # in which global headers count
 
 
 def compressed(data: bytes) -> None:

@@ -11,6 +11,7 @@ import pytest
 import trustme
 
 from imagetool.build import disk as build
+from imagetool.build.layer_locks import LayerLocks
 from imagetool.config.images import Image
 from imagetool.layout.additions import Owner
 from imagetool.sources.open import open_source
@@ -50,8 +51,8 @@ def image(layout: Path, **changes: object) -> Image:
 def made(wanted: Image, out: Path, cache: Path) -> tuple[object, dict[str, bytes], int]:
     out.mkdir(parents=True)
     cache.mkdir(parents=True, exist_ok=True)
-    with open_source(str(wanted.source), wanted.platform) as source:
-        disk = build.make_disk(wanted, source, INIT, out, cache)
+    with open_source(str(wanted.source), wanted.platform) as source, LayerLocks(cache) as locks:
+        disk = build.make_disk(wanted, source, INIT, out, cache, locks)
     packed = disk.packed
     told = (packed.index, packed.parts, disk.slots, disk.layers, disk.uuid)
     return told, {path.name: path.read_bytes() for path in out.iterdir()}, packed.new_chunks

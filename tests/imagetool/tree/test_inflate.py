@@ -9,7 +9,6 @@ import os
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 import zstandard
@@ -63,16 +62,6 @@ def test_forms(form: str) -> None:
         assert found == TAR
         with pytest.raises(DigestMismatch):
             FileSource(fd, "3").read_into(memoryview(found), 1)
-
-
-def test_from_a_file(tmp_path: Path) -> None:
-    path = tmp_path / "blob"
-    path.write_bytes(BLOBS["gzip"])
-    expected = Descriptor("x", Digest.of(BLOBS["gzip"]), len(BLOBS["gzip"]))
-    with target() as fd:
-        assert inflate(path, fd, expected=expected, diff_id=None, name="3").size == len(TAR)
-    with target() as fd, path.open("rb") as file:
-        assert inflate(file, fd, expected=expected, diff_id=None, name="3").size == len(TAR)
 
 
 @pytest.mark.parametrize(

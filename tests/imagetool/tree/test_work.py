@@ -10,7 +10,7 @@ from imagetool.ext4.xattr import split
 from imagetool.tree.merge import merge
 from rootdisk.errors import BadInput
 from tests.support.steps import LINEAR, growth, instructions
-from tests.support.tars import END, directory, file, hard_link, index, pax, symlink
+from tests.support.tars import END, directory, file, hard_link, index_once, pax, symlink
 
 ENTRY_MAX = 2500  # instructions for an entry after global headers; 45 ms were some 2 million
 GLOBALS = [(b"comment", b"c"), (b"uid", b"5"), (b"SCHILY.acl.access", b"#," * 20_000)] + [
@@ -21,14 +21,14 @@ GLOBALS = [(b"comment", b"c"), (b"uid", b"5"), (b"SCHILY.acl.access", b"#," * 20
 def scanned(tar: Callable[[int], bytes]) -> Callable[[int], Callable[[], object]]:
     def work(count: int) -> Callable[[], object]:
         data = tar(count) + END
-        return lambda: index(data)
+        return lambda: index_once(data)
 
     return work
 
 
 def merged(*tars: Callable[[int], bytes]) -> Callable[[int], Callable[[], object]]:
     def work(count: int) -> Callable[[], object]:
-        found = [(str(n), index(tar(count) + END)) for n, tar in enumerate(tars)]
+        found = [(str(n), index_once(tar(count) + END)) for n, tar in enumerate(tars)]
         return lambda: merge(found)
 
     return work
@@ -64,7 +64,7 @@ def test_scanning(case: str) -> None:
 
         def run() -> None:
             try:
-                index(data, bare=True)  # so that global headers count
+                index_once(data, bare=True)  # so that global headers count
             except BadInput:  # a limit of the form itself: found in as much time
                 pass
 
@@ -76,12 +76,12 @@ def test_scanning(case: str) -> None:
 def test_an_entry_after_global_headers_costs_what_any_entry_costs() -> None:
     """However much they say; and an entry with a header of its own looks at a bounded number of values."""
     head = b"".join(pax([record], b"g") for record in GLOBALS)
-    plain = instructions(lambda: index(head + file(b"f") * 20 + END, bare=True))
-    more = instructions(lambda: index(head + file(b"f") * 40 + END, bare=True))
+    plain = instructions(lambda: index_once(head + file(b"f") * 20 + END, bare=True))
+    more = instructions(lambda: index_once(head + file(b"f") * 40 + END, bare=True))
     assert (more - plain) / 20 < ENTRY_MAX
     own = pax([(b"gid", b"7")]) + file(b"f")
-    few = instructions(lambda: index(head + own * 20 + END, bare=True))
-    many = instructions(lambda: index(head + own * 40 + END, bare=True))
+    few = instructions(lambda: index_once(head + own * 20 + END, bare=True))
+    many = instructions(lambda: index_once(head + own * 40 + END, bare=True))
     assert (many - few) / 20 < ENTRY_MAX * 5
 
 
@@ -95,13 +95,13 @@ def test_an_entry_after_global_headers_costs_what_any_entry_costs() -> None:
 )
 def test_what_global_headers_may_set_is_bounded(records: list[tuple[bytes, bytes]]) -> None:
     with pytest.raises(BadInput, match="global extended header"):
-        index(b"".join(pax([record], b"g") for record in records) + file(b"f") + END, bare=True)
+        index_once(b"".join(pax([record], b"g") for record in records) + file(b"f") + END, bare=True)
 
 
 def test_a_default_is_taken_back() -> None:
     tar = pax([(b"uid", b"5"), (b"SCHILY.xattr.user.a", b"1")], b"g") + file(b"a")
     tar += pax([(b"uid", b""), (b"SCHILY.xattr.user.a", b"")], b"g") + file(b"b") + pax([(b"uid", b"6")]) + file(b"c")
-    assert [(entry[2], entry[9]) for entry in index(tar + END, bare=True)] == [
+    assert [(entry[2], entry[9]) for entry in index_once(tar + END, bare=True)] == [
         (5, {b"user.a": b"1"}),
         (0, None),
         (6, None),
@@ -137,7 +137,7 @@ def test_merging(case: str) -> None:
 
 def test_many_tiny_layers() -> None:
     def work(count: int) -> Callable[[], object]:
-        found = [(str(n), index(directory(b"d") + file(b"d/%d" % n) + END)) for n in range(count)]
+        found = [(str(n), index_once(directory(b"d") + file(b"d/%d" % n) + END)) for n in range(count)]
         return lambda: merge(found)
 
     assert growth(work, 100) < LINEAR
@@ -162,4 +162,4 @@ def test_all_attributes_of_an_image_are_bounded(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("imagetool.tree.merge.EXTRAS_MAX_COUNT", 10)
     tar = b"".join(pax([(b"SCHILY.xattr.user.%d" % i, b"") for i in range(4)]) + file(b"%d" % n) for n in range(3))
     with pytest.raises(BadInput, match="entry '2': the image has more than 10 xattrs and pieces"):
-        merge([("a", index(tar + END))])
+        merge([("a", index_once(tar + END))])
