@@ -14,7 +14,7 @@ from isal import igzip_lib
 
 from rootdisk.compression import BZIP2, GZIP, HEAD_BYTES, XZ, ZSTD_WINDOW_MAX_BYTES, compression
 
-PIECE_BYTES = 1 << 20
+PIECE_BYTES = 512 << 10  # larger ones leave larger holes in the memory of threads
 XZ_MEMORY_MAX_BYTES = 128 << 20  # xz -9 needs 65 MiB
 # Four bytes can stand for a block of 128 KiB, so this much input gives at most 32 MiB at once.
 ZSTD_FEED_BYTES = 1 << 10

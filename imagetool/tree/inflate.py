@@ -23,7 +23,7 @@ from rootdisk.oci.documents import Descriptor, Digest
 
 TAR_MAX_BYTES = 64 << 30
 LAYER_FORMATS = "layers are gzip, zstd, bzip2, xz or plain tars"
-_AHEAD = 4  # pieces that the second thread has made
+_AHEAD = 2  # pieces that the second thread has made
 
 
 class Inflated(NamedTuple):
