@@ -36,7 +36,7 @@ class Feed:
     def __init__(self, store: Store, served: ServedDisk, folder: Path) -> None:
         """Create the socket in `folder`."""
         self.path = folder / _NAME
-        self.failure = ""  # why reads have failed
+        self.failure = ""  # why reads have failed, as long as they may fail again
         self.wait_s = 0  # how long QEMU waits for a server
         self._trouble = ""  # why there is no server
         self.orders = b""  # to QEMU: to read the file; with the id HANDED_OVER
@@ -95,6 +95,8 @@ class Feed:
             text = printable(str(message.get("text", "")))
             if message.get("is") == "lost":
                 self.failure = text
+            elif self._is_complete:
+                self.failure = ""
             if text:
                 yield text
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 import time
 from functools import partial
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from runner.sandbox.feed import Feed
 
 _SILENT_S = 15.0  # how long an untried KVM may give no sign of a guest
+# Of a program that cannot be executed, whose libraries cannot be loaded, or that was killed because it could not be read further.
+_UNREADABLE = (126, 127, 128 + signal.SIGBUS)
 MACHINE_LOG_BYTES = 1 << 20
 _SPARE_BYTES = 16 << 10
 
@@ -195,6 +198,8 @@ class _Run:
             vm.wait(5)
         if keeper.lost:
             self._status, self._error = FAILED, keeper.lost
+        elif self._status in _UNREADABLE and self.named.feed is not None and self.named.feed.failure:
+            self._status, self._error = FAILED, self.named.feed.failure
         if self._status == TIMED_OUT and keeper.has_timed_out:
             keeper.say(f"--timeout: stopped after {spec.timeout_s:g} s")
 

@@ -11,6 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from imagetool.look.map.survey import opened
+from rootdisk.artifact.published import open_artifact
+from rootdisk.oci.documents import Platform
+from rootdisk.oci.reference import parse_reference
+from rootdisk.oci.repository import RegistryOptions
 from runner.store.store import Store
 from tests.support.commands import Runner, run
 from tests.support.faults import ALWAYS, Fault, FaultProxy, run_faults
@@ -157,6 +162,50 @@ def test_dm_verity_on_a_disk_that_is_being_fetched(
         assert done.stdout.startswith("/dev/dm-0"), done.stderr
         proxy.pause_s = 0
         until(lambda: not server_of(Store(lazy_runner.store)))
+
+
+def place_of(name: str, path: str, offset: int) -> tuple[str, int]:
+    """Which blob of a disk has the chunk with a byte of a file, and where it begins there."""
+    options = RegistryOptions(plain_http=True)
+    with open_artifact(parse_reference(name), Platform.host(), options) as artifact:
+        blobs = artifact.roles.disk
+    with opened(name, Platform.host(), options) as disk:
+        reader = disk.contents.reader
+        block = offset // reader.block_size
+        extents = reader.extents(reader.lookup(os.fsencode(path)))
+        extent = next(each for each in extents if each.logical <= block < each.logical + each.count)
+        at = (extent.physical + block - extent.logical) * reader.block_size
+        assert disk.index is not None
+        start = next(chunk.blob_offset for chunk in disk.index.chunks if chunk.offset <= at < chunk.end)
+    for blob in blobs:
+        if start < blob.size:
+            return str(blob.digest), start
+        start -= blob.size
+    raise AssertionError(start)
+
+
+@pytest.mark.nightly  # a minute and a boot each
+@pytest.mark.parametrize(
+    ("program", "file", "offset"),
+    [
+        ("/usr/bin/apt-get", "/usr/lib/x86_64-linux-gnu/libapt-pkg.so.6.0.0", 0),  # its loader exits with 127
+        ("/usr/bin/python3", "/usr/bin/python3.11", 3_000_000),  # it gets SIGBUS
+        ("/usr/bin/perl", "/usr/bin/perl", 0),  # it cannot be executed
+    ],
+    ids=("library", "in the middle", "start"),
+)
+def test_a_program_that_cannot_be_read(
+    lazy_runner: Runner, slow: FaultProxy, program: str, file: str, offset: int
+) -> None:
+    """The chunk is wrong at the registry for ever: status 125, and the error names it."""
+    slow.pause_s, name = 0, f"{slow.name}/demo:1"
+    slow.wrong_in, start = place_of(name, file, offset)
+    slow.wrong_at = start + 100
+    options = ("--plain-http", "--pull", "lazy", "--entrypoint", program)
+    done = lazy_runner("boot", *options, name, "--", "--version", timeout=300)
+    assert done.returncode == 125, (done.stdout, done.stderr)
+    assert done.stderr.splitlines()[-1].startswith("runner: reads of the disk failed, because chunk "), done.stderr
+    assert "not the bytes of the index" in done.stderr.splitlines()[-1]
 
 
 @pytest.mark.nightly

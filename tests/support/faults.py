@@ -58,7 +58,8 @@ class FaultProxy:
     giving: int = 0  # answers under way
     most_giving: int = 0
     pause_s: float = 0  # after each piece of a body
-    wrong_at: int | None = None  # of a blob: a byte that arrives wrong in every part
+    wrong_at: int | None = None  # of a blob whose path holds `wrong_in`: a byte that arrives wrong in every part
+    wrong_in: str = "/"
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def add(self, *faults: Fault) -> None:
@@ -123,7 +124,8 @@ def run_faults(upstream: str) -> Iterator[FaultProxy]:
                 status = fault.status
                 headers = {k: v for k, v in headers.items() if k != "Docker-Content-Digest"} | fault.headers
             start = int(headers.get("Content-Range", "bytes 0-").split()[1].partition("-")[0])
-            if proxy.wrong_at is not None and status == 206 and 0 <= (at := proxy.wrong_at - start) < len(data):
+            is_part = status == 206 and proxy.wrong_in in self.path
+            if proxy.wrong_at is not None and is_part and 0 <= (at := proxy.wrong_at - start) < len(data):
                 data = data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
             if kind == "shifted" and status == 206:
                 headers["Content-Range"] = headers["Content-Range"].replace(f"{start}-", f"{start + 1}-")
