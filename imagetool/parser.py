@@ -177,7 +177,7 @@ def _add_looking(commands: _Commands) -> None:
         "--trace",
         metavar="FILE",
         type=file_path,
-        help="what a boot reads, as lines of offset,length (default: as the artifact says)",
+        help="what a boot reads: a boot trace, or lines of offset,length (default: as the artifact says)",
     )
     map_.add_argument("-o", "--output", metavar="FILE.html", type=file_path, help="default: standard output")
     trace = commands.add(

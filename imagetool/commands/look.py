@@ -203,7 +203,7 @@ def map_command(options: argparse.Namespace) -> int:
             with open_artifact(parse_reference(options.against), *looked_at) as other:
                 against = Against(shown(os.fsencode(options.against)), other.index)
         found = survey.survey(disk)
-        reads = survey.read_trace(options.trace, found.size) if options.trace else survey.boot_reads(disk)
+        reads = survey.traced(options.trace, disk) if options.trace else survey.boot_reads(disk)
         text = page(shown(os.fsencode(options.what)), disk, found, against, reads).encode()
     if options.output is None:
         sys.stdout.buffer.write(text)

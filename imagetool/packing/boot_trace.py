@@ -73,14 +73,14 @@ def chunks_of(reader: Reader, index: ChunkIndex, paths: Iterable[str]) -> tuple[
     starts = [chunk.offset for chunk in index.chunks]
     numbers: dict[int, None] = {}
     for path in paths:
-        for offset, length in _places(reader, path):
+        for offset, length in places(reader, path):
             first, last = bisect_right(starts, offset) - 1, bisect_right(starts, offset + length - 1) - 1
             numbers.update((number, None) for number in range(first, last + 1) if not index.chunks[number].zero)
     return tuple(numbers)
 
 
-def _places(reader: Reader, path: str) -> Iterator[tuple[int, int]]:
-    """Yield the byte ranges of what a line of a trace names; nothing if the disk does not have it."""
+def places(reader: Reader, path: str) -> Iterator[tuple[int, int]]:
+    """Yield the byte ranges, offset and length, of what a line of a trace names; nothing if the disk does not have it."""
     if path == METADATA:
         yield 0, (1 + reader.descriptor_blocks) * reader.block_size
         for number in (EXT4_ROOT_INO, EXT4_JOURNAL_INO):

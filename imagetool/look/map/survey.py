@@ -20,6 +20,7 @@ from typing import NamedTuple
 from imagetool.ext4.reader import Node, Reader
 from imagetool.look.inspection import InspectedDisk, shown
 from imagetool.look.map.grid import Run, without
+from imagetool.packing.boot_trace import TITLE, parse, places
 from rootdisk.artifact.format import ChunkIndex
 from rootdisk.artifact.published import open_artifact
 from rootdisk.cli.files import read_small_file
@@ -29,6 +30,7 @@ from rootdisk.ext4.format import EXT4_EXTENTS_FL, EXT4_JOURNAL_INO
 from rootdisk.oci.documents import Platform
 from rootdisk.oci.reference import parse_reference
 from rootdisk.oci.repository import RegistryOptions
+from rootdisk.text import printable
 
 METADATA, JOURNAL, SLOT, UNUSED, FIRST_LAYER = range(5)
 ZERO, NEW, REUSED = range(3)
@@ -192,6 +194,20 @@ def read_trace(path: Path, disk_size: int) -> list[Run]:
         if run.length:
             runs.append(run)
     return runs
+
+
+def traced(path: Path, disk: Disk) -> list[Run]:
+    """Return what a boot reads by a trace: lines of offset and length, or paths, as `imagetool trace` writes them.
+
+    Raises:
+        BadInput: The file cannot be read or is not a trace of this disk.
+    """
+    reader = disk.contents.reader
+    text = read_small_file(path, TRACE_MAX_BYTES).decode("utf-8", "surrogateescape")
+    if not text.startswith(TITLE):
+        return read_trace(path, reader.blocks * reader.block_size)
+    lines = parse(text, printable(path))
+    return [Run(offset, length, 0) for line in lines for offset, length in places(reader, line)]
 
 
 def boot_reads(disk: Disk) -> list[Run]:

@@ -119,6 +119,24 @@ def test_a_trace_that_is_none(raw: Path, tmp_path: Path, text: str) -> None:
     assert not (tmp_path / "out.html").exists()
 
 
+def test_a_boot_trace(raw: Path, tmp_path: Path) -> None:
+    """Paths, as `imagetool trace` writes them: their data, inodes and directories. Others are skipped."""
+    (tmp_path / "web.trace").write_text("# rootdisk boot trace\n(metadata)\n/no/such/file\n/\n")
+    with s.opened(str(raw), Platform.host(), RegistryOptions()) as disk:
+        runs = s.traced(tmp_path / "web.trace", disk)
+        reader = disk.contents.reader
+        (root,) = (e for e in reader.extents(reader.root))
+        assert s.Run(root.physical * reader.block_size, root.count * reader.block_size, 0) in runs
+        assert runs[0].offset == 0
+    done = run("imagetool", "map", str(raw), "--trace", str(tmp_path / "web.trace"))
+    assert done.returncode == 0, done.stderr
+    assert f"{len(runs)} reads of " in done.stdout
+    (tmp_path / "web.trace").write_text("# rootdisk boot trace\n/etc/passwd\nnonsense\n")
+    done = run("imagetool", "map", str(raw), "--trace", str(tmp_path / "web.trace"))
+    assert done.returncode == 2
+    assert re.fullmatch(r"imagetool: .*, line 3: .*\n", done.stderr)
+
+
 def test_a_raw_disk_has_no_chunks_to_compare(raw: Path, demo: str) -> None:
     done = run("imagetool", "map", str(raw), "--against", demo)
     assert (done.returncode, done.stdout) == (2, "")
