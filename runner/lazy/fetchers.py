@@ -15,11 +15,12 @@ from typing import NamedTuple
 
 import zstandard
 
-from rootdisk.artifact.format import Chunk
+from rootdisk.artifact.format import ArtifactManifest, Chunk
 from rootdisk.errors import DigestMismatch, RootdiskError
 from rootdisk.oci.repository import Joined, Repository
 from rootdisk.places import open_repository
 from runner.lazy.agenda import FETCHERS, Agenda, Job
+from runner.store.boot_blobs import boot_blobs, needed_to_start
 from runner.store.chunks import SYNC_BYTES, plan, receive
 from runner.store.filling import DiskSource, keep_name
 from runner.store.partial import PartialDisk, write_error
@@ -57,6 +58,7 @@ class Fetchers:
         self.is_proven = False
         self._repository: Repository | None = None
         self._lock = threading.Lock()
+        self._proving = threading.Lock()
         self._has_searched = threading.Event()
         self._unsynced = 0
         self._threads = [
@@ -87,34 +89,40 @@ class Fetchers:
         decompressor = zstandard.ZstdDecompressor()
         if is_first:
             self._partial.search()
-            proof = self._proof()
-            self._has_searched.set()
-            if proof is not None:
-                self._prove(proof)
+            with self._proving:
+                proof = self._proof()
+                self._has_searched.set()
+                if proof is not None:
+                    self._prove(proof)
         self._has_searched.wait()
         while (job := self._agenda.take()) is not None:
             self._attempt(job, lambda job=job: self._get(job, decompressor))  # type: ignore[misc]
 
-    def _attempt(self, job: Job, action: Callable[[], None]) -> None:
-        """Do `action` for `job` and report how it went."""
-        error: RootdiskError | None = None
-        try:
-            action()
-        except RootdiskError as err:
-            error = err
-        except OSError as err:
-            error = write_error(self._store, err, self._source.chunk_index.disk_size)
-            error.__cause__ = err
-        except Exception as err:  # a mistake of ours: guests must not wait for it without end
-            with contextlib.suppress(OSError):
-                traceback.print_exc()
-            error = RootdiskError(f"the disk's server failed: {type(err).__name__}: {err}")
+    def _attempt(self, job: Job, action: Callable[[], None]) -> bool:
+        """Do `action` for `job` and report how it went. Return whether it went well."""
+        error = self._error_of(action)
         if self._repository is not None and self._repository.ranges_ignored:
             self._agenda.takes_all = True
         is_wrong = isinstance(error, DigestMismatch)
         self._agenda.over(job, failed=error is not None, is_wrong=is_wrong, is_wanted=self._is_wanted)
         if error is not None:
             self._report(Event(job.chunks, error=error))
+        return error is None
+
+    def _error_of(self, action: Callable[[], None]) -> RootdiskError | None:
+        try:
+            action()
+        except RootdiskError as err:
+            return err
+        except OSError as err:
+            error = write_error(self._store, err, self._source.chunk_index.disk_size)
+            error.__cause__ = err
+            return error
+        except Exception as err:  # a mistake of ours: guests must not wait for it without end
+            with contextlib.suppress(OSError):
+                traceback.print_exc()
+            return RootdiskError(f"the disk's server failed: {type(err).__name__}: {err}")
+        return None
 
     def _get(self, job: Job, decompressor: zstandard.ZstdDecompressor) -> None:
         missing = []
@@ -135,9 +143,10 @@ class Fetchers:
                     self._agenda.give_way()
 
     def prove(self) -> None:
-        """Have the repository prove that it has the disk, by a random chunk, as possession.py asks. Then keep its name."""
-        if (job := self._proof()) is not None:
-            self._prove(job)
+        """Have the repository prove that it has the artifact, as possession.py asks, the disk by a random chunk. Then keep its name."""
+        with self._proving:
+            if (job := self._proof()) is not None:
+                self._prove(job)
 
     def _proof(self) -> Job | None:
         """Return the job that proves it; None if that was proven before."""
@@ -155,10 +164,21 @@ class Fetchers:
                     self._partial.write(chunk, raw)
                     self._count(chunk.blob_length)
                     self._done(chunk, is_fetched=True)
-            keep_name(self._store, self._source)
-            self.is_proven = True
 
-        self._attempt(job, fetch)
+        if self._attempt(job, fetch) and (error := self._error_of(self._fetch_rest)) is not None:
+            self._report(Event((), error=error))
+
+    def _fetch_rest(self) -> None:
+        """Fetch the blobs that boot the disk and that were not needed to start it. Then the artifact's name can be kept."""
+        roles = ArtifactManifest.parse(self._source.manifest)
+        config = self._store.read_config(roles.config.digest.hex)
+        needed = needed_to_start(roles, config)
+        known = served(self._store, self._source.reference, self._source.options)
+        for blob in boot_blobs(roles, config):
+            if blob not in needed:
+                self._store.boot_blob(self._blob().repository, blob, again=blob.content.digest.hex not in known)
+        keep_name(self._store, self._source)
+        self.is_proven = True
 
     def _blob(self) -> Joined:
         with self._lock:

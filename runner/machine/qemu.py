@@ -13,7 +13,7 @@ import contextlib
 import os
 import re
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -137,6 +137,23 @@ def kind(platform: Platform, known: Path) -> str:
     with contextlib.suppress(OSError):  # QEMU is asked again next time
         write_versioned(known, {"qemu": version, "kind": machine_type}, VERSION)
     return machine_type
+
+
+@contextlib.contextmanager
+def asked_early(platform: Platform, known: Path) -> Iterator[None]:
+    """On a new store, ask QEMU for its machine types while the block fetches an artifact: the answer takes 0.15 s."""
+    if known.exists():
+        yield
+        return
+    from rootdisk.system.threads import running  # no other boot needs them
+
+    def ask() -> None:
+        """What fails is reported by the one who needs the answer."""
+        with contextlib.suppress(RootdiskError, OSError):
+            kind(platform, known)
+
+    with running([ask]):  # it has ended when the keeper is forked
+        yield
 
 
 def start(machine: Machine, folder: Path, user: process.User | None = None, memory: Memory | None = None) -> Vm:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import fcntl
 import os
 from pathlib import Path
@@ -79,7 +80,8 @@ def create(store: Store, options: argparse.Namespace, wanted: Request) -> Prepar
 
         return snapshot.create(store, options, wanted.spec, wanted.records)._replace(events=events)
     try:
-        artifact = option_values.artifact(store, options)
+        with _asking_qemu(store, wanted.spec, options):
+            artifact = option_values.artifact(store, options)
     except RootdiskError as err:
         from rootdisk.trust.judgement import Refused  # much to load, and only for an error
 
@@ -104,6 +106,14 @@ def create(store: Store, options: argparse.Namespace, wanted: Request) -> Prepar
     except BaseException:
         artifact.release()
         raise
+
+
+def _asking_qemu(store: Store, spec: Spec, options: argparse.Namespace) -> contextlib.AbstractContextManager[None]:
+    if spec.backend == "krun":
+        return contextlib.nullcontext()
+    from runner.machine import qemu
+
+    return qemu.asked_early(option_values.platform(options), store.root / "qemu.json")
 
 
 def _new_file(path: Path) -> int:

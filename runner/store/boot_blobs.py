@@ -7,7 +7,7 @@ from typing import NamedTuple
 from rootdisk.artifact.compressed import Content
 from rootdisk.artifact.format import ArtifactConfig, ArtifactManifest
 from rootdisk.errors import BadInput
-from rootdisk.oci.documents import Descriptor
+from rootdisk.oci.documents import Descriptor, Platform
 
 
 class BootBlob(NamedTuple):
@@ -33,6 +33,18 @@ def boot_blobs(roles: ArtifactManifest, config: ArtifactConfig) -> tuple[BootBlo
     tree = config.verity.tree if config.verity else None
     blobs += _compressed("verity", roles.verity, tree, "the dm-verity tree")
     return (*blobs, *_compressed("vmlinux", roles.vmlinux, config.vmlinux, "the vmlinux"))
+
+
+def starts_vmlinux(platform: Platform) -> bool:
+    """Return whether QEMU starts the vmlinux in place of the kernel. All its machines on x86 can (QEMU 4.0, by a PVH entry)."""
+    return platform.architecture == "amd64"
+
+
+def needed_to_start(roles: ArtifactManifest, config: ArtifactConfig) -> tuple[BootBlob, ...]:
+    """Return the blobs without which QEMU cannot start the artifact: not the kernel, if it starts the vmlinux."""
+    blobs = boot_blobs(roles, config)
+    is_vmlinux = config.vmlinux is not None and starts_vmlinux(config.platform)
+    return tuple(blob for blob in blobs if not (blob.role == "kernel" and is_vmlinux))
 
 
 def _compressed(role: str, descriptor: Descriptor | None, content: Content | None, what: str) -> list[BootBlob]:

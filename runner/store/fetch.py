@@ -8,8 +8,9 @@ the next one verifies and uses what the partial file contains.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from rootdisk.artifact.format import ArtifactConfig, ArtifactManifest, Chunk, ChunkIndex
@@ -19,7 +20,7 @@ from rootdisk.durable import advice, atomic_write
 from rootdisk.errors import RootdiskError
 from rootdisk.oci.repository import Joined, Repository
 from runner.store import limits
-from runner.store.boot_blobs import boot_blobs
+from runner.store.boot_blobs import BootBlob, boot_blobs, needed_to_start
 from runner.store.store import Store
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def fetch(
     """
     # Before the other files, which take the open connection then; the disk is what takes long.
     _, index = read_index(repository, roles, config)
-    with _boot_files(store, repository, roles, config, served):
+    with _boot_files(store, repository, [boot_blobs(roles, config)], served):
         counts = _join(store, config, progress)
         with store.making(config.disk_digest):
             # Another process may have fetched it meanwhile.
@@ -72,15 +73,15 @@ def fetch_boot(
     config: ArtifactConfig,
     served: Collection[str] = (),
 ) -> None:
-    """Fetch what a machine needs to start on an incomplete disk: kernel, initramfs and the disk's chunk index.
+    """Fetch what a machine needs to start on an incomplete disk: the kernel it starts, initramfs and the disk's chunk index.
 
     Raises:
         RootdiskError: Something cannot be fetched or written.
     """
-    with _boot_files(store, repository, roles, config, served):
+    with _boot_files(store, repository, [[blob] for blob in needed_to_start(roles, config)], served):
         raw, index = read_index(repository, roles, config)
-        partial = store.partial(config.disk_digest)
-        present = partial.lstat().st_blocks * 512 if partial.exists() else 0
+        path = store.partial(config.disk_digest)
+        present = path.lstat().st_blocks * 512 if path.exists() else 0
         limits.check(store.root, max(0, sum(chunk.length for chunk in index.chunks if not chunk.zero) - present))
         try:
             atomic_write(store.index(config.disk_digest), raw)
@@ -90,20 +91,20 @@ def fetch_boot(
 
 @contextlib.contextmanager
 def _boot_files(
-    store: Store, repository: Repository, roles: ArtifactManifest, config: ArtifactConfig, served: Collection[str]
+    store: Store, repository: Repository, lists: Iterable[Iterable[BootBlob]], served: Collection[str]
 ) -> Iterator[None]:
-    """Fetch the blobs that boot the disk while the block runs."""
+    """Fetch blobs that boot the disk while the block runs: the `lists` at once, those of each one after the other."""
     from rootdisk.system.threads import running
 
-    def fetch_all() -> None:
+    def fetch_all(blobs: Iterable[BootBlob]) -> None:
         """Fetch one after the other."""
-        for blob in boot_blobs(roles, config):
+        for blob in blobs:
             store.boot_blob(repository, blob, again=blob.content.digest.hex not in served)
 
-    with running([fetch_all]) as thread:
+    with running([functools.partial(fetch_all, blobs) for blobs in lists]) as threads:
         try:
             yield
-            thread.wait()
+            threads.wait()
         except BaseException:
             repository.interrupt()
             raise

@@ -14,7 +14,7 @@ from rootdisk.errors import BadInput, DigestMismatch, RootdiskError
 from rootdisk.oci.documents import MANIFEST_MAX_BYTES, Descriptor, Digest, Platform
 from rootdisk.oci.reference import Reference, parse_reference
 from rootdisk.oci.repository import RegistryOptions, Repository
-from runner.store.boot_blobs import boot_blobs
+from runner.store.boot_blobs import boot_blobs, starts_vmlinux
 from runner.store.names import absolute, known, name_of, remember
 from runner.store.possession import served
 from runner.store.store import Damaged, Store
@@ -96,9 +96,8 @@ class StoredArtifact(NamedTuple):
 
     @property
     def booted_kernel(self) -> Path | None:
-        """The kernel that QEMU starts. All its machines on x86 start an ELF file with a PVH entry (QEMU 4.0)."""
-        is_x86 = self.config.platform.architecture == "amd64"
-        return self.vmlinux if self.vmlinux is not None and is_x86 else self.kernel
+        """The kernel that QEMU starts."""
+        return self.vmlinux if self.vmlinux is not None and starts_vmlinux(self.config.platform) else self.kernel
 
     def release(self) -> None:
         """Close the locks of this process. The artifact may then be removed, unless another process holds it."""
@@ -237,6 +236,9 @@ def _present(
             del boot["vmlinux"]
         disk = store.disk(config.disk_digest)
         is_whole = origin is None or disk.exists()
+        is_unneeded = not is_whole and "vmlinux" in boot and starts_vmlinux(config.platform)
+        if is_unneeded and "kernel" in boot and not boot["kernel"].exists():
+            del boot["kernel"]  # the disk's server fetches it
         source = None if is_whole or origin is None else origin.source(store, raw, config)
         for path in (disk if is_whole else store.index(config.disk_digest), *boot.values()):
             os.utime(path)  # record the last use, for prune
