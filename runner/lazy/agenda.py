@@ -179,6 +179,15 @@ class Agenda:
             if self.is_in_use and not self._left_of_first:
                 self._changed.wait_for(lambda: not self._is_guest_waiting() or self._has_ended, GIVE_WAY_S)
 
+    def let_guests_pass(self) -> None:
+        """Wait, in the middle of what no guest reads, as long as one waits, or is about to read what comes first."""
+        with self._changed:
+            if self.is_in_use and not self.is_hurried:
+                self._changed.wait_for(lambda: not self._are_guests_first() or self._has_ended, GIVE_WAY_S)
+
+    def _are_guests_first(self) -> bool:
+        return self._is_guest_waiting() or (self.may_fill and bool(self._left_of_first))
+
     def _is_guest_waiting(self) -> bool:
         return bool(self._wanted) or self._fetching > self._filling
 

@@ -176,7 +176,8 @@ class Fetchers:
         known = served(self._store, self._source.reference, self._source.options)
         for blob in boot_blobs(roles, config):
             if blob not in needed:
-                self._store.boot_blob(self._blob().repository, blob, again=blob.content.digest.hex not in known)
+                again = blob.content.digest.hex not in known
+                self._store.boot_blob(self._blob().repository, blob, again=again, pause=self._agenda.let_guests_pass)
         keep_name(self._store, self._source)
         self.is_proven = True
 

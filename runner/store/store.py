@@ -27,7 +27,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -200,24 +200,41 @@ class Store:
         return ArtifactConfig.parse(self.read_blob(digest, CONFIG_MAX_BYTES))
 
     def blob(
-        self, repository: Repository, descriptor: Descriptor, max_bytes: int = BLOB_MAX_BYTES, *, again: bool = False
+        self,
+        repository: Repository,
+        descriptor: Descriptor,
+        max_bytes: int = BLOB_MAX_BYTES,
+        *,
+        again: bool = False,
+        pause: Callable[[], None] | None = None,
     ) -> Path:
-        """Return the path of a blob. Fetch and verify it if it is missing or damaged, or if `again` (see possession.py)."""
+        """Return the path of a blob. Fetch and verify it if it is missing or damaged, or if `again` (see possession.py).
+
+        `pause` is called after each piece, and may wait for something that is more urgent.
+        """
         path = self.blob_path(descriptor.digest)
         if again or not path.exists() or self.damage(descriptor.digest.hex):
             while True:
                 try:
-                    self.write_blob(descriptor.digest, blob_pieces(repository, descriptor, max_bytes))
+                    pieces = blob_pieces(repository, descriptor, max_bytes)
+                    self.write_blob(descriptor.digest, pieces if pause is None else _paused(pieces, pause))
                     break
                 except DigestMismatch:
                     if not blame(repository, descriptor):
                         raise
         return path
 
-    def boot_blob(self, repository: Repository, blob: BootBlob, *, again: bool = False) -> Path:
+    def boot_blob(
+        self,
+        repository: Repository,
+        blob: BootBlob,
+        *,
+        again: bool = False,
+        pause: Callable[[], None] | None = None,
+    ) -> Path:
         """Return the path of a blob that boots a disk; as `blob`. A compressed one is kept as QEMU reads it."""
         if not blob.what:
-            return self.blob(repository, blob.descriptor, again=again)
+            return self.blob(repository, blob.descriptor, again=again, pause=pause)
         digest = blob.content.digest
         path = self.blob_path(digest)
         if again or not path.exists() or self.damage(digest.hex):
@@ -247,6 +264,12 @@ class Store:
                 os.close(fd)
             raise
         return tuple(fds)
+
+
+def _paused(pieces: Iterator[bytes], pause: Callable[[], None]) -> Iterator[bytes]:
+    for piece in pieces:
+        yield piece
+        pause()
 
 
 def _place() -> Path:
