@@ -148,7 +148,7 @@ def asked_early(platform: Platform, known: Path) -> Iterator[None]:
     from rootdisk.system.threads import running  # no other boot needs them
 
     def ask() -> None:
-        """What fails is reported by the one who needs the answer."""
+        """Ask. An error is reported when the answer is needed."""
         with contextlib.suppress(RootdiskError, OSError):
             kind(platform, known)
 
