@@ -11,6 +11,7 @@ import pytest
 
 from imagetool.look.map import page as pages
 from imagetool.look.map import survey as s
+from imagetool.look.map.grid import Run
 from rootdisk.oci.documents import Platform
 from rootdisk.oci.repository import RegistryOptions
 from tests.support.browser import measured, needs_browser, screenshot
@@ -126,7 +127,7 @@ def test_a_boot_trace(raw: Path, tmp_path: Path) -> None:
         runs = s.traced(tmp_path / "web.trace", disk)
         reader = disk.contents.reader
         (root,) = (e for e in reader.extents(reader.root))
-        assert s.Run(root.physical * reader.block_size, root.count * reader.block_size, 0) in runs
+        assert Run(root.physical * reader.block_size, root.count * reader.block_size, 0) in runs
         assert runs[0].offset == 0
     done = run("imagetool", "map", str(raw), "--trace", str(tmp_path / "web.trace"))
     assert done.returncode == 0, done.stderr
