@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import zstandard
 
-from rootdisk.artifact.format import TEMPLATE_VERSION
+from rootdisk.artifact.format import TEMPLATE_VERSION, TEMPLATE_WITH_VERITY
 from rootdisk.compression import HEAD_BYTES, compression
 
 MODULE_MAX_BYTES = 64 << 20
@@ -54,7 +54,9 @@ def template_version(initramfs: bytes) -> int:
         content = zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(initramfs, INITRAMFS_MAX_BYTES)
     except zlib.error:
         return 0  # not one of ours
-    return TEMPLATE_VERSION if re.search(rb"^virtio_blk\.ko late$", content, re.MULTILINE) else 0
+    if not re.search(rb"^virtio_blk\.ko late$", content, re.MULTILINE):
+        return 0
+    return TEMPLATE_WITH_VERITY if re.search(rb"^dm[-_]verity\.ko verity$", content, re.MULTILINE) else TEMPLATE_VERSION
 
 
 def _entry(number: int, name: bytes, mode: int, data: bytes) -> bytes:

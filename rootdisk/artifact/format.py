@@ -33,7 +33,7 @@ VMLINUX_TYPE = "application/vnd.rootdisk.kernel.v1+zstd"
 
 FORMAT_VERSION = 1
 LAYOUT_VERSION = 1
-TEMPLATE_VERSION = 1  # of the frames by which a saved init goes on: docs/layout-1.md
+TEMPLATE_VERSION, TEMPLATE_WITH_VERITY = 1, 2  # of the frames by which a saved init goes on: docs/layout-1.md
 
 DISK_MAX_BYTES = 16 << 40  # 16 TiB, what a 4 KiB-block ext4 is made for here
 CHUNK_MAX_BYTES = 16 << 20  # of raw bytes in a chunk with data; bounds what a reader holds in memory
@@ -247,7 +247,7 @@ class ArtifactConfig(NamedTuple):
     )  # what the disk does not have as the image says: how many, by kind
     verity: Verity | None = None
     allow: tuple[str, ...] = ()  # rules of what its sandboxes may reach by default; () without a limit
-    template: int = 0  # how its init can be saved before it touches the disk: TEMPLATE_VERSION, or 0 if it cannot
+    template: int = 0  # how its init can be saved before it touches the disk: a version, or 0 if it cannot
     vmlinux: Content | None = None  # the kernel as an ELF file
 
     @classmethod

@@ -72,10 +72,10 @@ class Verity(NamedTuple):
             "tree": self.tree.to_json(),
         }
 
-    def cmdline(self, slot_offset: int, slot_length: int) -> str:
-        """Return the word for the kernel's command line: root hash, salt, data blocks, and the slot's sectors."""
+    def words(self, slot_offset: int, slot_length: int) -> str:
+        """Return what the init is told: root hash, salt, data blocks, and the slot's sectors."""
         sectors = f"{slot_offset // SECTOR_BYTES}:{slot_length // SECTOR_BYTES}"
-        return f"rootdisk.verity={self.root_hash}:{SALT.hex()}:{self.data_blocks}:{sectors}"
+        return f"{self.root_hash}:{SALT.hex()}:{self.data_blocks}:{sectors}"
 
 
 def level_blocks(data_blocks: int) -> list[int]:

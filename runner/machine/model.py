@@ -59,6 +59,7 @@ class Machine(NamedTuple):
     lanes: int = 0  # ports for streams, beside the channel's
     kind: str = ""  # machine type of QEMU; "" for the default
     verity: Path | None = None  # the dm-verity tree, as a second disk
+    verity_words: str = ""  # what the init is told of it
     is_own_network: bool = False  # QEMU's own network, even if there is passt
     has_balloon: bool = False  # the guest reports free memory to the host, which takes it back
     is_base_served: bool = False  # the base is not complete: QEMU reads it by NBD

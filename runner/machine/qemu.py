@@ -214,7 +214,7 @@ def start(machine: Machine, folder: Path, user: process.User | None = None, memo
             _base(machine, ours),
             tuple(shares),
             network,
-            inherit(machine.verity, os.O_RDONLY) if machine.verity else None,
+            inherit(machine.verity, os.O_RDONLY) if machine.verity and not is_saved else None,
             memory,
             tuple(fd for _, fd in lanes),
         )
@@ -298,7 +298,7 @@ def _disk(machine: Machine, handles: Handles) -> Sequence[str]:
     """Return the options for the root disk and its backing file. The name in the overlay's header is not used."""
     device = ["-device", "virtio-blk-pci,drive=root,werror=enospc,rerror=report"]
     if handles.disk is None:  # nobody reads it
-        return ["-blockdev", "node-name=root,driver=null-co,size=1048576,read-zeroes=on", *device]
+        return ["-blockdev", _nothing("root"), *device, *_verity(machine, handles)]
     # A temporary disk need not be flushed to the disk of the host.
     cache = "" if machine.durable else ",cache.no-flush=on"
     argv = ["-add-fd", f"fd={handles.disk},set=1"]
@@ -315,7 +315,7 @@ def _disk(machine: Machine, handles: Handles) -> Sequence[str]:
         base = "node-name=base,driver=raw,read-only=on,file.driver=file,file.filename=/dev/fdset/2"
         argv += ["-blockdev", base]
         root += ",backing=base"
-    return [*argv, "-blockdev", root, *device, *_verity(handles)]
+    return [*argv, "-blockdev", root, *device, *_verity(machine, handles)]
 
 
 def hand_over(machine: Machine, answer: str) -> bytes:
@@ -336,13 +336,20 @@ def hand_over(machine: Machine, answer: str) -> bytes:
     )
 
 
-def _verity(handles: Handles) -> Sequence[str]:
+def _nothing(name: str) -> str:
+    """Return the block device of a disk that nobody reads."""
+    return f"node-name={name},driver=null-co,size=1048576,read-zeroes=on"
+
+
+def _verity(machine: Machine, handles: Handles) -> Sequence[str]:
     """Return the options for the disk with the dm-verity tree, if there is one."""
-    if handles.verity is None:
+    if machine.verity is None:
         return []
-    argv = ["-add-fd", f"fd={handles.verity},set=3"]
-    argv += ["-blockdev", "node-name=verity,driver=raw,read-only=on,file.driver=file,file.filename=/dev/fdset/3"]
-    return [*argv, "-device", f"virtio-blk-pci,drive=verity,serial={SERIAL},rerror=report"]
+    argv, tree = [], f"{_nothing('verity')},read-only=on"
+    if handles.verity is not None:
+        argv = ["-add-fd", f"fd={handles.verity},set=3"]
+        tree = "node-name=verity,driver=raw,read-only=on,file.driver=file,file.filename=/dev/fdset/3"
+    return [*argv, "-blockdev", tree, "-device", f"virtio-blk-pci,drive=verity,serial={SERIAL},rerror=report"]
 
 
 def _network(machine: Machine, handles: Handles) -> str:

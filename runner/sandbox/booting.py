@@ -6,7 +6,6 @@ import contextlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from rootdisk.artifact.verity import Verity
 from rootdisk.errors import RootdiskError
 from rootdisk.system import process
 from rootdisk.system.debug import debug, is_shown
@@ -34,11 +33,12 @@ def start_machine(
 ) -> tuple[Vm, Callable[[], None] | None]:
     """Start the machine with the requested back end, in `cgroup`, from a template if there is one.
 
-    Also return what is to be done when the program has started: to make a template for the next start. A machine whose disk
-    is not complete boots its kernel: QEMU connects to the disk's server by `feed`, which the keeper serves only afterwards.
+    Also return what is to be done when the program has started: to make a template for the next start. If the disk is not
+    complete, QEMU connects to its server by `feed`.
     """
     spec, artifact, folder = prepared.spec, prepared.artifact, prepared.sandbox.folder
     verity = artifact.config.verity if artifact.verity and prepared.is_read_only else None
+    extent = artifact.config.slot()
     machine = Machine(
         artifact.config.platform,
         accelerator_name,
@@ -46,7 +46,7 @@ def start_machine(
         spec.cpus,
         artifact.booted_kernel,
         artifact.initramfs,
-        " ".join(_words(prepared, verity)),
+        artifact.config.cmdline,
         prepared.slot_digest,
         prepared.disk.path,
         prepared.disk.form,
@@ -59,6 +59,7 @@ def start_machine(
         lanes=LANES if spec.allow else 0,
         ipv6=prepared.ipv6,
         verity=artifact.verity if verity is not None else None,
+        verity_words=verity.words(extent.offset, extent.length) if verity is not None else "",
         has_balloon=guest_records.has_balloon(spec),
         is_base_served=feed is not None,
         cgroup=cgroup.folder if cgroup is not None else None,
@@ -75,14 +76,17 @@ def start_machine(
     machine = machine._replace(kind=qemu.kind(artifact.config.platform, store.root / "qemu.json"))
     if prepared.snapshot is not None:
         return _go_on(prepared, prepared.snapshot, store, machine, user), None
-    # A template has no lanes, and no disk that is not complete.
-    is_cold = spec.cold or bool(spec.allow) or feed is not None or saved.is_off()
-    key = None if is_cold else saved.key(machine, artifact.config)
+    if feed is not None:
+        from runner.sandbox.feed import HANDED_OVER
+
+        feed.wait_s = qemu.RECONNECT_S
+        feed.orders = qemu.hand_over(machine, HANDED_OVER)
+    key = None if spec.cold or saved.is_off() else saved.key(machine, artifact.config)
     if key is not None and (template := saved.find(store, key)) is not None:
         from runner.template.restore import NotRestored, restore
 
         try:
-            vm = restore(store, template, machine, folder, user)
+            vm = restore(store, template, machine, folder, user, feed)
             prepared.sandbox.in_use = {**prepared.sandbox.in_use, "start": "template"}
             return vm, _maker(store, machine, counter, key)
         except NotRestored as err:
@@ -90,11 +94,6 @@ def start_machine(
             saved.note_failure(store, key, f"nothing could start from it: {err}")
             if not err.is_late:
                 saved.remove(template.folder)
-    if feed is not None:
-        from runner.sandbox.feed import HANDED_OVER
-
-        feed.wait_s = qemu.RECONNECT_S
-        feed.orders = qemu.hand_over(machine, HANDED_OVER)
     return qemu.start(_told(machine, counter), folder, user), _maker(store, machine, counter, key)
 
 
@@ -120,18 +119,11 @@ def _go_on(
     return vm
 
 
-def _words(prepared: PreparedSandbox, verity: Verity | None) -> list[str]:
-    """Return the kernel command line of the artifact, and what it says of the disk's dm-verity tree."""
-    config = prepared.artifact.config
-    if verity is None:
-        return [config.cmdline]
-    extent = config.slot()
-    return [config.cmdline, verity.cmdline(extent.offset, extent.length)]
-
-
 def _told(machine: Machine, counter: tsc.Counter) -> Machine:
     """Return a machine whose kernel command line has what a cold boot needs, in addition to the artifact's."""
     words = [machine.cmdline, f"rootdisk.slot={machine.slot_digest}", *_tsc(machine, counter)]
+    if machine.verity_words:
+        words.append(f"rootdisk.verity={machine.verity_words}")
     if is_shown():
         words.append("rootdisk.debug=1")
     return machine._replace(cmdline=" ".join(words))

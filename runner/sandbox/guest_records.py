@@ -92,9 +92,9 @@ def _start_records(spec: Spec) -> list[Record]:
 def has_balloon(spec: Spec) -> bool:
     """Return whether the machine has a balloon, by which the guest gives free memory back to the host.
 
-    Only if it is never restored, from a template or a snapshot: the memory of those is sealed, so it cannot be given back.
+    Not if it may come from a template: QEMU gives memory back by a hole in its file, and that of a template is sealed.
     """
-    return bool(spec.allow)
+    return spec.cold or bool(spec.volumes)
 
 
 def shares(spec: Spec) -> tuple[Share, ...]:

@@ -42,6 +42,7 @@ def saved_machine(store: Store, state: State, artifact: StoredArtifact) -> tuple
         spec.network,
         kind=qemu.kind(config.platform, store.root / "qemu.json"),
         verity=artifact.verity if config.verity is not None and guest_records.is_read_only(records) else None,
+        has_balloon=guest_records.has_balloon(spec),
         is_own_network=spec.network == "user" and not _has_passt(guest_records.complete(records, spec)),
     )
     return machine, identity(machine)
@@ -56,6 +57,7 @@ def identity(machine: Machine) -> dict[str, Any]:
         "kind": machine.kind,
         "accelerator": machine.accelerator,
         "processor": _processor() if machine.accelerator == "kvm" else "",
+        "balloon": machine.has_balloon,
         "network": "qemu" if machine.is_own_network else "passt" if machine.network == "user" else "none",
     }
 
@@ -86,7 +88,11 @@ def check(snapshot: Snapshot, store: Store, platform: Platform) -> None:
 def like_saved(snapshot: Snapshot, machine: Machine) -> Machine:
     """Return `machine` with what it has to have to go on from the snapshot."""
     value: Mapping[str, Any] = snapshot.machine
-    return machine._replace(kind=str(value["kind"]), is_own_network=value["network"] == "qemu")
+    return machine._replace(
+        kind=str(value["kind"]),
+        is_own_network=value["network"] == "qemu",
+        has_balloon=value.get("balloon") is True,
+    )
 
 
 def _hint(snapshot: Snapshot) -> str:

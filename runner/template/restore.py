@@ -18,6 +18,7 @@ import os
 import select
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rootdisk import records
 from rootdisk.errors import RootdiskError
@@ -30,6 +31,9 @@ from runner.machine.model import Machine, Vm
 from runner.store.store import Store
 from runner.template import memory, saved
 from runner.template.saved import Template
+
+if TYPE_CHECKING:
+    from runner.sandbox.feed import Feed
 
 TIMEOUT_S = 30.0  # of a busy host; a quiet one takes a tenth of a second
 ENTROPY_BYTES = 64
@@ -54,11 +58,12 @@ def restore(
     machine: Machine,
     folder: Path,
     user: process.User | None,
+    feed: Feed | None = None,
     timeout_s: float = TIMEOUT_S,
 ) -> Vm:
     """Start `machine` from `template`. It uses the same sockets in `folder` and the same `user` as after a cold boot.
 
-    This process holds the RAM of the template until it ends.
+    QEMU begins by reading its disk. If that is not complete, it waits for what serves it: `feed`. This process holds the RAM of the template until it ends.
 
     Raises:
         NotRestored: It cannot, and nothing is running. Its disk was not touched.
@@ -77,7 +82,7 @@ def restore(
         finally:
             os.close(reader)
         try:
-            _go_on(vm, machine, pipe.fileno(), reader, state, deadline)
+            _go_on(vm, machine, pipe.fileno(), reader, state, deadline, feed)
         except BaseException as err:
             vm.kill()
             memory.withdraw(template)
@@ -90,7 +95,7 @@ def restore(
     return vm
 
 
-def _go_on(vm: Vm, machine: Machine, pipe: int, reader: int, state: bytes, deadline: float) -> None:
+def _go_on(vm: Vm, machine: Machine, pipe: int, reader: int, state: bytes, deadline: float, feed: Feed | None) -> None:
     """Send the state and the orders. Return when the guest goes on."""
     assert vm.monitor is not None
     with contextlib.suppress(OSError):  # a smaller pipe does too
@@ -107,6 +112,8 @@ def _go_on(vm: Vm, machine: Machine, pipe: int, reader: int, state: bytes, deadl
     poll = select.poll()
     poll.register(vm.channel, select.POLLIN)
     poll.register(pipe, select.POLLOUT)
+    if feed is not None:
+        poll.register(feed.listener, select.POLLIN)
     while len(answer) < messages.HEADER.size:
         wait_s = deadline - time.monotonic()
         if wait_s <= 0:
@@ -116,6 +123,9 @@ def _go_on(vm: Vm, machine: Machine, pipe: int, reader: int, state: bytes, deadl
                 left = left[os.write(pipe, left[:_PIPE_BYTES]) :]
                 if not left:
                     poll.unregister(pipe)
+            elif feed is not None and fd == feed.listener.fileno():
+                feed.accept()
+                feed.connect()
             else:
                 received = vm.channel.recv(messages.HEADER.size - len(answer))
                 if not received:
@@ -139,7 +149,9 @@ def tell_time(vm: Vm, answer: bytes | bytearray) -> None:
 def _orders(machine: Machine) -> bytes:
     """Return what differs between sandboxes, as a record file."""
     orders = [("slot", machine.slot_digest.encode()), ("entropy", os.urandom(ENTROPY_BYTES).hex().encode())]
-    return records.pack([*orders, ("debug", b"1")] if is_shown() else orders)
+    orders += [("verity", machine.verity_words.encode())] if machine.verity_words else []
+    orders += [("debug", b"1")] if is_shown() else []
+    return records.pack(orders)
 
 
 def reason(err: BaseException, vm: Vm) -> str:

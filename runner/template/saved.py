@@ -23,7 +23,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rootdisk.artifact.format import TEMPLATE_VERSION, ArtifactConfig
+from rootdisk.artifact.format import TEMPLATE_VERSION, TEMPLATE_WITH_VERITY, ArtifactConfig
 from rootdisk.durable import data_runs, open_file, read_file
 from rootdisk.errors import Busy, RootdiskError
 from rootdisk.oci.documents import HEX_SHA256
@@ -102,6 +102,9 @@ def blank(machine: Machine) -> Machine:
         disk_format="raw",
         disk_size=0,
         base=None,
+        is_base_served=False,
+        verity=None if machine.verity is None else Path(),
+        verity_words="",
         durable=False,
         forwards=(),
         ipv6=False,
@@ -115,10 +118,12 @@ def key(machine: Machine, config: ArtifactConfig) -> str | None:
     The key covers kernel and initramfs, the program of QEMU, this boot of the host and QEMU's whole command line: machine,
     processor, memory and devices.
     """
-    if config.template != TEMPLATE_VERSION or machine.shares or machine.verity or machine.memory_mib > MEMORY_MAX_MIB:
+    if machine.shares or machine.memory_mib > MEMORY_MAX_MIB or machine.kernel is None or machine.initramfs is None:
         return None
-    if machine.kernel is None or machine.initramfs is None:
+    if config.template not in (TEMPLATE_VERSION, TEMPLATE_WITH_VERITY):
         return None
+    if machine.verity is not None and config.template != TEMPLATE_WITH_VERITY:
+        return None  # its init would mount the disk unchecked
     program = qemu.program(machine.platform)
     info = os.stat(program)
     nothing = qemu.Handles(0, 0, 0, 0, 0, None, None, memory=qemu.Memory(0))

@@ -23,6 +23,7 @@ from tests.support.krun import FakeKrun, needs_compiler
 from tests.support.nbd import server_of
 from tests.support.registry import RunningRegistry, needs_registry
 from tests.support.sandboxes import command, machines, rows
+from tests.support.stores import templates
 from tests.support.waiting import until
 
 pytestmark = [pytest.mark.vm, needs_registry]
@@ -59,8 +60,9 @@ def blob_bytes(proxy: FaultProxy) -> int:
 
 
 @pytest.mark.nightly  # a slow registry, and four boots
-def test_a_sandbox_before_its_disk(lazy_runner: Runner, slow: FaultProxy) -> None:
+def test_a_sandbox_before_its_disk(lazy_runner: Runner, slow: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:
     """It starts, is seen, goes on when the server is killed, and when the disk is complete; others share all that."""
+    monkeypatch.setenv("ROOTDISK_TEMPLATES", "1")
     runner, store, name = lazy_runner, Store(lazy_runner.store), f"{slow.name}/demo:1"
     options = ("--pull", "lazy", "--plain-http", "--disk-size", "12g")
     done = runner("boot", "-d", "--name", "one", *options, "--entrypoint", "/bin/sleep", name, "1000")
@@ -77,8 +79,12 @@ def test_a_sandbox_before_its_disk(lazy_runner: Runner, slow: FaultProxy) -> Non
     assert str(runner.store).encode() not in words
 
     reading = command(runner, "exec", "one", "sh", "-c", f"df -k / | tail -1; {ALL}")
-    other = runner.boot(name, "cat /etc/hostname", *options, "--name", "two")
-    assert other.stdout == "two\n", other.stderr
+    slow.pause_s = 10 * SLOW_S
+    until(lambda: templates(runner.store), 300)
+    slow.pause_s = SLOW_S
+    other = runner.boot(name, "cat /etc/hostname; grep -c rootdisk.template=1 /proc/cmdline", *options, "--name", "two")
+    assert other.stdout == "two\n1\n", other.stderr
+    assert rows(runner)["one"]["fill"]["filled_bytes"] < row["fill"]["data_bytes"]
     for _ in range(2):
         (server,) = server_of(store)
         os.kill(server, signal.SIGKILL)

@@ -17,10 +17,11 @@ import pytest
 
 from runner.store.store import Store
 from runner.template import memory, saved
+from tests.support.answers import answering
 from tests.support.commands import Runner
 from tests.support.disks import needs_root
 from tests.support.sandboxes import machines, rows
-from tests.support.stores import of_store, start
+from tests.support.stores import of_store, start, templates
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.vm
@@ -45,20 +46,12 @@ def warm(tmp_path_factory: pytest.TempPathFactory, demo: str) -> Iterator[Runner
     try:
         done = runner.boot(demo, "echo first")
         assert (done.returncode, done.stdout) == (0, "first\n"), done.stderr
-        until(lambda: templates(runner), 300)
+        until(lambda: templates(runner.store), 300)
         yield runner
     finally:
         os.environ["ROOTDISK_TEMPLATES"] = "0"
         if left := list(rows(runner)):
             runner("rm", "--force", *left)
-
-
-def templates(runner: Runner) -> list[Path]:
-    return [
-        path
-        for path in (runner.store / "templates").iterdir()
-        if (path / "template.json").exists() and path.name[0] != "."
-    ]
 
 
 def start_of(runner: Runner, name: str) -> str:
@@ -67,7 +60,7 @@ def start_of(runner: Runner, name: str) -> str:
 
 def test_each_is_another(warm: Runner, demo: str) -> None:
     """Random pool, machine-id, boot id, host name and MAC differ; the clock is right, and the disk is its own, also a larger one."""
-    (folder,) = templates(warm)
+    (folder,) = templates(warm.store)
 
     def boot(number: int) -> tuple[list[str], float]:
         """Return what a sandbox says, and when it had said it."""
@@ -104,6 +97,24 @@ def test_each_is_another(warm: Runner, demo: str) -> None:
     assert warm("rm", "-f", "one0", "one1").returncode == 0
 
 
+def test_with_rules(warm: Runner, demo: str) -> None:
+    """The machine of `--allow` has a template of its own, and reaches what it may."""
+    before = set(templates(warm.store))
+    with answering() as server:
+        port = server.server_address[1]
+        options = ("--add-host", "app.test:127.0.0.1", "--allow", f"app.test:{port}")
+        ask = f's = socket.create_connection(("app.test", {port}), 20); s.sendall(b"GET /a HTTP/1.0\\r\\n\\r\\n")'
+        script = f"python3 -c 'import socket; {ask}; print(s.makefile().read()[-7:])'; cat /proc/cmdline"
+        said = []
+        for _ in range(2):
+            said.append(warm.boot(demo, script, *options))
+            until(lambda: set(templates(warm.store)) - before, 300)
+    assert [done.stdout.splitlines()[:1] for done in said] == [["path /a"]] * 2, said[1].stderr
+    assert ["rootdisk.template=1" in done.stdout for done in said] == [False, True]
+    (new,) = set(templates(warm.store)) - before
+    saved.remove(new)
+
+
 def test_the_clock(warm: Runner, demo: str) -> None:
     """Within 50 ms when the first program starts, as far as the host's own pauses let one see it."""
     offsets = []
@@ -122,7 +133,7 @@ def test_cold_as_asked(warm: Runner, demo: str) -> None:
 
 def test_a_template_that_does_not_start(warm: Runner, demo: str) -> None:
     """The same command boots cold, and the template is made again."""
-    (folder,) = templates(warm)
+    (folder,) = templates(warm.store)
     nonce = json.loads((folder / "template.json").read_text())["nonce"]
     with (folder / "state").open("r+b") as file:
         file.seek(200)
@@ -131,8 +142,8 @@ def test_a_template_that_does_not_start(warm: Runner, demo: str) -> None:
     assert done.returncode == 0, done.stderr
     assert "rootdisk.slot=" in done.stdout
     assert "booting cold" in done.stderr
-    until(lambda: templates(warm), 300)
-    assert json.loads((templates(warm)[0] / "template.json").read_text())["nonce"] != nonce
+    until(lambda: templates(warm.store), 300)
+    assert json.loads((templates(warm.store)[0] / "template.json").read_text())["nonce"] != nonce
     assert "rootdisk.template=1" in warm.boot(demo, "cat /proc/cmdline").stdout
 
 
@@ -159,7 +170,7 @@ def test_makers_are_killed(warm: Runner, demo: str) -> None:
     for delay_s in (0.0, 0.1, 0.5, 1.0, 2.0, 3.0, 4.0):
         warm("prune", "--older-than", "0")
         assert warm.boot(demo, "echo out").stdout == "out\n"
-        until(lambda: _makers() or templates(warm), 60)
+        until(lambda: _makers() or templates(warm.store), 60)
         time.sleep(delay_s)
         for maker in _makers():
             with contextlib.suppress(ProcessLookupError):  # it has ended by itself
@@ -169,7 +180,7 @@ def test_makers_are_killed(warm: Runner, demo: str) -> None:
             assert saved.damage(template) == ""
     warm("prune", "--older-than", "0")
     assert warm.boot(demo, "echo out").stdout == "out\n"
-    until(lambda: templates(warm), 300)
+    until(lambda: templates(warm.store), 300)
     assert [path.name for path in (warm.store / "templates").iterdir() if path.name.startswith(".new-")] == []
 
 
@@ -194,7 +205,7 @@ def test_restores_are_killed(warm: Runner, demo: str) -> None:
     """At any moment, whoever it hits: nothing is left running, no template is damaged, and the next boot succeeds."""
     chance = random.Random(18)
     for _ in range(25):
-        until(lambda: templates(warm), 300)
+        until(lambda: templates(warm.store), 300)
         process = start(warm.store, "boot", "--entrypoint", "/bin/sh", demo, "--", "-c", "sleep 0.2")
         time.sleep(chance.uniform(0.1, 1.5))
         if pids := [pid for pid in of_store(warm.store) if pid not in _makers()]:
@@ -230,7 +241,7 @@ def test_no_room_for_a_template(demo: str, tmp_path: Path, monkeypatch: pytest.M
         assert "No space left on device" in runner("doctor").stdout
         subprocess.run(["mount", "-o", "remount,size=300m", place], check=True)
         assert runner.boot(demo, "echo out").stdout == "out\n"
-        until(lambda: templates(runner), 300)
+        until(lambda: templates(runner.store), 300)
         until(lambda: not _makers(), 60)
         with contextlib.suppress(OSError), (place / "ballast").open("wb", buffering=0) as file:
             while True:

@@ -12,6 +12,8 @@ from rootdisk.artifact.published import open_artifact
 from rootdisk.oci.documents import Platform
 from rootdisk.oci.reference import parse_reference
 from tests.support.commands import Runner, run
+from tests.support.stores import templates
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.vm
 FILE = "/usr/lib/os-release"
@@ -36,7 +38,9 @@ def flip(disk: Path, offset: int) -> None:
     disk.chmod(mode)
 
 
-def test_a_flipped_byte_is_an_error_in_the_guest(source: str, tmp_path: Path) -> None:
+def test_a_flipped_byte_is_an_error_in_the_guest(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if the machine goes on from a template, as the second one here does."""
+    monkeypatch.setenv("ROOTDISK_TEMPLATES", "1")
     artifact, runner = built(source, tmp_path, "--verity"), Runner(tmp_path / "store")
     done = runner("pull", artifact)
     assert done.returncode == 0, done.stderr
@@ -52,9 +56,13 @@ def test_a_flipped_byte_is_an_error_in_the_guest(source: str, tmp_path: Path) ->
     assert done.returncode == 125
     assert "dm-verity checks the disk as it was built" in done.stderr
 
-    script = f"grep -c ^NAME= {FILE}; head -c 7 /.rootdisk/slot; echo; echo new >/etc/motd; cat /etc/motd; ls /dev/dm-*"
+    script = (
+        f"grep -c ^NAME= {FILE}; head -c 7 /.rootdisk/slot; echo; echo new >/etc/motd; cat /etc/motd; ls /dev/dm-*;"
+    )
+    script += "grep -c rootdisk.template=1 /proc/cmdline"
     done = runner.boot(artifact, script, "--read-only", "--verify", "--keep", "--name", "kept")
-    assert done.stdout.split() == ["1", "RDSLOT1", "new", "/dev/dm-0", "/dev/dm-1"], done.stderr
+    assert done.stdout.split() == ["1", "RDSLOT1", "new", "/dev/dm-0", "/dev/dm-1", "0"], done.stderr
+    until(lambda: templates(runner.store), 300)
 
     # The first start has not written to the disk, so the next one finds what the tree says. Then a bit changes.
     (block, *_) = subprocess.run(
@@ -63,7 +71,7 @@ def test_a_flipped_byte_is_an_error_in_the_guest(source: str, tmp_path: Path) ->
     flip(disk, int(block) * 4096 + 20)
     done = runner("start", "--attach", "kept")
     assert f"{FILE}: Input/output error" in done.stderr
-    assert done.stdout.split() == ["0", "RDSLOT1", "new", "/dev/dm-0", "/dev/dm-1"], done.stderr
+    assert done.stdout.split() == ["0", "RDSLOT1", "new", "/dev/dm-0", "/dev/dm-1", "1"], done.stderr
     # Without --read-only the guest may write, and nobody notices.
     done = runner.boot(artifact, f"grep -c ^NAME= {FILE}; ls /dev/dm-* 2>/dev/null")
     assert done.stdout.split() == ["1"], done.stderr

@@ -25,6 +25,11 @@ def of_store(store: Path) -> list[int]:
     return [pid for pid in found if pid != os.getpid()]
 
 
+def templates(store: Path) -> list[Path]:
+    """Return the directories of the templates in the store."""
+    return [path.parent for path in (store / "templates").glob("[!.]*/template.json")]
+
+
 def start(store: Path, *arguments: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [sys.executable, "-m", "runner", *arguments],

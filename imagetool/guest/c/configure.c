@@ -9,6 +9,7 @@
 #include <sys/ioctl.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -215,6 +216,7 @@ int become_another(const struct records *orders, struct why *why) {
     network.is_wanted = mode && !strcmp(mode, "user");
     if (!entropy || add_entropy(entropy, why))
         return entropy ? -1 : explain(why, "the runner sent no entropy to a snapshot");
+    syscall(SYS_delete_module, "virtio_balloon", O_NONBLOCK); /* the memory is now that of a snapshot, which takes none back */
     if (mac)
         renew_mac(mac);
     return configure_names(orders, &network, 1, why);

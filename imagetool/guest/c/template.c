@@ -22,10 +22,12 @@ int wait_for_orders(struct guest *guest, struct why *why) {
     send_frame(channel, PAUSED, 0, "", 0);
     if (wait_for(channel, RESUME, &orders, why))
         return -1;
-    const char *digest = find_record(&orders, "slot"), *entropy = find_record(&orders, "entropy");
+    const char *digest = find_record(&orders, "slot"), *entropy = find_record(&orders, "entropy"), *verity = find_record(&orders, "verity");
     if (!digest || !entropy || strlen(digest) >= sizeof guest->slot_digest)
         return explain(why, "the runner gave no orders to a template");
     strcpy(guest->slot_digest, digest);
+    if (verity && !(guest->verity = strdup(verity))) /* it stays */
+        return explain(why, "no memory");
     guest->log.debug = !!find_record(&orders, "debug");
     int failed = add_entropy(entropy, why);
     explicit_bzero(orders.data, orders.length);

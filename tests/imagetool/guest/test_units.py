@@ -252,7 +252,8 @@ def test_many_groups(driver: Driver) -> None:
 SIGNALS = {
     "SIGTERM": 15, "TERM": 15, "SIGKILL": 9, "SIGWINCH": 28, "QUIT": 3, "SIGUSR1": 10, "SIGPWR": 30, "SIGCHLD": 17, "SIGSYS": 31,
     "9": 9, "64": 64, "SIGRTMIN": 34, "SIGRTMIN+3": 37, "RTMIN+3": 37, "RTMIN+30": 64, "RTMAX": 64, "SIGRTMAX-3": 61, "37": 37,
-    "0": 0, "65": 0, "4294967305": 0, "-9": 0, "SIGRTMIN+31": 0, "RTMIN+": 0, "RTMIN3": 0, "RTMAX-31": 0, "term": 0, "": 0, "SIGSIGTERM": 0,
+    "0": 0, "65": 0, "4294967305": 0, "-9": 0, "SIGRTMIN+31": 0, "RTMIN+": 0, "RTMIN3": 0, "RTMAX-31": 0, "": 0, "SIGSIGTERM": 0,
+    "term": 15, "sigquit": 3, "SigRtMin+3": 37, "rtmax-1": 63, "sigsigterm": 0,
 }  # fmt: skip
 
 
