@@ -159,6 +159,9 @@ def _templates(store: Store) -> Iterator[Line]:
     size = sum(template.disk_bytes for template in templates) / 1e6
     names = "; ".join(f"{template.what}, {template.age_s / 3600:.0f} h old" for template in templates)
     yield Line("templates", True, f"{size:.0f} MB: {names}" if templates else "none yet: the first boot makes one")
+    yield Line(
+        "freed memory", True, "goes back to the host only with --cold or volumes: QEMU cannot take it from a template"
+    )
     for why in saved.failures(store):
         yield Line("templates", False, f"one failed: {why}; boots are cold: runner boot --debug shows more")
 

@@ -78,7 +78,10 @@ def create(store: Store, options: argparse.Namespace, wanted: Request) -> Prepar
     if options.from_snapshot:
         from runner.options import snapshot
 
-        return snapshot.create(store, options, wanted.spec, wanted.records)._replace(events=events)
+        prepared = snapshot.create(store, options, wanted.spec, wanted.records)
+        told = {"artifact": prepared.spec.reference, "digest": str(prepared.artifact.digest)}
+        events.tell("resolved", **told, snapshot=options.from_snapshot)
+        return prepared._replace(events=events)
     try:
         with _asking_qemu(store, wanted.spec, options):
             artifact = option_values.artifact(store, options)

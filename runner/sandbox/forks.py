@@ -10,13 +10,14 @@ from rootdisk.durable import advice, atomic_write, copy_sparse, read_file
 from rootdisk.errors import BadInput, RootdiskError
 from rootdisk.records import Record
 from runner.disk.clone import duplicate, existing
-from runner.sandbox import guest_records, machines
+from runner.sandbox import guest_records, machines, snapshots
 from runner.sandbox.directory import Sandbox, Spec
 from runner.sandbox.prepare import PreparedSandbox, of_records, read_secrets, rewrite_slot
 from runner.sandbox.snapshots import Snapshot
 from runner.store.pull import StoredArtifact
 from runner.store.store import Store
 
+_CHECKED_MAX_BYTES = 64 << 20  # data of the disk: a larger one is read by `runner verify` only
 _OF_ONE = ("machine-id", "mac", "hostname", "first")  # records that are not for another sandbox
 
 
@@ -77,6 +78,10 @@ def _create(
     """Create the sandbox with a copy of the disk. Nothing is left of it after an error."""
     sandbox = Sandbox.create(store, spec)
     try:
+        if why := snapshots.damage_of_disk(snapshot, _CHECKED_MAX_BYTES):
+            raise RootdiskError(
+                f"snapshot {snapshot.name} is damaged: {why}", f"to delete it: runner rm --snapshot {snapshot.name}"
+            )
         try:
             duplicate(snapshot.clone.path, sandbox.folder)
             copy_sparse(snapshot.folder / "slot.json", sandbox.folder / "slot.json")

@@ -25,6 +25,7 @@ from runner.sandbox.directory import Sandbox
 from runner.sandbox.prepare import rewrite_slot
 from runner.sandbox.state import State, state_json
 from runner.store import limits
+from runner.store.events import Events
 from runner.store.pull import StoredArtifact
 from runner.store.store import Store
 from runner.template import saved
@@ -80,6 +81,7 @@ def take(store: Store, state: State, name: str, *, has_memory: bool = True) -> T
     finally:
         saved.remove(folder)
         artifact.release()
+    Events(store.root, state.name).tell("snapshot", snapshot=name, paused_ms=int(paused_s * 1000))
     return Taken(name, paused_s)
 
 
@@ -172,8 +174,9 @@ def _complete(store: Store, state: State, artifact: StoredArtifact, folder: Path
         "disk": snapshots.data_digest(disk.path),
         "machine": machine_value or {},
         "memory": memory,
+        "files": {file: snapshots.file_digest(folder / file) for file in files},
     }
-    write_json(folder / "snapshot.json", value, 0o600)
+    write_json(folder / "snapshot.json", {**value, "digest": snapshots.digest_of(value)}, 0o600)
 
 
 def _sync(path: Path) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import time
@@ -22,7 +23,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rootdisk.durable import open_file
+from rootdisk.durable import open_file, read_file
 from rootdisk.errors import BadInput, Busy, RootdiskError
 from rootdisk.system.versions import OtherVersion, read_versioned
 from rootdisk.text import printable
@@ -35,7 +36,7 @@ from runner.template import saved
 from runner.template.saved import Template
 
 VERSION = 1
-_READ_BYTES = 1 << 20
+_FILE_MAX_BYTES = 32 << 20  # the records of a slot are smaller
 _NEW_MAX_AGE_S = 60  # a directory without a lock file is left over after this time
 
 
@@ -49,6 +50,7 @@ class Snapshot(NamedTuple):
     disk: tuple[int, str]  # bytes of the file, digest of its data
     machine: Mapping[str, Any]  # what has to be the same where it goes on; empty without memory
     memory: Template | None
+    files: Mapping[str, str]  # sha256 of slot.json and records; empty in older ones
 
     @property
     def name(self) -> str:
@@ -103,6 +105,8 @@ def read(folder: Path) -> Snapshot:
         OSError, ValueError: It cannot be read.
     """
     value = read_versioned(folder / "snapshot.json", VERSION)
+    if value.get("digest", digest_of(value)) != digest_of(value):
+        raise ValueError(f"snapshot.json: {saved.MISMATCH}")
     try:
         state = parse(json.dumps(value["state"]).encode(), folder, False)
         memory = None
@@ -119,9 +123,15 @@ def read(folder: Path) -> Snapshot:
             )
         disk = (int(value["disk"][0]), str(value["disk"][1]))
         machine: Mapping[str, Any] = dict(value["machine"])
-        return Snapshot(folder, created, what, state, disk, machine, memory)
+        return Snapshot(folder, created, what, state, disk, machine, memory, dict(value.get("files", {})))
     except (KeyError, TypeError, IndexError) as err:
         raise ValueError(f"snapshot.json is damaged: {err}") from err
+
+
+def digest_of(value: Mapping[str, Any]) -> str:
+    """Return the digest of what snapshot.json says, for its key `digest`."""
+    said = {key: value[key] for key in value if key != "digest"}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 def look(folder: Path) -> Snapshot | Unreadable:
@@ -228,12 +238,28 @@ def damage(snapshot: Snapshot) -> str:
     """Read the whole snapshot and return what is wrong with it, or ""."""
     if snapshot.memory is not None and (why := saved.damage(snapshot.memory)):
         return why
+    return damage_of_disk(snapshot)
+
+
+def damage_of_disk(snapshot: Snapshot, most: int | None = None) -> str:
+    """Return what is wrong with the disk and with the small files, or "". A disk with more than `most` bytes of data is not read."""
     try:
-        if data_digest(snapshot.clone.path) != snapshot.disk:
-            return "disk: its content does not match its digest"
-    except (OSError, RootdiskError) as err:
+        for name, digest in snapshot.files.items():
+            if file_digest(snapshot.folder / name) != digest:
+                return f"{name}: {saved.MISMATCH}"
+        path = snapshot.clone.path
+        info = path.stat()
+        is_read = most is None or info.st_blocks * 512 <= most
+        if info.st_size != snapshot.disk[0] or (is_read and data_digest(path) != snapshot.disk):
+            return f"disk: {saved.MISMATCH}"
+    except (OSError, RootdiskError, ValueError) as err:
         return f"it cannot be read: {err}"
     return ""
+
+
+def file_digest(path: Path) -> str:
+    """Return the sha256 of a small file; ValueError if it is a large one."""
+    return hashlib.sha256(read_file(path, _FILE_MAX_BYTES)).hexdigest()
 
 
 def data_digest(path: Path) -> tuple[int, str]:

@@ -29,6 +29,7 @@ from runner.template.restore import ENTROPY_BYTES, reason, tell_time
 from runner.template.saved import Template
 
 TIMEOUT_S = 120.0  # of a busy host
+CHECKED_MAX_BYTES = 1 << 30  # in use: of more, the digest would take longer than all else; `runner verify` compares it
 _NAMES = ("hostname", "machine-id", "mac", "network", "resolv", "host")
 
 
@@ -42,21 +43,22 @@ def restore(
 ) -> Vm:
     """Start `machine` from what was saved; `settings` are the records of the new sandbox.
 
-    This process holds the RAM until it ends.
+    If no other sandbox has the RAM in memory, it is compared with its digest while QEMU starts. This process holds the RAM until it ends.
 
     Raises:
         RootdiskError: It cannot, and nothing is running.
     """
-    try:
-        state = saved.read_state()
-        ram = memory.load(store, saved, TIMEOUT_S)
-    except (OSError, ValueError) as err:
-        raise RootdiskError(f"it cannot be read: {err}") from err
     deadline = time.monotonic() + TIMEOUT_S
     with open(os.memfd_create("rootdisk-state", os.MFD_CLOEXEC), "w+b", buffering=0) as file:
-        file.write(state)
-        file.seek(0)
-        vm = qemu.start(machine, folder, user, qemu.Memory(ram, file.fileno()))
+        try:
+            file.write(saved.read_state())
+            file.seek(0)
+            with memory.loading(store, saved, TIMEOUT_S) as (ram, is_new):
+                vm = qemu.start(machine, folder, user, qemu.Memory(ram, file.fileno()))
+                if is_new and os.fstat(ram).st_blocks * 512 <= CHECKED_MAX_BYTES:
+                    _check(saved, ram, vm)
+        except (OSError, ValueError) as err:
+            raise RootdiskError(f"it is damaged: {err}") from err
         try:
             _go_on(vm, file.fileno(), settings, deadline)
         except BaseException as err:
@@ -67,6 +69,15 @@ def restore(
                 raise RootdiskError(reason(err, vm)) from err
             raise
     return vm
+
+
+def _check(saved: Template, ram: int, vm: Vm) -> None:
+    """Compare the RAM with its digest. If it is damaged, the machine is killed, and ValueError."""
+    try:
+        saved.check_ram(ram)
+    except BaseException:
+        vm.kill()
+        raise
 
 
 def _go_on(vm: Vm, state: int, settings: Sequence[Record], deadline: float) -> None:

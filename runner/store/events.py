@@ -6,14 +6,15 @@
 
 | event      | more fields                          | when |
 |------------|--------------------------------------|------|
-| resolved   | artifact, digest                     | a boot knows which artifact it is |
+| resolved   | artifact, digest, snapshot           | a boot knows which artifact it is; snapshot: with `--from` |
 | hit        | digest                               | the store has it |
 | fetched    | digest, bytes, reused                | it was fetched; bytes is what came from the registry |
 | refused    | artifact, error                      | the policy does not accept it |
-| started    | start, accelerator                   | the machine runs; start is cold or a template's |
+| started    | start, accelerator                   | the machine runs; start is cold, template or snapshot |
 | ready      |                                      | the program has started |
 | exec       | session                              | a command was started in the sandbox |
 | exec-ended | session, status                      | it has ended |
+| snapshot   | snapshot, paused_ms                  | the sandbox was saved, and stood still for this time |
 | renamed    | before                               | it has another name than before |
 | restarting | status, wait_ms                      | it has ended and starts again after this time |
 | ended      | status, error                        | the sandbox has ended |

@@ -118,11 +118,17 @@ def _save(machine: Machine, folder: Path, user: process.User | None) -> None:
         "version": saved.VERSION,
         "created": time.time(),
         "nonce": os.urandom(16).hex(),
-        "what": f"{machine.memory_mib} MiB, {machine.cpus} CPU, {machine.accelerator}, network {machine.network}",
+        "what": _what(machine),
         "ram": [size, digest],
         "state": [len(state), hashlib.sha256(state).hexdigest()],
     }
     write_json(folder / "template.json", value, 0o600)
+
+
+def _what(machine: Machine) -> str:
+    network = "--allow" if machine.lanes else f"network {machine.network}"
+    verity = ", dm-verity" if machine.verity is not None else ""
+    return f"{machine.memory_mib} MiB, {machine.cpus} CPU, {machine.accelerator}, {network}{verity}"
 
 
 def _wait_paused(channel: socket.socket, deadline: float) -> None:

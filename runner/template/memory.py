@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from rootdisk.durable import atomic_write, data_runs, open_file, read_file, write_at
@@ -26,10 +27,12 @@ _FD_MAX_BYTES = 32
 _WAIT_S = 5.0  # for another process that loads it
 
 
-def load(store: Store, template: Template, wait_s: float = _WAIT_S) -> int:
-    """Return a descriptor of the sealed RAM, and let others find it here as long as this process keeps it open.
+@contextlib.contextmanager
+def loading(store: Store, template: Template, wait_s: float = _WAIT_S) -> Iterator[tuple[int, bool]]:
+    """Yield a descriptor of the sealed RAM, and whether it was read just now. Others get it after the end of the block.
 
-    `wait_s` is how long another process that loads it is waited for.
+    They find it here as long as this process keeps it open. After an error it is closed. `wait_s` is how long another process
+    that loads it is waited for.
 
     Raises:
         OSError, ValueError: It cannot be read, or has another size.
@@ -37,9 +40,20 @@ def load(store: Store, template: Template, wait_s: float = _WAIT_S) -> int:
     """
     with held(store.root / "locks" / f"template-{template.folder.name}.load", timeout_s=wait_s):
         fd = _shared(template)
+        is_new = fd is None
         if fd is None:
             fd = _read(template)
+        try:
+            yield fd, is_new
+        except BaseException:
+            os.close(fd)
+            raise
         _offer(template, fd)
+
+
+def load(store: Store, template: Template) -> int:
+    """Return a descriptor of the sealed RAM; as `loading`."""
+    with loading(store, template) as (fd, _):
         return fd
 
 

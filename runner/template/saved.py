@@ -47,6 +47,7 @@ _NEW = re.compile(rf"\.new-{HEX_SHA256}\Z")
 _FAILED = re.compile(rf"({HEX_SHA256})\.failed\Z")
 _READ_BYTES = 1 << 20
 STATE_MAX_BYTES = 64 << 20
+MISMATCH = "its content does not match its digest"
 
 
 class Template(NamedTuple):
@@ -76,11 +77,16 @@ class Template(NamedTuple):
         return sum(path.lstat().st_blocks * 512 for path in self.folder.iterdir())
 
     def read_state(self) -> bytes:
-        """Return the state of the devices. OSError or ValueError if it cannot be read or has another size."""
+        """Return the state of the devices. OSError or ValueError if it cannot be read or is damaged."""
         data = read_file(self.folder / "state", STATE_MAX_BYTES)
-        if len(data) != self.state[0]:
-            raise ValueError("state: has another size")
+        if (len(data), hashlib.sha256(data).hexdigest()) != self.state:
+            raise ValueError(f"state: {MISMATCH}")
         return data
+
+    def check_ram(self, fd: int) -> None:
+        """Compare the RAM open at `fd` with its digest; ValueError if it is damaged."""
+        if os.fstat(fd).st_size != self.ram[0] or pages_digest(fd) != self.ram[1]:
+            raise ValueError(f"ram: {MISMATCH}")
 
     def note_use(self) -> None:
         """Record that a sandbox starts from it."""
@@ -126,7 +132,7 @@ def key(machine: Machine, config: ArtifactConfig) -> str | None:
         return None  # its init would mount the disk unchecked
     program = qemu.program(machine.platform)
     info = os.stat(program)
-    nothing = qemu.Handles(0, 0, 0, 0, 0, None, None, memory=qemu.Memory(0))
+    nothing = qemu.Handles(0, 0, 0, 0, 0, None, None, memory=qemu.Memory(0), lanes=(0,) * machine.lanes)
     inputs = {
         "version": VERSION,
         "qemu": [os.path.realpath(program), info.st_size, info.st_mtime_ns, info.st_ino],
@@ -273,14 +279,14 @@ def pages(fd: int) -> Iterator[tuple[int, bytes]]:
 def damage(template: Template) -> str:
     """Read the whole template and return what is wrong with it, or ""."""
     try:
-        if hashlib.sha256(template.read_state()).hexdigest() != template.state[1]:
-            return "state: its content does not match its digest"
+        template.read_state()
         fd = open_file(template.folder / "ram")
         try:
-            if os.fstat(fd).st_size != template.ram[0] or pages_digest(fd) != template.ram[1]:
-                return "ram: its content does not match its digest"
+            template.check_ram(fd)
         finally:
             os.close(fd)
-    except (OSError, ValueError) as err:
+    except ValueError as err:
+        return str(err)
+    except OSError as err:
         return f"it cannot be read: {err}"
     return ""

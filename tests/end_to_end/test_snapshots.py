@@ -59,6 +59,9 @@ def test_go_on_as_others(running: Runner) -> None:
     done = running("snapshot", "counts", "saved")
     assert (done.returncode, done.stdout) == (0, "saved\n"), done.stderr
     assert "secrets too" in done.stderr
+    told = json.loads(running("events", "--since", "10m", "--until", "0s", "--json").stdout)
+    (event,) = [row for row in told if row["event"] == "snapshot"]
+    assert (event["sandbox"], event["snapshot"], event["paused_ms"] > 0) == ("counts", "saved", True)
     at = lines(running, "counts")[-1]
     for name in ("one", "two"):
         done = running("boot", "-d", "--from", "saved", "--name", name)
@@ -105,6 +108,13 @@ def test_the_store_knows_it(running: Runner, demo: str) -> None:
     with (running.store / "snapshots/saved/ram").open("r+b") as ram:
         ram.seek(1 << 20)
         ram.write(random.randbytes(4096))
+    # The damage is found when nobody has the memory yet, and by `verify`.
+    done = running("boot", "--from", "saved", "--name", "damaged")
+    assert (done.returncode, done.stdout) == (125, "")
+    assert len(done.stderr.splitlines()) == 1
+    assert "snapshot saved does not start: it is damaged: ram: its content does not match its digest" in done.stderr
+    assert "damaged" not in rows(running, "-a")
+    assert machines(running, "damaged") == []
     done = running("verify")
     assert done.returncode == 1
     assert "snapshot saved: ram: its content does not match its digest" in done.stderr

@@ -130,10 +130,10 @@ def test_the_host_s_file(tmp_path: Path) -> None:
     assert "nameserver 10.0.2.3" in Resolver.of_host(tmp_path / "odd").as_guest_sees().text()
 
 
-def test_a_balloon_if_it_is_never_restored() -> None:
+def test_a_balloon_if_it_is_never_from_a_template() -> None:
     spec = Spec("a", "oci:a:1", "sha256:0", "0", "0", None, None, 1 << 30, 64, 1)
     assert "balloon" not in dict(guest_records.complete([], spec))
     assert not guest_records.has_balloon(spec)
-    with_rules = spec._replace(allow=("a.example",))
-    assert dict(guest_records.complete([], with_rules))["balloon"] == b"1"
-    assert guest_records.has_balloon(with_rules)
+    assert not guest_records.has_balloon(spec._replace(allow=("a.example",)))
+    for other in (spec._replace(cold=True), spec._replace(volumes=(("/a", "/b", False),))):
+        assert dict(guest_records.complete([], other))["balloon"] == b"1"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -127,6 +129,55 @@ def test_options_of_those_that_boot(
     said = capfd.readouterr().err
     assert why in said
     assert len(said.splitlines()) == 1
+
+
+def _flip(path: Path, offset: int) -> None:
+    with path.open("r+b") as file:
+        file.seek(offset)
+        (byte,) = file.read(1)
+        file.seek(offset)
+        file.write(bytes([byte ^ 1]))
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda folder: _flip(folder / "disk.raw", 8193), "disk: its content"),
+        (lambda folder: _flip(folder / "disk.raw", 90_000), "disk: its content"),
+        (lambda folder: os.truncate(folder / "disk.raw", 1 << 19), "disk: its content"),
+        (lambda folder: (folder / "disk.raw").unlink(), "has no disk"),
+        (lambda folder: _flip(folder / "records", 0), "records: its content"),
+        (lambda folder: (folder / "slot.json").unlink(), "cannot be read"),
+    ],
+)
+def test_a_damaged_one(store: Store, change: Callable[[Path], None], why: str) -> None:
+    """It is found before a sandbox has a copy of it; a copy without holes is no damage."""
+    files = {name: hashlib.sha256(b"a=b").hexdigest() for name in ("slot.json", "records")}
+    folder = put(store, "saved", files=files)
+    for name in files:
+        (folder / name).write_bytes(b"a=b")
+    (folder / "disk.raw").write_bytes((folder / "disk.raw").read_bytes())
+    assert snapshots.damage_of_disk(snapshots.find(store, "saved")) == ""
+    change(folder)
+    assert why in snapshots.damage_of_disk(snapshots.find(store, "saved"), 64 << 20)
+    assert why in snapshots.damage(snapshots.find(store, "saved"))
+
+
+def test_a_large_disk_is_not_read(store: Store) -> None:
+    folder = put(store, "saved")
+    _flip(folder / "disk.raw", 8193)
+    assert snapshots.damage_of_disk(snapshots.find(store, "saved"), 0) == ""
+
+
+def test_what_is_said_of_it_has_a_digest(store: Store) -> None:
+    folder = put(store, "saved")
+    value = json.loads((folder / "snapshot.json").read_text())
+    text = json.dumps({**value, "digest": snapshots.digest_of(value)})
+    (folder / "snapshot.json").write_text(text)
+    assert snapshots.find(store, "saved").created == 5.0
+    (folder / "snapshot.json").write_text(text.replace("5.0", "6.0"))
+    with pytest.raises(BadInput, match=r"snapshot\.json: its content does not match its digest"):
+        snapshots.find(store, "saved")
 
 
 def test_no_artifact_and_no_snapshot(

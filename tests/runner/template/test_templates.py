@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from rootdisk.artifact.format import TEMPLATE_VERSION, ArtifactConfig
+from rootdisk.artifact.format import TEMPLATE_VERSION, TEMPLATE_WITH_VERITY, ArtifactConfig
 from rootdisk.durable import write_json
 from rootdisk.errors import Busy
 from rootdisk.oci.documents import Platform
@@ -70,6 +70,7 @@ def test_the_key_is_of_all_that_decides() -> None:
     assert re.fullmatch("[0-9a-f]{64}", one)
     same: tuple[dict[str, Any], ...] = (
         {"disk": Path("/other"), "disk_size": 2 << 30, "disk_format": "raw", "base": None},
+        {"base": Path("/socket"), "is_base_served": True},
         {"slot_digest": "a" * 64, "durable": True, "ipv6": True, "forwards": (Forward("tcp", "127.0.0.1", 1, 2),)},
     )
     for change in same:
@@ -83,8 +84,10 @@ def test_the_key_is_of_all_that_decides() -> None:
         {"accelerator": "kvm"},
         {"kind": "q35"},
         {"cmdline": "console=ttyS0 a=1"},
+        {"lanes": 8},
+        {"verity": Path("/t")},
     )
-    keys = {saved.key(BARE._replace(**change), config()) for change in others}
+    keys = {saved.key(BARE._replace(**change), config(TEMPLATE_WITH_VERITY)) for change in others}
     assert len(keys | {one}) == len(others) + 1
     assert None not in keys
 
@@ -94,7 +97,11 @@ def test_what_has_no_template() -> None:
     """Volumes, an init or a kernel that cannot be saved, a machine without a kernel, and a very large one."""
     assert saved.key(SHARED, config()) is None
     assert saved.key(BARE, config(0)) is None
-    assert saved.key(BARE, config(TEMPLATE_VERSION + 1)) is None
+    assert saved.key(BARE, config(TEMPLATE_WITH_VERITY + 1)) is None
+    assert (
+        saved.key(BARE._replace(verity=Path("/t")), config(TEMPLATE_VERSION)) is None
+    )  # it would mount the disk unchecked
+    assert saved.key(BARE._replace(verity=Path("/t")), config(TEMPLATE_WITH_VERITY)) is not None
     assert saved.key(BARE._replace(kernel=None), config()) is None
     assert saved.key(BARE._replace(memory_mib=saved.MEMORY_MAX_MIB + 1), config()) is None
 
@@ -315,5 +322,5 @@ def test_a_damaged_file_is_not_loaded(store: Store) -> None:
     os.truncate(template.folder / "ram", 4096)
     with pytest.raises(ValueError, match="another size"):
         memory.load(store, template)
-    with pytest.raises(ValueError, match="another size"):
+    with pytest.raises(ValueError, match="does not match its digest"):
         template._replace(state=(6, "")).read_state()
