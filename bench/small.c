@@ -1,9 +1,10 @@
 /* The smallest init there can be, and a guest's program: when it starts it says how long the kernel's clock has run.
-   With ADDRESS PORT BYTES it reads so many bytes from there, or with -BYTES sends them, and waits for the other side's end. */
+   With `clock` it says what time it is, with another word it waits for ever. With ADDRESS PORT BYTES it reads so many bytes from there, or with -BYTES sends them, and waits for the other side's end. */
 #include <arpa/inet.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/reboot.h>
 #include <sys/socket.h>
 #include <time.h>
@@ -28,6 +29,10 @@ int main(int count, char **words) {
     if (count == 4)
         return carry(words);
     struct timespec time;
+    if (count == 2 && !strcmp(words[1], "clock")) {
+        clock_gettime(CLOCK_REALTIME, &time);
+        return printf("%ld.%09ld\n", (long)time.tv_sec, time.tv_nsec) < 0;
+    }
     clock_gettime(CLOCK_MONOTONIC, &time);
     int console = getpid() == 1 ? 1 : open("/dev/console", O_WRONLY);
     dprintf(console, "up %ld.%06ld\n", (long)time.tv_sec, time.tv_nsec / 1000);

@@ -12,12 +12,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bench import guest
-from bench.measure import Contender
+from bench.measure import Contender, Measured, Run
 from bench.rows import Row
 from bench.work import Bench, clean
 
 RUNNER = (sys.executable, "-m", "runner")
 IDLE_COUNT = 8
+IDLE_COUNTS = (1, 10, 50)  # of which the memory is measured too
 PROGRAM = "/small"  # of the image
 DEADLINE_S = 300
 SETTLE_S = 2.0  # for an idle guest to be idle
@@ -37,14 +38,56 @@ def rows(bench: Bench) -> list[Row]:
             Contender("from a template", [*boot, reference], lambda: None, store),
             Contender("cold", [*boot, "--cold", reference], lambda: None, store),
         )
-        idle = [_idle_mb(store, ["--network", "none", *how, reference, "wait"]) for how in ([], ["--cold"])]
+        how = ["--network", "none", reference, "wait"]
+        idle = [_idle_mb(store, [*options, *how], IDLE_COUNT) for options in ([], ["--cold"])]
         words = [f"{IDLE_COUNT} idle: {size:.0f} MB" for size in idle]
+        counts = IDLE_COUNTS if bench.rounds > 1 else IDLE_COUNTS[:1]
+        some = ", ".join(f"{_idle_mb(store, how, count):.0f}" for count in counts)
+        words[0] += f" ({', '.join(map(str, counts))} idle: {some} MB)"
         return [
             Row("runner boot, from a template", "runner boot --cold", {"wall": 0.25}, warm, cold, " / ".join(words)),
+            _clock_row(bench, store, [*boot, reference, "clock"]),
+            _saving_row(bench, room / "store", [*boot, reference]),
             _snapshot_row(bench, reference, store, idle[1]),
         ]
     finally:
         clean(room)
+
+
+def _clock_row(bench: Bench, store: Mapping[str, str], command: Sequence[str]) -> Row:
+    """Return the row of how far the clock of a guest from a template is off, at most, when its program starts.
+
+    The program says what time it is between the start and the end of the command: that is as much as can be seen from outside.
+    """
+    found = []
+    for _ in range(max(bench.rounds, 1)):
+        before = time.time()
+        done = subprocess.run(command, check=True, env={**os.environ, **store}, capture_output=True, text=True)
+        after, said = time.time(), float(done.stdout)
+        found.append(max(before - said, said - after, 0.0))
+    return Row(
+        "clock of a guest from a template, off by",
+        "",
+        {"wall": 0.05},
+        Measured(tuple(Run(0, s, 0, 0, 0) for s in found), 0),
+    )
+
+
+def _saving_row(bench: Bench, store: Path, command: Sequence[str]) -> Row:
+    """Return the row of a boot that has a template made beside it, and of one that has not."""
+
+    def forget() -> None:
+        """Remove the template, when nobody makes one."""
+        _wait_for_template(store)
+        for folder in store.glob("templates/[0-9a-f]*"):
+            clean(folder)
+
+    environment = {"ROOTDISK_STORE": str(store)}
+    saving, alone = bench.measured(
+        Contender("saves a template", command, forget, {**environment, "ROOTDISK_TEMPLATES": "1"}),
+        Contender("without", command, lambda: _wait_for_template(store), {**environment, "ROOTDISK_TEMPLATES": "0"}),
+    )
+    return Row("runner boot, the first", "ROOTDISK_TEMPLATES=0", {"wall": 1.10}, saving, alone)
 
 
 def _snapshot_row(bench: Bench, reference: str, store: Mapping[str, str], cold_mb: float) -> Row:
@@ -77,7 +120,10 @@ def _snapshot_row(bench: Bench, reference: str, store: Mapping[str, str], cold_m
         contender("from a snapshot", ["--from", "bench"]), contender("cold", ["-m", "512m", *cold])
     )
     remove()
-    words = [f"pause {pause}, {IDLE_COUNT} idle: {_idle_mb(store, ['--from', 'bench']):.0f} MB", f"{cold_mb:.0f} MB"]
+    words = [
+        f"pause {pause}, {IDLE_COUNT} idle: {_idle_mb(store, ['--from', 'bench'], IDLE_COUNT):.0f} MB",
+        f"{cold_mb:.0f} MB",
+    ]
     return Row(
         "runner boot --from and exec", "runner boot --cold and exec", {"wall": 0.25}, forks, booted, " / ".join(words)
     )
@@ -92,10 +138,10 @@ def _wait_for_template(store: Path) -> None:
         time.sleep(0.1)
 
 
-def _idle_mb(store: Mapping[str, str], how: Sequence[str]) -> float:
+def _idle_mb(store: Mapping[str, str], how: Sequence[str], count: int) -> float:
     """Return the memory (PSS) of the machines and keepers of idle sandboxes, and of the memory that they share, in MB."""
     environment = {**os.environ, **store}
-    names = [f"idle-{number}" for number in range(IDLE_COUNT)]
+    names = [f"idle-{number}" for number in range(count)]
     for name in names:
         command = [*RUNNER, "boot", "-d", "--name", name, *how]
         subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)

@@ -50,15 +50,19 @@ def restore(
     """
     deadline = time.monotonic() + TIMEOUT_S
     with open(os.memfd_create("rootdisk-state", os.MFD_CLOEXEC), "w+b", buffering=0) as file:
+        vm = None
         try:
             file.write(saved.read_state())
             file.seek(0)
-            with memory.loading(store, saved, TIMEOUT_S) as (ram, is_new):
+            is_checked = (saved.folder / "ram").stat().st_blocks * 512 <= CHECKED_MAX_BYTES
+            with memory.loading(store, saved, TIMEOUT_S, is_checked=is_checked) as ram:
                 vm = qemu.start(machine, folder, user, qemu.Memory(ram, file.fileno()))
-                if is_new and os.fstat(ram).st_blocks * 512 <= CHECKED_MAX_BYTES:
-                    _check(saved, ram, vm)
-        except (OSError, ValueError) as err:
-            raise RootdiskError(f"it is damaged: {err}") from err
+        except BaseException as err:
+            if vm is not None:
+                vm.kill()
+            if isinstance(err, OSError | ValueError):
+                raise RootdiskError(f"it is damaged: {err}") from err
+            raise
         try:
             _go_on(vm, file.fileno(), settings, deadline)
         except BaseException as err:
@@ -69,15 +73,6 @@ def restore(
                 raise RootdiskError(reason(err, vm)) from err
             raise
     return vm
-
-
-def _check(saved: Template, ram: int, vm: Vm) -> None:
-    """Compare the RAM with its digest. If it is damaged, the machine is killed, and ValueError."""
-    try:
-        saved.check_ram(ram)
-    except BaseException:
-        vm.kill()
-        raise
 
 
 def _go_on(vm: Vm, state: int, settings: Sequence[Record], deadline: float) -> None:

@@ -28,23 +28,31 @@ _WAIT_S = 5.0  # for another process that loads it
 
 
 @contextlib.contextmanager
-def loading(store: Store, template: Template, wait_s: float = _WAIT_S) -> Iterator[tuple[int, bool]]:
-    """Yield a descriptor of the sealed RAM, and whether it was read just now. Others get it after the end of the block.
+def loading(store: Store, template: Template, wait_s: float = _WAIT_S, *, is_checked: bool = False) -> Iterator[int]:
+    """Yield a descriptor of the RAM, for QEMU to start with. At the end of the block it has its content, and is sealed.
 
-    They find it here as long as this process keeps it open. After an error it is closed. `wait_s` is how long another process
-    that loads it is waited for.
+    So the content is read while QEMU starts. QEMU may run a guest only after the block: until then it has nothing of a guest,
+    and the RAM is not sealed. Later others find it here, as long as this process keeps it open; after an error it is closed.
+    `wait_s` is how long another process that loads it is waited for. If it `is_checked`, what is read is compared with its
+    digest.
 
     Raises:
-        OSError, ValueError: It cannot be read, or has another size.
+        OSError, ValueError: It cannot be read, or is damaged.
         Busy: Another process does not get on with loading it.
     """
     with held(store.root / "locks" / f"template-{template.folder.name}.load", timeout_s=wait_s):
         fd = _shared(template)
         is_new = fd is None
         if fd is None:
-            fd = _read(template)
+            fd = os.memfd_create(_name(template), os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
-            yield fd, is_new
+            if is_new:
+                os.ftruncate(fd, template.ram[0])
+            yield fd
+            if is_new:
+                _fill(fd, template)
+            if is_new and is_checked:
+                template.check_ram(fd)
         except BaseException:
             os.close(fd)
             raise
@@ -53,31 +61,24 @@ def loading(store: Store, template: Template, wait_s: float = _WAIT_S) -> Iterat
 
 def load(store: Store, template: Template) -> int:
     """Return a descriptor of the sealed RAM; as `loading`."""
-    with loading(store, template) as (fd, _):
+    with loading(store, template) as fd:
         return fd
 
 
-def _read(template: Template) -> int:
-    size = template.ram[0]
+def _fill(fd: int, template: Template) -> None:
+    """Read the RAM from the store, and seal it."""
     source = open_file(template.folder / "ram")
     try:
-        if os.fstat(source).st_size != size:
+        if os.fstat(source).st_size != template.ram[0]:
             raise ValueError("ram: has another size")
-        fd = os.memfd_create(_name(template), os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        try:
-            os.ftruncate(fd, size)
-            for start, end in data_runs(source):
-                while start < end:
-                    data = os.pread(source, min(_COPY_BYTES, end - start), start)
-                    if not data:
-                        raise ValueError("ram: became shorter while it was read")
-                    write_at(fd, data, start)
-                    start += len(data)
-            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
-        except BaseException:
-            os.close(fd)
-            raise
-        return fd
+        for start, end in data_runs(source):
+            while start < end:
+                data = os.pread(source, min(_COPY_BYTES, end - start), start)
+                if not data:
+                    raise ValueError("ram: became shorter while it was read")
+                write_at(fd, data, start)
+                start += len(data)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
     finally:
         os.close(source)
 

@@ -63,24 +63,31 @@ def restore(
 ) -> Vm:
     """Start `machine` from `template`. It uses the same sockets in `folder` and the same `user` as after a cold boot.
 
-    QEMU begins by reading its disk. If that is not complete, it waits for what serves it: `feed`. This process holds the RAM of the template until it ends.
+    QEMU begins by reading its disk. If that is not complete, it waits for what serves it: `feed`. This process holds
+    the RAM of the template until it ends.
 
     Raises:
         NotRestored: It cannot, and nothing is running. Its disk was not touched.
         RootdiskError: As `qemu.start`: a cold boot would fail too.
     """
     deadline = time.monotonic() + timeout_s
-    try:
-        state = template.read_state()
-        ram = memory.load(store, template)
-    except (OSError, ValueError, RootdiskError) as err:
-        raise NotRestored(str(err)) from err
     reader, writer = os.pipe()
-    with open(writer, "wb", buffering=0) as pipe:
+    vm, is_starting = None, False
+    with open(reader, "rb", buffering=0) as state_pipe, open(writer, "wb", buffering=0) as pipe:
         try:
-            vm = qemu.start(machine, folder, user, qemu.Memory(ram, reader))
-        finally:
-            os.close(reader)
+            state = template.read_state()
+            with memory.loading(store, template) as ram:
+                is_starting = True
+                vm = qemu.start(machine, folder, user, qemu.Memory(ram, reader))
+        except BaseException as err:
+            if vm is not None:
+                vm.kill()
+            elif is_starting:
+                raise  # a cold boot would fail too
+            if isinstance(err, OSError | ValueError | RootdiskError):
+                raise NotRestored(str(err)) from err
+            raise
+        state_pipe.close()
         try:
             _go_on(vm, machine, pipe.fileno(), reader, state, deadline, feed)
         except BaseException as err:
