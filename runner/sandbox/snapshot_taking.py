@@ -162,7 +162,6 @@ def _complete(store: Store, state: State, artifact: StoredArtifact, folder: Path
                 ram, device_state = convert(machine, folder / "stream", folder, user)
         except RootdiskError as err:
             raise RootdiskError(f"the snapshot cannot be read again: {err.message}", "the sandbox goes on") from err
-        (folder / "stream").unlink()
         memory = {"nonce": os.urandom(16).hex(), "ram": ram, "state": device_state}
     for path in (disk.path, *(folder / file for file in files)):
         _sync(path)

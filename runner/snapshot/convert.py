@@ -26,7 +26,7 @@ _POLL_S = 0.002
 def convert(
     machine: Machine, stream: Path, folder: Path, user: process.User | None
 ) -> tuple[tuple[int, str], tuple[int, str]]:
-    """Write the RAM and the state of the machine saved in `stream` to the files ram and state in `folder`.
+    """Write the RAM and the state of the machine saved in `stream` to the files ram and state in `folder`. Remove `stream`.
 
     Return sizes and digests, as of a template.
 
@@ -57,6 +57,8 @@ def convert(
             vm.kill()
             raise
         vm.kill()
+        saved.close()
+        stream.unlink()  # the memory is not in the store twice
         digest = make.write_ram(ram.fileno(), folder / "ram", size)
     atomic_write(folder / "state", state, 0o600)
     return (size, digest), (len(state), hashlib.sha256(state).hexdigest())
