@@ -75,7 +75,7 @@ def rows(bench: Bench) -> list[Row]:
             Row("guest: QEMU, firmware, unpacking", "", {}, _measured(b.wall_s - b.kernel_s for b in theirs)),
             Row("guest: kernel", "", {}, _measured(boot.kernel_s for boot in theirs)),
             Row("guest: init", "", {}, _measured(a.kernel_s - b.kernel_s for a, b in zip(ours, theirs, strict=True))),
-            Row("guest, power-on to its program", "bzImage", {"wall": 0.88}, by_elf, by_image),
+            Row("guest, power-on by its vmlinux", "bzImage", {"wall": 0.88}, by_elf, by_image),
             *_clones(bench, local, room),
         ]  # fmt: skip
     finally:

@@ -32,11 +32,16 @@ ROWS = {
     "runner --help": "",
     "runner boot, warm, to QEMU's start": "",
     "guest, power-on to its program": "smallest init",
+    "guest, power-on by its vmlinux": "bzImage",
     "guest: QEMU, firmware, unpacking": "",
     "guest: kernel": "",
     "guest: init": "",
     "runner boot, from a template": "runner boot --cold",
+    "clock of a guest from a template, off by": "",
+    "runner boot, the first": "ROOTDISK_TEMPLATES=0",
     "runner boot --from and exec": "runner boot --cold and exec",
+    "1 MiB to a guest, --allow": "--network user",
+    "1 MiB from a guest, --allow": "--network user",
     "lazy boot, empty store, 100 MB/s, 20 ms": "warm boot + 0.5 s",
     "lazy boot or pull first, 100 MB/s, 20 ms": "--pull missing",
     "lazy boot, empty store, 12 MB/s, 40 ms": "warm boot + 0.5 s",
@@ -57,6 +62,9 @@ FETCHED = {
     "oras cp",
 }  # in a new clone these are missing
 
+
+# Two ways of the same work that has no output.
+STARTS = {"bzImage", "runner boot --cold", "ROOTDISK_TEMPLATES=0", "runner boot --cold and exec", "--network user"}
 
 # The whole table takes a minute, and says nothing of rootdisk itself.
 PARTS = [pytest.param((), id="all", marks=pytest.mark.nightly), pytest.param(("convert", "start", "scale"), id="some")]
@@ -91,7 +99,7 @@ def test_every_row_is_there(result: Result) -> None:
 
 def test_outputs_are_the_same(result: Result) -> None:
     for row in result.json["rows"]:
-        if row["against"] and "missing" not in row:
+        if row["against"] and row["against"] not in STARTS and "missing" not in row:
             assert row["same"].startswith("yes" if os.geteuid() == 0 else ("yes", "not checked")), row
 
 
