@@ -16,6 +16,7 @@ from rootdisk.oci.repository import read_blob
 
 BOOT_FILE_MAX_BYTES = 512 << 20
 _CONSOLE = b"rootdisk.console="  # an init that knows the word has it in its program
+_FIRECRACKER_CPUS_MAX = 32
 _QEMU = {"amd64": ("qemu-system-x86_64", "q35"), "arm64": ("qemu-system-aarch64", "virt")}
 
 
@@ -69,16 +70,23 @@ def qemu_script(boot: Boot, disk: str, disk_format: str) -> str:
     """Return a shell script that boots the files beside it with QEMU, the console on standard output."""
     program, machine = _QEMU[boot.platform.architecture]
     words = [
-        *("exec", program, "-M", f"{machine},accel=kvm:tcg", "-cpu", "max"),
-        *("-m", f"{boot.memory_mib}M", "-smp", str(boot.cpus)),
-        *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
-        *("-kernel", "vmlinuz", "-initrd", "initramfs", "-append", boot.kernel_args),
+        *("exec", program, "-M", f"{machine},accel=kvm:tcg", "-m", f"{boot.memory_mib}M"),
         *("-drive", f"if=none,id=root,file={disk},format={disk_format}", "-device", "virtio-blk-pci,drive=root"),
-        *("-device", "virtio-rng-pci", "-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net"),
-        *("-serial", "stdio"),
+        *qemu_options(boot),
     ]
     lines = [" ".join(map(shlex.quote, words[:2])), *_options(words[2:])]
     return '#!/bin/sh\ncd "$(dirname "$0")" || exit\n' + " \\\n  ".join([*lines, '"$@"']) + "\n"
+
+
+def qemu_options(boot: Boot, folder: str = "") -> tuple[str, ...]:
+    """Return QEMU's options for a machine but its type, memory and disk; kernel and initramfs are in `folder`."""
+    return (
+        *("-cpu", "max", "-smp", str(boot.cpus)),
+        *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
+        *("-kernel", f"{folder}vmlinuz", "-initrd", f"{folder}initramfs", "-append", boot.kernel_args),
+        *("-device", "virtio-rng-pci", "-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net"),
+        *("-serial", "stdio"),
+    )
 
 
 def _options(words: list[str]) -> list[str]:
@@ -103,7 +111,7 @@ def firecracker(boot: Boot, kernel: str) -> str:
             "boot_args": f"{cmdline} rootdisk.console=reboot rootdisk.network=none",
         },
         "drives": [{"drive_id": "root", "path_on_host": "disk.raw", "is_root_device": False, "is_read_only": False}],
-        "machine-config": {"vcpu_count": boot.cpus, "mem_size_mib": boot.memory_mib},
+        "machine-config": {"vcpu_count": min(boot.cpus, _FIRECRACKER_CPUS_MAX), "mem_size_mib": boot.memory_mib},
         "entropy": {},
     }
     return json.dumps(value, indent=2) + "\n"

@@ -1,4 +1,4 @@
-"""Export to a directory: disk, kernel, initramfs, command line, and files for QEMU and Firecracker.
+"""Export to a directory: disk, kernel, initramfs, command line, and files for QEMU, Firecracker and Nomad.
 
 The directory gets its name when all is in it and synced. With `replace` it changes places with the old one in one step.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import hashlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -16,15 +17,17 @@ from typing import Literal
 
 from imagetool.export.boot import Boot, firecracker, qemu_script
 from imagetool.export.chunks import data_chunks
+from imagetool.export.nomad import is_possible, nomad_job
 from imagetool.export.qcow2 import write_qcow2
 from rootdisk.artifact.published import PublishedArtifact
 from rootdisk.durable import fsync_dir, write_at
 from rootdisk.errors import BadInput
+from rootdisk.oci.documents import Digest
 from rootdisk.text import printable
 
 DiskFormat = Literal["raw", "qcow2"]
 FILES = frozenset(
-    {"disk.raw", "disk.qcow2", "vmlinuz", "vmlinux", "initramfs", "cmdline", "qemu.sh", "firecracker.json"}
+    {"disk.raw", "disk.qcow2", "vmlinuz", "vmlinux", "initramfs", "cmdline", "qemu.sh", "firecracker.json", "nomad.hcl"}
 )
 _PAGE_BYTES = 4096
 _NO_PAGE = bytes(_PAGE_BYTES)
@@ -49,7 +52,13 @@ def export_directory(artifact: PublishedArtifact, path: Path, disk_format: DiskF
                 _write_raw(file.fileno(), artifact)
             file.flush()
             os.fsync(file.fileno())
-        for name, data in _boot_files(boot, disk, disk_format).items():
+        files = _boot_files(boot, disk, disk_format)
+        if is_possible(boot, disk):
+            with (work / disk).open("rb") as stream:
+                of_disk = Digest("sha256", hashlib.file_digest(stream, "sha256").hexdigest())
+            digests = {disk: of_disk, **{name: Digest.of(files[name]) for name in ("vmlinuz", "initramfs")}}
+            files["nomad.hcl"] = nomad_job(boot, digests).encode()
+        for name, data in files.items():
             with (work / name).open("xb") as file:
                 file.write(data)
                 os.fchmod(file.fileno(), 0o755 if name == "qemu.sh" else 0o644)

@@ -44,6 +44,7 @@ class RegistryOptions(NamedTuple):
     ca_file: Path | None = None  # PEM; trusted in addition to the certificates of the system
     connect_timeout_s: float = 10
     read_timeout_s: float = 60
+    read_min_bytes: int = 4 << 10  # in each such time, or a transfer is too slow
     give_up_s: float = 120
     verify_tls: bool = True  # False only for what registries.conf calls insecure
 

@@ -63,6 +63,10 @@ class Unreachable(RegistryError):
     """A failure to connect."""
 
 
+class Stalled(RegistryError):
+    """A server that has connected, and then sends nothing or too little."""
+
+
 class Headers:
     """The header fields of a response. Fields of one name are joined, as RFC 9110 section 5.3 allows."""
 
@@ -84,13 +88,14 @@ class Response:
         answer: http.client.HTTPResponse,
         within: Callable[[float], contextlib.AbstractContextManager[None]],
         window_s: float,
+        min_bytes: int,
         done: Callable[[bool], None],
     ) -> None:
-        """`within` limits a wait, `window_s` is the read time-out, `done` is told whether the connection is usable."""
+        """`within` limits a wait, `window_s` is the read time-out, `min_bytes` what has to come in it, `done` is told whether the connection is usable."""
         self.method, self.url = method, url
         self.status, self.reason = answer.status, answer.reason
         self.headers = Headers(answer.headers)
-        self.window_s = window_s
+        self.window_s, self.min_bytes = window_s, min_bytes
         self._answer, self._within, self._done = answer, within, done
         self._is_open = True
 
@@ -143,8 +148,6 @@ def read_bounded(response: Response, max_bytes: int) -> bytes:
 class Pace:
     """Reads the body of a response. A server that stalls or is too slow is a temporary RegistryError."""
 
-    MIN_BYTES = 4 << 10  # in each period of the read time-out
-
     def __init__(self, response: Response) -> None:
         self._response = response
         self._waited = 0.0
@@ -165,9 +168,10 @@ class Pace:
         self._waited += time.monotonic() - start
         self._count += len(piece)
         if self._waited >= window_s:
-            if self._count < self.MIN_BYTES:
-                reason = f"only {self._count} bytes in {self._waited:.0f} s"
-                raise RegistryError(told("GET", str(url), reason), temporary=True)
+            if self._count < self._response.min_bytes:
+                raise Stalled(
+                    told("GET", str(url), f"only {self._count} bytes in {self._waited:.0f} s"), temporary=True
+                )
             self._waited, self._count = 0.0, 0
         return piece
 
@@ -192,8 +196,9 @@ def network_error(method: str, url: str, err: Exception) -> RegistryError:
         reason = _UNREACHABLE.get(err.errno or 0, "")
     if reason:
         return Unreachable(because(reason), "check the name of the registry and your network", temporary=True)
-    reason = "no answer in time" if isinstance(err, TimeoutError) else "the connection was closed"
-    return RegistryError(because(reason), temporary=True)
+    if isinstance(err, TimeoutError):
+        return Stalled(because("no answer in time"), temporary=True)
+    return RegistryError(because("the connection was closed"), temporary=True)
 
 
 def _tls_error(because: Callable[[str], str], text: str) -> RegistryError:
@@ -203,6 +208,9 @@ def _tls_error(because: Callable[[str], str], text: str) -> RegistryError:
             because(f"its certificate is not trusted: {match[1].strip() if match else 'TLS'}"),
             "if it is your own registry, name its CA certificate: --ca-file",
         )
+    if "certificate required" in text.lower():
+        hint = "put it beside the registry's CA: man containers-certs.d"
+        return RegistryError(because("it wants a client certificate"), hint)
     if "WRONG_VERSION_NUMBER" in text or "record layer failure" in text.lower():
         return RegistryError(because("the server does not use TLS"), "if you trust this network, use --plain-http")
     return RegistryError(because("TLS failed"), temporary="EOF" in text or "reset" in text.lower())

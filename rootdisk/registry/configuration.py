@@ -79,7 +79,7 @@ def files() -> list[Path]:
         first = [path for path in (SYSTEM / _FILE,) if path.is_file()]
     for place in (SYSTEM, own):
         if place is not None:
-            first += sorted((place / _FOLDER).glob("*.conf"))
+            first += sorted(path for path in (place / _FOLDER).glob("*.conf") if not path.is_dir())
     return first
 
 
@@ -175,12 +175,14 @@ def places(reference: Reference, tables: Mapping[str, Table]) -> Places:
     """
     name = f"{reference.registry}/{reference.repository}"
     matches = ((length, table) for table in tables.values() if (length := _match(reference, table.prefix)))
-    _, table = max(matches, key=lambda pair: pair[0], default=(0, None))
+    # A prefix without a wildcard is the better match, then the longer one.
+    length, table = max(
+        matches, key=lambda pair: (pair[0], not pair[1].prefix.startswith("*."), len(pair[1].prefix)), default=(0, None)
+    )
     if table is None:
         return Places((), Place(reference.registry, reference.repository))
     if table.blocked:
         raise BadInput(f"{reference}: {table.where} blocks {printable(table.prefix)}", "use another registry")
-    length = len(reference.registry) if table.prefix.startswith("*.") else len(table.prefix)
     rest = name[length:]
     mirrors = tuple(
         _place(mirror.location + rest, table, mirror.insecure, mirror.use)
@@ -192,12 +194,13 @@ def places(reference: Reference, tables: Mapping[str, Table]) -> Places:
 
 
 def _match(reference: Reference, prefix: str) -> int:
-    """Return how well a prefix matches: its length, or 0."""
-    if prefix.startswith("*."):
-        host = reference.registry.partition(":")[0] if ":" not in prefix else reference.registry
-        return len(prefix) if host.endswith(prefix[1:]) else 0
+    """Return how many characters of HOST/REPOSITORY a prefix stands for; 0 if it does not match."""
     name = str(reference._replace(tag="", digest=None))
-    if name == prefix or name.startswith(f"{prefix}/"):
+    if prefix.startswith("*."):
+        wanted, slash, path = prefix[1:].partition("/")
+        host = reference.registry if ":" in wanted else reference.registry.partition(":")[0]
+        prefix = f"{reference.registry}{slash}{path}" if host.endswith(wanted) else ""
+    if prefix and (name == prefix or name.startswith(f"{prefix}/")):
         return len(prefix)
     # A prefix may name one tag or digest of a repository.
     exact = {str(reference._replace(digest=None)), str(reference._replace(tag=""))}

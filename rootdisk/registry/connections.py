@@ -68,7 +68,7 @@ class Ways(NamedTuple):
 
     watch: Watch
     reach: Reach
-    context: Callable[[], ssl.SSLContext]  # reading the certificates takes as long as fetching a small disk
+    context: Callable[[Url], ssl.SSLContext]  # reading the certificates takes as long as fetching a small disk
     connect_timeout_s: float
 
 
@@ -101,13 +101,13 @@ class Connection(http.client.HTTPConnection):
             except OSError as err:
                 raise ProxyFailed(str(err)) from err
         if self._url.scheme == "https":
-            self._start_tls(self._url.host)
+            self._start_tls(self._url)
 
     def _connect_proxy(self, proxy: Proxy) -> None:
         # The user has chosen the proxy, so its address is not checked.
         self.wire = self.sock = self._dial(proxy.url.host, proxy.url.port, None)
         if proxy.url.scheme == "https":
-            self._start_tls(proxy.url.host)
+            self._start_tls(proxy.url)
         if self._url.scheme != "https":
             return
         place = f"[{self._url.host}]" if ":" in self._url.host else self._url.host
@@ -125,10 +125,10 @@ class Connection(http.client.HTTPConnection):
         if answer.status != 200:
             raise ProxyFailed(f"it answers {answer.status}")
 
-    def _start_tls(self, host: str) -> None:
-        """Continue over TLS with `host`."""
+    def _start_tls(self, url: Url) -> None:
+        """Continue over TLS with the host of `url`."""
         assert self.wire is not None
-        context = self._ways.context()
+        context, host = self._ways.context(url), url.host
         if isinstance(self.sock, ssl.SSLSocket):
             tls: Any = TlsInTls(self.sock, context, host)
         else:

@@ -14,6 +14,7 @@ from rootdisk.errors import BadInput, RegistryError
 from rootdisk.oci.repository import RegistryOptions
 from rootdisk.registry.addresses import Reach
 from rootdisk.registry.answers import Response, told
+from rootdisk.registry.certificates import certificates_folder, load_certificates
 from rootdisk.registry.connections import Connection, Payload, Proxy, Ways
 from rootdisk.registry.deadlines import Watch
 from rootdisk.registry.proxies import proxy_for
@@ -43,7 +44,8 @@ class Session:
         self.reach = Reach()
         self.watch = Watch()
         self._options = options
-        self._ways = Ways(self.watch, self.reach, lambda: self._context, options.connect_timeout_s)
+        self._ways = Ways(self.watch, self.reach, self._context_for, options.connect_timeout_s)
+        self._contexts: dict[str, ssl.SSLContext] = {}  # by host, if it has certificates of its own
         self._idle: dict[_Way, list[Connection]] = defaultdict(list)
         self._lock = threading.Lock()
 
@@ -58,6 +60,19 @@ class Session:
     @functools.cached_property
     def _context(self) -> ssl.SSLContext:
         """The TLS context: it trusts the certificates of the system and those in the CA file."""
+        return self._new_context()
+
+    def _context_for(self, url: Url) -> ssl.SSLContext:
+        """Return the TLS context for a host: with its own certificates, if there are any."""
+        if url.authority not in self._contexts:
+            folder = certificates_folder(url.authority)
+            context = self._new_context() if folder is not None else self._context
+            if folder is not None:
+                load_certificates(context, folder, is_client=url.origin == self.origin)
+            self._contexts[url.authority] = context
+        return self._contexts[url.authority]
+
+    def _new_context(self) -> ssl.SSLContext:
         context = ssl.create_default_context()
         if not self._options.verify_tls:  # the administrator has said so
             context.check_hostname = False
@@ -125,7 +140,8 @@ class Session:
         assert connection.wire is not None
         wait = functools.partial(self.watch.within, connection.wire)
         done = functools.partial(self._put_back, way, connection)
-        return Response(method, url, answer, wait, self._options.read_timeout_s, done)
+        limits = self._options.read_timeout_s, self._options.read_min_bytes
+        return Response(method, url, answer, wait, *limits, done)
 
     def _put_back(self, way: _Way, connection: Connection, is_usable: bool) -> None:
         """Keep a connection for another request, if it is usable."""

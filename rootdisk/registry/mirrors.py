@@ -1,8 +1,8 @@
 """Read a repository from its mirrors first, then from its origin; registries.conf says where they are.
 
-Each place is asked with its own credentials. A mirror that does not answer within a second is not asked again by this process
-for some minutes. A mirror that does not have something is passed over for that; one that sends something else than a digest
-names is told apart by the digest, and not asked for that blob again.
+Each place is asked with its own credentials. A mirror that does not answer within a second, or that stalls later, is not asked
+again by this process for some minutes. A mirror that does not have something is passed over for that; one that sends something
+else than a digest names is told apart by the digest, and not asked for that blob again.
 
 Mirrors are told the registry that they stand for (`?ns=registry.example`), as containerd does it. Spegel and Dragonfly need it,
 other registries ignore it.
@@ -10,16 +10,18 @@ other registries ignore it.
 
 from __future__ import annotations
 
+import contextlib
+import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 from rootdisk.errors import DigestMismatch, RegistryError, RootdiskError
 from rootdisk.oci.documents import Descriptor, Digest
 from rootdisk.oci.reference import Reference
 from rootdisk.oci.repository import RegistryOptions, check_range
-from rootdisk.registry.answers import NETWORK_ERRORS
+from rootdisk.registry.answers import NETWORK_ERRORS, Stalled, network_error
 from rootdisk.registry.client import RegistryClient
 from rootdisk.registry.configuration import DIGEST_ONLY, Place, Places
 from rootdisk.registry.repository import RegistryRepository
@@ -27,6 +29,7 @@ from rootdisk.system.debug import debug
 from rootdisk.system.notices import notice
 
 ANSWER_S = 1.0  # for a mirror to answer at all
+STALL_S, STALL_BYTES = 10.0, 1 << 20  # a mirror that sends less in that time is left
 FORGET_S = 300.0  # then a mirror that did not answer is tried again
 
 T = TypeVar("T")
@@ -113,7 +116,7 @@ class MirroredRepository:
                     raise
                 if isinstance(err, DigestMismatch):
                     self.blame(descriptor)
-                debug(f"mirror {place.registry}: {err}")
+                _report(place, err)
 
     def blame(self, descriptor: Descriptor) -> bool:
         """Never ask the place again that has sent a blob last: it was something else. Return whether others can be asked."""
@@ -138,7 +141,7 @@ class MirroredRepository:
                     raise
                 if isinstance(err, DigestMismatch):
                     notice(f"mirror {place.registry} has sent something else than it was asked for: {err.message}")
-                debug(f"mirror {place.registry}: {err}")
+                _report(place, err)
         raise AssertionError("the origin is always asked")
 
     def _open_origin(self) -> RegistryRepository:
@@ -148,6 +151,8 @@ class MirroredRepository:
 
     def _open(self, place: Place) -> RegistryRepository | None:
         """Open a place at its first use; None if a mirror does not answer."""
+        if place is not self._origin and _is_silent(place):
+            return None
         with self._opening:
             if place not in self._opened:
                 self._opened[place] = self._connect(place)
@@ -157,47 +162,82 @@ class MirroredRepository:
         is_mirror = place is not self._origin
         if not is_mirror and not place.insecure:
             return RegistryRepository(place.registry, place.repository, self._options)
-        with _lock:
-            if is_mirror and _silent.get(place.registry, 0) > time.monotonic():
-                return None
         tries = [self._options._replace(plain_http=False)]
         if place.insecure:
             tries = [tries[0]._replace(verify_tls=False), tries[0]._replace(plain_http=True)]
         if is_mirror:
-            tries = [options._replace(connect_timeout_s=ANSWER_S, give_up_s=0.001) for options in tries]
+            tries = [
+                options._replace(
+                    connect_timeout_s=ANSWER_S, give_up_s=0.001, read_timeout_s=STALL_S, read_min_bytes=STALL_BYTES
+                )
+                for options in tries
+            ]
         # An origin is waited for as any other; whether it uses TLS is known when it answers.
         patience_s = ANSWER_S if is_mirror else self._options.connect_timeout_s + self._options.read_timeout_s
-        deadline = time.monotonic() + patience_s
-        for options in tries:
-            if answers(place, options, max(0.05, deadline - time.monotonic())):
-                return RegistryRepository(
-                    place.registry, place.repository, options, self._registry if is_mirror else ""
-                )
+        answering = _answering(place, tries, patience_s)
         if not is_mirror:
-            return RegistryRepository(place.registry, place.repository, tries[0])  # its errors say why
+            return RegistryRepository(place.registry, place.repository, answering or tries[0])  # its errors say why
+        if answering is not None:
+            return RegistryRepository(place.registry, place.repository, answering, self._registry)
         debug(f"mirror {place.registry} does not answer")
-        with _lock:
-            _silent[place.registry] = time.monotonic() + FORGET_S
+        _forget(place)
         return None
 
 
-def answers(place: Place, options: RegistryOptions, seconds: float) -> bool:
-    """Return whether a registry answers within `seconds`, whatever it says."""
-    client = RegistryClient(place.registry, place.repository, options)
-    heard = threading.Event()
+def _is_silent(place: Place) -> bool:
+    """Return whether a mirror did not answer some time ago."""
+    with _lock:
+        return _silent.get(place.registry, 0) > time.monotonic()
 
-    def ask() -> None:
-        """Ask for the API's version, without credentials."""
-        try:
-            client.session.once("GET", client.url("/v2/"), headers={}).close()
-            heard.set()
-        except (*NETWORK_ERRORS, RootdiskError) as err:
-            debug(f"{place.registry}: {type(err).__name__}")
 
-    # Resolving a name has no time-out of its own, so a thread waits for it.
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    client.interrupt()
-    client.close()
-    return heard.is_set()
+def _forget(place: Place) -> bool:
+    """Do not ask a mirror for some minutes. Return whether it was asked until now."""
+    with _lock:
+        was_silent = _silent.get(place.registry, 0) > time.monotonic()
+        _silent[place.registry] = time.monotonic() + FORGET_S
+    return not was_silent
+
+
+def _report(place: Place, err: Exception) -> None:
+    """Name a mirror that stalls or breaks the protocol, and leave it for some minutes; other failures are for --debug."""
+    is_broken = isinstance(err, RegistryError) and not err.temporary and not err.status
+    if (isinstance(err, Stalled) or is_broken) and _forget(place):
+        notice(f"mirror {place.registry} is not asked for {FORGET_S / 60:.0f} minutes: {err}")
+    debug(f"mirror {place.registry}: {err}")
+
+
+def _answering(place: Place, tries: Sequence[RegistryOptions], seconds: float) -> RegistryOptions | None:
+    """Return with which of `tries` a registry answers within `seconds`, whatever it says; None if with none.
+
+    All are tried at the same time: a server without TLS may wait for more of a handshake. An earlier one of `tries` is preferred
+    if it answers within ANSWER_S of another.
+    """
+    results: queue.SimpleQueue[tuple[int, bool]] = queue.SimpleQueue()
+    clients = [RegistryClient(place.registry, place.repository, options) for options in tries]
+    # Resolving a name has no time-out of its own, so threads wait for it.
+    for number, client in enumerate(clients):
+        threading.Thread(target=_ask, args=(number, client, results), daemon=True).start()
+    waiting, heard = set(range(len(tries))), set[int]()
+    deadline = time.monotonic() + seconds
+    with contextlib.suppress(queue.Empty):
+        while waiting and not (heard and min(heard) < min(waiting)):
+            number, is_there = results.get(timeout=max(0, deadline - time.monotonic()))
+            waiting.remove(number)
+            if is_there:
+                heard.add(number)
+                deadline = min(deadline, time.monotonic() + ANSWER_S)
+    for client in clients:
+        client.interrupt()
+        client.close()
+    return tries[min(heard)] if heard else None
+
+
+def _ask(number: int, client: RegistryClient, results: queue.SimpleQueue[tuple[int, bool]]) -> None:
+    """Ask for the API's version, without credentials, and tell whether there was an answer."""
+    is_there = False
+    try:
+        client.session.once("GET", client.url("/v2/"), headers={}).close()
+        is_there = True
+    except (*NETWORK_ERRORS, RootdiskError) as err:
+        debug(str(err if isinstance(err, RootdiskError) else network_error("GET", str(client.url("/v2/")), err)))
+    results.put((number, is_there))

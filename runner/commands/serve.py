@@ -67,14 +67,16 @@ def _address(text: str) -> tuple[str, int]:
 
 
 def _token(path: Path) -> bytes:
-    """Read the token, a line of a file that nobody else can read."""
+    """Read the token, a line of a file that nobody else can read, or of somebody else's that our group can read."""
     try:
         with open(open_file(path), "rb") as file:
-            mode = os.fstat(file.fileno()).st_mode
+            status = os.fstat(file.fileno())
             token = file.read(_TOKEN_MAX + 1).strip()
     except OSError as err:
         raise BadInput(f"--token-file {printable(path)}: {err.strerror}", "name a file with one line") from err
-    if mode & (stat.S_IRWXG | stat.S_IRWXO):
+    # Kubernetes gives a Secret to the pod's group: whose the file is has decided that.
+    is_shared = status.st_mode & stat.S_IRWXG if status.st_uid == os.geteuid() else status.st_mode & stat.S_IWGRP
+    if is_shared or status.st_mode & stat.S_IRWXO:
         raise BadInput(f"--token-file {printable(path)}: others can read it", f"chmod 600 {printable(path)}")
     if not _TOKEN_MIN <= len(token) <= _TOKEN_MAX or not all(0x21 <= byte <= 0x7E for byte in token):
         raise BadInput(

@@ -1,15 +1,18 @@
 """The bytes of blobs, made again from what the store keeps: disks, the dm-verity tree and the vmlinux are decompressed there.
 
-The store keeps the chunk index, so each frame's place and length is known. A frame is compressed again when it is asked for. Another
-zstd than the writer's may give other bytes: so a blob is made and hashed once by each process before any of it is served, and one that
-is not the same is not served at all. Nothing is kept on disk for that.
+The store keeps the chunk index, so each frame's place and length is known. A frame is compressed again when it is asked for; those
+made last are kept in memory, because neighbours fetch the same disk at the same time. Another zstd than the writer's may give
+other bytes: so each blob is made and hashed once by each process, and one that is not the same is not served. Nothing is kept on
+disk for that.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import threading
 from bisect import bisect_right
+from collections import OrderedDict
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -18,10 +21,12 @@ from typing import NamedTuple, Protocol
 from rootdisk.artifact.format import Chunk
 from rootdisk.artifact.zstd_frames import compressor, seek_table, zero_frame
 from rootdisk.durable import open_file
+from rootdisk.errors import RootdiskError
 from rootdisk.oci.documents import Descriptor
 from runner.store.store import read_index
 
 PIECE_BYTES = 1 << 20
+FRAMES_MAX_BYTES = 64 << 20  # of made frames that are kept in memory
 
 
 class Blob(Protocol):
@@ -92,18 +97,11 @@ class DiskBlob(NamedTuple):
         chunks = _chunks(self.disk)
         at, stop = self.start + start, self.start + end
         number = bisect_right([chunk.blob_offset for chunk in chunks], at) - 1
-        packer = compressor()
         fd = open_file(self.disk)
         try:
             while at < stop and number < len(chunks) and at < chunks[-1].blob_end:
                 chunk = chunks[number]
-                frame = (
-                    zero_frame(chunk.length)
-                    if chunk.zero
-                    else packer.compress(os.pread(fd, chunk.length, chunk.offset))
-                )
-                if len(frame) != chunk.blob_length:
-                    raise ValueError("this zstd does not give the frames of the writer")
+                frame = _frames.get((self.disk, number)) or _frames.keep((self.disk, number), _frame(fd, chunk))
                 piece = frame[at - chunk.blob_offset : stop - chunk.blob_offset]
                 yield piece
                 at, number = at + len(piece), number + 1
@@ -112,6 +110,44 @@ class DiskBlob(NamedTuple):
         if at < stop and self.is_last:
             table = seek_table((chunk.blob_length, chunk.length) for chunk in chunks)
             yield table[at - chunks[-1].blob_end : stop - chunks[-1].blob_end]
+
+
+def _frame(fd: int, chunk: Chunk) -> bytes:
+    """Compress a chunk of the disk `fd` again; ValueError if that gives another length than the writer's."""
+    frame = zero_frame(chunk.length) if chunk.zero else compressor().compress(os.pread(fd, chunk.length, chunk.offset))
+    if len(frame) != chunk.blob_length:
+        raise ValueError("this zstd does not give the frames of the writer")
+    return frame
+
+
+class Frames:
+    """The frames that were made last, by disk and number; `max_bytes` of them. Threads may share it."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[tuple[Path, int], bytes] = OrderedDict()
+        self._size = 0
+
+    def get(self, key: tuple[Path, int]) -> bytes | None:
+        """Return a frame that is kept."""
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+            return self._kept.get(key)
+
+    def keep(self, key: tuple[Path, int], frame: bytes) -> bytes:
+        """Keep a frame in place of those that nobody has asked for the longest; return it."""
+        with self._lock:
+            self._size += len(frame) - len(self._kept.pop(key, b""))
+            self._kept[key] = frame
+            while self._size > self._max_bytes:
+                _, oldest = self._kept.popitem(last=False)
+                self._size -= len(oldest)
+        return frame
+
+
+_frames = Frames(FRAMES_MAX_BYTES)
 
 
 @lru_cache(maxsize=4)
@@ -129,6 +165,6 @@ def is_right(blob: Blob) -> bool:
             size += len(piece)
     except FileNotFoundError:
         raise
-    except (OSError, ValueError):
+    except (OSError, ValueError, RootdiskError):
         return False
     return size == blob.descriptor.size and digest.hexdigest() == blob.descriptor.digest.hex

@@ -20,7 +20,7 @@ from runner.serve.requests import HEAD_MAX_BYTES, Request, byte_range, is_allowe
 
 CONNECTIONS_MAX, OF_ADDRESS_MAX = 128, 64
 HEAD_S = 10.0  # for a whole request to come, and between two
-CHECK_S = 0.7  # a client gives a mirror a second to answer, and takes another then
+CHECK_S = 8.0  # for a blob to be checked that is asked for; clients give a mirror ten seconds, and take another then
 SEND_S = 60.0  # for a client to take a piece
 _REASONS = {200: "OK", 206: "Partial Content", 400: "Bad Request", 401: "Unauthorized", 404: "Not Found",
             405: "Method Not Allowed", 416: "Range Not Satisfiable"}  # fmt: skip
@@ -37,7 +37,7 @@ class Server:
         self._lock = threading.Lock()
         self._connections: Counter[str] = Counter()
         self._checks: dict[Digest, threading.Event] = {}
-        self._checking = threading.Lock()
+        self._checking, self._checking_asked = threading.Lock(), threading.Lock()
         self._right: dict[Digest, bool] = {}
 
     def run(self) -> None:
@@ -68,7 +68,9 @@ class Server:
             with contextlib.ExitStack() as stack:
                 stack.enter_context(sock)
                 if self._tls is not None:
-                    sock = stack.enter_context(self._tls.wrap_socket(sock, server_side=True))
+                    tls = self._tls.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
+                    sock = stack.enter_context(tls)
+                    _shake_hands(tls)
                 self._serve(sock)
         except (OSError, ValueError, RootdiskError) as err:  # ssl.SSLError is an OSError
             debug(f"{host}: {err}")
@@ -116,25 +118,34 @@ class Server:
             return None
         digest = Digest.parse(asked.digest)
         blob = (repository.manifests if asked.kind == "manifests" else repository.blobs).get(digest)
-        return blob if blob is not None and self._is_right(blob) else None
+        is_part = is_range(request.headers.get("range", ""))
+        return blob if blob is not None and self._may_send(blob, is_part=is_part) else None
 
-    def _is_right(self, blob: Blob) -> bool:
-        """Return whether a blob is what its digest says. If that takes longer than CHECK_S, it is not there yet."""
+    def _may_send(self, blob: Blob, *, is_part: bool) -> bool:
+        """Return whether a blob is what its digest says, as soon as that is known. After CHECK_S it is not there yet.
+
+        Who asks for a part cannot compare that with the digest of the whole, and so has other digests for it. It gets the part
+        at once: a frame that does not have the writer's length ends the answer.
+        """
         digest = blob.descriptor.digest
         with self._lock:
             check = self._checks.get(digest)
             is_new = check is None
             check = check or self._checks.setdefault(digest, threading.Event())
         if is_new:
-            threading.Thread(target=self._check, args=(blob, check), daemon=True).start()
-        check.wait(CHECK_S)
-        return self._right.get(digest, False)
+            threading.Thread(target=self._check, args=(blob, check, self._checking_asked), daemon=True).start()
+        if not is_part:
+            check.wait(CHECK_S)
+        return self._right.get(digest, is_part)
 
-    def _check(self, blob: Blob, done: threading.Event) -> None:
-        """Make the whole of a blob once, one blob at a time. One that is not there is looked for again."""
+    def _check(self, blob: Blob, done: threading.Event, turn: threading.Lock) -> None:
+        """Make the whole of a blob once, one at a time of those that are asked for, and one of the others.
+
+        One that is not there is looked for again.
+        """
         digest = blob.descriptor.digest
         try:
-            with self._checking:
+            with turn:
                 self._right[digest] = is_right(blob)
         except FileNotFoundError:
             with self._lock:
@@ -148,7 +159,7 @@ class Server:
                 is_known = blob.descriptor.digest in self._checks
                 check = self._checks.setdefault(blob.descriptor.digest, threading.Event())
             if not is_known:
-                self._check(blob, check)
+                self._check(blob, check, self._checking)
 
     def _send_blob(self, sock: socket.socket, request: Request, blob: Blob) -> None:
         descriptor = blob.descriptor
@@ -163,16 +174,34 @@ class Server:
         if status == 206:
             headers["Content-Range"] = f"bytes {start}-{end - 1}/{descriptor.size}"
         headers["Content-Length"] = str(end - start)
-        sock.sendall(_head(status, headers))
-        if request.method == "GET":
-            for piece in _exactly(blob.read(start, end), end - start):
-                sock.sendall(piece)
+        pieces = _exactly(blob.read(start, end), end - start) if request.method == "GET" else iter(())
+        try:
+            first = next(pieces, b"")
+        except (OSError, ValueError, RootdiskError):  # it is still being fetched, or this zstd is another
+            _send(sock, 404, {}, request)
+            return
+        sock.sendall(_head(status, headers) + first)
+        for piece in pieces:
+            sock.sendall(piece)
+
+
+def _shake_hands(tls: ssl.SSLSocket) -> None:
+    """Do the TLS handshake; all of it has HEAD_S seconds, however slowly its bytes come."""
+    # Of the socket below: SSLSocket.shutdown would go on without TLS.
+    timer = threading.Timer(HEAD_S, socket.socket.shutdown, (tls, socket.SHUT_RD))
+    timer.start()
+    try:
+        tls.do_handshake()
+    finally:
+        timer.cancel()
 
 
 def _read_head(sock: socket.socket, data: bytes) -> tuple[bytes | None, bytes]:
     """Read up to an empty line; None at the end. All of it has HEAD_S seconds."""
     deadline = time.monotonic() + HEAD_S
     while b"\r\n\r\n" not in data:
+        if data and not b"A" <= data[:1] <= b"Z":  # no method: TLS, whose client waits for an answer
+            return data, b""
         left = deadline - time.monotonic()
         if left <= 0 or len(data) > HEAD_MAX_BYTES:
             return None, b""

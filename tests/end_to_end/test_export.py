@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 from pathlib import Path
@@ -13,6 +14,7 @@ from rootdisk.oci.documents import Platform
 from rootdisk.oci.reference import parse_reference
 from runner.disk.slot import pack
 from tests.support.commands import run
+from tests.support.nomad import driver_command, read_job, task_of
 
 pytestmark = [pytest.mark.vm, pytest.mark.nightly]
 
@@ -66,3 +68,21 @@ def test_what_fails_is_said(export: Path, demo: str) -> None:
     lines = boot(export, "-append", f"{cmdline} rootdisk.network=10.1.2.3/33")
     assert lines[0].startswith("rootdisk: rootdisk.network: 10.1.2.3/33 is neither none, user nor")
     assert lines[1] == "rootdisk: exit 125"
+
+
+def test_nomad_s_driver_boots_it(demo: str, tmp_path: Path) -> None:
+    """As the driver does it: artifacts in the task's local/, their checksums compared, and QEMU started in the task's directory."""
+    done = run("imagetool", "export", demo, "--to", f"dir:{tmp_path}/local", "--disk-format", "qcow2")
+    assert done.returncode == 0, done.stderr
+    task = task_of(read_job((tmp_path / "local/nomad.hcl").read_text()))
+    for artifact in task["artifact"]:
+        data = (tmp_path / "local" / artifact["source"].rpartition("/")[2]).read_bytes()
+        assert artifact["options"] == [{"checksum": f"sha256:{hashlib.sha256(data).hexdigest()}"}]
+    machine = subprocess.run(
+        driver_command(task, "tcg"),
+        cwd=tmp_path, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=200,
+    )  # fmt: skip
+    assert machine.returncode == 0, machine.stderr
+    lines = [line.strip() for line in machine.stdout.splitlines()]
+    assert "Hello from a rootdisk sandbox" in lines
+    assert "rootdisk: exit 0" in lines

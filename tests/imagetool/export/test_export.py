@@ -12,6 +12,7 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import zstandard
 from ruamel.yaml import YAML
@@ -19,12 +20,14 @@ from ruamel.yaml import YAML
 from imagetool.cli import main
 from imagetool.export import containerdisk
 from imagetool.export.boot import Boot, firecracker, qemu_script, virtual_machine_instance
+from imagetool.export.nomad import is_possible, nomad_job
 from imagetool.packing.manifest import Blob
 from rootdisk.artifact.compressed import Content
 from rootdisk.artifact.format import VMLINUX_TYPE
 from rootdisk.oci.documents import Digest, Platform
 from rootdisk.oci.repository import RegistryOptions
 from tests.support.artifacts import Sample, noise, publish, sample, with_boot
+from tests.support.nomad import driver_command, read_job, task_of
 
 CONSOLE = gzip.compress(b"an init that knows rootdisk.console=", mtime=0)
 VMLINUX = b"\x7fELF" * 100
@@ -75,6 +78,32 @@ def test_a_qcow2_directory_has_the_same_disk(artifact: str, tmp_path: Path) -> N
     subprocess.run(command, check=True, timeout=60)
     assert (tmp_path / "raw").read_bytes()[: len(made().disk)] == made().disk
     assert not (tmp_path / "a/firecracker.json").exists()  # it reads raw disks only
+
+
+def test_a_qcow2_directory_has_nomad_s_job(artifact: str, tmp_path: Path) -> None:
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        assert main(["export", artifact, "--to", f"dir:{folder}", "--disk-format", "qcow2"]) == 0
+    text = (tmp_path / "a/nomad.hcl").read_text()
+    assert text == (tmp_path / "b/nomad.hcl").read_text()
+    task = task_of(read_job(text))
+    sums = {item["source"].rpartition("/")[2]: item["options"][0]["checksum"] for item in task["artifact"]}
+    assert sums == {name: f"sha256:{contents(tmp_path / 'a')[name]}" for name in ("disk.qcow2", "initramfs", "vmlinuz")}
+    assert task["resources"] == [{"cores": 1, "memory": 256}]
+    with pytest.raises(jsonschema.ValidationError):  # the checker itself
+        read_job(text.replace("image_path", "image"))
+    assert main(["export", artifact, "--to", f"dir:{tmp_path}/a", "--force"]) == 0
+    assert not (tmp_path / "a/nomad.hcl").exists()  # QEMU would guess that a raw disk is one, and restrict it
+
+
+def test_nomad_s_command_line() -> None:
+    digests = {name: Digest.of(name.encode()) for name in ("disk.qcow2", "vmlinuz", "initramfs")}
+    boot = BOOT._replace(cmdline='a="b c" \\x $HOME')
+    command = driver_command(task_of(read_job(nomad_job(boot, digests))), "tcg")
+    assert command[command.index("-append") + 1] == boot.kernel_args
+    assert is_possible(boot, "disk.qcow2")
+    # Nomad replaces these, however they are written; and its driver is for one processor.
+    assert not is_possible(boot._replace(cmdline="a=${node.unique.id}"), "disk.qcow2")
+    assert not is_possible(boot._replace(platform=Platform("linux", "arm64")), "disk.qcow2")
 
 
 def test_what_is_there_is_replaced_only_on_demand(
@@ -237,6 +266,61 @@ def test_the_script_is_for_any_shell_and_any_command_line(tmp_path: Path) -> Non
     assert words[words.index("-append") + 1] == boot.kernel_args
     assert words[-1] == "-more"
     assert not (tmp_path / "pwned").exists()
+
+
+# Of Firecracker's API specification (FullVmConfiguration, BootSource, Drive, MachineConfiguration, EntropyDevice). Unknown keys are
+# errors there.
+FIRECRACKER: dict[str, Any] = {
+    "type": "object",
+    "additionalProperties": False,
+    "required": ["boot-source", "drives"],
+    "properties": {
+        "boot-source": {
+            "type": "object",
+            "additionalProperties": False,
+            "required": ["kernel_image_path"],
+            "properties": {name: {"type": "string"} for name in ("kernel_image_path", "initrd_path", "boot_args")},
+        },
+        "drives": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "additionalProperties": False,
+                "required": ["drive_id", "is_root_device"],
+                "properties": {
+                    "drive_id": {"type": "string", "pattern": "^[0-9A-Za-z_]+$"},
+                    "path_on_host": {"type": "string"},
+                    "is_root_device": {"type": "boolean"},
+                    "is_read_only": {"type": "boolean"},
+                },
+            },
+        },
+        "machine-config": {
+            "type": "object",
+            "additionalProperties": False,
+            "required": ["vcpu_count", "mem_size_mib"],
+            "properties": {
+                "vcpu_count": {"type": "integer", "minimum": 1, "maximum": 32},
+                "mem_size_mib": {"type": "integer", "minimum": 1},
+                "smt": {"type": "boolean"},
+            },
+        },
+        "entropy": {
+            "type": "object",
+            "additionalProperties": False,
+            "properties": {"rate_limiter": {"type": "object"}},
+        },
+    },
+}
+
+
+@pytest.mark.parametrize("cpus", [1, 32, 255])
+def test_firecracker_s_fields(cpus: int) -> None:
+    value = json.loads(firecracker(BOOT._replace(cpus=cpus), "vmlinux"))
+    jsonschema.validate(value, FIRECRACKER)
+    for part in ("boot-source", "machine-config", "entropy"):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate({**value, part: {**value[part], "memory": 1}}, FIRECRACKER)
 
 
 def test_firecracker_s_file() -> None:

@@ -88,6 +88,17 @@ def test_wildcards() -> None:
     assert of("a.wild.example/team/app", conf).origin == Place("one.example", "x/team/app")
 
 
+def test_wildcards_with_a_path_and_beside_others() -> None:
+    conf = '[[registry]]\nprefix = "*.wild.example/team"\nblocked = true\n[[registry]]\nprefix = "*.example"\nlocation = "any.example"\n'
+    with pytest.raises(BadInput, match=r"blocks \*\.wild\.example/team"):
+        of("a.wild.example/team/app", conf)
+    assert of("a.wild.example/teams/app", conf).origin == Place("any.example", "teams/app")
+    assert of("wild.example/team/app", conf).origin == Place("any.example", "team/app")
+    one = '[[registry]]\nprefix = "*.b.example"\nlocation = "wild.example"\n[[registry]]\nprefix = "a.b.example"\nlocation = "exact.example"\n'
+    assert of("a.b.example/x", one).origin == Place("exact.example", "x")
+    assert of("c.b.example/x", one).origin == Place("wild.example", "x")
+
+
 def test_the_longest_prefix_counts() -> None:
     with pytest.raises(BadInput, match=r"a\.conf blocks example\.com/foo/secret"):
         of("example.com/foo/secret/app")
@@ -157,6 +168,7 @@ def test_files_in_their_order(nobody: None, tmp_path: Path, monkeypatch: pytest.
     write(system / "registries.conf.d/2.conf", "system-2")
     write(system / "registries.conf.d/1.conf", "system-1")
     write(system / "registries.conf.d/3.conf.bak", "not read")
+    (system / "registries.conf.d/4.conf").mkdir()
     assert location() == "system-2"
     write(own / "registries.conf.d/0.conf", "own-0")
     assert location() == "own-0"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import http.client
 import socket
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
@@ -60,9 +63,11 @@ class World:
         self._conf = home / ".config/containers/registries.conf"
         self._conf.parent.mkdir(parents=True)
 
-    def mirrored_by(self, *mirrors: str, more: str = "insecure = true", of_origin: str = "insecure = true") -> None:
+    def mirrored_by(
+        self, *mirrors: str, more: str = "insecure = true", of_origin: str = "insecure = true", origin: str = ""
+    ) -> None:
         rows = "".join(f'[[registry.mirror]]\nlocation = "{mirror}"\n{more}\n' for mirror in mirrors)
-        self._conf.write_text(f'[[registry]]\nlocation = "{self.origin.name}"\n{of_origin}\n{rows}')
+        self._conf.write_text(f'[[registry]]\nlocation = "{origin or self.origin.name}"\n{of_origin}\n{rows}')
 
     def open(self) -> Repository:
         return open_mirrored(parse_reference(f"{self.name}:1"))
@@ -169,6 +174,118 @@ def test_a_broken_transfer_goes_on_elsewhere(world: World, proxy: FaultProxy) ->
     (path,) = world.asked
     assert SMALL.path in path
     assert [start for at, start, _ in world.origin.served if SMALL.path in at] != [0]
+
+
+@pytest.mark.parametrize("kind", ["stall", "drip"])
+@pytest.mark.parametrize("path", ["/blobs/", "/manifests/"])
+def test_a_mirror_that_stalls_is_named_and_left(
+    world: World,
+    proxy: FaultProxy,
+    tmp_path: Path,
+    told: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    kind: Any,
+    path: str,
+) -> None:
+    monkeypatch.setattr(mirrors, "STALL_S", 0.5)
+    world.mirrored_by(proxy.name)
+    proxy.add(Fault(kind, path=path, times=ALWAYS, after=0, seconds=30 if kind == "stall" else 0.01))
+    started = time.monotonic()
+    stored(world, tmp_path)
+    # Each of four connections may wait once, side by side.
+    assert time.monotonic() - started < 10
+    (line,) = told
+    assert line.startswith(f"mirror {proxy.name} is not asked for 5 minutes: ")
+    before = len(proxy.seen)
+    stored(world, tmp_path, "other")
+    assert len(proxy.seen) == before
+
+
+@pytest.mark.parametrize("kind", ["manifests", "blobs", "redirects", "head"])
+def test_a_mirror_without_an_end(
+    world: World, registry: RunningRegistry, tmp_path: Path, told: list[str], monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr(mirrors, "STALL_S", 1.0)
+    sent = 0
+
+    class Handler(QuietHandler):
+        def do_GET(self) -> None:  # noqa: N802
+            nonlocal sent
+            path = urlsplit(self.path).path
+            if path == "/v2/":
+                return self.send(200, b"{}")
+            if kind == "redirects":
+                return self.send(307, b"", Location=f"{path}x"[-3000:])
+            if kind == "blobs" and "/manifests/" in path:
+                return self.send(404, b"{}")
+            self.send_response(200)
+            self.send_header("Connection", "close")
+            with contextlib.suppress(ConnectionError):
+                while kind == "head":
+                    self.wfile.write(b"X-More: more\r\n")
+                self.end_headers()
+                while True:
+                    sent += self.wfile.write(bytes(65536))
+
+        do_HEAD = do_GET  # noqa: N815
+
+    with serve(Handler) as url:
+        world.mirrored_by(url.removeprefix("http://"))
+        stored(world, tmp_path)
+    assert sent < 100 << 20
+    assert told or kind == "head"  # that looks like a connection that was closed
+    assert all(line.startswith(f"mirror {url.removeprefix('http://')} ") for line in told)
+
+
+def test_each_registry_hears_its_own_password_alone(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mirror asks for credentials in the origin's name, and redirects to the origin and to somebody else."""
+    logs: dict[str, list[str | None]] = {name: [] for name in ("mirror", "origin", "other")}
+
+    def place(name: str, answer: Callable[[QuietHandler], None]) -> type[QuietHandler]:
+        class Handler(QuietHandler):
+            def do_GET(self) -> None:  # noqa: N802
+                logs[name].append(self.headers.get("Authorization"))
+                answer(self)
+
+            do_HEAD = do_GET  # noqa: N815
+
+        return Handler
+
+    def of_mirror(handler: QuietHandler) -> None:
+        if "Authorization" not in handler.headers:
+            return handler.send(401, b"{}", WWW_Authenticate=f'Basic realm="{origin}"')
+        target = origin if len(logs["mirror"]) % 2 else other
+        return handler.send(307, b"", Location=f"{target}/v2/stolen")
+
+    def of_origin(handler: QuietHandler) -> None:
+        if "Authorization" not in handler.headers:
+            return handler.send(401, b"{}", WWW_Authenticate='Basic realm="origin"')
+        return handler.send(404, b"{}")
+
+    with contextlib.ExitStack() as stack:
+        other = stack.enter_context(serve(place("other", lambda handler: handler.send(404, b"{}"))))
+        origin = stack.enter_context(serve(place("origin", of_origin)))
+        mirror = stack.enter_context(serve(place("mirror", of_mirror)))
+        hosts = [url.removeprefix("http://") for url in (mirror, origin)]
+        auths = {hosts[0]: ("ann", "of-mirror"), hosts[1]: ("bob", "of-origin")}
+        monkeypatch.setenv("DOCKER_CONFIG", str(docker_config(tmp_path / "docker", **auths)))
+        world.mirrored_by(hosts[0], origin=hosts[1])
+        for name in ("one", "two"):
+            with (
+                contextlib.closing(open_mirrored(parse_reference(f"{hosts[1]}/app:{name}"))) as repository,
+                pytest.raises(RegistryError),
+            ):
+                repository.resolve(name)
+
+    def basic(text: str) -> str:
+        return "Basic " + base64.b64encode(text.encode()).decode()
+
+    assert set(logs["mirror"]) == {None, basic("ann:of-mirror")}
+    assert set(logs["origin"]) == {None, basic("bob:of-origin")}
+    assert set(logs["other"]) <= {None}
+    assert logs["other"]
 
 
 def test_tags_and_digests(world: World, proxy: FaultProxy) -> None:

@@ -4,55 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import socket
-import subprocess
-import sys
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from runner.serve import server
+from runner.serve.catalog import Catalog
+from runner.store.store import Store
 from tests.support.artifacts import noise, publish, sample
-from tests.support.commands import ROOT, Runner
+from tests.support.commands import Runner, run
 from tests.support.faults import FaultProxy
 from tests.support.registry import RunningRegistry, needs_registry
+from tests.support.serving import blob_bytes, mirrored, serving
 from tests.support.waiting import until
 
 TOKEN = "0123456789abcdef0123456789abcdef"
 MADE = sample([*noise(6, 100_000), bytes(1 << 20), b"text " * 20_000, *noise(4, 90_000, seed=1)], blobs=3)
-
-
-@contextlib.contextmanager
-def serving(store: Path, *options: str) -> Iterator[str]:
-    """The address of a server of `store`."""
-    command = [sys.executable, "-m", "runner", "serve", "--listen", "127.0.0.1:0", *options]
-    environment = {**os.environ, "ROOTDISK_STORE": str(store), "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        try:
-            yield process.stdout.readline().rpartition(" ")[2].strip()
-        finally:
-            process.terminate()
-            assert process.wait(20) == 0
-
-
-def mirrored(runner: Runner, folder: Path, origin: str, mirror: str) -> None:
-    """Have the runner ask `mirror` before `origin`."""
-    conf = folder / f"{runner.store.name}.conf"
-    conf.write_text(
-        f'[[registry]]\nlocation = "{origin}"\ninsecure = true\n'
-        f'[[registry.mirror]]\nlocation = "{mirror}"\ninsecure = true\n'
-    )
-    os.environ["CONTAINERS_REGISTRIES_CONF"] = str(conf)
-
-
-def blob_bytes(proxy: FaultProxy, since: int = 0) -> int:
-    return sum(count for path, _, count in proxy.served[since:] if "/blobs/" in path)
 
 
 @needs_registry
@@ -63,12 +37,10 @@ def test_three_runners_and_one_origin(registry: RunningRegistry, proxy: FaultPro
     first, second, third = (Runner(tmp_path / name) for name in ("first", "second", "third"))
     assert first("pull", "--plain-http", reference).returncode == 0
     assert 0.99 * total <= blob_bytes(proxy) <= total  # the seek table is for others
-    with serving(first.store) as address:
-        wait_for_checks(address)
+    with serving(first.store) as address:  # which has checked nothing yet
         mirrored(second, tmp_path, proxy.name, address)
         assert second("pull", "--plain-http", reference).returncode == 0
         with serving(second.store) as other:
-            wait_for_checks(other)
             mirrored(third, tmp_path, proxy.name, other)
             done = third("pull", "--plain-http", reference)
             assert done.returncode == 0, done.stderr
@@ -76,6 +48,29 @@ def test_three_runners_and_one_origin(registry: RunningRegistry, proxy: FaultPro
     for runner in (second, third):
         (disk,) = (runner.store / "disks").glob("*.raw")
         assert disk.read_bytes() == MADE.disk
+
+
+@pytest.mark.nightly
+@needs_registry
+@pytest.mark.parametrize("count", [1, 3, 10])
+def test_many_runners_at_once(
+    demo: str, registry: RunningRegistry, proxy: FaultProxy, tmp_path: Path, count: int
+) -> None:
+    """All but the first ask the first at the same time."""
+    reference = f"{proxy.name}/team/demo:{count}"
+    copied = run("imagetool", "copy", "-q", demo, f"{registry.name}/team/demo:{count}", "--plain-http")
+    assert copied.returncode == 0, copied.stderr
+    first, *others = (Runner(tmp_path / f"store-{number}") for number in range(count))
+    assert first("pull", "--plain-http", reference).returncode == 0
+    once = blob_bytes(proxy)
+    with serving(first.store) as address, ThreadPoolExecutor(10) as pool:
+        mirrored(first, tmp_path, proxy.name, address)
+        pulls = [pool.submit(runner, "pull", "--plain-http", reference) for runner in others]
+        done = [pull.result() for pull in pulls]
+    assert [pull.returncode for pull in done] == [0] * len(others)
+    print(f"\n{count} runners: {blob_bytes(proxy):,} bytes of blobs from the origin, {once:,} for the first")
+    assert blob_bytes(proxy) <= 1.05 * once, [pull.stderr for pull in done]
+    assert len({str(runner.digests()) for runner in (first, *others)}) == 1
 
 
 @pytest.fixture
@@ -154,6 +149,23 @@ def test_a_disk_that_is_being_fetched_is_served_when_it_is_complete(registry: Ru
 
 
 @needs_registry
+def test_what_is_asked_for_is_checked_at_once(
+    served: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that has just started checks what it has; that does not hold up a neighbour."""
+    monkeypatch.setenv("ROOTDISK_STORE", str(served[1]))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        other = server.Server(Catalog(Store.open()), listener)
+        with other._checking:  # as while a large disk is checked
+            threading.Thread(target=other.run, daemon=True).start()
+            for blob in reversed(MADE.artifact.blobs):
+                path = f"/v2/team/served/blobs/{blob.descriptor.digest}"
+                if blob.descriptor.digest not in other._checks:  # that one is being checked
+                    assert get(f"127.0.0.1:{listener.getsockname()[1]}", path) == (200, blob.data)
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+@needs_registry
 def test_a_disk_that_has_changed_is_not_served(served: tuple[str, Path]) -> None:
     _, store = served
     (disk,) = (store / "disks").glob("*.raw")
@@ -168,6 +180,9 @@ def test_a_disk_that_has_changed_is_not_served(served: tuple[str, Path]) -> None
 def test_hostile_clients(served: tuple[str, Path]) -> None:
     host, _, port = served[0].partition(":")
     place = (host, int(port))
+    with socket.create_connection(place, 20) as sock:
+        sock.sendall(b"\x16\x03\x01" * 50)  # of TLS
+        assert sock.recv(4096).startswith(b"HTTP/1.1 400")  # at once: the client waits for it
     for data in (b"\x16\x03\x01" * 50 + b"\r\n\r\n", b"GET / HTTP/1.1\r\n" + b"A" * (20 << 10), b"\r\n\r\n"):
         with socket.create_connection(place, 20) as sock:
             sock.sendall(data)
