@@ -51,10 +51,9 @@ class EarlyFrames:
         self._folder = folder
         self._files: list[int] = []
         self._places: dict[bytes, _Place] = {}
-        self._blobs: dict[bytes, tuple[int, EarlierBlob, Future[None]]] = {}
+        self._blobs: dict[bytes, tuple[int, EarlierBlob]] = {}
         self.pool = ThreadPoolExecutor(threads, "early")
         self.writer = ThreadPoolExecutor(1, "early-write")
-        self._syncer = ThreadPoolExecutor(1, "early-sync")
 
     def layer(self, diff_id: str, disk_bytes: Callable[[], int]) -> LayerFrames:
         """Return what takes the large files of a layer. `disk_bytes` estimates how much data the whole disk will have."""
@@ -65,12 +64,12 @@ class EarlyFrames:
         place = self._places.get(key)
         return Frame(place.sha256, self.stored(place), zero=not place.size) if place is not None else None
 
-    def link(self, key: bytes | None, path: Path) -> tuple[EarlierBlob, Future[None]] | None:
-        """Give the blob with `key` the name `path`. Return it, and what ends when it is synced; None if there is none."""
+    def link(self, key: bytes | None, path: Path) -> EarlierBlob | None:
+        """Give the blob with `key` the name `path` and return it, not yet synced; None if there is none."""
         found = self._blobs.get(key) if key is not None else None
         if found is None:
             return None
-        fd, blob, synced = found
+        fd, blob = found
         folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)  # without it no link is followed
         try:
             os.link(f"/proc/self/fd/{fd}", path.name, dst_dir_fd=folder, follow_symlinks=True)
@@ -78,7 +77,7 @@ class EarlyFrames:
             return None
         finally:
             os.close(folder)
-        return blob, synced
+        return blob
 
     def stored(self, place: _Place) -> bytes:
         """Read a frame."""
@@ -99,9 +98,9 @@ class EarlyFrames:
         self._places[key] = place
 
     def keep_blob(self, fd: int, blob: EarlierBlob) -> None:
-        """Keep a blob, and let the disk write it meanwhile."""
+        """Keep a blob."""
         assert blob.part.key is not None
-        self._blobs[blob.part.key] = fd, blob, self._syncer.submit(os.fsync, fd)
+        self._blobs[blob.part.key] = fd, blob
 
     def __enter__(self) -> EarlyFrames:
         return self
@@ -109,7 +108,6 @@ class EarlyFrames:
     def __exit__(self, *_: object) -> None:
         self.pool.shutdown(cancel_futures=True)
         self.writer.shutdown()
-        self._syncer.shutdown(cancel_futures=True)
         for fd in self._files:
             os.close(fd)
 

@@ -55,8 +55,8 @@ class Frame(NamedTuple):
 class Early(Protocol):
     """Frames and blobs that were made before the plan."""
 
-    def link(self, key: bytes | None, path: Path) -> tuple[EarlierBlob, Future[None]] | None:
-        """Give the blob with `key` the name `path`. Return it, and what ends when it is synced; None if there is none."""
+    def link(self, key: bytes | None, path: Path) -> EarlierBlob | None:
+        """Give the blob with `key` the name `path` and return it, not yet synced; None if there is none."""
 
     def frame(self, key: bytes) -> Frame | None:
         """Return the frame of the chunk with `key`; None if there is none."""
@@ -115,13 +115,14 @@ def pack(
 
     parts = divide(plan.chunks, plan.size, max_blob)
     linked: dict[int, EarlierBlob] = {}
-    made: dict[int, Future[None]] = {}  # those of them that are of this disk, and when they are synced
+    made: set[int] = set()  # those of them that are of this disk
     for number, part in enumerate(parts):
         earlier_blob = earlier and earlier.link(part.key, part.end - part.start, folder / blob_name(number))
         if earlier_blob:
             linked[number] = earlier_blob
         elif early is not None and (early_blob := early.link(part.key, folder / blob_name(number))):
-            linked[number], made[number] = early_blob
+            linked[number] = early_blob
+            made.add(number)
     wanted = [chunk for number, part in enumerate(parts) if number not in linked for chunk in part.chunks]
     with (
         ThreadPoolExecutor(workers, "pack") as pool,
@@ -130,7 +131,7 @@ def pack(
     ):
         out = Packer(writer)
         frames = _in_order(pool, frame, wanted, window=4 * workers)
-        syncs = list(made.values())
+        syncs = [syncer.submit(_sync, folder / blob_name(number)) for number in sorted(made)]
         done = 0
         for number, part in enumerate(parts):
             if number in linked:
@@ -276,6 +277,10 @@ def _sync_and_close(fd: int) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def _sync(path: Path) -> None:
+    _sync_and_close(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
 
 
 def _write(path: Path, data: bytes) -> None:
