@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -50,7 +51,8 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("ray") / "venv"
     subprocess.run([sys.executable, "-m", "venv", str(place)], check=True, timeout=120)
     pip = [str(place / "bin/python"), "-m", "pip", "install", "-q", "--disable-pip-version-check"]
-    subprocess.run([*pip, RAY, "zstandard==0.25.0", "requests>=2.32.2"], check=True, timeout=500)
+    needed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    subprocess.run([*pip, RAY, *needed], check=True, timeout=500)
     (program,) = (block.text for block in blocks("howto/ray.md") if block.language == "python")
     (place / "page.py").write_text(program)
     return place / "bin/python"
