@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import socket
 import sys
+from collections.abc import Iterator
 
 from rootdisk.cli.rows import write_names
 from rootdisk.errors import BadInput, RootdiskError
 from rootdisk.system import process
-from rootdisk.text import error_text
+from rootdisk.text import describe_error, error_text
 from runner.machine import ports
 from runner.machine.tsc import Counter
 from runner.options.boot import create, request
 from runner.sandbox import directory, launch, orders, prepare
 from runner.sandbox.directory import Spec, State
 from runner.sandbox.ending import FAILED
+from runner.sandbox.prepare import PreparedSandbox
 from runner.sandbox.restart import Policy
 from runner.store.store import Store
 
@@ -58,25 +61,39 @@ def start_command(options: argparse.Namespace) -> int:
 
 
 def _start_all(options: argparse.Namespace, store: Store, counter: Counter) -> int:
-    """Start what its restart policy wants started. One that cannot start does not stop the others."""
+    """Start what its restart policy wants started, all at once. One that cannot start, or hangs, does not stop the others."""
     if options.name or options.attach:
         raise BadInput("--all with a NAME or --attach", "use one of them")
     states = [state for state in directory.states(store) if not state.running and not state.folder.name.startswith(".")]
-    started, failed = [], 0
-    for state in states:
-        if not Policy.parse(state.spec.restart).starts_with_host(state):
-            continue
-        spec = state.spec._replace(detached=True)
-        try:
-            ports.check(spec.forwards)
-            status = launch.launch(prepare.reopen(store, state._replace(spec=spec)), store, counter)
-        except RootdiskError as err:
-            print(f"runner: {error_text(f'sandbox {state.name}: {err}')}", file=sys.stderr)
-            status = FAILED
-        failed |= bool(status)
-        started += [] if status else [state.name]
+    begun: list[tuple[PreparedSandbox, socket.socket, int]] = []
+    started: list[str] = []
+    wanted = [state for state in states if _starts_with_host(state)]
+    for state in wanted:
+        with _told_of(state.name):
+            ports.check(state.spec.forwards)
+            prepared = prepare.reopen(store, state._replace(spec=state.spec._replace(detached=True)))
+            begun.append((prepared, *launch.begin(prepared, store, counter)))
+    for prepared, sock, pid in begun:
+        with _told_of(prepared.spec.name):
+            if launch.await_end(prepared, sock, pid) == 0:
+                started.append(prepared.spec.name)
     write_names(started, as_json=options.json)
-    return FAILED if failed else 0
+    return 0 if len(started) == len(wanted) else FAILED
+
+
+def _starts_with_host(state: State) -> bool:
+    with _told_of(state.name):
+        return Policy.parse(state.spec.restart).starts_with_host(state)
+    return False
+
+
+@contextlib.contextmanager
+def _told_of(name: str) -> Iterator[None]:
+    """Print an error of one sandbox of several, and go on."""
+    try:
+        yield
+    except (RootdiskError, OSError) as err:
+        print(f"runner: {error_text(f'sandbox {name}: {describe_error(err)}')}", file=sys.stderr)
 
 
 def restart_command(options: argparse.Namespace) -> int:

@@ -36,8 +36,13 @@ def launch(prepared: PreparedSandbox, store: Store, counter: tsc.Counter) -> int
     Raises:
         RootdiskError: The sandbox has failed, with the reason of the guest or the console.
     """
-    spec = prepared.spec
     ours, pid = begin(prepared, store, counter)
+    return await_end(prepared, ours, pid)
+
+
+def await_end(prepared: PreparedSandbox, ours: socket.socket, pid: int) -> int:
+    """Be the main client of a sandbox that `begin` has started; as `launch`."""
+    spec = prepared.spec
     from runner.channel.session import Lost, Session  # loaded while the guest starts
 
     session = Session(ours)

@@ -16,6 +16,7 @@ from runner.channel import messages
 from runner.channel.messages import KILL, frame
 from runner.sandbox import directory
 from runner.sandbox.liveness import not_running, wait_end
+from runner.sandbox.lookup import read
 from runner.sandbox.router import VIOLATED
 from runner.sandbox.state import State, Unreadable
 from runner.store.events import Events
@@ -25,6 +26,7 @@ CONNECT_S = 10.0  # if the keeper hangs or its queue of waiting clients is full
 END_S = 15.0  # from KILL to the end of the sandbox
 STOPPED_S = 60.0  # in addition to the time for the program: the guest writes everything back, the keeper exits
 _RETRY_S = 0.05
+_LOOK_S = 1.0  # for a sandbox that starts again
 SandboxState = TypeVar("SandboxState", State, State | Unreadable)
 
 
@@ -148,7 +150,26 @@ def stop_all(sandboxes: Sequence[State], seconds: int) -> dict[str, RootdiskErro
         if state.running:
             give(state, messages.frame_number(messages.STOP, seconds))
 
-    return _on_all(sandboxes, order, lambda state: wait_end(state, seconds + STOPPED_S))
+    return _on_all(sandboxes, order, lambda state: _wait_stopped(state, order, seconds + STOPPED_S))
+
+
+def _wait_stopped(state: State, order: Callable[[State], None], seconds: float) -> None:
+    """Wait until a sandbox has stopped. Its order is lost if the program ends just then and starts again: the next run gets it too.
+
+    Raises:
+        Busy: It still runs after `seconds`.
+    """
+    end = time.monotonic() + seconds
+    while state.spec.restart != "no" and (left := end - time.monotonic()) > _LOOK_S:
+        with contextlib.suppress(Busy):
+            wait_end(state, min(left, _LOOK_S))
+            return
+        with contextlib.suppress(BadInput, OSError, ValueError):
+            now = read(state.folder)
+            if now.running and now.started != state.started:
+                order(now)
+                state = now
+    wait_end(state, max(0.0, end - time.monotonic()))
 
 
 def stop_by_host(sandboxes: Sequence[State]) -> dict[str, RootdiskError]:

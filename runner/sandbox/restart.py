@@ -48,8 +48,8 @@ class Policy(NamedTuple):
 
     def starts_with_host(self, state: State) -> bool:
         """Return whether `runner start --all` starts a sandbox that does not run."""
-        if self.kind == "on-failure":  # its program did not end by itself
-            return state.ended_by == BY_HOST or (state.status is None and bool(state.started))
+        if self.kind == "on-failure":  # its program did not end by itself, or would have been started again
+            return state.ended_by == BY_HOST or state.is_cut_off
         return self.kind == "always" or (self.kind == "unless-stopped" and state.ended_by != BY_USER)
 
 

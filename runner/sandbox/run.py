@@ -56,6 +56,7 @@ def run(
     Return how it ended, and the seconds to wait before another start; None if its restart policy wants no other one.
     """
     machine_run = _Run(prepared, store)
+    began = time.monotonic()  # the clock may jump
     machine_run.serve(client, listener, counter)
     keeper, ended = machine_run.keeper, machine_run.ended
     events, feed = machine_run.named.events, machine_run.named.feed
@@ -64,7 +65,7 @@ def run(
         feed.close()
     # A program that could not be started at first is an error of `boot`.
     may_restart = keeper is not None and not ended.by and (keeper.has_started or restarts.has_begun)
-    wait_s = restarts.wait_s(ended.status, time.time() - ended.started) if may_restart else None
+    wait_s = restarts.wait_s(ended.status, time.monotonic() - began) if may_restart else None
     if wait_s is None:
         finish(prepared, ended)
     else:

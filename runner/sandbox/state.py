@@ -100,6 +100,11 @@ class State(NamedTuple):
         return self.spec.uses | set(_ANY_DIGEST.findall(json.dumps(self.raw, ensure_ascii=False).lower()))
 
     @property
+    def is_cut_off(self) -> bool:
+        """Return whether its keeper was killed: in a run, or before the next one of a sandbox that starts again."""
+        return not self.running and bool(self.raw.get("pid"))
+
+    @property
     def text(self) -> str:
         """The state for people: running, restarting, cut off, or exited with its status."""
         if self.running:

@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.commands import Runner
 from tests.support.krun import FakeKrun, needs_compiler
-from tests.support.sandboxes import rows
+from tests.support.sandboxes import command, rows
 from tests.support.waiting import until
 
 pytestmark = needs_compiler
@@ -72,6 +72,49 @@ def test_restarts(demo: str, runner: Runner, stand_in: FakeKrun) -> None:
     assert not row(runner, "on")["running"]
     assert runner("start", "--all").stdout == "on\n"
     assert runner("rm", "-f", "on", "twice").returncode == 0
+
+
+def test_ends_while_it_waits(demo: str, runner: Runner, stand_in: FakeKrun) -> None:
+    """Its keeper is killed, as by a host that loses its power; it is renamed, and removed."""
+    boot(runner, demo, "waits", "on-failure")
+    until(lambda: starts(runner, "waits") > 4 and row(runner, "waits")["state"] == "restarting", 60)
+    os.kill(row(runner, "waits")["pid"], signal.SIGKILL)
+    until(lambda: not row(runner, "waits")["running"], 60)
+    assert json.loads(runner("start", "--all", "--json").stdout) == [{"name": "waits"}]
+    until(lambda: starts(runner, "waits") > 9 and row(runner, "waits")["state"] == "restarting", 60)
+    assert "about to start again" in runner("rename", "waits", "other").stderr
+    assert runner("rm", "-f", "waits").returncode == 0
+    assert "waits" not in rows(runner, "-a")
+
+
+def test_one_that_hangs_does_not_stop_the_others(demo: str, runner: Runner, stand_in: FakeKrun) -> None:
+    stand_in.plays("sleep")
+    names = ["first", "second"]
+    for name in names:
+        boot(runner, demo, name, "always")
+        os.kill(row(runner, name)["pid"], signal.SIGKILL)
+    until(lambda: not any(row(runner, name)["running"] for name in names), 60)
+    stand_in.plays("hang")
+    starting = command(runner, "start", "--all")
+    until(lambda: all(starts(runner, name) == 2 for name in names), 60)
+    assert starting.poll() is None
+    assert runner("kill", *names).returncode == 0
+    out, err = starting.communicate(timeout=60)
+    assert (starting.returncode, out) == (125, b""), err
+    assert runner("rm", *names).returncode == 0
+
+
+@pytest.mark.nightly  # many starts
+def test_a_stop_is_not_lost(demo: str, runner: Runner, stand_in: FakeKrun) -> None:
+    """Whenever it comes: while the program ends, while it starts, between the two."""
+    for number in range(12):
+        boot(runner, demo, "flaps", "always")
+        until(lambda: starts(runner, "flaps") > 1, 60)
+        for _ in range(number):
+            row(runner, "flaps")
+        assert runner("stop", "flaps", timeout=30).returncode == 0
+        assert row(runner, "flaps")["state"] == "exited"
+        assert runner("rm", "flaps").returncode == 0
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 /* A libkrun for tests: writes every call with its arguments to LIBRARY.calls, fails where LIBRARY.fail says so
    ("NAME ERRNO"), and in place of a guest plays what LIBRARY.guest says:
-   panic: the console says so and the machine ends; sleep: the program goes on; eat: it goes on and takes all memory;
+   panic: the console says so and the machine ends; sleep: the program goes on; hang: it never starts; eat: it goes on and takes all memory;
    status: it ends with status 7;
    version-2: the same, of an init that knows less. */
 #define _GNU_SOURCE
@@ -129,6 +129,8 @@ int32_t krun_start_enter(uint32_t ctx) {
         dprintf(out, "Kernel panic - not syncing: a test\n");
         _exit(0);
     }
+    while (!strcmp(wanted, "hang"))
+        pause();
     frame(1, strcmp(wanted, "version-2") ? "\3\0\0\0" : "\2\0\0\0", 4); /* READY */
     frame(2, "from the guest\n", 15);     /* STDOUT */
     if (!strcmp(wanted, "sleep"))

@@ -13,7 +13,7 @@ import pytest
 
 from rootdisk.errors import BadInput, RootdiskError
 from runner.sandbox import directory, orders
-from runner.sandbox.state import Unreadable
+from runner.sandbox.state import Spec, State, Unreadable
 
 
 @pytest.mark.parametrize("accepted", [False, True])
@@ -39,7 +39,7 @@ def test_an_order_that_comes_too_late(tmp_path: Path, accepted: bool) -> None:
 
 @pytest.mark.parametrize("act", [orders.end_all, lambda all_: orders.stop_all(all_, 10)])
 def test_a_keeper_that_has_closed_its_socket_is_waited_for(
-    tmp_path: Path, act: Callable[[list[Unreadable]], dict[str, RootdiskError]]
+    tmp_path: Path, act: Callable[[list[State]], dict[str, RootdiskError]]
 ) -> None:
     """It ends, but still writes its state: `rm --force` and `stop` said "does not run", and left it."""
     lock = os.open(tmp_path / "lock", os.O_RDWR | os.O_CREAT)
@@ -52,7 +52,8 @@ def test_a_keeper_that_has_closed_its_socket_is_waited_for(
 
     thread = threading.Timer(0.3, end)
     thread.start()
-    assert act([Unreadable(tmp_path, "", True)]) == {}
+    spec = Spec("web", "oci:x", "sha256:" + "0" * 64, "0" * 64, "0" * 64, None, None, 1, 64, 1)
+    assert act([State(tmp_path, spec, True, 0, 1.0, 1.0, None, None, "")]) == {}
     assert ended
     thread.join()
 

@@ -49,21 +49,22 @@ def test_on_failure_counts_failures_in_a_row() -> None:
 
 
 @pytest.mark.parametrize(
-    ("policy", "status", "ended_by", "starts"),
+    ("policy", "status", "ended_by", "pid", "starts"),
     [
-        ("no", None, "", False),
-        ("always", 0, BY_USER, True),
-        ("unless-stopped", 0, BY_USER, False),
-        ("unless-stopped", 0, "", True),
-        ("unless-stopped", None, "", True),
-        ("on-failure", None, "", True),
-        ("on-failure", 143, BY_HOST, True),
-        ("on-failure", 3, "", False),
-        ("on-failure", 0, BY_USER, False),
+        ("no", None, "", 7, False),
+        ("always", 0, BY_USER, 0, True),
+        ("unless-stopped", 0, BY_USER, 0, False),
+        ("unless-stopped", 0, "", 0, True),
+        ("unless-stopped", None, "", 7, True),
+        ("on-failure", None, "", 7, True),
+        ("on-failure", 143, BY_HOST, 0, True),
+        ("on-failure", 3, "", 7, True),  # its keeper was killed while it waited
+        ("on-failure", 3, "", 0, False),
+        ("on-failure", 0, BY_USER, 0, False),
     ],
 )
-def test_what_starts_with_the_host(policy: str, status: int | None, ended_by: str, starts: bool) -> None:
-    state = State(Path("web"), SPEC, False, 0, 1.0, 2.0, 3.0, status, "", ended_by)
+def test_what_starts_with_the_host(policy: str, status: int | None, ended_by: str, pid: int, starts: bool) -> None:
+    state = State(Path("web"), SPEC, False, 0, 1.0, 2.0, 3.0, status, "", ended_by, raw={"pid": pid})
     assert Policy.parse(policy).starts_with_host(state) is starts
 
 
