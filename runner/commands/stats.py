@@ -17,7 +17,7 @@ from runner.store.store import Store
 
 EVERY_S = 1.0
 _CLEAR = "\x1b[H\x1b[J"  # cursor to the corner, and erase the screen
-_HEADS = ("NAME", "CPU %", "MEMORY / LIMIT", "DISK", "NET I/O", "PIDS")
+_HEADS = ("NAME", "CPU %", "MEM USAGE / LIMIT", "MEM %", "NET I/O", "BLOCK I/O", "DISK", "PIDS")
 
 
 def stats_command(options: argparse.Namespace) -> int:
@@ -65,7 +65,10 @@ def _print(options: argparse.Namespace, rows: list[dict[str, Any]], *, clear: bo
     if clear:
         sys.stdout.write(_CLEAR)
     lines = [
-        (printable(row["Name"]), row["CPUPerc"], row["MemUsage"], _size(row["disk_bytes"]), row["NetIO"], row["PIDs"])
+        (
+            printable(row["Name"]),
+            *(row[name] for name in ("CPUPerc", "MemUsage", "MemPerc", "NetIO", "BlockIO", "Disk", "PIDs")),
+        )
         for row in shown
     ]
     for line in table(_HEADS, lines, right=_HEADS[1:]):
@@ -80,11 +83,13 @@ def _docker(row: dict[str, Any]) -> dict[str, str]:
     return {
         "Name": row["name"],
         "ID": row["name"],
+        "Container": row["name"],
         "CPUPerc": f"{row['cpu_percent']:.1f}%",
         "MemUsage": f"{_size(row['memory_bytes'])} / {_size(limit)}",
         "MemPerc": f"{100 * row['memory_bytes'] / limit:.1f}%",
         "NetIO": network,
-        "BlockIO": _size(row["disk_bytes"]),
+        "BlockIO": f"{_size(row['read_bytes'])} / {_size(row['written_bytes'])}",
+        "Disk": _size(row["disk_bytes"]),
         "PIDs": str(row["processes"]),
     }
 

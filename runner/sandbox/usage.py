@@ -14,10 +14,12 @@ from rootdisk.errors import RootdiskError
 from runner.sandbox import directory, orders
 from runner.sandbox.directory import State
 from runner.store import events
+from runner.store.limits import disk_bytes
 from runner.store.store import Store
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 _ANSWER_S = 5.0  # for a guest that is asked for its counters
+_TRANSFER = re.compile(rb"^(read_bytes|write_bytes): ([0-9]+)$", re.MULTILINE)
 _INTERFACE = re.compile(rb"^\s*([^:\s]+):\s*(.*)$", re.MULTILINE)
 _DOCUMENT_MAX_BYTES = 64 << 10
 
@@ -33,6 +35,8 @@ class Usage(NamedTuple):
     disk_bytes: int  # of the sandbox's own disk file
     received_bytes: int | None  # by the guest, from its network; None if it does not say
     sent_bytes: int | None
+    read_bytes: int  # by its processes from the host's disks
+    written_bytes: int
     processes: int
 
     def to_json(self, earlier: Usage | None) -> dict[str, Any]:
@@ -55,7 +59,7 @@ def sandbox_document(store: Store, name: str) -> dict[str, Any]:
 
 def usage(state: State, *, network: bool = True) -> Usage | None:
     """Measure a running sandbox; None if it ends meanwhile."""
-    processor_s, memory, count = 0.0, 0, 0
+    processor_s, memory, count, read, written = 0.0, 0, 0, 0, 0
     for pid in _family(state.pid):
         with contextlib.suppress(OSError, ValueError, IndexError, StopIteration):
             # proc_pid_stat(5): after the name, utime and stime are the fields 12 and 13
@@ -64,16 +68,16 @@ def usage(state: State, *, network: bool = True) -> Usage | None:
             count += 1
             rollup = Path(f"/proc/{pid}/smaps_rollup").read_text("ascii", "replace").splitlines()
             memory += next(int(line.split()[1]) for line in rollup if line.startswith("Pss:")) << 10
+            transfers = dict(_TRANSFER.findall(Path(f"/proc/{pid}/io").read_bytes()))  # proc_pid_io(5)
+            read += int(transfers.get(b"read_bytes", 0))
+            written += int(transfers.get(b"write_bytes", 0))
     if not count:
         return None
-    disk = 0
-    for path in state.folder.glob("disk.*"):
-        with contextlib.suppress(OSError):
-            disk += path.stat().st_blocks * 512
     counters = _network(state) if network and state.spec.network != "none" else None
     received, sent = counters or (None, None)
     limit = state.spec.memory_mib << 20
-    return Usage(state.name, time.monotonic(), processor_s, memory, limit, disk, received, sent, count)
+    disk = disk_bytes(state.folder)
+    return Usage(state.name, time.monotonic(), processor_s, memory, limit, disk, received, sent, read, written, count)
 
 
 def _family(pid: int) -> Iterator[int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -55,7 +56,10 @@ def test_what_it_uses(loop: str, runner: Runner) -> None:
     assert row["received_bytes"] is not None
     assert row["processes"] >= 2
     assert runner("stats", "--format", "{{.Name}} {{.PIDs}}").stdout.startswith("loop ")
-    assert "CPU %" in runner("stats").stdout
+    heads = re.split("  +", runner("stats").stdout.partition("\n")[0])
+    assert heads == ["NAME", "CPU %", "MEM USAGE / LIMIT", "MEM %", "NET I/O", "BLOCK I/O", "DISK", "PIDS"]
+    fields = "{{.Container}} {{.CPUPerc}} {{.MemUsage}} {{.NetIO}} {{.BlockIO}} {{.MemPerc}} {{.PIDs}}"  # docker's
+    assert runner("stats", "--format", fields).returncode == 0
     assert "does not run" not in runner("stats", "loop").stderr
     assert runner("stats", "none").returncode == 125
 
