@@ -9,12 +9,13 @@ import socket
 import time
 from typing import NoReturn
 
-from rootdisk.durable import read_file, socket_address
+from rootdisk.durable import read_file
 from rootdisk.errors import Busy, RootdiskError
 from rootdisk.oci.documents import Digest
 from rootdisk.system import process
 from rootdisk.system.locks import sign, take
 from rootdisk.system.ownership import make_private_below
+from rootdisk.system.sockets import listening
 from rootdisk.text import one_line, printable
 from runner.store import filling
 from runner.store.filling import DiskSource, FillStatus, keep_name
@@ -115,21 +116,16 @@ def _last_words(store: Store, source: DiskSource) -> str:
 
 def _start(store: Store, source: DiskSource, lock: int) -> None:
     """Start the server, which gets the lock. It can be connected to when this returns."""
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    name = f"{source.digest.hex}.socket"
     try:
-        with socket_address(filling.folder(store), f"{source.digest.hex}.socket") as address:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(address)
-            listener.bind(address)
-            listener.listen(_BACKLOG)
-        child = os.fork()
-        if not child:
-            if os.fork():  # so that nobody has to wait for the server's end
-                os._exit(0)
-            _serve(store, source, lock, listener)
-        os.waitpid(child, 0)
+        with listening(filling.folder(store), name, _BACKLOG, socket.SOCK_SEQPACKET) as listener:
+            child = os.fork()
+            if not child:
+                if os.fork():  # so that nobody has to wait for the server's end
+                    os._exit(0)
+                _serve(store, source, lock, listener)
+            os.waitpid(child, 0)
     finally:
-        listener.close()
         os.close(lock)
 
 

@@ -15,8 +15,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from rootdisk.durable import open_file, socket_address
+from rootdisk.durable import open_file
 from rootdisk.errors import Busy, RootdiskError
+from rootdisk.system.sockets import listening
 from rootdisk.text import printable
 from runner.lazy import start
 from runner.lazy.served import ServedDisk
@@ -48,14 +49,9 @@ class Feed:
         self._is_complete = False
         self._has_lost = False  # a server has ended
         self._has_ordered = False  # QEMU has not replied yet
-        self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        with socket_address(folder, _NAME) as address:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(address)
-            self.listener.bind(address)
+        self.listener = listening(folder, _NAME, 4)
         # QEMU may be another user, and has the descriptor. Nobody else gets through the directory, which is private.
         self.path.chmod(0o666)
-        self.listener.listen(4)
         for sock in (self.listener, served.server):
             sock.setblocking(False)
 

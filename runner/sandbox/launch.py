@@ -15,8 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rootdisk.durable import socket_address
 from rootdisk.errors import RootdiskError
+from rootdisk.system.sockets import listening
 from runner.machine import tsc
 from runner.sandbox.directory import discard
 from runner.sandbox.keeper_process import keep
@@ -27,6 +27,7 @@ from runner.store.store import Store
 if TYPE_CHECKING:
     from runner.channel.session import Session
 
+_CLIENTS = 256  # that wait to be accepted
 STOPPED_S = 40.0  # time after a signal for program, guest and keeper to end, with a margin
 
 
@@ -109,13 +110,7 @@ def begin(prepared: PreparedSandbox, store: Store, counter: tsc.Counter) -> tupl
 
 def listen(folder: Path) -> socket.socket:
     """Create the control socket in `folder`."""
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    with socket_address(folder, "control") as address:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(address)
-        listener.bind(address)
-        listener.listen(256)
-    return listener
+    return listening(folder, "control", _CLIENTS)
 
 
 def _started(session: Session) -> int:
