@@ -166,7 +166,7 @@ def _wait_stopped(state: State, order: Callable[[State], None], seconds: float) 
             return
         with contextlib.suppress(BadInput, OSError, ValueError):
             now = read(state.folder)
-            if now.running and now.started != state.started:
+            if now.running and now.pid == state.pid and now.started != state.started:  # by its policy, not by a user
                 order(now)
                 state = now
     wait_end(state, max(0.0, end - time.monotonic()))
