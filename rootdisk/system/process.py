@@ -65,17 +65,37 @@ def find(name: str) -> str | None:
     return None
 
 
-def forbid_core() -> None:
-    """Disable core files for this process and its children: they would contain secrets."""
+def protect_secrets() -> None:
+    """Keep what this process knows from others: no core files, also of its children, and no environment in /proc."""
+    _forbid_core()
+    hide_environment()
+
+
+def _forbid_core() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def hide_environment() -> None:
+    """Clear what /proc and ps show of this process's environment: it may contain secrets. Programs and libraries still find it."""
+    for name, value in os.environb.items():
+        os.putenv(name, value)  # the C library copies it: nothing refers to the original any more
+    _overwrite("env_start", b"")
 
 
 def retitle(text: str) -> None:
     """Replace the command line that ps shows for this process: the original may contain secrets."""
+    _overwrite("arg_start", text.encode())
+
+
+_FIELDS = {"arg_start": 45, "env_start": 47}  # proc_pid_stat(5), after the name; the end is the next one
+
+
+def _overwrite(field: str, text: bytes) -> None:
+    """Fill a part of this process's memory that the kernel shows to others with `text` and zeros."""
     fields = Path("/proc/self/stat").read_text("utf-8", "replace").rpartition(")")[2].split()
-    start, end = int(fields[45]), int(fields[46])  # proc_pid_stat(5): arg_start and arg_end
+    start, end = map(int, fields[_FIELDS[field] :][:2])
     if start:  # 0 if the process has changed its user, or if the kernel hides the address
-        ctypes.memmove(start, text.encode()[: end - start - 1].ljust(end - start, b"\0"), end - start)
+        ctypes.memmove(start, text[: end - start - 1].ljust(end - start, b"\0"), end - start)
 
 
 @contextlib.contextmanager
@@ -198,7 +218,7 @@ def start(
             _enter(cgroup)
         if prepare is not None:
             prepare()
-        forbid_core()
+        _forbid_core()
         if file_max_bytes is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (file_max_bytes, file_max_bytes))
         if user is not None:
@@ -309,9 +329,10 @@ def heard(*wanted: signal.Signals) -> tuple[signal.Signals, ...]:
 def detach(keep: Collection[int], log: Path | None) -> None:
     """Make this forked process independent of its caller: new session, directory / and only its own descriptors.
 
-    Descriptors 0 to 2 and those in `keep` stay open. Standard error goes to the file `log`, or is unchanged if None.
+    Its environment is hidden. Descriptors 0 to 2 and those in `keep` stay open. Standard error goes to the file `log`, or is unchanged if None.
     """
     os.setsid()
+    hide_environment()
     # Relative entries of PATH refer to the working directory of the caller.
     os.environ["PATH"] = os.pathsep.join(map(_absolute, os.get_exec_path()))
     os.chdir("/")

@@ -26,7 +26,7 @@ from runner.store.store import Store
 def boot_command(options: argparse.Namespace) -> int:
     """Boot a sandbox. In the foreground, return its program's exit status."""
     counter = Counter()  # measures while the rest of this function runs
-    process.forbid_core()
+    process.protect_secrets()
     wanted = request(options)
     store = Store.open()
     ports.check(wanted.spec.forwards)
@@ -45,7 +45,7 @@ def start_command(options: argparse.Namespace) -> int:
     if options.interactive and not options.attach:
         raise BadInput("--interactive", "write it with --attach: runner start -ai NAME")
     counter = Counter()
-    process.forbid_core()
+    process.protect_secrets()
     store = Store.open()
     if options.all:
         return _start_all(options, store, counter)
@@ -99,7 +99,7 @@ def _told_of(name: str) -> Iterator[None]:
 def restart_command(options: argparse.Namespace) -> int:
     """Stop kept sandboxes, all at once, and start them again."""
     counter = Counter()
-    process.forbid_core()
+    process.protect_secrets()
     store = Store.open()
     states = [directory.find(store, name) for name in dict.fromkeys(options.name)]
     for state in states:

@@ -92,7 +92,7 @@ def _connection(name: str, stack: contextlib.ExitStack) -> Callable[[], socket.s
 
             if sys.stderr.isatty():
                 print(f"runner: booting sandbox {printable(name)} for the copy", file=sys.stderr, flush=True)
-            process.forbid_core()
+            process.protect_secrets()
             stack.enter_context(visit.started(store, state))
             is_started = True
         return connect(state)

@@ -19,7 +19,7 @@ from runner.store.store import Store
 
 def snapshot_command(options: argparse.Namespace) -> int:
     """Save a running sandbox, or the disk of any."""
-    process.forbid_core()
+    process.protect_secrets()
     name = sandbox_name(options.snapshot, "SNAPSHOT")
     store = Store.open()
     has_memory = not options.without_memory

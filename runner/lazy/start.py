@@ -140,7 +140,7 @@ def _serve(store: Store, source: DiskSource, lock: int, listener: socket.socket)
         process.reset_signals()
         for number in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
             signal.signal(number, signal.SIG_IGN)
-        process.forbid_core()
+        process.protect_secrets()
         process.retitle(f"runner: serves disk {source.digest.short}")
         sign(lock, f"serves disk {source.digest.short}")
         from runner.lazy.server import Server

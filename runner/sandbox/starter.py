@@ -151,7 +151,8 @@ def serve(fd: int) -> NoReturn:
     # A keeper that has ended leaves no zombie. Each keeper sets this back, because it waits for its machine.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     os.umask(0o077)
-    process.forbid_core()
+    os.environ.clear()  # each order has one
+    process.protect_secrets()
     process.retitle("runner: starts sandboxes of another program")
     counter = tsc.Counter()
     _load()

@@ -100,6 +100,14 @@ def test_a_caller_that_ignores_its_children() -> None:
     assert shell("trap '' CHLD; exec $0 -c \"$1\"", script).stdout == "1\n"
 
 
+def test_an_environment_that_is_hidden() -> None:
+    """Nobody sees it in /proc any more. This process and its programs have it, the C library's getenv too."""
+    script = "import ctypes, os, sys; from pathlib import Path; from rootdisk.system import process as p; see = Path('/proc/self/environ').read_bytes;"
+    script += "before = see(); p.protect_secrets(); get = ctypes.CDLL(None).getenv; get.restype = ctypes.c_char_p;"
+    script += "print(b'T0KEN' in before, see().strip(bytes(1)), os.environ['S'], get(b'S'), p.run(['printenv', 'S']).out)"
+    assert shell('$0 -c "$1"', script, S="T0KEN").stdout == "True b'' T0KEN b'T0KEN' b'T0KEN\\n'\n"
+
+
 def test_a_program_that_does_not_answer() -> None:
     with pytest.raises(TimeoutError, match=r"no answer within 0\.2 s"):
         process.run(["sh", "-c", "sleep 100 & wait"], timeout_s=0.2)
