@@ -33,12 +33,12 @@ class Lookups:
         self._questions: queue.SimpleQueue[tuple[object, str, int]] = queue.SimpleQueue()
         self._answers: queue.SimpleQueue[Found] = queue.SimpleQueue()
         self._threads = 0
-        self._waiting = 0
+        self.waiting = 0  # questions without an answer, also those that nobody waits for any more
 
     def ask(self, who: object, name: str, port: int) -> None:
         """Ask for the addresses of `name`."""
-        self._waiting += 1
-        if self._threads < min(self._waiting, THREADS_MAX):
+        self.waiting += 1
+        if self._threads < min(self.waiting, THREADS_MAX):
             self._threads += 1
             threading.Thread(target=self._serve, daemon=True).start()
         self._questions.put((who, name, port))
@@ -51,7 +51,7 @@ class Lookups:
         with contextlib.suppress(queue.Empty):
             while True:
                 found.append(self._answers.get_nowait())
-        self._waiting -= len(found)
+        self.waiting -= len(found)
         return found
 
     def _serve(self) -> None:

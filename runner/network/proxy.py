@@ -182,8 +182,9 @@ class Proxy:
     # Called by connections
 
     def is_full(self) -> bool:
-        """Return whether no other connection may be opened."""
-        return sum(connection.is_active for connection in self._connections) >= CONNECTIONS_MAX
+        """Return whether no other connection may be opened. A look-up counts until its answer, which a program need not wait for."""
+        active = sum(connection.is_active for connection in self._connections)
+        return max(active, self.lookups.waiting) >= CONNECTIONS_MAX
 
     def watch(self, connection: Connection, events: int) -> None:
         """Wait for events of a connection's socket."""

@@ -72,7 +72,8 @@ int read_frames(struct channel *channel) {
     }
     size_t passed = channel->skipped < (size_t)count ? channel->skipped : (size_t)count;
     channel->skipped -= passed;
-    memmove(channel->incoming + channel->received, channel->incoming + channel->received + passed, count - passed);
+    if (passed) /* musl's memmove to the same place copies byte by byte */
+        memmove(channel->incoming + channel->received, channel->incoming + channel->received + passed, count - passed);
     channel->received += count - passed;
     channel->lanes.received += count;
     return 0;
@@ -103,7 +104,8 @@ int next_frame(struct channel *channel, size_t *at, struct frame *frame) {
 
 /* Forgets the first `length` bytes, which have been handled. */
 void drop_frames(struct channel *channel, size_t length) {
-    memmove(channel->incoming, channel->incoming + length, channel->received -= length);
+    if (length)
+        memmove(channel->incoming, channel->incoming + length, channel->received -= length);
 }
 
 /* The next frame of this type; others are skipped. -1 and why if the runner has gone. */

@@ -104,7 +104,9 @@ def test_an_environment_that_is_hidden() -> None:
     """Nobody sees it in /proc any more. This process and its programs have it, the C library's getenv too."""
     script = "import ctypes, os, sys; from pathlib import Path; from rootdisk.system import process as p; see = Path('/proc/self/environ').read_bytes;"
     script += "before = see(); p.protect_secrets(); get = ctypes.CDLL(None).getenv; get.restype = ctypes.c_char_p;"
-    script += "print(b'T0KEN' in before, see().strip(bytes(1)), os.environ['S'], get(b'S'), p.run(['printenv', 'S']).out)"
+    script += (
+        "print(b'T0KEN' in before, see().strip(bytes(1)), os.environ['S'], get(b'S'), p.run(['printenv', 'S']).out)"
+    )
     assert shell('$0 -c "$1"', script, S="T0KEN").stdout == "True b'' T0KEN b'T0KEN' b'T0KEN\\n'\n"
 
 

@@ -7,8 +7,10 @@ import json
 import socket
 import ssl
 import struct
+import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -393,6 +395,49 @@ def test_many_at_once_and_a_limit() -> None:
         number = inside.open()
         inside.say(number, request)
         inside.until(number, b"established")
+
+
+def test_look_ups_that_nobody_waits_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name server that does not answer, and a program that leaves at once: what waits is bounded all the same."""
+    answers = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: answers.wait(60) and [])
+    with guest(["*.slow.test:443"]) as inside:
+        waiting = 0
+        while not inside.proxy.is_full():
+            number = inside.open()
+            inside.say(number, f"CONNECT {number}.slow.test:443 HTTP/1.1\r\n\r\n".encode())
+            waiting += 1
+            until(lambda: inside.proxy.lookups.waiting == waiting, 10, 0.001)  # noqa: B023 - called at once
+            inside.send(frame(messages.CLOSED, b"", number))
+        assert waiting == proxy.CONNECTIONS_MAX
+        assert b"256 connections are open" in inside.ask(b"CONNECT x.slow.test:443 HTTP/1.1\r\n\r\n")
+        answers.set()
+        until(lambda: not inside.proxy.is_full(), 10)
+        assert b"cannot be looked up" in inside.ask(b"CONNECT x.slow.test:443 HTTP/1.1\r\n\r\n")
+
+
+def test_an_answer_with_forbidden_addresses_among_others(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only what was checked is connected to: the others are left out, whatever their place."""
+    places = [("10.0.0.1", 4), ("127.0.0.2", 4), ("::1", 6), ("::ffff:127.0.0.1", 6), ("127.0.0.1", 4)]
+    families = {4: socket.AF_INET, 6: socket.AF_INET6}
+    found = [(families[kind], socket.SOCK_STREAM, 6, "", (address, server.port)) for address, kind in places]
+    tried: list[tuple[str, int]] = []
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+    connect = socket.socket.connect_ex
+
+    class Watched(socket.socket):
+        def connect_ex(self, place: Any) -> int:
+            tried.append(place)
+            return connect(self, place)
+
+    monkeypatch.setattr(connection.socket, "socket", Watched)
+    request = f"GET http://mixed.test:{server.port}/ HTTP/1.1\r\n\r\n".encode()
+    with guest([f"mixed.test:{server.port}", f"127.0.0.1:{server.port}"]) as inside:
+        assert inside.ask(request) == OK
+        assert tried == [("127.0.0.1", server.port)]
+    with guest([f"mixed.test:{server.port}"]) as inside:
+        assert b"a private address" in inside.ask(request)
+        assert len(tried) == 1
 
 
 def test_10_000_streams_and_floods() -> None:
