@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import struct
 from collections import deque
+from collections.abc import Callable
 from ipaddress import IPv4Address
 from typing import Protocol
 
@@ -64,6 +65,7 @@ class Streams:
         self._busy: set[int] = set()  # numbers of ours that the guest has not given back
         self._accepted: list[tuple[Stream, IPv4Address, int]] = []
         self._queries: list[tuple[bytes, bytes]] = []
+        self._heard: dict[Stream, None] = {}
 
     def __len__(self) -> int:
         """Return the number of open streams."""
@@ -102,6 +104,22 @@ class Streams:
         accepted, self._accepted = self._accepted, []
         return [item for item in accepted if item[0].number in self._streams]
 
+    def tell_listeners(self, is_late: Callable[[], bool]) -> None:
+        """Tell listeners what has come: once, however many frames it took, because each time they read all of it.
+
+        Those that have no turn before `is_late` get it at the next call.
+        """
+        while self._heard and not is_late():
+            stream = next(iter(self._heard))
+            del self._heard[stream]
+            if stream.listener is not None:
+                stream.listener.heard()
+
+    @property
+    def is_behind(self) -> bool:
+        """Return whether some listeners are still to be told."""
+        return bool(self._heard)
+
     def take_queries(self) -> list[tuple[bytes, bytes]]:
         """Return datagrams, and who has sent each."""
         queries, self._queries = self._queries, []
@@ -125,8 +143,7 @@ class Streams:
             return
         stream.is_ended = not payload
         stream.incoming += payload
-        if stream.listener is not None:
-            stream.listener.heard()
+        self._heard[stream] = None
 
     def _lose(self, stream: Stream) -> None:
         listener, stream.listener = stream.listener, None

@@ -8,6 +8,7 @@ from __future__ import annotations
 from rootdisk.network.hosts import Host, Refused, parse_host
 
 HELLO_MAX = 64 << 10
+_RECORDS_MAX = 64  # of one message; clients use one to five
 ACCESS_DENIED = b"\x15\x03\x03\x00\x02\x02\x31"  # a fatal alert
 _HANDSHAKE, _CLIENT_HELLO, _SERVER_NAME = 22, 1, 0
 
@@ -19,7 +20,7 @@ def server_name(data: bytes | bytearray) -> Host | None:
         Refused: It is not a ClientHello, or has no server name.
     """
     message, at = bytearray(), 0
-    while True:
+    for _ in range(_RECORDS_MAX):
         head = data[at : at + 5]
         if head[:1] not in (b"", bytes([_HANDSHAKE])) or head[1:2] not in (b"", b"\x03"):
             raise Refused("not TLS")
@@ -39,6 +40,8 @@ def server_name(data: bytes | bytearray) -> Host | None:
         at += 5 + length
         if at >= len(data):
             break
+    else:
+        raise Refused("a first message of TLS in too many records")
     if len(data) >= 2 * HELLO_MAX:
         raise Refused("a first message of TLS that is too long")
     return None

@@ -222,6 +222,7 @@ def test_no_secret_is_seen_outside(loop: str, runner: Runner) -> None:
     assert {stat.S_IMODE((folder / name).stat().st_mode) for name in holding} == {0o600}
     keeper = rows(runner)["loop"]["pid"]
     assert b"not-for-others" not in Path(f"/proc/{keeper}/cmdline").read_bytes()
+    assert not Path(f"/proc/{keeper}/environ").read_bytes().strip(b"\0")
     for words in (("ps", "-a"), ("ps", "--json"), ("inspect", "loop"), ("logs", "loop"), ("--debug", "ps")):
         done = runner(*words)
         assert "not-for-others" not in done.stdout + done.stderr

@@ -23,28 +23,11 @@ LIMIT_S = 20
 KINDS = messages.STREAMS_TO_GUEST
 
 
-class Guest:
-    """A proxy in a thread, and the guest's end of its lanes."""
+class Inside:
+    """A guest's end of its lanes."""
 
-    def __init__(
-        self,
-        allow: Sequence[str],
-        hosts: dict[str, str] | None = None,
-        published: Sequence[tuple[socket.socket, int]] = (),
-        secrets: Insertion | None = None,
-    ) -> None:
-        pairs = [socket.socketpair() for _ in range(messages.LANES)]
-        self.lanes = [ours for ours, _ in pairs]
-        self.lines: list[bytes] = []
-        own = {name: ip_address(text) for name, text in (hosts or {}).items()}
-        rules = Rules([parse_rule(text) for text in allow], own)
-        self.proxy = Proxy(rules, Audit(self.lines.append), published, secrets)
-        self._watched = Watched()
-        self._ends = threading.Event()
-        self._wake, self._woken = socket.socketpair()
-        self.proxy.begin(self._watched.watch, [theirs for _, theirs in pairs])
-        self._watched.watch(self._woken, 1)
-        self._thread = threading.Thread(target=self._run, daemon=True)
+    def __init__(self, lanes: Sequence[socket.socket]) -> None:
+        self.lanes = lanes
         self.sent = self.received = 0
         self.decoder = Decoder(KINDS)
         self.inbox: dict[int, bytearray] = {}
@@ -54,24 +37,6 @@ class Guest:
         self.last_number = messages.ACCEPTED_FIRST - 1
         for lane in self.lanes:
             lane.settimeout(0.05)
-        self._thread.start()
-        self._wake.send(b"x")  # as READY does
-
-    def _run(self) -> None:
-        while not self._ends.is_set():
-            at = self.proxy.next_time
-            ready = self._watched.wait(None if at is None else max(0.0, at - time.monotonic()))
-            if self._woken in ready:
-                self._woken.recv(64)
-            self.proxy.carry(ready, is_ready=True)
-
-    def close(self) -> None:
-        self._ends.set()
-        self._wake.send(b"x")
-        self._thread.join(LIMIT_S)
-        self.proxy.close()
-        for lane in self.lanes:
-            lane.close()
 
     def send(self, data: bytes) -> None:
         while data:
@@ -149,6 +114,48 @@ class Guest:
         answer = self.rest(number)
         self.end(number)
         return answer
+
+
+class Guest(Inside):
+    """The same, with a proxy in a thread."""
+
+    def __init__(
+        self,
+        allow: Sequence[str],
+        hosts: dict[str, str] | None = None,
+        published: Sequence[tuple[socket.socket, int]] = (),
+        secrets: Insertion | None = None,
+    ) -> None:
+        pairs = [socket.socketpair() for _ in range(messages.LANES)]
+        super().__init__([ours for ours, _ in pairs])
+        self.lines: list[bytes] = []
+        own = {name: ip_address(text) for name, text in (hosts or {}).items()}
+        rules = Rules([parse_rule(text) for text in allow], own)
+        self.proxy = Proxy(rules, Audit(self.lines.append), published, secrets)
+        self._watched = Watched()
+        self._ends = threading.Event()
+        self._wake, self._woken = socket.socketpair()
+        self.proxy.begin(self._watched.watch, [theirs for _, theirs in pairs])
+        self._watched.watch(self._woken, 1)
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+        self._wake.send(b"x")  # as READY does
+
+    def _run(self) -> None:
+        while not self._ends.is_set():
+            at = self.proxy.next_time
+            ready = self._watched.wait(None if at is None else max(0.0, at - time.monotonic()))
+            if self._woken in ready:
+                self._woken.recv(64)
+            self.proxy.carry(ready, is_ready=True)
+
+    def close(self) -> None:
+        self._ends.set()
+        self._wake.send(b"x")
+        self._thread.join(LIMIT_S)
+        self.proxy.close()
+        for lane in self.lanes:
+            lane.close()
 
 
 class Server:

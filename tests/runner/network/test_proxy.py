@@ -260,6 +260,9 @@ def test_a_name_that_leads_to_this_host() -> None:
     [
         (hello("evil.test"), "the TLS server name is evil.test"),
         (hello(None), "TLS without a server name"),
+        (hello("app-test").replace(b"app-test", b"app\0test"), "not a host name"),
+        (hello("127.0.0.1x").replace(b"127.0.0.1x", b"0x7f.00001"), "an address in an unusual form"),
+        (b"".join(b"\x16\x03\x01\x00\x01%c" % byte for byte in b"\1\0\xff" + bytes(70)), "in too many records"),
         (b"GET / HTTP/1.1\r\nHost: app.test\r\n\r\n", "not TLS"),
         (b"SSH-2.0-x\r\n", "not TLS"),
         (b"\x16\x03\x01\x00\x00", "not TLS"),
@@ -430,7 +433,7 @@ def test_an_answer_with_forbidden_addresses_among_others(server: Server, monkeyp
             tried.append(place)
             return connect(self, place)
 
-    monkeypatch.setattr(connection.socket, "socket", Watched)
+    monkeypatch.setattr(socket, "socket", Watched)
     request = f"GET http://mixed.test:{server.port}/ HTTP/1.1\r\n\r\n".encode()
     with guest([f"mixed.test:{server.port}", f"127.0.0.1:{server.port}"]) as inside:
         assert inside.ask(request) == OK
@@ -438,6 +441,19 @@ def test_an_answer_with_forbidden_addresses_among_others(server: Server, monkeyp
     with guest([f"mixed.test:{server.port}"]) as inside:
         assert b"a private address" in inside.ask(request)
         assert len(tried) == 1
+
+
+def test_requests_in_single_bytes_are_read_once_a_turn(server: Server) -> None:
+    """A head that is long already, and then a frame for each byte: it is not read again for each."""
+    with guest([f"app.test:{server.port}"], {"app.test": "127.0.0.1"}) as inside:
+        number = inside.open()
+        inside.say(number, f"GET http://app.test:{server.port}/{'x' * 32_000} HTTP/1.1\r\n".encode())
+        start = time.process_time()
+        fields = b"A: b\r\n" * 2000
+        inside.send(b"".join(frame(messages.DATA_OUT, fields[at : at + 1], number) for at in range(len(fields))))
+        inside.say(number, b"\r\n")
+        assert b"more than 200 fields" in inside.rest(number)
+        assert time.process_time() - start < 0.5  # it took 70 us each time
 
 
 def test_10_000_streams_and_floods() -> None:
