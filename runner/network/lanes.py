@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from runner.channel import messages
 from runner.channel.messages import STRIPE, Decoder
 
-_READ_BYTES = 128 << 10  # in one go: 16,000 frames at most, which take some 20 ms, in which no order is heard
+_READ_BYTES = 512 << 10  # in one go
 _SEND_BYTES = 128 << 10  # that wait for the guest
 
 
@@ -25,9 +25,14 @@ class Lanes:
         self._out = bytearray()
         self._decoder = Decoder(messages.STREAMS_FROM_GUEST)
 
-    def receive(self) -> Iterator[tuple[int, int, bytes]]:
-        """Yield the frames that have come; what is none is left out."""
-        until = self._received + _READ_BYTES
+    @property
+    def is_behind(self) -> bool:
+        """Return whether frames that have come are still to be yielded."""
+        return self._decoder.next_kind() is not None
+
+    def receive(self, is_late: Callable[[], bool]) -> Iterator[tuple[int, int, bytes]]:
+        """Yield the frames that have come, until `is_late`; what is none is left out."""
+        until = self._received + (0 if self.is_behind else _READ_BYTES)
         while self._received < until:
             place, rest = divmod(self._received, STRIPE)
             try:
@@ -38,7 +43,7 @@ class Lanes:
                 break
             self._received += len(data)
             self._decoder.add(data)
-        while (decoded := self._decoder.take()) is not None:
+        while not is_late() and (decoded := self._decoder.take()) is not None:
             if decoded[0] != messages.INVALID:
                 yield decoded
 

@@ -30,7 +30,7 @@ PORT, DNS_PORT = 3128, 53
 LOCAL = IPv4Address("127.0.0.1")
 CONNECTIONS_MAX = 256
 _TICK_S = 1.0
-_TURN_S = 0.02  # for the connections together; one alone may take 60 ms, for 64 KiB in chunks of one byte
+_TURN_S = 0.005  # for frames, for what they have brought, and for the connections' sockets; one of these may take more
 _MESSAGE_MAX = 4096  # of DNS over TCP
 
 
@@ -96,7 +96,7 @@ class Proxy:
 
     def _hear(self) -> None:
         """Process what the guest has sent."""
-        for kind, number, payload in self._lanes.receive():
+        for kind, number, payload in self._lanes.receive(_turn()):
             self.streams.from_guest(kind, number, payload)
         self.streams.tell_listeners(_turn())
         for stream, address, port in self.streams.take_accepted():
@@ -134,15 +134,19 @@ class Proxy:
     @property
     def next_time(self) -> float | None:
         """The time of the next call of `carry` (monotonic seconds); None if only events count."""
-        if self.streams.is_behind:
+        if self._is_behind:
             return 0.0
         return self._tick_at + _TICK_S if self._connections else None
+
+    @property
+    def _is_behind(self) -> bool:
+        return self.streams.is_behind or self._lanes.is_behind
 
     def carry(self, ready: Mapping[Any, int], *, is_ready: bool) -> None:
         """Process events of sockets, and what has taken too long. `is_ready`: the guest's program has started."""
         if is_ready and not self._is_published:
             self._publish()
-        if self.streams.is_behind or not self._lanes.known.isdisjoint(ready):
+        if self._is_behind or not self._lanes.known.isdisjoint(ready):
             self._hear()
         if self.lookups.wake in ready:
             for found in self.lookups.answers():
