@@ -15,13 +15,13 @@ from typing import NamedTuple
 
 import zstandard
 
-from rootdisk.artifact.format import ArtifactManifest, Chunk
+from rootdisk.artifact.format import Chunk
 from rootdisk.errors import DigestMismatch, RootdiskError
 from rootdisk.oci.repository import Joined, Repository
 from rootdisk.places import open_repository
 from runner.lazy.agenda import FETCHERS, Agenda, Job
-from runner.store.boot_blobs import boot_blobs, needed_to_start
 from runner.store.chunks import SYNC_BYTES, plan, receive
+from runner.store.fetch import fetch_rest
 from runner.store.filling import DiskSource, keep_name
 from runner.store.partial import PartialDisk, write_error
 from runner.store.possession import served
@@ -170,14 +170,9 @@ class Fetchers:
 
     def _fetch_rest(self) -> None:
         """Fetch the blobs that boot the disk and that were not needed to start it. Then the artifact's name can be kept."""
-        roles = ArtifactManifest.parse(self._source.manifest)
-        config = self._store.read_config(roles.config.digest.hex)
-        needed = needed_to_start(roles, config)
-        known = served(self._store, self._source.reference, self._source.options)
-        for blob in boot_blobs(roles, config):
-            if blob not in needed:
-                again = blob.content.digest.hex not in known
-                self._store.boot_blob(self._blob().repository, blob, again=again, pause=self._agenda.let_guests_pass)
+        source = self._source
+        known = served(self._store, source.reference, source.options)
+        fetch_rest(self._store, self._blob().repository, source.manifest, known, self._agenda.let_guests_pass)
         keep_name(self._store, self._source)
         self.is_proven = True
 

@@ -39,27 +39,27 @@ def enter(store: Store, source: DiskSource) -> socket.socket:
     """
     sock, status = attach(store, source)
     try:
-        if status.place != source.place:
-            _check_possession(store, source)
-        elif status.is_proven:
-            keep_name(store, source)
-        elif status.is_complete:  # by another process, from anywhere
-            _check_possession(store, source)
+        is_proven = status.is_proven and status.place == source.place
+        if is_proven or status.place != source.place or status.is_complete:
+            _check_possession(store, source, has_disk=is_proven)
     except BaseException:
         sock.close()
         raise
     return sock
 
 
-def _check_possession(store: Store, source: DiskSource) -> None:
+def _check_possession(store: Store, source: DiskSource, *, has_disk: bool) -> None:
+    """Keep the name of an artifact whose repository shows that it has everything; `has_disk`: it has shown that for the disk."""
     from rootdisk.oci.repository import Joined
     from rootdisk.places import open_repository
-    from runner.store.fetch import check_chunk
+    from runner.store.fetch import check_chunk, fetch_rest
     from runner.store.possession import served
 
-    if source.digest.hex not in served(store, source.reference, source.options):
-        with contextlib.closing(open_repository(source.reference, source.options)) as repository:
+    known = served(store, source.reference, source.options)
+    with contextlib.closing(open_repository(source.reference, source.options)) as repository:
+        if not has_disk and source.digest.hex not in known:
             check_chunk(Joined(repository, source.blobs), source.chunk_index)
+        fetch_rest(store, repository, source.manifest, known)
     keep_name(store, source)
 
 

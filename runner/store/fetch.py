@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from rootdisk.artifact.format import ArtifactConfig, ArtifactManifest, Chunk, ChunkIndex
@@ -87,6 +87,22 @@ def fetch_boot(
             atomic_write(store.index(config.disk_digest), raw)
         except OSError as err:
             raise RootdiskError(f"store {store.root}: {err.strerror}", advice(err, len(raw), store.root)) from err
+
+
+def fetch_rest(
+    store: Store,
+    repository: Repository,
+    manifest: bytes,
+    served: Collection[str],
+    pause: Callable[[], None] | None = None,
+) -> None:
+    """Fetch the blobs that boot a disk and that `fetch_boot` has left out. `pause` is called after each piece."""
+    roles = ArtifactManifest.parse(manifest)
+    config = store.read_config(roles.config.digest.hex)
+    needed = needed_to_start(roles, config)
+    for blob in boot_blobs(roles, config):
+        if blob not in needed:
+            store.boot_blob(repository, blob, again=blob.content.digest.hex not in served, pause=pause)
 
 
 @contextlib.contextmanager

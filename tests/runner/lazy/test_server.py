@@ -15,13 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import zstandard
 
-from imagetool.packing.manifest import Blob
-from rootdisk.artifact.compressed import Content
-from rootdisk.artifact.format import VMLINUX_TYPE
 from rootdisk.errors import RegistryError
-from rootdisk.oci.documents import Digest, Platform
+from rootdisk.oci.documents import Platform
 from rootdisk.oci.reference import parse_reference
 from runner.lazy import agenda, reads
 from runner.store import filling
@@ -30,12 +26,12 @@ from runner.store.filling import DiskSource
 from runner.store.pull import pull
 from runner.store.store import Store
 from runner.store.verify import verify
-from tests.support.artifacts import KERNEL, Sample, publish, with_boot
+from tests.support.artifacts import Sample
 from tests.support.fault_cases import Case, disk_cases
 from tests.support.faults import ALWAYS, PIECE_BYTES, Fault, FaultProxy
 from tests.support.fetches import refetched, times_served, verified
 from tests.support.nbd import PATIENT, Machine, NbdError, listening, server_of
-from tests.support.registry import RunningRegistry, needs_registry
+from tests.support.registry import needs_registry
 from tests.support.waiting import until
 
 pytestmark = needs_registry
@@ -386,36 +382,6 @@ def test_a_client_that_does_not_read_holds_up_nobody(boot: Boot, made: Sample) -
         for cookie in range(900):
             lazy.client.ask(0, 1 << 20, cookie)
     assert other.client.read(4096, 4096) == made.disk[4096:8192]
-
-
-@pytest.mark.skipif(Platform.host().architecture != "amd64", reason="QEMU starts a vmlinux on x86 only")
-def test_the_kernel_that_is_not_started_comes_with_the_fill(
-    registry: RunningRegistry, store: Store, made: Sample, proxy: FaultProxy
-) -> None:
-    elf, kernel = b"\x7fELF" * 1000, Digest.of(KERNEL)
-    booted = with_boot(
-        made,
-        Blob.of_bytes(VMLINUX_TYPE, zstandard.compress(elf)),
-        vmlinux=Content(Digest.of(elf), len(elf)),
-    )
-    name = f"{proxy.name}/lazy/booted:v1"
-    publish(booted, f"{registry.name}/lazy/booted:v1", registry.options)
-    artifact = pull(store, parse_reference(name), PATIENT, Platform.host(), lazily=True)
-    assert artifact.source is not None
-    assert artifact.kernel is None
-    assert artifact.booted_kernel == artifact.vmlinux == store.blob_path(Digest.of(elf))
-    assert not proxy.bytes_of(str(kernel))
-    machine = Machine(store, artifact.source)
-    machine.close()
-    until(lambda: not server_of(store), 60)
-    assert store.blob_path(kernel).read_bytes() == KERNEL
-    asked = len(proxy.seen)
-    complete = pull(store, parse_reference(name), PATIENT, Platform.host(), ask=False)
-    assert complete.kernel == store.blob_path(kernel)
-    assert len(proxy.seen) == asked
-    assert proxy.bytes_of(str(kernel)) == len(KERNEL)
-    for each in (artifact, complete):
-        each.release()
 
 
 def test_it_uses_no_processor_time_when_the_disk_is_complete(

@@ -1,0 +1,83 @@
+"""The kernel of an artifact with a vmlinux, which QEMU starts in its place: it comes with the fill, and proves what it has to."""
+
+from __future__ import annotations
+
+import pytest
+import zstandard
+
+from imagetool.packing.manifest import Blob
+from rootdisk.artifact.compressed import Content
+from rootdisk.artifact.format import VMLINUX_TYPE
+from rootdisk.errors import RegistryError
+from rootdisk.oci.documents import Digest, Platform
+from rootdisk.oci.reference import parse_reference
+from runner.lazy.start import enter
+from runner.store.pull import pull
+from runner.store.store import Store
+from tests.support.artifacts import KERNEL, Sample, publish, with_boot
+from tests.support.faults import ALWAYS, Fault, FaultProxy
+from tests.support.nbd import PATIENT, Machine, server_of
+from tests.support.registry import RunningRegistry, needs_registry
+from tests.support.waiting import until
+
+pytestmark = [
+    needs_registry,
+    pytest.mark.skipif(Platform.host().architecture != "amd64", reason="QEMU starts a vmlinux on x86 only"),
+]
+ELF = b"\x7fELF" * 1000
+VMLINUX = Blob.of_bytes(VMLINUX_TYPE, zstandard.compress(ELF))
+BOOTED_KERNEL = Digest.of(KERNEL)
+
+
+@pytest.fixture
+def booted(registry: RunningRegistry, made: Sample) -> Sample:
+    """The disk with a kernel and a vmlinux, in two repositories."""
+    booted = with_boot(made, VMLINUX, vmlinux=Content(Digest.of(ELF), len(ELF)))
+    for name in ("booted", "other"):
+        publish(booted, f"{registry.name}/lazy/{name}:v1", registry.options)
+    return booted
+
+
+@pytest.mark.usefixtures("booted")
+def test_the_kernel_that_is_not_started_comes_with_the_fill(store: Store, proxy: FaultProxy) -> None:
+    reference = parse_reference(f"{proxy.name}/lazy/booted:v1")
+    artifact = pull(store, reference, PATIENT, Platform.host(), lazily=True)
+    assert artifact.source is not None
+    assert artifact.kernel is None
+    assert artifact.booted_kernel == artifact.vmlinux == store.blob_path(Digest.of(ELF))
+    assert not proxy.bytes_of(str(BOOTED_KERNEL))
+    machine = Machine(store, artifact.source)
+    machine.close()
+    until(lambda: not server_of(store), 60)
+    assert store.blob_path(BOOTED_KERNEL).read_bytes() == KERNEL
+    asked = len(proxy.seen)
+    complete = pull(store, reference, PATIENT, Platform.host(), ask=False)
+    assert complete.kernel == store.blob_path(BOOTED_KERNEL)
+    assert len(proxy.seen) == asked
+    assert proxy.bytes_of(str(BOOTED_KERNEL)) == len(KERNEL)
+    for each in (artifact, complete):
+        each.release()
+
+
+@pytest.mark.usefixtures("booted")
+def test_another_repository_shows_that_it_has_the_kernel(store: Store, proxy: FaultProxy) -> None:
+    """Although the store has it, and the disk's server fetches from the first repository."""
+    proxy.pause_s = 0.02
+    first, other = (
+        pull(store, parse_reference(f"{proxy.name}/lazy/{name}:v1"), PATIENT, Platform.host(), lazily=True)
+        for name in ("booted", "other")
+    )
+    assert first.source is not None
+    assert other.source is not None
+    machine = Machine(store, first.source)
+    until(lambda: store.blob_path(BOOTED_KERNEL).exists())
+    proxy.add(Fault("status", f"/lazy/other/blobs/{BOOTED_KERNEL}", ALWAYS, status=404))
+    with pytest.raises(RegistryError, match="404"):
+        enter(store, other.source)
+    proxy.faults.clear()
+    enter(store, other.source).close()
+    proxy.pause_s = 0
+    machine.close()
+    until(lambda: not server_of(store), 60)
+    for each in (first, other):
+        each.release()
