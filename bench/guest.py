@@ -55,7 +55,7 @@ def rows(bench: Bench) -> list[Row]:
     room = bench.work / "guest"
     room.mkdir()
     try:
-        local = _artifact(bench, room)
+        local = _artifact(bench, room / "plain")
         smallest = _initramfs(room)
         boots = [(_boot(local, smallest, room), _boot(local, None, room)) for _ in range(bench.rounds + 1)][
             -max(bench.rounds, 1) :
@@ -76,6 +76,7 @@ def rows(bench: Bench) -> list[Row]:
             Row("guest: kernel", "", {}, _measured(boot.kernel_s for boot in theirs)),
             Row("guest: init", "", {}, _measured(a.kernel_s - b.kernel_s for a, b in zip(ours, theirs, strict=True))),
             Row("guest, power-on by its vmlinux", "bzImage", {"wall": 0.88}, by_elf, by_image),
+            _verity(bench, local, room),
             *_clones(bench, local, room),
         ]  # fmt: skip
     finally:
@@ -94,6 +95,19 @@ def _kernels(local: StoredArtifact, room: Path, rounds: int) -> tuple[Measured, 
     return by_image, by_elf
 
 
+def _verity(bench: Bench, local: StoredArtifact, room: Path) -> Row:
+    """Return the row of a read-only boot through dm-verity, beside one of the artifact without a tree."""
+    checked = _artifact(bench, room / "verity", "--verity")
+    boots = [
+        [_boot(artifact, None, room, is_read_only=True) for artifact in (checked, local)]
+        for _ in range(max(bench.rounds, 1))
+    ]
+    ours, theirs = (
+        _measured((pair[side].wall_s for pair in boots), (pair[side].cpu_s for pair in boots)) for side in (0, 1)
+    )
+    return Row("guest, --read-only with dm-verity", "--read-only", {"wall": 1.05}, ours, theirs)
+
+
 def _measured(seconds: Iterable[float], cpu: Iterable[float] = ()) -> Measured:
     return Measured(tuple(Run(0, a, b, 0, 0) for a, b in zip_longest(seconds, cpu, fillvalue=0.0)), 0)
 
@@ -102,7 +116,7 @@ def _size(folder: Path) -> str:
     return f"{next(folder.glob('*/init')).stat().st_size:,}"
 
 
-def reference(bench: Bench, room: Path) -> str:
+def reference(bench: Bench, room: Path, *options: str) -> str:
     """Make an artifact of an image with the program and little else; it waits if it is called with an argument."""
     compiler = shutil.which("musl-gcc") or "gcc"
     source = Path(__file__).with_name("small.c")
@@ -119,12 +133,13 @@ def reference(bench: Bench, room: Path) -> str:
                 tar.addfile(info, file)
 
     layout.make(room / "image", [write], {"Entrypoint": ["/small"]})
-    return f"oci:{artifact_of(bench, room / 'image', room / 'artifact')}:1"
+    return f"oci:{artifact_of(bench, room / 'image', room / 'artifact', *options)}:1"
 
 
-def _artifact(bench: Bench, room: Path) -> StoredArtifact:
+def _artifact(bench: Bench, room: Path, *options: str) -> StoredArtifact:
     """The artifact of `reference`, in a store of its own."""
-    made = reference(bench, room)
+    room.mkdir()
+    made = reference(bench, room, *options)
     with mock.patch.dict(os.environ, ROOTDISK_STORE=str(room / "store")):
         return pull(Store.open(), parse_reference(made), RegistryOptions(), Platform.host())
 
@@ -135,18 +150,19 @@ def _initramfs(room: Path) -> Path:
     return path
 
 
-def _boot(local: StoredArtifact, smallest: Path | None, room: Path) -> Boot:
-    """Boot the artifact, or its kernel with the initramfs `smallest`."""
+def _boot(local: StoredArtifact, smallest: Path | None, room: Path, *, is_read_only: bool = False) -> Boot:
+    """Boot the artifact, or its kernel with the initramfs `smallest`. If it is read only, use its dm-verity tree."""
     config, kind = local.config, qemu.kind(local.config.platform, room / "qemu.json")
     with tempfile.TemporaryDirectory(dir=room) as name:
         folder = Path(name)
-        filled = slot.pack([("network", b"none")], config.slot().length)
+        records = [("network", b"none"), *([("read-only", b"")] if is_read_only else [])]
+        filled = slot.pack(records, config.slot().length)
         disk = clone(local.disk, config.disk_size, folder, None, slot.clusters(config.slot(), filled))
         accelerator = accel.choose(None, config.platform).name
         machine = Machine(
             config.platform, accelerator, config.memory_mib, config.cpus, local.booted_kernel, smallest or local.initramfs,
-            _cmdline(config, accelerator, filled.digest), filled.digest, disk.path, disk.form, config.disk_size,
-            local.disk, False, "none", kind=kind,
+            _cmdline(config, accelerator, filled.digest, is_read_only), filled.digest, disk.path, disk.form, config.disk_size,
+            local.disk, False, "none", kind=kind, verity=local.verity if is_read_only else None,
         )  # fmt: skip
         start = time.monotonic()
         vm = qemu.start(machine, folder)
@@ -170,8 +186,10 @@ def _cpu_s(pid: int) -> float:
     return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def _cmdline(config: ArtifactConfig, accelerator: str, digest: str) -> str:
+def _cmdline(config: ArtifactConfig, accelerator: str, digest: str, is_read_only: bool) -> str:
     words = [config.cmdline, f"rootdisk.slot={digest}"]
+    if config.verity is not None and is_read_only:
+        words.append(config.verity.cmdline(config.slot().offset, config.slot().length))
     if accelerator == "tcg" and config.platform.architecture == "amd64" and (khz := Counter().khz()):
         words.append(f"tsc_early_khz={khz}")
     return " ".join(words)

@@ -44,13 +44,13 @@ def rows(bench: Bench, image: Path) -> list[Row]:
         return [replace(row, missing=str(err)) for row in (PULL, SYNCED, LINKED, PUSH)]
 
 
-def artifact_of(bench: Bench, image: Path, place: Path | None = None) -> Path:
-    """The artifact of `image` as tag 1 of an OCI layout, built once."""
+def artifact_of(bench: Bench, image: Path, place: Path | None = None, *options: str) -> Path:
+    """The artifact of `image` as tag 1 of an OCI layout, built once with the options of `imagetool build`."""
     artifact = place or bench.work / "artifacts" / image.name
     if artifact.exists():
         return artifact
     bench.fresh()()
-    command = [*TOOL, "build", f"oci:{image}:latest", f"oci:{artifact}:1"]
+    command = [*TOOL, "build", *options, f"oci:{image}:latest", f"oci:{artifact}:1"]
     environment = {**os.environ, "ROOTDISK_CACHE": str(bench.cache)}
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment)
     return artifact

@@ -106,7 +106,7 @@ def cached_kernel(image: Image, init: Path, cache: Path) -> tuple[Path, KernelRe
     """Make a kernel like `make_kernel`, in a directory of the cache, which is returned too. apt is asked for a newer package once a day."""
     from imagetool.guest.kernel import WANTED
 
-    what = f"{image.kernel}\0{image.platform}\0{Digest.of(init.read_bytes())}\0{sorted(WANTED.items())}\0unsigned"
+    what = f"{image.kernel}\0{image.platform}\0{Digest.of(init.read_bytes())}\0{sorted(WANTED.items())}\0slim"
     what += "\0verity" if image.verity else ""
     what += "" if image.vmlinux is None else f"\0vmlinux {image.vmlinux}"
     directory = cache / "kernels" / f"boot-{Digest.of(what.encode()).short}"

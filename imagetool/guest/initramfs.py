@@ -5,21 +5,17 @@ from __future__ import annotations
 import gzip
 import lzma
 import re
-import struct
 import zlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import zstandard
 
+from imagetool.guest.modules import slim, unsigned
 from rootdisk.artifact.format import TEMPLATE_VERSION, TEMPLATE_WITH_VERITY
 from rootdisk.compression import HEAD_BYTES, compression
 
 MODULE_MAX_BYTES = 64 << 20
-_SIGNATURE_MARK = b"~Module signature appended~\n"
-_SIGNATURE = struct.Struct(
-    ">5B3xI"
-)  # struct module_signature: algorithm, hash, kind, two lengths, length of the signature
 INITRAMFS_MAX_BYTES = 1 << 30  # decompressed; that of an artifact to verify is not ours
 
 
@@ -37,7 +33,7 @@ class Module(NamedTuple):
 
 
 def build(init: bytes, modules: Sequence[Module], *, signed: bool = True) -> bytes:
-    """`modules` in the order they are to be loaded; compressed ones are decompressed here, and lose their signatures unless `signed`."""
+    """`modules` in the order they are to be loaded; compressed ones are decompressed here, and unless `signed` they lose their signatures and what only debuggers read."""
     entries = [(b"dev", 0o040755, b""), (b"init", 0o100755, init), (b"modules", 0o040755, b"")]
     entries += [(b"modules/" + m.name.encode(), 0o100644, _content(m, signed=signed)) for m in modules]
     entries.append((b"modules/load", 0o100644, "".join(f"{m.name} {m.key}".rstrip() + "\n" for m in modules).encode()))
@@ -71,16 +67,7 @@ def _padded(data: bytes) -> bytes:
 
 def _content(module: Module, *, signed: bool) -> bytes:
     content = _plain(module.content)
-    return content if signed else unsigned(content)
-
-
-def unsigned(module: bytes) -> bytes:
-    """Return a decompressed module without the signature behind it (the kernel's scripts/sign-file.c)."""
-    if not module.endswith(_SIGNATURE_MARK) or len(module) < len(_SIGNATURE_MARK) + _SIGNATURE.size:
-        return module
-    *_, length = _SIGNATURE.unpack_from(module, len(module) - len(_SIGNATURE_MARK) - _SIGNATURE.size)
-    end = len(module) - len(_SIGNATURE_MARK) - _SIGNATURE.size - length
-    return module[:end] if end > 0 else module
+    return content if signed else slim(unsigned(content))
 
 
 def _plain(content: bytes) -> bytes:

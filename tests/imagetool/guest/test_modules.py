@@ -1,15 +1,18 @@
-"""Modules in the initramfs: without the signatures behind them, unless the kernel may want these."""
+"""Modules in the initramfs: without signatures and what debuggers read, unless the kernel may want the signatures."""
 
 from __future__ import annotations
 
 import gzip
+import shutil
 import struct
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from imagetool.guest.initramfs import Module, build, unsigned
+from imagetool.guest.initramfs import Module, build
 from imagetool.guest.kernel import Kernel
+from imagetool.guest.modules import slim, unsigned
 
 ELF = b"\x7fELF a module"
 MARK = b"~Module signature appended~\n"
@@ -46,3 +49,48 @@ def test_a_kernel_that_may_want_them(tmp_path: Path) -> None:
     for line in ("CONFIG_MODULE_SIG_FORCE=y", "CONFIG_LOCK_DOWN_KERNEL_FORCE_INTEGRITY=y"):
         config.write_text(f"CONFIG_MODULE_SIG=y\n{line}\n")
         assert kernel.wants_signatures
+
+
+@pytest.fixture(scope="module")
+def traced(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An object file as a module is: with calls of __fentry__, a list of them, and a section of BTF."""
+    folder = tmp_path_factory.mktemp("traced")
+    (folder / "a.c").write_text(
+        'static const char btf[] __attribute__((section(".BTF"), used)) = "types";\n'
+        "static int twice(int n) { return 2 * n; }\n"
+        "int (*call)(int) = twice;\n"
+        "int answer(void) { return call(20) + 2; }\n"
+    )
+    command = ["gcc", "-c", "-O1", "-fno-pic", "-pg", "-mfentry", "-mrecord-mcount", "-o", "a.o", "a.c"]
+    if shutil.which("gcc") is None or subprocess.run(command, cwd=folder, capture_output=True, check=False).returncode:
+        pytest.skip("no gcc for x86")
+    return folder / "a.o"
+
+
+def test_what_debuggers_read_is_gone_and_the_rest_still_links(traced: Path, tmp_path: Path) -> None:
+    def seen(path: Path) -> str:
+        command = ["objdump", "-d", "-r", "-h", str(path)]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+    before, slimmed = seen(traced), tmp_path / "slim.o"
+    slimmed.write_bytes(slim(traced.read_bytes()))
+    after = seen(slimmed)
+    for word in ("__mcount_loc", ".BTF", "call"):
+        assert word in before
+    assert "__mcount_loc" not in after
+    assert ".BTF" not in after
+    assert after.count("R_X86_64_NONE") == after.count("nopl   0x0(%rax,%rax,1)") == 2
+    (tmp_path / "main.c").write_text("int answer(void); int main(void) { return answer(); }\n")
+    subprocess.run(
+        ["gcc", "-no-pie", "-o", "program", "main.c", "slim.o"], cwd=tmp_path, check=True, capture_output=True
+    )
+    assert subprocess.run([tmp_path / "program"], check=False).returncode == 42
+    assert slim(slimmed.read_bytes()) == slimmed.read_bytes()
+
+
+def test_a_damaged_module_is_for_the_kernel_to_refuse(traced: Path) -> None:
+    whole = traced.read_bytes()
+    for size in range(0, len(whole), 7):
+        assert slim(whole[:size]) == whole[:size]
+    for at in range(len(whole)):
+        slim(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :])
