@@ -152,4 +152,4 @@ def _copy_simple(
         with contextlib.closing(open_repository(place, options)) as destination:
             earlier = simple_manifest(destination, subject)
     layers = [(layer, partial(repository.blob, layer)) for layer in manifest.layers]
-    push_simple(target, subject, layers, earlier, mount)
+    push_simple(target, subject, layers, earlier, mount, partial(blame, repository))

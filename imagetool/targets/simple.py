@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from imagetool.content import Content
 from imagetool.targets.target import Target, push_blobs
@@ -19,8 +19,12 @@ def push_simple(
     added: Sequence[tuple[Descriptor, Content]],
     earlier: Manifest | None = None,
     mount: str = "",
+    again: Callable[[Descriptor], bool] = lambda _: False,
 ) -> None:
-    """Add layers to the simple signatures of `subject`; `earlier` is the manifest of those that are there."""
+    """Add layers to the simple signatures of `subject`; `earlier` is the manifest of those that are there.
+
+    `mount` and `again` are those of `push_blobs`.
+    """
     layers = list(earlier.layers) if earlier is not None else []
     known = {_key(layer) for layer in layers}
     layers += [layer for layer, _ in added if _key(layer) not in known]
@@ -37,7 +41,7 @@ def push_simple(
     described = Descriptor(OCI_CONFIG, Digest.of(config), len(config))
     annotations = earlier.annotations if earlier is not None else {}
     manifest = Manifest(OCI_MANIFEST, "", described, tuple(layers), annotations)
-    push_blobs(target, [(described, config), *added], mount)
+    push_blobs(target, [(described, config), *added], mount, again=again)
     target.push_manifest(canonical_json(manifest.to_json()), OCI_MANIFEST, (signatures_tag(subject),))
 
 

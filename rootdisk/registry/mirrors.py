@@ -20,6 +20,7 @@ from typing import TypeVar
 from rootdisk.errors import DigestMismatch, RegistryError, RootdiskError
 from rootdisk.oci.documents import Descriptor, Digest
 from rootdisk.oci.reference import Reference
+from rootdisk.oci.referrers import belongs_to_digest
 from rootdisk.oci.repository import RegistryOptions, check_range
 from rootdisk.registry.answers import NETWORK_ERRORS, Stalled, network_error
 from rootdisk.registry.client import RegistryClient
@@ -71,10 +72,14 @@ class MirroredRepository:
 
     def resolve(self, name: str | Digest) -> Descriptor:
         """Return the manifest or index that a tag or digest names, at the first place that has it."""
+        if _is_attached(name):
+            return self._open_origin().resolve(name)
         return self._first(lambda repository: repository.resolve(name), by_tag=not isinstance(name, Digest))
 
     def current(self, name: str | Digest) -> Digest | None:
         """Find which manifest a tag or digest names now, at the first place that has it; None if there is none."""
+        if _is_attached(name):
+            return self._open_origin().current(name)
 
         def ask(repository: RegistryRepository) -> Digest:
             """Ask one place; a missing one is asked for elsewhere."""
@@ -95,7 +100,7 @@ class MirroredRepository:
         return self._first(lambda repository: repository.manifest(wanted))
 
     def referrers(self, subject: Digest, artifact_type: str = "") -> tuple[Descriptor, ...]:
-        """List what is attached to `subject`. The origin is asked: a mirror may not have what was attached later."""
+        """List what is attached to `subject`. As for tags of attached things, the origin is asked: see `_is_attached`."""
         return self._open_origin().referrers(subject, artifact_type)
 
     def blob(self, descriptor: Descriptor, start: int = 0, end: int | None = None) -> Iterator[bytes]:
@@ -188,6 +193,11 @@ def _is_silent(place: Place) -> bool:
     """Return whether a mirror did not answer some time ago."""
     with _lock:
         return _silent.get(place.registry, 0) > time.monotonic()
+
+
+def _is_attached(name: str | Digest) -> bool:
+    """Tell whether a tag names what is attached to a digest: a mirror may not have what was attached later."""
+    return not isinstance(name, Digest) and belongs_to_digest(name)
 
 
 def _forget(place: Place) -> bool:
