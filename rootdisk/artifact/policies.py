@@ -34,10 +34,22 @@ def places() -> tuple[Path, ...]:
 
 
 def find(named: Path | None = None) -> Path | None:
-    """Return the policy's file: `named`, else the first that exists; None if there is none."""
+    """Return the policy's file: `named`, else the first that exists; None if there is none.
+
+    Raises:
+        BadInput: Whether there is one cannot be seen, for example as a directory above it may not be searched.
+    """
     if named is not None:
         return named
-    return next((path for path in places() if os.path.lexists(path)), None)
+    for path in places():
+        try:
+            path.lstat()
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as err:
+            raise _unread(path, "policy", err) from err
+        return path
+    return None
 
 
 def load(named: Path | None = None) -> Policy | None:
@@ -81,7 +93,11 @@ def _read(path: Path, max_bytes: int, what: str) -> bytes:
                 raise BadInput(f"{what} {printable(path)}: not a regular file")
             data = file.read(max_bytes + 1)
     except OSError as err:
-        raise BadInput(f"{what} {printable(path)}: {err.strerror}", "nothing is accepted without it") from err
+        raise _unread(path, what, err) from err
     if len(data) > max_bytes:
         raise BadInput(f"{what} {printable(path)}: more than {max_bytes} bytes")
     return data
+
+
+def _unread(path: Path, what: str, err: OSError) -> BadInput:
+    return BadInput(f"{what} {printable(path)}: {err.strerror}", "nothing is accepted without it")

@@ -21,8 +21,8 @@ _WITH_MEMORY = frozenset(
     {"from_snapshot", "name", "label", "detach", "events", "keep", "rm", "timeout", "publish", "hostname", "quiet"}
     | {"interactive", "restart", "pull", "json", "debug", "help"}
 )
-# These say which disk it is.
-_NEVER = frozenset({"artifact", "platform", "clone", "disk_size", "verify", "record_reads"})
+# These say which disk it is, or who must have signed it: of a snapshot's, the policy of this host.
+_NEVER = frozenset({"artifact", "platform", "policy", "clone", "disk_size", "verify", "record_reads"})
 
 
 def create(store: Store, options: argparse.Namespace, spec: Spec, settings: Sequence[Record]) -> PreparedSandbox:
@@ -81,6 +81,8 @@ def _check(options: argparse.Namespace, snapshot: Snapshot, *, is_cold: bool) ->
         if value in (None, action.default, "", []):
             continue
         name = action.option_strings[-1] if action.option_strings else "a command"
+        if action.dest == "policy":
+            raise BadInput(f"{name} and --from", "this host's policy.json is asked: put it there, or boot the artifact")
         if action.dest in _NEVER:
             raise BadInput(f"{name} and --from", "the disk is the snapshot's: omit it")
         raise BadInput(

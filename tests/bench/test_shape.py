@@ -36,6 +36,7 @@ ROWS = {
     "guest: QEMU, firmware, unpacking": "",
     "guest: kernel": "",
     "guest: init": "",
+    "guest, --read-only with dm-verity": "--read-only",
     "runner boot, from a template": "runner boot --cold",
     "clock of a guest from a template, off by": "",
     "runner boot, the first": "ROOTDISK_TEMPLATES=0",

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed448, rsa
 
-from rootdisk.errors import BadInput
+from rootdisk.artifact import policies
+from rootdisk.errors import BadInput, Unsupported
 from rootdisk.oci.documents import Digest
 from rootdisk.oci.fields import Fields
 from rootdisk.oci.reference import parse_reference
 from rootdisk.trust.identity import Identity
 from rootdisk.trust.judgement import Refused, Rule
+from rootdisk.trust.keys import PublicKey
 from rootdisk.trust.policy import Policy
 
 ANYTHING, REJECT = {"type": "insecureAcceptAnything"}, {"type": "reject"}
@@ -265,6 +270,41 @@ def test_all_requirements_have_to_be_met() -> None:
 def test_keys_that_are_not(text: str) -> None:
     with pytest.raises(BadInput, match=r"/key\.pub"):
         Rule.of(parse(docker(KEY)), parse_reference(f"{A}:1"), lambda _: text.encode())
+
+
+@pytest.mark.parametrize(
+    "key",
+    [ec.generate_private_key(ec.SECP384R1()), rsa.generate_private_key(65537, 2048), ed448.Ed448PrivateKey.generate()],
+)
+def test_keys_of_other_kinds(key: Any) -> None:
+    pem = key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    with pytest.raises(Unsupported, match="ECDSA P-256 or Ed25519"):
+        PublicKey.parse(pem, "key")
+
+
+def test_a_key_that_is_not_a_file(tmp_path: Path) -> None:
+    """Refused at once: nothing waits for who writes to a FIFO, and no endless device is read."""
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "device").symlink_to("/dev/zero")
+    (tmp_path / "large").write_bytes(b"x" * 100_000)
+    for name in ("fifo", "loop", "device", "large", "missing", "."):
+        policy = tmp_path / "policy.json"
+        policy.write_text(json.dumps({"default": [{"type": "sigstoreSigned", "keyPath": name}]}))
+        with pytest.raises(BadInput, match="key of the policy"):
+            policies.rule_for(parse_reference(f"{A}:1"), policy)
+        with pytest.raises(BadInput):
+            policies.rule_for(parse_reference(f"{A}:1"), tmp_path / name)
+
+
+def test_a_policy_that_cannot_be_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What cannot be seen may be there: nothing is accepted."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.setattr(policies, "SYSTEM", ())
+    assert policies.find() is None
+    (tmp_path / "rootdisk").symlink_to("rootdisk")
+    with pytest.raises(BadInput, match=r"policy\.json: Too many levels of symbolic links"):
+        policies.rule_for(parse_reference(f"{A}:1"))
 
 
 def test_a_private_key_in_a_policy() -> None:

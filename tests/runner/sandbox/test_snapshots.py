@@ -115,6 +115,8 @@ def test_one_that_does_not_run(store: Store) -> None:
         (["-i"], "has no standard input"),
         (["--", "sh"], "a command and --from"),
         (["--disk-size", "9g", "--cold"], "--disk-size and --from"),
+        (["--policy", "/policy.json"], "--policy and --from"),
+        (["--policy", "/policy.json", "--cold"], "--policy and --from"),
     ],
 )
 def test_options_of_those_that_boot(

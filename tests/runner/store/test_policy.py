@@ -340,10 +340,10 @@ def _raw(place: Place, tag: str) -> bytes:
         repository.close()
 
 
-def loaded(*arguments: str) -> set[str]:
-    """Modules that a command of the runner has loaded."""
+def loaded(*arguments: str, status: int = 0) -> set[str]:
+    """Modules that a command of the runner has loaded when it ends with `status`."""
     program = (
-        "import sys; from runner.cli import main; status = main(sys.argv[1:]); assert status == 0, status; "
+        f"import sys; from runner.cli import main; status = main(sys.argv[1:]); assert status == {status}, status; "
         "print(*sys.modules, file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True)
@@ -356,6 +356,10 @@ def test_what_nobody_asks_for_is_not_loaded(place: Place, tmp_path: Path) -> Non
     for options in ((), ("--policy", str(write_policy(tmp_path / "any.json", {"type": "insecureAcceptAnything"})))):
         assert not heavy & loaded("pull", "--plain-http", *options, place.name)
     assert not any("referrers" in path or path.endswith(".sig") for _, path, _ in place.proxy.seen)
+    # A boot of it, to where QEMU refuses the kernel, which is none.
+    started = loaded("boot", "--plain-http", "--network", "none", place.name, status=125)
+    assert "runner.machine.qemu" in started
+    assert not {name for name in started if name.startswith(("cryptography", "rootdisk.trust."))}
     place.sign()
     assert heavy <= loaded("pull", "--plain-http", "--policy", str(place.policy), place.name)
     # What it said is kept, so the next time nothing has to be checked.
