@@ -155,7 +155,7 @@ def _boot(local: StoredArtifact, smallest: Path | None, room: Path, *, is_read_o
     config, kind = local.config, qemu.kind(local.config.platform, room / "qemu.json")
     with tempfile.TemporaryDirectory(dir=room) as name:
         folder = Path(name)
-        records = [("network", b"none"), *([("read-only", b"")] if is_read_only else [])]
+        records = [("network", b"none"), *([("read-only", b"1")] if is_read_only else [])]
         filled = slot.pack(records, config.slot().length)
         disk = clone(local.disk, config.disk_size, folder, None, slot.clusters(config.slot(), filled))
         accelerator = accel.choose(None, config.platform).name

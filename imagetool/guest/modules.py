@@ -58,7 +58,7 @@ def unsigned(module: bytes) -> bytes:
 
 
 def slim(module: bytes) -> bytes:
-    """Return `module` without BTF, ORC and the list of functions to trace. What is no such file is returned as it is."""
+    """Return `module` without BTF, ORC and the list of functions to trace. Something else is returned as it is."""
     content = bytearray(module)
     try:
         sections = _sections(module)
