@@ -189,7 +189,7 @@ def _cpu_s(pid: int) -> float:
 def _cmdline(config: ArtifactConfig, accelerator: str, digest: str, is_read_only: bool) -> str:
     words = [config.cmdline, f"rootdisk.slot={digest}"]
     if config.verity is not None and is_read_only:
-        words.append(config.verity.cmdline(config.slot().offset, config.slot().length))
+        words.append(f"rootdisk.verity={config.verity.words(config.slot().offset, config.slot().length)}")
     if accelerator == "tcg" and config.platform.architecture == "amd64" and (khz := Counter().khz()):
         words.append(f"tsc_early_khz={khz}")
     return " ".join(words)
