@@ -142,3 +142,23 @@ def test_a_quota_over_all_sandboxes(demo: str, empty_runner: Runner) -> None:
     assert "No space left on device" in done.stderr
     assert (empty_runner.store / "sandboxes/grows/disk.qcow2").stat().st_blocks * 512 < 260 << 20
     assert "the sandboxes have used up their quota" in empty_runner("exec", "grows", "true").stderr
+    done = empty_runner.boot(demo, "true", "--network", "none", ROOTDISK_STORE_QUOTA="64m")
+    assert done.returncode == 125
+    assert "GB of 0.1 GB: remove some, or raise ROOTDISK_STORE_QUOTA" in done.stderr
+
+
+@pytest.mark.nightly
+def test_a_reserve_of_the_host_stays(demo: str, small: Small) -> None:
+    runner, reserve = small.runner, 100 << 20
+    assert runner.boot(demo, LOOP, "-d", "--name", "grows", "-m", "128m", ROOTDISK_STORE_RESERVE="100m").returncode == 0
+    write = "dd if=/dev/urandom of=/sandbox/big bs=1M count=400 conv=fsync"
+    done = runner("exec", "-u", "0", "grows", "sh", "-c", write, timeout=400)
+    assert "No space left on device" in done.stderr
+    system = os.statvfs(small.folder)
+    assert system.f_bavail * system.f_frsize >= reserve
+    done = runner.boot(demo, "true", "--network", "none", ROOTDISK_STORE_RESERVE=f"{300 << 20}")
+    assert done.returncode == 125
+    assert "must stay free: runner prune, or lower ROOTDISK_STORE_RESERVE" in done.stderr
+    until(lambda: runner("exec", "-u", "0", "grows", "rm", "-f", "/sandbox/big").returncode == 0)
+    assert runner("exec", "-u", "0", "grows", "sync").returncode == 0
+    until(lambda: runner("exec", "grows", "sh", "-c", "echo a > /sandbox/$$").returncode == 0)  # the space is back
