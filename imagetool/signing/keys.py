@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-PASSPHRASES = ("ROOTDISK_SIGN_PASSPHRASE", "COSIGN_PASSWORD")
+PASSPHRASES = (*process.PRIVATE, "COSIGN_PASSWORD")
 _COMMAND_S = 120.0
 
 

@@ -10,6 +10,9 @@ from rootdisk.network.hosts import Address, Refused, parse_host, parse_port
 from rootdisk.text import printable
 
 DEFAULT_PORTS = (80, 443)
+THIS_HOST = "host.docker.internal"  # a name for 127.0.0.1 of the runner's host, for rules with that very name
+# Linux takes a connection to "no address" for one to loopback; and IPv4 addresses inside IPv6 ones.
+_LOOPBACK = tuple(map(ip_network, ("0.0.0.0/8", "127.0.0.0/8", "::/127", "::ffff:0:0/96")))
 HINT = "write HOST, HOST:PORT, *.example.org, ADDRESS:PORT or NETWORK/BITS:PORT; HOST:* for every port"
 
 
@@ -23,14 +26,23 @@ class Rule(NamedTuple):
     ports: tuple[int, ...] = ()  # () is every port
 
     def has_name(self, name: str) -> bool:
-        """Return whether the rule is for `name`."""
+        """Return whether the rule is for `name`. Rules with * are for every name but that of the runner's host."""
         if self.network is not None:
             return False
-        return name == self.name if not self.is_wild else not self.name or name.endswith(f".{self.name}")
+        if not self.is_wild:
+            return name == self.name
+        return name != THIS_HOST and (not self.name or name.endswith(f".{self.name}"))
 
     def has_address(self, address: Address) -> bool:
         """Return whether the rule is for `address`."""
         return self.network is not None and address.version == self.network.version and address in self.network
+
+    @property
+    def is_for_this_host(self) -> bool:
+        """Return whether the rule lists the loopback of the runner's host, by name or address."""
+        if self.network is not None:
+            return any(mine.version == self.network.version and mine.overlaps(self.network) for mine in _LOOPBACK)
+        return self.has_name(THIS_HOST)
 
     def has_port(self, port: int) -> bool:
         """Return whether the rule is for `port`."""

@@ -21,6 +21,7 @@ from typing import IO, NamedTuple
 from rootdisk.durable import open_file
 from rootdisk.errors import Busy, RootdiskError
 
+PRIVATE = ("ROOTDISK_SIGN_PASSPHRASE",)  # variables of ours with secrets, which no program inherits
 PROBE_S = 30.0  # for a quick question, such as --version or --help
 _PR_SET_PDEATHSIG = 1
 _PR_SET_KEEPCAPS = 8
@@ -306,7 +307,7 @@ def _spawn(
         close_fds=True,
         pass_fds=fds,
         cwd=cwd,
-        env=env,
+        env={name: value for name, value in os.environ.items() if name not in PRIVATE} if env is None else env,
         restore_signals=True,  # SIGPIPE and SIGXFSZ, which Python ignores
         start_new_session=become is not None,
         preexec_fn=become,

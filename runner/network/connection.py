@@ -18,10 +18,10 @@ from selectors import EVENT_READ, EVENT_WRITE
 from typing import TYPE_CHECKING
 
 from rootdisk.network.hosts import Address, Refused
+from rootdisk.network.rules import THIS_HOST
 from runner.network.audit import ALLOWED, FAILED, REFUSED
 from runner.network.dialogues import Dialogue
 from runner.network.guards import Failure, Filter, Guard, Target, Unusable
-from runner.network.rules import THIS_HOST
 from runner.network.streams import OUT_MAX, Stream
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ CONNECT_S = 30.0  # to find and reach a server
 LINGER_S = 5.0  # for a program to read the reason and end
 _READ_BYTES = 64 << 10
 _UP_MAX = 64 << 10  # checked bytes that wait for a server
+_CHECKED_BYTES = 16 << 10  # in one go: chunks and requests may be tiny, and each takes time
 _RESET = struct.pack("ii", 1, 0)
 
 
@@ -214,7 +215,7 @@ class Connection:
                 else:
                     before = len(incoming)
                     if len(self._up) < _UP_MAX:
-                        self._up += self._guard.feed(incoming, _UP_MAX)
+                        self._up += self._guard.feed(incoming, _CHECKED_BYTES)
                     streams.grant(self.stream, before - len(incoming))
                     self._tell()
                     count = self.sock.send(self._up[:_READ_BYTES]) if self._up else 0
@@ -225,6 +226,9 @@ class Connection:
                 if not count:
                     break
                 self.deadline = None
+                if self._guard is not None:  # others first
+                    streams.hear_again(self.stream)
+                    return
         except BlockingIOError:
             return
         except (Refused, Unusable) as err:
@@ -249,7 +253,7 @@ class Connection:
         """Read what the server has sent."""
         assert self.sock is not None
         try:
-            data = self.sock.recv(_READ_BYTES)
+            data = self.sock.recv(_READ_BYTES if self._filter is None else _CHECKED_BYTES)
         except BlockingIOError:
             return
         except OSError:

@@ -77,8 +77,8 @@ class PlainFilter(HttpGuard):
 
     @property
     def is_holding(self) -> bool:
-        """True if bytes of the program wait for the host to be ready."""
-        return False
+        """True if requests of the program wait for answers to others."""
+        return self._exchange.requests.is_full
 
     def back(self, data: bytes) -> None:
         """Take bytes of the server."""

@@ -60,7 +60,7 @@ class Filter(Guard, Protocol):
 
     @property
     def is_holding(self) -> bool:
-        """True if bytes of the program wait for the host to be ready."""
+        """True if bytes of the program wait for the host to be ready, or for its answers."""
 
     def back(self, data: bytes) -> None:
         """Take bytes of the server: what the guest gets is added to `for_guest`. Unusable if nothing can be made of them."""

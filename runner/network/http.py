@@ -14,6 +14,7 @@ from rootdisk.network.hosts import Host, Refused, host_text, parse_authority
 
 HEAD_MAX = 64 << 10
 FIELDS_MAX = 200
+_UNANSWERED_MAX = 32  # requests of a connection whose answers are searched
 _LINE_MAX = 256  # of a chunk's size
 _TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,128}")
 _TARGET = re.compile(rb"[!-~]{1,32768}")
@@ -54,7 +55,7 @@ def take_head(data: bytearray) -> Request | None:
     Raises:
         Refused: It is not one, or one that could be read in two ways.
     """
-    while data[:2] == b"\r\n":  # RFC 9112 section 2.2
+    if data[:2] == b"\r\n":  # RFC 9112 section 2.2
         del data[:2]
     end = data.find(b"\r\n\r\n", 0, HEAD_MAX)
     if end < 0:
@@ -120,6 +121,11 @@ class Requests:
         self._error: Refused | None = None
         self.count = 0  # requests that have begun
         self.is_last = False  # after this request nothing more is sent
+
+    @property
+    def is_full(self) -> bool:
+        """Return whether another request has to wait for answers."""
+        return len(self.methods) >= _UNANSWERED_MAX
 
     def begin(self, request: Request, path: bytes | None = None) -> bytes:
         """Return the head of a request for the server. With `path` it came to a proxy: it is the connection's only one.
@@ -205,6 +211,8 @@ class Requests:
             return self._chunk(data)
         if self.is_last and self.count:
             data.clear()  # a proxy's connection has one request
+            return b""
+        if self.is_full:
             return b""
         request = take_head(data)
         return b"" if request is None else self.begin(request)

@@ -18,7 +18,6 @@ from runner.network.guards import Failure, TlsGuard, Unusable
 
 _HELD_MAX = http.HEAD_MAX  # bytes of the program that were not sent yet, and as many that were not read yet
 _READ_BYTES = 64 << 10
-_UNANSWERED_MAX = 32  # requests on a connection
 
 
 class Contexts(NamedTuple):
@@ -128,8 +127,8 @@ class TlsFilter:
 
     @property
     def is_holding(self) -> bool:
-        """True if bytes of the program wait for the host to be ready."""
-        return self._hello.is_open and not self._host.is_ready
+        """True if bytes of the program wait for the host to be ready, or for its answers."""
+        return self._hello.is_open and (not self._host.is_ready or self._exchange.requests.is_full)
 
     def feed(self, data: bytearray, limit: int) -> bytes:
         """Take bytes of the program from `data`, and return bytes for the host.
@@ -148,7 +147,7 @@ class TlsFilter:
         self._shake()
         while len(self._held) < _HELD_MAX and (piece := self._read_program()):
             self._held += piece
-        if self._host.is_ready and len(self._exchange.requests.methods) < _UNANSWERED_MAX:
+        if self._host.is_ready:
             self._host.write(self._exchange.requests.feed(self._held, limit))
         return self._host.out()
 

@@ -47,8 +47,8 @@ class Lanes:
             if decoded[0] != messages.INVALID:
                 yield decoded
 
-    def send(self, more: Callable[[int], bytearray]) -> socket.socket | None:
-        """Send frames of `more(limit)`. Return the lane that takes nothing more for now; None if all is sent."""
+    def send(self, more: Callable[[int], bytearray], is_late: Callable[[], bool]) -> socket.socket | None:
+        """Send frames of `more(limit)` until `is_late`. Return the lane to go on with, when it takes more; None if all is sent."""
         while True:
             if len(self._out) < _SEND_BYTES:
                 self._out += more(_SEND_BYTES - len(self._out))
@@ -56,6 +56,8 @@ class Lanes:
                 return None
             start = self._sent
             lane = self._lanes[start // STRIPE % len(self._lanes)]
+            if is_late():
+                return lane
             try:
                 count = lane.send(self._out[: STRIPE - start % STRIPE])
             except BlockingIOError:

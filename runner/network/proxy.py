@@ -107,7 +107,7 @@ class Proxy:
 
     def _tell(self) -> None:
         """Send the guest what there is for it."""
-        before, blocked = self._blocked, self._lanes.send(self.streams.to_guest)
+        before, blocked = self._blocked, self._lanes.send(self.streams.to_guest, _turn())
         if before is not blocked:
             for lane, events in ((before, EVENT_READ), (blocked, EVENT_READ | EVENT_WRITE)):
                 if lane is not None:
@@ -246,9 +246,11 @@ class _Questioner:
             if len(data) < 2 + size or len(self._stream.outgoing) > _MESSAGE_MAX:
                 break
             answer = self._names.answer(bytes(data[2 : 2 + size]))
+            if answer is None:
+                self._streams.close(self._stream, at_once=True)
+                return
             self._streams.taken(self._stream, 2 + size)
-            if answer is not None:
-                self._streams.send(self._stream, len(answer).to_bytes(2, "big") + answer)
+            self._streams.send(self._stream, len(answer).to_bytes(2, "big") + answer)
         if self._stream.is_ended:
             self._streams.close(self._stream)
 

@@ -29,6 +29,7 @@ class Responses:
         self._echoes = echoes
         self._hidden = Hidden(echoes)
         self._data = bytearray()
+        self._body = bytearray()  # of the body, not searched yet: chunks may be tiny, and each search takes time
         self._left = 0  # bytes of a body, or of a chunk
         self._in_chunks = self._in_trailers = self._chunk_ends = False
 
@@ -47,7 +48,7 @@ class Responses:
         out = bytearray()
         while self._data and (piece := self._next()) is not None:
             out += piece
-        return bytes(out)
+        return bytes(out + self._searched())
 
     def finish(self) -> bytes:
         """Return what is left when the server sends nothing more."""
@@ -56,17 +57,23 @@ class Responses:
     def _next(self) -> bytes | None:
         """Take a head, a piece of a body or what stands between chunks; None if it is not complete."""
         if self._left:
-            piece = bytes(self._data[: self._left])
+            piece = self._data[: self._left]
             del self._data[: len(piece)]
             self._left -= len(piece)
+            self._body += piece
             self._chunk_ends = self._in_chunks and not self._left
-            out = self._hidden.take(piece)
-            if self._in_chunks:
-                return _chunk(out)
-            return out if self._left else out + self._hidden.end()
+            return b"" if self._left or self._in_chunks else self._searched() + self._hidden.end()
         if self._in_chunks or self._in_trailers:
             return self._between()
         return self._head()
+
+    def _searched(self) -> bytes:
+        """Return what can be passed on of the body that has come."""
+        if not self._body:
+            return b""
+        out = self._hidden.take(bytes(self._body))
+        self._body.clear()
+        return _chunk(out) if self._in_chunks or self._in_trailers else out
 
     def _between(self) -> bytes | None:
         start = 2 if self._chunk_ends else 0
@@ -81,8 +88,11 @@ class Responses:
         del self._data[: end + 2]
         self._chunk_ends = False
         if self._in_trailers:
-            self._in_trailers = bool(line)
-            return b"" if line else _chunk(self._hidden.end()) + b"0\r\n\r\n"
+            if line:
+                return b""
+            last = self._searched() + _chunk(self._hidden.end()) + b"0\r\n\r\n"
+            self._in_trailers = False
+            return last
         match = _SIZE.fullmatch(line)
         if match is None:
             raise Unusable("its answer has a chunk without a size")

@@ -9,7 +9,6 @@ from rootdisk.network.hosts import Address, Host, Refused, host_text, special
 from rootdisk.network.rules import Rule
 
 _GATEWAY = "10.0.2.2"  # what --add-host NAME:host-gateway says
-THIS_HOST = "host.docker.internal"  # a name for 127.0.0.1 of the runner's host, if it is listed itself
 
 
 def own_hosts(lines: Sequence[bytes]) -> dict[str, Address]:

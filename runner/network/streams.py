@@ -115,6 +115,10 @@ class Streams:
             if stream.listener is not None:
                 stream.listener.heard()
 
+    def hear_again(self, stream: Stream) -> None:
+        """Tell a stream's listener once more, after the others: it has not read all."""
+        self._heard[stream] = None
+
     @property
     def is_behind(self) -> bool:
         """Return whether some listeners are still to be told."""

@@ -82,6 +82,11 @@ def _narrowed(spec: Spec, rules: Sequence[str], options: argparse.Namespace) -> 
         if not all(any(wide.covers(narrow) for wide in known) for narrow in ports):
             raise BadInput(f"{shown}: {only}", "to allow more: --widen with --allow")
     if not spec.allow:
+        if own := next((rule for rule in known if rule.is_for_this_host), None):
+            raise BadInput(
+                f"the artifact allows {printable(own.text)}, which leads to this host's own loopback",
+                f"to accept it, list it yourself, with all else that you allow: --allow {printable(own.text)}",
+            )
         _check(options, [Forward(*forward) for forward in spec.forwards], "an artifact with rules for the network")
     return spec._replace(network="none", allow=spec.allow or tuple(rule.text for rule in known))
 

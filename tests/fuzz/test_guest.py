@@ -60,7 +60,7 @@ def _run(argv: Sequence[str], folder: Path, seconds: float = 300) -> str:
     groups: list[int] | None = [] if user is not None else None
     done = subprocess.run(
         argv, cwd=folder, capture_output=True, text=True, errors="replace", timeout=seconds, user=user, group=user, extra_groups=groups,
-        env={**os.environ, "TMPDIR": str(folder)},
+        env={**os.environ, "TMPDIR": str(folder), "ASAN_OPTIONS": "quarantine_size_mb=16"},  # 256 by default, near libFuzzer's limit
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]
     return done.stderr

@@ -76,9 +76,17 @@ class Program:
     """TLS to `name` through CONNECT."""
 
     def __init__(
-        self, inside: Guest, port: int, trusted: str | None, name: str = "app.test", host: str = "app.test"
+        self,
+        inside: Guest,
+        port: int,
+        trusted: str | None,
+        name: str = "app.test",
+        host: str = "app.test",
+        protocols: Sequence[str] = (),
     ) -> None:
         context = ssl.create_default_context(cadata=trusted) if trusted else ssl._create_unverified_context()
+        if protocols:
+            context.set_alpn_protocols(list(protocols))
         self._guest, self.number = inside, inside.open()
         self._is_ended = False
         inside.say(self.number, f"CONNECT {host}:{port} HTTP/1.1\r\n\r\n".encode())

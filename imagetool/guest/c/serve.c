@@ -27,7 +27,7 @@ static void execute(struct channel *channel, const struct frame *frame, const st
     if (failed)
         send_frame(channel, ERROR, frame->session, why.text, strlen(why.text));
     else if (program.is_detached && find_session(channel, frame->session)->starts)
-        send_frame(channel, READY, frame->session, NULL, 0);
+        send_frame(channel, READY, frame->session, "", 0);
     forget_program(&program);
     free(copy);
 }

@@ -110,6 +110,12 @@ def test_an_environment_that_is_hidden() -> None:
     assert shell('$0 -c "$1"', script, S="T0KEN").stdout == "True b'' T0KEN b'T0KEN' b'T0KEN\\n'\n"
 
 
+def test_programs_inherit_no_secret_of_ours() -> None:
+    """A credential helper or a key's command needs the variables of its user, but never our passphrase."""
+    script = "from rootdisk.system.process import run; print(run(['printenv', 'ROOTDISK_SIGN_PASSPHRASE', 'AWS_PROFILE']).out)"
+    assert shell('$0 -c "$1"', script, ROOTDISK_SIGN_PASSPHRASE="T0KEN", AWS_PROFILE="mine").stdout == "b'mine\\n'\n"
+
+
 def test_a_program_that_does_not_answer() -> None:
     with pytest.raises(TimeoutError, match=r"no answer within 0\.2 s"):
         process.run(["sh", "-c", "sleep 100 & wait"], timeout_s=0.2)

@@ -251,6 +251,11 @@ def test_a_name_that_leads_to_this_host() -> None:
             assert not server.seen
         with guest([f"localhost:{server.port}", f"127.0.0.0/8:{server.port}"]) as inside:
             assert inside.ask(f"GET http://localhost:{server.port}/ HTTP/1.1\r\n\r\n".encode()) == OK
+        with guest(["*:*", "*.internal:*", "*.docker.internal:*"]) as inside:
+            for name in ("host.docker.internal", "Host.Docker.Internal."):
+                answer = inside.ask(f"GET http://{name}:{server.port}/ HTTP/1.1\r\n\r\n".encode())
+                assert b"no --allow is for host.docker.internal" in answer
+            assert len(server.seen) == 1
         with guest([f"host.docker.internal:{server.port}"]) as inside:
             assert inside.ask(f"GET http://host.docker.internal:{server.port}/ HTTP/1.1\r\n\r\n".encode()) == OK
 
@@ -454,6 +459,16 @@ def test_requests_in_single_bytes_are_read_once_a_turn(server: Server) -> None:
         inside.say(number, b"\r\n")
         assert b"more than 200 fields" in inside.rest(number)
         assert time.process_time() - start < 0.5  # it took 70 us each time
+
+
+def test_messages_of_dns_that_are_no_questions() -> None:
+    """The first ends the connection; nothing of the others is read."""
+    with guest(["app.test"]) as inside:
+        number = inside.open(port=proxy.DNS_PORT)
+        inside.say(number, bytes(100_000))
+        until(lambda: inside.hear() or number in inside.closed, 10)
+        assert inside.inbox[number] == b""
+        assert number in inside.closed
 
 
 def test_10_000_streams_and_floods() -> None:

@@ -16,6 +16,7 @@ from rootdisk.errors import BadInput
 from runner.network.echoes import Echoes, Hidden
 from runner.network.exchange import Inserter
 from runner.network.guards import Unusable
+from runner.network.http import Requests
 from runner.network.responses import Responses
 from runner.network.secrets import Secrets, check_value, overlapping, parse_secret, placeholder
 from tests.support.network import Guest
@@ -166,6 +167,29 @@ def test_another_server_name_and_no_tls(inside: tuple[Guest, str], host: TlsHost
     assert host.seen == []
 
 
+@pytest.mark.parametrize(("offered", "chosen"), [(("h2", "http/1.1"), "http/1.1"), (("h2",), None)])
+def test_no_http_2(offered: tuple[str, ...], chosen: str | None, inside: tuple[Guest, str], host: TlsHost) -> None:
+    """A program that knows HTTP/1.1 too gets it. One that speaks HTTP/2 anyway is refused, and no byte of it is passed on."""
+    guest, trusted = inside
+    program = Program(guest, host.port, trusted, protocols=offered)
+    assert program.tls.selected_alpn_protocol() == chosen
+    if chosen:
+        assert SHOWN.encode() in program.ask(get(f"A: {SHOWN}", port=host.port), b"identity\r\n\r\n")
+        return
+    program.say(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+    assert b"not a request of HTTP/1.1 or 1.0" in program.rest()
+    assert host.seen == []
+
+
+def test_a_secret_twice_in_cookies_and_in_basic() -> None:
+    """In each place of a field's value, and inside base64 of user and password; in no field's name."""
+    put = Inserter([secret(VALUE, SHOWN, 443)]).value
+    assert put(f"a={SHOWN}; b={SHOWN}".encode()) == f"a={VALUE}; b={VALUE}".encode()
+    basic = base64.b64encode(f"{SHOWN}:{SHOWN}".encode())
+    assert put(b"Basic " + basic) == b"Basic " + base64.b64encode(f"{VALUE}:{VALUE}".encode())
+    assert put(b"Bearer " + basic) == b"Bearer " + basic
+
+
 def test_the_authority_is_for_its_hosts_alone(inside: tuple[Guest, str], host: TlsHost) -> None:
     from cryptography import x509
 
@@ -266,6 +290,35 @@ def test_an_echo_in_pieces(step: int) -> None:
         del data[: start + size + 2]
     assert made == b"x" + SHOWN.encode() + b"y" + SHOWN.encode()[:20]
     assert data == b"0\r\n\r\n" + OK
+
+
+def test_tiny_chunks_are_searched_together() -> None:
+    """A host that sends a chunk for each byte costs one search for what came at once, not one for each."""
+    searches = []
+
+    class Counting(Echoes):
+        def split(self, data: bytes) -> tuple[bytes, bytes]:
+            searches.append(len(data))
+            return super().split(data)
+
+    reader = Responses(deque([b"GET"]), Counting([(VALUE, SHOWN)]))
+    head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+    body = b"".join(b"1\r\n%c\r\n" % byte for byte in b"ab" + VALUE.encode() + b"!" * 2000)
+    out = reader.feed(head + body)
+    assert searches == [len(VALUE) + 2002]
+    assert out == head + b"%x\r\nab%b%b\r\n" % (len(VALUE) + 2002, SHOWN.encode(), b"!" * 2000)
+    assert reader.feed(b"1\r\nd\r\n0\r\n\r\n") == b"1\r\nd\r\n0\r\n\r\n"
+    assert reader.is_between
+
+
+def test_requests_wait_for_answers() -> None:
+    """A program that sends requests and a host that never answers: no more is remembered than a few requests."""
+    sent = bytearray(b"GET / HTTP/1.1\r\nHost: app.test\r\n\r\n" * 100)
+    asking = Requests("app.test", 80, inserter=Inserter(()))
+    assert asking.feed(sent, 1 << 20).count(b"GET") == 32
+    assert asking.feed(sent, 1 << 20) == b""
+    asking.methods.popleft()
+    assert asking.feed(sent, 1 << 20).count(b"GET") == 1
 
 
 def test_every_form_of_an_echo() -> None:

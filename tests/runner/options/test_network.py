@@ -6,6 +6,7 @@ import pytest
 
 from rootdisk.artifact.format import ArtifactConfig
 from rootdisk.errors import BadInput
+from rootdisk.network.rules import parse_rule
 from rootdisk.oci.documents import canonical_json
 from runner.options import network
 from runner.options.boot import request
@@ -57,6 +58,35 @@ def test_what_an_artifact_allows(options: tuple[str, ...], allow: tuple[str, ...
 def test_what_it_does_not(options: tuple[str, ...], message: str) -> None:
     with pytest.raises(BadInput, match=message):
         spec_of(*options)
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        "host.docker.internal:8000",
+        "127.0.0.1:80",
+        "127.0.0.0/30:*",
+        "0.0.0.0/0:*",
+        "[::1]:80",
+        "0.0.0.0:80",
+        "[::]:80",
+        "[::ffff:127.0.0.1]:80",
+        "[::/0]:*",
+    ],
+)
+def test_this_host_only_if_its_user_says_so(rule: str) -> None:
+    """An artifact comes from somebody else, and services on the loopback of the host expect its users alone."""
+    with pytest.raises(BadInput, match="which leads to this host's own loopback"):
+        spec_of(rules=("a.test:80", rule))
+    assert spec_of("--allow", rule, rules=(rule,)).allow == (parse_rule(rule).text,)
+    assert spec_of("--network", "none", rules=(rule,)).allow == ()
+    assert spec_of("--allow", "a.test:80", rules=("a.test:80", rule)).allow == ("a.test:80",)
+
+
+def test_no_rule_with_a_star_is_for_this_host() -> None:
+    assert spec_of(rules=("*:*", "*.internal:8000")).allow == ("*:*", "*.internal:8000")
+    with pytest.raises(BadInput, match=r"--allow host\.docker\.internal:8000: the artifact allows only"):
+        spec_of("--allow", "host.docker.internal:8000", rules=("*:*", "*.internal:8000"))
 
 
 def test_more_on_purpose() -> None:
