@@ -32,7 +32,7 @@ CONNECT_S = 30.0  # to find and reach a server
 LINGER_S = 5.0  # for a program to read the reason and end
 _READ_BYTES = 64 << 10
 _UP_MAX = 64 << 10  # checked bytes that wait for a server
-_CHECKED_BYTES = 16 << 10  # in one go: chunks and requests may be tiny, and each takes time
+_CHECKED_BYTES = 8 << 10  # in one go: chunks and requests may be tiny, and each takes time
 _RESET = struct.pack("ii", 1, 0)
 
 

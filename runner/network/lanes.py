@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from runner.channel import messages
 from runner.channel.messages import STRIPE, Decoder
 
-_READ_BYTES = 512 << 10  # in one go
+_READ_BYTES = 128 << 10  # in one go
 _SEND_BYTES = 128 << 10  # that wait for the guest
 
 

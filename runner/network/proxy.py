@@ -30,7 +30,7 @@ PORT, DNS_PORT = 3128, 53
 LOCAL = IPv4Address("127.0.0.1")
 CONNECTIONS_MAX = 256
 _TICK_S = 1.0
-_TURN_S = 0.005  # for frames, for what they have brought, and for the connections' sockets; one of these may take more
+_TURN_S = 0.003  # for frames, for what they have brought, and for the connections' sockets; one of these may take more
 _MESSAGE_MAX = 4096  # of DNS over TCP
 
 
