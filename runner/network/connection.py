@@ -209,11 +209,11 @@ class Connection:
         assert self.sock is not None
         try:
             while True:
+                before = len(incoming)
                 if self._guard is None:
                     count = self.sock.send(incoming[:_READ_BYTES]) if incoming else 0
                     streams.taken(self.stream, count)
                 else:
-                    before = len(incoming)
                     if len(self._up) < _UP_MAX:
                         self._up += self._guard.feed(incoming, _CHECKED_BYTES)
                     streams.grant(self.stream, before - len(incoming))
@@ -223,9 +223,10 @@ class Connection:
                     if self._guard.is_open and not self._up:
                         self._guard = None
                 self._sent += count
-                if not count:
+                if count:
+                    self.deadline = None
+                elif len(incoming) == before:
                     break
-                self.deadline = None
                 if self._guard is not None:  # others first
                     streams.hear_again(self.stream)
                     return

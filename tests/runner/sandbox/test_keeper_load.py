@@ -114,11 +114,11 @@ def trifles(lanes: Sequence[socket.socket], server: Server) -> Iterator[None]:
 
 CHUNK = b"1\r\nX\r\n"
 HEAD = b"POST / HTTP/1.1\r\nHost: app.test:%d\r\nTransfer-Encoding: chunked\r\n\r\n"
-ANSWERS = {
+Load = Callable[[Sequence[socket.socket], Server], Iterator[None]]
+ANSWERS: dict[Load, bytes] = {
     downloads: bytes(256 << 20),
     trifles: b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + CHUNK * 2_000_000,
 }
-Load = Callable[[Sequence[socket.socket], Server], Iterator[None]]
 
 
 def load(what: Load, lanes: list[socket.socket], told: int, telling: int) -> None:
