@@ -23,9 +23,15 @@ _SECTION = struct.Struct("<IIQQQQIIQQ")
 _RELOCATION = struct.Struct("<QIIq")  # struct elf64_rela: r_offset, r_info's type and symbol, r_addend
 _SYMBOL = struct.Struct("<I20x")  # struct elf64_sym: st_name
 _ALIGN_MAX_BYTES = 1 << 16
+_NAME_MAX_BYTES = 64  # a longer one is none of ours
 _NO_BITS, _RELOCATIONS = 8, 4  # SHT_NOBITS: no bytes in the file; SHT_RELA
-_DEBUGGERS = (b".BTF", b".orc_header", b".orc_unwind", b".orc_unwind_ip")
+_TYPES = b".BTF"
+_KFUNCS = (
+    b".BTF_ids"  # functions that a module offers to BPF programs; many kernels refuse the module without its types
+)
+_DEBUGGERS = (b".orc_header", b".orc_unwind", b".orc_unwind_ip")
 _TRACED = b"__mcount_loc"  # where the calls of __fentry__ are
+_TRACER = b"__fentry__\0"
 _CALL, _NOP = b"\xe8\0\0\0\0", b"\x0f\x1f\x44\0\0"  # of x86; the kernel replaces one by the other as well
 
 
@@ -58,7 +64,10 @@ def unsigned(module: bytes) -> bytes:
 
 
 def slim(module: bytes) -> bytes:
-    """Return `module` without BTF, ORC and the list of functions to trace. Something else is returned as it is."""
+    """Return `module` without BTF, ORC and the list of functions to trace. Something else is returned as it is.
+
+    A module that offers functions to BPF programs keeps its BTF.
+    """
     content = bytearray(module)
     try:
         sections = _sections(module)
@@ -69,10 +78,12 @@ def slim(module: bytes) -> bytes:
         return module
     if not sections:
         return module
+    has_kfuncs = any(section.name == _KFUNCS for section in sections)
+    dropped = (*_DEBUGGERS, _TRACED) if has_kfuncs else (*_DEBUGGERS, _TRACED, _TYPES)
     out = content[:_HEADER_BYTES]
     kept = []
     for section in sections:
-        if section.name.removeprefix(b".rela") in (*_DEBUGGERS, _TRACED):
+        if section.name.removeprefix(b".rela") in dropped:
             kept.append(_NULL)  # symbols have the numbers of the others
             continue
         out += bytes(-len(out) % max(section.sh_addralign, 1))
@@ -94,6 +105,8 @@ def _sections(module: bytes) -> list[_Section]:
     found = [_Section(b"", *_SECTION.unpack_from(module, offset + number * size)) for number in range(count)]
     if any(_is_wrong(one, len(module)) for one in found):
         return []
+    if sum(one.sh_size for one in found if one.sh_type != _NO_BITS) > len(module):
+        return []  # they overlap: what is made of them could be of any size
     return [one._replace(name=_text(module, found[strings], one.sh_name)) for one in found]
 
 
@@ -102,26 +115,26 @@ def _is_wrong(section: _Section, size: int) -> bool:
     return is_outside or section.sh_addralign > _ALIGN_MAX_BYTES
 
 
-def _text(module: bytes | bytearray, strings: _Section, at: int) -> bytes:
+def _text(module: bytes, strings: _Section, at: int) -> bytes:
     start = strings.sh_offset + at
-    return bytes(module[start : module.find(b"\0", start)])
+    return module[start : module.find(b"\0", start, start + _NAME_MAX_BYTES)]
 
 
 def _remove_calls(content: bytearray, relocations: _Section, sections: list[_Section]) -> None:
     """Replace the calls of __fentry__ in a section of code, which nothing would do without the list of them."""
     code = sections[relocations.sh_info]
-    for at, offset, symbol in _relocations(content, relocations, sections):
+    for at, offset, name_at in _relocations(content, relocations, sections):
         start = code.sh_offset + offset - 1  # of the instruction
-        if symbol == b"__fentry__" and content[start : start + 5] == _CALL:
+        if content.startswith(_TRACER, name_at) and content[start : start + 5] == _CALL:
             content[start : start + 5] = _NOP
             struct.pack_into("<II", content, at + 8, 0, 0)  # R_X86_64_NONE, of no symbol
 
 
-def _relocations(content: bytearray, of: _Section, sections: list[_Section]) -> Iterator[tuple[int, int, bytes]]:
-    """Yield of each relocation its place in the file, its offset in the section that it is for, and its symbol's name."""
+def _relocations(content: bytearray, of: _Section, sections: list[_Section]) -> Iterator[tuple[int, int, int]]:
+    """Yield of each relocation its place in the file, its offset in the section that it is for, and the place of its symbol's name."""
     symbols = sections[of.sh_link]
     strings = sections[symbols.sh_link]
     for at in range(of.sh_offset, of.sh_offset + of.sh_size - _RELOCATION.size + 1, _RELOCATION.size):
         offset, _, number, _ = _RELOCATION.unpack_from(content, at)
         (name,) = _SYMBOL.unpack_from(content, symbols.sh_offset + number * _SYMBOL.size)
-        yield at, offset, _text(content, strings, name)
+        yield at, offset, strings.sh_offset + name

@@ -88,6 +88,28 @@ def test_what_debuggers_read_is_gone_and_the_rest_still_links(traced: Path, tmp_
     assert slim(slimmed.read_bytes()) == slimmed.read_bytes()
 
 
+def test_a_module_that_offers_functions_to_bpf_programs_keeps_its_types(traced: Path, tmp_path: Path) -> None:
+    """register_btf_kfunc_id_set() of many kernels fails without them: "missing module BTF, cannot register kfuncs"."""
+    offers = tmp_path / "offers.o"
+    ids = tmp_path / "ids"
+    ids.write_bytes(bytes(8))
+    subprocess.run(["objcopy", "--add-section", f".BTF_ids={ids}", str(traced), str(offers)], check=True)
+    slimmed = slim(offers.read_bytes())
+    assert b"types\0" in slimmed
+    assert slim(slimmed) == slimmed
+    assert len(slimmed) < offers.stat().st_size  # the rest is gone
+
+
+def test_sections_that_overlap_are_not_written_again(traced: Path) -> None:
+    """Each of them would be: a file of 64 KiB with 60,000 sections would take 4 GB."""
+    whole = bytearray(traced.read_bytes())
+    (table,) = struct.unpack_from("<Q", whole, 40)
+    for at in (table + 64, table + 128):
+        struct.pack_into("<QQ", whole, at + 24, 0, len(whole) - 100)
+        struct.pack_into("<I", whole, at + 4, 1)
+    assert slim(bytes(whole)) == whole
+
+
 def test_a_damaged_module_is_for_the_kernel_to_refuse(traced: Path) -> None:
     whole = traced.read_bytes()
     for size in range(0, len(whole), 7):
