@@ -20,12 +20,14 @@ from rootdisk.oci.documents import OCI_EMPTY, OCI_INDEX, OCI_MANIFEST, Descripto
 from rootdisk.oci.reference import parse_reference
 from rootdisk.places import open_repository
 from rootdisk.trust.bundle import BUNDLE_TYPE, IN_TOTO_TYPE, SIGN_PREDICATE, Bundle, Statement, pre_authentication
-from rootdisk.trust.signatures import Claim
+from rootdisk.trust.signatures import Claim, Signature
 from runner.cli import main
 from runner.store.store import Store
 from tests.support.artifacts import BARE, Sample, noise, publish, sample, with_boot
+from tests.support.commands import Runner
 from tests.support.faults import ALWAYS, Fault, FaultProxy
 from tests.support.registry import RunningRegistry, needs_registry
+from tests.support.serving import mirrored, serving
 from tests.support.signing import Keys, make_keys, signed_by, write_policy
 
 pytestmark = [needs_registry, pytest.mark.usefixtures("nobody")]
@@ -295,12 +297,52 @@ def test_what_is_in_the_store_is_asked_again(place: Place, tmp_path: Path, capsy
     place.refused(capsys, "a signature of another key", command="boot")
 
 
+@pytest.mark.parametrize("reaches_the_registry", [True, False])
+def test_a_neighbour_without_a_policy(place: Place, reaches_the_registry: bool, tmp_path: Path, capsys: Said) -> None:
+    """`runner serve` gives what its store has, signed or not. Who asks it has a policy, and takes signatures from the registry alone."""
+    neighbour = Runner(tmp_path / "neighbour")
+    assert neighbour("pull", "--plain-http", place.name).returncode == 0
+    with serving(neighbour.store) as address:
+        mirrored(neighbour, tmp_path, place.proxy.name, address)
+        if not reaches_the_registry:
+            place.proxy.add(Fault("status", status=403, times=ALWAYS))
+        place.proxy.seen.clear()
+        capsys.readouterr()
+        assert place.run() == 125
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1
+        assert ("has no signature" in said) is reaches_the_registry
+        assert place.asked() == []
+        assert not list((tmp_path / "store").glob("disks/*"))
+        place.sign()
+        assert place.run() == (0 if reaches_the_registry else 125)
+
+
+def test_what_the_store_remembers_is_no_signature(place: Place, store: Store, capsys: Said) -> None:
+    """A kept signature is checked with the key, and a damaged file, or one of another artifact, is none."""
+    place.sign()
+    assert place.run() == 0
+    (kept,) = (store.root / "trust").glob("*.json")
+    whole = json.loads(kept.read_text())
+    other = [Signature("bundle", place.claim(digest=Digest.of(b"something else")).to_json()).to_json()]
+    place.proxy.add(Fault("status", status=403, times=ALWAYS))
+    for good in (whole, whole | {"verdicts": {}}):  # then by the kept signature
+        kept.write_text(json.dumps(good))
+        assert boots_up_to_the_machine(place, capsys)
+    of_another = whole | {"verdicts": {}, "signatures": other}
+    damaged = [json.dumps(whole | {name: 99}) for name in ("verdicts", "version", "trusted", "signatures")]
+    for text in (json.dumps(of_another), *damaged, "{", ""):
+        kept.write_text(text)
+        assert place.run(command="boot") == 125, text
+        said = capsys.readouterr().err
+        assert (said.count("\n"), "403" in said) == (1, True), said
+
+
 def boots_up_to_the_machine(place: Place, capsys: Said) -> bool:
-    """The policy lets it through; this artifact's disk has no file system, so it goes no further."""
+    """The policy lets it through; this artifact's disk has no slot, so it goes no further."""
     capsys.readouterr()
-    assert place.run("--timeout", "1", "--memory", "1k", place.name, command="boot") != 0
-    said = capsys.readouterr().err
-    return "signed" not in said and "policy" not in said
+    assert place.run(command="boot") == 125
+    return "the disk has no slot" in capsys.readouterr().err
 
 
 def test_the_users_own_policy(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Said) -> None:
