@@ -241,6 +241,23 @@ def test_socks_that_wants_a_password(inside: Guest) -> None:
     assert inside.ask(b"\x05\x01\x02") == b"\x05\xff"
 
 
+def test_names_that_lead_near(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a name leads to in the end counts, over whatever aliases (CNAME), and each spelling of loopback is one."""
+    near = ["127.0.0.1", "::1", "0.0.0.0", "::", "169.254.169.254", "::ffff:127.0.0.1", "64:ff9b::7f00:1", "fe80::1%lo"]
+
+    def look_up(name: str, port: int, **_: object) -> list[tuple[object, ...]]:
+        address = near[int(name.partition(".")[0])]
+        return [(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    with guest(["*:*"]) as inside:
+        for number, address in enumerate(near):
+            answer = inside.ask(f"GET http://{number}.test:{server.port}/ HTTP/1.1\r\n\r\n".encode())
+            assert answer.startswith(b"HTTP/1.1 403"), address
+            assert b"that no --allow lists with this port" in answer
+    assert not server.seen
+
+
 def test_a_name_that_leads_to_this_host() -> None:
     """localhost is looked up; the address has to be listed itself, with the port."""
     with serving(OK) as server:
