@@ -16,16 +16,20 @@ PIECE_BYTES = 256 << 10  # stays in the processor's cache until it is hashed and
 
 
 def pieces(content: Content) -> Iterator[bytes]:
-    """Yield the bytes of `content`, from the start."""
-    if isinstance(content, bytes):
-        yield content
-        return
-    if not isinstance(content, Path):
-        yield from content()
-        return
+    """Yield the bytes of `content`, from the start.
+
+    Raises:
+        RootdiskError: It cannot be read. Who sends it must not take that for a failure of the network.
+    """
     try:
-        with content.open("rb") as stream:
-            while piece := stream.read(PIECE_BYTES):
-                yield piece
-    except OSError as err:  # not to be taken for the network's
-        raise RootdiskError(f"{content}: {err.strerror}") from err
+        if isinstance(content, bytes):
+            yield content
+        elif isinstance(content, Path):
+            with content.open("rb") as stream:
+                while piece := stream.read(PIECE_BYTES):
+                    yield piece
+        else:
+            yield from content()
+    except OSError as err:
+        where = f"{content}: " if isinstance(content, Path) else ""
+        raise RootdiskError(f"{where}{err.strerror or err}") from err

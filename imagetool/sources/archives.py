@@ -35,7 +35,7 @@ from rootdisk.oci.documents import (
     parse_json,
 )
 from rootdisk.oci.fields import parse_value
-from rootdisk.oci.layout import REF_NAME, blob_name, find, read_index
+from rootdisk.oci.layout import REF_NAME, blob_name, find, read_at, read_index
 from rootdisk.oci.reference import parse_reference
 from rootdisk.oci.referrers import in_layout
 from rootdisk.oci.repository import check_manifest, check_range, describe_manifest
@@ -112,7 +112,7 @@ class TarArchive:
         offset, length = self.locate(name, links=links)
         stop = length if stop is None else stop
         while start < stop:
-            piece = os.pread(self._file.fileno(), min(PIECE_BYTES, stop - start), offset + start)
+            piece = read_at(self._file.fileno(), min(PIECE_BYTES, stop - start), offset + start, self.where)
             if not piece:
                 raise BadInput(f"{self.where}: ends inside {name!r:.200}", "the archive is cut short")
             start += len(piece)

@@ -34,6 +34,9 @@ class ArchiveTarget:
             raise BadInput(f"oci-archive:{path}: {err.strerror}", "choose a file that you can write") from err
         self._layout = LayoutTarget(self._work / "layout")
 
+    def interrupt(self) -> None:
+        """Do nothing: writes to files end soon."""
+
     def close(self) -> None:
         """Remove the temporary layout."""
         self._layout.close()

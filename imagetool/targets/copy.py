@@ -87,6 +87,7 @@ def copy_manifest(
             mount,
             report,
             partial(blame, repository),
+            repository.interrupt,
         )
     else:
         raise Unsupported(f"{descriptor.digest}: a manifest of type {descriptor.media_type!r:.120}")

@@ -64,6 +64,9 @@ class LayoutTarget:
             self.close()
             raise
 
+    def interrupt(self) -> None:
+        """Do nothing: writes to files end soon."""
+
     def close(self) -> None:
         """Close the directory."""
         for fd in (self._use, self._directory):

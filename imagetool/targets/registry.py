@@ -50,6 +50,10 @@ class RegistryTarget:
         """Close all connections."""
         self.client.close()
 
+    def interrupt(self) -> None:
+        """Abort requests in other threads."""
+        self.client.interrupt()
+
     def has_blob(self, descriptor: Descriptor) -> bool:
         """Return whether the registry has a blob.
 

@@ -48,6 +48,9 @@ class Target(Protocol):
     def remove(self, digest: Digest) -> None:
         """Remove a manifest and all tags that name it."""
 
+    def interrupt(self) -> None:
+        """Abort writes in other threads. Nothing more can be written afterwards."""
+
     def close(self) -> None:
         """Release files and connections."""
 
@@ -74,10 +77,12 @@ def push_blobs(
     mount: str = "",
     report: Report = silent,
     again: Callable[[Descriptor], bool] = lambda _: False,
+    interrupt: Callable[[], None] = lambda: None,
 ) -> None:
     """Write blobs, several in parallel. `mount` is that of `Target.push_blob`.
 
     `again` is told of a blob whose content was wrong; if it returns true, the content is read once more, from elsewhere.
+    `interrupt` aborts reads of contents; it is called if this program is to end.
 
     Raises:
         RootdiskError: The first error. Uploads in progress are finished, others are cancelled.
@@ -99,5 +104,10 @@ def push_blobs(
                     raise
         counted.at(digest, descriptor.size)
 
+    def stop() -> None:
+        """Abort what is in progress."""
+        interrupt()
+        target.interrupt()
+
     # The largest first: then all threads have work until the end.
-    for_each(sorted(unique.values(), key=lambda blob: -blob[0].size), push, UPLOADS)
+    for_each(sorted(unique.values(), key=lambda blob: -blob[0].size), push, UPLOADS, stop)

@@ -11,7 +11,7 @@ import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from rootdisk.errors import BadInput, DigestMismatch, NotThere, Unsupported
+from rootdisk.errors import BadInput, DigestMismatch, NotThere, RootdiskError, Unsupported
 from rootdisk.oci.documents import MANIFEST_MAX_BYTES, Descriptor, Digest, Index, parse_json
 from rootdisk.oci.referrers import belongs_to_digest, in_layout
 from rootdisk.oci.repository import SeveralImages, check_manifest, check_range, describe_manifest
@@ -98,7 +98,9 @@ class LayoutRepository:
                     "the layout is damaged; copy it again",
                 )
             while start < stop:
-                piece = os.pread(file, min(_PIECE_BYTES, stop - start), start)
+                piece = read_at(
+                    file, min(_PIECE_BYTES, stop - start), start, f"oci:{self._path}: {blob_name(descriptor.digest)}"
+                )
                 if not piece:
                     raise DigestMismatch(f"oci:{self._path}: blob {descriptor.digest} ends at {start}")
                 start += len(piece)
@@ -150,6 +152,14 @@ def _is_link(name: str, parent: int) -> bool:
         return stat.S_ISLNK(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode)
     except OSError:
         return False
+
+
+def read_at(file: int, max_bytes: int, offset: int, where: str) -> bytes:
+    """Read from an open file. Errors name `where`: the caller may be writing to a network or a disk at the same time."""
+    try:
+        return os.pread(file, max_bytes, offset)
+    except OSError as err:
+        raise RootdiskError(f"{where}: {err.strerror}") from err
 
 
 def blob_name(digest: Digest) -> str:

@@ -9,6 +9,7 @@ import contextlib
 import email.utils
 import errno
 import http.client
+import os
 import re
 import socket
 import ssl
@@ -17,18 +18,22 @@ from collections.abc import Callable
 
 from rootdisk.errors import RegistryError, RootdiskError
 from rootdisk.oci.documents import parse_json
-from rootdisk.registry.connections import ConnectTimeout, ProxyFailed
+from rootdisk.registry.connections import ProxyFailed
+from rootdisk.registry.dial import ConnectTimeout
 from rootdisk.text import printable
 from rootdisk.urls import Url, redact
 
 TEMPORARY = frozenset({408, 425, 429, 500, 502, 503, 504})
 ERROR_MAX_BYTES = 16 << 10
+_NOT_HTTP = "its answer is not HTTP"
 NETWORK_ERRORS = (OSError, http.client.HTTPException)  # what connections raise; for `network_error`
 _UNREACHABLE = {
     errno.ECONNREFUSED: "connection refused",
     errno.EHOSTUNREACH: "no route to host",
     errno.ENETUNREACH: "the network is unreachable",
 }
+_OTHER_NAME = (62, 64)  # X509_V_ERR_HOSTNAME_MISMATCH and …_IP_ADDRESS_MISMATCH, openssl/x509_vfy.h
+_OTHER_TIME = (9, 10)  # X509_V_ERR_CERT_NOT_YET_VALID and …_HAS_EXPIRED
 
 
 # A request below /v2/ names a repository, and perhaps one artifact of it; distribution-spec, "Endpoints".
@@ -164,7 +169,7 @@ class Pace:
         try:
             piece = self._response.read(max_bytes, window_s - self._waited)
         except (*NETWORK_ERRORS, ValueError) as err:  # ValueError: it was closed by another thread
-            raise network_error("GET", str(url), err) from None
+            raise network_error("GET", url, err) from None
         self._waited += time.monotonic() - start
         self._count += len(piece)
         if self._waited >= window_s:
@@ -176,44 +181,69 @@ class Pace:
         return piece
 
 
-def network_error(method: str, url: str, err: Exception) -> RegistryError:
+def network_error(method: str, url: Url, err: Exception) -> RegistryError:
     """Return the error for a failure below HTTP."""
 
     def because(reason: str) -> str:
         """Return the message with this reason."""
-        return told(method, url, reason)
+        return told(method, str(url), reason)
 
     if isinstance(err, ProxyFailed):
-        return Unreachable(because("the proxy does not answer"), "check HTTPS_PROXY", temporary=True)
-    if isinstance(err, ConnectTimeout):
-        return Unreachable(because("connection timed out"), "check the name of the registry", temporary=True)
+        reason = f"answers {err.status}" if err.status else f"fails: {_reason(err.__cause__)}"
+        what = "user and password in " if err.status == 407 else ""
+        return Unreachable(
+            because(f"the proxy {err.place} {reason}"),
+            f"check {what}{url.scheme.upper()}_PROXY or ALL_PROXY",
+            temporary=err.status not in (403, 407) and not isinstance(err.__cause__, ssl.SSLError),
+        )
     if isinstance(err, ssl.SSLError):
-        return _tls_error(because, str(err))
-    reason = ""
-    if isinstance(err, socket.gaierror):
-        reason = "cannot resolve the host name"
-    elif isinstance(err, OSError) and not isinstance(err, http.client.HTTPException):
-        reason = _UNREACHABLE.get(err.errno or 0, "")
-    if reason:
+        return _tls_error(because, err)
+    reason = _reason(err)
+    if isinstance(err, ConnectTimeout | socket.gaierror) or (isinstance(err, OSError) and err.errno in _UNREACHABLE):
         return Unreachable(because(reason), "check the name of the registry and your network", temporary=True)
     if isinstance(err, TimeoutError):
-        return Stalled(because("no answer in time"), temporary=True)
-    return RegistryError(because("the connection was closed"), temporary=True)
+        return Stalled(because(reason), temporary=True)
+    return RegistryError(because(reason), temporary=reason != _NOT_HTTP)
 
 
-def _tls_error(because: Callable[[str], str], text: str) -> RegistryError:
-    if "CERTIFICATE_VERIFY_FAILED" in text:
-        match = re.search(r"certificate verify failed: ([^(]{1,120})", text)
-        return RegistryError(
-            because(f"its certificate is not trusted: {match[1].strip() if match else 'TLS'}"),
-            "if it is your own registry, name its CA certificate: --ca-file",
-        )
-    if "certificate required" in text.lower():
+def _reason(err: BaseException | None) -> str:
+    """Return why there is no answer, in our own words: texts of libraries may contain secrets."""
+    if isinstance(err, ConnectTimeout):
+        return "connection timed out"
+    if isinstance(err, socket.gaierror):
+        return "cannot resolve the host name"
+    if isinstance(err, ssl.SSLCertVerificationError):
+        return f"its certificate is not trusted: {printable(err.verify_message.removesuffix('.'))}"
+    if isinstance(err, ssl.SSLError):
+        return f"TLS failed: {(err.reason or 'the connection was closed').lower().replace('_', ' ')}"
+    if isinstance(err, TimeoutError):
+        return "no answer in time"
+    if isinstance(err, http.client.HTTPException) and not isinstance(
+        err, http.client.RemoteDisconnected | http.client.IncompleteRead
+    ):
+        return _NOT_HTTP
+    if isinstance(err, OSError) and err.errno and not isinstance(err, BrokenPipeError | ConnectionResetError):
+        return _UNREACHABLE.get(err.errno) or os.strerror(err.errno)
+    return "the connection was closed"
+
+
+def _tls_error(because: Callable[[str], str], err: ssl.SSLError) -> RegistryError:
+    reason = err.reason or ""
+    if isinstance(err, ssl.SSLCertVerificationError):
+        hint = "if it is your own registry, name its CA certificate: --ca-file"
+        if err.verify_code in _OTHER_NAME:
+            hint = "use a name that the certificate has"
+        elif err.verify_code in _OTHER_TIME:
+            hint = "check the clock of this machine; if it is right, the registry needs another certificate"
+        return RegistryError(because(_reason(err)), hint)
+    if "CERTIFICATE_REQUIRED" in reason:
         hint = "put it beside the registry's CA: man containers-certs.d"
         return RegistryError(because("it wants a client certificate"), hint)
-    if "WRONG_VERSION_NUMBER" in text or "record layer failure" in text.lower():
+    if reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE"):
         return RegistryError(because("the server does not use TLS"), "if you trust this network, use --plain-http")
-    return RegistryError(because("TLS failed"), temporary="EOF" in text or "reset" in text.lower())
+    if reason in ("UNSUPPORTED_PROTOCOL", "TLSV1_ALERT_PROTOCOL_VERSION"):
+        return RegistryError(because("its version of TLS is too old"), "the registry needs TLS 1.2 or later")
+    return RegistryError(because(_reason(err)), temporary=isinstance(err, ssl.SSLEOFError) or "RESET" in reason)
 
 
 def status_error(method: str, response: Response, what: str, hint: str = "") -> RegistryError:
@@ -230,6 +260,8 @@ def status_error(method: str, response: Response, what: str, hint: str = "") -> 
     message = f"{what}: {said} ({method} {redact(str(response.url))})"
     if not hint and status in (401, 403):
         hint = "log in to the registry, and check the rights of the account"
+    if not hint and status == 407:
+        hint = "check user and password in HTTP_PROXY or ALL_PROXY"
     if not hint and status == 404:
         hint = "check the name; some registries also answer 404 if a login is needed"
     after_s = _retry_after(response.headers.get("Retry-After"))

@@ -108,13 +108,18 @@ class Auth:
                 "client_id": "rootdisk",
                 "refresh_token": credentials.identity_token,
             }
-            response = self._session.once("POST", realm, headers=_FORM, data=urlencode(fields).encode())
+            method, place, headers, data = "POST", realm, _FORM, urlencode(fields).encode()
         else:
             headers = {"Authorization": credentials.basic} if credentials is not None else {}
-            response = self._session.once("GET", realm.with_query(urlencode(fields)), headers=headers)
+            method, place, data = "GET", realm.with_query(urlencode(fields)), b""
+        try:
+            response = self._session.once(method, place, headers, data or None)
+        except RegistryError as err:
+            err.message = f"token service of {self._registry}: {err.message}"
+            raise
         with response:
             if response.status != 200:
-                raise status_error("GET", response, f"token service of {self._registry}", self.hint)
+                raise status_error(method, response, f"token service of {self._registry}", self.hint)
             raw = read_bounded(response, TOKEN_MAX_BYTES)
         token, lifetime = _token(raw)
         if not re.fullmatch(r"[!-~]+", token):

@@ -22,19 +22,18 @@ from rootdisk.errors import RegistryError
 from rootdisk.oci.reference import DOCKER_HUB
 from rootdisk.oci.repository import RegistryOptions
 from rootdisk.registry.answers import (
-    NETWORK_ERRORS,
     Headers,
     Response,
     TryLater,
     Unreachable,
     artifact_of,
-    network_error,
     read_bounded,
     status_error,
 )
 from rootdisk.registry.challenges import Auth
 from rootdisk.registry.connections import Payload
 from rootdisk.registry.http import Session
+from rootdisk.text import printable
 from rootdisk.urls import Url, parse_url
 
 MAX_ATTEMPTS = 6
@@ -127,10 +126,7 @@ class RegistryClient:
         place = self.url(path)
         if self._namespace and place.origin == self.base.origin:
             place = place.with_query(urlencode({"ns": self._namespace}))
-        try:
-            response = self._exchange(method, place, dict(headers or {}), data)
-        except NETWORK_ERRORS as err:
-            raise network_error(method, str(place), err) from None
+        response = self._exchange(method, place, dict(headers or {}), data)
         if response.status in expect:
             return response
         with response:
@@ -155,6 +151,12 @@ class RegistryClient:
         def once() -> tuple[bytes, Headers]:
             """Ask once."""
             with self.request("GET", path, expect=(200,), headers=headers) as response:
+                if (encoding := response.headers.get("Content-Encoding")) not in ("", "identity"):
+                    raise RegistryError(
+                        f"{artifact_of(str(response.url))}: the answer is compressed, {printable(encoding, 40)}, "
+                        "which nobody has asked for",
+                        "check the proxies before the registry",
+                    )
                 return read_bounded(response, max_bytes), response.headers
 
         return self.retry().run(once)

@@ -5,7 +5,6 @@ http.client writes requests and parses responses. This module decides where its 
 
 from __future__ import annotations
 
-import contextlib
 import http.client
 import io
 import select
@@ -18,19 +17,21 @@ from urllib.parse import unquote
 
 from rootdisk.registry.addresses import Reach
 from rootdisk.registry.deadlines import Watch
+from rootdisk.registry.dial import Place, dial
 from rootdisk.urls import Url, parse_url
 
 _TLS_BYTES = 64 << 10
+_REFUSED_S = 1.0  # for the answer of a server that takes no more: it was sent before, or never is
 
 T = TypeVar("T")
 
 
-class ConnectTimeout(TimeoutError):
-    """A host has no address that answers in time."""
-
-
 class ProxyFailed(OSError):
-    """A proxy cannot be reached, or does not lead on."""
+    """A proxy does not lead on: it answers a `status`, or there is a `__cause__`."""
+
+    def __init__(self, place: str, status: int = 0) -> None:
+        super().__init__(place)
+        self.place, self.status = place, status
 
 
 class Payload(Protocol):
@@ -72,8 +73,21 @@ class Ways(NamedTuple):
     connect_timeout_s: float
 
 
+class Answer(http.client.HTTPResponse):
+    """A final response. Interim ones are passed over; RFC 9110, section 15.2."""
+
+    def begin(self) -> None:
+        """Read the head."""
+        super().begin()
+        while 100 <= self.status < 200 and self.status != http.client.SWITCHING_PROTOCOLS:
+            self.headers = self.msg = None  # type: ignore[assignment]  # else nothing more is read
+            super().begin()
+
+
 class Connection(http.client.HTTPConnection):
     """A connection to the origin of a URL."""
+
+    response_class = Answer
 
     def __init__(self, url: Url, proxy: Proxy | None, ways: Ways, *, home: bool) -> None:
         """Prepare it; nothing is connected yet. `home` tells whether it leads to the registry itself."""
@@ -98,8 +112,10 @@ class Connection(http.client.HTTPConnection):
         else:
             try:
                 self._connect_proxy(self._proxy)
-            except OSError as err:
-                raise ProxyFailed(str(err)) from err
+            except ProxyFailed:
+                raise
+            except (OSError, http.client.HTTPException) as err:
+                raise ProxyFailed(self._proxy.url.authority) from err
         if self._url.scheme == "https":
             self._start_tls(self._url)
 
@@ -114,21 +130,20 @@ class Connection(http.client.HTTPConnection):
         lines = [f"CONNECT {place}:{self._url.port} HTTP/1.1", f"Host: {place}:{self._url.port}"]
         lines += [f"{name}: {value}" for name, value in proxy.headers.items()]
         self.sock.sendall("\r\n".join([*lines, "", ""]).encode())
-        answer = http.client.HTTPResponse(self.sock, method="CONNECT")
+        answer = Answer(self.sock, method="CONNECT")
         try:
             with self._ways.watch.within(self.wire, self._ways.connect_timeout_s):
                 answer.begin()
-        except http.client.HTTPException as err:
-            raise ProxyFailed("its answer is not HTTP") from err
         finally:
             answer.close()
-        if answer.status != 200:
-            raise ProxyFailed(f"it answers {answer.status}")
+        if not 200 <= answer.status < 300:  # RFC 9110, section 9.3.6
+            raise ProxyFailed(proxy.url.authority, answer.status)
 
     def _start_tls(self, url: Url) -> None:
         """Continue over TLS with the host of `url`."""
         assert self.wire is not None
-        context, host = self._ways.context(url), url.host
+        context = self._ways.context(url)
+        host = url.host.removesuffix(".")  # certificates have names without it
         if isinstance(self.sock, ssl.SSLSocket):
             tls: Any = TlsInTls(self.sock, context, host)
         else:
@@ -144,31 +159,24 @@ class Connection(http.client.HTTPConnection):
         results = socket.getaddrinfo(host.encode(), port, type=socket.SOCK_STREAM)
         numeric = socket.NI_NUMERICHOST | socket.NI_NUMERICSERV
         places = {
-            socket.getnameinfo(place, numeric)[0]: (family, place)  # IPv6 addresses with their zone
+            socket.getnameinfo(place, numeric)[0]: Place(family, place)  # IPv6 addresses with their zone
             for family, *_, place in results
             if family in (socket.AF_INET, socket.AF_INET6)
         }
-        addresses = list(places)
-        error: OSError = OSError("no address")
-        for address in reach.choose(host, port, addresses, home=self._home) if reach is not None else addresses:
-            family, place = places[address]
-            sock = socket.socket(family, socket.SOCK_STREAM)
-            try:
-                sock.settimeout(self._ways.connect_timeout_s)
-                sock.connect(place)
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            except OSError as err:
-                sock.close()
-                error = ConnectTimeout() if isinstance(err, TimeoutError) else err
-                continue
-            self._address = address if reach is not None else ""
-            return sock
-        raise error
+        if reach is not None:
+            places = {address: places[address] for address in reach.choose(host, port, list(places), home=self._home)}
+        address, sock = dial(places, self._ways.connect_timeout_s, self._ways.watch.stopped)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._address = address if reach is not None else ""
+        return sock
 
     def exchange(
         self, method: str, headers: Mapping[str, str], data: bytes | Payload | None, url: Url, read_s: float
     ) -> http.client.HTTPResponse:
         """Send a request and return its response, whose head must be complete within `read_s` seconds."""
+        if self.sock is None:
+            self.connect()
+        self.sock.settimeout(read_s)
         is_forwarded = self._proxy is not None and self._url.scheme == "http"
         self.putrequest(
             method,
@@ -181,20 +189,38 @@ class Connection(http.client.HTTPConnection):
             self.putheader(name, value)
         if data is not None or method in ("POST", "PUT"):
             self.putheader("Content-Length", str(len(data or b"")))
-        with contextlib.suppress(BrokenPipeError):  # who refuses a body may have answered before it closed
-            self.endheaders()
-            self.sock.settimeout(read_s)
-            pieces: Iterable[bytes | memoryview] = [data] if isinstance(data, bytes) else data or ()
-            for piece in pieces:
-                self.sock.sendall(piece)
         wire = self.wire
         assert wire is not None
-        with self._ways.watch.within(wire, read_s):
-            response = self.getresponse()
+        refused = self._send(wire, [data] if isinstance(data, bytes) else data or (), read_s)
+        try:
+            with self._ways.watch.within(wire, read_s if refused is None else _REFUSED_S):
+                response = self.getresponse()
+        except (OSError, http.client.HTTPException):
+            if refused is not None:
+                raise refused from None
+            raise
+        response.will_close |= refused is not None  # the server still waits for the rest of the body
         # Only after a response: an address that the name resolved to, but that is silent, need not be the registry.
         if self._home and self._address:
             self._ways.reach.arrived(self._address)
         return response
+
+    def _send(self, wire: socket.socket, pieces: Iterable[bytes | memoryview], seconds: float) -> OSError | None:
+        """Send the head and the body, each piece within `seconds`. Errors of the body itself are raised.
+
+        Return the error if the server takes no more: it may have answered before it closed.
+        """
+        try:
+            self.endheaders()
+        except OSError as err:
+            return err
+        for piece in pieces:
+            try:
+                with self._ways.watch.within(wire, seconds):
+                    self.sock.sendall(piece)
+            except OSError as err:
+                return err
+        return None
 
 
 class TlsInTls:
@@ -220,12 +246,12 @@ class TlsInTls:
         """Return up to `max_bytes` that have arrived, b"" at the end."""
         try:
             return self._run(lambda: self._tls.read(max_bytes))
-        except ssl.SSLZeroReturnError:
+        except (ssl.SSLZeroReturnError, ssl.SSLEOFError):  # few say goodbye; lengths are checked above, as with sockets
             return b""
 
     def makefile(self, _mode: str) -> io.BufferedReader:
-        """Return a file to read from. Closing it closes nothing else."""
-        return io.BufferedReader(_Reader(self))
+        """Return a file to read from. Until it is closed too, the connection stays open, as with sockets."""
+        return io.BufferedReader(_Reader(self, self._outer.makefile("rb", buffering=0)))
 
     def _run(self, action: Callable[[], T]) -> T:
         """Call `action` until it has what it needs."""
@@ -244,8 +270,12 @@ class TlsInTls:
 
 
 class _Reader(io.RawIOBase):
-    def __init__(self, sock: TlsInTls) -> None:
-        self._sock = sock
+    def __init__(self, sock: TlsInTls, hold: io.RawIOBase) -> None:
+        self._sock, self._hold = sock, hold
+
+    def close(self) -> None:
+        self._hold.close()
+        super().close()
 
     def readable(self) -> bool:
         return True

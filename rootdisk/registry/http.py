@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import ssl
 import threading
 from collections import defaultdict
@@ -13,7 +14,7 @@ from rootdisk import __version__
 from rootdisk.errors import BadInput, RegistryError
 from rootdisk.oci.repository import RegistryOptions
 from rootdisk.registry.addresses import Reach
-from rootdisk.registry.answers import Response, told
+from rootdisk.registry.answers import NETWORK_ERRORS, Response, artifact_of, network_error, told
 from rootdisk.registry.certificates import certificates_folder, load_certificates
 from rootdisk.registry.connections import Connection, Payload, Proxy, Ways
 from rootdisk.registry.deadlines import Watch
@@ -23,6 +24,7 @@ from rootdisk.urls import Url
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 MAX_REDIRECTS = 5
 COMMIT_BYTES_PER_S = 16 << 20  # before it answers, a registry reads the blob again and may copy it
+_BUNDLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")  # the first that is set counts, as for most programs in Python
 _ALWAYS = {"Accept": "*/*", "Accept-Encoding": "identity", "User-Agent": f"rootdisk/{__version__}"}
 
 
@@ -59,7 +61,7 @@ class Session:
 
     @functools.cached_property
     def _context(self) -> ssl.SSLContext:
-        """The TLS context: it trusts the certificates of the system and those in the CA file."""
+        """The TLS context: it trusts the certificates of the system (or SSL_CERT_FILE), of _BUNDLES and of the CA file."""
         return self._new_context()
 
     def _context_for(self, url: Url) -> ssl.SSLContext:
@@ -77,13 +79,18 @@ class Session:
         if not self._options.verify_tls:  # the administrator has said so
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE
-        if self._options.ca_file is not None:
+        known = ssl.get_default_verify_paths().cafile  # often the same bundle, and reading one takes long
+        named = next((name for name in _BUNDLES if os.environ.get(name)), "")
+        for name, place in ((named, os.environ.get(named)), ("CA file", self._options.ca_file)):
+            if not place or place == known:
+                continue
             try:
-                context.load_verify_locations(self._options.ca_file)
+                if os.path.isdir(place):
+                    context.load_verify_locations(capath=place)
+                else:
+                    context.load_verify_locations(cafile=place)
             except OSError as err:  # ssl.SSLError is one
-                raise BadInput(
-                    f"CA file {self._options.ca_file}: {err.strerror or err}", "it must contain PEM certificates"
-                ) from err
+                raise BadInput(f"{name} {place}: {err.strerror or err}", "it must contain PEM certificates") from err
         return context
 
     def request(
@@ -92,15 +99,19 @@ class Session:
         """Send a request and follow redirects.
 
         Raises:
-            RegistryError: A redirect is refused, or there are too many.
-            OSError, http.client.HTTPException: There is no response; see `network_error`.
+            RegistryError: There is no response, a redirect is refused, or there are too many.
         """
         sent = dict(headers)
         place = url
         for _hop in range(MAX_REDIRECTS):
             if place.origin != self.origin:
                 sent.pop("Authorization", None)
-            response = self.once(method, place, headers=sent, data=data)
+            try:
+                response = self.once(method, place, sent, data)
+            except RegistryError as err:
+                if place is not url:
+                    err.message = f"{artifact_of(str(url))}: after a redirect, {err.message}"
+                raise
             location = response.headers.get("Location")
             if response.status not in REDIRECTS or not location:
                 return response
@@ -113,17 +124,15 @@ class Session:
                 raise RegistryError(told(method, str(place), f"redirect to {err.message}")) from None
         raise RegistryError(told(method, str(place), f"more than {MAX_REDIRECTS} redirects"))
 
-    def once(
-        self, method: str, url: Url, *, headers: Mapping[str, str], data: bytes | Payload | None = None
-    ) -> Response:
+    def once(self, method: str, url: Url, headers: Mapping[str, str], data: bytes | Payload | None = None) -> Response:
         """Send one request with exactly these headers and return the open response. Redirects are not followed.
 
         Raises:
-            RegistryError: The URL is not https, or its host is refused.
-            OSError, http.client.HTTPException: There is no response; see `network_error`.
+            RegistryError: The URL is not https, its host is refused, or there is no response.
         """
         if url.scheme != "https" and not self._options.plain_http:
-            raise RegistryError(told(method, str(url), "not https"), "if you trust this network, use --plain-http")
+            hint = "if you trust this network, use --plain-http" if url.origin[1:] == self.origin[1:] else ""
+            raise RegistryError(told(method, str(url), "not https"), hint)
         if url.origin != self.origin:
             self.reach.check_host(url.host, url.port)
         read_s = self._options.read_timeout_s
@@ -131,12 +140,21 @@ class Session:
             # After a resumed upload the registry reads the complete blob again.
             read_s += getattr(data, "whole_bytes", len(data)) / COMMIT_BYTES_PER_S
         way = _Way(url.origin, proxy_for(url) or "")
-        connection = self._take(way, url)
-        try:
-            answer = connection.exchange(method, {**_ALWAYS, **headers}, data, url, read_s)
-        except BaseException:
-            connection.close()
-            raise
+        # An upload finds out first what has arrived of it; upload.py.
+        may_repeat = method != "POST" and (data is None or isinstance(data, bytes))
+        while True:
+            connection, is_new = self._take(way, url)
+            try:
+                answer = connection.exchange(method, {**_ALWAYS, **headers}, data, url, read_s)
+                break
+            except NETWORK_ERRORS as err:
+                connection.close()
+                # A server may close a connection at the moment when it is used again: RFC 9112, section 9.3.1.
+                if is_new or not may_repeat or not isinstance(err, ConnectionError) or self.watch.stopped.is_set():
+                    raise network_error(method, url, err) from None
+            except BaseException:
+                connection.close()
+                raise
         assert connection.wire is not None
         wait = functools.partial(self.watch.within, connection.wire)
         done = functools.partial(self._put_back, way, connection)
@@ -151,13 +169,14 @@ class Session:
         with self._lock:
             self._idle[way].append(connection)
 
-    def _take(self, way: _Way, url: Url) -> Connection:
+    def _take(self, way: _Way, url: Url) -> tuple[Connection, bool]:
+        """Return a connection, and whether it is a new one."""
         while True:
             with self._lock:
                 connection = self._idle[way].pop() if self._idle[way] else None
             if connection is None:
                 proxy = Proxy.parse(way.proxy) if way.proxy else None
-                return Connection(url, proxy, self._ways, home=url.origin == self.origin)
+                return Connection(url, proxy, self._ways, home=url.origin == self.origin), True
             if connection.is_usable:
-                return connection
+                return connection, False
             connection.close()

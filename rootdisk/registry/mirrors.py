@@ -22,7 +22,7 @@ from rootdisk.oci.documents import Descriptor, Digest
 from rootdisk.oci.reference import Reference
 from rootdisk.oci.referrers import belongs_to_digest
 from rootdisk.oci.repository import RegistryOptions, check_range
-from rootdisk.registry.answers import NETWORK_ERRORS, Stalled, network_error
+from rootdisk.registry.answers import Stalled
 from rootdisk.registry.client import RegistryClient
 from rootdisk.registry.configuration import DIGEST_ONLY, Place, Places
 from rootdisk.registry.repository import RegistryRepository
@@ -248,6 +248,6 @@ def _ask(number: int, client: RegistryClient, results: queue.SimpleQueue[tuple[i
     try:
         client.session.once("GET", client.url("/v2/"), headers={}).close()
         is_there = True
-    except (*NETWORK_ERRORS, RootdiskError) as err:
-        debug(str(err if isinstance(err, RootdiskError) else network_error("GET", str(client.url("/v2/")), err)))
+    except RootdiskError as err:
+        debug(str(err))
     results.put((number, is_there))

@@ -13,6 +13,8 @@ import re
 from rootdisk.errors import BadInput, RegistryError
 from rootdisk.urls import Url, parse_url
 
+_FORM = "write http://HOST:PORT or https://HOST:PORT; in user and password, / is %2F and @ is %40"
+
 
 def proxy_for(url: Url) -> str | None:
     """Return the URL of the proxy for `url`, with user and password, or None.
@@ -86,9 +88,9 @@ def _checked(name: str, text: str) -> str:
     authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
     user, at, place = authority.rpartition("@")
     if scheme.lower() not in ("http", "https") or re.search(r"[^!-~]", user):
-        raise BadInput(f"{name}: the URL of the proxy is not supported", "write http://HOST:PORT or https://HOST:PORT")
+        raise BadInput(f"{name}: the URL of the proxy is not supported", _FORM)
     try:
         url = parse_url(f"{scheme}://{place}")
-    except RegistryError as err:
-        raise BadInput(f"{name}: {err.message}", "write http://HOST:PORT or https://HOST:PORT") from None
+    except RegistryError:  # its message may show a part of the password
+        raise BadInput(f"{name}: its host or port is not valid", _FORM) from None
     return f"{url.scheme}://{user}{at}{url.authority}"

@@ -67,8 +67,12 @@ def running(actions: Sequence[Callable[[], None]]) -> Iterator[Running]:
         threads.join()
 
 
-def for_each(items: Iterable[T], action: Callable[[T], None], count: int) -> None:
+def for_each(
+    items: Iterable[T], action: Callable[[T], None], count: int, interrupt: Callable[[], None] = lambda: None
+) -> None:
     """Call `action` with each of `items`, on `count` threads. All have ended when this returns or raises.
+
+    `interrupt` makes actions end early; it is called if this program is to end, for example by Ctrl-C.
 
     Raises:
         Exception: The first error of an action. Actions in progress are finished, no other is begun.
@@ -91,6 +95,8 @@ def for_each(items: Iterable[T], action: Callable[[T], None], count: int) -> Non
     with running([work] * min(count, len(waiting))) as threads:
         try:
             threads.wait()
-        except BaseException:
+        except BaseException as err:
             waiting.clear()
+            if not isinstance(err, Exception):
+                interrupt()
             raise

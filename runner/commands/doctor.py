@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rootdisk.cli.rows import write_rows
-from rootdisk.errors import RootdiskError
+from rootdisk.errors import RegistryError, RootdiskError
 from rootdisk.oci.documents import Platform
 from rootdisk.oci.reference import registry_of
 from rootdisk.oci.repository import RegistryOptions
@@ -209,7 +209,6 @@ def _file_system(path: Path) -> str:
 
 def _registry(name: str, connection: RegistryOptions) -> Line:
     """Check that a registry answers, by HTTPS or HTTP. No credentials are sent; asking for a password is an answer."""
-    from rootdisk.registry.answers import NETWORK_ERRORS, network_error
     from rootdisk.registry.client import RegistryClient
 
     why = ""
@@ -227,15 +226,13 @@ def _registry(name: str, connection: RegistryOptions) -> Line:
                 )
                 good = answer.status in (200, 401)
                 return Line(name, good, f"answers {answer.status}{note}", needed=True)
-        except RootdiskError as err:
-            return Line(name, False, str(err), needed=True)
-        except NETWORK_ERRORS as err:
-            error = network_error("GET", str(url), err)
-            reason = error.message.partition(": ")[2].rpartition(" (")[0]  # without name and request
+        except RegistryError as err:
+            reason = err.message.partition(": ")[2].rpartition(" (")[0]  # without name and request
             why = why or reason
             if "certificate" in reason:
-                hint = error.hint or "give the registry's CA with --ca-file FILE"
-                return Line(name, False, f"{reason}: {hint}", needed=True)
+                return Line(name, False, f"{reason}: {err.hint}", needed=True)
+        except RootdiskError as err:
+            return Line(name, False, str(err), needed=True)
         finally:
             client.close()
     return Line(name, False, f"does not answer: {why}: check the name, the network and the proxy", needed=True)

@@ -11,11 +11,14 @@ from urllib.parse import urlsplit
 import pytest
 import trustme
 
-from rootdisk.errors import RegistryError
+from rootdisk.errors import BadInput, RegistryError
 from rootdisk.oci.reference import parse_reference
 from rootdisk.oci.repository import RegistryOptions
 from rootdisk.places import open_repository
+from rootdisk.registry.proxies import proxy_for
+from rootdisk.urls import parse_url
 from tests.support.registry import QuietHandler, be_nobody, serve
+from tests.support.wire import Wire, run_wire
 
 MANIFEST = b'{"schemaVersion": 2, "config": {}, "layers": []}'
 BLOB = b"0123456789" * 30_000
@@ -91,7 +94,7 @@ def test_through_a_proxy(
                 size = found._replace(size=len(BLOB))
                 assert b"".join(repository.blob(size)) == BLOB
             if is_tls:
-                with pytest.raises(RegistryError, match="the proxy does not answer"):
+                with pytest.raises(RegistryError, match=f"the proxy {place} answers 403.*HTTPS_PROXY"):
                     open_repository(parse_reference("refused.invalid/a/b:1"), options).resolve("1")
     assert {secret for *_, secret in asked} == {"Basic YW5uOnBAdw=="}
     if is_tls:
@@ -108,5 +111,56 @@ def test_a_proxy_that_is_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     be_nobody(monkeypatch, tmp_path)
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:1")
     options = RegistryOptions(give_up_s=0.01)
-    with pytest.raises(RegistryError, match="the proxy does not answer"):
+    with pytest.raises(RegistryError, match=r"the proxy 127\.0\.0\.1:1 fails: connection refused.*check HTTPS_PROXY"):
         open_repository(parse_reference("registry.invalid/a/b:1"), options).resolve("1")
+
+
+@pytest.mark.parametrize(
+    "text", ["http://ann:secret/7@proxy", "http://ann:secret 7@proxy", "socks5h://ann:secret7@proxy"]
+)
+def test_a_password_is_never_shown(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setenv("https_proxy", text)
+    with pytest.raises(BadInput, match=r"https_proxy: .*write http://HOST:PORT") as error:
+        proxy_for(parse_url("https://registry.invalid/"))
+    assert "secret" not in str(error.value)
+
+
+def test_a_wrong_password(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    be_nobody(monkeypatch, tmp_path)
+
+    def refuse(wire: Wire) -> None:
+        wire.head()
+        wire.answer("407 Proxy Authentication Required")
+
+    with run_wire(refuse) as place:
+        monkeypatch.setenv("https_proxy", f"http://ann:secret7@{place}")
+        with pytest.raises(RegistryError, match=f"the proxy {place} answers 407.*check user and password") as error:
+            open_repository(parse_reference("registry.invalid/a/b:1"), RegistryOptions()).resolve("1")
+        assert "secret" not in str(error.value)
+
+
+def test_tls_in_tls_until_the_connection_closes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, authority: trustme.CA
+) -> None:
+    """With bodies larger than buffers, of known length and not; and of a name that ends with a dot."""
+    be_nobody(monkeypatch, tmp_path)
+    data = BLOB * 10
+
+    def speak(wire: Wire) -> None:
+        head = wire.head()
+        if b"/manifests/" in head:
+            wire.answer("302 Found", b"", "Location: https://registry.invalid./moved")
+        elif b"/moved" in head:
+            wire.send(b"HTTP/1.1 200 OK\r\n\r\n" + MANIFEST)
+        else:
+            wire.answer("200 OK", data, "Connection: close")
+
+    options = RegistryOptions(ca_file=tmp_path / "ca.pem", give_up_s=0.01)
+    with (
+        run_wire(speak, authority, "registry.invalid") as registry,
+        serve(proxy_handler(registry, []), authority) as proxy,
+    ):
+        monkeypatch.setenv("https_proxy", proxy.replace("://", "://ann:pw@"))
+        with contextlib.closing(open_repository(parse_reference("registry.invalid/a/b:1"), options)) as repository:
+            found = repository.resolve("1")
+            assert b"".join(repository.blob(found._replace(size=len(data)))) == data

@@ -74,3 +74,24 @@ def test_an_error_is_raised_while_others_still_run() -> None:
         with pytest.raises(ValueError, match="soon"):
             threads.wait()
         go.set()
+
+
+def test_actions_are_interrupted_if_the_program_is_to_end() -> None:
+    go = threading.Event()
+
+    def fail(number: int) -> None:
+        if number:
+            raise KeyboardInterrupt
+        assert go.wait(10)
+
+    with pytest.raises(KeyboardInterrupt):
+        for_each(range(2), fail, 2, go.set)
+    assert go.is_set()
+    go.clear()
+
+    def divide(number: int) -> None:
+        assert 1 // number
+
+    with pytest.raises(ZeroDivisionError):
+        for_each([0], divide, 1, go.set)
+    assert not go.is_set()
