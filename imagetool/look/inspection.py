@@ -21,6 +21,8 @@ from typing import Any
 from uuid import UUID
 
 from imagetool.ext4.reader import Node, Reader
+from imagetool.look import contents
+from imagetool.look.contents import Span
 from imagetool.sources.open import open_source
 from rootdisk.artifact.disk import FramedDisk
 from rootdisk.artifact.format import ArtifactConfig, NotAnArtifact
@@ -63,16 +65,17 @@ class InspectedDisk:
         frames = artifact.disk()
         return cls(Reader(frames), artifact.config, frames)
 
-    def content_key(self, node: Node) -> list[tuple[int, bytes, int, int]] | None:
-        """Describe a file's content by chunk digests, without fetching it: equal keys, equal bytes. None for a raw disk."""
+    def spans(self, node: Node) -> list[Span] | None:
+        """Describe a file's content by chunks, without fetching it: equal spans, equal bytes. None for a raw disk."""
         if self.frames is None:
             return None
-        size = self.reader.block_size
-        return [
-            (extent.logical, *piece)
-            for extent in self.reader.extents(node)
-            for piece in self.frames.content(extent.physical * size, extent.count * size)
-        ]
+        size, spans = self.reader.block_size, []
+        for extent in self.reader.extents(node):
+            start = extent.logical * size
+            for sha256, offset, count in self.frames.content(extent.physical * size, extent.count * size):
+                spans.append(Span(start, start + count, sha256, offset))
+                start += count
+        return spans
 
     def layer(self, node: Node) -> str:
         """Return the diff ID of the layer that an inode comes from, or "" if unknown."""
@@ -163,24 +166,37 @@ def digest(reader: Reader, node: Node) -> str:
     return sha256.hexdigest()
 
 
-class _Digests:
-    """Cache of digests of files on two disks. A file with many names is read once, one in equal chunks not at all."""
+class _Contents:
+    """Compares contents of files on two disks. A file with many names is read once, one in equal chunks not at all."""
 
     def __init__(self, a: InspectedDisk, b: InspectedDisk) -> None:
         self._a, self._b = a, b
-        self._known: dict[tuple[int, int], tuple[str, str]] = {}
+        self._known: dict[tuple[int, int], dict[str, tuple[str, str]]] = {}
 
-    def of(self, old: Node, new: Node) -> tuple[str, str]:
-        """Return digests of two files' contents; empty if they are known to be equal."""
-        key = self._a.content_key(old)
-        if key is not None and key == self._b.content_key(new):
-            return "", ""
+    def compared(self, old: Node, new: Node) -> dict[str, tuple[str, str]]:
+        """Return a pair for two files of one size that differ: digests, or, if that needs less, the first difference."""
         if min(old.links, new.links) < 2:
-            return digest(self._a.reader, old), digest(self._b.reader, new)
+            return self._pair(old, new)
         numbers = old.number, new.number
         if numbers not in self._known:
-            self._known[numbers] = digest(self._a.reader, old), digest(self._b.reader, new)
+            self._known[numbers] = self._pair(old, new)
         return self._known[numbers]
+
+    def _pair(self, old: Node, new: Node) -> dict[str, tuple[str, str]]:
+        first, second = self._a.spans(old), self._b.spans(new)
+        if first is not None and first == second:
+            return {}
+        if first is not None and second is not None:
+            files = contents.File(self._a.reader, old, first), contents.File(self._b.reader, new, second)
+            if contents.shares(*files):
+                different = contents.first_difference(*files)
+                if different is None:
+                    return {}
+                at, *data = different
+                left, right = (f"{piece.hex()} at byte {at}" for piece in data)
+                return {"content": (left, right)}
+        name = "sha256" if old.size <= HASHED_MAX_BYTES else "sha256_of_data"
+        return {name: (digest(self._a.reader, old), digest(self._b.reader, new))}
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +210,7 @@ class Change:
 
 def compared(a: InspectedDisk, b: InspectedDisk) -> Iterator[Change]:
     """Yield every path that differs between the disks, sorted by bytes. Chunks that both have are fetched once at most."""
-    digests = _Digests(a, b)
+    both = _Contents(a, b)
     if a.frames is not None and b.frames is not None:
         b.frames.share(a.frames)
     left, right = a.reader.walk(), b.reader.walk()
@@ -208,7 +224,7 @@ def compared(a: InspectedDisk, b: InspectedDisk) -> Iterator[Change]:
             yield Change(shown(new[0]), "added", {})
             new = next(right, None)
         else:
-            what = _differences(a.reader, old[1], b.reader, new[1], digests)
+            what = _differences(a.reader, old[1], b.reader, new[1], both)
             if what:
                 yield Change(shown(old[0]), "changed", what)
             old, new = next(left, None), next(right, None)
@@ -218,7 +234,7 @@ def _parts(path: bytes) -> list[bytes]:
     return path.split(b"/")
 
 
-def _differences(a: Reader, old: Node, b: Reader, new: Node, digests: _Digests) -> dict[str, tuple[str, str]]:
+def _differences(a: Reader, old: Node, b: Reader, new: Node, both: _Contents) -> dict[str, tuple[str, str]]:
     pairs = {
         "type": (TYPES.get(old.type, "unknown"), TYPES.get(new.type, "unknown")),
         "mode": (f"{stat.S_IMODE(old.mode):04o}", f"{stat.S_IMODE(new.mode):04o}"),
@@ -232,7 +248,7 @@ def _differences(a: Reader, old: Node, b: Reader, new: Node, digests: _Digests) 
         if old.type == stat.S_IFREG:
             pairs["size"] = (str(old.size), str(new.size))
             if old.size == new.size:
-                pairs["sha256" if old.size <= HASHED_MAX_BYTES else "sha256_of_data"] = digests.of(old, new)
+                pairs |= both.compared(old, new)
         elif old.type == stat.S_IFLNK:
             pairs["target"] = (shown(a.target(old)), shown(b.target(new)))
         elif old.type in (stat.S_IFCHR, stat.S_IFBLK):

@@ -41,7 +41,9 @@ def test_a_changed_file_of_the_same_size_is_seen(tmp_path: Path) -> None:
         data[LARGE // 2] ^= 1
     done = run("imagetool", "diff", *names, cwd=tmp_path)
     assert (done.returncode, done.stdout.count("\n")) == (1, 1)
-    assert done.stdout.startswith("~ /large: sha256 ")
+    old, new = bytes(data[LARGE // 2 : LARGE // 2 + 8]), bytearray(data[LARGE // 2 : LARGE // 2 + 8])
+    new[0] ^= 1
+    assert done.stdout == f"~ /large: content {old.hex()} at byte {LARGE // 2} -> {new.hex()} at byte {LARGE // 2}\n"
     assert run("imagetool", "diff", names[0], names[0], cwd=tmp_path).returncode == 0
 
 
@@ -64,14 +66,16 @@ def data_chunks(artifact: PublishedArtifact) -> set[bytes]:
 
 @needs_registry
 def test_only_what_differs_is_fetched(tmp_path: Path, registry: RunningRegistry) -> None:
-    """`diff` fetches documents, metadata and the chunks that differ, `explain` only documents: counted by a proxy.
+    """`diff` and `explain` fetch documents, metadata and the chunks that differ: counted by a proxy.
 
-    Of a large file that differs, `diff` prints the sha256, so it fetches all of it, once; so the file here is small.
+    One file is small, and one is large and differs in one byte.
     """
     noise = random.Random(1)
     base = directory(b"data") + b"".join(file(b"data/%d" % n, noise.randbytes(LARGE)) for n in range(4)) + END
+    large = bytearray(noise.randbytes(LARGE))
     for version, text in (("1", b"one"), ("2", b"two")):
-        layout = build(tmp_path, version, [base, file(b"changed", text) + END])
+        layout = build(tmp_path, version, [base, file(b"changed", text) + file(b"large", bytes(large)) + END])
+        large[LARGE // 2] ^= 1
         copy(layout, f"{registry.name}/a/b:{version}", registry.options)
     first, second = (parse_reference(f"{registry.name}/a/b:{version}") for version in ("1", "2"))
     documents = data = whole = 0
@@ -87,13 +91,14 @@ def test_only_what_differs_is_fetched(tmp_path: Path, registry: RunningRegistry)
             data += sum(chunk.blob_length for chunk in chunks)
             expected |= {chunk.sha256 for chunk in chunks}
     assert whole > 10 * (documents + data)  # who fetches everything is found out
-    for command, needed in (("diff", documents + data), ("explain", documents)):
+    for command in ("diff", "explain"):
         with run_faults(registry.name) as proxy:
             done = run("imagetool", command, "--plain-http", *(f"{proxy.name}/a/b:{version}" for version in ("1", "2")))
             assert done.returncode == (command == "diff"), done.stderr
             assert ("~ /changed: sha256 " in done.stdout) == (command == "diff")
+            assert (f" at byte {LARGE // 2}\n" in done.stdout) == (command == "diff")
             served = proxy.bytes_of("/")
-            assert documents <= served <= 1.2 * needed, f"{command}: {served} of {needed}"
+            assert documents <= served <= 1.2 * (documents + data), f"{command}: {served} of {documents} + {data}"
 
 
 @needs_registry
