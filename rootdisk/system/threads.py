@@ -57,12 +57,19 @@ class Running:
 
 
 @contextlib.contextmanager
-def running(actions: Sequence[Callable[[], None]]) -> Iterator[Running]:
-    """Run each of `actions` on a thread of its own while the block runs. All have ended when the block ends."""
+def running(actions: Sequence[Callable[[], None]], interrupt: Callable[[], None] = lambda: None) -> Iterator[Running]:
+    """Run each of `actions` on a thread of its own while the block runs. All have ended when the block ends.
+
+    `interrupt` makes actions end early; it is called if this program is to end, for example by Ctrl-C, also while threads start.
+    """
     threads = Running(actions)
     try:
         threads.start()
         yield threads
+    except BaseException as err:
+        if not isinstance(err, Exception):
+            interrupt()
+        raise
     finally:
         threads.join()
 
@@ -72,7 +79,7 @@ def for_each(
 ) -> None:
     """Call `action` with each of `items`, on `count` threads. All have ended when this returns or raises.
 
-    `interrupt` makes actions end early; it is called if this program is to end, for example by Ctrl-C.
+    `interrupt` is that of `running`.
 
     Raises:
         Exception: The first error of an action. Actions in progress are finished, no other is begun.
@@ -92,11 +99,14 @@ def for_each(
             waiting.clear()
             raise
 
-    with running([work] * min(count, len(waiting))) as threads:
+    def stop() -> None:
+        """Begin nothing more, and end what has begun."""
+        waiting.clear()
+        interrupt()
+
+    with running([work] * min(count, len(waiting)), stop) as threads:
         try:
             threads.wait()
-        except BaseException as err:
+        except BaseException:
             waiting.clear()
-            if not isinstance(err, Exception):
-                interrupt()
             raise
