@@ -229,9 +229,14 @@ def copy_sparse(source: Path, target: Path) -> None:
     """Copy `source` to the new file `target` inside the kernel. Holes stay holes; blocks are shared if possible."""
     with open(source, "rb", buffering=0, opener=opener) as src, open(target, "xb", buffering=0) as dst:
         os.ftruncate(dst.fileno(), os.fstat(src.fileno()).st_size)
-        for start, end in list(data_runs(src.fileno())):
-            while start < end:
-                start += _copy_run(src.fileno(), dst.fileno(), start, min(end - start, _COPY_BYTES))
+        copy_data(src.fileno(), dst.fileno())
+
+
+def copy_data(source: int, target: int) -> None:
+    """Copy what is not a hole to the same place in another open file, inside the kernel; as `copy_sparse`."""
+    for start, end in list(data_runs(source)):
+        while start < end:
+            start += _copy_run(source, target, start, min(end - start, _COPY_BYTES))
 
 
 def _copy_run(src: int, dst: int, offset: int, count: int) -> int:

@@ -16,13 +16,12 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from rootdisk.durable import atomic_write, data_runs, open_file, read_file, write_at
+from rootdisk.durable import atomic_write, copy_data, open_file, read_file
 from rootdisk.system.locks import held
 from runner.store.store import Store
 from runner.template.saved import Template
 
 SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
-_COPY_BYTES = 4 << 20
 _FD_MAX_BYTES = 32
 _WAIT_S = 5.0  # for another process that loads it
 
@@ -71,13 +70,7 @@ def _fill(fd: int, template: Template) -> None:
     try:
         if os.fstat(source).st_size != template.ram[0]:
             raise ValueError("ram: has another size")
-        for start, end in data_runs(source):
-            while start < end:
-                data = os.pread(source, min(_COPY_BYTES, end - start), start)
-                if not data:
-                    raise ValueError("ram: became shorter while it was read")
-                write_at(fd, data, start)
-                start += len(data)
+        copy_data(source, fd)
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
     finally:
         os.close(source)

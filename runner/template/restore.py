@@ -4,7 +4,7 @@
     start, with the sealed RAM          ──▶  waits for its state
     state through a pipe, RESUME        ──▶  the guest goes on where it was saved: it adds the entropy to its random pool
                                         ◀──  RESUMED
-    TIME                                ──▶  sets its clock, loads the drivers of disk and network, mounts the disk
+    TIME                                ──▶  sets its clock, gives disk and network to their drivers, mounts the disk
 
 From here on, all is as after a cold boot. Until RESUMED the guest has not touched the disk, so a failure up to there is
 followed by a cold boot.

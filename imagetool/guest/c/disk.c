@@ -28,7 +28,7 @@ static int is_loaded_now(enum stage stage, const char *key, const struct guest *
     if (!strcmp(key, "late"))
         return stage == LATE;
     if (!strcmp(key, "verity") || !strcmp(key, "verity-cpu"))
-        return stage == LATE && guest->verity && (!key[6] || !is_emulated());
+        return stage == FOR_VERITY && guest->verity && (!key[6] || !is_emulated());
     return stage == BY_SLOT && (find_record(&guest->slot, key) || (!strcmp(key, "mount") && find_record(&guest->slot, "mount-file")));
 }
 
@@ -145,9 +145,9 @@ static int enter(const char *root, struct why *why) {
 int enter_disk(struct guest *guest, struct why *why) {
     const char *root = "/root";
     if (access("/.rootdisk/init", F_OK)) {
-        if (load_modules(guest, EARLY, why) || (guest->is_template && wait_for_orders(guest, why)) ||
-            load_modules(guest, LATE, why) || mount_root(guest, why) || read_slot(guest, "/root/.rootdisk/slot", why) ||
-            load_modules(guest, BY_SLOT, why))
+        if (load_modules(guest, EARLY, why) || (guest->is_template ? be_template(guest, why) : load_modules(guest, LATE, why)) ||
+            load_modules(guest, FOR_VERITY, why) || mount_root(guest, why) ||
+            read_slot(guest, "/root/.rootdisk/slot", why) || load_modules(guest, BY_SLOT, why))
             return -1;
         unlink("/init");
         if (find_record(&guest->slot, "read-only") && !(root = overlay_root("/root", "/upper", why)))

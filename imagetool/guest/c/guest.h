@@ -30,12 +30,13 @@ struct guest {
     int is_template;              /* it stops before the disk is touched, to be saved and to go on as any sandbox */
 };
 
-/* When a module of /modules/load is loaded: before the disk is touched, for the disk and the network, or as the slot asks. */
-enum stage { EARLY, LATE, BY_SLOT };
+/* When a module of /modules/load is loaded: before the disk is touched, for the disk and the network, for dm-verity, or as the
+   slot asks. */
+enum stage { EARLY, LATE, FOR_VERITY, BY_SLOT };
 
 /* Set-up steps, in the order of a boot. Each returns 0, or -1 and why. */
 int load_modules(const struct guest *, enum stage, struct why *);
-int wait_for_orders(struct guest *, struct why *);
+int be_template(struct guest *, struct why *);
 int enter_disk(struct guest *, struct why *);
 const char *set_up_verity(char *spec, const char *disk, struct why *);
 int mount_all(const struct records *slot, struct why *);

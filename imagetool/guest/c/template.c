@@ -1,8 +1,14 @@
 /* A machine that is saved before it touches the disk, and goes on later as any number of sandboxes. Until then all is the same
    in every sandbox; what differs comes in RESUME and TIME. docs/layout-1.md, "Templates". */
 #include "guest.h"
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
+
+#define BUS "/sys/bus/virtio/"
 
 /* Two le64: seconds since the epoch, and nanoseconds. */
 int take_time(const struct records *payload, struct why *why) {
@@ -13,7 +19,7 @@ int take_time(const struct records *payload, struct why *why) {
     return set_clock(time[0], time[1], why);
 }
 
-int wait_for_orders(struct guest *guest, struct why *why) {
+static int wait_for_orders(struct guest *guest, struct why *why) {
     struct channel *channel = &guest->channel;
     struct records orders = {0}, time = {0};
     channel->fd = find_port("rootdisk", 3);
@@ -39,4 +45,35 @@ int wait_for_orders(struct guest *guest, struct why *why) {
         return -1;
     free(time.data);
     return 0;
+}
+
+static int put(const char *path, const char *text, struct why *why) {
+    int fd = open(path, O_WRONLY | O_CLOEXEC), failed = fd < 0 || write(fd, text, strlen(text)) < 0;
+    if (failed)
+        explain(why, "%s: %s", path, strerror(errno));
+    if (fd >= 0)
+        close(fd);
+    return failed ? -1 : 0;
+}
+
+/* Gives the devices that have come while drivers_autoprobe was 0 to their drivers. */
+static int find_drivers(struct why *why) {
+    DIR *devices = opendir(BUS "devices");
+    int failed = devices ? put(BUS "drivers_autoprobe", "1", why) : explain(why, BUS "devices: %s", strerror(errno));
+    struct why ignored; /* what is missing for want of a driver says so itself */
+    for (struct dirent *entry; !failed && (entry = readdir(devices));)
+        if (*entry->d_name != '.')
+            put(BUS "drivers_probe", entry->d_name, &ignored);
+    if (devices)
+        closedir(devices);
+    return failed;
+}
+
+/* Loads the drivers of disk and network, which takes a while, but lets them have their devices only in the machine that goes on:
+   they read sizes, first blocks and addresses, which differ. */
+int be_template(struct guest *guest, struct why *why) {
+    return put(BUS "drivers_autoprobe", "0", why) || load_modules(guest, LATE, why) || wait_for_orders(guest, why) ||
+                   find_drivers(why)
+               ? -1
+               : 0;
 }
