@@ -25,8 +25,13 @@ _PAYLOAD_VERSION = 0x208
 _SECTOR_BYTES = 512
 _LZ4_LEGACY = b"\x02\x21\x4c\x18"  # lz4's lz4_Frame_format.md, legacy frame: blocks of 8 MiB, each with its length
 _LZ4_BLOCK_BYTES = 8 << 20
-_LZO = b"\x89LZO\0"  # lzop
+_LZO = b"\x89LZO\0"  # lzop: lib/decompress_unlzo.c has its header and blocks
+_LZO_HEADER_BYTES = 9 + 7  # the magic; versions of lzop and of its library, and the method
+_LZO_LEVEL_VERSION, _LZO_FILTER = 0x0940, 0x800
+_LZO_BLOCK = struct.Struct(">III")  # bytes of it, bytes that it takes, checksum
+_LZO_BLOCK_BYTES = 256 << 10
 _LZMA_MEMORY_BYTES = 256 << 20
+_DAMAGED = (zlib.error, lzma.LZMAError, zstandard.ZstdError, struct.error)
 _ELF_HEADER = struct.Struct("<16sHHIQQQIHHHHHH")  # elf(5), Elf64_Ehdr
 _PROGRAM_HEADER = struct.Struct(
     "<IIQQQQQQ"
@@ -64,7 +69,7 @@ def extract(bzimage: bytes) -> bytes | bytearray:
         raise NoVmlinux(f"kernel: its vmlinux has {size} bytes; {VMLINUX_MAX_BYTES} are allowed", _HINT)
     try:
         elf = _decompressor(payload)(payload, size)
-    except (zlib.error, lzma.LZMAError, zstandard.ZstdError, ValueError, OSError, EOFError, RuntimeError) as err:
+    except (*_DAMAGED, ValueError, IndexError, OSError, EOFError, RuntimeError) as err:
         raise NoVmlinux(f"kernel: its vmlinux cannot be decompressed: {err}", _HINT) from err
     if len(elf) != size:
         raise NoVmlinux(f"kernel: its vmlinux has {len(elf)} bytes or more, and should have {size}", _HINT)
@@ -87,8 +92,8 @@ def _decompressor(payload: memoryview) -> Callable[[memoryview, int], bytes | by
     head = bytes(payload[:HEAD_BYTES])
     if head.startswith(_LZ4_LEGACY):
         return _lz4
-    if head.startswith(_LZO):  # no library for it comes as a wheel
-        raise NoVmlinux("kernel: its vmlinux is compressed with LZO, which cannot be read here", _HINT)
+    if head.startswith(_LZO):
+        return _lzo
     known = {"gzip": _gzip, "zstd": _zstd, "xz": _xz, "lzma": _lzma, "bzip2": _bzip2}
     how = compression(head)
     if how not in known:
@@ -139,6 +144,35 @@ def _lz4(payload: memoryview, size: int) -> bytearray:
         at += length
     del out[done:]
     return out
+
+
+def _lzo(payload: memoryview, size: int) -> bytearray:
+    from lzallright import LZOCompressor, LZOError
+
+    at, out = _lzo_start(payload), bytearray()
+    while len(out) <= size and (length := int.from_bytes(payload[at : at + 4], "big")):
+        length, taken, _ = _LZO_BLOCK.unpack_from(payload, at)
+        at += _LZO_BLOCK.size
+        block = bytes(payload[at : at + taken])
+        if not 0 < taken <= length <= _LZO_BLOCK_BYTES or len(block) != taken:
+            raise ValueError("a block has a wrong length")
+        try:
+            out += block if taken == length else LZOCompressor.decompress(block, length)[: size + 1 - len(out)]
+        except LZOError as err:
+            raise ValueError(f"a block is damaged: {err}") from err
+        at += taken
+    return out
+
+
+def _lzo_start(payload: memoryview) -> int:
+    """Return where the blocks begin."""
+    (version,) = struct.unpack_from(">H", payload, 9)
+    is_later = version >= _LZO_LEVEL_VERSION
+    at = _LZO_HEADER_BYTES + is_later
+    (flags,) = struct.unpack_from(">I", payload, at)
+    at += 8 if flags & _LZO_FILTER else 4
+    at += 12 if is_later else 8  # mode and time
+    return at + 1 + payload[at] + 4  # the name and the checksum
 
 
 def check_pvh(elf: bytes | bytearray) -> None:

@@ -7,6 +7,7 @@ import gzip
 import lzma
 import struct
 import tracemalloc
+import zlib
 from collections.abc import Callable
 
 import lz4.block
@@ -14,6 +15,7 @@ import pytest
 import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lzallright import LZOCompressor
 
 from imagetool.guest.vmlinux import NoVmlinux, extract
 from rootdisk.artifact.compressed import VMLINUX_MAX_BYTES
@@ -35,12 +37,23 @@ def by_xz(data: bytes) -> bytes:  # as scripts/xz_wrap.sh does
     return lzma.compress(data, check=lzma.CHECK_CRC32, filters=filters)
 
 
+def by_lzo(data: bytes) -> bytes:  # as `lzop -9`
+    head = b"\x89LZO\0\r\n\x1a\n" + struct.pack(">HHHBBIIIIB4x", 0x1040, 0x20A0, 0x0940, 3, 9, 0x0300_0001, 0, 0, 0, 0)
+    out = bytearray(head)
+    for at in range(0, len(data), 256 << 10):
+        block = data[at : at + (256 << 10)]
+        packed = min(LZOCompressor().compress(block), block, key=len)
+        out += struct.pack(">III", len(block), len(packed), zlib.adler32(block)) + packed
+    return bytes(out) + bytes(4)
+
+
 WAYS: dict[str, Callable[[bytes], bytes]] = {
     "gzip": gzip.compress,
     "bzip2": bz2.compress,
     "lzma": lambda data: lzma.compress(data, lzma.FORMAT_ALONE),
     "xz": by_xz,
     "lz4": by_lz4,
+    "lzo": by_lzo,
     "zstd": zstandard.compress,
 }
 
@@ -73,7 +86,8 @@ def test_a_kernel_that_cannot_be_used_says_why() -> None:
     cases = {
         "not a bzImage": b"\x7fELF" + bytes(4096),
         "where its payload": bzimage(gzip.compress(KERNEL), len(KERNEL))[:900] + bytes(200),
-        "LZO": bzimage(b"\x89LZO\0\r\n\x1a\n" + bytes(90), 9),
+        "should have 9": bzimage(b"\x89LZO\0\r\n\x1a\n" + bytes(90), 9),
+        "wrong length": bzimage(b"\x89LZO\0\r\n\x1a\n" + b"\1" * 90, 9),
         "unknown way": bzimage(b"?" * 100, 9),
         "allowed": bzimage(gzip.compress(KERNEL), VMLINUX_MAX_BYTES + 1),
         "not an ELF": bzimage(gzip.compress(b"?" * 100), 100),
