@@ -28,13 +28,14 @@ META = {
     ("ubuntu", "amd64"): "linux-image-virtual",
     ("ubuntu", "arm64"): "linux-image-virtual",
 }
-LATE = "late"  # loaded after the moment at which a template is saved: they read what differs between sandboxes
-# In load order: virtio needs virtio_ring's symbols, though modules.dep may not say so. Those with a key other than LATE are
-# loaded only where the slot has a record of that name.
+LATE = "late"  # gets its device after the moment at which a template is saved: it reads what differs between sandboxes
+# In load order: virtio needs virtio_ring's symbols, though modules.dep may not say so. What the keys mean is in
+# docs/layout-1.md, "Kernel modules".
 WANTED = {
     **dict.fromkeys(("virtio_ring", "virtio", "virtio_mmio", "virtio_pci_legacy_dev", "virtio_pci_modern_dev"), ""),
-    **dict.fromkeys(("virtio_pci", "virtio_console", "failover", "net_failover"), ""),
-    **dict.fromkeys(("virtio_blk", "virtio_net"), LATE),
+    **dict.fromkeys(("virtio_pci", "virtio_console"), ""),
+    "virtio_blk": LATE,
+    **dict.fromkeys(("failover", "net_failover", "virtio_net"), "network"),
     **dict.fromkeys(("rng_core", "virtio_rng"), ""),
     # dm-verity: others load it before the disk is mounted. Kernels differ in which of them are built in.
     **dict.fromkeys(("dax", "dm_mod", "dm_bufio", "reed_solomon", "dm_verity"), "verity"),

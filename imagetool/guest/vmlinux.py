@@ -167,7 +167,7 @@ def _lzo(payload: memoryview, size: int) -> bytearray:
 def _lzo_start(payload: memoryview) -> int:
     """Return where the blocks begin."""
     (version,) = struct.unpack_from(">H", payload, 9)
-    is_later = version >= _LZO_LEVEL_VERSION
+    is_later = bool(version >= _LZO_LEVEL_VERSION)
     at = _LZO_HEADER_BYTES + is_later
     (flags,) = struct.unpack_from(">I", payload, at)
     at += 8 if flags & _LZO_FILTER else 4

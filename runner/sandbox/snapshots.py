@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 from rootdisk.durable import open_file, read_file
 from rootdisk.errors import BadInput, Busy, RootdiskError
 from rootdisk.system.versions import OtherVersion, read_versioned
-from rootdisk.text import printable
+from rootdisk.text import describe_error, printable
 from runner.disk.clone import Clone, existing
 from runner.sandbox import directory
 from runner.sandbox.pause import NEW
@@ -140,7 +140,7 @@ def look(folder: Path) -> Snapshot | Unreadable:
         return read(folder)
     except (OSError, ValueError) as err:
         os.lstat(folder)
-        return Unreadable(folder, printable(str(err), 300), isinstance(err, OtherVersion))
+        return Unreadable(folder, printable(describe_error(err), 300), isinstance(err, OtherVersion))
 
 
 def all_of(store: Store) -> Iterator[Snapshot | Unreadable]:
@@ -253,7 +253,7 @@ def damage_of_disk(snapshot: Snapshot, most: int | None = None) -> str:
         if info.st_size != snapshot.disk[0] or (is_read and data_digest(path) != snapshot.disk):
             return f"disk: {saved.MISMATCH}"
     except (OSError, RootdiskError, ValueError) as err:
-        return f"it cannot be read: {err}"
+        return f"it cannot be read: {describe_error(err)}"
     return ""
 
 

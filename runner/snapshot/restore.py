@@ -19,6 +19,7 @@ from rootdisk import records
 from rootdisk.errors import RootdiskError
 from rootdisk.records import Record
 from rootdisk.system import process
+from rootdisk.text import describe_error
 from runner.channel import messages
 from runner.machine import qemu, qmp
 from runner.machine.model import Machine, Vm
@@ -61,7 +62,7 @@ def restore(
             if vm is not None:
                 vm.kill()
             if isinstance(err, OSError | ValueError):
-                raise RootdiskError(f"it is damaged: {err}") from err
+                raise RootdiskError(f"it is damaged: {describe_error(err)}") from err
             raise
         try:
             _go_on(vm, file.fileno(), settings, deadline)

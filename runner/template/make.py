@@ -19,6 +19,7 @@ from pathlib import Path
 from rootdisk.durable import atomic_write, fsync_dir, write_at, write_json
 from rootdisk.errors import Busy, RootdiskError
 from rootdisk.system import process
+from rootdisk.text import describe_error
 from runner.channel import messages
 from runner.machine import qemu, qmp
 from runner.machine.model import Machine
@@ -64,7 +65,7 @@ def _make(store: Store, machine: Machine, template_key: str, words: Sequence[str
     except Busy:
         pass
     except (RootdiskError, OSError) as err:
-        saved.note_failure(store, template_key, f"could not be made: {err}")
+        saved.note_failure(store, template_key, f"could not be made: {describe_error(err)}")
 
 
 def make(store: Store, machine: Machine, template_key: str, words: Sequence[str] = ()) -> None:

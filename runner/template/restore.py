@@ -24,7 +24,7 @@ from rootdisk import records
 from rootdisk.errors import RootdiskError
 from rootdisk.system import process
 from rootdisk.system.debug import is_shown
-from rootdisk.text import printable
+from rootdisk.text import describe_error, printable
 from runner.channel import messages
 from runner.machine import qemu, qmp
 from runner.machine.model import Machine, Vm
@@ -85,7 +85,7 @@ def restore(
             elif is_starting:
                 raise  # a cold boot would fail too
             if isinstance(err, OSError | ValueError | RootdiskError):
-                raise NotRestored(str(err)) from err
+                raise NotRestored(describe_error(err)) from err
             raise
         state_pipe.close()
         try:

@@ -29,7 +29,7 @@ from rootdisk.errors import Busy, RootdiskError
 from rootdisk.oci.documents import HEX_SHA256
 from rootdisk.system.locks import held
 from rootdisk.system.versions import has_other_version, read_versioned, write_versioned
-from rootdisk.text import printable
+from rootdisk.text import describe_error, printable
 from runner.machine import qemu
 from runner.machine.model import Machine
 from runner.store.store import Store
@@ -288,5 +288,5 @@ def damage(template: Template) -> str:
     except ValueError as err:
         return str(err)
     except OSError as err:
-        return f"it cannot be read: {err}"
+        return f"it cannot be read: {describe_error(err)}"
     return ""

@@ -38,6 +38,7 @@ ROWS = {
     "guest: init": "",
     "guest, --read-only with dm-verity": "--read-only",
     "runner boot, from a template": "runner boot --cold",
+    "runner boot, from a template, to its first output": "",
     "clock of a guest from a template, off by": "",
     "runner boot, the first": "ROOTDISK_TEMPLATES=0",
     "runner boot --from and exec": "runner boot --cold and exec",

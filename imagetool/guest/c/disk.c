@@ -22,6 +22,11 @@ static int is_emulated(void) {
     return length > 0 && strstr(text, "QEMU TCG CPU");
 }
 
+static int is_without_network(const struct records *slot) {
+    const char *mode = find_record(slot, "network");
+    return mode && !strcmp(mode, "none");
+}
+
 static int is_loaded_now(enum stage stage, const char *key, const struct guest *guest) {
     if (!key || stage == EARLY)
         return !key && stage == EARLY;
@@ -29,6 +34,8 @@ static int is_loaded_now(enum stage stage, const char *key, const struct guest *
         return stage == LATE;
     if (!strcmp(key, "verity") || !strcmp(key, "verity-cpu"))
         return stage == FOR_VERITY && guest->verity && (!key[6] || !is_emulated());
+    if (!strcmp(key, "network")) /* of a template it is not known whether they are needed */
+        return stage == (guest->is_template ? LATE : BY_SLOT) && !is_without_network(&guest->slot);
     return stage == BY_SLOT && (find_record(&guest->slot, key) || (!strcmp(key, "mount") && find_record(&guest->slot, "mount-file")));
 }
 

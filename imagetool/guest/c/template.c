@@ -58,14 +58,15 @@ static int put(const char *path, const char *text, struct why *why) {
 
 /* Gives the devices that have come while drivers_autoprobe was 0 to their drivers. */
 static int find_drivers(struct why *why) {
-    DIR *devices = opendir(BUS "devices");
-    int failed = devices ? put(BUS "drivers_autoprobe", "1", why) : explain(why, BUS "devices: %s", strerror(errno));
     struct why ignored; /* what is missing for want of a driver says so itself */
+    DIR *devices = opendir(BUS "devices");
+    if (!devices)
+        return explain(why, BUS "devices: %s", strerror(errno));
+    int failed = put(BUS "drivers_autoprobe", "1", why);
     for (struct dirent *entry; !failed && (entry = readdir(devices));)
         if (*entry->d_name != '.')
             put(BUS "drivers_probe", entry->d_name, &ignored);
-    if (devices)
-        closedir(devices);
+    closedir(devices);
     return failed;
 }
 
