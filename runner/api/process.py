@@ -14,6 +14,7 @@ from rootdisk.errors import RootdiskError, TimedOut
 from rootdisk.ids import parse_signal
 from runner.api.collected import Collected
 from runner.api.results import Result
+from runner.api.waiting import events_of
 from runner.channel.exchange import Exchange
 
 RECEIVE_BYTES = 256 << 10
@@ -116,7 +117,7 @@ class Process:
 
     def _receive(self, deadline: float | None) -> None:
         """Wait until something comes."""
-        if deadline is not None and not _is_ready(self._sock, max(0.0, deadline - time.monotonic())):
+        if not events_of(self._sock, select.POLLIN, deadline):
             raise TimedOut("the program in the sandbox has not answered in time")
         self._output += self.exchange.receive(_received(self._sock))
         self.push()
@@ -125,10 +126,7 @@ class Process:
         """Send what is queued, and receive meanwhile: the keeper reads only while it can pass data on."""
         out = self.exchange.out
         while out:
-            waiting = select.poll()
-            waiting.register(self._sock, select.POLLIN | select.POLLOUT)
-            ((_, events),) = waiting.poll()
-            if events & ~select.POLLOUT:
+            if events_of(self._sock, select.POLLIN | select.POLLOUT) & ~select.POLLOUT:
                 self._output += self.exchange.receive(_received(self._sock))
             else:
                 try:
@@ -139,12 +137,6 @@ class Process:
                     out.clear()
             if self.status is not None:
                 out.clear()
-
-
-def _is_ready(sock: socket.socket, seconds: float) -> bool:
-    waiting = select.poll()
-    waiting.register(sock, select.POLLIN)
-    return bool(waiting.poll(seconds * 1000))
 
 
 def _received(sock: socket.socket) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import select
 import socket
 import threading
 import time
@@ -19,6 +20,7 @@ from runner.api.options import BootOptions
 from runner.api.process import Process, run_to_end
 from runner.api.results import Result
 from runner.api.store import Place, open_store
+from runner.api.waiting import events_of
 from runner.sandbox import directory, orders
 from runner.sandbox.state import STOP_S
 from runner.store.store import Store
@@ -182,7 +184,10 @@ class Sandbox(KnownSandbox):
             state = self.find()
             sock = orders.watch_end(state, stack)
             if sock is not None:
-                sock.settimeout(timeout)
+                deadline = None if timeout is None else time.monotonic() + timeout
+                if not events_of(sock, select.POLLIN, deadline):
+                    raise starting.still_runs(self.name, timeout)
+                sock.settimeout(None if deadline is None else max(0.001, deadline - time.monotonic()))
             try:
                 return orders.status_of(self.store, state, sock)
             except TimeoutError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import select
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +13,7 @@ from rootdisk.errors import BadInput, TimedOut
 from runner.api.life import Life
 from runner.api.options import boot_options
 from runner.api.store import Place, open_store
+from runner.api.waiting import events_of
 from runner.machine import ports
 from runner.options import boot as boot_request
 from runner.sandbox import directory, prepare, starter
@@ -60,11 +62,10 @@ def listen(started: Started, is_enough: Callable[[Life], bool], timeout: float |
     """Listen to the keeper until it has said enough; TimedOut after `timeout` seconds."""
     deadline = None if timeout is None else time.monotonic() + timeout
     while not is_enough(started.life):
-        started.sock.settimeout(None if deadline is None else max(0.001, deadline - time.monotonic()))
+        if not events_of(started.sock, select.POLLIN, deadline):
+            raise still_runs(started.name, timeout)
         try:
             data = started.sock.recv(4096)
-        except TimeoutError:
-            raise still_runs(started.name, timeout) from None
         except ConnectionError:
             data = b""
         started.life.receive(data)

@@ -108,13 +108,13 @@ def test_a_sandbox_s_time_limit(cluster: Cluster, tmp_path: Path) -> None:
     assert cluster.left() == []
 
 
-@pytest.mark.parametrize("end", ["cancel", "worker", "driver"])
+@pytest.mark.parametrize("end", ["cancel", "force", "worker", "driver"])
 def test_nothing_is_left(cluster: Cluster, tmp_path: Path, end: str) -> None:
     program = f"""{WATCHED}
 tasks = [wait.options(scheduling_strategy="SPREAD").remote({str(tmp_path)!r}) for _ in range(2)]
 sys.stdin.readline()
 for task in tasks:
-    ray.cancel(task, force=True)
+    ray.cancel(task, force={end == "force"})
 for task in tasks:
     try:
         ray.get(task)
@@ -130,8 +130,9 @@ for task in tasks:
             driver.kill()
         for path in tmp_path.iterdir() if end == "worker" else ():
             os.kill(int(path.read_text()), signal.SIGKILL)
-        until(lambda: end == "cancel" or cluster.left() == [], 60)
-        said, _ = driver.communicate("go\n" if end == "cancel" else None, timeout=120)
+        is_asked = end in ("cancel", "force")
+        until(lambda: is_asked or cluster.left() == [], 60)
+        said, _ = driver.communicate("go\n" if is_asked else None, timeout=120)
     until(lambda: cluster.left() == [], 60)
     errors = [line for line in said.splitlines() if line.endswith("Error")]
     assert len(errors) == (0 if end == "driver" else 2), said

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import contextlib
 import socket
 import threading
+import time
 from collections.abc import Callable
 
 import pytest
@@ -15,6 +17,7 @@ from runner.api.async_process import AsyncProcess
 from runner.api.collected import Collected, request_of
 from runner.api.life import Life
 from runner.api.process import Process
+from runner.api.starting import Started, listen
 from runner.channel import messages
 from runner.channel.exchange import Exchange
 from runner.channel.messages import WINDOW, Decoder, GuestError, frame, frame_number, number
@@ -179,3 +182,22 @@ def test_the_life_of_a_sandbox() -> None:
     life = Life(is_tied=True)
     with pytest.raises(GuestError, match="the kernel panicked"):
         life.receive(frame(messages.ERROR, b"the kernel panicked") + frame_number(messages.EXIT, 125))
+
+
+@pytest.mark.parametrize("call", ["wait", "read", "start", "write"])
+def test_an_interrupt_by_another_thread_ends_a_wait(call: str) -> None:
+    """As `ray.cancel` does it: no signal ends the call that waits."""
+    ours, theirs = socket.socketpair()
+    with theirs, Process(ours, REQUEST) as process:
+        waits = {
+            "wait": lambda: process.wait(5),
+            "read": lambda: process.read(5),
+            "write": lambda: process.write(bytes(2 * WINDOW), 5),
+            "start": lambda: listen(Started("x", None, ours, Life(is_tied=True)), lambda life: life.is_ready, 5),  # type: ignore[arg-type]
+        }
+        timer = threading.Timer(0.1, _thread.interrupt_main)
+        started = time.monotonic()
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            waits[call]()
+        assert time.monotonic() - started < 3
