@@ -179,12 +179,14 @@ class MirroredRepository:
             ]
         # An origin is waited for as any other; whether it uses TLS is known when it answers.
         patience_s = ANSWER_S if is_mirror else self._options.connect_timeout_s + self._options.read_timeout_s
-        answering = _answering(place, tries, patience_s)
+        answering, why = _answering(place, tries, patience_s)
         if not is_mirror:
             return RegistryRepository(place.registry, place.repository, answering or tries[0])  # its errors say why
         if answering is not None:
             return RegistryRepository(place.registry, place.repository, answering, self._registry)
         debug(f"mirror {place.registry} does not answer")
+        if why is not None:
+            _report(place, why)
         _forget(place)
         return None
 
@@ -216,38 +218,41 @@ def _report(place: Place, err: Exception) -> None:
     debug(f"mirror {place.registry}: {err}")
 
 
-def _answering(place: Place, tries: Sequence[RegistryOptions], seconds: float) -> RegistryOptions | None:
-    """Return with which of `tries` a registry answers within `seconds`, whatever it says; None if with none.
+def _answering(
+    place: Place, tries: Sequence[RegistryOptions], seconds: float
+) -> tuple[RegistryOptions | None, RootdiskError | None]:
+    """Return with which of `tries` a registry answers within `seconds`, whatever it says; if with none, why the last one failed.
 
     All are tried at the same time: a server without TLS may wait for more of a handshake. An earlier one of `tries` is preferred
     if it answers within ANSWER_S of another.
     """
-    results: queue.SimpleQueue[tuple[int, bool]] = queue.SimpleQueue()
+    results: queue.SimpleQueue[tuple[int, RootdiskError | None]] = queue.SimpleQueue()
     clients = [RegistryClient(place.registry, place.repository, options) for options in tries]
     # Resolving a name has no time-out of its own, so threads wait for it.
     for number, client in enumerate(clients):
         threading.Thread(target=_ask, args=(number, client, results), daemon=True).start()
     waiting, heard = set(range(len(tries))), set[int]()
+    why: RootdiskError | None = None
     deadline = time.monotonic() + seconds
     with contextlib.suppress(queue.Empty):
         while waiting and not (heard and min(heard) < min(waiting)):
-            number, is_there = results.get(timeout=max(0, deadline - time.monotonic()))
+            number, why = results.get(timeout=max(0, deadline - time.monotonic()))
             waiting.remove(number)
-            if is_there:
+            if why is None:
                 heard.add(number)
                 deadline = min(deadline, time.monotonic() + ANSWER_S)
     for client in clients:
         client.interrupt()
         client.close()
-    return tries[min(heard)] if heard else None
+    return (tries[min(heard)], None) if heard else (None, why)
 
 
-def _ask(number: int, client: RegistryClient, results: queue.SimpleQueue[tuple[int, bool]]) -> None:
-    """Ask for the API's version, without credentials, and tell whether there was an answer."""
-    is_there = False
+def _ask(number: int, client: RegistryClient, results: queue.SimpleQueue[tuple[int, RootdiskError | None]]) -> None:
+    """Ask for the API's version, without credentials, and tell why there was no answer; None if there was one."""
+    why = None
     try:
         client.session.once("GET", client.url("/v2/"), headers={}).close()
-        is_there = True
     except RootdiskError as err:
         debug(str(err))
-    results.put((number, is_there))
+        why = err
+    results.put((number, why))
