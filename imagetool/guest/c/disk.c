@@ -75,6 +75,9 @@ static int mount_root(const struct guest *guest, struct why *why) {
     if (snprintf(options, sizeof options, "%s%s", discard, guest->root_flags) >= (int)sizeof options)
         return explain(why, "rootdisk.rootflags is too long");
     mkdir("/root", 0755);
+    /* The kernel says a line for each try without a device; they would hide why there is none. */
+    while (access(device, F_OK) && now() <= deadline)
+        usleep(1000);
     while (mount(device, "/root", "ext4", MS_NOATIME | (guest->verity ? MS_RDONLY : 0), options)) {
         if ((errno != ENOENT && errno != ENXIO) || now() > deadline)
             return explain(why, "cannot mount %.200s: %s%s", device, strerror(errno),
