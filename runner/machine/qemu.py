@@ -4,7 +4,7 @@ QEMU runs with no default devices, no display and with seccomp. Its only monitor
 the host's disk is full. Every disk format is explicit. QEMU opens nothing by name: it inherits descriptors of kernel, disks
 and sockets, so it can run as a user without access to the store.
 
-The machine type is `microvm` with PCI on x86, or `q35` if QEMU has no microvm; on ARM it is `virt`.
+The machine type is `microvm` with PCI on x86, or `q35` if QEMU has no microvm or not its firmware; on ARM it is `virt`.
 """
 
 from __future__ import annotations
@@ -29,6 +29,9 @@ PROGRAMS = {"amd64": "qemu-system-x86_64", "arm64": "qemu-system-aarch64"}
 KINDS = ("microvm", "q35")
 RECONNECT_S = 60  # how long reads wait for the server of a disk if none can be started; as long as one lets them wait
 VERSION = 1  # of the file with the machine type
+# Firmware of microvm. QEMU's own choice, SeaBIOS, puts the ACPI tables at the end of memory, where QEMU puts the initramfs: by the
+# length of its last page one overwrites the other, and the guest hangs or finds no disk.
+FIRMWARE = "qboot.rom"
 PACKAGES = {  # by the systems of packages.py
     "amd64": {
         "debian": "qemu-system-x86",
@@ -125,18 +128,25 @@ def kind(platform: Platform, known: Path) -> str:
     if platform.architecture == "arm64":
         return "virt"
     path = program(platform)
-    version = f"{path} {os.stat(path).st_mtime_ns}"
+    version = f"{path} {os.stat(path).st_mtime_ns} {FIRMWARE}"  # older runners did not ask for the firmware
     from rootdisk.system.versions import read_versioned, write_versioned
 
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         value = read_versioned(known, VERSION)
         if value["qemu"] == version:
             return KINDS[KINDS.index(value["kind"])]
-    done = process.run([path, "-M", "help"], timeout_s=process.PROBE_S)
-    machine_type = "microvm" if re.search(r"^microvm\b", done.text, re.MULTILINE) else "q35"
+    machines = process.run([path, "-M", "help"], timeout_s=process.PROBE_S).text
+    has_microvm = re.search(r"^microvm\b", machines, re.MULTILINE) and _has_firmware(path)
+    machine_type = "microvm" if has_microvm else "q35"
     with contextlib.suppress(OSError):  # QEMU is asked again next time
         write_versioned(known, {"qemu": version, "kind": machine_type}, VERSION)
     return machine_type
+
+
+def _has_firmware(path: str) -> bool:
+    """Return whether QEMU finds the firmware of microvm in one of its directories."""
+    places = process.run([path, "-L", "help"], timeout_s=process.PROBE_S).text
+    return any(Path(place, FIRMWARE).is_file() for place in places.splitlines())
 
 
 @contextlib.contextmanager
@@ -249,7 +259,8 @@ def command(qemu: str, machine: Machine, handles: Handles) -> list[str]:
     """Return the command line of QEMU."""
     arm = machine.platform.architecture == "arm64"
     kind = machine.kind or ("virt" if arm else "microvm")
-    if kind == "microvm":
+    is_micro = kind == "microvm"
+    if is_micro:
         kind += ",acpi=on,pcie=on"
     # Under TCG a `rep movsb` goes byte by byte: without these two flags kernel and libraries copy by words, nine times as fast.
     # On ARM "max" has pointer authentication, which takes three quarters of a boot under TCG.
@@ -273,6 +284,7 @@ def command(qemu: str, machine: Machine, handles: Handles) -> list[str]:
         argv += ["-object", f"memory-backend-ram,id=memory,size={machine.memory_mib}M"]
         kind += ",memory-backend=memory"
     argv += ["-M", f"{kind},mem-merge=off"]  # with KSM a guest can find out what pages another guest has
+    argv += ["-bios", FIRMWARE] if is_micro else []
     argv += ["-kernel", f"/proc/self/fd/{handles.kernel}", "-initrd", f"/proc/self/fd/{handles.initramfs}"]
     argv += ["-append", machine.cmdline]
     argv += ["-chardev", f"socket,id=console,fd={handles.console}", "-serial", "chardev:console"]

@@ -151,3 +151,20 @@ def test_passt_has_ipv6_if_the_host_has_a_route(tmp_path: Path, routes: str, exp
     (tmp_path / "routes").write_text(routes)
     assert passt.has_ipv6(tmp_path / "routes") is expected
     assert not passt.has_ipv6(tmp_path / "none")
+
+
+@pytest.mark.parametrize("has_firmware", [True, False])
+def test_microvm_has_its_own_firmware(has_firmware: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With SeaBIOS the ACPI tables would lie where the initramfs is, so a QEMU without qboot gets another machine."""
+    (tmp_path / "data").mkdir()
+    if has_firmware:
+        (tmp_path / "data" / qemu.FIRMWARE).touch()
+    program = tmp_path / "qemu-system-x86_64"
+    program.write_text(
+        f'#!/bin/sh\n[ "$1" = -M ] && echo "microvm  a machine" || printf "/none\\n{tmp_path}/data\\n"\n'
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert qemu.kind(Platform.parse("linux/amd64"), tmp_path / "known") == ("microvm" if has_firmware else "q35")
+    assert values(command(BARE), "-bios") == [qemu.FIRMWARE]
+    assert values(command(MACHINES["q35"]), "-bios") == []
