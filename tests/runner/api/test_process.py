@@ -189,7 +189,7 @@ def test_an_interrupt_by_another_thread_ends_a_wait(call: str) -> None:
     """As `ray.cancel` does it: no signal ends the call that waits."""
     ours, theirs = socket.socketpair()
     with theirs, Process(ours, REQUEST) as process:
-        waits = {
+        waits: dict[str, Callable[[], object]] = {
             "wait": lambda: process.wait(5),
             "read": lambda: process.read(5),
             "write": lambda: process.write(bytes(2 * WINDOW), 5),
