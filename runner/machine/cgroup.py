@@ -1,14 +1,16 @@
 """A cgroup (version 2) for the machine of a sandbox: what its processes on the host may take of memory, processors and processes.
 
-It is made if this process runs in a cgroup that is delegated to it. systemd marks such a cgroup (Delegate=yes in a unit); without
-systemd, as in most containers, one that can be written counts. Controllers can be enabled only in a cgroup without processes of
-its own, so those that are there move one level down first:
+It is made if this process runs in a cgroup that is delegated to it. systemd marks such a cgroup (Delegate=yes in a unit). Without
+systemd it is the topmost one that is mounted, as in a container, or one that belongs to a user other than root: root can write to
+all, also to those of other services. Controllers can be enabled only in a cgroup without processes of its own, so those that are
+there move one level down first:
 
     unit/                    delegated
     unit/rootdisk/           what was in unit: the runner, the keepers
     unit/rootdisk-RANDOM/    the machine of one sandbox: QEMU, virtiofsd, passt
 
-The keeper holds a lock on its cgroup and removes it at the end. What a killed keeper leaves is empty: its machine has ended too.
+The keeper removes it at the end. What a killed keeper leaves is empty, because its machine has ended too: who has the sandbox's lock
+then removes it.
 """
 
 from __future__ import annotations
@@ -46,7 +48,7 @@ class Cgroup:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._memory_bytes = self._overhead_bytes = 0
+        self._memory_bytes = self._limit_bytes = 0
 
     @classmethod
     def create(cls) -> Cgroup:
@@ -66,24 +68,27 @@ class Cgroup:
 
     def limit(self, machine: Machine) -> None:
         """Set the limits of a machine, as far as this host has the controllers."""
-        self._memory_bytes, self._overhead_bytes = machine.memory_mib << 20, overhead_bytes(machine)
-        for name, value in limits(machine).items():
+        extra = overhead_bytes(machine) + _tmpfs_bytes(machine)
+        self._memory_bytes = machine.memory_mib << 20
+        self._limit_bytes = self._memory_bytes + extra
+        for name, value in limits(machine, extra).items():
             with contextlib.suppress(OSError):  # the controller is not enabled here
                 (self.folder / name).write_text(value)
 
     @property
     def oom_text(self) -> str:
-        """Say that the kernel has killed the machine at its memory limit; "" if it has not."""
-        with contextlib.suppress(OSError):
-            for line in (self.folder / "memory.events").read_text("ascii", "replace").splitlines():
-                name, _, count = line.partition(" ")
-                if name == "oom_kill" and count != "0":
-                    memory, overhead = self._memory_bytes >> 20, self._overhead_bytes >> 20
-                    return (
-                        "the kernel has killed the machine at the memory limit of its cgroup, "
-                        f"{memory + overhead} MiB: {memory} for the guest, {overhead} for QEMU"
-                    )
-        return ""
+        """Say why the kernel has killed the machine, if memory ran out; "" if it has not."""
+        words = _read(self.folder / "memory.events").split()
+        counts = dict(zip(words[::2], words[1::2], strict=False))
+        if counts.get("oom_kill", "0") == "0":
+            return ""
+        if counts.get("oom", "0") == "0":  # somebody else's limit was reached
+            return "the kernel has killed the machine because memory ran out: of this host, or of a cgroup around the runner's"
+        memory, limit = self._memory_bytes >> 20, self._limit_bytes >> 20
+        return (
+            "the kernel has killed the machine at the memory limit of its cgroup, "
+            f"{limit} MiB: {memory} for the guest, {limit - memory} for QEMU"
+        )
 
     def close(self) -> None:
         """Remove it; its processes have ended, or are killed."""
@@ -94,10 +99,10 @@ class Cgroup:
             time.sleep(_POLL_S)
 
 
-def limits(machine: Machine) -> dict[str, str]:
+def limits(machine: Machine, extra_bytes: int) -> dict[str, str]:
     """Return the limits of a machine, by the file of its cgroup: cgroup-v2.rst in the kernel's documentation."""
     return {
-        "memory.max": str((machine.memory_mib << 20) + overhead_bytes(machine)),
+        "memory.max": str((machine.memory_mib << 20) + extra_bytes),
         "memory.oom.group": "1",  # a machine without the server of its volume stands still
         "cpu.max": f"{machine.cpus * _PERIOD_US} {_PERIOD_US}",
         "pids.max": str(_THREADS + machine.cpus + _SHARE_THREADS * len(machine.shares)),
@@ -109,6 +114,29 @@ def overhead_bytes(machine: Machine) -> int:
     translated = _TRANSLATED_BYTES if machine.accelerator == "tcg" else 0
     tables = (machine.memory_mib << 20) // _PAGE_TABLES
     return _BASE_BYTES + _PROCESSOR_BYTES * machine.cpus + _SHARE_BYTES * len(machine.shares) + tables + translated
+
+
+def tmpfs_devices(mountinfo: str) -> set[int]:
+    """Return the devices (st_dev) of the file systems that are in memory; proc(5)."""
+    devices = set()
+    for line in mountinfo.splitlines():
+        fields, _, kind = line.partition(" - ")
+        if kind.startswith(("tmpfs ", "ramfs ")):
+            major, _, minor = fields.split()[2].partition(":")
+            devices.add(os.makedev(int(major), int(minor)))
+    return devices
+
+
+def _tmpfs_bytes(machine: Machine) -> int:
+    """Return how much a machine can write to file systems in memory. What it writes there counts as its own, and is not reclaimed."""
+    known = tmpfs_devices(_read("/proc/self/mountinfo"))
+    sizes = {}
+    for path in (machine.disk.parent, *(share.path for share in machine.shares if not share.read_only)):
+        with contextlib.suppress(OSError):
+            if (device := os.stat(path).st_dev) in known:
+                found = os.statvfs(path)
+                sizes[device] = found.f_blocks * found.f_frsize or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return sum(sizes.values())
 
 
 def delegated() -> Path:
@@ -166,7 +194,8 @@ def _is_delegated(folder: Path) -> bool:
     if len(str(folder)) > _PATH_MAX or not all(os.access(path, os.W_OK) for path in files):
         return False
     if not os.path.exists("/run/systemd/system"):  # sd_booted(3)
-        return True
+        is_top = not (folder.parent / "cgroup.procs").exists()
+        return is_top or folder.stat().st_uid == os.geteuid() != 0
     for name in ("user.delegate", "trusted.delegate"):  # systemd's CGROUP_DELEGATION
         with contextlib.suppress(OSError):
             if os.getxattr(folder, name) == b"1":

@@ -14,13 +14,13 @@ from tests.support.krun import FakeKrun, needs_compiler
 SCRIPT = """
 set -e
 cd /host
-mkdir proc sys dev tmp etc
+mkdir proc sys dev tmp etc store
 for name in bin lib lib64 sbin; do ln -s usr/$name $name; done
 for place in proc sys dev; do mount --rbind /$place $place; done
 mount -t tmpfs none tmp
 echo root:x:0:0:root:/root:/bin/sh > etc/passwd
 cp /in/libkrun.so.1 tmp
-export ROOTDISK_STORE=/tmp/store ROOTDISK_LIBKRUN=/tmp/libkrun.so.1 PYTHONPATH={root} PYTHONDONTWRITEBYTECODE=1
+export ROOTDISK_STORE=/store ROOTDISK_LIBKRUN=/tmp/libkrun.so.1 PYTHONPATH={root} PYTHONDONTWRITEBYTECODE=1
 exec chroot . {python} {root}/tests/end_to_end/guest/cgroups.py /tmp/libkrun.so.1 {demo}
 """
 

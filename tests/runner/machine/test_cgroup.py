@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -40,15 +41,54 @@ def machine(accelerator: str, shares: int = 0) -> Machine:
 
 
 def test_limits() -> None:
-    assert cgroup.limits(machine("kvm")) == {
+    def limits(machine: Machine) -> dict[str, str]:
+        return cgroup.limits(machine, cgroup.overhead_bytes(machine))
+
+    assert limits(machine("kvm")) == {
         "memory.max": str((512 + 192 + 2 * 8 + 2) << 20),
         "memory.oom.group": "1",
         "cpu.max": "200000 100000",
         "pids.max": "258",
     }
-    emulated = cgroup.limits(machine("tcg", 2))
+    emulated = limits(machine("tcg", 2))
     assert emulated["memory.max"] == str((512 + 192 + 2 * 8 + 2 + 2 * 128 + 1024) << 20)
     assert emulated["pids.max"] == str(258 + 2 * 128)
+
+
+def test_file_systems_in_memory() -> None:
+    mounts = "41 23 0:30 / /tmp rw - tmpfs tmpfs rw\n42 23 0:31 / /r rw shared:1 - ramfs none rw\n43 23 8:1 / / rw - ext4 /a rw\n"
+    assert cgroup.tmpfs_devices(mounts) == {os.makedev(0, 30), os.makedev(0, 31)}
+
+
+def test_what_it_writes_to_memory_counts(tmp_path: Path) -> None:
+    """A tmpfs of the host is charged to who writes to it: a guest that fills its volume must not be killed for that."""
+    shared = Path("/dev/shm")  # noqa: S108 -- a tmpfs
+    if os.stat(shared).st_dev not in cgroup.tmpfs_devices(Path("/proc/self/mountinfo").read_text()):
+        pytest.skip("/dev/shm is no tmpfs")
+
+    def limit(read_only: bool) -> int:
+        share = Share("tag", shared, "/x", read_only)
+        cgroup.Cgroup(tmp_path).limit(machine("kvm")._replace(shares=(share, share), disk=tmp_path / "disk"))
+        return int((tmp_path / "memory.max").read_text())
+
+    found = os.statvfs(shared)
+    assert limit(False) - limit(True) == found.f_blocks * found.f_frsize
+
+
+@pytest.mark.parametrize(
+    ("events", "text"),
+    [
+        ("low 0\nmax 9\noom 0\noom_kill 0\n", ""),
+        ("max 9\noom 1\noom_kill 1\noom_group_kill 1\n", "at the memory limit of its cgroup"),
+        ("max 0\noom 0\noom_kill 3\n", "of this host, or of a cgroup around"),
+        ("", ""),
+    ],
+)
+def test_whose_limit_it_was(tmp_path: Path, events: str, text: str) -> None:
+    (tmp_path / "memory.events").write_text(events)
+    said = cgroup.Cgroup(tmp_path).oom_text
+    assert text in said
+    assert bool(text) == bool(said)
 
 
 def test_only_ours_are_removed(tmp_path: Path) -> None:
