@@ -9,7 +9,7 @@ import socket
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
-from typing import Any, ParamSpec, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, Unpack
 
 from rootdisk.errors import RootdiskError
 from runner.api import collected, starting
@@ -17,7 +17,6 @@ from runner.api.async_process import AsyncProcess
 from runner.api.collected import OUTPUT_MAX_BYTES, Collected
 from runner.api.known import FILE_MAX_BYTES, FOLLOW_S
 from runner.api.life import Life
-from runner.api.options import BootOptions
 from runner.api.process import KILLED_S, SIGKILL
 from runner.api.results import LogPiece, Remarks, Result
 from runner.api.sandbox import Sandbox
@@ -26,6 +25,9 @@ from runner.api.store import Place
 from runner.channel import messages
 from runner.sandbox import directory, orders
 from runner.sandbox.state import STOP_S
+
+if TYPE_CHECKING:
+    from runner.api.options import BootOptions
 
 THREADS = 32  # apart from asyncio's own, which are few: a guest that stands still may hold one while a file is copied
 

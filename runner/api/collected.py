@@ -7,10 +7,8 @@ from collections.abc import Mapping, Sequence
 from rootdisk.errors import BadInput, RootdiskError, TimedOut
 from rootdisk.records import pack
 from rootdisk.text import printable
-from runner.api.options import exec_options
 from runner.api.results import Result
 from runner.channel.exchange import Exchange
-from runner.options.values import program_records
 
 OUTPUT_MAX_BYTES = 16 << 20
 
@@ -19,6 +17,9 @@ def request_of(
     command: Sequence[str], env: Mapping[str, str] | Sequence[str], workdir: str, user: str, *, stdin: bool
 ) -> bytes:
     """Return the record file that asks the guest to run `command`; BadInput if it is empty or an option is wrong."""
+    from runner.api.options import exec_options
+    from runner.options.values import program_records
+
     options = exec_options(command, env, workdir, user)
     if not options.program:
         raise BadInput("exec: no command", 'write a list: ["ls", "/"]')

@@ -14,7 +14,7 @@ from rootdisk.ids import parse_signal
 from runner.api.results import LogBatch, LogPiece, Remarks
 from runner.api.store import Place
 from runner.channel import messages
-from runner.sandbox import directory, lines, lookup, orders, starter, visit
+from runner.sandbox import directory, lines, lookup, orders
 from runner.sandbox.liveness import not_running
 from runner.sandbox.state import STOP_S, State
 from runner.sandbox.usage import sandbox_document, usage
@@ -183,6 +183,8 @@ class KnownSandbox:
     @contextlib.contextmanager
     def _connection(self) -> Iterator[Callable[[], socket.socket]]:
         """Yield what connects to the keeper. The machine of a sandbox that has ended runs meanwhile."""
+        from runner.sandbox import starter, visit
+
         state = self.find()
         with contextlib.nullcontext() if state.running else visit.started(self.store, state, starter.begin):
             yield lambda: orders.connect(state)

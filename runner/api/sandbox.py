@@ -9,14 +9,13 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Unpack
+from typing import TYPE_CHECKING, Unpack
 
 from rootdisk.errors import BadInput
 from runner.api import collected, starting
 from runner.api.collected import OUTPUT_MAX_BYTES
 from runner.api.known import KnownSandbox
 from runner.api.life import Life
-from runner.api.options import BootOptions
 from runner.api.process import Process, run_to_end
 from runner.api.results import Result
 from runner.api.store import Place, open_store
@@ -24,6 +23,9 @@ from runner.api.waiting import events_of
 from runner.sandbox import directory, orders
 from runner.sandbox.state import STOP_S
 from runner.store.store import Store
+
+if TYPE_CHECKING:
+    from runner.api.options import BootOptions
 
 _END_S = 30.0  # for the files of a sandbox to go after its machine has ended
 _POLL_S = 0.05

@@ -11,13 +11,10 @@ from typing import Any, NamedTuple
 
 from rootdisk.errors import BadInput, TimedOut
 from runner.api.life import Life
-from runner.api.options import boot_options
 from runner.api.store import Place, open_store
 from runner.api.waiting import events_of
-from runner.machine import ports
-from runner.options import boot as boot_request
-from runner.sandbox import directory, prepare, starter
-from runner.sandbox.directory import State
+from runner.sandbox import directory
+from runner.sandbox.state import State
 from runner.store.store import Store
 
 
@@ -32,6 +29,12 @@ class Started(NamedTuple):
 
 def boot(artifact: str, command: Sequence[str], store: Place | None, options: Mapping[str, Any]) -> Started:
     """Fetch the artifact, create the sandbox and start its keeper."""
+    # Half of what the API loads. A program that only looks at sandboxes does not need it.
+    from runner.api.options import boot_options
+    from runner.machine import ports
+    from runner.options import boot as boot_request
+    from runner.sandbox import starter
+
     parsed = boot_options(artifact, command, options)
     is_tied = not parsed.detach
     parsed.rm = parsed.rm or not (parsed.detach or parsed.keep)
@@ -49,6 +52,9 @@ def boot(artifact: str, command: Sequence[str], store: Place | None, options: Ma
 
 def again(store: Store, state: State) -> Started:
     """Start the keeper of a kept sandbox; BadInput if it runs."""
+    from runner.machine import ports
+    from runner.sandbox import prepare, starter
+
     if state.running:
         raise BadInput(f"sandbox {state.name} is already running", "exec a program in it")
     starter.current()

@@ -1,15 +1,14 @@
-"""Functions on the store: pull, prune, verify."""
+"""Functions on the store and on everything in it. What they return is what the command of that name prints with `--json`."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TypedDict, Unpack
+from typing import Any, TypedDict, Unpack
 
 from rootdisk.errors import BadInput
-from runner.api.options import pull_options
 from runner.api.results import Damage, Pruned, Pulled, Verified
-from runner.options import values
 from runner.store.store import Store
 
 Place = str | os.PathLike[str]
@@ -36,6 +35,9 @@ def pull(artifact: str, *, store: Place | None = None, **options: Unpack[PullOpt
     Raises:
         RootdiskError: It cannot be fetched, or the policy of this host refuses it.
     """
+    from runner.api.options import pull_options
+    from runner.options import values
+
     stored = values.artifact(open_store(store), pull_options(artifact, options), repair=True)
     stored.release()
     return Pulled(str(stored.digest), stored.disk, stored.fetched, stored.reused, stored.holes)
@@ -52,6 +54,7 @@ def prune(
         dry_run: Remove nothing.
         store: The store's directory.
     """
+    from runner.options import values
     from runner.sandbox.prune import prune as prune_store
 
     if not 0 <= older_than_days < 1e9:
@@ -75,3 +78,58 @@ def verify(*, repair: bool = False, store: Place | None = None) -> Verified:
     left = repair_all(opened, report.damages, reasons.append) if repair else report.damages
     damages = (Damage(damage.path, damage.what, damage not in left) for damage in report.damages)
     return Verified(report.checked, tuple(damages))
+
+
+def images(*, store: Place | None = None) -> list[dict[str, Any]]:
+    """Return the artifacts in the store, as `runner images --json`."""
+    from runner.store.images import images as images_of
+
+    return [image.to_json() for image in images_of(open_store(store))]
+
+
+def rmi(
+    artifact: str, *, platform: str | None = None, force: bool = False, store: Place | None = None
+) -> list[dict[str, Any]]:
+    """Remove an artifact from the store by its name or digest, and return what was done, as `runner rmi --json`.
+
+    Args:
+        artifact: A name, or a digest or its beginning, as `images` has them.
+        platform: Remove only the variant for this platform.
+        force: Remove it even if a sandbox needs it, or it is being fetched.
+        store: The store's directory.
+
+    Raises:
+        BadInput: It is not in the store.
+        Busy: A sandbox needs it, or it is being fetched.
+    """
+    from rootdisk.oci.documents import Platform
+    from runner.sandbox import removal
+    from runner.store.images import images as images_of
+
+    opened = open_store(store)
+    wanted = str(Platform.parse(platform)) if platform is not None else None
+    chosen = removal.find(images_of(opened), artifact, wanted)
+    done, _ = removal.remove(opened, chosen, force=force)
+    return [{"done": line} for line in done]
+
+
+def snapshots(*, store: Place | None = None) -> list[dict[str, Any]]:
+    """Return the snapshots in the store, as `runner snapshots --json`. `Sandbox.boot(from_snapshot=NAME)` boots from one."""
+    from runner.sandbox import snapshots as taken
+
+    return [row.to_json() for row in taken.all_of(open_store(store))]
+
+
+def events(
+    *, since: float | None = None, until: float | None = None, store: Place | None = None
+) -> Iterator[dict[str, Any]]:
+    """Yield what happens to the sandboxes of a store, as `runner events --json`: from now on, and without end.
+
+    Args:
+        since: Begin with what has happened since this time, in Unix seconds, as far as the store still has it.
+        until: End at this time. `time.time()` yields what is there, and does not wait.
+        store: The store's directory.
+    """
+    from runner.sandbox.event_log import happened
+
+    return happened(open_store(store), since, until)

@@ -6,19 +6,17 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from rootdisk.cli.rows import write_rows
 from rootdisk.cli.table import formatted
 from rootdisk.errors import BadInput
 from rootdisk.text import one_line, printable
+from runner.sandbox.event_log import happened
 from runner.sandbox.lines import parse_time
-from runner.sandbox.logs import Reader
-from runner.store import events
 from runner.store.store import Store
 
-FOLLOW_S = 0.1
 _KEYS = ("sandbox", "event")
 
 
@@ -26,8 +24,7 @@ def events_command(options: argparse.Namespace) -> int:
     """Print events, from now on or from --since, until interrupted or until --until."""
     since, until = parse_time(options.since, "--since"), parse_time(options.until, "--until")
     is_wanted = _filter(options.filter)
-    store = Store.open()
-    rows = (row for row in _events(store, since, until) if is_wanted(row))
+    rows = (row for row in happened(Store.open(), since, until) if is_wanted(row))
     try:
         if options.json:
             write_rows(rows)
@@ -41,31 +38,13 @@ def events_command(options: argparse.Namespace) -> int:
     return 0
 
 
-def _events(store: Store, since: float | None, until: float | None) -> Iterator[dict[str, Any]]:
-    start = time.time() if since is None else since
-    reader = Reader(store.root / "events")
-    rest = b""
-    while True:
-        now = time.time()
-        for data in reader.data():
-            *lines, rest = (rest + data).split(b"\n")
-            for row in filter(None, map(events.parse, lines)):
-                if row["time"] >= start and (until is None or row["time"] <= until):
-                    yield row
-        if until is not None and now > until:
-            return
-        if not reader.is_open:
-            reader = Reader(store.root / "events")  # there was none yet
-        time.sleep(FOLLOW_S)
-
-
 def _line(row: dict[str, Any], template: str | None) -> str:
     if template == "json":
         return json.dumps(row)
     if template:
         return next(iter(formatted(template, [row])))
     more = " ".join(f"{name}={printable(value)}" for name, value in row.items() if name not in ("time", *_KEYS))
-    stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(min(max(row["time"], 0), 253402300799)))
+    stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(row["time"]))
     text = f"{stamp}.{int(row['time'] * 1000) % 1000:03}Z {printable(row['sandbox'])} {printable(row['event'])} {more}"
     return one_line(text.rstrip())
 

@@ -135,7 +135,9 @@ def _tmpfs_bytes(machine: Machine) -> int:
         with contextlib.suppress(OSError):
             if (device := os.stat(path).st_dev) in known:
                 found = os.statvfs(path)
-                sizes[device] = found.f_blocks * found.f_frsize or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+                sizes[device] = found.f_blocks * found.f_frsize or os.sysconf("SC_PHYS_PAGES") * os.sysconf(
+                    "SC_PAGE_SIZE"
+                )
     return sum(sizes.values())
 
 

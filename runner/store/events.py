@@ -40,6 +40,7 @@ from rootdisk.durable import open_file
 FILE_MAX_BYTES = 4 << 20
 LINE_MAX_BYTES = 4096  # PIPE_BUF: a line is written whole, also to a pipe
 _TEXT_MAX = 500
+_TIME_MAX = 253402300800  # the year 10000; json reads NaN and Infinity too
 
 
 class Events(NamedTuple):
@@ -84,7 +85,7 @@ def _append(path: Path, line: bytes) -> None:
 
 
 def parse(line: bytes) -> dict[str, Any] | None:
-    """Return the event of a line; None if a killed process has written only a part of it."""
+    """Return the event of a line; None if it is not one, for example a part that a killed process has written."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):
@@ -92,6 +93,7 @@ def parse(line: bytes) -> dict[str, Any] | None:
     if (
         not isinstance(row, dict)
         or not isinstance(row.get("time"), int | float)
+        or not 0 <= row["time"] < _TIME_MAX
         or not isinstance(row.get("event"), str)
     ):
         return None

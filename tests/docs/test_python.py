@@ -16,6 +16,7 @@ OUTPUT = [
     "0 b'done\\n'\nb'6\\n'\nexec: the program did not end within 1 s, and was killed\n",
     "['0\\n', '1\\n']\n",
     "('stdout', b'a line\\n')\n0\n",
+    "True\n",
 ]
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from rootdisk.errors import BadInput, RootdiskError, TimedOut
-from runner import AsyncSandbox, Sandbox, prune, pull, verify
+from runner import AsyncSandbox, Sandbox, events, images, prune, pull, rmi, snapshots, verify
 from tests.support.commands import ROOT, Runner
 from tests.support.krun import FakeKrun, needs_compiler
 from tests.support.waiting import until
@@ -141,11 +141,21 @@ def test_the_store(demo: str, tmp_path: Path) -> None:
     with first.disk.open("r+b") as file:
         file.seek(1 << 20)
         file.write(b"damage")
+    (image,) = images(store=place)
+    assert image["digest"] == first.digest
+    assert snapshots(store=place) == []
+    assert list(events(since=0, until=time.time(), store=place)) == []  # no sandbox was booted
     assert [damage.repaired for damage in verify(repair=True, store=place).damaged] == [True]
     assert first.disk in [file.path for file in prune(store=place, dry_run=True)]
     assert first.disk.exists()
     prune(store=place)
     assert not first.disk.exists()
+    with pytest.raises(BadInput, match="is not in the store"):
+        rmi(demo, store=place)
+    pull(demo, store=place)
+    done = rmi(demo, store=place)
+    assert done[-1] == {"done": f"removed {first.digest}"}
+    assert images(store=place) == []
 
 
 @needs_compiler

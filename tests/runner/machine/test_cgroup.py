@@ -62,7 +62,7 @@ def test_file_systems_in_memory() -> None:
 
 def test_what_it_writes_to_memory_counts(tmp_path: Path) -> None:
     """A tmpfs of the host is charged to who writes to it: a guest that fills its volume must not be killed for that."""
-    shared = Path("/dev/shm")  # noqa: S108 -- a tmpfs
+    shared = Path("/dev/shm")
     if os.stat(shared).st_dev not in cgroup.tmpfs_devices(Path("/proc/self/mountinfo").read_text()):
         pytest.skip("/dev/shm is no tmpfs")
 
