@@ -178,8 +178,11 @@ def open_layers(
     try:
         yield layers
     finally:
+        # In threads, which nobody waits for before the process ends: to free what the kernel has of a tar takes long.
+        closing = ThreadPoolExecutor(PARALLEL, "close")
         for layer in layers:
-            layer.close()
+            closing.submit(layer.close)
+        closing.shutdown(wait=False)
 
 
 def scan_layers(layers: list[LayerData], locks: LayerLocks | None = None) -> list[tuple[str, TarIndex]]:

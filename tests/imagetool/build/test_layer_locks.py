@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import random
 import signal
 import subprocess
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from imagetool.build.disk_cache import tidy
 from imagetool.build.layer_locks import LayerLocks
 from rootdisk.oci.documents import Digest
 from rootdisk.system.locks import is_held
@@ -114,6 +117,29 @@ def test_a_killed_build_is_not_waited_for(layout: Path, alone: list[str], tmp_pa
     digest, new, _ = ended(second)
     assert digest == alone[1]
     assert new > BASE_CHUNKS
+
+
+def test_a_killed_build_leaves_nothing_with_a_name(layout: Path, tmp_path: Path) -> None:
+    """Not even if blobs of large files are written."""
+    cache = tmp_path / "cache"
+    process = start(layout, 0, cache)
+
+    def writes() -> bool:
+        """Whether a file that may get a name has bytes."""
+        found = []
+        with contextlib.suppress(OSError):
+            for fd in Path(f"/proc/{process.pid}/fd").iterdir():
+                if os.readlink(fd).startswith(f"{cache}/tmp/"):
+                    found.append(fd.stat())
+        return any(info.st_mode & 0o777 == 0o644 and info.st_size for info in found)
+
+    until(writes, every_s=0.001)
+    process.kill()
+    process.communicate(timeout=60)
+    assert not list((cache / "tmp").iterdir())
+    assert not [path for path in (cache / "disks").rglob("*") if path.is_file()]
+    tidy(cache)
+    assert not list((cache / "disks").iterdir())
 
 
 def test_no_two_wait_for_each_other(tmp_path: Path) -> None:
