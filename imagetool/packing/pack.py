@@ -92,8 +92,8 @@ def pack(
 ) -> Packed:
     """Write the disk of `plan` as a packed disk into the empty directory `folder`, and sync it.
 
-    `earlier` has chunks and blobs to reuse, `early` frames of this disk. `max_blob` is the most bytes of a blob. `progress` is called with (bytes done,
-    bytes in all) of data, without holes.
+    `earlier` has chunks and blobs to reuse, `early` frames and blobs of this disk. `max_blob` is the most bytes of a blob.
+    `progress` is called with (bytes done, bytes in all) of data, without holes.
 
     Raises:
         BadInput: `max_blob` is too small for a chunk.
