@@ -74,7 +74,9 @@ def stopped_within(layout: Path, cache: Path) -> subprocess.Popen[str]:
     """A build of image 0 that stands still while it makes the base layer."""
     process = start(layout, 0, cache)
     lock = cache / "indexes" / f"{Digest.of(BASE + END).hex}.lock"
-    until(lambda: lock.exists() and is_held(lock), every_s=0.001)
+    until(
+        lambda: lock.exists() and is_held(lock) and lock.read_text().strip(), every_s=0.001
+    )  # it has written who it is
     process.send_signal(signal.SIGSTOP)
     assert is_held(lock)
     return process
