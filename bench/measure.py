@@ -64,7 +64,7 @@ def run(contender: Contender, watch: Callable[[int], None] | None = None, settle
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            env={**_usual(), **contender.environment},
+            env={**usual_environment(), **contender.environment},
             cwd=contender.cwd,
             pass_fds=(writing,),
         )
@@ -84,7 +84,7 @@ def run(contender: Contender, watch: Callable[[int], None] | None = None, settle
     return Run(int(words[0]), float(words[1]), float(words[2]), int(words[3]), int(words[4]))
 
 
-def _usual() -> dict[str, str]:
+def usual_environment() -> dict[str, str]:
     """The environment, but with Python's compiled modules kept, as everybody has them."""
     return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 

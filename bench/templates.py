@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import subprocess
 import sys
@@ -12,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bench import guest
-from bench.measure import Contender, Measured, Run
+from bench.measure import Contender, Measured, Run, usual_environment
 from bench.rows import Row
 from bench.work import Bench, clean
 
@@ -32,7 +31,7 @@ def rows(bench: Bench) -> list[Row]:
     try:
         reference = guest.reference(bench, room)
         boot = [*RUNNER, "boot", "--network", "none"]
-        subprocess.run([*boot, reference], check=True, env={**os.environ, **store}, stdout=subprocess.DEVNULL)
+        subprocess.run([*boot, reference], check=True, env={**usual_environment(), **store}, stdout=subprocess.DEVNULL)
         _wait_for_template(room / "store")
         warm, cold = bench.measured(
             Contender("from a template", [*boot, reference], lambda: None, store),
@@ -62,7 +61,7 @@ def _program_rows(bench: Bench, store: Mapping[str, str], command: Sequence[str]
     first, off = [], []
     for _ in range(max(bench.rounds, 1)):
         before = time.time()
-        with subprocess.Popen(command, env={**os.environ, **store}, stdout=subprocess.PIPE, text=True) as boot:
+        with subprocess.Popen(command, env={**usual_environment(), **store}, stdout=subprocess.PIPE, text=True) as boot:
             assert boot.stdout is not None
             said = boot.stdout.readline()
             after = time.time()
@@ -101,7 +100,7 @@ def _snapshot_row(bench: Bench, reference: str, store: Mapping[str, str], cold_m
 
     It says for how long the snapshot's sandbox stood still, and what eight idle guests from it take.
     """
-    environment = {**os.environ, **store}
+    environment = {**usual_environment(), **store}
     cold = ["--cold", "--network", "none", reference, "wait"]
     boot = [*RUNNER, "boot", "-d", "--name", "saved", "-m", "512m", *cold]
     subprocess.run(boot, check=True, env=environment, stdout=subprocess.DEVNULL)
@@ -146,7 +145,7 @@ def _wait_for_template(store: Path) -> None:
 
 def _idle_mb(store: Mapping[str, str], how: Sequence[str], count: int) -> float:
     """Return the memory (PSS) of the machines and keepers of idle sandboxes, and of the memory that they share, in MB."""
-    environment = {**os.environ, **store}
+    environment = {**usual_environment(), **store}
     names = [f"idle-{number}" for number in range(count)]
     for name in names:
         command = [*RUNNER, "boot", "-d", "--name", name, *how]
