@@ -56,17 +56,23 @@ static int put(const char *path, const char *text, struct why *why) {
     return failed ? -1 : 0;
 }
 
-/* Gives the devices that have come while drivers_autoprobe was 0 to their drivers. */
+static int is_device(const struct dirent *entry) { return *entry->d_name != '.'; }
+
+/* Gives the devices that have come while drivers_autoprobe was 0 to their drivers, in the order of their numbers, as a cold boot
+   does: the first disk is /dev/vda. A directory has no order. */
 static int find_drivers(struct why *why) {
     struct why ignored; /* what is missing for want of a driver says so itself */
-    DIR *devices = opendir(BUS "devices");
-    if (!devices)
+    struct dirent **devices;
+    int count = scandir(BUS "devices", &devices, is_device, versionsort);
+    if (count < 0)
         return explain(why, BUS "devices: %s", strerror(errno));
     int failed = put(BUS "drivers_autoprobe", "1", why);
-    for (struct dirent *entry; !failed && (entry = readdir(devices));)
-        if (*entry->d_name != '.')
-            put(BUS "drivers_probe", entry->d_name, &ignored);
-    closedir(devices);
+    for (int i = 0; i < count; i++) {
+        if (!failed)
+            put(BUS "drivers_probe", devices[i]->d_name, &ignored);
+        free(devices[i]);
+    }
+    free(devices);
     return failed;
 }
 
