@@ -261,6 +261,10 @@ class Connection:
             self._close(at_once=True)
             return
         self._received += len(data)
+        if not data and self._filter is not None and self._filter.is_untold:
+            self._is_server_done = True  # the program is told as soon as it can be
+            self._see_end()
+            return
         if self._filter is not None:
             try:
                 self._filter.back(data) if data else self._filter.finish()

@@ -84,6 +84,11 @@ class PlainFilter(HttpGuard):
         """Take bytes of the server."""
         self.for_guest += self._exchange.responses.feed(data)
 
+    @property
+    def is_untold(self) -> bool:
+        """False: a program can always be told."""
+        return False
+
     def end(self) -> bytes:
         """Return nothing: the connection's end says it."""
         return b""

@@ -62,6 +62,10 @@ class Filter(Guard, Protocol):
     def is_holding(self) -> bool:
         """True if bytes of the program wait for the host to be ready, or for its answers."""
 
+    @property
+    def is_untold(self) -> bool:
+        """True if the host failed before the program can be told why."""
+
     def back(self, data: bytes) -> None:
         """Take bytes of the server: what the guest gets is added to `for_guest`. Unusable if nothing can be made of them."""
 

@@ -190,6 +190,11 @@ class TlsFilter:
         self._host.end()
         return self._host.out()
 
+    @property
+    def is_untold(self) -> bool:
+        """True if TLS with the host failed before TLS with the program was ready, so that it cannot be told yet."""
+        return self._failure is not None and not self._program.is_ready
+
     def finish(self) -> None:
         """Add what is left. A body that ends with the connection is whole only if the host says so within TLS."""
         if self._failure is not None:
