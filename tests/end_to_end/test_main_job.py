@@ -16,6 +16,7 @@ import trustme
 from tests.support.commands import Runner, run
 from tests.support.registry import RunningRegistry, needs_registry
 from tests.support.sandboxes import command
+from tests.support.stores import contents
 
 pytestmark = pytest.mark.vm
 
@@ -146,11 +147,7 @@ def test_secrets_of_one_run(demo: str, runner: Runner, tmp_path: Path) -> None:
     assert found == b"".join(files.values()).decode()
     assert len(machine) == 32
     secret = files["key"].splitlines()[1]
-    assert not [
-        path
-        for path in runner.store.rglob("*")
-        if path.is_file() and path.suffix != ".raw" and secret in path.read_bytes()
-    ]
+    assert not [path for path, content in contents(runner.store) if path.suffix != ".raw" and secret in content]
     again = runner.boot(demo, 'echo "$AWKWARD$FROM_FILE$ROOTDISK_TLS_KEY"; ls /run/rootdisk/tls; cat /etc/machine-id')
     assert "key.pem" not in again.stdout
     assert machine not in again.stdout

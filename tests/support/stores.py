@@ -1,10 +1,11 @@
-"""Processes of a store: started, and found."""
+"""Processes of a store: started, and found. What its files have in them."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from tests.support.commands import ROOT
@@ -38,3 +39,15 @@ def start(store: Path, *arguments: str) -> subprocess.Popen[bytes]:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
+
+
+def contents(store: Path) -> Iterator[tuple[Path, bytes]]:
+    """Yield each regular file in `store` and its bytes. What goes meanwhile, as a template that is made, is left out."""
+    for folder, _, names in os.walk(store):
+        for name in names:
+            path = Path(folder, name)
+            try:
+                if path.is_file():
+                    yield path, path.read_bytes()
+            except FileNotFoundError:
+                continue
