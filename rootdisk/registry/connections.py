@@ -274,13 +274,16 @@ class _Reader(io.RawIOBase):
         self._sock, self._hold = sock, hold
 
     def close(self) -> None:
+        """Close it, and let the connection go."""
         self._hold.close()
         super().close()
 
     def readable(self) -> bool:
+        """Say that it can be read."""
         return True
 
     def readinto(self, buffer: Any) -> int:
+        """Read what has come into `buffer`; return the bytes, 0 at the end."""
         data = self._sock.recv(len(buffer))
         buffer[: len(data)] = data
         return len(data)

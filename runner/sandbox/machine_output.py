@@ -33,7 +33,7 @@ class MachineOutput:
 
     @property
     def sources(self) -> tuple[Source, ...]:
-        """Everything that is read."""
+        """All that is read."""
         return tuple(self._logs)
 
     def read(self, source: Source) -> Helper | None:

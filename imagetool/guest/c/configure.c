@@ -162,16 +162,9 @@ static int set_time(const char *text, struct why *why) {
 static int set_kernel(struct why *why) {
     static const char *const settings[][2] = {
         {"/proc/sys/net/ipv4/ip_unprivileged_port_start", "0"}, {"/proc/sys/net/ipv4/ping_group_range", "0 2147483647"}};
-    for (size_t i = 0; i < sizeof settings / sizeof *settings; i++) {
-        int fd = open(settings[i][0], O_WRONLY | O_CLOEXEC);
-        int failed = fd < 0 ? errno != ENOENT : write(fd, settings[i][1], strlen(settings[i][1])) < 0;
-        if (failed)
-            explain(why, "%s: %s", settings[i][0], strerror(errno));
-        if (fd >= 0)
-            close(fd);
-        if (failed)
-            return -1;
-    }
+    for (size_t i = 0; i < sizeof settings / sizeof *settings; i++)
+        if (write_setting(settings[i][0], settings[i][1]) && errno != ENOENT)
+            return explain(why, "%s: %s", settings[i][0], strerror(errno));
     return 0;
 }
 

@@ -50,6 +50,15 @@ int write_file(const char *path, const void *data, size_t length, mode_t mode) {
     return failed ? -1 : 0;
 }
 
+int write_setting(const char *path, const char *text) {
+    int fd = open(path, O_WRONLY | O_CLOEXEC);
+    int failed = fd < 0 || write(fd, text, strlen(text)) < 0, error = errno;
+    if (fd >= 0)
+        close(fd);
+    errno = error;
+    return failed ? -1 : 0;
+}
+
 /* One step of a path: `part` below `done`, which has no link in it. A link is put before *rest. */
 static int step(int root, char *done, const char *part, char *rest, int is_last, enum kind kind, int *links) {
     char link[PATH_MAX], joined[2 * PATH_MAX];

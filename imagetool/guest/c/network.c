@@ -81,15 +81,12 @@ static int add_ipv6(const char *name, const char *text) {
     struct in6_request address = {.prefix = 64};
     int fd = socket(AF_INET6, SOCK_DGRAM | SOCK_CLOEXEC, 0);
     snprintf(path, sizeof path, "/proc/sys/net/ipv6/conf/%s/accept_dad", name);
-    int setting = open(path, O_WRONLY | O_CLOEXEC);
-    int failed = fd < 0 || setting < 0 || write(setting, "0", 1) != 1 || inet_pton(AF_INET6, text, &address.address) != 1;
+    int failed = fd < 0 || write_setting(path, "0") || inet_pton(AF_INET6, text, &address.address) != 1;
     snprintf(request.ifr_name, IFNAMSIZ, "%s", name);
     failed = failed || ioctl(fd, SIOCGIFINDEX, &request);
     address.index = request.ifr_ifindex;
     failed = failed || (ioctl(fd, SIOCSIFADDR, &address) && errno != EEXIST);
     int error = errno;
-    if (setting >= 0)
-        close(setting);
     if (fd >= 0)
         close(fd);
     errno = error;

@@ -3,10 +3,8 @@
 #include "guest.h"
 #include <dirent.h>
 #include <errno.h>
-#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #define BUS "/sys/bus/virtio/"
 
@@ -48,12 +46,7 @@ static int wait_for_orders(struct guest *guest, struct why *why) {
 }
 
 static int put(const char *path, const char *text, struct why *why) {
-    int fd = open(path, O_WRONLY | O_CLOEXEC), failed = fd < 0 || write(fd, text, strlen(text)) < 0;
-    if (failed)
-        explain(why, "%s: %s", path, strerror(errno));
-    if (fd >= 0)
-        close(fd);
-    return failed ? -1 : 0;
+    return write_setting(path, text) ? explain(why, "%s: %s", path, strerror(errno)) : 0;
 }
 
 static int is_device(const struct dirent *entry) { return *entry->d_name != '.'; }
