@@ -96,7 +96,8 @@ def _reference(text: str) -> Reference | None:
 
 
 def _named(said: Reference | None) -> str:
-    return f"{said.place}:{said.tag}" if said is not None and said.tag else said.place if said is not None else ""
+    """Return the whole of what a signature names; "" if it names nothing."""
+    return "" if said is None else str(said)
 
 
 def _other(signed: str, wanted: str) -> str:

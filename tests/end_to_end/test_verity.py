@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from rootdisk.artifact.published import open_artifact
 from rootdisk.oci.documents import Platform
 from rootdisk.oci.reference import parse_reference
 from tests.support.commands import Runner, run
+from tests.support.sandboxes import machines
 from tests.support.stores import templates
 from tests.support.waiting import until
 
@@ -96,6 +99,47 @@ def test_a_flipped_byte_is_an_error_in_the_guest(source: str, tmp_path: Path, mo
     runner("rm", "kept")
     assert runner("prune").returncode == 0
     assert not tree.exists()
+
+
+READ = ("sh", "-c", f"grep -c ^NAME= {FILE}")
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("verity", [True, False])
+def test_a_byte_flips_after_a_snapshot(
+    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verity: bool
+) -> None:
+    """What goes on from it reads through the tree too. Without a tree nobody notices, before `verify`."""
+    monkeypatch.setenv("ROOTDISK_TEMPLATES", "1")
+    runner = Runner(tmp_path / "store")
+    artifact = built(source, tmp_path, *(["--verity"] if verity else []))
+    options = ("-d", "--name", "first", "--read-only", "--restart", "always")
+    done = runner.boot(artifact, "sleep 10000", *options)
+    assert done.returncode == 0, done.stderr
+    try:
+        assert runner("snapshot", "first", "saved").returncode == 0
+        (disk,) = (runner.store / "disks").glob("*.raw")
+        (block, *_) = subprocess.run(
+            ["debugfs", "-R", f"blocks {FILE}", disk], check=True, capture_output=True, text=True
+        ).stdout.split()
+        at = (int(block) * 4096) + disk.read_bytes()[int(block) * 4096 :][:4096].index(b"\nNAME=") + 2
+        flip(disk, at)
+        assert runner("boot", "-d", "--name", "second", "--from", "saved").returncode == 0
+        os.kill(
+            machines(runner, "first")[0], signal.SIGKILL
+        )  # its keeper starts it again, from the template if there is one
+        until(lambda: runner("exec", "first", "true").returncode == 0, 120)
+        for name in ("first", "second"):
+            done = runner("exec", name, *READ)
+            assert ("Input/output error" in done.stderr) is verity, (name, done.stderr)
+            assert done.stdout == "0\n", name  # grep says so after an error too
+            assert runner("exec", name, "head", "-c", "7", "/.rootdisk/slot").stdout == "RDSLOT1"
+        assert runner("verify").returncode
+        assert runner("verify", "--repair").returncode == 0
+        assert runner("boot", "-d", "--name", "third", "--from", "saved").returncode == 0
+        assert runner("exec", "third", *READ).stdout == "1\n"
+    finally:
+        runner("rm", "--force", "first", "second", "third")
 
 
 def test_without_verity_nothing_of_it_is_there(source: str, tmp_path: Path) -> None:

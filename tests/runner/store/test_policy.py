@@ -23,80 +23,15 @@ from rootdisk.trust.bundle import BUNDLE_TYPE, IN_TOTO_TYPE, SIGN_PREDICATE, Bun
 from rootdisk.trust.signatures import Claim, Signature
 from runner.cli import main
 from runner.store.store import Store
-from tests.support.artifacts import BARE, Sample, noise, publish, sample, with_boot
+from tests.support.artifacts import publish
 from tests.support.commands import Runner
-from tests.support.faults import ALWAYS, Fault, FaultProxy
-from tests.support.registry import RunningRegistry, needs_registry
+from tests.support.faults import ALWAYS, Fault
+from tests.support.registry import needs_registry
 from tests.support.serving import mirrored, serving
-from tests.support.signing import Keys, make_keys, signed_by, write_policy
+from tests.support.signed_places import OTHER, Place, boots_up_to_the_machine, listing, referrer
+from tests.support.signing import make_keys, signed_by, write_policy
 
 pytestmark = [needs_registry, pytest.mark.usefixtures("nobody")]
-OTHER = sample(noise(3, 64 << 10, seed=9))
-
-
-class Place:
-    """An artifact of its own for each test, behind the proxy; signed as the proxy's users name it."""
-
-    def __init__(self, registry: RunningRegistry, proxy: FaultProxy, name: str, made: Sample, folder: Path) -> None:
-        self.registry, self.proxy = registry, proxy
-        self.repository = f"trust/{name}"
-        self.direct = f"{registry.name}/{self.repository}:1"
-        self.name = f"{proxy.name}/{self.repository}:1"
-        self.made = made
-        self.digest = made.artifact.descriptor.digest
-        self.keys = make_keys(folder / "keys")
-        self.policy = write_policy(folder / "policy.json", signed_by(self.keys))
-        publish(made, self.direct, registry.options)
-
-    def sign(self, keys: Keys | None = None, **options: Any) -> tuple[Digest, ...]:
-        signer = (keys or self.keys).signer
-        identity = options.pop("identity", self.name)
-        return sign(parse_reference(self.direct), signer, self.registry.options, identity=identity, **options)
-
-    def push(self, bundle: Bundle, subject: Digest | None = None) -> Digest:
-        """Attach a bundle of one's own making."""
-        target = open_target(parse_reference(self.direct), self.registry.options)
-        named = Descriptor(OCI_MANIFEST, subject or self.digest, len(self.made.artifact.manifest))
-        try:
-            return push_bundle(target, named, bundle, SIGN_PREDICATE)
-        finally:
-            target.close()
-
-    def claim(self, **changes: Any) -> Bundle:
-        return bundle_of(Claim(changes.get("digest", self.digest), changes.get("name", self.name)), self.keys.signer)
-
-    def run(self, *arguments: str, command: str = "pull") -> int:
-        return main([command, "--plain-http", "--policy", str(self.policy), *(arguments or (self.name,))])
-
-    def asked(self) -> list[str]:
-        """Blobs of the artifact that were asked for."""
-        blobs = {str(blob.descriptor.digest) for blob in self.made.artifact.blobs}
-        blobs |= {str(blob.descriptor.digest) for blob in BARE.artifact.blobs + OTHER.artifact.blobs}
-        return [path for _, path, _ in self.proxy.seen if path.rpartition("/")[2] in blobs and "/blobs/" in path]
-
-    def refused(self, capsys: pytest.CaptureFixture[str], *words: str, command: str = "pull") -> str:
-        """It is refused in one line, and nothing of it was asked for."""
-        capsys.readouterr()
-        assert self.run(command=command) == 125
-        said = capsys.readouterr()
-        assert said.out == ""
-        assert said.err.startswith("runner: ")
-        assert said.err.count("\n") == 1
-        assert "Traceback" not in said.err
-        for word in words:
-            assert word in said.err, said.err
-        assert self.asked() == []
-        return said.err
-
-
-@pytest.fixture
-def place(
-    request: pytest.FixtureRequest, store: Store, registry: RunningRegistry, proxy: FaultProxy, tmp_path: Path
-) -> Place:
-    name = request.node.name.partition("[")[0].replace("_", "-")
-    return Place(registry, proxy, name, with_boot(BARE, labels={"test": request.node.name}), tmp_path)
-
-
 Said = pytest.CaptureFixture[str]
 
 
@@ -204,15 +139,6 @@ def test_another_tag(place: Place, capsys: Said) -> None:
     place.refused(capsys, "signed as", "and not as")
     write_policy(place.policy, signed_by(place.keys, type="matchRepository"))
     assert place.run() == 0
-
-
-def listing(*items: Descriptor) -> bytes:
-    value = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [item.to_json() for item in items]}
-    return json.dumps(value).encode()
-
-
-def referrer(number: int) -> Descriptor:
-    return Descriptor(OCI_MANIFEST, Digest.of(b"%d" % number), 700, artifact_type=BUNDLE_TYPE)
 
 
 @pytest.mark.parametrize("api", [True, False])
@@ -336,13 +262,6 @@ def test_what_the_store_remembers_is_no_signature(place: Place, store: Store, ca
         assert place.run(command="boot") == 125, text
         said = capsys.readouterr().err
         assert (said.count("\n"), "403" in said) == (1, True), said
-
-
-def boots_up_to_the_machine(place: Place, capsys: Said) -> bool:
-    """The policy lets it through; this artifact's disk has no slot, so it goes no further."""
-    capsys.readouterr()
-    assert place.run(command="boot") == 125
-    return "the disk has no slot" in capsys.readouterr().err
 
 
 def test_the_users_own_policy(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Said) -> None:
