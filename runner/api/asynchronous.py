@@ -23,7 +23,7 @@ from runner.api.sandbox import Sandbox
 from runner.api.starting import Started
 from runner.api.store import Place
 from runner.channel import messages
-from runner.sandbox import directory, orders
+from runner.sandbox import liveness, orders
 from runner.sandbox.state import STOP_S
 
 if TYPE_CHECKING:
@@ -296,7 +296,7 @@ class AsyncSandbox:
                         return status
                 await asyncio.sleep(FOLLOW_S)  # a sandbox that starts again lets go of its clients before that
                 sock = await _in_thread(orders.watch_end, state, stack)
-            while directory.is_running(state):
+            while liveness.is_running(state):
                 await asyncio.sleep(FOLLOW_S)
             return await _in_thread(lambda: orders.kept_status(self._inner.find()))
 

@@ -20,7 +20,7 @@ from runner.api.process import Process, run_to_end
 from runner.api.results import Result
 from runner.api.store import Place, open_store
 from runner.api.waiting import events_of
-from runner.sandbox import directory, orders
+from runner.sandbox import lookup, orders
 from runner.sandbox.state import STOP_S
 from runner.store.store import Store
 
@@ -78,13 +78,13 @@ class Sandbox(KnownSandbox):
     def get(cls, name: str, *, store: Place | None = None) -> Sandbox:
         """Return the sandbox `name`; BadInput if there is none."""
         opened = open_store(store)
-        return cls(directory.find_any(opened, name).name, opened)
+        return cls(lookup.find_any(opened, name).name, opened)
 
     @classmethod
     def list(cls, *, all: bool = False, store: Place | None = None) -> list[Sandbox]:
         """Return the sandboxes that run; with `all`, also those that have ended or cannot be read."""
         opened = open_store(store)
-        sandboxes = (row for row in directory.all_of(opened) if not row.name.startswith("."))
+        sandboxes = (row for row in lookup.all_of(opened) if not row.name.startswith("."))
         return [cls(row.name, opened) for row in sandboxes if row.running or all]
 
     def __enter__(self) -> Sandbox:

@@ -15,11 +15,11 @@ from rootdisk.text import describe_error, error_text
 from runner.machine import ports
 from runner.machine.tsc import Counter
 from runner.options.boot import create, request
-from runner.sandbox import directory, launch, orders, prepare
-from runner.sandbox.directory import Spec, State
+from runner.sandbox import directory, launch, lookup, orders, prepare
 from runner.sandbox.ending import FAILED
 from runner.sandbox.prepare import PreparedSandbox
 from runner.sandbox.restart import Policy
+from runner.sandbox.state import Spec, State
 from runner.store.store import Store
 
 
@@ -51,7 +51,7 @@ def start_command(options: argparse.Namespace) -> int:
         return _start_all(options, store, counter)
     if not options.name:
         raise BadInput("start: no NAME", "name a sandbox, or use --all")
-    states = [directory.find(store, name) for name in dict.fromkeys(options.name)]
+    states = [lookup.find(store, name) for name in dict.fromkeys(options.name)]
     if options.attach and len(states) > 1:
         raise BadInput("--attach with several sandboxes", "start them one by one")
     for state in states:
@@ -64,7 +64,7 @@ def _start_all(options: argparse.Namespace, store: Store, counter: Counter) -> i
     """Start what its restart policy wants started, all at once. One that cannot start, or hangs, does not stop the others."""
     if options.name or options.attach:
         raise BadInput("--all with a NAME or --attach", "use one of them")
-    states = [state for state in directory.states(store) if not state.running and not state.folder.name.startswith(".")]
+    states = [state for state in lookup.states(store) if not state.running and not state.folder.name.startswith(".")]
     begun: list[tuple[PreparedSandbox, socket.socket, int]] = []
     started: list[str] = []
     wanted = [state for state in states if _starts_with_host(state)]
@@ -101,14 +101,14 @@ def restart_command(options: argparse.Namespace) -> int:
     counter = Counter()
     process.protect_secrets()
     store = Store.open()
-    states = [directory.find(store, name) for name in dict.fromkeys(options.name)]
+    states = [lookup.find(store, name) for name in dict.fromkeys(options.name)]
     for state in states:
         if not state.spec.keep:
             raise BadInput(f"sandbox {state.name} is removed when it stops", "boot it with --keep or -d to restart it")
     for err in orders.stop_all(states, options.time).values():
         raise err
     options.attach = options.interactive = False
-    return _start(options, store, [directory.find(store, state.name) for state in states], counter)
+    return _start(options, store, [lookup.find(store, state.name) for state in states], counter)
 
 
 def _start(options: argparse.Namespace, store: Store, states: list[State], counter: Counter) -> int:

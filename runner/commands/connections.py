@@ -14,10 +14,10 @@ from rootdisk.cli.rows import write_rows
 from rootdisk.errors import BadInput
 from rootdisk.text import printable
 from runner.network.audit import LOG_NAME
-from runner.sandbox import directory
-from runner.sandbox.directory import State
+from runner.sandbox import liveness
 from runner.sandbox.lines import pinned
 from runner.sandbox.logs import Reader
+from runner.sandbox.state import State
 
 FOLLOW_S = 0.1
 _FIELDS: dict[str, type | tuple[type, ...]] = {
@@ -48,7 +48,7 @@ def _print(
     rows: list[dict[str, Any]] = []
     is_first = True
     while True:
-        is_running = options.follow and directory.is_running(state)
+        is_running = options.follow and liveness.is_running(state)
         fresh = [
             row
             for row in lines.fresh()

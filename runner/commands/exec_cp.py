@@ -15,9 +15,9 @@ from rootdisk.system import process
 from rootdisk.text import printable
 from runner.channel import messages
 from runner.options.values import program_records
-from runner.sandbox import directory
-from runner.sandbox.directory import State
+from runner.sandbox import liveness, lookup
 from runner.sandbox.orders import connect
+from runner.sandbox.state import State
 from runner.store.store import Store
 
 
@@ -81,7 +81,7 @@ def _ended_by_signals() -> Iterator[None]:
 def _connection(name: str, stack: contextlib.ExitStack) -> Callable[[], socket.socket]:
     """Return a function that connects to the keeper of a sandbox. A stopped sandbox is started at the first call."""
     store = Store.open()
-    state = directory.find(store, name)
+    state = lookup.find(store, name)
     is_started = state.running
 
     def connected() -> socket.socket:
@@ -111,7 +111,7 @@ def _place(text: str) -> tuple[str | None, str]:
 
 
 def _running(name: str) -> State:
-    state = directory.find(Store.open(), name)
+    state = lookup.find(Store.open(), name)
     if not state.running:
-        raise directory.not_running(state)
+        raise liveness.not_running(state)
     return state

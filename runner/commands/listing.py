@@ -12,8 +12,8 @@ from rootdisk.cli.rows import write_rows
 from rootdisk.cli.table import formatted, shortened, table
 from rootdisk.errors import BadInput
 from rootdisk.text import printable
-from runner.sandbox import directory
-from runner.sandbox.directory import State, Unreadable
+from runner.sandbox import lookup
+from runner.sandbox.state import State, Unreadable
 from runner.store.store import Store
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def ps_command(options: argparse.Namespace) -> int:
     store = Store.open()
     rows: list[Row] = [
         row
-        for row in directory.all_of(store)
+        for row in lookup.all_of(store)
         if (row.running or list_all)
         and (isinstance(row, Unreadable) or not row.name.startswith("."))
         and is_wanted(row)

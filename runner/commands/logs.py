@@ -11,7 +11,7 @@ from rootdisk.cli.rows import write_rows
 from rootdisk.errors import BadInput
 from rootdisk.text import printable
 from runner.channel import messages
-from runner.sandbox import directory
+from runner.sandbox import lookup
 from runner.sandbox.lines import Piece, batches, parse_time, split_lines
 from runner.store.store import Store
 
@@ -26,7 +26,7 @@ def logs_command(options: argparse.Namespace) -> int:
         raise BadInput("--console", "a console has no times: omit --since, --until and --timestamps")
     if options.console and options.network:
         raise BadInput("--console and --network", "use one of them")
-    state = directory.find(Store.open(), options.name)
+    state = lookup.find(Store.open(), options.name)
     if options.network:
         from runner.commands.connections import print_connections
 

@@ -13,8 +13,8 @@ from rootdisk.cli.rows import write_names, write_rows
 from rootdisk.errors import BadInput, RootdiskError
 from rootdisk.ids import parse_signal
 from rootdisk.text import error_text, printable
-from runner.sandbox import directory, orders
-from runner.sandbox.directory import State, Unreadable
+from runner.sandbox import directory, lookup, orders
+from runner.sandbox.state import State, Unreadable
 from runner.store.store import Store
 
 
@@ -27,7 +27,7 @@ def stop_command(options: argparse.Namespace) -> int:
         return _done(options, sandboxes, orders.stop_all(sandboxes, options.time))
     if options.name:
         raise BadInput("--all with a NAME", "use one of them")
-    sandboxes = [state for state in directory.states(Store.open()) if state.running and state.spec.restart != "no"]
+    sandboxes = [state for state in lookup.states(Store.open()) if state.running and state.spec.restart != "no"]
     return _done(options, sandboxes, orders.stop_by_host(sandboxes))
 
 
@@ -61,7 +61,7 @@ def rename_command(options: argparse.Namespace) -> int:
 
     new = sandbox_name(options.new, "NEW")
     store = Store.open()
-    orders.rename(store, directory.find(store, options.name), new)
+    orders.rename(store, lookup.find(store, options.name), new)
     write_names([new], as_json=options.json)
     return 0
 
@@ -93,7 +93,7 @@ def rm_command(options: argparse.Namespace) -> int:
 
         return snapshots.remove(options)
     store = Store.open()
-    sandboxes = [directory.find_any(store, name) for name in dict.fromkeys(options.name)]
+    sandboxes = [lookup.find_any(store, name) for name in dict.fromkeys(options.name)]
     if not options.force:
         for sandbox in sandboxes:
             directory.check_removable(sandbox, force=False)
@@ -114,7 +114,7 @@ def rm_command(options: argparse.Namespace) -> int:
 def _find(names: list[str]) -> list[State]:
     """Find all of them, before anything is done to one."""
     store = Store.open()
-    return [directory.find(store, name) for name in dict.fromkeys(names)]
+    return [lookup.find(store, name) for name in dict.fromkeys(names)]
 
 
 def _done(

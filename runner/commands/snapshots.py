@@ -12,7 +12,7 @@ from rootdisk.system import process
 from rootdisk.text import one_line, printable
 from runner.commands.listing import REFERENCE_WIDTH, age
 from runner.options.values import sandbox_name
-from runner.sandbox import directory, snapshot_taking, snapshots
+from runner.sandbox import lookup, snapshot_taking, snapshots
 from runner.sandbox.snapshots import Snapshot, Unreadable
 from runner.store.store import Store
 
@@ -23,7 +23,7 @@ def snapshot_command(options: argparse.Namespace) -> int:
     name = sandbox_name(options.snapshot, "SNAPSHOT")
     store = Store.open()
     has_memory = not options.without_memory
-    taken = snapshot_taking.take(store, directory.find(store, options.name), name, has_memory=has_memory)
+    taken = snapshot_taking.take(store, lookup.find(store, options.name), name, has_memory=has_memory)
     if has_memory:
         stood = f"the sandbox stood still for {taken.paused_s:.2f} s"
         text = f"{stood}; what its programs have in memory, secrets too, is in the snapshot"

@@ -10,8 +10,8 @@ from typing import Any
 from rootdisk.cli.rows import write_rows
 from rootdisk.cli.table import formatted, table
 from rootdisk.text import printable
-from runner.sandbox import directory
-from runner.sandbox.directory import State
+from runner.sandbox import liveness, lookup
+from runner.sandbox.state import State
 from runner.sandbox.usage import Usage, usage
 from runner.store.store import Store
 
@@ -45,11 +45,11 @@ def stats_command(options: argparse.Namespace) -> int:
 
 def _states(store: Store, names: list[str]) -> list[State]:
     if not names:
-        return [state for state in directory.states(store) if state.running]
-    states = [directory.find(store, name) for name in dict.fromkeys(names)]
+        return [state for state in lookup.states(store) if state.running]
+    states = [lookup.find(store, name) for name in dict.fromkeys(names)]
     for state in states:
         if not state.running:
-            raise directory.not_running(state)
+            raise liveness.not_running(state)
     return states
 
 

@@ -38,7 +38,7 @@ def pull_command(options: argparse.Namespace) -> int:
 def inspect_command(options: argparse.Namespace) -> int:
     """Show what an artifact is, or a sandbox or snapshot by its name."""
     from runner.commands.listing import fill_field, fill_of
-    from runner.sandbox import directory, snapshots
+    from runner.sandbox import lookup, snapshots
     from runner.sandbox.usage import sandbox_document
 
     if not set(options.artifact) & set("/:@"):  # every reference of an artifact contains one of these
@@ -47,7 +47,7 @@ def inspect_command(options: argparse.Namespace) -> int:
         if snapshot is not None and not os.path.lexists(store.sandboxes / options.artifact):
             document = snapshot.to_json()
         else:
-            fill = fill_of(store, directory.find_any(store, options.artifact))
+            fill = fill_of(store, lookup.find_any(store, options.artifact))
             document = sandbox_document(store, options.artifact) | fill_field(fill)
     else:
         document = _artifact(options)
@@ -138,8 +138,9 @@ def _signed(artifact: PublishedArtifact, reference: Reference, options: argparse
 
 def prune_command(options: argparse.Namespace) -> int:
     """Remove what no sandbox uses from the store."""
-    from runner.sandbox import directory, snapshots
+    from runner.sandbox import lookup, snapshots
     from runner.sandbox.prune import prune
+    from runner.sandbox.state import Unreadable
 
     if not 0 <= options.older_than < 1e9:  # rejects NaN too
         raise BadInput(f"--older-than {options.older_than:g}", "0 or more days")
@@ -151,8 +152,8 @@ def prune_command(options: argparse.Namespace) -> int:
             name = printable(snapshot.name)
             why = f"cannot be read, so what it may need stays: {snapshot.reason}: runner rm --snapshot {name}"
             print(f"runner: snapshot {name} {one_line(why)}", file=sys.stderr)
-    for sandbox in directory.all_of(store):
-        if isinstance(sandbox, directory.Unreadable):
+    for sandbox in lookup.all_of(store):
+        if isinstance(sandbox, Unreadable):
             name = printable(sandbox.name)
             warning = f"sandbox {name} cannot be read, so what it may need stays: {sandbox.reason}: {sandbox.remedy}"
             print(f"runner: {one_line(warning)}", file=sys.stderr)

@@ -156,7 +156,7 @@ def delegated() -> Path:
     for folder in (own.parent,) if is_ours else (own, own.parent):
         if _is_delegated(folder):
             if missing(folder) == list(CONTROLLERS):
-                raise NotDelegated(f"{folder} has none of the controllers {', '.join(CONTROLLERS)}")
+                raise NotDelegated(f"{folder} lacks the controllers {', '.join(CONTROLLERS)}")
             return folder
     raise NotDelegated(f"{own} is not delegated to you", "systemd-run --user --scope -p Delegate=yes runner …")
 

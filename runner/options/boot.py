@@ -19,9 +19,9 @@ from runner.machine import backend
 from runner.options import arguments, network, surroundings
 from runner.options import values as option_values
 from runner.sandbox import prepare
-from runner.sandbox.directory import Spec
 from runner.sandbox.prepare import PreparedSandbox
 from runner.sandbox.restart import Policy
+from runner.sandbox.state import Spec
 from runner.store import limits
 from runner.store.events import Events
 from runner.store.pull import StoredArtifact

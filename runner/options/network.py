@@ -12,7 +12,7 @@ from rootdisk.limits import ALLOW_MAX_COUNT
 from rootdisk.text import printable
 from runner.machine.model import Forward
 from runner.options import values
-from runner.sandbox.directory import Spec
+from runner.sandbox.state import Spec
 
 _SHOWN_MAX = 5  # rules in a message
 

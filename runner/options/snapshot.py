@@ -11,9 +11,9 @@ from runner.options import network
 from runner.options.arguments import boot_actions
 from runner.options.values import hostname
 from runner.sandbox import forks, snapshots
-from runner.sandbox.directory import Spec
 from runner.sandbox.prepare import PreparedSandbox
 from runner.sandbox.snapshots import Snapshot
+from runner.sandbox.state import Spec
 from runner.store.store import Store
 
 # The others say what a machine or its program starts with: in a snapshot both run already.

@@ -33,31 +33,10 @@ from rootdisk.errors import BadInput, Busy, RootdiskError
 from rootdisk.system.ownership import make_directory
 from rootdisk.system.versions import OtherVersion
 from rootdisk.text import printable
-from runner.sandbox.liveness import answers, is_running, not_running, take_lock, try_lock, wait_end
-from runner.sandbox.lookup import NEW, all_of, find, find_any, look, needed, read, states
+from runner.sandbox.liveness import answers, take_lock, try_lock
+from runner.sandbox.lookup import NEW, look, read
 from runner.sandbox.state import MAX_BYTES, Spec, State, Unreadable, state_json
 from runner.store.store import Store
-
-__all__ = [
-    "Sandbox",
-    "Spec",
-    "State",
-    "Unreadable",
-    "all_of",
-    "check_removable",
-    "discard",
-    "find",
-    "find_any",
-    "is_running",
-    "look",
-    "needed",
-    "not_running",
-    "read",
-    "remove",
-    "states",
-    "sweep",
-    "wait_end",
-]
 
 _NEW_MAX_AGE_S = 60  # an unnamed directory without a lock is left over after this time
 _ERROR_MAX_CHARS = 8192

@@ -11,9 +11,10 @@ from rootdisk.errors import BadInput, RootdiskError
 from rootdisk.records import Record
 from runner.disk.clone import duplicate, existing
 from runner.sandbox import guest_records, machines, snapshots
-from runner.sandbox.directory import Sandbox, Spec
+from runner.sandbox.directory import Sandbox
 from runner.sandbox.prepare import PreparedSandbox, of_records, read_secrets, rewrite_slot
 from runner.sandbox.snapshots import Snapshot
+from runner.sandbox.state import Spec
 from runner.store.pull import StoredArtifact
 from runner.store.store import Store
 

@@ -12,8 +12,8 @@ from rootdisk.system import process
 from rootdisk.system.debug import is_shown
 from rootdisk.text import describe_error
 from runner.machine import tsc
-from runner.sandbox.directory import read
 from runner.sandbox.ending import FAILED, Ended, finish
+from runner.sandbox.lookup import read
 from runner.sandbox.prepare import PreparedSandbox, prepare_again
 from runner.sandbox.restart import Policy, Restarts, nobody, rest
 from runner.sandbox.state import BY_USER

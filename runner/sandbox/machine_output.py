@@ -33,7 +33,7 @@ class MachineOutput:
 
     @property
     def sources(self) -> tuple[Source, ...]:
-        """All that is read."""
+        """Return everything that is read."""
         return tuple(self._logs)
 
     def read(self, source: Source) -> Helper | None:

@@ -14,7 +14,7 @@ from rootdisk.durable import socket_address
 from rootdisk.errors import BadInput, Busy, RootdiskError
 from runner.channel import messages
 from runner.channel.messages import KILL, frame
-from runner.sandbox import directory
+from runner.sandbox import directory, lookup
 from runner.sandbox.liveness import not_running, wait_end
 from runner.sandbox.lookup import read
 from runner.sandbox.router import VIOLATED
@@ -278,7 +278,7 @@ def status_of(store: Store, state: State, sock: socket.socket | None) -> int:
                 sock.settimeout(max(0.001, deadline - time.monotonic()))
     if state.running:
         wait_end(state)
-        state = directory.find(store, state.spec.name)  # it ended in between
+        state = lookup.find(store, state.spec.name)  # it ended in between
     return kept_status(state)
 
 

@@ -16,7 +16,8 @@ from rootdisk.records import Record
 from runner.disk import slot
 from runner.disk.clone import Clone, clone, existing
 from runner.sandbox import guest_records
-from runner.sandbox.directory import Sandbox, Spec, State
+from runner.sandbox.directory import Sandbox
+from runner.sandbox.state import Spec, State
 from runner.store.events import Events
 from runner.store.pull import StoredArtifact
 from runner.store.store import Store

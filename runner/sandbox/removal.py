@@ -9,8 +9,8 @@ from rootdisk.errors import BadInput, Busy
 from rootdisk.oci.documents import Digest
 from rootdisk.oci.reference import parse_reference
 from rootdisk.text import printable
-from runner.sandbox import directory, snapshots
-from runner.sandbox.directory import Unreadable
+from runner.sandbox import lookup, snapshots
+from runner.sandbox.state import Unreadable
 from runner.store import filling
 from runner.store.images import Image, images
 from runner.store.names import absolute
@@ -70,7 +70,7 @@ def remove(store: Store, chosen: list[Image], *, force: bool) -> tuple[list[str]
 
 
 def _refuse_used(store: Store, chosen: list[Image]) -> None:
-    sandboxes = list(directory.all_of(store)) if chosen else []
+    sandboxes = list(lookup.all_of(store)) if chosen else []
     for image in chosen:
         for sandbox in sandboxes:
             name = printable(sandbox.name)

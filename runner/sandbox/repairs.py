@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from rootdisk.errors import RootdiskError
 from rootdisk.text import one_line, printable
-from runner.sandbox import directory
+from runner.sandbox import lookup
 from runner.store.store import Store
 from runner.store.verify import Damage, repair
 
@@ -36,7 +36,7 @@ def _repair(store: Store, damage: Damage, tell: Callable[[str], None]) -> bool |
         return False
     if not done:
         return None
-    running = [state.name for state in directory.states(store) if state.running and damage.digest in state.uses]
+    running = [state.name for state in lookup.states(store) if state.running and damage.digest in state.uses]
     if running:
         names = ", ".join(running)
         tell(f"these run with the damaged one until they are started again: {printable(names)}")

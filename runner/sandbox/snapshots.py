@@ -28,7 +28,7 @@ from rootdisk.errors import BadInput, Busy, RootdiskError
 from rootdisk.system.versions import OtherVersion, read_versioned
 from rootdisk.text import describe_error, printable
 from runner.disk.clone import Clone, existing
-from runner.sandbox import directory
+from runner.sandbox import lookup
 from runner.sandbox.pause import NEW
 from runner.sandbox.state import State, parse
 from runner.store.store import Store
@@ -187,7 +187,7 @@ def needed(store: Store) -> set[str] | None:
 
 def needed_by_all(store: Store) -> set[str] | None:
     """Return the hex digests that sandboxes and snapshots use, or None if one is unreadable."""
-    of_sandboxes, of_snapshots = directory.needed(store), needed(store)
+    of_sandboxes, of_snapshots = lookup.needed(store), needed(store)
     return None if of_sandboxes is None or of_snapshots is None else of_sandboxes | of_snapshots
 
 

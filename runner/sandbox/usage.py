@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rootdisk.errors import RootdiskError
-from runner.sandbox import directory, orders
-from runner.sandbox.directory import State
+from runner.sandbox import lookup, orders
+from runner.sandbox.state import State
 from runner.store import events
 from runner.store.limits import disk_bytes
 from runner.store.store import Store
@@ -52,7 +52,7 @@ class Usage(NamedTuple):
 
 def sandbox_document(store: Store, name: str) -> dict[str, Any]:
     """Return what `inspect` shows of a sandbox, with its last event."""
-    sandbox = directory.find_any(store, name)
+    sandbox = lookup.find_any(store, name)
     since = sandbox.created if isinstance(sandbox, State) else 0.0
     return {**sandbox.to_json(), "last_event": events.last_of(store.root, name, since)}
 

@@ -11,9 +11,9 @@ from rootdisk.errors import BadInput, RootdiskError
 from runner.channel import messages
 from runner.channel.messages import Decoder, GuestError, frame_number
 from runner.machine import tsc
-from runner.sandbox import directory, guest_records, launch, prepare
-from runner.sandbox.directory import Sandbox, State
-from runner.sandbox.state import STOP_S
+from runner.sandbox import guest_records, launch, liveness, prepare
+from runner.sandbox.directory import Sandbox
+from runner.sandbox.state import STOP_S, State
 from runner.store.store import Store
 
 _KEPT = ("machine-id", "hostname")
@@ -66,7 +66,7 @@ def started(store: Store, state: State, begin: Begin = launch.begin) -> Iterator
                 wait_for(sock, messages.EXIT)
     if pid:
         os.waitpid(pid, 0)
-    directory.wait_end(state, _END_S)
+    liveness.wait_end(state, _END_S)
     sandbox = Sandbox.open(state)
     try:
         sandbox.in_use = state.in_use

@@ -22,7 +22,7 @@ from runner.store.trust import Gate, refuse_unless_kept
 
 if TYPE_CHECKING:
     from rootdisk.cli.progress import Progress
-    from runner.sandbox.directory import Spec
+    from runner.sandbox.state import Spec
     from runner.store.fetch import Counts
     from runner.store.filling import DiskSource
 

@@ -13,7 +13,7 @@ from rootdisk.oci.reference import parse_reference
 from rootdisk.oci.repository import RegistryOptions
 from runner.machine.tsc import Counter
 from runner.sandbox import launch, prepare
-from runner.sandbox.directory import Spec
+from runner.sandbox.state import Spec
 from runner.store.pull import pull
 from runner.store.store import Store
 from tests.support.commands import Runner

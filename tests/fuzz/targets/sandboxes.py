@@ -18,7 +18,7 @@ from rootdisk.ext4.checksum import crc, disk_seed
 from rootdisk.ext4.format import BLOCK, DESC_SIZE
 from rootdisk.ext4.groups import GroupDescriptor, group_count
 from runner.disk import grow, qcow2, slot
-from runner.sandbox import directory as sandbox
+from runner.sandbox import lookup
 from runner.sandbox.state import Spec, State, state_json
 from runner.store.names import read_name
 from tests.fuzz.target import Target, folder, in_file
@@ -40,7 +40,7 @@ def state(data: bytes) -> None:
     """`ps`, `inspect` and `prune` read it."""
     place = _sandbox()
     (place / "state.json").write_bytes(data)
-    found = sandbox.look(place)
+    found = lookup.look(place)
     json.dumps(found.to_json()).encode()
     if not isinstance(found, State):
         raise BadInput(found.reason)

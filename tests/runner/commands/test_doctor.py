@@ -13,7 +13,7 @@ from runner.cli import main
 from runner.commands.boot import _explain_network
 from runner.machine import passt
 from runner.machine.packages import how_to_install
-from runner.sandbox.directory import Spec
+from runner.sandbox.state import Spec
 from runner.store.store import Store
 from tests.support.registry import QuietHandler, serve
 

@@ -11,7 +11,7 @@ from rootdisk.oci.documents import canonical_json
 from runner.options import network
 from runner.options.boot import request
 from runner.parser import parser
-from runner.sandbox.directory import Spec
+from runner.sandbox.state import Spec
 from tests.support.artifacts import example_config
 
 RULES = ("*.example.org:443", "a.test:80", "a.test:443", "10.0.0.0/8:5432")

@@ -20,7 +20,8 @@ from rootdisk.oci.reference import parse_reference
 from rootdisk.oci.repository import RegistryOptions
 from runner.cli import main
 from runner.machine import accelerator, qemu
-from runner.sandbox.directory import Sandbox, find, read, states, sweep
+from runner.sandbox.directory import Sandbox, sweep
+from runner.sandbox.lookup import find, read, states
 from runner.sandbox.prune import prune
 from runner.sandbox.state import _SPEC, MAX_BYTES, VERSION, Spec, State, parse, state_json
 from runner.store.names import read_name
@@ -294,9 +295,9 @@ def test_a_sandbox_made_during_a_prune(store: Store, layout: str, monkeypatch: p
     """What it needs is looked up again for each digest, when nobody else can lease it any more."""
     local = pull(store, parse_reference(layout), RegistryOptions(), Platform.host())
     local.release()
-    from runner.sandbox import directory
+    from runner.sandbox import lookup
 
-    real, calls = directory.needed, []
+    real, calls = lookup.needed, []
 
     def needed(store: Store) -> set[str] | None:
         calls.append(1)
@@ -305,7 +306,7 @@ def test_a_sandbox_made_during_a_prune(store: Store, layout: str, monkeypatch: p
             kept(store, local)
         return found
 
-    monkeypatch.setattr(directory, "needed", needed)
+    monkeypatch.setattr(lookup, "needed", needed)
     assert prune(store, 0, None, dry_run=False) == []
     assert local.disk.exists()
 

@@ -16,7 +16,7 @@ import pytest
 
 from rootdisk.errors import RootdiskError
 from runner.cli import main
-from runner.sandbox import directory
+from runner.sandbox import directory, lookup
 from runner.sandbox.prune import prune
 from runner.sandbox.state import Spec, Unreadable
 from runner.store.store import Store
@@ -93,7 +93,7 @@ def test_what_is_made_is_private_whatever_the_umask(place: Path, uid: int, umask
         made.take_name()
         made.release()
         os.close(store.lease([HEX])[0])
-        directory.remove(directory.find(store, "one"))
+        directory.remove(lookup.find(store, "one"))
         prune(store, 0, None, dry_run=False)
         return opened()
 
@@ -258,7 +258,7 @@ def test_a_sandbox_that_root_made_in_a_users_store(place: Path) -> None:
     os.chown(disk, ALICE, ALICE)
 
     def look() -> object:
-        (found,) = directory.all_of(store)
+        (found,) = lookup.all_of(store)
         assert isinstance(found, Unreadable)
         assert prune(store, 0, None, dry_run=False) == []
         return found.reason
@@ -267,7 +267,7 @@ def test_a_sandbox_that_root_made_in_a_users_store(place: Path) -> None:
     assert disk.exists()
 
     def remove() -> None:
-        directory.remove(directory.find_any(store, "roots"))
+        directory.remove(lookup.find_any(store, "roots"))
 
     said = as_user(ALICE, remove)
     assert said.startswith("refused: cannot remove sandbox roots: ")

@@ -19,7 +19,8 @@ from rootdisk.oci.documents import Platform
 from rootdisk.oci.reference import parse_reference
 from rootdisk.oci.repository import RegistryOptions
 from runner.disk.clone import clone
-from runner.sandbox.directory import Sandbox, read, states, sweep
+from runner.sandbox.directory import Sandbox, sweep
+from runner.sandbox.lookup import read, states
 from runner.sandbox.prune import prune
 from runner.store.pull import pull
 from runner.store.store import Damaged, Store

@@ -19,7 +19,8 @@ from rootdisk.system.versions import OtherVersion, check_version, read_versioned
 from runner.disk import slot
 from runner.disk.clone import clone
 from runner.machine import accelerator, qemu
-from runner.sandbox.directory import Sandbox, find, needed, sweep
+from runner.sandbox.directory import Sandbox, sweep
+from runner.sandbox.lookup import find, needed
 from runner.sandbox.prune import prune
 from runner.store import names, trust
 from runner.store.pull import StoredArtifact, pull
