@@ -92,7 +92,7 @@ def cat_command(options: argparse.Namespace) -> int:
     with inspection.opened(options.what, *option_values.looked_at(options)) as found:
         node = found.reader.lookup(os.fsencode(options.path), follow=True)
         if node.type != stat.S_IFREG:
-            raise BadInput(f"{printable(options.path)}: a {inspection.TYPES.get(node.type, 'thing')} and no plain file")
+            raise BadInput(f"{printable(options.path)}: a {inspection.TYPES.get(node.type, 'thing')}, not a file")
         content = found.reader.content(node)
         if options.json:
             data = b"".join(content)

@@ -71,7 +71,7 @@ def test_cat(disk: Path) -> None:
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        (("cat", "{disk}", "/d"), "a directory and no plain file"),
+        (("cat", "{disk}", "/d"), "a directory, not a file"),
         (("cat", "{disk}", "/none"), "/none: no such file on the disk"),
         (("stat", "{disk}", "/x/y"), "a part of it is not a directory"),
         (("ls", "/dev/null"), "/dev/null"),
