@@ -9,7 +9,7 @@ there move one level down first:
     unit/rootdisk/           what was in unit: the runner, the keepers
     unit/rootdisk-RANDOM/    the machine of one sandbox: QEMU, virtiofsd, passt
 
-The keeper removes it at the end. What a killed keeper leaves is empty, because its machine has ended too: who has the sandbox's lock
+The keeper removes it at the end. What a killed keeper leaves is soon empty, because its machine ends too: who has the sandbox's lock
 then removes it.
 """
 
@@ -93,7 +93,11 @@ class Cgroup:
     def close(self) -> None:
         """Remove it; its processes have ended, or are killed."""
         with contextlib.suppress(OSError):  # since Linux 5.14
-            (self.folder / "cgroup.kill").write_text("1")
+            fd = os.open(self.folder / "cgroup.kill", os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                os.write(fd, b"1")
+            finally:
+                os.close(fd)
         deadline = time.monotonic() + _EMPTY_S
         while not remove_left(str(self.folder)) and time.monotonic() < deadline:
             time.sleep(_POLL_S)
@@ -178,6 +182,13 @@ def missing(folder: Path) -> list[str]:
     """Return the controllers that a delegated cgroup does not have."""
     here = _read(folder / "cgroup.controllers").split()
     return [name for name in CONTROLLERS if name not in here]
+
+
+def end_left(path: str) -> None:
+    """Remove the cgroup of a sandbox whose keeper was killed, and end what is still in it."""
+    folder = Path(path)
+    if folder.name.startswith(PREFIX):
+        Cgroup(folder).close()
 
 
 def remove_left(path: str) -> bool:

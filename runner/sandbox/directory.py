@@ -33,7 +33,7 @@ from rootdisk.errors import BadInput, Busy, RootdiskError
 from rootdisk.system.ownership import make_directory
 from rootdisk.system.versions import OtherVersion
 from rootdisk.text import printable
-from runner.sandbox.liveness import answers, take_lock, try_lock
+from runner.sandbox.liveness import answers, await_machine, take_lock, try_lock
 from runner.sandbox.lookup import NEW, look, read
 from runner.sandbox.state import MAX_BYTES, Spec, State, Unreadable, state_json
 from runner.store.store import Store
@@ -90,7 +90,12 @@ class Sandbox:
             Busy: It runs.
         """
         lock = take_lock(state)
-        _clear(state)
+        try:
+            if not _clear(state):
+                raise Busy(f"the machine of sandbox {state.name} has not ended yet", "try again later")
+        except BaseException:
+            os.close(lock)
+            raise
         return cls(state.folder, lock, state.spec, state.created, state.raw)
 
     @classmethod
@@ -219,12 +224,19 @@ def remove(sandbox: State | Unreadable) -> None:
         os.close(lock)
 
 
-def _clear(state: State) -> None:
-    """Remove the cgroup that a killed keeper has left. The caller has the lock of the sandbox."""
-    if path := state.in_use.get(CGROUP):
-        from runner.machine.cgroup import remove_left  # seldom needed
+def _clear(state: State) -> bool:
+    """Wait for the machine of a killed keeper to end, and remove its cgroup. The caller has the lock of the sandbox.
 
-        remove_left(path)
+    Return False if the machine has not ended.
+    """
+    if not state.raw.get("pid"):
+        return True
+    has_ended = await_machine(state.folder)
+    if path := state.in_use.get(CGROUP):
+        from runner.machine.cgroup import end_left  # seldom needed
+
+        end_left(path)
+    return has_ended
 
 
 def _remove(folder: Path) -> None:

@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import os
 import socket
+import struct
 import time
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from runner.sandbox.state import State, Unreadable
 _POLL_S = 0.05
 _LOCK_POLL_S = 0.02
 _RELEASE_S = 2.0  # how long a process that only looks may hold the lock
+_MACHINE_S = 20.0  # for the kernel to take back all memory of a killed machine
+_FLOCK = struct.Struct("hhqqi4x")  # struct flock, fcntl(2)
 
 
 def take_lock(state: State | Unreadable) -> int:
@@ -101,6 +104,35 @@ def is_running(state: State | Unreadable) -> bool:
     with contextlib.suppress(OSError):
         return runs(state.folder)
     return answers(state.folder)
+
+
+def await_machine(folder: Path) -> bool:
+    """Wait until the machine of a killed keeper has ended. The caller has the sandbox's lock. Return False if it still runs.
+
+    The kernel frees the lock first, then kills the machine, and a large one takes long to end. QEMU locks parts of a disk
+    until then, and another QEMU refuses to start.
+    """
+    deadline = time.monotonic() + _MACHINE_S
+    while any(_is_used(folder / name) for name in ("disk.qcow2", "disk.raw")):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_LOCK_POLL_S)
+    return True
+
+
+def _is_used(disk: Path) -> bool:
+    """Return whether a process has locked a part of a disk."""
+    try:
+        fd = open_file(disk)
+    except OSError:
+        return False
+    try:
+        found = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
+        return bool(_FLOCK.unpack(found)[0] != fcntl.F_UNLCK)
+    except OSError:  # a file system without locks: QEMU does without, too
+        return False
+    finally:
+        os.close(fd)
 
 
 def wait_end(state: State | Unreadable, timeout_s: float | None = None) -> None:
