@@ -17,11 +17,12 @@ from runner.store.chunks import GAP_BYTES
 
 FETCHERS = 4  # threads
 BESIDE_GUESTS = 1  # fetchers that fill while guests use the disk
-FIRST_BYTES = 256 << 10  # of a request for the traced boot: all fetchers have some of it
-FILL_BYTES = 1 << 20  # of a fill's request while guests use the disk
-HURRY_BYTES = 8 << 20  # of a fill's request while nobody reads
-WINDOW = 2  # chunks that are fetched ahead of a guest that reads one after the other
-GIVE_WAY_S = 5.0  # the longest time that a fill waits for guests' reads between two chunks
+FIRST_BYTES = 256 << 10  # of a request for the traced boot, of which all fetchers have some, and of the first of a fill
+FILL_MAX_BYTES = 8 << 20  # of a fill's request
+QUICK_S, LONG_S = 0.1, 0.2  # a fill's request is made larger if it took less, smaller if it took more: a read may come
+AHEAD_MAX_BYTES = 2 << 20  # of a request for what follows a read that had to wait: often it is read next
+CALM_S = 0.5  # after a read that had to wait, until the fill goes on: often more follow
+GIVE_WAY_S = 5.0  # the longest time that a fill waits for guests' reads
 PAUSES_S = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)  # after a failure, before the next attempt
 PAUSE_MAX_S = 2.0  # while a guest waits
 _MISSING, _BUSY, _THERE = 0, 1, 2
@@ -49,16 +50,19 @@ class Agenda:
         self._order = deque(dict.fromkeys((*self._first, *rest)))
         self._left_of_first = set(self._first)
         self._wrong: set[int] = set()  # chunks that were wrong at the registry: each is asked for alone
-        self._last_read = -1
         self.data_bytes = sum(chunk.length for chunk in chunks if not chunk.zero)
         self.filled_bytes = 0
         self.left = len(self._order)
         self.is_in_use = False  # a guest may read
+        self.is_starting = False  # no guest has read yet: their kernels start
         self.is_hurried = False  # somebody waits for the complete disk
         self.may_fill = True
         self.is_alone = True  # nothing has been fetched: one request shows what the server can do
         self.takes_all = False  # the server ignores ranges
         self._filling = self._fetching = 0
+        self._fill_bytes = FIRST_BYTES  # of the next request
+        self._is_slow = False  # the smallest requests take long
+        self._waited_at = self._way_given_at = -GIVE_WAY_S
         self._failures = 0
         self._again_at = 0.0
         self._has_ended = False
@@ -71,22 +75,23 @@ class Agenda:
         """Return the number of a chunk."""
         return self._numbers[chunk.offset]
 
+    def is_zero_between(self, chunk: Chunk, other: Chunk) -> bool:
+        """Return whether only zero chunks are between two chunks."""
+        return all(self.chunks[number].zero for number in range(self.number(chunk) + 1, self.number(other)))
+
     def want(self, number: int) -> None:
-        """Get a chunk that a guest waits for before everything else, and those that it will read next."""
+        """Get a chunk that a guest waits for before everything else."""
         with self._changed:
-            follows = number == self._last_read + 1
-            self._last_read = number
-            ahead = range(number + 1, min(number + 1 + WINDOW, len(self.chunks))) if follows else ()
-            for each in (number, *ahead):
-                if self._state[each] == _MISSING and each not in self._wanted:
-                    self._wanted.append(each)
+            self._note_wait()
+            if self._state[number] == _MISSING and number not in self._wanted:
+                self._wanted.append(number)
             self._again_at = min(self._again_at, time.monotonic() + PAUSE_MAX_S)
             self._changed.notify_all()
 
-    def change(self, *, in_use: bool, hurried: bool, may_fill: bool) -> None:
+    def change(self, *, in_use: bool, hurried: bool, may_fill: bool, starting: bool = False) -> None:
         """Say who uses the disk, and whether it may be filled."""
         with self._changed:
-            self.is_in_use, self.is_hurried, self.may_fill = in_use, hurried, may_fill
+            self.is_in_use, self.is_hurried, self.may_fill, self.is_starting = in_use, hurried, may_fill, starting
             self._changed.notify_all()
 
     def end(self) -> None:
@@ -110,12 +115,16 @@ class Agenda:
             while True:
                 if self._has_ended or not self.left:
                     return None
-                wait_s = self._again_at - time.monotonic()
+                now = time.monotonic()
+                wait_s = self._again_at - now
                 if wait_s <= 0 and not (self.is_alone and self._fetching):
                     if numbers := self._next_wanted():
                         return self._job(numbers, is_fill=False)
-                    if self._may_fill() and (numbers := self._next_of_fill()):
-                        return self._job(numbers, is_fill=True)
+                    if self._may_fill():
+                        wait_s = self._calm_at(now) - now
+                        if wait_s <= 0 and (numbers := self._next_of_fill()):
+                            self._way_given_at = now
+                            return self._job(numbers, is_fill=True)
                 self._changed.wait(wait_s if wait_s > 0 else None)
 
     def reserve(self) -> Job:
@@ -145,7 +154,9 @@ class Agenda:
             if not self.left or is_fetched:
                 self._changed.notify_all()
 
-    def over(self, job: Job, *, failed: bool, is_wrong: bool, is_wanted: Callable[[int], bool]) -> None:
+    def over(
+        self, job: Job, *, failed: bool, is_wrong: bool, is_wanted: Callable[[int], bool], took_s: float = 0.0
+    ) -> None:
         """End a job. What it has not got is missing again; what a guest waits for comes first again.
 
         `is_wrong`: the first chunk that it has not got is wrong at the registry. So others come first.
@@ -153,6 +164,10 @@ class Agenda:
         with self._changed:
             self._fetching -= 1
             self._filling -= job.is_fill
+            if not job.is_fill:
+                self._note_wait()
+            elif not failed:
+                self._adapt(job, took_s)
             if failed:
                 self._again_at = time.monotonic() + PAUSES_S[min(self._failures, len(PAUSES_S) - 1)]
                 self._failures += 1
@@ -173,20 +188,28 @@ class Agenda:
                 self._order = deque(number for number, state in enumerate(self._state) if state == _MISSING)
             self._changed.notify_all()
 
-    def give_way(self) -> None:
-        """Wait, in the middle of a fill, as long as a guest waits for something else."""
-        with self._changed:
-            if self.is_in_use and not self._left_of_first:
-                self._changed.wait_for(lambda: not self._is_guest_waiting() or self._has_ended, GIVE_WAY_S)
+    def _note_wait(self) -> None:
+        now = time.monotonic()
+        if now > self._waited_at + CALM_S:
+            self._way_given_at = now
+        self._waited_at = now
 
-    def let_guests_pass(self) -> None:
-        """Wait, in the middle of what no guest reads, as long as one waits, or is about to read what comes first."""
-        with self._changed:
-            if self.is_in_use and not self.is_hurried:
-                self._changed.wait_for(lambda: not self._are_guests_first() or self._has_ended, GIVE_WAY_S)
+    def _adapt(self, job: Job, took_s: float) -> None:
+        """Choose the size of the next requests, so that a read has not to wait long for what is on the way."""
+        is_full = sum(chunk.blob_length for chunk in job.chunks) >= self._fill_bytes
+        if took_s > LONG_S:
+            self._is_slow = self._fill_bytes == FIRST_BYTES
+            self._fill_bytes = max(self._fill_bytes // 2, FIRST_BYTES)
+        elif took_s < QUICK_S and is_full:
+            self._is_slow = False
+            self._fill_bytes = min(self._fill_bytes * 2, FILL_MAX_BYTES)
 
-    def _are_guests_first(self) -> bool:
-        return self._is_guest_waiting() or (self.may_fill and bool(self._left_of_first))
+    def _calm_at(self, now: float) -> float:
+        """Return the time until which a fill waits: no read has waited for a while, or the fill for too long."""
+        if not self.is_in_use or self.is_hurried or self.is_starting or self._left_of_first:
+            return now
+        calm_at = (now if self._is_guest_waiting() else self._waited_at) + CALM_S
+        return min(calm_at, self._way_given_at + GIVE_WAY_S)
 
     def _is_guest_waiting(self) -> bool:
         return bool(self._wanted) or self._fetching > self._filling
@@ -200,10 +223,13 @@ class Agenda:
             self._order.popleft()
         if self._left_of_first:  # the traced boot: a guest is about to read it
             return self._filling < FETCHERS - 1 and bool(self._order) and self._order[0] in self._left_of_first
-        return self._filling < BESIDE_GUESTS and not self._is_guest_waiting()
+        return self._filling < (FETCHERS - 1 if self.is_starting and not self._is_slow else BESIDE_GUESTS)
 
     def _next_wanted(self) -> list[int]:
-        """Take the oldest read, those near it in the blob, and what is missing between them: they share a request."""
+        """Take the oldest read, those near it in the blob, what is missing between them, and what follows.
+
+        They share a request, so that what is read next comes after what is waited for.
+        """
         while self._wanted and self._state[self._wanted[0]] != _MISSING:
             self._wanted.popleft()
         if not self._wanted:
@@ -223,11 +249,28 @@ class Agenda:
             for number in range(min(near), max(near) + 1)
             if self._state[number] == _MISSING and number not in self._wrong
         ]
+        numbers += self._ahead_of(numbers[-1])
         self._wanted = deque(number for number in self._wanted if number not in numbers)
         return numbers
 
+    def _ahead_of(self, number: int) -> list[int]:
+        """Return what is missing after a chunk in the blob, as far as it is one range and not there already."""
+        if not self.may_fill or self.is_hurried or self._left_of_first:
+            return []
+        end = self.chunks[number].blob_end + min(self._fill_bytes, AHEAD_MAX_BYTES)
+        numbers: list[int] = []
+        for each in range(number + 1, len(self.chunks)):
+            chunk = self.chunks[each]
+            if chunk.blob_offset >= end or self._state[each] == _BUSY or each in self._wrong:
+                break
+            if self._state[each] == _MISSING:
+                numbers.append(each)
+            elif not chunk.zero:
+                break
+        return numbers
+
     def _next_of_fill(self) -> list[int]:
-        limit = FILL_BYTES if self.is_in_use and not self.is_hurried else HURRY_BYTES
+        limit = FILL_MAX_BYTES if self.is_hurried else self._fill_bytes
         if self._left_of_first:
             limit = FIRST_BYTES
         numbers: list[int] = []

@@ -8,9 +8,10 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import time
 import traceback
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import zstandard
@@ -20,14 +21,12 @@ from rootdisk.errors import DigestMismatch, RootdiskError
 from rootdisk.oci.repository import Joined, Repository
 from rootdisk.places import open_repository
 from runner.lazy.agenda import FETCHERS, Agenda, Job
-from runner.store.chunks import SYNC_BYTES, plan, receive
-from runner.store.fetch import fetch_rest
+from runner.store.chunks import SYNC_BYTES, Part, plan, receive
+from runner.store.fetch import fetch_rest, missing_rest
 from runner.store.filling import DiskSource, keep_name
 from runner.store.partial import PartialDisk, write_error
 from runner.store.possession import served
 from runner.store.store import Store
-
-_GAP_BYTES = 16 << 10  # the frames of zero chunks, and no other chunk: nothing is requested twice
 
 
 class Event(NamedTuple):
@@ -55,7 +54,8 @@ class Fetchers:
         self._is_wanted, self._wake = is_wanted, wake
         self.events: deque[Event] = deque()
         self.fetched_bytes = 0
-        self.is_proven = False
+        self.is_proven = False  # and the artifact's name is kept
+        self._has_shown_disk = False
         self._repository: Repository | None = None
         self._lock = threading.Lock()
         self._proving = threading.Lock()
@@ -92,19 +92,27 @@ class Fetchers:
             with self._proving:
                 proof = self._proof()
                 self._has_searched.set()
-                if proof is not None:
-                    self._prove(proof)
+                self._show_disk(proof)
+                if self._has_shown_disk and not self._is_late():
+                    self._keep_name()
         self._has_searched.wait()
         while (job := self._agenda.take()) is not None:
             self._attempt(job, lambda job=job: self._get(job, decompressor))  # type: ignore[misc]
 
     def _attempt(self, job: Job, action: Callable[[], None]) -> bool:
         """Do `action` for `job` and report how it went. Return whether it went well."""
+        since = time.monotonic()
         error = self._error_of(action)
         if self._repository is not None and self._repository.ranges_ignored:
             self._agenda.takes_all = True
         is_wrong = isinstance(error, DigestMismatch)
-        self._agenda.over(job, failed=error is not None, is_wrong=is_wrong, is_wanted=self._is_wanted)
+        self._agenda.over(
+            job,
+            failed=error is not None,
+            is_wrong=is_wrong,
+            is_wanted=self._is_wanted,
+            took_s=time.monotonic() - since,
+        )
         if error is not None:
             self._report(Event(job.chunks, error=error))
         return error is None
@@ -132,30 +140,46 @@ class Fetchers:
             else:
                 missing.append(chunk)
         blob = self._blob() if missing else None
-        for part in plan(missing, _GAP_BYTES):
+        for part in self._parts(missing):
             assert blob is not None
             for chunk, raw in receive(blob, part, decompressor, self._count):
                 self._partial.write(chunk, raw)
                 self._count(chunk.blob_length)
                 self._done(chunk, is_fetched=True)
                 self._sync(chunk.length)
-                if job.is_fill:
-                    self._agenda.give_way()
+
+    def _parts(self, missing: list[Chunk]) -> Iterator[Part]:
+        """Yield the parts to request. Only zero chunks are in their gaps, so nothing is requested twice."""
+        run: list[Chunk] = []
+        for chunk in missing:
+            if run and not self._agenda.is_zero_between(run[-1], chunk):
+                yield from plan(run)
+                run = []
+            run.append(chunk)
+        yield from plan(run)
 
     def prove(self) -> None:
-        """Have the repository prove that it has the artifact, as possession.py asks, the disk by a random chunk. Then keep its name."""
+        """Have the repository prove that it has the artifact, as possession.py asks, the disk by a random chunk. Then keep its name.
+
+        The blobs that boot the disk and that were not needed to start it are fetched here, because no guest reads them.
+        """
         with self._proving:
-            if (job := self._proof()) is not None:
-                self._prove(job)
+            self._show_disk(self._proof())
+            if self._has_shown_disk:
+                self._keep_name()
 
     def _proof(self) -> Job | None:
-        """Return the job that proves it; None if that was proven before."""
+        """Return the job that proves that the repository has the disk; None if that was proven before."""
         source = self._source
-        if source.digest.hex in served(self._store, source.reference, source.options) or not self._agenda.data_bytes:
+        if source.digest.hex in served(self._store, source.reference, source.options):
             self.is_proven = True
-        return None if self.is_proven else self._agenda.reserve()
+        self._has_shown_disk |= self.is_proven or not self._agenda.data_bytes
+        return None if self._has_shown_disk else self._agenda.reserve()
 
-    def _prove(self, job: Job) -> None:
+    def _show_disk(self, job: Job | None) -> None:
+        if job is None:
+            return
+
         def fetch() -> None:
             """Fetch the chunk, also if it is there."""
             chunk = job.chunks[0]
@@ -165,15 +189,24 @@ class Fetchers:
                     self._count(chunk.blob_length)
                     self._done(chunk, is_fetched=True)
 
-        if self._attempt(job, fetch) and (error := self._error_of(self._fetch_rest)) is not None:
+        self._has_shown_disk = self._attempt(job, fetch)
+
+    def _is_late(self) -> bool:
+        """Return whether blobs that boot the disk are fetched after it."""
+        source = self._source
+        known = served(self._store, source.reference, source.options)
+        return bool(missing_rest(self._store, source.manifest, known))
+
+    def _keep_name(self) -> None:
+        """Fetch what `_is_late` tells of. Then the artifact's name can be kept."""
+        if (error := self._error_of(self._fetch_rest)) is not None:
             self._report(Event((), error=error))
 
     def _fetch_rest(self) -> None:
-        """Fetch the blobs that boot the disk and that were not needed to start it. Then the artifact's name can be kept."""
         source = self._source
         known = served(self._store, source.reference, source.options)
-        fetch_rest(self._store, self._blob().repository, source.manifest, known, self._agenda.let_guests_pass)
-        keep_name(self._store, self._source)
+        fetch_rest(self._store, self._blob().repository, source.manifest, known)
+        keep_name(self._store, source)
         self.is_proven = True
 
     def _blob(self) -> Joined:

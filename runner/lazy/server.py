@@ -107,6 +107,7 @@ class Server:
             in_use=bool(self._guests) or self._clients.are_attached,
             hurried=bool(self._clients.pulling),
             may_fill=self._completion.is_making and not self._is_recording,
+            starting=all(guest.is_starting for guest in self._guests.values()),
         )
 
     def _tick_s(self) -> float | None:
@@ -119,8 +120,11 @@ class Server:
 
     def _handle(self, fd: int, events: int) -> None:
         if (guest := self._guests.get(fd)) is not None:
+            was_starting = guest.is_starting
             if not guest.carry(events, self._reads):
                 self._drop_guest(guest)
+            elif was_starting and not guest.is_starting:
+                self._plan()
         elif fd == self._wake:
             with contextlib.suppress(BlockingIOError):
                 os.eventfd_read(self._wake)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from rootdisk.artifact.format import ArtifactConfig, ArtifactManifest, Chunk, ChunkIndex
@@ -94,15 +94,22 @@ def fetch_rest(
     repository: Repository,
     manifest: bytes,
     served: Collection[str],
-    pause: Callable[[], None] | None = None,
 ) -> None:
-    """Fetch the blobs that boot a disk and that `fetch_boot` has left out. `pause` is called after each piece."""
+    """Fetch the blobs that boot a disk and that `fetch_boot` has left out."""
+    for blob in missing_rest(store, manifest, served):
+        store.boot_blob(repository, blob, again=blob.content.digest.hex not in served)
+
+
+def missing_rest(store: Store, manifest: bytes, served: Collection[str]) -> list[BootBlob]:
+    """Return the blobs that `fetch_rest` fetches."""
     roles = ArtifactManifest.parse(manifest)
     config = store.read_config(roles.config.digest.hex)
     needed = needed_to_start(roles, config)
-    for blob in boot_blobs(roles, config):
-        if blob not in needed:
-            store.boot_blob(repository, blob, again=blob.content.digest.hex not in served, pause=pause)
+    return [
+        blob
+        for blob in boot_blobs(roles, config)
+        if blob not in needed and not (blob.content.digest.hex in served and store.has_blob(blob.content.digest))
+    ]
 
 
 @contextlib.contextmanager

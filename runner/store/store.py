@@ -27,7 +27,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -206,41 +206,31 @@ class Store:
         max_bytes: int = BLOB_MAX_BYTES,
         *,
         again: bool = False,
-        pause: Callable[[], None] | None = None,
     ) -> Path:
-        """Return the path of a blob. Fetch and verify it if it is missing or damaged, or if `again` (see possession.py).
-
-        `pause` is called after each piece, and may wait for something that is more urgent.
-        """
-        path = self.blob_path(descriptor.digest)
-        if again or not path.exists() or self.damage(descriptor.digest.hex):
+        """Return the path of a blob. Fetch and verify it if it is missing or damaged, or if `again` (see possession.py)."""
+        if again or not self.has_blob(descriptor.digest):
             while True:
                 try:
-                    pieces = blob_pieces(repository, descriptor, max_bytes)
-                    self.write_blob(descriptor.digest, pieces if pause is None else _paused(pieces, pause))
+                    self.write_blob(descriptor.digest, blob_pieces(repository, descriptor, max_bytes))
                     break
                 except DigestMismatch:
                     if not blame(repository, descriptor):
                         raise
-        return path
+        return self.blob_path(descriptor.digest)
 
-    def boot_blob(
-        self,
-        repository: Repository,
-        blob: BootBlob,
-        *,
-        again: bool = False,
-        pause: Callable[[], None] | None = None,
-    ) -> Path:
+    def has_blob(self, digest: Digest) -> bool:
+        """Return whether a blob is there and not damaged."""
+        return self.blob_path(digest).exists() and not self.damage(digest.hex)
+
+    def boot_blob(self, repository: Repository, blob: BootBlob, *, again: bool = False) -> Path:
         """Return the path of a blob that boots a disk; as `blob`. A compressed one is kept as QEMU reads it."""
         if not blob.what:
-            return self.blob(repository, blob.descriptor, again=again, pause=pause)
+            return self.blob(repository, blob.descriptor, again=again)
         digest = blob.content.digest
-        path = self.blob_path(digest)
-        if again or not path.exists() or self.damage(digest.hex):
+        if again or not self.has_blob(digest):
             pieces = blob_pieces(repository, blob.descriptor, blob.content.size + BLOB_SLACK_BYTES)
             self.write_blob(digest, decompressed(pieces, blob.content, blob.what))
-        return path
+        return self.blob_path(digest)
 
     def write_blob(self, digest: Digest, data: bytes | Iterable[bytes]) -> None:
         """Write a blob. The caller has verified `data`, or it verifies itself while it is read."""
@@ -264,12 +254,6 @@ class Store:
                 os.close(fd)
             raise
         return tuple(fds)
-
-
-def _paused(pieces: Iterator[bytes], pause: Callable[[], None]) -> Iterator[bytes]:
-    for piece in pieces:
-        yield piece
-        pause()
 
 
 def _place() -> Path:

@@ -25,6 +25,7 @@ Kind = Literal[
 ]  # fmt: skip
 
 PIECE_BYTES = 32 << 10
+WRONG_EVERY = 32 << 10  # bytes: no chunk of a wrong answer is right
 ALWAYS = 1 << 30
 
 
@@ -115,8 +116,10 @@ def run_faults(upstream: str) -> Iterator[FaultProxy]:
             sent = {k: v for k, v in self.headers.items() if kind != "whole" or k.lower() != "range"}
             status, headers, data = self.ask(method, body, sent)
             if kind == "wrong":
-                middle = len(data) // 2
-                data = data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
+                wrong = bytearray(data)
+                for at in range(len(data) // 2 % WRONG_EVERY, len(data), WRONG_EVERY):
+                    wrong[at] ^= 1
+                data = bytes(wrong)
             if kind == "long":
                 data += b"more"
                 headers["Content-Length"] = str(len(data))
