@@ -10,7 +10,7 @@ BadInput says that the disk is damaged; Unsupported names a feature that is not 
 from __future__ import annotations
 
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -20,10 +20,13 @@ from imagetool.ext4.reading.data import Extent
 from imagetool.ext4.reading.volume import Node, Volume, damaged
 from rootdisk.artifact.disk import RawDisk
 from rootdisk.errors import BadInput
+from rootdisk.ext4 import format as f
 from rootdisk.limits import LINKS_MAX, LONG_PATH_MAX
 from rootdisk.text import printable
 
 NAMES_MAX_COUNT = 1 << 24  # in one walk, and looked at to find one path
+
+Wants = Callable[[bytes, int, int], bool]  # a name, its inode's number, and its type as the directory has it
 
 __all__ = ["Extent", "Node", "Reader"]
 
@@ -133,9 +136,10 @@ class Reader(Volume):
                 trail.append(node)
         return trail[-1]
 
-    def walk(self, path: bytes = b"/") -> Iterator[tuple[bytes, Node]]:
+    def walk(self, path: bytes = b"/", *, wants: Wants | None = None) -> Iterator[tuple[bytes, Node]]:
         """Yield every name below `path` and its inode, parents first, names in bytewise order; `path` itself first.
 
+        Names that `wants` refuses are left out, and their inodes are not read. It is not asked about directories.
         BadInput: a directory is found twice, so the disk goes in circles.
         """
         top = self.lookup(path)
@@ -145,10 +149,13 @@ class Reader(Volume):
             return
         seen = {top.number}
         above = prefix.rstrip(b"/") + b"/"
-        waiting = [(above, name, number) for name, number, _ in self._sorted(top)]  # whole paths would take far more
+        waiting = [(above, *entry) for entry in self._sorted(top)]  # whole paths would take far more
         count = 0
         while waiting:
-            above, name, number = waiting.pop()
+            above, name, number, kind = waiting.pop()
+            if wants is not None and kind not in (f.FT_UNKNOWN, f.FT_DIR) and not wants(name, number, kind):
+                count += 1
+                continue
             place = above + name
             node = self.node(number)
             yield place, node
@@ -158,7 +165,7 @@ class Reader(Volume):
                     raise damaged(f"directory {number}", "place: it is in two, or too deep")
                 seen.add(number)
                 place += b"/"
-                waiting += [(place, name, below) for name, below, _ in self._sorted(node)]
+                waiting += [(place, *entry) for entry in self._sorted(node)]
             if count + len(waiting) > NAMES_MAX_COUNT:
                 raise BadInput(f"more than {NAMES_MAX_COUNT} names on the disk", "was it made to do harm?")
 

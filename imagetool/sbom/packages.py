@@ -17,11 +17,13 @@ from urllib.parse import quote
 from imagetool.ext4.reader import Node, Reader
 from imagetool.sbom import golang, rpm
 from rootdisk.errors import BadInput, RootdiskError
+from rootdisk.ext4.format import FT_REG_FILE
 from rootdisk.text import printable
 
 DATABASE_MAX_BYTES = 256 << 20
 FILE_MAX_BYTES = 4 << 20
 PACKAGES_MAX = 200_000
+_READ_BY_NAME = frozenset((b"METADATA", b"PKG-INFO", b"package.json"))  # of files that are read wherever they are
 _FIELD = re.compile(r"([A-Za-z0-9][A-Za-z0-9-]*):[ \t]?(.*)")
 
 
@@ -87,7 +89,17 @@ def _all(disk: Disk) -> Iterator[Package]:
     yield from _dpkg(disk)
     yield from _apk(disk)
     yield from _rpm(disk)
-    for path, node in disk.reader.walk():
+
+    def wants(name: bytes, number: int, kind: int) -> bool:
+        """Tell whether a file may say something: by its name, or as a program that Go may have made."""
+        if kind != FT_REG_FILE:
+            return False
+        if name in _READ_BY_NAME or name.endswith(b".egg-info"):
+            return True
+        mode, size = disk.reader.glance(number)
+        return bool(mode & 0o111) and size >= golang.PROGRAM_MIN_BYTES
+
+    for path, node in disk.reader.walk(wants=wants):
         if node.type != stat.S_IFREG:
             continue
         if path.endswith((b".dist-info/METADATA", b".egg-info/PKG-INFO", b".egg-info")):

@@ -132,6 +132,7 @@ BG_INODE_UNINIT, BG_BLOCK_UNINIT, BG_INODE_ZEROED = 0x1, 0x2, 0x4
 # i_checksum_hi, i_ctime_extra, i_mtime_extra, i_atime_extra, i_crtime, i_crtime_extra, i_version_hi, i_projid
 INODE_BASE = struct.Struct("<HHIIIIIHHIII60sIIIIHHHHHH")  # up to l_i_reserved: all of a small inode
 INODE_EXTRA = struct.Struct("<HHIIIIIII")
+INODE_GLANCE = struct.Struct("<H2xI100xI")  # of it, i_mode, i_size_lo and i_size_high
 # Before it, i_ino and i_generation, which its checksum begins with.
 NUMBERED_INODE = struct.Struct("<II" + INODE_BASE.format[1:] + INODE_EXTRA.format[1:])
 I_BLOCK_BYTES = 60  # EXT4_N_BLOCKS * 4; a shorter link target stands there
@@ -155,6 +156,7 @@ EXTENT_TAIL_OFFSET = EXTENT_HEADER.size + EXTENTS_PER_BLOCK * EXTENT.size
 DIRENT = struct.Struct("<IHBB")  # struct ext4_dir_entry_2 without its name
 DIRENT_TAIL = struct.Struct("<IHBBI")  # struct ext4_dir_entry_tail
 DIRENT_TAIL_TYPE = 0xDE
+FT_UNKNOWN = 0
 FT_REG_FILE, FT_DIR, FT_CHRDEV, FT_BLKDEV, FT_FIFO, FT_SOCK, FT_SYMLINK = 1, 2, 3, 4, 5, 6, 7
 DX_ROOT_INFO = struct.Struct("<IBBBB")  # reserved_zero, hash_version, info_length, indirect_levels, unused_flags
 DX_COUNT = struct.Struct("<HHI")  # limit, count, block of the first entry

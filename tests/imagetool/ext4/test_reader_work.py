@@ -49,6 +49,29 @@ def test_a_tree_whose_nodes_lead_to_one_block(tmp_path: Path) -> None:
             disk.extents(forged)
 
 
+def test_a_walk_reads_only_what_is_wanted(tmp_path: Path) -> None:
+    """What is left out has its place in the order, and directories are gone into; mode and size are those of the inode."""
+    layer = directory(b"d") + file(b"d/a", b"x" * 300, mode=0o755) + file(b"d/b") + symlink(b"d/c", b"a") + file(b"e")
+    with Reader.open(disks.disk_of(tmp_path / "disk", layer)) as disk:
+        whole = list(disk.walk())
+        numbers = {path: node.number for path, node in whole}
+        asked: list[bytes] = []
+
+        def wants(name: bytes, number: int, kind: int) -> bool:
+            asked.append(name)
+            mode, size = disk.glance(number)
+            assert stat.S_ISREG(mode) is (kind == f.FT_REG_FILE)
+            return size == 300
+
+        found = list(disk.walk(wants=wants))
+        kept = [item for item in whole if item[1].type == stat.S_IFDIR or item[0] == b"/d/a"]
+        assert found == kept
+        assert {b"a", b"b", b"c", b"e"} <= set(asked)
+        assert b"d" not in asked
+        node = disk.node(numbers[b"/d/a"])
+        assert disk.glance(node.number) == (node.mode, node.size)
+
+
 def test_extents_and_indexed_directories_cost_what_there_is(tmp_path: Path) -> None:
     def extents(count: int) -> Callable[[], object]:
         disk = Reader.open(disks.write(tmp_path / f"x{count}", scattered(count), [Ones()], 256 << 20))
