@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from runner.api.process import Process
     from runner.api.results import Damage, LogPiece, Pruned, Pulled, Result, Verified
     from runner.api.sandbox import Sandbox
-    from runner.api.store import events, images, prune, pull, rmi, snapshots, verify
+    from runner.api.store import events, images, prune, pull, remove_snapshot, rmi, snapshots, verify
 
 _HOMES = {
     "runner.api.sandbox": ("Sandbox",),
@@ -26,7 +26,7 @@ _HOMES = {
     "runner.api.async_process": ("AsyncProcess",),
     "runner.api.process": ("Process",),
     "runner.api.results": ("Result", "LogPiece", "Pulled", "Pruned", "Verified", "Damage"),
-    "runner.api.store": ("pull", "prune", "verify", "images", "rmi", "snapshots", "events"),
+    "runner.api.store": ("pull", "prune", "verify", "images", "rmi", "snapshots", "remove_snapshot", "events"),
     "rootdisk.errors": (
         *("RootdiskError", "BadInput", "Busy", "DigestMismatch", "RegistryError", "TimedOut"),
         "Unsupported",
@@ -55,6 +55,7 @@ __all__ = [
     "images",
     "prune",
     "pull",
+    "remove_snapshot",
     "rmi",
     "snapshots",
     "verify",

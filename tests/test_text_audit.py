@@ -24,7 +24,7 @@ REVIEWED = {
     "runner/commands/sandboxes.py::wait_command": "a number",
     "runner/commands/listing.py::_print": "lines of rootdisk/cli/table.py, which escapes",
     "runner/commands/events.py::events_command": "_line escapes: by one_line, by JSON, or by rootdisk/cli/table.py",
-    "runner/commands/connections.py::_print": "_text escapes what it shows by printable()",
+    "runner/commands/connections.py::print_connections": "_text escapes what it shows by printable()",
     "runner/commands/stats.py::_print": "lines of rootdisk/cli/table.py, which escapes, and control codes of ours",
     "runner/commands/login.py::login_command": "a path that went through printable()",
     "runner/commands/login.py::logout_command": "a path and a registry that went through printable()",

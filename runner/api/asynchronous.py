@@ -211,6 +211,18 @@ class AsyncSandbox:
                 return
             await asyncio.sleep(FOLLOW_S)
 
+    async def connections(
+        self, *, follow: bool = False, tail: int | None = None, since: float | None = None, until: float | None = None
+    ) -> AsyncIterator[dict[str, Any]]:
+        """Yield what a sandbox with `allow` has reached, and what was refused; see `Sandbox.connections`."""
+        batches = await _in_thread(self._inner.reached, tail=tail, since=since, until=until)
+        while (batch := await _in_thread(next, batches, None)) is not None:
+            for row in batch[0]:
+                yield row
+            if not (follow and batch[1]):
+                return
+            await asyncio.sleep(FOLLOW_S)
+
     async def stop(self, timeout: float = STOP_S) -> None:
         """Ask the program to end, wait `timeout` seconds, then kill it. Return when the sandbox has ended."""
         await _in_thread(self._inner.stop, timeout)

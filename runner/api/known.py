@@ -109,6 +109,22 @@ class KnownSandbox:
                 return
             time.sleep(FOLLOW_S)
 
+    def connections(
+        self, *, follow: bool = False, tail: int | None = None, since: float | None = None, until: float | None = None
+    ) -> Iterator[dict[str, Any]]:
+        """Yield what a sandbox with `allow` has reached, and what was refused, as `runner logs --network --json`.
+
+        The arguments are those of `logs`.
+
+        Raises:
+            BadInput: It was booted without `allow`.
+        """
+        for rows, is_more in self.reached(tail=tail, since=since, until=until):
+            yield from rows
+            if not (follow and is_more):
+                return
+            time.sleep(FOLLOW_S)
+
     def stop(self, timeout: float = STOP_S) -> None:
         """Ask the program to end, wait `timeout` seconds, then kill it. Return when the sandbox has ended."""
         for err in orders.stop_all([self.find()], int(timeout)).values():
@@ -179,6 +195,12 @@ class KnownSandbox:
         for pieces, is_more in lines.batches(self.find(), **wanted):
             kinds = {messages.STDOUT: "stdout", messages.STDERR: "stderr"}
             yield [LogPiece(piece.time, kinds[piece.kind], piece.data) for piece in pieces], is_more
+
+    def reached(self, **wanted: Any) -> Iterator[tuple[list[dict[str, Any]], bool]]:
+        """Yield the batches of `connections`; see `audit_log.connections`."""
+        from runner.sandbox import audit_log  # seldom needed
+
+        return audit_log.connections(self.find(), **wanted)
 
     @contextlib.contextmanager
     def _connection(self) -> Iterator[Callable[[], socket.socket]]:

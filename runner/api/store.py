@@ -120,6 +120,24 @@ def snapshots(*, store: Place | None = None) -> list[dict[str, Any]]:
     return [row.to_json() for row in taken.all_of(open_store(store))]
 
 
+def remove_snapshot(name: str, *, force: bool = False, store: Place | None = None) -> None:
+    """Remove a snapshot, as `runner rm --snapshot`. Sandboxes that were booted from it go on.
+
+    Args:
+        name: Its name, as `snapshots` has it.
+        force: Remove it even if it is of another version.
+        store: The store's directory.
+
+    Raises:
+        BadInput: There is none, or it is of another version.
+    """
+    from runner.sandbox import snapshots as taken
+
+    opened = open_store(store)
+    taken.check_removable(opened, name, force=force)
+    taken.remove(opened, name)
+
+
 def events(
     *, since: float | None = None, until: float | None = None, store: Place | None = None
 ) -> Iterator[dict[str, Any]]:

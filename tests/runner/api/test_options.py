@@ -50,13 +50,13 @@ METHODS: dict[str, tuple[Callable[..., Any], dict[str, str]]] = {
         Sandbox.list,
         dict.fromkeys(("last", "latest", "quiet", "filter", "format", "no_trunc"), "a list is filtered by Python"),
     ),
-    "logs": (Sandbox.logs, {**NAMED, "timestamps": "LogPiece.time", "network": "not there yet"}),
+    "logs": (Sandbox.logs, {**NAMED, "timestamps": "LogPiece.time", "network": "connections"}),
     "stats": (Sandbox.stats, {**NAMED, "no_stream": "always", "format": "a dict"}),
     "inspect": (Sandbox.inspect, {"artifact": "get", "format": "a dict", **dict.fromkeys(REGISTRY, "pull")}),
     "snapshot": (Sandbox.snapshot, {"snapshot": "name"}),
     "rename": (Sandbox.rename, NAMED),
     "trim": (Sandbox.trim, NAMED),
-    "rm": (Sandbox.remove, {**NAMED, "snapshot": "not there yet"}),
+    "rm": (Sandbox.remove, {**NAMED, "snapshot": "remove_snapshot"}),
     "prune": (runner.prune, {"older_than": "older_than_days"}),
     "verify": (runner.verify, {}),
     "events": (runner.events, {"filter": "an iterator is filtered by Python", "format": "a dict"}),
@@ -71,8 +71,8 @@ OTHERS = {
     "boot": "BootOptions",
     "run": "BootOptions",
     "pull": "PullOptions",
-    **dict.fromkeys(("serve", "login", "logout"), "not there yet"),
-    **dict.fromkeys(("doctor", "completion"), "for people"),
+    "serve": "a process of its own",
+    **dict.fromkeys(("login", "logout", "doctor", "completion"), "for people"),
 }
 
 
@@ -92,7 +92,7 @@ def test_both_kinds_of_sandbox_are_the_same() -> None:
         return {name: [*inspect.signature(value).parameters.values()] for name, value in found if name[0] != "_"}
 
     plain, for_asyncio = methods(Sandbox), methods(AsyncSandbox)
-    for name in ("connect", "find", "settle", "drop", "begin", "log"):  # for AsyncSandbox itself
+    for name in ("connect", "find", "settle", "drop", "begin", "log", "reached"):  # for AsyncSandbox itself
         del plain[name]
     assert for_asyncio.pop("is_running")
     assert for_asyncio == plain

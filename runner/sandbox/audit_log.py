@@ -1,0 +1,77 @@
+"""Read the record of a sandbox's connections, which the keeper of one with --allow writes."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+from rootdisk.errors import BadInput
+from runner.network.audit import LOG_NAME
+from runner.sandbox import liveness
+from runner.sandbox.lines import pinned
+from runner.sandbox.logs import Reader
+from runner.sandbox.state import State
+
+_FIELDS: dict[str, type | tuple[type, ...]] = {
+    "time": (int, float),
+    "host": str,
+    "port": int,
+    "verdict": str,
+    "sent": int,
+    "received": int,
+}
+
+
+def connections(
+    state: State, *, tail: int | None = None, since: float | None = None, until: float | None = None
+) -> Iterator[tuple[list[dict[str, Any]], bool]]:
+    """Yield the connections that have ended or were refused, then again and again new ones, and with each whether more may come.
+
+    `tail` is how many of the first batch are wanted; `since` and `until` are Unix seconds. The caller waits between two batches.
+
+    Raises:
+        BadInput: There is no record.
+    """
+    with pinned(state) as state:
+        path = state.folder / LOG_NAME
+        if not path.exists():
+            raise BadInput(f"sandbox {state.name} has no record of connections", "boot it with --allow HOST")
+        lines = _Lines(Reader(path))
+        most = tail
+        while True:
+            may_grow = liveness.is_running(state)
+            rows = deque((row for row in lines.fresh() if _is_within(row["time"], since, until)), most)
+            most = None
+            yield list(rows), may_grow and (until is None or time.time() <= until)
+
+
+def _is_within(seconds: float, since: float | None, until: float | None) -> bool:
+    return (since is None or seconds >= since) and (until is None or seconds <= until)
+
+
+class _Lines:
+    """The rows of a record that may still be written. Lines that are none, as after a full disk, are left out."""
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+        self._rest = b""
+
+    def fresh(self) -> Iterator[dict[str, Any]]:
+        """Yield what was written since the last call."""
+        for data in self._reader.data():
+            *lines, self._rest = (self._rest + data).split(b"\n")
+            for line in lines:
+                if (row := _row(line)) is not None:
+                    yield row
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    is_whole = isinstance(row, dict) and all(isinstance(row.get(name), kind) for name, kind in _FIELDS.items())
+    return row if is_whole else None
