@@ -259,7 +259,7 @@ def _enter(cgroup: Path) -> None:
 
 
 def accompany(argv: Sequence[str], fd: int) -> subprocess.Popen[bytes]:
-    """Start a companion of this program, which inherits the descriptor `fd` alone and ends when that closes.
+    """Start a companion of this program, which inherits the descriptor `fd` alone, larger than 2, and ends when that closes.
 
     No code of ours runs between fork and exec, so a program with threads may call it. The companion gets its own session:
     Ctrl-C is for the program.
@@ -268,11 +268,20 @@ def accompany(argv: Sequence[str], fd: int) -> subprocess.Popen[bytes]:
         argv,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
+        stderr=None if _has_errors() else subprocess.DEVNULL,
         pass_fds=(fd,),
         cwd="/",
         restore_signals=True,
         start_new_session=True,
     )
+
+
+def _has_errors() -> bool:
+    """Return whether descriptor 2 is standard error: if a program has closed it, another file may have its number (PEP 446)."""
+    try:
+        return os.get_inheritable(2)
+    except OSError:
+        return False
 
 
 def _keep_only(libc: ctypes.CDLL, capability: int) -> None:

@@ -19,11 +19,13 @@ class AsyncProcess:
     A program that writes much stops until its output is read. When the connection is closed, the program gets SIGHUP.
     """
 
-    def __init__(self, sock: socket.socket, request: bytes, *, is_detached: bool = False) -> None:
+    def __init__(
+        self, sock: socket.socket, request: bytes, *, has_input: bool = True, is_detached: bool = False
+    ) -> None:
         """Do not call this: use `AsyncSandbox.spawn`."""
         sock.setblocking(False)
         self._sock = sock
-        self.exchange = Exchange(request, is_detached=is_detached)
+        self.exchange = Exchange(request, has_input=has_input, is_detached=is_detached)
         self._output: deque[tuple[str, bytes]] = deque()
         self._sending = asyncio.Lock()
 
@@ -42,6 +44,7 @@ class AsyncProcess:
 
     def close(self) -> None:
         """Close the connection."""
+        self.exchange.close()
         self._sock.close()
 
     async def __aiter__(self) -> AsyncIterator[tuple[str, bytes]]:
@@ -89,6 +92,7 @@ class AsyncProcess:
 
     async def _receive(self) -> None:
         """Wait until something comes."""
+        self.exchange.check_open()
         try:
             data = await asyncio.get_running_loop().sock_recv(self._sock, RECEIVE_BYTES)
         except ConnectionError:
@@ -100,6 +104,7 @@ class AsyncProcess:
         """Send what is queued."""
         async with self._sending:
             while out := bytes(self.exchange.out):
+                self.exchange.check_open()
                 self.exchange.out.clear()
                 try:
                     await asyncio.get_running_loop().sock_sendall(self._sock, out)

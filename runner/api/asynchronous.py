@@ -173,7 +173,7 @@ class AsyncSandbox:
     ) -> AsyncProcess:
         """Start a program and return it with its streams. Without `stdin` its standard input is empty."""
         request = collected.request_of(command, env, workdir, user, stdin=stdin)
-        process = AsyncProcess(await _in_thread(self._inner.connect), request)
+        process = AsyncProcess(await _in_thread(self._inner.connect), request, has_input=stdin)
         await process.push()
         return process
 

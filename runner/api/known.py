@@ -13,6 +13,7 @@ from rootdisk.errors import BadInput
 from rootdisk.ids import parse_signal
 from runner.api.results import LogBatch, LogPiece, Remarks
 from runner.api.store import Place
+from runner.api.texts import text_of
 from runner.channel import messages
 from runner.sandbox import directory, lines, lookup, orders
 from runner.sandbox.liveness import not_running
@@ -58,15 +59,21 @@ class KnownSandbox:
         """Return the content of a file in the sandbox; BadInput if it is larger than `max_bytes`, or not a file."""
         from runner.channel.copies import contents
 
+        checked = text_of(path, "path")
         with self._connection() as connect:
-            return contents.read_file(connect, path, max_bytes)
+            return contents.read_file(connect, checked, max_bytes)
 
     def write_file(self, path: str, data: bytes | str, *, mode: int = 0o644) -> None:
         """Write a file in the sandbox; its directory must exist. Text is written as UTF-8."""
         from runner.channel.copies import contents
 
+        checked = text_of(path, "path")
+        try:
+            raw = data.encode() if isinstance(data, str) else data
+        except UnicodeEncodeError as err:
+            raise BadInput("data has half of a surrogate pair", "write bytes") from err
         with self._connection() as connect:
-            contents.write_file(connect, path, data.encode() if isinstance(data, str) else data, mode)
+            contents.write_file(connect, checked, raw, mode)
 
     def copy_in(self, source: Place, target: str, *, follow_link: bool = False) -> Remarks:
         """Copy a file or directory of this machine into the sandbox, as `runner cp` does.
@@ -77,7 +84,7 @@ class KnownSandbox:
 
         remarks: Remarks = []
         with self._connection() as connect:
-            command.copy_in(connect, _path(source), target, follow=follow_link, tell=remarks.append)
+            command.copy_in(connect, _path(source), text_of(target, "target"), follow=follow_link, tell=remarks.append)
         return remarks
 
     def copy_out(self, source: str, target: Place, *, follow_link: bool = False) -> Remarks:
@@ -86,7 +93,7 @@ class KnownSandbox:
 
         remarks: Remarks = []
         with self._connection() as connect:
-            command.copy_out(connect, source, _path(target), follow=follow_link, tell=remarks.append)
+            command.copy_out(connect, text_of(source, "source"), _path(target), follow=follow_link, tell=remarks.append)
         return remarks
 
     def logs(
@@ -214,5 +221,5 @@ class KnownSandbox:
 
 def _path(path: Place) -> str:
     """Return a path of this machine; `-` would be an archive on a standard stream."""
-    text = os.fspath(path)
+    text = text_of(path, "path")
     return "./-" if text == "-" else text

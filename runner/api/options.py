@@ -11,6 +11,7 @@ from typing import Any, TypedDict
 from rootdisk.cli.arguments import did_you_mean, subparsers
 from rootdisk.errors import BadInput
 from rootdisk.text import printable
+from runner.api.texts import text_of
 from runner.parser import parser
 
 # Of the command only: what a program has in another way, or not at all.
@@ -89,7 +90,12 @@ def exec_options(
 ) -> argparse.Namespace:
     """Return what the parser of `runner exec` returns for the same options."""
     return argparse.Namespace(
-        program=words(command), env=_texts(env), env_file=[], workdir=workdir, user=user, tty=False
+        program=words(command),
+        env=_texts(env, "env"),
+        env_file=[],
+        workdir=text_of(workdir, "workdir"),
+        user=text_of(user, "user"),
+        tty=False,
     )
 
 
@@ -97,11 +103,12 @@ def words(command: Sequence[str]) -> list[str]:
     """Return a command's words; BadInput if it is one text, which no shell would split."""
     if isinstance(command, str | bytes):
         raise BadInput(f"command {printable(command, 80)!r} is one text", 'write a list: ["sh", "-c", "…"]')
-    return [os.fspath(word) for word in command]
+    return [text_of(word, "command") for word in command]
 
 
 def _options(command: str, artifact: str, options: Mapping[str, Any]) -> argparse.Namespace:
     top = parser(command)
+    artifact = text_of(artifact, "artifact")
     source = [artifact] if artifact or "from_snapshot" not in options else [f"--from={options['from_snapshot']}"]
     namespace: argparse.Namespace = top.parse_args([command, "--quiet", *source])
     actions = {action.dest: action for action in subparsers(top)[command]._actions}
@@ -123,12 +130,12 @@ def _value(name: str, action: argparse.Action, value: Any) -> Any:
             raise BadInput(f"{name}={value!r:.60}", "True or False")
         return value
     if isinstance(action.default, list):
-        texts = _texts(value)
+        texts = _texts(value, name)
         return [Path(text) for text in texts] if action.type is not None else texts
     if action.choices is not None and value not in action.choices:
         raise BadInput(f"{name}={value!r:.60}", f"write one of {', '.join(map(str, action.choices))}")
-    if isinstance(value, os.PathLike):
-        value = os.fspath(value)
+    if isinstance(value, str | os.PathLike):
+        value = text_of(value, name)
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise BadInput(f"{name}={value!r:.60}", f"as {action.option_strings[-1]} of runner {action.metavar or 'boot'}")
     if action.type is None:
@@ -139,9 +146,9 @@ def _value(name: str, action: argparse.Action, value: Any) -> Any:
         raise BadInput(f"{name}: {err}") from None
 
 
-def _texts(value: Any) -> list[str]:
+def _texts(value: Any, what: str) -> list[str]:
     if isinstance(value, Mapping):
-        return [f"{key}={item}" for key, item in value.items()]
+        return [text_of(f"{key}={item}", what) for key, item in value.items()]
     if isinstance(value, str | bytes) or not isinstance(value, Sequence):
         raise BadInput(f"{value!r:.60} is not a list", "write a list, or for names with values a dict")
-    return [os.fspath(text) for text in value]
+    return [text_of(text, what) for text in value]

@@ -28,9 +28,11 @@ class Process:
     A program that writes much stops until its output is read. When the connection is closed, the program gets SIGHUP.
     """
 
-    def __init__(self, sock: socket.socket, request: bytes, *, is_detached: bool = False) -> None:
+    def __init__(
+        self, sock: socket.socket, request: bytes, *, has_input: bool = True, is_detached: bool = False
+    ) -> None:
         self._sock = sock
-        self.exchange = Exchange(request, is_detached=is_detached)
+        self.exchange = Exchange(request, has_input=has_input, is_detached=is_detached)
         self._output: deque[tuple[str, bytes]] = deque()
         self.push()
 
@@ -49,6 +51,7 @@ class Process:
 
     def close(self) -> None:
         """Close the connection."""
+        self.exchange.close()
         self._sock.close()
 
     def __iter__(self) -> Iterator[tuple[str, bytes]]:
@@ -117,6 +120,7 @@ class Process:
 
     def _receive(self, deadline: float | None) -> None:
         """Wait until something comes."""
+        self.exchange.check_open()
         if not events_of(self._sock, select.POLLIN, deadline):
             raise TimedOut("the program in the sandbox has not answered in time")
         self._output += self.exchange.receive(_received(self._sock))
@@ -125,6 +129,8 @@ class Process:
     def push(self) -> None:
         """Send what is queued, and receive meanwhile: the keeper reads only while it can pass data on."""
         out = self.exchange.out
+        if out:
+            self.exchange.check_open()
         while out:
             if events_of(self._sock, select.POLLIN | select.POLLOUT) & ~select.POLLOUT:
                 self._output += self.exchange.receive(_received(self._sock))

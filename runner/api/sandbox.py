@@ -154,7 +154,7 @@ class Sandbox(KnownSandbox):
             RootdiskError: It cannot be run.
         """
         request = collected.request_of(command, env, workdir, user, stdin=False)
-        with Process(self.connect(), request, is_detached=True) as process:
+        with Process(self.connect(), request, has_input=False, is_detached=True) as process:
             collected.check_started(run_to_end(process, None, None, OUTPUT_MAX_BYTES))
 
     def spawn(
@@ -168,7 +168,7 @@ class Sandbox(KnownSandbox):
     ) -> Process:
         """Start a program and return it with its streams. Without `stdin` its standard input is empty."""
         request = collected.request_of(command, env, workdir, user, stdin=stdin)
-        return Process(self.connect(), request)
+        return Process(self.connect(), request, has_input=stdin)
 
     def wait(self, timeout: float | None = None) -> int:
         """Wait until the sandbox ends and return the exit status of its program.

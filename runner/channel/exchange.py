@@ -18,8 +18,8 @@ _PIECE_BYTES = 64 << 10
 class Exchange:
     """Streams of one program. At most WINDOW bytes of its output are under way before they are taken."""
 
-    def __init__(self, request: bytes, *, is_detached: bool = False) -> None:
-        """Prepare to start the program that the record file `request` describes.
+    def __init__(self, request: bytes, *, has_input: bool = True, is_detached: bool = False) -> None:
+        """Prepare to start the program that the record file `request` describes, which says whether the program has input.
 
         With `is_detached` the end comes when the program has started, with status 0, or when it cannot be run.
 
@@ -34,8 +34,10 @@ class Exchange:
         self.status: int | None = None  # exit status, 0 to 255
         self._decoder = Decoder()
         self._credit = WINDOW  # bytes of input that the guest still accepts
+        self._has_input = has_input
         self._closes = False
-        self._is_closed = False
+        self._is_closed = not has_input
+        self._is_gone = False
 
     @property
     def needs_input_taken(self) -> bool:
@@ -46,8 +48,10 @@ class Exchange:
         """Add to the program's standard input.
 
         Raises:
-            RootdiskError: The input is closed.
+            RootdiskError: The input is closed, or the program has none.
         """
+        if not self._has_input:
+            raise RootdiskError("the program has no input", "spawn it with stdin=True")
         if self._closes:
             raise RootdiskError("the program's input is closed", "write before close_input")
         self.input += data
@@ -57,6 +61,15 @@ class Exchange:
         """End the program's standard input after what was written."""
         self._closes = True
         self._push()
+
+    def close(self) -> None:
+        """The driver has closed the connection."""
+        self._is_gone = True
+
+    def check_open(self) -> None:
+        """Raise RootdiskError if the driver has closed the connection."""
+        if self._is_gone:
+            raise RootdiskError("the connection to the program is closed", "read and write before close")
 
     def signal(self, signal_number: int) -> None:
         """Send a signal to the program."""

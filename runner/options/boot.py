@@ -148,7 +148,7 @@ def _events_fd(options: argparse.Namespace) -> int | None:
         return None
     try:
         is_writable = fd > 2 and fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY
-    except OSError:
+    except (OSError, OverflowError):
         is_writable = False
     if not is_writable:
         raise BadInput(

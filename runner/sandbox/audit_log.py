@@ -12,9 +12,10 @@ from rootdisk.errors import BadInput
 from runner.network.audit import LOG_NAME
 from runner.sandbox import liveness
 from runner.sandbox.lines import pinned
-from runner.sandbox.logs import Reader
+from runner.sandbox.logs import Lines
 from runner.sandbox.state import State
 
+_LINE_MAX_BYTES = 64 << 10  # more than any of audit.py: host and reason are bounded
 _FIELDS: dict[str, type | tuple[type, ...]] = {
     "time": (int, float),
     "host": str,
@@ -39,33 +40,18 @@ def connections(
         path = state.folder / LOG_NAME
         if not path.exists():
             raise BadInput(f"sandbox {state.name} has no record of connections", "boot it with --allow HOST")
-        lines = _Lines(Reader(path))
+        lines = Lines(path, _LINE_MAX_BYTES)
         most = tail
         while True:
             may_grow = liveness.is_running(state)
-            rows = deque((row for row in lines.fresh() if _is_within(row["time"], since, until)), most)
+            found = filter(None, map(_row, lines.fresh()))
+            rows = deque((row for row in found if _is_within(row["time"], since, until)), most)
             most = None
             yield list(rows), may_grow and (until is None or time.time() <= until)
 
 
 def _is_within(seconds: float, since: float | None, until: float | None) -> bool:
     return (since is None or seconds >= since) and (until is None or seconds <= until)
-
-
-class _Lines:
-    """The rows of a record that may still be written. Lines that are none, as after a full disk, are left out."""
-
-    def __init__(self, reader: Reader) -> None:
-        self._reader = reader
-        self._rest = b""
-
-    def fresh(self) -> Iterator[dict[str, Any]]:
-        """Yield what was written since the last call."""
-        for data in self._reader.data():
-            *lines, self._rest = (self._rest + data).split(b"\n")
-            for line in lines:
-                if (row := _row(line)) is not None:
-                    yield row
 
 
 def _row(line: bytes) -> dict[str, Any] | None:

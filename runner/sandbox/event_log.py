@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from runner.sandbox.logs import Reader
+from runner.sandbox.logs import Lines
 from runner.store import events
 from runner.store.store import Store
 
@@ -16,17 +16,12 @@ FOLLOW_S = 0.1
 def happened(store: Store, since: float | None, until: float | None) -> Iterator[dict[str, Any]]:
     """Yield events since a time, in Unix seconds, by default from now on. Wait for more until `until`, by default forever."""
     start = time.time() if since is None else since
-    reader = Reader(store.root / "events")
-    rest = b""
+    lines = Lines(store.root / "events", events.LINE_MAX_BYTES)
     while True:
         now = time.time()
-        for data in reader.data():
-            *lines, rest = (rest + data).split(b"\n")
-            for row in filter(None, map(events.parse, lines)):
-                if row["time"] >= start and (until is None or row["time"] <= until):
-                    yield row
+        for row in filter(None, map(events.parse, lines.fresh())):
+            if row["time"] >= start and (until is None or row["time"] <= until):
+                yield row
         if until is not None and now > until:
             return
-        if not reader.is_open:
-            reader = Reader(store.root / "events")  # there was none yet
         time.sleep(FOLLOW_S)

@@ -156,3 +156,21 @@ class Reader:
             self._half = part
         else:
             self._time, self._half = (self._half << 24 | part) / 1000, None
+
+
+class Lines:
+    """Complete lines of a log that may still be written. One of more than `longest` bytes was not written by us: it is left out."""
+
+    def __init__(self, path: Path, longest: int) -> None:
+        self._path, self._longest = path, longest
+        self._reader = Reader(path)
+        self._rest = b""
+
+    def fresh(self) -> Iterator[bytes]:
+        """Yield what was written since the last call."""
+        if not self._reader.is_open:
+            self._reader = Reader(self._path)  # there was none yet
+        for data in self._reader.data():
+            *lines, rest = (self._rest + data).split(b"\n")
+            yield from (line for line in lines if len(line) <= self._longest)
+            self._rest = rest[: self._longest + 1]

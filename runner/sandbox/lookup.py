@@ -104,7 +104,7 @@ def find_any(store: Store, name: str) -> State | Unreadable:
         if not name or "/" in name or "\0" in name or (name.startswith(".") and not name.startswith(NEW)):
             raise FileNotFoundError
         return look(store.sandboxes / name)
-    except OSError as err:
+    except (OSError, UnicodeError) as err:
         import difflib
 
         names = [sandbox.name for sandbox in all_of(store)]

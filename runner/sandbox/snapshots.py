@@ -155,7 +155,7 @@ def find_any(store: Store, name: str) -> Snapshot | Unreadable | None:
     """Return the snapshot `name`, even if it cannot be read; None if there is none."""
     if not name or "/" in name or "\0" in name or name.startswith("."):
         return None
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, UnicodeError):
         return look(store.root / "snapshots" / name)
     return None
 

@@ -15,6 +15,7 @@ files of rootdisk.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pickle
 import signal
@@ -60,7 +61,7 @@ class Starter:
             raise RootdiskError(
                 "sandboxes cannot be started: this program does not say where its Python is", "set sys.executable"
             )
-        ours, theirs = socket.socketpair()
+        ours, theirs = map(_above_standard, socket.socketpair())
         place = str(Path(__file__).resolve().parents[2])
         code = _CODE.format(place=place, fd=theirs.fileno())
         try:
@@ -119,6 +120,12 @@ class Starter:
         self._sock.close()
         if self.owner == os.getpid():
             self._process.wait(_END_S)
+
+
+def _above_standard(sock: socket.socket) -> socket.socket:
+    """Return the same socket at a descriptor larger than 2: a program may have closed its standard streams."""
+    with sock:
+        return socket.socket(fileno=fcntl.fcntl(sock, fcntl.F_DUPFD_CLOEXEC, 3))
 
 
 _current: Starter | None = None

@@ -35,7 +35,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rootdisk.durable import open_file
+from rootdisk.durable import open_file, opener
 
 FILE_MAX_BYTES = 4 << 20
 LINE_MAX_BYTES = 4096  # PIPE_BUF: a line is written whole, also to a pipe
@@ -101,9 +101,11 @@ def parse(line: bytes) -> dict[str, Any] | None:
 
 
 def kept(folder: Path) -> Iterator[dict[str, Any]]:
-    """Yield the events that the store still has, the oldest first."""
+    """Yield the events that the store still has, the oldest first. A file that is none, or cannot be read, has none."""
     for name in ("events.old", "events"):
-        with contextlib.suppress(FileNotFoundError), open(folder / name, "rb") as file:
+        with contextlib.suppress(OSError), open(folder / name, "rb", opener=opener) as file:
+            if (too_much := os.fstat(file.fileno()).st_size - 2 * FILE_MAX_BYTES) > 0:  # not written by us
+                file.seek(too_much)
             yield from filter(None, map(parse, file))
 
 

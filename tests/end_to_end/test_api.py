@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import sys
 import threading
@@ -259,3 +260,22 @@ def test_ten_real_ones(demo: str, runner: Runner) -> None:
 
     assert asyncio.run(lives()) == [b"%d" % number for number in range(10)]
     assert not list((runner.store / "sandboxes").iterdir())
+
+
+@needs_compiler
+@pytest.mark.parametrize("closed", ["<&- >&- 2>&-", "2>&-"])
+def test_a_program_without_standard_streams(
+    demo: str, runner: Runner, stand_in: FakeKrun, tmp_path: Path, closed: str
+) -> None:
+    """The sandbox's lock or a socket got the number of such a stream, and its keeper lost it."""
+    options = {"network": "none", "backend": "krun", "accel": "kvm", "store": str(runner.store)}
+    program = (
+        "import os, runner\n"
+        f"text = runner.Sandbox.boot({demo!r}, **{options}).wait(60)\n"
+        f"print(text, file=open({str(tmp_path / 'out')!r}, 'w'))"
+    )
+    (tmp_path / "program.py").write_text(program)
+    shell = f"exec {sys.executable} {tmp_path / 'program.py'} {closed}"
+    done = subprocess.run(["sh", "-c", shell], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=120)
+    assert done.returncode == 0
+    assert (tmp_path / "out").read_text() == "7\n"

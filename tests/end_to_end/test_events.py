@@ -72,8 +72,9 @@ def test_the_events_of_a_boot(demo: str, empty_runner: Runner, tmp_path: Path) -
     assert lines[-1].endswith(" one ended status=7 error=")
     assert runner("events", "--since", "10m", "--until", "0s", "-f", "sandbox=two").stdout == ""
     assert "write KEY=VALUE" in runner("events", "-f", "colour=red").stderr
-    refused = runner("boot", *OPTIONS, "--events", "77", demo, ROOTDISK_LIBKRUN=str(fake.path))
-    assert "no open file to write to" in refused.stderr
+    for number in ("77", "2", "2147483648"):
+        refused = runner("boot", *OPTIONS, "--events", number, demo, ROOTDISK_LIBKRUN=str(fake.path))
+        assert f"--events {number}: no open file to write to" in refused.stderr
 
     fake.plays("sleep")
     booted = runner("boot", *OPTIONS, "-d", "--name", "two", demo, ROOTDISK_LIBKRUN=str(fake.path))

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tests.support.commands import ROOT
+from tests.support.copies import build_wheel
 
 # Not that of the Dockerfile in docs/howto/orchestrators.md, but the machine's, from which the demo's kernel is too.
 SUITE = platform.freedesktop_os_release().get("VERSION_CODENAME", "")
@@ -27,11 +27,11 @@ def make_root(folder: Path) -> Path:
     command = ["mmdebstrap", "--variant=minbase", f"--include={packages}", SUITE, str(root)]
     subprocess.run([*command, *_sources()], check=True, capture_output=True, timeout=500)
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
-    subprocess.run([*pip, "wheel", "--no-deps", "-w", str(wheels), str(ROOT)], check=True, timeout=300)
+    wheel = build_wheel(wheels)
     (python,) = (path.name.removeprefix("python") for path in root.glob("usr/lib/python3.*"))
     target = root / f"usr/local/lib/python{python}/dist-packages"
     options = ["--target", str(target), "--python-version", python, "--only-binary", ":all:"]
-    subprocess.run([*pip, "install", *options, *map(str, wheels.glob("*.whl"))], check=True, timeout=300)
+    subprocess.run([*pip, "install", *options, str(wheel)], check=True, timeout=300)
     (root / "usr/local/bin/runner").write_text(_SCRIPT)
     (root / "usr/local/bin/runner").chmod(0o755)
     return root

@@ -137,6 +137,34 @@ def test_what_is_wrong(options: dict[str, Any], message: str) -> None:
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("artifact", "command", "options"),
+    [
+        ("oci:\ud800", ["x"], {}),
+        ("oci:a\0", ["x"], {}),
+        ("oci:x", ["\ud800"], {}),
+        ("oci:x", ["a\0b"], {}),
+        ("oci:x", ["x"], {"env": {"A": "\ud800"}}),
+        ("oci:x", ["x"], {"label": ["\0"]}),
+        ("oci:x", ["x"], {"env_file": [Path("\ud800")]}),
+        ("oci:x", ["x"], {"policy": "/\0"}),
+        ("oci:x", ["x"], {"from_snapshot": "\ud800"}),
+    ],
+)
+def test_texts_that_no_program_could_receive(artifact: str, command: list[str], options: BootOptions) -> None:
+    with pytest.raises(BadInput, match=r"half of a surrogate pair|a NUL byte"):
+        boot_options(artifact, command, options)
+
+
+def test_bytes_that_are_not_utf_8(tmp_path: Path) -> None:
+    assert boot_options("oci:x", ["\udcff"], {"env": ["A=\udcff"]}).program == ["\udcff"]
+    for name in ("\ud800", "\udcff", "a\0"):
+        with pytest.raises(BadInput, match="no sandbox"):
+            Sandbox.get(name, store=tmp_path)
+        with pytest.raises(BadInput, match="no snapshot"):
+            runner.remove_snapshot(name, store=tmp_path)
+
+
 def test_a_command_is_a_list() -> None:
     with pytest.raises(BadInput, match="is one text: write a list"):
         boot_options("oci:x", "sleep 5", {})

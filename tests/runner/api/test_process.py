@@ -145,6 +145,30 @@ def test_an_asynchronous_caller_does_not_block_the_loop() -> None:
     asyncio.run(main())
 
 
+def test_what_is_not_open() -> None:
+    """It was a ValueError about a negative descriptor, and input that nobody reads was dropped without a word."""
+
+    async def asynchronous() -> None:
+        sock, _ = keeper(cat)
+        async with AsyncProcess(sock, REQUEST, has_input=False) as process:
+            with pytest.raises(RootdiskError, match="no input: spawn it with stdin=True"):
+                await process.write(b"x")
+            await process.close_input()
+        for act in (process.read(), process.write(b"x"), process.wait(), process.kill()):
+            with pytest.raises(RootdiskError, match=r"closed|no input"):
+                await act
+
+    asyncio.run(asynchronous())
+    sock, _ = keeper(cat)
+    with Process(sock, REQUEST, has_input=False) as blocking:
+        with pytest.raises(RootdiskError, match="no input: spawn it with stdin=True"):
+            blocking.write(b"x")
+        blocking.close_input()
+    for call in (blocking.read, blocking.wait, blocking.kill):
+        with pytest.raises(RootdiskError, match="is closed"):
+            call()
+
+
 @pytest.mark.parametrize("said", [b"", frame(messages.ERROR, b"no \x1b[31mroom"), frame(99, b"")])
 def test_a_keeper_that_fails(said: bytes) -> None:
     def serve(sock: socket.socket) -> None:
