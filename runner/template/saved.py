@@ -101,8 +101,9 @@ def is_off() -> bool:
 
 def blank(machine: Machine) -> Machine:
     """Return the machine to save, from which `machine` can go on: without all that differs between sandboxes."""
+    words = "rootdisk.template=1" if machine.verity is None else "rootdisk.template=1 rootdisk.verity=template"
     return machine._replace(
-        cmdline=f"{machine.cmdline} rootdisk.template=1",
+        cmdline=f"{machine.cmdline} {words}",
         slot_digest="",
         disk=Path(),
         disk_format="raw",

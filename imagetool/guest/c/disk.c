@@ -155,8 +155,9 @@ static int enter(const char *root, struct why *why) {
 int enter_disk(struct guest *guest, struct why *why) {
     const char *root = "/root";
     if (access("/.rootdisk/init", F_OK)) {
+        int has_verity = guest->is_template && guest->verity; /* loaded before the template was saved */
         if (load_modules(guest, EARLY, why) || (guest->is_template ? be_template(guest, why) : load_modules(guest, LATE, why)) ||
-            load_modules(guest, FOR_VERITY, why) || mount_root(guest, why) ||
+            (!has_verity && load_modules(guest, FOR_VERITY, why)) || mount_root(guest, why) ||
             read_slot(guest, "/root/.rootdisk/slot", why) || load_modules(guest, BY_SLOT, why))
             return -1;
         unlink("/init");

@@ -22,7 +22,7 @@ struct guest {
     struct program program;       /* the main program */
     struct channel channel;
     const char *root_device, *root_flags;
-    char *verity; /* what the command line says of the disk's dm-verity tree; NULL if it is not used */
+    char *verity; /* what the command line says of the disk's dm-verity tree, or later RESUME; NULL if it is not used */
     char slot_digest[65];
     enum ending ending;
     const char *network_text; /* what the command line says of the network; NULL if nothing */

@@ -69,11 +69,11 @@ static int find_drivers(struct why *why) {
     return failed;
 }
 
-/* Loads the drivers of disk and network, which takes a while, but lets them have their devices only in the machine that goes on:
-   they read sizes, first blocks and addresses, which differ. */
+/* Loads the drivers of disk and network, and dm-verity if there will be a tree, which takes a while, but lets them have their
+   devices only in the machine that goes on: they read sizes, first blocks and addresses, which differ. */
 int be_template(struct guest *guest, struct why *why) {
-    return put(BUS "drivers_autoprobe", "0", why) || load_modules(guest, LATE, why) || wait_for_orders(guest, why) ||
-                   find_drivers(why)
+    return put(BUS "drivers_autoprobe", "0", why) || load_modules(guest, LATE, why) || load_modules(guest, FOR_VERITY, why) ||
+                   wait_for_orders(guest, why) || find_drivers(why)
                ? -1
                : 0;
 }
