@@ -9,6 +9,7 @@ not used.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,6 +30,7 @@ _TOP_KEYS = {
     *("registry", "registries", "unqualified-search-registries", "short-name-mode", "aliases"),
     *("credential-helpers", "additional-layer-store-auth-helper"),
 }
+_DIGEST = re.compile("@sha(256|512):[0-9a-f]+$")  # a prefix may name one
 ALL, DIGEST_ONLY, TAG_ONLY = "all", "digest-only", "tag-only"
 
 
@@ -115,18 +117,16 @@ def parse(raw: bytes, where: str) -> dict[str, Table]:
     except (ValueError, RecursionError) as err:  # UnicodeDecodeError and TOMLDecodeError are ValueErrors
         raise BadInput(f"{where}: {printable(err, 200)}", "it must be TOML: man containers-registries.conf") from None
     _ignore(value, _TOP_KEYS, where)
-    old = value.get("registries", {})
+    old = _object(value, "registries", where)
     if old and value.get("registry"):
         raise BadInput(f"{where}: has both [registries] of version 1 and [[registry]]", "keep one of them")
     rows = _rows(value, "registry", where)
     tables = [_table(row, f"{where}: registry {number}", where) for number, row in enumerate(rows, 1)]
     for kind, insecure in (("insecure", True), ("block", False)):
-        names = (
-            old.get(kind, {}).get("registries", [])
-            if isinstance(old, dict) and isinstance(old.get(kind, {}), dict)
-            else []
-        )
-        for name in names if isinstance(names, list) else []:
+        names = _object(old, kind, f"{where}: registries").get("registries", [])
+        if not isinstance(names, list):
+            raise BadInput(f"{where}: registries.{kind}: registries is not an array", 'write ["HOST"]')
+        for name in names:
             location = _location(name, f"{where}: registries.{kind}")
             tables.append(Table(location, location, insecure, not insecure, (), where))
     return {table.prefix: table for table in tables}
@@ -218,13 +218,24 @@ def _place(name: str, table: Table, insecure: bool, use: str = ALL) -> Place:
 def _location(text: object, what: str) -> str:
     if not isinstance(text, str) or not text.strip("/"):
         raise BadInput(f"{what}: is empty", "write HOST, HOST:PORT or HOST/NAMESPACE")
+    if "@" in _DIGEST.sub("", text):  # it is not shown: it may be a password
+        raise BadInput(f"{what}: has an @", "credentials belong into auth.json: runner login")
     if "://" in text:
         raise BadInput(
             f"{what}: {printable(text, 80)!r} starts with a scheme", "write it without; insecure = true for HTTP"
         )
+    if "*" in text:
+        raise BadInput(f"{what}: {printable(text, 80)!r} has a *", "a prefix may begin with *. as *.example.org")
     if not text.isascii() or any(character.isspace() for character in text):
         raise BadInput(f"{what}: {printable(text, 80)!r} is not a name", "write HOST, HOST:PORT or HOST/NAMESPACE")
     return text.rstrip("/")
+
+
+def _object(row: Mapping[str, Any], key: str, what: str) -> Mapping[str, Any]:
+    value = row.get(key, {})
+    if not isinstance(value, dict):
+        raise BadInput(f"{what}: {key} is not a table", f"write [{key}]")
+    return value
 
 
 def _ignore(row: Mapping[str, Any], known: Iterable[str], what: str) -> None:

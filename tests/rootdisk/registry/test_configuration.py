@@ -129,6 +129,12 @@ def test_version_1() -> None:
         ('[[registry]]\nlocation = "a.example"\n[[registry.mirror]]\ninsecure = true', "mirror 1: location: is empty"),
         ('[[registry]]\nlocation = "a.example"\n[[registry.mirror]]\nlocation = "m"\npull-from-mirror = "never"', "write all, digest-only or tag-only"),
         ('[[registry]]\nlocation = "a"\nmirror-by-digest-only = true\n[[registry.mirror]]\nlocation = "m"\npull-from-mirror = "all"', "contradicts"),
+        ("registries = 1", "registries is not a table"),
+        ("[registries]\nblock = 1", "block is not a table"),
+        ("[registries.block]\nregistries = 'evil.example'", "registries.block: registries is not an array"),
+        ('[[registry]]\nprefix = "*"\nblocked = true', "prefix: '*' has a *: a prefix may begin with *."),
+        ('[[registry]]\nprefix = "*.*"\nblocked = true', "prefix: '*' has a *"),
+        ('[[registry]]\nprefix = "a.*.example"\nblocked = true', "has a *"),
         ("[registries.block]\nregistries = ['b']\n[[registry]]\nlocation = 'a'", "keep one of them"),
     ],
 )  # fmt: skip
@@ -137,6 +143,25 @@ def test_what_is_malformed_is_one_line(conf: str, message: str) -> None:
         parse(conf.encode("latin-1"), "a.conf")
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "place",
+    ['prefix = "{}"', 'location = "{}"', 'location = "a.example"\n[[registry.mirror]]\nlocation = "{}"'],
+)
+@pytest.mark.parametrize(
+    "name", ["me:secret@a.example", "https://me:secret@a.example", "me:secret@a.example/x@sha256:0"]
+)
+def test_credentials_are_refused_and_not_shown(place: str, name: str) -> None:
+    with pytest.raises(BadInput, match="has an @: credentials belong into auth.json") as caught:
+        parse(f"[[registry]]\n{place.format(name)}".encode(), "a.conf")
+    assert "secret" not in str(caught.value)
+
+
+def test_a_prefix_with_a_digest() -> None:
+    digest = "sha256:" + "0" * 64
+    with pytest.raises(BadInput, match="blocks"):
+        of(f"a.example/x@{digest}", f'[[registry]]\nprefix = "a.example/x@{digest}"\nblocked = true')
 
 
 def test_bounds() -> None:
