@@ -153,7 +153,7 @@ def test_what_is_malformed_is_one_line(conf: str, message: str) -> None:
     "name", ["me:secret@a.example", "https://me:secret@a.example", "me:secret@a.example/x@sha256:0"]
 )
 def test_credentials_are_refused_and_not_shown(place: str, name: str) -> None:
-    with pytest.raises(BadInput, match="has an @: credentials belong into auth.json") as caught:
+    with pytest.raises(BadInput, match=r"has an @: credentials belong into auth.json") as caught:
         parse(f"[[registry]]\n{place.format(name)}".encode(), "a.conf")
     assert "secret" not in str(caught.value)
 
