@@ -132,7 +132,8 @@ def _requirements(outer: Fields, key: str, folder: Path) -> Iterator[Requirement
             item.only({"type", *_SIGNED_BY}, f"not a field of {kind} that is known")
             if item.text("keyType", limit=80) not in _KEY_TYPES:
                 raise item.wrong("keyType", f"not one of {', '.join(_KEY_TYPES)}")
-            _only_key(item, _SIGNED_BY & set(_KEYS))
+            _keys(item, _SIGNED_BY & set(_KEYS), folder)
+            _identity(item)
             yield Requirement(kind)
         elif kind == "sigstoreSigned":
             yield _sigstore_signed(item, folder)
@@ -140,13 +141,27 @@ def _requirements(outer: Fields, key: str, folder: Path) -> Iterator[Requirement
             raise item.wrong("type", f"{printable(kind, 80)!r} is not known")
 
 
-def _only_key(item: Fields, allowed: set[str]) -> str:
-    """Return which field of a requirement has its keys: exactly one of `allowed`."""
+def _keys(item: Fields, allowed: set[str], folder: Path) -> tuple[tuple[Path, ...], tuple[bytes, ...]]:
+    """Return the keys of a requirement, files and texts, from the one field of `allowed` that it has."""
     used_keys = [key for key in _KEYS if key in item.value]
     if len(used_keys) != 1:
         names = ", ".join(key for key in _KEYS if key in allowed)
         raise item.wrong(item.text("type"), f"exactly one of {names}, not {' and '.join(used_keys) or 'none'}")
-    return used_keys[0]
+    key = used_keys[0]
+    texts = item.texts(key, _KEYS_MAX, limit=1 << 16) if key.endswith("s") else (item.text(key, limit=1 << 16),)
+    if not texts or not all(texts):
+        raise item.wrong(key, "empty")
+    if key.startswith("keyPath"):
+        return tuple(folder / text for text in texts), ()
+    try:
+        # As in podman, line ends do not count.
+        return (), tuple(base64.b64decode(text.replace("\r", "").replace("\n", ""), validate=True) for text in texts)
+    except ValueError:
+        raise item.wrong(key, "not base64") from None
+
+
+def _identity(item: Fields) -> Identity:
+    return Identity.parse(item.inner("signedIdentity")) if "signedIdentity" in item.value else Identity()
 
 
 def _sigstore_signed(item: Fields, folder: Path) -> Requirement:
@@ -154,19 +169,7 @@ def _sigstore_signed(item: Fields, folder: Path) -> Requirement:
         if key in _NOT_HERE:
             raise item.wrong(key, "certificates and transparency logs are not checked: name a key")
     item.only({"type", "signedIdentity", *_KEYS}, "not a field of sigstoreSigned that is known")
-    key = _only_key(item, set(_KEYS))
-    texts = item.texts(key, _KEYS_MAX, limit=1 << 16) if key.endswith("s") else (item.text(key, limit=1 << 16),)
-    if not texts or not all(texts):
-        raise item.wrong(key, "empty")
-    identity = Identity.parse(item.inner("signedIdentity")) if "signedIdentity" in item.value else Identity()
-    if key.startswith("keyPath"):
-        return Requirement("sigstoreSigned", tuple(folder / text for text in texts), (), identity)
-    try:
-        # As in podman, line ends do not count.
-        data = tuple(base64.b64decode(text.replace("\r", "").replace("\n", ""), validate=True) for text in texts)
-    except ValueError:
-        raise item.wrong(key, "not base64") from None
-    return Requirement("sigstoreSigned", (), data, identity)
+    return Requirement("sigstoreSigned", *_keys(item, set(_KEYS), folder), _identity(item))
 
 
 ReadKey = Callable[[Path], bytes]

@@ -90,6 +90,72 @@ def test_what_is_not_understood(value: Any, named: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+FULL = {
+    "default": [REJECT, ANYTHING],
+    "transports": {
+        "docker": {
+            "": [REJECT],
+            "registry.example": [
+                KEY | {"signedIdentity": {"type": "remapIdentity", "prefix": "a", "signedPrefix": "b"}},
+                {"type": "sigstoreSigned", "keyData": "eA==", "signedIdentity": {"type": "matchExact"}},
+                {"type": "signedBy", "keyType": "GPGKeys", "keyPath": "/x"},
+            ],
+        },
+        "oci": {"/srv": [{"type": "sigstoreSigned", "keyPaths": ["/a", "/b"]}]},
+    },
+}
+
+
+def objects(value: Any) -> list[dict[str, Any]]:
+    """Return each object in a value, wherever it is."""
+    inside = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
+    return ([value] if isinstance(value, dict) else []) + [found for item in inside for found in objects(item)]
+
+
+def test_what_is_unknown_at_any_depth() -> None:
+    """A field more, in another case, or of another type, is an error that names it, in each object of a policy."""
+    parse(FULL)
+    for at, place in enumerate(objects(FULL)):
+        for name in (*place, "unknown"):
+            for changed in (None, 5, "", [None], {"x": 1}, "another case"):
+                value = json.loads(json.dumps(FULL))
+                here = objects(value)[at]
+                if changed != "another case":
+                    here[name] = changed
+                elif name in ("", "/srv", "registry.example", "unknown"):
+                    continue  # a scope may have any name
+                else:
+                    here[name.swapcase()] = here.pop(name)
+                with pytest.raises(BadInput) as caught:
+                    parse(value)
+                assert "\n" not in str(caught.value)
+
+
+def test_where_a_policy_may_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first that exists counts, and the others are not opened."""
+    system = (tmp_path / "etc/rootdisk/policy.json", tmp_path / "etc/containers/policy.json")
+    assert [str(path) for path in policies.SYSTEM] == ["/etc/rootdisk/policy.json", "/etc/containers/policy.json"]
+    monkeypatch.setattr(policies, "SYSTEM", system)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
+    at_home, named = tmp_path / "home/.config/rootdisk/policy.json", tmp_path / "named.json"
+    assert policies.load() is None
+    for path in (*reversed(system), at_home):
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps({"default": [REJECT]}))
+        found = policies.load()
+        assert found is not None
+        assert found.where == str(path)
+        path.write_text("?")  # the next is before it, so nobody reads it
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "elsewhere"))
+    with pytest.raises(BadInput, match="etc/rootdisk"):
+        policies.load()
+    named.write_text(json.dumps({"default": [ANYTHING]}))
+    assert policies.rule_for(parse_reference(f"{A}:1"), named) is None
+    with pytest.raises(BadInput, match=r"none\.json: No such file"):
+        policies.load(tmp_path / "none.json")
+
+
 PLAIN = json.dumps({"default": [ANYTHING]})
 
 
@@ -123,6 +189,9 @@ def identity(kind: str, **fields: str) -> str:
         json.dumps({"default": [{"type": "sigstoreSigned", "keyData": "QUJD\nREVG"}]}),
         json.dumps({"default": [{"type": "signedBy", "keyType": "GPGKeys", "keyPath": "/x"}]}),
         json.dumps({"default": [{"type": "signedBy", "keyType": "PGP", "keyPath": "/x"}]}),
+        json.dumps({"default": [{"type": "signedBy", "keyType": "GPGKeys", "keyPath": 5}]}),
+        json.dumps({"default": [{"type": "signedBy", "keyType": "GPGKeys", "keyPath": "/x", "signedIdentity": {}}]}),
+        json.dumps({"default": [{"type": "signedBy", "keyType": "GPGKeys", "keyData": "?"}]}),
         json.dumps(docker(KEY, scope="*.example.com")),
         json.dumps(docker(KEY, scope="a.example:5000/b:1")),
         json.dumps({"default": [REJECT], "transports": {"oci": {"a": [KEY]}}}),
