@@ -168,10 +168,11 @@ def prune_command(options: argparse.Namespace) -> int:
 def verify_command(options: argparse.Namespace) -> int:
     """Read everything in the store and compare it with its digests."""
     from runner.store.verify import verify
+    from runner.template import saved
 
     store = Store.open()
     checked, damages, other_versions = verify(store)
-    checked += _verify_templates(store)
+    checked += saved.remove_damaged(store, lambda line: print(f"runner: {one_line(line)}", file=sys.stderr))
     good_snapshots, bad_snapshots = _verify_snapshots(store)
     checked += good_snapshots
     for path in other_versions:
@@ -190,23 +191,6 @@ def verify_command(options: argparse.Namespace) -> int:
         if still_damaged and not options.repair:
             print("runner verify --repair fetches them again", file=sys.stderr)
     return 1 if still_damaged or bad_snapshots else 0
-
-
-def _verify_templates(store: Store) -> int:
-    """Read all templates, and remove those that are damaged: they are made again. Return how many are good."""
-    from runner.template import saved
-
-    good = 0
-    for template in saved.all_of(store):
-        if why := saved.damage(template):
-            print(
-                f"runner: {printable(template.folder)}: removed, the next boot makes it again: {one_line(why)}",
-                file=sys.stderr,
-            )
-            saved.remove(template.folder)
-        else:
-            good += 1
-    return good
 
 
 def _verify_snapshots(store: Store) -> tuple[int, list[tuple[Path, str]]]:

@@ -158,12 +158,16 @@ def _events_fd(options: argparse.Namespace) -> int | None:
 
 
 def _verify(store: Store, artifact: StoredArtifact, options: argparse.Namespace) -> None:
-    """Hash the artifact's files in the store before anything boots from them."""
+    """Hash the artifact's files in the store before anything boots from them, and templates, one of which may take their place."""
     from rootdisk.cli.progress import shown_progress
+    from rootdisk.system.notices import notice
     from runner.store.verify import check
+    from runner.template import saved
 
     with shown_progress(f"verifying {printable(options.artifact)}", quiet=options.quiet) as progress:
         check(store, artifact, progress)
+    if not (options.cold or saved.is_off()):
+        saved.remove_damaged(store, notice)
 
 
 def _flags(options: argparse.Namespace) -> set[str]:

@@ -19,7 +19,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,7 +29,7 @@ from rootdisk.errors import Busy, RootdiskError
 from rootdisk.oci.documents import HEX_SHA256
 from rootdisk.system.locks import held
 from rootdisk.system.versions import has_other_version, read_versioned, write_versioned
-from rootdisk.text import describe_error, printable
+from rootdisk.text import describe_error, one_line, printable
 from runner.machine import qemu
 from runner.machine.model import Machine
 from runner.store.store import Store
@@ -291,3 +291,15 @@ def damage(template: Template) -> str:
     except OSError as err:
         return f"it cannot be read: {describe_error(err)}"
     return ""
+
+
+def remove_damaged(store: Store, tell: Callable[[str], None]) -> int:
+    """Read all templates, and remove those that are damaged: they are made again. `tell` gets a line for each. Return how many are good."""
+    good = 0
+    for template in all_of(store):
+        if why := damage(template):
+            tell(f"{printable(template.folder)}: removed, the next boot makes it again: {one_line(why)}")
+            remove(template.folder)
+        else:
+            good += 1
+    return good

@@ -58,6 +58,26 @@ def start_of(runner: Runner, name: str) -> str:
     return str(json.loads(runner("inspect", name).stdout)["in_use"]["start"])
 
 
+@pytest.mark.nightly
+def test_a_byte_flips_in_a_template(demo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has the kernel, so `--verify` of what a boot uses is not enough without it."""
+    monkeypatch.setenv("ROOTDISK_TEMPLATES", "1")
+    runner = Runner(tmp_path / "store")
+    assert runner.boot(demo, "true").returncode == 0
+    (folder,) = until(lambda: templates(runner.store), 300)
+    seen = "grep -c rootdisk.template=1 /proc/cmdline"
+    assert runner.boot(demo, seen, "--verify").stdout == "1\n"
+    ram = folder / "ram"
+    with ram.open("r+b") as file:
+        offset, page = next(saved.pages(file.fileno()))
+        file.seek(offset)
+        file.write(bytes([page[0] ^ 1]))
+    done = runner.boot(demo, seen, "--verify")
+    assert done.stdout == "0\n", done.stderr
+    assert "removed, the next boot makes it again: ram: its content does not match its digest" in done.stderr
+    assert not ram.exists() or until(lambda: templates(runner.store), 300)
+
+
 def test_each_is_another(warm: Runner, demo: str) -> None:
     """Random pool, machine-id, boot id, host name and MAC differ; the clock is right, and the disk is its own, also a larger one."""
     (folder,) = templates(warm.store)
