@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from collections import deque
 from collections.abc import AsyncIterator
@@ -89,6 +90,12 @@ class AsyncProcess:
             pass
         assert self.status is not None
         return self.status
+
+    def _abandon(self) -> None:
+        """Kill the program, and wait for nothing: the task was cancelled."""
+        self.exchange.signal(SIGKILL)
+        with contextlib.suppress(OSError):
+            self._sock.send(self.exchange.out)
 
     async def _receive(self) -> None:
         """Wait until something comes."""

@@ -17,7 +17,7 @@ from runner.api.async_process import AsyncProcess
 from runner.api.collected import OUTPUT_MAX_BYTES, Collected
 from runner.api.known import FILE_MAX_BYTES, FOLLOW_S
 from runner.api.life import Life
-from runner.api.process import KILLED_S, SIGKILL
+from runner.api.process import KILLED_S
 from runner.api.results import LogPiece, Remarks, Result
 from runner.api.sandbox import Sandbox
 from runner.api.starting import Started
@@ -143,9 +143,7 @@ class AsyncSandbox:
                 await _kill(process)
                 raise output.timed_out(timeout) from None
             except asyncio.CancelledError:
-                process.exchange.signal(SIGKILL)
-                with contextlib.suppress(OSError):
-                    process._sock.send(process.exchange.out)
+                process._abandon()
                 raise
             if output.is_full:
                 await _kill(process)

@@ -113,6 +113,12 @@ class Process:
         self._drop()
         return self.status
 
+    def _abandon(self) -> None:
+        """Kill the program, and wait for nothing: the caller was interrupted."""
+        self.exchange.signal(SIGKILL)
+        with contextlib.suppress(OSError):
+            self._sock.send(self.exchange.out, socket.MSG_DONTWAIT)
+
     def _drop(self) -> None:
         self.exchange.taken(sum(len(data) for _, data in self._output))
         self._output.clear()
@@ -166,6 +172,9 @@ def run_to_end(process: Process, input: bytes | None, timeout: float | None, max
         assert timeout is not None
         _kill(process)
         raise output.timed_out(timeout) from None
+    except BaseException:
+        process._abandon()
+        raise
     if output.is_full:
         _kill(process)
     return output.result()

@@ -16,7 +16,7 @@ from rootdisk.errors import BadInput, RootdiskError, TimedOut
 from runner.api.async_process import AsyncProcess
 from runner.api.collected import Collected, request_of
 from runner.api.life import Life
-from runner.api.process import Process
+from runner.api.process import Process, run_to_end
 from runner.api.starting import Started, listen
 from runner.channel import messages
 from runner.channel.exchange import Exchange
@@ -167,6 +167,24 @@ def test_what_is_not_open() -> None:
     for call in (blocking.read, blocking.wait, blocking.kill):
         with pytest.raises(RootdiskError, match="is closed"):
             call()
+
+
+def test_an_interrupted_exec_kills_its_program() -> None:
+    """The connection's end alone is SIGHUP, which a program may ignore."""
+    signals: list[int] = []
+
+    def serve(sock: socket.socket) -> None:
+        decoder = Decoder(messages.FROM_CLIENT)
+        while data := sock.recv(1 << 16):
+            signals.extend(number(payload) for kind, _, payload in decoder.feed(data) if kind == messages.SIGNAL)
+
+    sock, thread = keeper(serve)
+    timer = threading.Timer(0.1, _thread.interrupt_main)
+    timer.start()
+    with Process(sock, REQUEST) as process, pytest.raises(KeyboardInterrupt):
+        run_to_end(process, None, None, 100)
+    thread.join()
+    assert signals == [9]
 
 
 @pytest.mark.parametrize("said", [b"", frame(messages.ERROR, b"no \x1b[31mroom"), frame(99, b"")])
