@@ -59,6 +59,7 @@ def host(tmp_path: Path, demo: str, monkeypatch: pytest.MonkeyPatch) -> Host:
     return Host(tmp_path, f"oci:{tmp_path}/disks:1", tmp_path / "config/rootdisk/policy.json")
 
 
+@pytest.mark.nightly  # many commands
 def test_start(host: Host) -> None:
     """A sandbox that was kept does not start again, before its artifact is signed as the policy asks."""
     host.runner("boot", "--keep", "--name", "kept", *PLAIN, host.artifact)
