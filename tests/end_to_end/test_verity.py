@@ -14,6 +14,7 @@ from rootdisk.artifact.published import open_artifact
 from rootdisk.oci.documents import Platform
 from rootdisk.oci.reference import parse_reference
 from tests.support.commands import Runner, run
+from tests.support.newer_debian import NewerDebian
 from tests.support.sandboxes import machines
 from tests.support.stores import templates
 from tests.support.waiting import until
@@ -140,6 +141,30 @@ def test_a_byte_flips_after_a_snapshot(
         assert runner("exec", "third", *READ).stdout == "1\n"
     finally:
         runner("rm", "--force", "first", "second", "third")
+
+
+@pytest.mark.nightly  # fetches a kernel's package
+def test_the_kernel_of_a_newer_debian(source: str, project: Path, tmp_path: Path) -> None:
+    """Its modules have other needs, and it checks and refuses as the machine's own release does."""
+    kernel = NewerDebian(tmp_path / "newer", f"linux-image-cloud-{Platform.host().architecture}").root
+    image = f'source = "{source}"\nkernel = "{kernel}"\nverity = true\nsize = "512MiB"'
+    (project / "images.toml").write_text(f"[image.newer]\n{image}\n")
+    done = run("doit", "build", cwd=project, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    artifact, runner = f"oci:{project}/cache/artifacts/newer:1", Runner(tmp_path / "store")
+    script = f"uname -r; grep -c ^NAME= {FILE}; head -c 7 /.rootdisk/slot; echo; ls /dev/dm-*"
+    done = runner.boot(artifact, script, "--read-only")
+    release, *said = done.stdout.split()
+    assert said == ["1", "RDSLOT1", "/dev/dm-0", "/dev/dm-1"], done.stderr
+    assert (kernel / f"boot/vmlinuz-{release}").exists()
+    (disk,) = (runner.store / "disks").glob("*.raw")
+    (block, *_) = subprocess.run(
+        ["debugfs", "-R", f"blocks {FILE}", disk], check=True, capture_output=True, text=True
+    ).stdout.split()
+    flip(disk, int(block) * 4096 + 20)
+    done = runner.boot(artifact, f"cat {FILE}", "--read-only")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "Input/output error" in done.stderr
 
 
 def test_without_verity_nothing_of_it_is_there(source: str, tmp_path: Path) -> None:
