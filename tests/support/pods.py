@@ -25,7 +25,7 @@ def make_root(folder: Path) -> Path:
     root, wheels = folder / "root", folder / "wheels"
     packages = "python3,qemu-system-x86"
     command = ["mmdebstrap", "--variant=minbase", f"--include={packages}", SUITE, str(root)]
-    subprocess.run([*command, *_sources()], check=True, capture_output=True, timeout=500)
+    subprocess.run([*command, *_sources()], check=True, capture_output=True, timeout=900)
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
     wheel = build_wheel(wheels)
     (python,) = (path.name.removeprefix("python") for path in root.glob("usr/lib/python3.*"))
