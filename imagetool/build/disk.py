@@ -36,6 +36,7 @@ from rootdisk.durable import atomic_write
 from rootdisk.errors import BadInput
 from rootdisk.ids import check_user
 from rootdisk.oci.repository import RegistryOptions
+from rootdisk.system.memory import return_large
 
 # RFC 9562, version 4, the same on all disks. Every metadata checksum starts from it: if each image or version had its own,
 # no metadata chunk could be reused. It could not identify a disk either, since the copy of each sandbox has the same.
@@ -90,7 +91,7 @@ def make_disk(
     with (
         EarlyFrames(layer_data.work_folder(cache), worker_count(threads)) as early,
         layer_data.open_layers(source, cache, _own_layer(image), report, early) as layers,
-        _no_cycles(),
+        _frugal(),
     ):
         sources, disk_plan, remarks = _plan(image, source, layers, init, cache, locks)
         # Only now: what another process has made, while this one waited for its layers, is among them.
@@ -146,7 +147,7 @@ def make_raw(
     """
     if init is not None:
         _process(image, source)
-    with layer_data.open_layers(source, cache, _own_layer(image), report) as layers, _no_cycles():
+    with layer_data.open_layers(source, cache, _own_layer(image), report) as layers, _frugal():
         sources, disk_plan, remarks = _plan(image, source, layers, init, cache)
         write_disk(disk_plan, sources, out, report("writing"))
     return remarks
@@ -157,7 +158,7 @@ def planned(
     image: Image, source: SourceImage, cache: Path, report: Report = silent
 ) -> Iterator[tuple[Plan, list[Source]]]:
     """Yield the plan of the image's disk without what we add, and the sources of its data, which are open meanwhile."""
-    with layer_data.open_layers(source, cache, None, report) as layers, _no_cycles():
+    with layer_data.open_layers(source, cache, None, report) as layers, _frugal():
         sources, disk_plan, _ = _plan(image, source, layers, None, cache)
         yield disk_plan, sources
 
@@ -226,8 +227,12 @@ def _release(indexes: list[tuple[str, TarIndex]]) -> Iterator[tuple[str, TarInde
 
 
 @contextlib.contextmanager
-def _no_cycles() -> Iterator[None]:
-    """Turn the garbage collector off: nothing here refers to itself, and it would visit every inode again and again."""
+def _frugal() -> Iterator[None]:
+    """Return freed memory to the kernel, and turn the garbage collector off.
+
+    Nothing here refers to itself, and the collector would visit every inode again and again.
+    """
+    return_large()
     was_on = gc.isenabled()
     gc.disable()
     try:
