@@ -1,6 +1,6 @@
 """The order of names in all large directories. It does not depend on their place, so it is kept for the next disk.
 
-Hashing a name takes some 15 µs, so for a directory of many blocks this is most of the work of planning it.
+Hashing and ordering a name takes some 2 µs.
 """
 
 from __future__ import annotations

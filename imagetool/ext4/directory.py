@@ -84,7 +84,7 @@ def is_linear(names: Iterable[bytes]) -> bool:
 
 def index(names: Iterable[bytes], hash_seed: tuple[int, int, int, int]) -> Index:
     """Order the names of a directory of many blocks. ValueError: more than two levels of index hold (10^7 names)."""
-    hashed = sorted([(half_md4(name, hash_seed), name) for name in names])
+    hashed = half_md4(names, hash_seed)
     ends, hashes = array("I"), array("I")
     used, last = ROOM, -1
     for place, (value, name) in enumerate(hashed):

@@ -204,7 +204,18 @@ def test_hash_is_debugfs_s(everything: Path) -> None:
         said = debugfs(everything, f'dx_hash -h half_md4 -s {uuid} "{name}"')
         # debugfs hashes unsigned by default, as ASCII: the same for both
         if name.isascii():
-            assert f"0x{half_md4(name.encode(), seed_words(seed)):08x}" in said
+            assert f"0x{half_md4([name.encode()], seed_words(seed))[0][0]:08x}" in said
+
+
+def test_hashes_of_many_names_are_those_of_each() -> None:
+    """Of one to three parts, and with bytes past ASCII; the digest is of what a plain transform of one name at a time gave."""
+    seed = seed_words(bytes(range(16)))
+    many = [b"%d-" % n + bytes((n * 7 + k * k * 5) % 255 + 1 for k in range(n % 90)) for n in range(3000)]
+    together = half_md4(many, seed)
+    assert together == sorted(pair for name in many for pair in half_md4([name], seed))
+    digest = hashlib.sha256(repr(together).encode()).hexdigest()
+    assert digest == "3e818b25e539aa6708bcd32d605f42d2be0f049da97b5a81398fb25757a1e344"
+    assert half_md4([], seed) == []
 
 
 @pytest.mark.root
