@@ -22,7 +22,7 @@ from imagetool.build.publish import publish, publish_found
 from imagetool.build.receipts import DiskReceipt
 from imagetool.config.images import Image
 from imagetool.guest.initramfs import template_version
-from imagetool.guest.programs import VMLINUX_KEPT, BootFiles
+from imagetool.guest.programs import VMLINUX_KEPT, BootFiles, kept_vmlinux
 from imagetool.packing.manifest import Artifact, Blob, assemble
 from imagetool.packing.reuse import INDEX, TREE, blob_name
 from imagetool.progress import Report, silent
@@ -43,7 +43,7 @@ from rootdisk.artifact.format import (
     ArtifactConfig,
 )
 from rootdisk.errors import RootdiskError
-from rootdisk.oci.documents import Digest, canonical_json
+from rootdisk.oci.documents import Digest
 from rootdisk.oci.reference import Reference
 
 
@@ -247,11 +247,12 @@ def _compressed(vmlinux: Path, digest: Digest) -> bytes:
     Raises:
         Damaged: it is another.
     """
-    name = canonical_json({"digest": str(digest), **zstd_frames.versions()})
+    name = kept_vmlinux(digest)
     path = vmlinux.with_name(VMLINUX_KEPT)
     kept = recall(path)
     if kept is not None and kept.startswith(name):
         return kept[len(name) :]
+    path.unlink(missing_ok=True)  # or it would count as a good one when the kernel is checked
     compressed = zstd_frames.compressor().compress(_read(vmlinux, digest))
     remember(path, name + compressed)
     return compressed

@@ -6,10 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
-from rootdisk.oci.documents import Digest
+from rootdisk.artifact import zstd_frames
+from rootdisk.oci.documents import Digest, canonical_json
 from rootdisk.oci.fields import Fields
 
 VMLINUX_KEPT = "vmlinux.zst"  # beside the vmlinux: what it is when it is compressed
+
+
+def kept_vmlinux(digest: Digest) -> bytes:
+    """Return how the data in VMLINUX_KEPT begins, before the compressed vmlinux with this digest."""
+    return canonical_json({"digest": str(digest), **zstd_frames.versions()})
 
 
 class Guest(NamedTuple):
