@@ -47,7 +47,7 @@ def test_a_vmlinux_is_compressed_once(tmp_path: Path) -> None:
 
 
 def test_a_vmlinux_that_is_kept_compressed_is_not_read(tmp_path: Path) -> None:
-    made = KernelReceipt(*map(Digest.of, (b"kernel", b"initramfs")), "", Digest.of(b"vmlinux"))
+    made = KernelReceipt(Digest.of(b"kernel"), Digest.of(b"initramfs"), "", Digest.of(b"vmlinux"))
     for name in ("kernel", "initramfs", "vmlinux"):
         (tmp_path / name.replace("kernel", "vmlinuz")).write_bytes(name.encode())
     check_kernel(tmp_path, made)
