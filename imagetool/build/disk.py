@@ -36,7 +36,7 @@ from rootdisk.durable import atomic_write
 from rootdisk.errors import BadInput
 from rootdisk.ids import check_user
 from rootdisk.oci.repository import RegistryOptions
-from rootdisk.system.memory import return_large
+from rootdisk.system.memory import keep_buffers
 
 # RFC 9562, version 4, the same on all disks. Every metadata checksum starts from it: if each image or version had its own,
 # no metadata chunk could be reused. It could not identify a disk either, since the copy of each sandbox has the same.
@@ -228,11 +228,11 @@ def _release(indexes: list[tuple[str, TarIndex]]) -> Iterator[tuple[str, TarInde
 
 @contextlib.contextmanager
 def _frugal() -> Iterator[None]:
-    """Return freed memory to the kernel, and turn the garbage collector off.
+    """Keep only small parts of freed memory, and turn the garbage collector off.
 
     Nothing here refers to itself, and the collector would visit every inode again and again.
     """
-    return_large()
+    keep_buffers()
     was_on = gc.isenabled()
     gc.disable()
     try:

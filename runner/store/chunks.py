@@ -21,6 +21,7 @@ from rootdisk.cli.progress import Progress
 from rootdisk.durable import write_at
 from rootdisk.errors import DigestMismatch
 from rootdisk.oci.repository import Joined
+from rootdisk.system.memory import keep_buffers
 from rootdisk.system.threads import running
 
 CONNECTIONS = 4
@@ -74,6 +75,7 @@ def transfer(blob: Joined, wanted: Sequence[Chunk], fd: int, progress: Progress 
     threads = min(CONNECTIONS, len(work.parts))
     if not threads:
         return 0
+    keep_buffers()
     with running([partial(work.run, first=not n) for n in range(threads)]) as connections:
         try:
             synced = 0

@@ -10,7 +10,7 @@ import pytest
 KEPT = """
 import resource, sys
 from pathlib import Path
-from rootdisk.system.memory import return_large
+from rootdisk.system.memory import keep_buffers
 def now():
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 {first}
@@ -22,7 +22,7 @@ print((now() - before) >> 20)
 """
 
 
-@pytest.mark.parametrize(("first", "returned"), [("return_large()", True), ("", False)])
+@pytest.mark.parametrize(("first", "returned"), [("keep_buffers()", True), ("", False)])
 def test_large_blocks_go_back_to_the_kernel(first: str, returned: bool) -> None:
     done = subprocess.run([sys.executable, "-c", KEPT.format(first=first)], capture_output=True, text=True, check=True)
     assert (int(done.stdout) < 8) is returned
