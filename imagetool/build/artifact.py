@@ -234,8 +234,8 @@ def assemble_artifact(image: Image, disk: KeptDisk, boot: BootFiles) -> Artifact
         config,
         blobs,
         Blob.of_bytes(CHUNKS_TYPE, (disk.folder / INDEX).read_bytes()),
-        Blob.of_bytes(KERNEL_TYPE, kernel) if kernel else None,
-        Blob.of_bytes(INITRAMFS_TYPE, initramfs) if initramfs else None,
+        Blob.of_bytes(KERNEL_TYPE, kernel, guest.kernel) if kernel else None,
+        Blob.of_bytes(INITRAMFS_TYPE, initramfs, guest.initramfs) if initramfs else None,
         Blob.of_bytes(VERITY_TYPE, (disk.folder / TREE).read_bytes()) if receipt.verity else None,
         Blob.of_bytes(VMLINUX_TYPE, vmlinux) if vmlinux else None,
     )

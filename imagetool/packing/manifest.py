@@ -41,9 +41,9 @@ class Blob(NamedTuple):
     data: Path | bytes
 
     @classmethod
-    def of_bytes(cls, media_type: str, data: bytes) -> Blob:
-        """Return the blob of `data`."""
-        return cls(_descriptor(media_type, Digest.of(data), len(data)), data)
+    def of_bytes(cls, media_type: str, data: bytes, digest: Digest | None = None) -> Blob:
+        """Return the blob of `data`; `digest` is theirs, if it is known."""
+        return cls(_descriptor(media_type, digest or Digest.of(data), len(data)), data)
 
     @classmethod
     def of_disk(cls, path: Path, digest: Digest, size: int, number: int | None) -> Blob:
