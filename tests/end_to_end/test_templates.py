@@ -33,6 +33,7 @@ cat /etc/machine-id /proc/sys/kernel/random/boot_id /etc/hostname
 cat /sys/class/net/e*/address
 date +%s.%N
 df -k --output=size / | tail -1
+cat /sys/devices/system/clocksource/clocksource0/current_clocksource
 cat /proc/cmdline
 """
 DIFFERENT = 5
@@ -87,7 +88,7 @@ def test_each_is_another(warm: Runner, demo: str) -> None:
         name = f"one{number}"
         size = ("--disk-size", f"{number + 9}g")
         assert warm.boot(demo, f"{WHO}\nsleep 600", "-d", "--name", name, *size).returncode == 0
-        text = until(lambda: out if (out := warm("logs", name).stdout).count("\n") > DIFFERENT + 2 else "")
+        text = until(lambda: out if (out := warm("logs", name).stdout).count("\n") > DIFFERENT + 3 else "")
         return text.splitlines(), time.time()
 
     with ThreadPoolExecutor(2) as pool:
@@ -98,7 +99,9 @@ def test_each_is_another(warm: Runner, demo: str) -> None:
         assert first
     assert abs(float(one[DIFFERENT]) - at) < 60
     assert int(two[DIFFERENT + 1]) - int(one[DIFFERENT + 1]) > 900_000  # kB
-    assert "rootdisk.slot" not in one[DIFFERENT + 2]
+    # Not the ticks of the machine that was saved, of which it may have missed some: the template was made with the lowest priority.
+    assert one[DIFFERENT + 2].startswith(("tsc", "kvm", "arch"))
+    assert "rootdisk.slot" not in one[DIFFERENT + 3]
     # QEMU has the RAM sealed, and no descriptor of the template's files.
     (pid,) = machines(warm, "one0")
     files = [os.readlink(fd) for fd in Path(f"/proc/{pid}/fd").iterdir() if fd.is_symlink()]
