@@ -39,15 +39,17 @@ int load_modules(const struct guest *, enum stage, struct why *);
 int be_template(struct guest *, struct why *);
 int enter_disk(struct guest *, struct why *);
 const char *set_up_verity(char *spec, const char *disk, struct why *);
+int mount_devices(const struct records *slot, struct why *);
 int mount_all(const struct records *slot, struct why *);
 int configure(struct guest *, struct why *);
 int add_entropy(const char *hex, struct why *);
 int set_clock(uint64_t seconds, uint64_t nanoseconds, struct why *);
 int trust_authority(const struct records *slot, struct why *);
-int take_time(const struct records *payload, struct why *);
+int take_time(const struct records *payload, double since, struct why *);
 int become_another(const struct records *, struct why *); /* than the machine that was saved */
 extern const struct network user_network; /* QEMU's, and that of passt */
 void renew_mac(const char *mac);
+int bring_up_lo(struct why *);
 int plan_network(struct guest *, struct why *);
 int configure_network(const struct guest *, struct why *);
 int make_volumes(const struct records *process, struct why *);

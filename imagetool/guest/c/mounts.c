@@ -8,6 +8,7 @@
 #include <string.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 static const unsigned long SAFE = MS_NOSUID | MS_NODEV | MS_NOEXEC;
@@ -39,13 +40,19 @@ int mount_own_proc(void) {
     return failed ? -1 : 0;
 }
 
+static int has_flags(int place, unsigned long flags) {
+    struct statvfs info;
+    return !fstatvfs(place, &info) && (info.f_flag & (SAFE | MS_RDONLY)) == flags; /* ST_NOSUID is MS_NOSUID, and so on */
+}
+
 /* Mounts a file system of the kernel. If it is mounted there, as by libkrun's init, it gets our options. */
 static int mount_kernel(const char *type, const char *path, unsigned long flags, const char *data, int may_lack, struct why *why) {
     int place = open_place(path, MAKE_DIRECTORY);
     if (place < 0)
         return explain(why, "cannot make the mount point %s: %s", path, strerror(errno));
-    flags |= is_mount_point(place) ? MS_REMOUNT : 0;
-    int failed = mount_at(place, type, type, flags, data) && errno != EBUSY && !(may_lack && errno == ENODEV);
+    int is_mounted = is_mount_point(place), is_right = is_mounted && !data && has_flags(place, flags);
+    flags |= is_mounted ? MS_REMOUNT : 0;
+    int failed = !is_right && mount_at(place, type, type, flags, data) && errno != EBUSY && !(may_lack && errno == ENODEV);
     if (failed)
         explain(why, "cannot mount %s: %s", path, strerror(errno));
     close(place);
@@ -151,17 +158,23 @@ static int make_tmp(struct why *why) {
     return make_place("/tmp", why) || (chmod("/tmp", 01777) && explain(why, "/tmp: %s", strerror(errno))) ? -1 : 0;
 }
 
-int mount_all(const struct records *slot, struct why *why) {
+/* What does not depend on the disk: a template has it before it is saved. What is there already gets the options again. */
+int mount_devices(const struct records *slot, struct why *why) {
     char shm[64] = "mode=1777";
     const char *size = find_record(slot, "shm-size");
     if (size)
         snprintf(shm, sizeof shm, "mode=1777,size=%.20s", size);
+    return mount_kernel("devpts", "/dev/pts", MS_NOSUID | MS_NOEXEC, "mode=0620,ptmxmode=0666,gid=5", 0, why) ||
+                   mount_kernel("tmpfs", "/dev/shm", SAFE & ~MS_NOEXEC, shm, 0, why) ||
+                   mount_kernel("mqueue", "/dev/mqueue", SAFE, NULL, 1, why) ||
+                   mount_kernel("cgroup2", "/sys/fs/cgroup", SAFE, NULL, 1, why)
+               ? -1
+               : 0;
+}
+
+int mount_all(const struct records *slot, struct why *why) {
     if (make_place("/etc", why) || mount_kernel("proc", "/proc", SAFE, NULL, 0, why) ||
-        mount_kernel("sysfs", "/sys", SAFE, NULL, 0, why) ||
-        mount_kernel("devpts", "/dev/pts", MS_NOSUID | MS_NOEXEC, "mode=0620,ptmxmode=0666,gid=5", 0, why) ||
-        mount_kernel("tmpfs", "/dev/shm", SAFE & ~MS_NOEXEC, shm, 0, why) ||
-        mount_kernel("mqueue", "/dev/mqueue", SAFE, NULL, 1, why) ||
-        mount_kernel("cgroup2", "/sys/fs/cgroup", SAFE, NULL, 1, why) || mount_run(slot, why) || make_tmp(why))
+        mount_kernel("sysfs", "/sys", SAFE, NULL, 0, why) || mount_devices(slot, why) || mount_run(slot, why) || make_tmp(why))
         return -1;
     if (mkdir("/run/rootdisk", 0755) && errno != EEXIST)
         return explain(why, "cannot make /run/rootdisk: %s", strerror(errno));

@@ -142,6 +142,15 @@ static int parse_network(const char *text, struct network *network) {
     return *text && take_address(text + 1, strlen(text + 1), network->resolver) ? -1 : 0;
 }
 
+int bring_up_lo(struct why *why) {
+    int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0), failed = 0;
+    if (fd < 0 || up(fd, "lo"))
+        failed = explain(why, "network lo: %s", strerror(errno));
+    if (fd >= 0)
+        close(fd);
+    return failed;
+}
+
 /* The slot's word, else that of the command line, else QEMU's user network; without a runner only if there is a card. */
 int plan_network(struct guest *guest, struct why *why) {
     const char *mode = find_record(&guest->slot, "network");

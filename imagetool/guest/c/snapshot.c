@@ -166,8 +166,9 @@ static int go_on(struct channel *channel, int is_disk_frozen, int *is_another, s
     free(orders.data);
     if (failed)
         return -1;
-    send_frame(channel, RESUMED, 0, "", 0); /* the answer is the time, of now */
-    failed = wait_for(channel, TIME, &time, why) || take_time(&time, why);
+    double asked = now();
+    send_frame(channel, RESUMED, 0, "", 0); /* the answer is the time of this moment */
+    failed = wait_for(channel, TIME, &time, why) || take_time(&time, asked, why);
     free(time.data);
     return failed;
 }

@@ -8,18 +8,21 @@
 
 #define BUS "/sys/bus/virtio/"
 
-/* Two le64: seconds since the epoch, and nanoseconds. */
-int take_time(const struct records *payload, struct why *why) {
+/* Two le64: seconds since the epoch, and nanoseconds, at the moment `since`. */
+int take_time(const struct records *payload, double since, struct why *why) {
     uint64_t time[2];
     if (payload->length != sizeof time)
         return explain(why, "the runner sent a time that is none");
     memcpy(time, payload->data, sizeof time);
-    return set_clock(time[0], time[1], why);
+    if (time[1] > 999999999)
+        return explain(why, "the runner sent a time that is none");
+    time[1] += (uint64_t)((now() - since) * 1e9);
+    return set_clock(time[0] + time[1] / 1000000000, time[1] % 1000000000, why);
 }
 
 static int wait_for_orders(struct guest *guest, struct why *why) {
     struct channel *channel = &guest->channel;
-    struct records orders = {0}, time = {0};
+    struct records orders = {0};
     channel->fd = find_port("rootdisk", 3);
     if (channel->fd < 0)
         return explain(why, "a template needs the channel");
@@ -36,13 +39,7 @@ static int wait_for_orders(struct guest *guest, struct why *why) {
     int failed = add_entropy(entropy, why);
     explicit_bzero(orders.data, orders.length);
     free(orders.data);
-    if (failed)
-        return -1;
-    send_frame(channel, RESUMED, 0, "", 0); /* the answer is the time, of now */
-    if (wait_for(channel, TIME, &time, why) || take_time(&time, why))
-        return -1;
-    free(time.data);
-    return 0;
+    return failed;
 }
 
 static int put(const char *path, const char *text, struct why *why) {
@@ -69,11 +66,18 @@ static int find_drivers(struct why *why) {
     return failed;
 }
 
-/* Loads the drivers of disk and network, and dm-verity if there will be a tree, which takes a while, but lets them have their
-   devices only in the machine that goes on: they read sizes, first blocks and addresses, which differ. */
+/* Does what is the same in every sandbox. Loads the drivers of disk and network, and dm-verity if there will be a tree, which takes
+   a while, but lets them have their devices only in the machine that goes on: they read sizes, first blocks and addresses, which differ. */
 int be_template(struct guest *guest, struct why *why) {
-    return put(BUS "drivers_autoprobe", "0", why) || load_modules(guest, LATE, why) || load_modules(guest, FOR_VERITY, why) ||
-                   wait_for_orders(guest, why) || find_drivers(why)
-               ? -1
-               : 0;
+    struct records time = {0};
+    if (put(BUS "drivers_autoprobe", "0", why) || load_modules(guest, LATE, why) || load_modules(guest, FOR_VERITY, why) ||
+        mount_devices(&guest->slot, why) || bring_up_lo(why) || wait_for_orders(guest, why))
+        return -1;
+    double asked = now(); /* the answer is the time of this moment, and comes while the drivers work */
+    send_frame(&guest->channel, RESUMED, 0, "", 0);
+    if (find_drivers(why) || wait_for(&guest->channel, TIME, &time, why))
+        return -1;
+    int failed = take_time(&time, asked, why);
+    free(time.data);
+    return failed;
 }
