@@ -29,7 +29,8 @@ from rootdisk.artifact.format import (
 )
 from rootdisk.artifact.layers import LAYERS_MAX_COUNT, LayerInodes
 from rootdisk.artifact.verity import Verity
-from rootdisk.oci.documents import HEX_SHA256, Digest
+from rootdisk.digests import HEX_SHA256
+from rootdisk.oci.documents import Digest
 from rootdisk.oci.fields import INTEGER_MAX, Fields
 
 __all__ = [

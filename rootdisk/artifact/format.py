@@ -15,10 +15,11 @@ from typing import Any, NamedTuple
 from rootdisk.artifact.compressed import VMLINUX_MAX_BYTES, Content
 from rootdisk.artifact.layers import LayerInodes, layers_of, left_out
 from rootdisk.artifact.verity import Verity
+from rootdisk.digests import HEX_SHA256
 from rootdisk.errors import BadInput, Unsupported
 from rootdisk.ids import check_user
 from rootdisk.limits import ALLOW_MAX, ALLOW_MAX_COUNT
-from rootdisk.oci.documents import HEX_SHA256, Descriptor, Digest, Manifest, Platform, parse_json
+from rootdisk.oci.documents import Descriptor, Digest, Manifest, Platform, parse_json
 from rootdisk.oci.fields import Fields
 from rootdisk.text import printable
 

@@ -12,8 +12,8 @@ import struct
 from typing import Any, NamedTuple
 
 from rootdisk.artifact.compressed import Content
+from rootdisk.digests import HEX_SHA256
 from rootdisk.errors import Unsupported
-from rootdisk.oci.documents import HEX_SHA256
 from rootdisk.oci.fields import Fields
 
 VERSION = 1

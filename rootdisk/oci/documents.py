@@ -36,9 +36,6 @@ FEATURES_MAX_COUNT, FEATURE_MAX = 64, 64
 UNLISTED_MAX_COUNT = 100  # entries of an index without a platform, for each of which two documents are read
 ANNOTATION_MAX = 1 << 20  # characters; signatures have about 10,000
 
-# Patterns of a digest's hex digits, which are names of files too: of sha256, and of any that we know.
-HEX_SHA256 = "[0-9a-f]{64}"
-HEX_DIGEST = f"(?:{HEX_SHA256}|[0-9a-f]{{128}})"
 _HEX_LENGTH = {"sha256": 64, "sha512": 128}
 _HEX = re.compile(r"[0-9a-f]+\Z")
 _PLATFORM_PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,31}\Z")

@@ -14,8 +14,9 @@ import re
 from pathlib import Path
 from typing import Literal, NamedTuple, cast
 
+from rootdisk.digests import HEX_SHA256
 from rootdisk.errors import BadInput
-from rootdisk.oci.documents import HEX_SHA256, Digest
+from rootdisk.oci.documents import Digest
 from rootdisk.text import printable
 
 Kind = Literal["registry", "oci", "oci-archive", "docker-archive", "docker-daemon", "tar"]

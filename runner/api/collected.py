@@ -18,7 +18,7 @@ def request_of(
 ) -> bytes:
     """Return the record file that asks the guest to run `command`; BadInput if it is empty or an option is wrong."""
     from runner.api.options import exec_options
-    from runner.options.values import program_records
+    from runner.options.programs import program_records
 
     options = exec_options(command, env, workdir, user)
     if not options.program:

@@ -62,6 +62,7 @@ TIME_FORMAT = struct.Struct("<QQ")  # seconds since the epoch, nanoseconds
 WINDOW = 256 << 10  # bytes of one session's data under way in each direction
 PAYLOAD_MAX = WINDOW  # of a frame from the guest, or for it
 REQUEST_MAX = 250_000  # of a frame from a client: an EXEC's command and variables are the longest
+VIOLATED = "the client has violated the protocol"  # what the keeper says to a client that has
 
 
 class GuestError(RootdiskError):

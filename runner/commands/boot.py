@@ -15,7 +15,7 @@ from rootdisk.text import describe_error, error_text
 from runner.machine import ports
 from runner.machine.tsc import Counter
 from runner.options.boot import create, request
-from runner.sandbox import directory, launch, lookup, orders, prepare
+from runner.sandbox import directory, launch, lookup, prepare
 from runner.sandbox.ending import FAILED
 from runner.sandbox.prepare import PreparedSandbox
 from runner.sandbox.restart import Policy
@@ -98,6 +98,8 @@ def _told_of(name: str) -> Iterator[None]:
 
 def restart_command(options: argparse.Namespace) -> int:
     """Stop kept sandboxes, all at once, and start them again."""
+    from runner.sandbox import orders  # with much that no boot needs
+
     counter = Counter()
     process.protect_secrets()
     store = Store.open()

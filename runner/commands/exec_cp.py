@@ -14,7 +14,7 @@ from rootdisk.records import pack
 from rootdisk.system import process
 from rootdisk.text import printable
 from runner.channel import messages
-from runner.options.values import program_records
+from runner.options.programs import program_records
 from runner.sandbox import liveness, lookup
 from runner.sandbox.orders import connect
 from runner.sandbox.state import State

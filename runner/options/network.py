@@ -11,7 +11,7 @@ from rootdisk.errors import BadInput
 from rootdisk.limits import ALLOW_MAX_COUNT
 from rootdisk.text import printable
 from runner.machine.model import Forward
-from runner.options import values
+from runner.options import programs
 from runner.sandbox.state import Spec
 
 _SHOWN_MAX = 5  # rules in a message
@@ -110,7 +110,7 @@ def _allowed(options: argparse.Namespace) -> tuple[str, ...]:
     texts = [(text, "--allow") for text in options.allow]
     for path in options.allow_file:
         option = f"--allow-file {printable(path)}"
-        texts += [(text, option) for text in parse_file(values.read_small(path, "--allow-file"), option)]
+        texts += [(text, option) for text in parse_file(programs.read_small(path, "--allow-file"), option)]
     rules = tuple(dict.fromkeys(parse_rule(text, option).text for text, option in texts))
     if not rules:
         raise BadInput("--allow-file: no rule is in it", "for no network at all: --network none")

@@ -7,20 +7,16 @@ import os
 import re
 import socket
 from collections.abc import Collection, Sequence
-from pathlib import Path
 
-from rootdisk import env_file
-from rootdisk.cli.files import read_small_file
 from rootdisk.cli.sizes import HINT, parse_size
 from rootdisk.errors import BadInput
-from rootdisk.ids import check_user
-from rootdisk.limits import SMALL_FILE_MAX_BYTES
 from rootdisk.oci.documents import Platform
 from rootdisk.oci.reference import parse_reference
 from rootdisk.oci.repository import RegistryOptions
 from rootdisk.records import Record
 from rootdisk.text import printable
 from runner.machine.model import Forward, Share
+from runner.options.programs import program_records, read_small
 from runner.store.pull import StoredArtifact, pull
 from runner.store.store import Store
 
@@ -95,24 +91,6 @@ def size_bytes(text: str, option: str, least: int = 1) -> int:
     return size
 
 
-def program_records(options: argparse.Namespace) -> list[Record]:
-    """Return the records for variables, working directory, user and command: for `boot` and `exec`."""
-    records: list[Record] = []
-    if options.tty and "TERM" in os.environ:
-        records.append(("term", os.fsencode(os.environ["TERM"])))
-    for path in options.env_file:
-        for variable in env_file.parse(read_small(path, "--env-file"), f"--env-file {printable(path)}"):
-            records += _variable(variable)
-    for text in options.env:
-        records += _variable(os.fsencode(text))
-    if options.user:
-        check_user(options.user, "-u")
-    for key, value in (("workdir", options.workdir), ("user", options.user)):
-        if value:
-            records.append((key, os.fsencode(value)))
-    return records + [("cmd", os.fsencode(word)) for word in options.program]
-
-
 def boot_records(options: argparse.Namespace, name: str) -> list[Record]:
     """Return the slot's records for a `boot` command line."""
     records = program_records(options)
@@ -127,22 +105,6 @@ def boot_records(options: argparse.Namespace, name: str) -> list[Record]:
     if options.read_only:
         records.append(("read-only", b"1"))
     return records
-
-
-def _variable(text: bytes) -> list[Record]:
-    """Return the record for NAME=VALUE, or for NAME with this process's value; nothing if it has none."""
-    name, equals, _ = text.partition(b"=")
-    if not name:
-        raise BadInput(f"-e {os.fsdecode(text)!r:.80}", "write NAME=VALUE or NAME")
-    if equals:
-        return [("env", text)]
-    value = os.environb.get(name)
-    return [] if value is None else [("env", name + b"=" + value)]
-
-
-def read_small(path: Path, option: str) -> bytes:
-    """Read a small file that an option names; BadInput if it cannot be read or is too large."""
-    return read_small_file(path, SMALL_FILE_MAX_BYTES, option=option)
 
 
 def labels(texts: Sequence[str]) -> tuple[tuple[str, str], ...]:

@@ -30,11 +30,12 @@ def start_machine(
     user: process.User | None,
     feed: Feed | None = None,
     cgroup: Cgroup | None = None,
+    meanwhile: Callable[[], None] = lambda: None,
 ) -> tuple[Vm, Callable[[], None] | None]:
     """Start the machine with the requested back end, in `cgroup`, from a template if there is one.
 
     Also return what is to be done when the program has started: to make a template for the next start. If the disk is not
-    complete, QEMU connects to its server by `feed`.
+    complete, QEMU connects to its server by `feed`. `meanwhile` is called while a saved machine is read.
     """
     spec, artifact, folder = prepared.spec, prepared.artifact, prepared.sandbox.folder
     verity = artifact.config.verity if artifact.verity and prepared.is_read_only else None
@@ -75,7 +76,7 @@ def start_machine(
 
     machine = machine._replace(kind=qemu.kind(artifact.config.platform, store.root / "qemu.json"))
     if prepared.snapshot is not None:
-        return _go_on(prepared, prepared.snapshot, store, machine, user), None
+        return _go_on(prepared, prepared.snapshot, store, machine, user, meanwhile), None
     if feed is not None:
         from runner.sandbox.feed import HANDED_OVER
 
@@ -86,7 +87,7 @@ def start_machine(
         from runner.template.restore import NotRestored, restore
 
         try:
-            vm = restore(store, template, machine, folder, user, feed)
+            vm = restore(store, template, machine, folder, user, feed, meanwhile=meanwhile)
             prepared.sandbox.in_use = {**prepared.sandbox.in_use, "start": "template"}
             return vm, _maker(store, machine, counter, key)
         except NotRestored as err:
@@ -98,7 +99,12 @@ def start_machine(
 
 
 def _go_on(
-    prepared: PreparedSandbox, snapshot: Snapshot, store: Store, machine: Machine, user: process.User | None
+    prepared: PreparedSandbox,
+    snapshot: Snapshot,
+    store: Store,
+    machine: Machine,
+    user: process.User | None,
+    meanwhile: Callable[[], None],
 ) -> Vm:
     """Start the machine from a snapshot.
 
@@ -112,7 +118,7 @@ def _go_on(
     machine = machines.like_saved(snapshot, machine)
     try:
         settings = guest_records.complete(prepared.settings, prepared.spec)
-        vm = restore(store, snapshot.memory, machine, prepared.sandbox.folder, user, settings)
+        vm = restore(store, snapshot.memory, machine, prepared.sandbox.folder, user, settings, meanwhile)
     except RootdiskError as err:
         raise RootdiskError(f"snapshot {snapshot.name} does not start: {err.message}", "runner verify") from err
     prepared.sandbox.in_use = {**prepared.sandbox.in_use, "start": "snapshot"}

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 from typing import NamedTuple
 
 from runner.sandbox.prepare import PreparedSandbox
 
 FAILED = 125
+TIMED_OUT, KILLED = 124, 128 + signal.SIGKILL
 SPARE = "spare"  # reserved space for the last state, in case the disk is full
+
+
+class Silent(Exception):
+    """The machine has sent nothing at all."""
+
+
+class Gone(Exception):
+    """The client of a foreground sandbox has disconnected."""
 
 
 class Ended(NamedTuple):

@@ -13,7 +13,6 @@ of a socket can be stale.
 from __future__ import annotations
 
 import contextlib
-import signal
 import socket
 import sys
 import time
@@ -26,6 +25,7 @@ from runner.channel.messages import GuestError
 from runner.machine.model import Helper, Vm
 from runner.sandbox import saving
 from runner.sandbox.client_sockets import ClientSockets
+from runner.sandbox.ending import KILLED, TIMED_OUT, Gone, Silent
 from runner.sandbox.logs import Log
 from runner.sandbox.machine_output import MachineOutput
 from runner.sandbox.power_off import power_off
@@ -40,15 +40,6 @@ if TYPE_CHECKING:
     from runner.sandbox.feed import Feed
 
 GRACE_S = 5.0  # in addition, for its guest
-TIMED_OUT, KILLED = 124, 128 + signal.SIGKILL
-
-
-class Silent(Exception):
-    """The machine has sent nothing at all."""
-
-
-class Gone(Exception):
-    """The client of a foreground sandbox has disconnected."""
 
 
 class Keeper:

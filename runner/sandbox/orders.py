@@ -13,11 +13,10 @@ from typing import TypeVar
 from rootdisk.durable import socket_address
 from rootdisk.errors import BadInput, Busy, RootdiskError
 from runner.channel import messages
-from runner.channel.messages import KILL, frame
+from runner.channel.messages import KILL, VIOLATED, frame
 from runner.sandbox import directory, lookup
 from runner.sandbox.liveness import not_running, wait_end
 from runner.sandbox.lookup import read
-from runner.sandbox.router import VIOLATED
 from runner.sandbox.state import State, Unreadable
 from runner.store.events import Events
 from runner.store.store import Store

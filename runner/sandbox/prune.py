@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from rootdisk.digests import HEX_DIGEST, HEX_SHA256
 from rootdisk.errors import Busy, RootdiskError
-from rootdisk.oci.documents import HEX_DIGEST, HEX_SHA256
 from rootdisk.system.locks import remove_idle
 from rootdisk.system.versions import has_other_version
 from rootdisk.text import printable

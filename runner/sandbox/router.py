@@ -27,6 +27,7 @@ from runner.channel import messages
 from runner.channel.messages import (
     PAYLOAD_MAX,
     REQUEST_MAX,
+    VIOLATED,
     WINDOW,
     GuestError,
     frame,
@@ -41,7 +42,6 @@ SESSIONS_MAX = 512  # including those without a client whose program still runs
 REASON_BYTES = 4 << 10  # of the output of a program that cannot be started
 TOO_MANY = f"{SESSIONS_MAX} commands run in this sandbox, which is the limit"
 TOO_MUCH = "the guest has sent more than allowed"
-VIOLATED = "the client has violated the protocol"
 
 
 class Router(Connections):

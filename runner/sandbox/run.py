@@ -22,12 +22,9 @@ from runner.machine.cgroup import Cgroup, NotDelegated
 from runner.machine.model import Vm
 from runner.sandbox.booting import start_machine
 from runner.sandbox.directory import CGROUP, Sandbox
-from runner.sandbox.ending import FAILED, SPARE, Ended, finish
-from runner.sandbox.keeper import KILLED, TIMED_OUT, Gone, Keeper, Silent
-from runner.sandbox.logs import Log
+from runner.sandbox.ending import FAILED, KILLED, SPARE, TIMED_OUT, Ended, Gone, Silent, finish
 from runner.sandbox.prepare import PreparedSandbox
 from runner.sandbox.restart import Restarts
-from runner.sandbox.room import Room
 from runner.store.events import Events
 from runner.store.limits import Limits
 from runner.store.store import Store
@@ -35,6 +32,7 @@ from runner.store.store import Store
 if TYPE_CHECKING:
     from runner.network.proxy import Proxy
     from runner.sandbox.feed import Feed
+    from runner.sandbox.keeper import Keeper
 
 _SILENT_S = 15.0  # how long an untried KVM may give no sign of a guest
 # Of a program that cannot be executed, whose libraries cannot be loaded, or that was killed because it could not be read further.
@@ -160,12 +158,16 @@ class _Run:
         counter: tsc.Counter,
         user: process.User | None,
     ) -> tuple[Vm, Keeper]:
-        """Start the machine, and prepare to serve it."""
+        """Start the machine, and prepare to serve it. What serves it is loaded while QEMU or the guest starts."""
         prepared, sandbox, spec, folder = self._prepared, self._sandbox, self._prepared.spec, self._folder
         debug(f"accelerator {chosen.name}: {chosen.reason}")
         self._vm, make_template = start_machine(
-            prepared, self._store, chosen.name, counter, user, self.named.feed, self._cgroup
+            prepared, self._store, chosen.name, counter, user, self.named.feed, self._cgroup, _load
         )
+        from runner.sandbox.keeper import Keeper
+        from runner.sandbox.logs import Log
+        from runner.sandbox.room import Room
+
         if sandbox.in_use.get("start") != "cold":
             self.write_state()
         self.keeper = Keeper(
@@ -259,6 +261,13 @@ def _renamable(folder: Path, stack: contextlib.ExitStack) -> Path:
     fd = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     stack.callback(os.close, fd)
     return Path(f"/proc/self/fd/{fd}")
+
+
+def _load() -> None:
+    """Load what serves a machine."""
+    from runner.sandbox import keeper, logs, room
+
+    assert all((keeper, logs, room))
 
 
 def _open_memory(store: Store, name: str) -> int:

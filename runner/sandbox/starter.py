@@ -174,9 +174,9 @@ def _load() -> None:
     import gc
 
     from runner.machine import qemu
-    from runner.sandbox import run
+    from runner.sandbox import keeper, run
 
-    assert all((qemu, run))
+    assert all((qemu, keeper, run))
     gc.freeze()
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rootdisk import records
@@ -41,31 +41,45 @@ def restore(
     folder: Path,
     user: process.User | None,
     settings: Sequence[Record],
+    meanwhile: Callable[[], None] = lambda: None,
 ) -> Vm:
     """Start `machine` from what was saved; `settings` are the records of the new sandbox.
 
-    If no other sandbox has the RAM in memory, it is compared with its digest while QEMU starts. This process holds the RAM until it ends.
+    If no other sandbox has the RAM in memory, it is compared with its digest while QEMU reads the state. This process holds the RAM until it ends.
+    `meanwhile` is called while QEMU reads the state.
 
     Raises:
         RootdiskError: It cannot, and nothing is running.
     """
     deadline = time.monotonic() + TIMEOUT_S
     with open(os.memfd_create("rootdisk-state", os.MFD_CLOEXEC), "w+b", buffering=0) as file:
-        vm = None
+        vm: Vm | None = None
+        monitor: qmp.Monitor | None = None
+
+        def begin() -> None:
+            """Have the machine read the state of its devices."""
+            nonlocal monitor
+            assert vm is not None
+            monitor = _reading(vm, file.fileno(), deadline)
+
         try:
             file.write(saved.read_state())
             file.seek(0)
             is_checked = (saved.folder / "ram").stat().st_blocks * 512 <= CHECKED_MAX_BYTES
-            with memory.loading(store, saved, TIMEOUT_S, is_checked=is_checked) as ram:
+            loading = memory.loading(store, saved, TIMEOUT_S, is_checked=is_checked, when_filled=begin)
+            with loading as ram:
                 vm = qemu.start(machine, folder, user, qemu.Memory(ram, file.fileno()))
         except BaseException as err:
             if vm is not None:
                 vm.kill()
             if isinstance(err, OSError | ValueError):
                 raise RootdiskError(f"it is damaged: {describe_error(err)}") from err
+            if isinstance(err, RootdiskError) and vm is not None:
+                raise RootdiskError(reason(err, vm)) from err
             raise
+        assert monitor is not None
         try:
-            _go_on(vm, file.fileno(), settings, deadline)
+            _go_on(vm, monitor, settings, deadline, meanwhile)
         except BaseException as err:
             vm.kill()
             memory.withdraw(saved)
@@ -76,12 +90,20 @@ def restore(
     return vm
 
 
-def _go_on(vm: Vm, state: int, settings: Sequence[Record], deadline: float) -> None:
-    """Have the machine read its state, and give it the orders. Return when the guest goes on."""
+def _reading(vm: Vm, state: int, deadline: float) -> qmp.Monitor:
+    """Have the machine read the state of its devices from a file, and return its monitor."""
     assert vm.monitor is not None
     monitor = qmp.Monitor(vm.monitor, deadline)
     monitor.ask("migrate-set-capabilities", **qmp.IGNORE_SHARED)
     monitor.ask("migrate-incoming", uri=f"fd:{state}")
+    return monitor
+
+
+def _go_on(
+    vm: Vm, monitor: qmp.Monitor, settings: Sequence[Record], deadline: float, meanwhile: Callable[[], None]
+) -> None:
+    """Wait until the machine has read its state, and give it the orders. Return when the guest goes on."""
+    meanwhile()
     wait_loaded(monitor)
     orders = [("entropy", os.urandom(ENTROPY_BYTES).hex().encode())]
     orders += [record for record in settings if record[0] in _NAMES]

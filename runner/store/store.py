@@ -25,24 +25,22 @@ its mark stay.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rootdisk.artifact.compressed import BLOB_SLACK_BYTES, decompressed
-from rootdisk.artifact.format import CONFIG_MAX_BYTES, INDEX_MAX_BYTES, ArtifactConfig, ChunkIndex
 from rootdisk.durable import atomic_write, read_file
 from rootdisk.errors import DigestMismatch, RootdiskError
-from rootdisk.oci.documents import Descriptor, Digest
-from rootdisk.oci.repository import Repository, blame, blob_pieces
 from rootdisk.system.folders import user_folder
 from rootdisk.system.locks import held, take
 from rootdisk.system.ownership import make_private, make_private_below
 from rootdisk.text import printable
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # and loaded where it is needed: many commands open a store, and read no artifact
+    from rootdisk.artifact.format import ArtifactConfig, ChunkIndex
+    from rootdisk.oci.documents import Descriptor, Digest
+    from rootdisk.oci.repository import Repository
     from runner.store.boot_blobs import BootBlob
 
 FORMAT = "1"
@@ -184,6 +182,8 @@ class Store:
             Damaged: It cannot be read, or its content has another digest.
             FileNotFoundError: It is not in the store.
         """
+        import hashlib
+
         path = self.root / "blobs" / digest
         try:
             data = read_file(path, max_bytes)
@@ -197,6 +197,8 @@ class Store:
 
     def read_config(self, digest: str) -> ArtifactConfig:
         """Read an artifact's config by its hex digest; raises as `read_blob`, and BadInput if it is not a config."""
+        from rootdisk.artifact.format import CONFIG_MAX_BYTES, ArtifactConfig
+
         return ArtifactConfig.parse(self.read_blob(digest, CONFIG_MAX_BYTES))
 
     def blob(
@@ -208,6 +210,8 @@ class Store:
         again: bool = False,
     ) -> Path:
         """Return the path of a blob. Fetch and verify it if it is missing or damaged, or if `again` (see possession.py)."""
+        from rootdisk.oci.repository import blame, blob_pieces
+
         if again or not self.has_blob(descriptor.digest):
             while True:
                 try:
@@ -226,6 +230,9 @@ class Store:
         """Return the path of a blob that boots a disk; as `blob`. A compressed one is kept as QEMU reads it."""
         if not blob.what:
             return self.blob(repository, blob.descriptor, again=again)
+        from rootdisk.artifact.compressed import BLOB_SLACK_BYTES, decompressed
+        from rootdisk.oci.repository import blob_pieces
+
         digest = blob.content.digest
         if again or not self.has_blob(digest):
             pieces = blob_pieces(repository, blob.descriptor, blob.content.size + BLOB_SLACK_BYTES)
@@ -286,4 +293,6 @@ def read_index(disk: Path) -> ChunkIndex:
         OSError, ValueError: It cannot be read.
         RootdiskError: It is damaged or of another version.
     """
+    from rootdisk.artifact.format import INDEX_MAX_BYTES, ChunkIndex
+
     return ChunkIndex.parse(read_file(disk.with_suffix(".chunks"), INDEX_MAX_BYTES))

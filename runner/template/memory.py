@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from rootdisk.durable import atomic_write, copy_data, open_file, read_file
@@ -27,13 +27,20 @@ _WAIT_S = 5.0  # for another process that loads it
 
 
 @contextlib.contextmanager
-def loading(store: Store, template: Template, wait_s: float = _WAIT_S, *, is_checked: bool = False) -> Iterator[int]:
+def loading(
+    store: Store,
+    template: Template,
+    wait_s: float = _WAIT_S,
+    *,
+    is_checked: bool = False,
+    when_filled: Callable[[], None] = lambda: None,
+) -> Iterator[int]:
     """Yield a descriptor of the RAM, for QEMU to start with. At the end of the block it has its content, and is sealed.
 
     So the content is read while QEMU starts. QEMU may run a guest only after the block: until then it has nothing of a guest,
     and the RAM is not sealed. Later others find it here, as long as this process keeps it open; after an error it is closed.
     `wait_s` is how long another process that loads it is waited for. If it `is_checked`, what is read is compared with its
-    digest.
+    digest. `when_filled` is called before that: QEMU can read the state of its devices meanwhile.
 
     Raises:
         OSError, ValueError: It cannot be read, or is damaged.
@@ -50,6 +57,7 @@ def loading(store: Store, template: Template, wait_s: float = _WAIT_S, *, is_che
             yield fd
             if is_new:
                 _fill(fd, template)
+            when_filled()
             if is_new and is_checked:
                 template.check_ram(fd)
         except BaseException:

@@ -3,8 +3,8 @@
     keeper                                   QEMU and guest
     start, with the sealed RAM          ──▶  waits for its state
     state through a pipe, RESUME        ──▶  the guest goes on where it was saved: it adds the entropy to its random pool
-                                        ◀──  RESUMED
-    TIME                                ──▶  sets its clock, gives disk and network to their drivers, mounts the disk
+                                        ◀──  RESUMED; gives disk and network to their drivers
+    TIME                                ──▶  sets its clock, mounts the disk
 
 From here on, all is as after a cold boot. Until RESUMED the guest has not touched the disk, so a failure up to there is
 followed by a cold boot.
@@ -17,6 +17,7 @@ import fcntl
 import os
 import select
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,11 +61,12 @@ def restore(
     user: process.User | None,
     feed: Feed | None = None,
     timeout_s: float = TIMEOUT_S,
+    meanwhile: Callable[[], None] = lambda: None,
 ) -> Vm:
     """Start `machine` from `template`. It uses the same sockets in `folder` and the same `user` as after a cold boot.
 
     QEMU begins by reading its disk. If that is not complete, it waits for what serves it: `feed`. This process holds
-    the RAM of the template until it ends.
+    the RAM of the template until it ends. `meanwhile` is called while QEMU reads the state.
 
     Raises:
         NotRestored: It cannot, and nothing is running. Its disk was not touched.
@@ -89,7 +91,7 @@ def restore(
             raise
         state_pipe.close()
         try:
-            _go_on(vm, machine, pipe.fileno(), reader, state, deadline, feed)
+            _go_on(vm, machine, pipe.fileno(), reader, state, deadline, feed, meanwhile)
         except BaseException as err:
             vm.kill()
             memory.withdraw(template)
@@ -102,7 +104,16 @@ def restore(
     return vm
 
 
-def _go_on(vm: Vm, machine: Machine, pipe: int, reader: int, state: bytes, deadline: float, feed: Feed | None) -> None:
+def _go_on(
+    vm: Vm,
+    machine: Machine,
+    pipe: int,
+    reader: int,
+    state: bytes,
+    deadline: float,
+    feed: Feed | None,
+    meanwhile: Callable[[], None],
+) -> None:
     """Send the state and the orders. Return when the guest goes on."""
     assert vm.monitor is not None
     with contextlib.suppress(OSError):  # a smaller pipe does too
@@ -116,9 +127,13 @@ def _go_on(vm: Vm, machine: Machine, pipe: int, reader: int, state: bytes, deadl
     )
     vm.channel.sendall(messages.frame(messages.RESUME, _orders(machine)))
     answer, left = bytearray(), memoryview(state)
+    with contextlib.suppress(BlockingIOError):  # a smaller pipe takes the rest later
+        left = left[os.write(pipe, left[:_PIPE_BYTES]) :]
+    meanwhile()
     poll = select.poll()
     poll.register(vm.channel, select.POLLIN)
-    poll.register(pipe, select.POLLOUT)
+    if left:
+        poll.register(pipe, select.POLLOUT)
     if feed is not None:
         poll.register(feed.listener, select.POLLIN)
     while len(answer) < messages.HEADER.size:

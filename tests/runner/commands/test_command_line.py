@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -150,3 +152,16 @@ def test_a_log_has_times_that_older_runners_do_not_see(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["10m", "1h30m", "1.5s", "1700000000", "2025-06-01", "2025-06-01T10:00:00Z"])
 def test_times(text: str) -> None:
     assert 0 < (lines.parse_time(text, "--since") or 0) <= time.time()
+
+
+@pytest.mark.parametrize(
+    ("module", "unwanted"),
+    [
+        ("boot", ("shutil", "runner.sandbox.orders", "runner.sandbox.keeper", "requests")),
+        ("exec_cp", ("shutil", "hashlib", "runner.sandbox.keeper", "runner.sandbox.router", "runner.options.values")),
+    ],
+)
+def test_what_starts_a_sandbox_loads_no_more_than_it_needs(module: str, unwanted: tuple[str, ...]) -> None:
+    """What a keeper needs when its guest runs is loaded while the guest starts."""
+    code = f"import sys, runner.cli, runner.commands.{module}; print(*[m for m in {unwanted} if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "\n"
