@@ -48,7 +48,7 @@ def request(options: argparse.Namespace) -> Request:
         raise BadInput("--keep and --rm", "use one of them")
     if options.detach and options.interactive:
         raise BadInput("--detach and --interactive", "boot it with -d, then: runner exec -it NAME sh")
-    if options.from_snapshot and options.artifact:  # there is none: this is the command
+    if options.from_snapshot is not None and options.artifact:  # there is none: this is the command
         options.program, options.artifact = [options.artifact, *options.program], ""
     if Policy.parse(options.restart).kind != "no":
         if not options.detach or options.rm:
@@ -75,7 +75,7 @@ def create(store: Store, options: argparse.Namespace, wanted: Request) -> Prepar
     """
     limits.check(store.root, is_sandbox=True)
     events = Events(store.root, wanted.spec.name, _events_fd(options))
-    if options.from_snapshot:
+    if options.from_snapshot is not None:
         from runner.options import snapshot
 
         prepared = snapshot.create(store, options, wanted.spec, wanted.records)

@@ -104,7 +104,12 @@ def read(folder: Path) -> Snapshot:
     Raises:
         OSError, ValueError: It cannot be read.
     """
-    value = read_versioned(folder / "snapshot.json", VERSION)
+    try:
+        value = read_versioned(folder / "snapshot.json", VERSION)
+    except OtherVersion:
+        raise
+    except ValueError as err:
+        raise ValueError(f"snapshot.json {err}") from err
     if value.get("digest", digest_of(value)) != digest_of(value):
         raise ValueError(f"snapshot.json: {saved.MISMATCH}")
     try:
@@ -252,7 +257,9 @@ def damage_of_disk(snapshot: Snapshot, most: int | None = None) -> str:
         is_read = most is None or info.st_blocks * 512 <= most
         if info.st_size != snapshot.disk[0] or (is_read and data_digest(path) != snapshot.disk):
             return f"disk: {saved.MISMATCH}"
-    except (OSError, RootdiskError, ValueError) as err:
+    except RootdiskError as err:  # its hint is for sandboxes
+        return f"it cannot be read: {err.message}"
+    except (OSError, ValueError) as err:
         return f"it cannot be read: {describe_error(err)}"
     return ""
 

@@ -18,6 +18,7 @@ import hashlib
 import json
 import os
 import re
+import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -224,16 +225,20 @@ def _failures(store: Store, template_key: str) -> tuple[int, str]:
 
 
 def remove(folder: Path) -> int:
-    """Remove a template; sandboxes that run from it go on. Return the bytes that it had on the disk."""
+    """Remove a template, or what else has its name; sandboxes that run from it go on. Return the bytes that it had on the disk."""
     import shutil  # slow to import
 
     hidden = folder.with_name(f".old-{os.urandom(8).hex()}")
     try:
-        size = sum(path.lstat().st_blocks * 512 for path in folder.iterdir())
+        is_directory = stat.S_ISDIR(folder.lstat().st_mode)  # a link to one is not followed
+        size = sum(path.lstat().st_blocks * 512 for path in folder.iterdir()) if is_directory else 0
         folder.rename(hidden)
     except FileNotFoundError:
         return 0
-    shutil.rmtree(hidden, ignore_errors=True)
+    if is_directory:
+        shutil.rmtree(hidden, ignore_errors=True)
+    else:
+        hidden.unlink(missing_ok=True)
     return size
 
 

@@ -190,6 +190,8 @@ def test_no_artifact_and_no_snapshot(
     assert "missing: ARTIFACT" in capfd.readouterr().err
     assert main(["boot", "--from", "none"]) == 125
     assert "no snapshot 'none'" in capfd.readouterr().err
+    assert main(["boot", "--from", "", "--name", "x"]) == 125
+    assert "no snapshot ''" in capfd.readouterr().err
 
 
 def test_read(store: Store) -> None:
@@ -268,3 +270,32 @@ def test_what_a_killed_maker_has_left(store: Store) -> None:
     assert list(snapshots.all_of(store)) == [snapshots.find(store, "one")]
     assert isinstance(snapshots.find(store, "one"), Snapshot)
     assert os.listdir(store.root / "snapshots") == ["one"]
+
+
+@pytest.mark.parametrize("make", ["file", "fifo", "link", "dangling link"])
+def test_what_is_no_directory_is_removed(
+    store: Store, make: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What else has the name of a snapshot keeps `prune` from removing anything, so `rm` removes it; what a link leads to stays."""
+    monkeypatch.setenv("ROOTDISK_STORE", str(store.root))
+    place, other = store.root / "snapshots" / "odd", store.root.parent / "other"
+    other.mkdir()
+    (other / "file").write_text("x")
+    if make == "file":
+        place.write_text("x")
+    elif make == "fifo":
+        os.mkfifo(place)
+    else:
+        place.symlink_to(other if make == "link" else "/nonexistent")
+    assert isinstance(snapshots.find_any(store, "odd"), Unreadable)
+    assert main(["rm", "--snapshot", "odd"]) == 0, capsys.readouterr().err
+    assert list((store.root / "snapshots").iterdir()) == []
+    assert (other / "file").read_text() == "x"
+
+
+def test_what_is_said_of_a_damaged_one(store: Store) -> None:
+    folder = put(store, "s")
+    (folder / "snapshot.json").write_text("{")
+    found = snapshots.look(folder)
+    assert isinstance(found, Unreadable)
+    assert found.reason.startswith("snapshot.json is cut off or damaged: ")
