@@ -92,8 +92,9 @@ def start_machine(
             return vm, _maker(store, machine, counter, key)
         except NotRestored as err:
             debug(f"template {key[:12]}: {err}; booting cold")
-            saved.note_failure(store, key, f"nothing could start from it: {err}")
-            if not err.is_late:
+            if not err.is_lack:
+                saved.note_failure(store, key, f"nothing could start from it: {err}")
+            if not err.is_late and not err.is_lack:
                 saved.remove(template.folder)
     return qemu.start(_told(machine, counter), folder, user), _maker(store, machine, counter, key)
 

@@ -51,8 +51,8 @@ def convert(
             monitor.ask("migrate-set-capabilities", **qmp.IGNORE_SHARED)
             state = make.device_state(monitor, deadline)
         except RootdiskError as err:
-            vm.kill()
-            raise RootdiskError(restore.reason(err, vm)) from err
+            how = restore.end(vm, err)
+            raise RootdiskError(restore.reason(err, vm, how)) from err
         except BaseException:
             vm.kill()
             raise

@@ -26,7 +26,7 @@ from runner.machine.model import Machine, Vm
 from runner.snapshot.convert import wait_loaded
 from runner.store.store import Store
 from runner.template import memory
-from runner.template.restore import ENTROPY_BYTES, reason, tell_time
+from runner.template.restore import ENTROPY_BYTES, end, is_lack, reason, tell_time
 from runner.template.saved import Template
 
 TIMEOUT_S = 120.0  # of a busy host
@@ -70,22 +70,23 @@ def restore(
             with loading as ram:
                 vm = qemu.start(machine, folder, user, qemu.Memory(ram, file.fileno()))
         except BaseException as err:
-            if vm is not None:
-                vm.kill()
+            how = end(vm, err) if vm is not None else ""
+            if isinstance(err, OSError) and is_lack(err):
+                raise RootdiskError(describe_error(err)) from err
             if isinstance(err, OSError | ValueError):
                 raise RootdiskError(f"it is damaged: {describe_error(err)}") from err
             if isinstance(err, RootdiskError) and vm is not None:
-                raise RootdiskError(reason(err, vm)) from err
+                raise RootdiskError(reason(err, vm, how)) from err
             raise
         assert monitor is not None
         try:
             _go_on(vm, monitor, settings, deadline, meanwhile)
         except BaseException as err:
-            vm.kill()
+            how = end(vm, err)
             memory.withdraw(saved)
             os.close(ram)
             if isinstance(err, OSError | ValueError | RootdiskError):
-                raise RootdiskError(reason(err, vm)) from err
+                raise RootdiskError(reason(err, vm, how)) from err
             raise
     return vm
 

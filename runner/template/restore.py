@@ -13,9 +13,11 @@ followed by a cold boot.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import select
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -38,6 +40,9 @@ if TYPE_CHECKING:
 
 TIMEOUT_S = 30.0  # of a busy host; a quiet one takes a tenth of a second
 ENTROPY_BYTES = 64
+KILLED = signal.SIGKILL.name
+_ENDED_S = 0.2  # from the end of QEMU's sockets to its own
+_LACKS = (errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOSPC)
 _PIPE_BYTES = 1 << 20
 _SAID_BYTES = 64 << 10
 
@@ -45,12 +50,13 @@ _SAID_BYTES = 64 << 10
 class NotRestored(Exception):
     """A machine that could not start from its template; the text says why.
 
-    `is_late` means that it had no time to start: the template may be good, and the host busy.
+    `is_late` and `is_lack` mean that it had no time, or no memory, to start: the template may be good. One that always takes
+    too long is not to be tried again and again.
     """
 
-    def __init__(self, why: str, *, is_late: bool = False) -> None:
+    def __init__(self, why: str, *, is_late: bool = False, is_lack: bool = False) -> None:
         super().__init__(why)
-        self.is_late = is_late
+        self.is_late, self.is_lack = is_late, is_lack
 
 
 def restore(
@@ -87,17 +93,17 @@ def restore(
             elif is_starting:
                 raise  # a cold boot would fail too
             if isinstance(err, OSError | ValueError | RootdiskError):
-                raise NotRestored(describe_error(err)) from err
+                raise NotRestored(describe_error(err), is_lack=is_lack(err)) from err
             raise
         state_pipe.close()
         try:
             _go_on(vm, machine, pipe.fileno(), reader, state, deadline, feed, meanwhile)
         except BaseException as err:
-            vm.kill()
+            how, is_late = end(vm, err), isinstance(err, TimeoutError)
             memory.withdraw(template)
             os.close(ram)
             if isinstance(err, OSError | ValueError | RootdiskError):
-                raise NotRestored(reason(err, vm), is_late=isinstance(err, TimeoutError)) from err
+                raise NotRestored(reason(err, vm, how), is_late=is_late, is_lack=KILLED in how or is_lack(err)) from err
             raise
     template.note_use()
     saved.forget_failures(store, template.folder.name)
@@ -176,8 +182,23 @@ def _orders(machine: Machine) -> bytes:
     return records.pack(orders)
 
 
-def reason(err: BaseException, vm: Vm) -> str:
-    """Return why, with the last words of QEMU, which has ended."""
+def is_lack(err: BaseException) -> bool:
+    """Return whether the host had no memory or descriptors."""
+    return isinstance(err, OSError) and err.errno in _LACKS
+
+
+def end(vm: Vm, err: BaseException) -> str:
+    """End a machine that has not started because of `err`. Return how QEMU has ended before, as text; "" if it ran."""
+    is_broken = not isinstance(err, TimeoutError) and isinstance(err, OSError | ValueError | RootdiskError)
+    how = vm.wait(_ENDED_S if is_broken else 0)
+    vm.kill()
+    return how or ""
+
+
+def reason(err: BaseException, vm: Vm, how: str) -> str:
+    """Return why, with the last words of QEMU. That it was killed says more than that its socket is closed."""
+    if KILLED in how:
+        return f"QEMU: {how}"
     said = b""
     if vm.process.stdout is not None:
         with contextlib.suppress(OSError, ValueError):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import mmap
 import os
 import re
+import signal
+import socket
 import subprocess
 import sys
 import time
@@ -20,10 +23,11 @@ from rootdisk.artifact.format import TEMPLATE_VERSION, TEMPLATE_WITH_VERITY, Art
 from rootdisk.durable import write_json
 from rootdisk.errors import Busy
 from rootdisk.oci.documents import Platform
-from runner.machine.model import Forward, Machine, Share
+from runner.machine.model import Forward, Machine, Share, Vm
 from runner.sandbox.prune import prune
 from runner.store.store import Store
-from runner.template import memory, saved
+from runner.template import memory, restore, saved
+from runner.template.restore import end, reason
 from tests.support.artifacts import example_config
 from tests.support.commands import ROOT, run
 
@@ -282,7 +286,8 @@ def test_running_sandboxes_share_it(store: Store) -> None:
 import os, sys
 from pathlib import Path
 from runner.store.store import Store
-from runner.template import memory, saved
+from runner.template import memory, restore, saved
+from runner.template.restore import end, reason
 template = saved.read(Path({str(template.folder)!r}))
 print(os.fstat(memory.load(Store.open(), template)).st_ino)
 """
@@ -324,3 +329,26 @@ def test_a_damaged_file_is_not_loaded(store: Store) -> None:
         memory.load(store, template)
     with pytest.raises(ValueError, match="does not match its digest"):
         template._replace(state=(6, "")).read_state()
+
+
+def _vm(*argv: str) -> Vm:
+    return Vm(subprocess.Popen(argv, stdout=subprocess.PIPE), *socket.socketpair())
+
+
+def test_what_the_host_lacks_is_not_the_fault_of_a_template() -> None:
+    """QEMU may be killed because memory is short: that is said, in place of what its closed sockets say."""
+    err = BrokenPipeError(errno.EPIPE, "Broken pipe")
+    vm = _vm("sh", "-c", "kill -9 $$")
+    how = end(vm, err)
+    assert restore.KILLED in how
+    assert reason(err, vm, how) == "QEMU: SIGKILL (was the host out of memory?)"
+    vm = _vm("sh", "-c", "echo it will not; exit 1")
+    how = end(vm, err)
+    assert restore.KILLED not in how
+    assert reason(err, vm, how) == f"{err}: it will not"
+    vm = _vm("sleep", "100")
+    assert end(vm, TimeoutError("late")) == ""  # this process has killed it
+    assert vm.process.returncode == -signal.SIGKILL
+    assert [restore.is_lack(one) for one in (OSError(errno.EMFILE, ""), OSError(errno.ENOMEM, ""), err, ValueError())] == [
+        True, True, False, False,
+    ]  # fmt: skip
