@@ -184,11 +184,19 @@ def checked_blob(repository: Repository, descriptor: Descriptor) -> Iterator[byt
             yield piece
 
 
-def blob_pieces(repository: Repository, descriptor: Descriptor, max_bytes: int) -> Iterator[bytes]:
-    """Yield a complete blob in pieces. Errors are those of `read_blob`; a mismatch is raised after the last piece."""
+def blob_pieces(
+    repository: Repository,
+    descriptor: Descriptor,
+    max_bytes: int,
+    read: Callable[[Descriptor], Iterator[bytes]] | None = None,
+) -> Iterator[bytes]:
+    """Yield a complete blob in pieces. Errors are those of `read_blob`; a mismatch is raised after the last piece.
+
+    `read` yields its bytes, not verified; it is the method of the repository if missing.
+    """
     if descriptor.size > max_bytes:
         raise BadInput(f"blob {descriptor.digest.short}: {descriptor.size} bytes are more than the {max_bytes} allowed")
-    return verified(repository.blob(descriptor), descriptor)
+    return verified((read or repository.blob)(descriptor), descriptor)
 
 
 def verified(pieces: Iterator[bytes], descriptor: Descriptor) -> Iterator[bytes]:

@@ -91,6 +91,8 @@ class Agenda:
     def change(self, *, in_use: bool, hurried: bool, may_fill: bool, starting: bool = False) -> None:
         """Say who uses the disk, and whether it may be filled."""
         with self._changed:
+            if self.is_starting and not starting:
+                self._note_wait()  # soon
             self.is_in_use, self.is_hurried, self.may_fill, self.is_starting = in_use, hurried, may_fill, starting
             self._changed.notify_all()
 
@@ -187,6 +189,19 @@ class Agenda:
             if self.takes_all:
                 self._order = deque(number for number, state in enumerate(self._state) if state == _MISSING)
             self._changed.notify_all()
+
+    def await_calm(self) -> int:
+        """Wait, with what no guest reads, as long as guests do or are about to. Return how much may be asked for then."""
+        with self._changed:
+            while not self._has_ended and self.left and self.is_in_use and not self.is_hurried:
+                now = time.monotonic()
+                is_early = self.is_starting or (self.may_fill and bool(self._left_of_first))
+                wait_s = self._calm_at(now) - now
+                if wait_s <= 0 and not is_early:
+                    self._way_given_at = now
+                    break
+                self._changed.wait(wait_s if wait_s > 0 else None)
+            return self._fill_bytes
 
     def _note_wait(self) -> None:
         now = time.monotonic()

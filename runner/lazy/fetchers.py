@@ -18,11 +18,12 @@ import zstandard
 
 from rootdisk.artifact.format import Chunk
 from rootdisk.errors import DigestMismatch, RootdiskError
+from rootdisk.oci.documents import Descriptor
 from rootdisk.oci.repository import Joined, Repository
 from rootdisk.places import open_repository
 from runner.lazy.agenda import FETCHERS, Agenda, Job
 from runner.store.chunks import SYNC_BYTES, Part, plan, receive
-from runner.store.fetch import fetch_rest, missing_rest
+from runner.store.fetch import fetch_rest
 from runner.store.filling import DiskSource, keep_name
 from runner.store.partial import PartialDisk, write_error
 from runner.store.possession import served
@@ -62,8 +63,8 @@ class Fetchers:
         self._has_searched = threading.Event()
         self._unsynced = 0
         self._threads = [
-            threading.Thread(target=self._run, args=(number == 0,), name=f"fetcher {number}", daemon=True)
-            for number in range(FETCHERS)
+            threading.Thread(target=self._run, args=(action,), name=action.__name__, daemon=True)
+            for action in (self._begin, *[self._fetch] * FETCHERS)
         ]
 
     def start(self) -> None:
@@ -85,16 +86,23 @@ class Fetchers:
         if repository is not None:
             repository.close()
 
-    def _run(self, is_first: bool) -> None:
+    def _run(self, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except BaseException:  # a mistake of ours: reads must not wait for a thread that is gone
+            with contextlib.suppress(OSError):
+                traceback.print_exc()
+            os._exit(1)  # keepers start another server
+
+    def _begin(self) -> None:
+        self._partial.search()
+        with self._proving:
+            proof = self._proof()
+            self._has_searched.set()
+            self._show(proof)
+
+    def _fetch(self) -> None:
         decompressor = zstandard.ZstdDecompressor()
-        if is_first:
-            self._partial.search()
-            with self._proving:
-                proof = self._proof()
-                self._has_searched.set()
-                self._show_disk(proof)
-                if self._has_shown_disk and not self._is_late():
-                    self._keep_name()
         self._has_searched.wait()
         while (job := self._agenda.take()) is not None:
             self._attempt(job, lambda job=job: self._get(job, decompressor))  # type: ignore[misc]
@@ -159,14 +167,9 @@ class Fetchers:
         yield from plan(run)
 
     def prove(self) -> None:
-        """Have the repository prove that it has the artifact, as possession.py asks, the disk by a random chunk. Then keep its name.
-
-        The blobs that boot the disk and that were not needed to start it are fetched here, because no guest reads them.
-        """
+        """Have the repository prove that it has the artifact, as possession.py asks, the disk by a random chunk. Then keep its name."""
         with self._proving:
-            self._show_disk(self._proof())
-            if self._has_shown_disk:
-                self._keep_name()
+            self._show(self._proof())
 
     def _proof(self) -> Job | None:
         """Return the job that proves that the repository has the disk; None if that was proven before."""
@@ -176,12 +179,12 @@ class Fetchers:
         self._has_shown_disk |= self.is_proven or not self._agenda.data_bytes
         return None if self._has_shown_disk else self._agenda.reserve()
 
-    def _show_disk(self, job: Job | None) -> None:
-        if job is None:
-            return
+    def _show(self, job: Job | None) -> None:
+        """Prove the disk, then the rest: the blobs that boot the disk and that were not needed to start it."""
 
         def fetch() -> None:
             """Fetch the chunk, also if it is there."""
+            assert job is not None
             chunk = job.chunks[0]
             for part in plan([chunk]):
                 for _, raw in receive(self._blob(), part, zstandard.ZstdDecompressor(), self._count):
@@ -189,25 +192,28 @@ class Fetchers:
                     self._count(chunk.blob_length)
                     self._done(chunk, is_fetched=True)
 
-        self._has_shown_disk = self._attempt(job, fetch)
-
-    def _is_late(self) -> bool:
-        """Return whether blobs that boot the disk are fetched after it."""
-        source = self._source
-        known = served(self._store, source.reference, source.options)
-        return bool(missing_rest(self._store, source.manifest, known))
-
-    def _keep_name(self) -> None:
-        """Fetch what `_is_late` tells of. Then the artifact's name can be kept."""
-        if (error := self._error_of(self._fetch_rest)) is not None:
+        if job is not None:
+            self._has_shown_disk = self._attempt(job, fetch)
+        if self._has_shown_disk and (error := self._error_of(self._fetch_rest)) is not None:
             self._report(Event((), error=error))
 
     def _fetch_rest(self) -> None:
         source = self._source
         known = served(self._store, source.reference, source.options)
-        fetch_rest(self._store, self._blob().repository, source.manifest, known)
-        keep_name(self._store, source)
-        self.is_proven = True
+        fetch_rest(self._store, self._blob().repository, source.manifest, known, self._calmly)
+        if not self.is_proven:
+            keep_name(self._store, source)
+            self.is_proven = True
+
+    def _calmly(self, descriptor: Descriptor) -> Iterator[bytes]:
+        """Yield the bytes of a blob that no guest reads, so that it makes way for what guests read."""
+        repository = self._blob().repository
+        start = 0
+        while start < descriptor.size:
+            size = self._agenda.await_calm()
+            end = descriptor.size if repository.ranges_ignored else min(start + size, descriptor.size)
+            yield from repository.blob(descriptor, start, end)
+            start = end
 
     def _blob(self) -> Joined:
         with self._lock:

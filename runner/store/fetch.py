@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from rootdisk.artifact.format import ArtifactConfig, ArtifactManifest, Chunk, ChunkIndex
@@ -18,6 +18,7 @@ from rootdisk.artifact.published import read_index
 from rootdisk.cli.progress import Progress
 from rootdisk.durable import advice, atomic_write
 from rootdisk.errors import RootdiskError
+from rootdisk.oci.documents import Descriptor
 from rootdisk.oci.repository import Joined, Repository
 from runner.store import limits
 from runner.store.boot_blobs import BootBlob, boot_blobs, needed_to_start
@@ -94,22 +95,15 @@ def fetch_rest(
     repository: Repository,
     manifest: bytes,
     served: Collection[str],
+    read: Callable[[Descriptor], Iterator[bytes]] | None = None,
 ) -> None:
-    """Fetch the blobs that boot a disk and that `fetch_boot` has left out."""
-    for blob in missing_rest(store, manifest, served):
-        store.boot_blob(repository, blob, again=blob.content.digest.hex not in served)
-
-
-def missing_rest(store: Store, manifest: bytes, served: Collection[str]) -> list[BootBlob]:
-    """Return the blobs that `fetch_rest` fetches."""
+    """Fetch the blobs that boot a disk and that `fetch_boot` has left out, with `read` in place of the repository's own."""
     roles = ArtifactManifest.parse(manifest)
     config = store.read_config(roles.config.digest.hex)
     needed = needed_to_start(roles, config)
-    return [
-        blob
-        for blob in boot_blobs(roles, config)
-        if blob not in needed and not (blob.content.digest.hex in served and store.has_blob(blob.content.digest))
-    ]
+    for blob in boot_blobs(roles, config):
+        if blob not in needed:
+            store.boot_blob(repository, blob, again=blob.content.digest.hex not in served, read=read)
 
 
 @contextlib.contextmanager

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -208,14 +208,18 @@ class Store:
         max_bytes: int = BLOB_MAX_BYTES,
         *,
         again: bool = False,
+        read: Callable[[Descriptor], Iterator[bytes]] | None = None,
     ) -> Path:
-        """Return the path of a blob. Fetch and verify it if it is missing or damaged, or if `again` (see possession.py)."""
+        """Return the path of a blob. Fetch and verify it if it is missing or damaged, or if `again` (see possession.py).
+
+        `read` yields the bytes of a blob, not verified, in place of the method of the repository.
+        """
         from rootdisk.oci.repository import blame, blob_pieces
 
         if again or not self.has_blob(descriptor.digest):
             while True:
                 try:
-                    self.write_blob(descriptor.digest, blob_pieces(repository, descriptor, max_bytes))
+                    self.write_blob(descriptor.digest, blob_pieces(repository, descriptor, max_bytes, read))
                     break
                 except DigestMismatch:
                     if not blame(repository, descriptor):
@@ -226,16 +230,23 @@ class Store:
         """Return whether a blob is there and not damaged."""
         return self.blob_path(digest).exists() and not self.damage(digest.hex)
 
-    def boot_blob(self, repository: Repository, blob: BootBlob, *, again: bool = False) -> Path:
+    def boot_blob(
+        self,
+        repository: Repository,
+        blob: BootBlob,
+        *,
+        again: bool = False,
+        read: Callable[[Descriptor], Iterator[bytes]] | None = None,
+    ) -> Path:
         """Return the path of a blob that boots a disk; as `blob`. A compressed one is kept as QEMU reads it."""
         if not blob.what:
-            return self.blob(repository, blob.descriptor, again=again)
+            return self.blob(repository, blob.descriptor, again=again, read=read)
         from rootdisk.artifact.compressed import BLOB_SLACK_BYTES, decompressed
         from rootdisk.oci.repository import blob_pieces
 
         digest = blob.content.digest
         if again or not self.has_blob(digest):
-            pieces = blob_pieces(repository, blob.descriptor, blob.content.size + BLOB_SLACK_BYTES)
+            pieces = blob_pieces(repository, blob.descriptor, blob.content.size + BLOB_SLACK_BYTES, read)
             self.write_blob(digest, decompressed(pieces, blob.content, blob.what))
         return self.blob_path(digest)
 

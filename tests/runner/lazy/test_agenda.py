@@ -92,8 +92,10 @@ def test_a_fill_has_more_of_the_link_until_guests_read() -> None:
 
     made.change(in_use=True, hurried=False, may_fill=True, starting=True)
     assert fills() == FETCHERS - 1
+    assert made._calm_at(5.0) == 5.0
     made.change(in_use=True, hurried=False, may_fill=True)
     assert not fills()
+    assert made._calm_at(5.0) > 5.0  # it has begun to read: more will follow
 
 
 def test_requests_of_a_fill_fit_the_link() -> None:
