@@ -61,6 +61,7 @@ class Agenda:
         self.takes_all = False  # the server ignores ranges
         self._filling = self._fetching = 0
         self._fill_bytes = FIRST_BYTES  # of the next request
+        self._is_long = False  # the last request took long
         self._is_slow = False  # the smallest requests take long
         self._waited_at = self._way_given_at = -GIVE_WAY_S
         self._failures = 0
@@ -212,7 +213,8 @@ class Agenda:
     def _adapt(self, job: Job, took_s: float) -> None:
         """Choose the size of the next requests, so that a read has not to wait long for what is on the way."""
         is_full = sum(chunk.blob_length for chunk in job.chunks) >= self._fill_bytes
-        if took_s > LONG_S:
+        was_long, self._is_long = self._is_long, took_s > LONG_S
+        if self._is_long and was_long:  # not by chance: the host's disk may have taken the time
             self._is_slow = self._fill_bytes == FIRST_BYTES
             self._fill_bytes = max(self._fill_bytes // 2, FIRST_BYTES)
         elif took_s < QUICK_S and is_full:

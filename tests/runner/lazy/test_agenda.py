@@ -101,14 +101,14 @@ def test_a_fill_has_more_of_the_link_until_guests_read() -> None:
 def test_requests_of_a_fill_fit_the_link() -> None:
     made = agenda(100_000)
     sizes = []
-    for took_s in (0.01, 0.01, 0.15, 0.3, 0.3, 0.3):
+    for took_s in (0.01, 0.01, 0.15, 0.3, 0.15, 0.3, 0.3, 0.3, 0.3):
         job = made.take()
         assert job is not None
         sizes.append(len(job.chunks))
         for chunk in job.chunks:
             made.done(chunk, is_fetched=True)
         made.over(job, failed=False, is_wrong=False, is_wanted=lambda _: False, took_s=took_s)
-    assert sizes == [256, 512, 1024, 1024, 512, 256]
+    assert sizes == [256, 512, 1024, 1024, 1024, 1024, 1024, 512, 256]
     assert made._is_slow
 
 
