@@ -17,10 +17,11 @@ from runner.sandbox.state import State, Unreadable
 from runner.store.store import Store
 
 if TYPE_CHECKING:
-    from runner.store.filling import FillStatus
+    from runner.store.filling import FillStatus, Silent
     from runner.store.images import Image
 
 REFERENCE_WIDTH = 48
+_ANSWER_S = 2.0  # for the server of a disk
 _STATES = ("running", "restarting", "exited", "cut off", "unreadable")
 Row = State | Unreadable
 
@@ -44,7 +45,7 @@ def ps_command(options: argparse.Namespace) -> int:
     ]
     if last is not None:
         rows = sorted(rows, key=lambda row: -row.created if isinstance(row, State) else 0)[:last]
-    fills = _fills(store, rows)
+    fills = {} if options.quiet else _fills(store, rows)
     if options.json:
         write_rows([row.to_json() | fill_field(fills.get(row.name)) for row in rows])
     elif options.quiet:
@@ -101,7 +102,7 @@ def _print(lines: Iterable[str]) -> None:
         print(line)
 
 
-def _ps_line(row: Row, limit: int, fill: FillStatus | None) -> Sequence[str]:
+def _ps_line(row: Row, limit: int, fill: FillStatus | Silent | None) -> Sequence[str]:
     name = printable(row.name)
     if isinstance(row, Unreadable):
         return name, "", "", "unreadable", row.reason
@@ -109,30 +110,40 @@ def _ps_line(row: Row, limit: int, fill: FillStatus | None) -> Sequence[str]:
     return name, reference, age(time.time() - row.created), _state(row, fill), _ports(row)
 
 
-def _fills(store: Store, rows: Iterable[Row]) -> dict[str, FillStatus]:
+def _fills(store: Store, rows: Iterable[Row]) -> dict[str, FillStatus | Silent]:
     """Ask the servers of disks that are not complete; by the names of sandboxes that use them."""
     if not (store.root / "lazy").exists():
         return {}
-    found = ((row.name, fill_of(store, row)) for row in rows)
+    asked: dict[str, FillStatus | Silent | None] = {}  # by disk: a server that hangs is waited for once
+    found = ((row.name, fill_of(store, row, asked)) for row in rows)
     return {name: fill for name, fill in found if fill is not None}
 
 
-def fill_of(store: Store, row: Row) -> FillStatus | None:
-    """Return how far the disk of a running sandbox is fetched; None if it has been complete from the start."""
+def fill_of(
+    store: Store, row: Row, asked: dict[str, FillStatus | Silent | None] | None = None
+) -> FillStatus | Silent | None:
+    """Return how far the disk of a running sandbox is fetched; None if it has been complete from the start.
+
+    `asked` has what the servers of disks have answered already.
+    """
     if isinstance(row, Unreadable) or not row.running or not (store.root / "lazy").exists():
         return None
     from rootdisk.oci.documents import Digest
     from runner.store import filling
 
-    return filling.status(store, Digest("sha256", row.spec.disk))
+    asked = {} if asked is None else asked
+    disk = row.spec.disk
+    if disk not in asked:
+        asked[disk] = filling.look(store, Digest("sha256", disk), _ANSWER_S)
+    return asked[disk]
 
 
-def fill_field(fill: FillStatus | None) -> dict[str, Any]:
+def fill_field(fill: FillStatus | Silent | None) -> dict[str, Any]:
     """Return the field of `ps --json` and `inspect`."""
     return {} if fill is None else {"fill": fill.to_json()}
 
 
-def _state(row: State, fill: FillStatus | None) -> str:
+def _state(row: State, fill: FillStatus | Silent | None) -> str:
     if fill is None or fill.is_complete:
         return row.text
     return f"{row.text}, {'waits for its disk' if fill.problem else f'{fill.share:.0%} of its disk'}"
@@ -145,7 +156,7 @@ def _ports(row: State) -> str:
     )
 
 
-def _ps_fields(row: Row, fill: FillStatus | None) -> dict[str, Any]:
+def _ps_fields(row: Row, fill: FillStatus | Silent | None) -> dict[str, Any]:
     """Return the fields that --format can name: docker's, and ours as in --json."""
     if isinstance(row, Unreadable):
         empty = dict.fromkeys(("ID", "Image", "RunningFor", "Ports", "CreatedAt", "Mounts", "Networks", "Command"), "")

@@ -195,15 +195,39 @@ def ask(sock: socket.socket, message: Mapping[str, Any]) -> dict[str, Any] | Non
     return None
 
 
+class Silent(NamedTuple):
+    """In place of a status: the server of a disk does not answer."""
+
+    problem: str = "the server of the disk does not answer"
+    is_complete: bool = False
+    share: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the value for `ps --json` and `inspect`."""
+        return {"problem": self.problem}
+
+
 def status(store: Store, digest: Digest) -> FillStatus | None:
     """Return the status of the server of a disk; None if there is none or it does not answer."""
+    found = look(store, digest)
+    return None if isinstance(found, Silent) else found
+
+
+def look(store: Store, digest: Digest, timeout_s: float = ANSWER_S) -> FillStatus | Silent | None:
+    """Return the status of the server of a disk; None if there is none."""
     sock = connect(store, digest)
     if sock is None:
         return None
-    with sock, contextlib.suppress(ValueError):
-        answer = ask(sock, {"do": "status"})
-        return FillStatus.of(answer) if answer is not None else None
-    return None
+    with sock:
+        sock.settimeout(timeout_s)
+        try:
+            send(sock, {"do": "status"})
+            answer = receive(sock)
+            return FillStatus.of(answer[0]) if answer is not None else None
+        except TimeoutError:
+            return Silent()
+        except (OSError, ValueError):
+            return None
 
 
 def end(store: Store, digest: Digest) -> None:

@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
@@ -157,3 +158,20 @@ def test_the_server_goes_on_if_qemu_refuses(running: Running, store: Store, prox
     assert not running.has_file
     assert len(server_of(store)) == 1
     assert "70000/70000" in running.close()
+
+
+def test_the_server_is_killed_while_qemu_gets_the_file(
+    running: Running, store: Store, source: DiskSource, made: Sample, proxy: FaultProxy
+) -> None:
+    """Before QEMU's answer, and with a read under way."""
+    proxy.pause_s = 0.01
+    until(lambda: bool(running.look() or (running.monitor.out == b"" and b"QMP" in running.said)))
+    proxy.pause_s = 0
+    until(lambda: bool(running.look() or running.feed._has_ordered), 60)
+    for pid in server_of(store):
+        os.kill(pid, signal.SIGKILL)
+    until(running.look, 60)
+    running.read(1_000_000, 70_000)
+    assert "70000/70000" in running.close()
+    until(lambda: not server_of(store))
+    assert store.disk(source.digest).read_bytes() == made.disk

@@ -11,12 +11,13 @@ from rootdisk.artifact.format import VMLINUX_TYPE
 from rootdisk.errors import RegistryError
 from rootdisk.oci.documents import Digest, Platform
 from rootdisk.oci.reference import parse_reference
+from runner.lazy import agenda
 from runner.lazy.start import enter
 from runner.store.pull import pull
 from runner.store.store import Store
 from tests.support.artifacts import KERNEL, Sample, publish, with_boot
-from tests.support.faults import ALWAYS, Fault, FaultProxy
-from tests.support.nbd import PATIENT, Machine, server_of
+from tests.support.faults import ALWAYS, Fault, FaultProxy, Kind
+from tests.support.nbd import PATIENT, QUICK, Machine, server_of
 from tests.support.registry import RunningRegistry, needs_registry
 from tests.support.waiting import until
 
@@ -81,3 +82,31 @@ def test_another_repository_shows_that_it_has_the_kernel(store: Store, proxy: Fa
     until(lambda: not server_of(store), 60)
     for each in (first, other):
         each.release()
+
+
+@pytest.mark.usefixtures("booted")
+@pytest.mark.parametrize("kind", ["whole", "wrong", "short", "reset", "stall"])
+def test_the_kernel_comes_in_spite_of_a_fault(
+    monkeypatch: pytest.MonkeyPatch, store: Store, proxy: FaultProxy, kind: Kind
+) -> None:
+    """And the name is kept only then."""
+    monkeypatch.setattr(agenda, "FIRST_BYTES", 1000)
+    proxy.pause_s = 0.01
+    path = f"/blobs/{BOOTED_KERNEL}"
+    times = ALWAYS if kind == "whole" else 1
+    proxy.add(Fault(kind, path, times, after=500, seconds=3))
+    reference = parse_reference(f"{proxy.name}/lazy/booted:v1")
+    artifact = pull(store, reference, QUICK, Platform.host(), lazily=True)
+    assert artifact.source is not None
+    machine = Machine(store, artifact.source)
+    machine.read(0, 100)
+    machine.read(5_000_000, 100)
+    assert not list((store.root / "names").iterdir())
+    until(lambda: list((store.root / "names").iterdir()), 60)
+    assert store.blob_path(BOOTED_KERNEL).read_bytes() == KERNEL
+    asked = [headers.get("Range") for _, at, headers in proxy.seen if path in at]
+    assert len(asked) > 1
+    proxy.pause_s = 0
+    machine.close()
+    until(lambda: not server_of(store), 60)
+    artifact.release()

@@ -1,0 +1,129 @@
+"""What happens around a disk's server: one that hangs, one that is killed while a machine gets its file, a registry that moves."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from rootdisk.oci.documents import Platform
+from rootdisk.oci.reference import parse_reference
+from runner.commands import listing
+from runner.lazy import agenda
+from runner.lazy.start import attach
+from runner.sandbox.state import State
+from runner.store import filling
+from runner.store.filling import DiskSource, Silent
+from runner.store.pull import pull
+from runner.store.store import Store
+from tests.support.artifacts import Sample
+from tests.support.faults import ALWAYS, Fault, FaultProxy, run_faults
+from tests.support.nbd import QUICK, Machine, server_of
+from tests.support.registry import RunningRegistry, needs_registry
+from tests.support.waiting import until
+
+pytestmark = needs_registry
+Boot = Callable[[], Machine]
+
+
+def test_a_server_that_hangs_is_shown_as_such(
+    monkeypatch: pytest.MonkeyPatch, boot: Boot, store: Store, source: DiskSource, made: Sample
+) -> None:
+    """`ps` asks it once for all its sandboxes."""
+    machine = boot()
+    monkeypatch.setattr(listing, "_ANSWER_S", 0.2)
+    asked: list[str] = []
+    connect = filling.connect
+    monkeypatch.setattr(filling, "connect", lambda *given: asked.append("") or connect(*given))
+    spec = SimpleNamespace(disk=source.digest.hex)
+    rows = [cast(State, SimpleNamespace(name=name, running=True, text="running", spec=spec)) for name in "abc"]
+    (server,) = server_of(store)
+    os.kill(server, signal.SIGSTOP)
+    try:
+        fills = listing._fills(store, rows)
+    finally:
+        os.kill(server, signal.SIGCONT)
+    assert fills == dict.fromkeys("abc", Silent())
+    assert len(asked) == 1
+    assert listing.fill_field(fills["a"]) == {"fill": {"problem": "the server of the disk does not answer"}}
+    assert listing._state(rows[0], fills["a"]) == "running, waits for its disk"
+    assert machine.client.read(0, 4096) == made.disk[:4096]
+    assert isinstance(filling.look(store, source.digest), filling.FillStatus)
+
+
+def test_the_registry_comes_back_at_another_address(
+    monkeypatch: pytest.MonkeyPatch,
+    nobody: None,
+    store: Store,
+    registry: RunningRegistry,
+    made: Sample,
+    tmp_path: Path,
+) -> None:
+    """A read waits meanwhile. The name is looked up again."""
+    monkeypatch.setattr(agenda, "PAUSES_S", (0.2,))
+    here = tmp_path / "port"
+    look_up = socket.getaddrinfo
+
+    def moved(host: bytes | str, port: int, *given: Any, **more: Any) -> Any:
+        """Look up the name in a file: the server is another process."""
+        is_it = host == b"registry.test"
+        return look_up("127.0.0.1" if is_it else host, int(here.read_text()) if is_it else port, *given, **more)
+
+    monkeypatch.setattr(socket, "getaddrinfo", moved)
+    with run_faults(registry.name) as first:
+        here.write_text(first.name.rpartition(":")[2])
+        artifact = pull(store, parse_reference("registry.test:80/lazy/a:v1"), QUICK, Platform.host(), lazily=True)
+        artifact.release()
+        assert artifact.source is not None
+        first.pause_s = 0.05
+        machine = Machine(store, artifact.source)
+        machine.client.ask(5_000_000, 4096)
+    machine.client.ask(9_000_000, 4096, 2)
+    with run_faults(registry.name) as second:
+        here.write_text(second.name.rpartition(":")[2])
+        for _ in range(2):
+            cookie, data = machine.client.answer({1: 4096, 2: 4096})
+            offset = {1: 5_000_000, 2: 9_000_000}[cookie]
+            assert data == made.disk[offset : offset + 4096]
+        until(lambda: store.disk(artifact.source.digest).exists())  # type: ignore[union-attr]
+        machine.close()
+        until(lambda: not server_of(store))
+
+
+def test_a_disk_that_is_damaged_while_machines_read_it(
+    boot: Boot, store: Store, source: DiskSource, made: Sample, proxy: FaultProxy
+) -> None:
+    """Bytes of the partial file are changed by something else: no chunk is believed that was not verified by this server."""
+    proxy.pause_s = 0.02
+    boot().read(0, 100)
+    for pid in server_of(store):
+        os.kill(pid, signal.SIGKILL)
+    until(lambda: not server_of(store))
+    with store.partial(source.digest).open("r+b") as file:
+        file.write(b"\xff" * 4096)
+    server, _ = attach(store, source)
+    server.close()
+    machine = boot()
+    assert machine.client.read(0, 8192) == made.disk[:8192]
+
+
+def test_a_registry_that_fails_with_many_reads_waiting(
+    monkeypatch: pytest.MonkeyPatch, boot: Boot, made: Sample, proxy: FaultProxy
+) -> None:
+    """All are answered when it is back."""
+    monkeypatch.setattr(agenda, "PAUSES_S", (0.2,))
+    proxy.add(Fault("reset", made.path, ALWAYS, after=100))
+    machine = boot()
+    offsets = {number: number * 300_000 for number in range(1, 31)}
+    for number, offset in offsets.items():
+        machine.client.ask(offset, 1000, number)
+    proxy.faults.clear()
+    for _ in offsets:
+        number, data = machine.client.answer(dict.fromkeys(offsets, 1000))
+        assert data == made.disk[offsets[number] : offsets[number] + 1000]
