@@ -140,6 +140,12 @@ def test_a_read_of_a_wrong_chunk_holds_up_no_other_read() -> None:
     assert numbers(made) == [2, 3]
 
 
+def test_the_traced_boot_is_fetched_in_runs() -> None:
+    """In the order of their first use, with what is in small gaps."""
+    made = agenda(1000, first=(700, 40, 900, 30, 41))
+    assert made._first == [700, *range(30, 42), 900]
+
+
 def test_a_wrong_chunk_of_the_traced_boot_holds_up_no_fill() -> None:
     made = agenda(first=(6, 7))
     job = made.take()
