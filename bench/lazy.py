@@ -1,10 +1,14 @@
-"""`runner boot --pull lazy` on an empty store beside a warm boot and beside `--pull missing`, over two slow links."""
+"""`runner boot --pull lazy` on an empty store beside a warm boot and beside `--pull missing`, over two slow links.
+
+The artifact is measured as it is, and with a boot trace of itself.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,9 +22,10 @@ from bench import guest, peers
 from bench.link import link
 from bench.measure import Contender, Failed, Measured
 from bench.peers import Missing
+from bench.project import Project
 from bench.rows import Row
 from bench.transfer import artifact_of
-from bench.work import Bench, clean
+from bench.work import TOOL, Bench, clean
 from rootdisk.artifact.format import ChunkIndex
 from rootdisk.artifact.published import open_artifact
 from rootdisk.oci.documents import Digest, Platform
@@ -47,17 +52,34 @@ def rows(bench: Bench, image: Path, small: bool) -> list[Row]:
             guest.reference(bench, room)
         artifact = room / "artifact" if small else artifact_of(bench, image)
         with peers.registry(bench.work / "registry", artifact, "1") as registry:
+            with _ended(store):
+                last = _fetched(bench, words, store, f"{registry.name}/app:1", room / "reads")
+            if not small:
+                _publish_traced(bench, image, artifact, room, f"{registry.name}/app:traced")
             found = [
                 row
                 for name, (rate, delay) in LINKS.items()
-                for row in _over(bench, words, store, registry.name, name, rate, delay)
+                for row in _over(bench, words, store, registry.name, name, rate, delay, has_traced=not small)
             ]
-            with _ended(store):
-                return [*found, _fetched(bench, words, store, f"{registry.name}/app:1")]
+            return [*found, last]
     except Missing as err:
         return [Row("runner boot --pull lazy", missing=str(err))]
     finally:
         clean(store, room)
+
+
+def _publish_traced(bench: Bench, image: Path, artifact: Path, room: Path, reference: str) -> None:
+    """Publish the artifact of `image` with a boot trace, from the reads of a boot of `artifact`."""
+    project = Project(room / "project")
+    project.write(
+        f'[image.app]\nsource = "oci:{image}:latest"\npublish = "oci:out"\nversion = "1"\nboot_trace = "app.trace"\n'
+    )
+    shutil.copytree(bench.kit, project.folder / "cache", symlinks=True, copy_function=os.link)
+    trace = ("trace", f"oci:{artifact}:1", "--reads", str(room / "reads"), "-o", str(project.folder / "app.trace"))
+    copy = ("copy", "--plain-http", f"oci:{project.folder / 'out'}:1", reference)
+    subprocess.run([*TOOL, *trace], check=True, capture_output=True)
+    project.doit("publish")
+    subprocess.run([*TOOL, *copy], check=True, capture_output=True)
 
 
 class _Words(NamedTuple):
@@ -86,7 +108,9 @@ def _ended(store: Path) -> Iterator[None]:
         _end(store)
 
 
-def _over(bench: Bench, words: _Words, store: Path, server: str, name: str, rate: float, delay: float) -> list[Row]:
+def _over(
+    bench: Bench, words: _Words, store: Path, server: str, name: str, rate: float, delay: float, *, has_traced: bool
+) -> list[Row]:
     def empty() -> None:
         _end(store)
         clean(store)
@@ -100,11 +124,13 @@ def _over(bench: Bench, words: _Words, store: Path, server: str, name: str, rate
         subprocess.run(
             words.boot("missing", reference), check=True, env={**os.environ, "ROOTDISK_STORE": str(warm_store)}
         )
+        traced = [Contender("traced", words.boot("lazy", f"{near}/app:traced"), empty, ours)] * has_traced
         try:
-            lazy, missing, warm = bench.measured(
+            lazy, missing, warm, *others = bench.measured(
                 Contender("lazy", words.boot("lazy", reference), empty, ours),
                 Contender("missing", words.boot("missing", reference), empty, ours),
                 Contender("warm", words.boot("missing", reference), lambda: None, {"ROOTDISK_STORE": str(warm_store)}),
+                *traced,
             )
         except Failed as err:
             return [Row(work, missing=str(err))]
@@ -115,6 +141,21 @@ def _over(bench: Bench, words: _Words, store: Path, server: str, name: str, rate
     return [
         Row(work, f"warm boot + {WARM_S:g} s", goals, lazy, _later(warm), said),
         Row(f"lazy boot or pull first, {name}", "--pull missing", {"wall": by_missing}, lazy, missing, "yes"),
+        *(
+            row
+            for other in others
+            for row in (
+                Row(f"traced {work}", f"warm boot + {WARM_S:g} s", goals, other, _later(warm), "yes"),
+                Row(
+                    f"traced lazy boot or pull first, {name}",
+                    "--pull missing",
+                    {"wall": by_missing},
+                    other,
+                    missing,
+                    "yes",
+                ),
+            )
+        ),
     ]
 
 
@@ -122,12 +163,12 @@ def _later(measured: Measured) -> Measured:
     return replace(measured, runs=tuple(replace(run, wall_s=run.wall_s + WARM_S) for run in measured.runs))
 
 
-def _fetched(bench: Bench, words: _Words, store: Path, reference: str) -> Row:
-    """Boot with only what is read fetched, and compare its compressed bytes with all of them."""
+def _fetched(bench: Bench, words: _Words, store: Path, reference: str, reads: Path) -> Row:
+    """Boot with only what is read fetched, and compare its compressed bytes with all of them. `reads` is written."""
     _end(store)
     clean(store)
     work = "lazy boot, without a fill"
-    command = words.boot("lazy", reference, "--record-reads", str(bench.work / "reads"))
+    command = words.boot("lazy", reference, "--record-reads", str(reads))
     try:
         (measured,) = bench.measured(Contender("lazy", command, lambda: None, {"ROOTDISK_STORE": str(store)}), rounds=0)
     except Failed as err:
