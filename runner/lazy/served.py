@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 from rootdisk.durable import open_file
@@ -26,6 +27,12 @@ class ServedDisk:
         self.server = start.enter(store, source)
         self.record: int | None = None  # a file for the reads of the machine
         self.store = store
+
+    def record_reads(self, record: int) -> None:
+        """Have the reads of the machine written to the file `record`, and nothing fetched but what is read."""
+        self.record = record
+        with contextlib.suppress(OSError):  # the next server is told by the keeper
+            filling.send(self.server, {"do": "attach", "records": True})
 
     def read(self, offset: int, length: int) -> bytes:
         """Return `length` bytes from `offset` on; fewer at the end of the disk.

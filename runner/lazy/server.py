@@ -158,6 +158,7 @@ class Server:
             return
         if word == "attach":
             client.is_attached = True
+            self._is_recording |= bool(message.get("records"))
         elif word == "pull":
             client.pulls = True
         elif word != "status":

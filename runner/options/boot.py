@@ -103,8 +103,8 @@ def create(store: Store, options: argparse.Namespace, wanted: Request) -> Prepar
             _verify(store, artifact, options)
         record = None if options.record_reads is None else _new_file(options.record_reads)
         prepared = prepare.create(store, artifact, _with_defaults(wanted.spec, artifact, options), wanted.records)
-        if prepared.served is not None:
-            prepared.served.record = record
+        if prepared.served is not None and record is not None:
+            prepared.served.record_reads(record)
         return prepared._replace(events=events)
     except BaseException:
         artifact.release()

@@ -16,6 +16,7 @@ from rootdisk.oci.documents import Platform
 from rootdisk.oci.reference import parse_reference
 from runner.commands import listing
 from runner.lazy import agenda
+from runner.lazy.served import ServedDisk
 from runner.lazy.start import attach
 from runner.sandbox.state import State
 from runner.store import filling
@@ -127,3 +128,23 @@ def test_a_registry_that_fails_with_many_reads_waiting(
     for _ in offsets:
         number, data = machine.client.answer(dict.fromkeys(offsets, 1000))
         assert data == made.disk[offsets[number] : offsets[number] + 1000]
+
+
+def test_nothing_is_filled_if_reads_are_recorded(
+    store: Store, source: DiskSource, made: Sample, proxy: FaultProxy
+) -> None:
+    """Not even before the machine reads: a chunk as proof, and what is read."""
+    proxy.pause_s = 0.01
+    disk = ServedDisk(store, source)
+    record = os.memfd_create("reads")
+    disk.record_reads(record)
+    server, _ = attach(store, source)
+    server.close()
+    until(lambda: (status := filling.status(store, source.digest)) is not None and status.filled_bytes)
+    assert disk.read(5_000_000, 100) == made.disk[5_000_000:5_000_100]
+    status = filling.status(store, source.digest)
+    assert status is not None
+    assert status.filled_bytes <= 3 * (128 << 10)
+    disk.close()
+    until(lambda: not server_of(store))
+    assert not store.disk(source.digest).exists()
