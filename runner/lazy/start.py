@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import time
+from pathlib import Path
 from typing import NoReturn
 
 from rootdisk.durable import read_file
@@ -24,6 +25,7 @@ from runner.store.store import Store
 
 START_S = 30.0  # for a server to answer that another process has started
 _POLL_S = 0.02
+_REFUSED_S = 2.0  # a server that has ended is gone by then
 _STARTS_MAX = 3
 _LOG_MAX_BYTES = 16 << 20
 _BACKLOG = 256
@@ -73,23 +75,27 @@ def attach(store: Store, source: DiskSource, timeout_s: float = START_S) -> tupl
         RootdiskError: No server can be started.
     """
     deadline = time.monotonic() + timeout_s
+    refused_by: float | None = None  # until when a server that answers nothing may be one that ends
     starts = 0
     path = filling.folder(store) / f"{source.digest.hex}.lock"
     while True:
         sock = filling.connect(store, source.digest)
         if sock is not None:
             sock.settimeout(min(timeout_s, filling.ANSWER_S))
+            asked_at = time.monotonic()
             answer = filling.ask(sock, {"do": "attach"})
             if answer is not None:
                 try:
                     return sock, FillStatus.of(answer)
                 except ValueError as err:
                     sock.close()
-                    hint = f"wait for its end, or end it: its process number is in {printable(path)}"
-                    raise RootdiskError(
-                        f"the server of disk {source.digest.short} is of another version: it {err}", hint
-                    ) from err
-            sock.close()  # it has just ended
+                    raise _other_version(source, path, f": it {err}") from err
+            sock.close()  # it has just ended, or does not understand
+            now = time.monotonic()
+            if now - asked_at < _REFUSED_S:
+                refused_by = refused_by or now + _REFUSED_S
+                if now > refused_by:
+                    raise _other_version(source, path)
         if time.monotonic() > deadline:
             hint = f"end it: its process number is in {printable(path)}"
             raise Busy(f"the server of disk {source.digest.short} does not answer", hint)
@@ -103,7 +109,13 @@ def attach(store: Store, source: DiskSource, timeout_s: float = START_S) -> tupl
             os.close(lock)
             raise RootdiskError(f"the server of disk {source.digest.short} ends at once: {_last_words(store, source)}")
         starts += 1
+        refused_by = None
         _start(store, source, lock)
+
+
+def _other_version(source: DiskSource, lock: Path, why: str = "") -> RootdiskError:
+    hint = f"wait for its end, or end it: its process number is in {printable(lock)}"
+    return RootdiskError(f"the server of disk {source.digest.short} is of another version{why}", hint)
 
 
 def _last_words(store: Store, source: DiskSource) -> str:

@@ -12,10 +12,11 @@ from typing import Any, cast
 
 import pytest
 
+from rootdisk.errors import RootdiskError
 from rootdisk.oci.documents import Platform
 from rootdisk.oci.reference import parse_reference
 from runner.commands import listing
-from runner.lazy import agenda
+from runner.lazy import agenda, start
 from runner.lazy.served import ServedDisk
 from runner.lazy.start import attach
 from runner.sandbox.state import State
@@ -148,3 +149,17 @@ def test_nothing_is_filled_if_reads_are_recorded(
     disk.close()
     until(lambda: not server_of(store))
     assert not store.disk(source.digest).exists()
+
+
+def test_a_server_of_another_version(
+    monkeypatch: pytest.MonkeyPatch, boot: Boot, store: Store, source: DiskSource, made: Sample
+) -> None:
+    """It goes on for those who know it. Others are told at once, and not that it hangs."""
+    machine = boot()
+    monkeypatch.setattr(start, "_REFUSED_S", 0.3)
+    with monkeypatch.context() as newer:
+        newer.setattr(filling, "VERSION", 2)
+        with pytest.raises(RootdiskError, match="is of another version: wait"):
+            attach(store, source)
+    assert machine.client.read(0, 4096) == made.disk[:4096]
+    assert len(server_of(store)) == 1
