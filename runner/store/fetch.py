@@ -44,26 +44,26 @@ def fetch(
     roles: ArtifactManifest,
     config: ArtifactConfig,
     progress: Progress | None,
-    served: Collection[str] = (),
+    served: Callable[[], Collection[str]] = tuple,
 ) -> Counts:
     """Fetch the disk and the blobs that boot it if they are missing or damaged.
 
-    For content that is in the store but not in `served` (hex digests), the repository must prove that it has it; see
+    For content that is in the store but not in `served()` (hex digests), the repository must prove that it has it; see
     possession.py.
 
     Raises:
         RootdiskError: Something cannot be fetched or written.
     """
+    counts = _join(store, config, progress)
+    known = served()  # a server that we have waited for may have fetched everything
     # Before the other files, which take the open connection then; the disk is what takes long.
     _, index = read_index(repository, roles, config)
-    with _boot_files(store, repository, [boot_blobs(roles, config)], served):
-        counts = _join(store, config, progress)
-        with store.making(config.disk_digest):
-            # Another process may have fetched it meanwhile.
-            if not store.disk(config.disk_digest).exists() or store.damage(config.disk_digest.hex):
-                return _fetch_disk(store, repository, roles, config, index, progress)
-            if config.disk_digest.hex not in served:
-                check_chunk(Joined(repository, roles.disk), index)
+    with _boot_files(store, repository, [boot_blobs(roles, config)], known), store.making(config.disk_digest):
+        # Another process may have fetched it meanwhile.
+        if not store.disk(config.disk_digest).exists() or store.damage(config.disk_digest.hex):
+            return _fetch_disk(store, repository, roles, config, index, progress)
+        if config.disk_digest.hex not in known:
+            check_chunk(Joined(repository, roles.disk), index)
     return counts
 
 

@@ -169,7 +169,9 @@ def pull(
                 store.write_blob(descriptor.digest, raw)
                 fetch_boot(store, artifact.repository, roles, config, served_digests)
             else:
-                counts = fetch_all(store, artifact.repository, roles, config, progress, served_digests)
+                counts = fetch_all(
+                    store, artifact.repository, roles, config, progress, lambda: served(store, reference, options)
+                )
             is_new = False
     raise RootdiskError(f"{reference}: another process keeps removing it from the store", "is runner prune running?")
 

@@ -110,3 +110,23 @@ def test_the_kernel_comes_in_spite_of_a_fault(
     machine.close()
     until(lambda: not server_of(store), 60)
     artifact.release()
+
+
+@pytest.mark.usefixtures("booted")
+def test_a_pull_that_joins_fetches_nothing_itself(store: Store, proxy: FaultProxy) -> None:
+    """Also not the kernel, which the server fetches as well."""
+    reference = parse_reference(f"{proxy.name}/lazy/booted:v1")
+    artifact = pull(store, reference, PATIENT, Platform.host(), lazily=True)
+    assert artifact.source is not None
+    proxy.pause_s = 0.01
+    machine = Machine(store, artifact.source)
+    machine.read(5_000_000, 100)
+    since = len(proxy.seen)
+    complete = pull(store, reference, PATIENT, Platform.host())
+    assert complete.kernel == store.blob_path(BOOTED_KERNEL)
+    assert proxy.bytes_of(str(BOOTED_KERNEL)) == len(KERNEL)
+    assert not any(str(VMLINUX.descriptor.digest) in path for _, path, _ in proxy.seen[since:])
+    machine.close()
+    until(lambda: not server_of(store), 60)
+    for each in (artifact, complete):
+        each.release()

@@ -40,9 +40,14 @@ def test_a_server_that_hangs_is_shown_as_such(
     """`ps` asks it once for all its sandboxes."""
     machine = boot()
     monkeypatch.setattr(listing, "_ANSWER_S", 0.2)
-    asked: list[str] = []
+    asked: list[DiskSource] = []
     connect = filling.connect
-    monkeypatch.setattr(filling, "connect", lambda *given: asked.append("") or connect(*given))
+
+    def counted(*given: Any) -> socket.socket | None:
+        asked.append(source)
+        return connect(*given)
+
+    monkeypatch.setattr(filling, "connect", counted)
     spec = SimpleNamespace(disk=source.digest.hex)
     rows = [cast(State, SimpleNamespace(name=name, running=True, text="running", spec=spec)) for name in "abc"]
     (server,) = server_of(store)
