@@ -65,6 +65,7 @@ class Agenda:
         self._is_long = False  # the last request took long
         self._is_slow = False  # the smallest requests take long
         self._waited_at = self._way_given_at = -GIVE_WAY_S
+        self._patient_until: float | None = None  # for what no guest reads
         self._failures = 0
         self._again_at = 0.0
         self._has_ended = False
@@ -193,16 +194,20 @@ class Agenda:
             self._changed.notify_all()
 
     def await_calm(self) -> int:
-        """Wait, with what no guest reads, as long as guests do or are about to. Return how much may be asked for then."""
+        """Wait, with what no guest reads, while guests are about to begin, then while they read, for GIVE_WAY_S in all.
+
+        Return how much may be asked for then.
+        """
         with self._changed:
             while not self._has_ended and self.left and self.is_in_use and not self.is_hurried:
                 now = time.monotonic()
-                is_early = self.is_starting or (self.may_fill and bool(self._left_of_first))
-                wait_s = self._calm_at(now) - now
-                if wait_s <= 0 and not is_early:
-                    self._way_given_at = now
-                    break
-                self._changed.wait(wait_s if wait_s > 0 else None)
+                wait_s: float | None = None
+                if not self.is_starting and not (self.may_fill and self._left_of_first):
+                    self._patient_until = self._patient_until or now + GIVE_WAY_S
+                    wait_s = min(self._calm_at(now), self._patient_until) - now
+                    if wait_s <= 0:
+                        break
+                self._changed.wait(wait_s)
             return self._fill_bytes
 
     def _note_wait(self) -> None:

@@ -13,6 +13,7 @@ from rootdisk.artifact.format import CPUS_MAX, MEMORY_MAX_MIB, MEMORY_MIN_MIB
 from rootdisk.cli.sizes import size_text
 from rootdisk.errors import BadInput, RootdiskError
 from rootdisk.oci.reference import parse_reference
+from rootdisk.oci.repository import RegistryOptions
 from rootdisk.records import Record
 from rootdisk.text import printable
 from runner.machine import backend
@@ -228,6 +229,7 @@ def _spec(options: argparse.Namespace, name: str) -> Spec:
 
 def _with_defaults(spec: Spec, artifact: StoredArtifact, options: argparse.Namespace) -> Spec:
     """Fill in the artifact's own values for what the command line does not specify."""
+    registry = artifact.source.options if artifact.source is not None else RegistryOptions()
     return network.of_artifact(spec, artifact.config.allow, options)._replace(
         artifact=str(artifact.digest),
         disk=artifact.config.disk_digest.hex,
@@ -239,4 +241,6 @@ def _with_defaults(spec: Spec, artifact: StoredArtifact, options: argparse.Names
         disk_size=spec.disk_size or artifact.config.disk_size,
         memory_mib=spec.memory_mib or artifact.config.memory_mib,
         cpus=spec.cpus or artifact.config.cpus,
+        plain_http=registry.plain_http,
+        registry_ca_file=str(registry.ca_file.absolute()) if registry.ca_file is not None else None,
     )

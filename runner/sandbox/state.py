@@ -64,6 +64,8 @@ class Spec(NamedTuple):
     vmlinux: str | None = None  # hex digest of the kernel as an ELF file
     cold: bool = False  # never restored from a template
     restart: str = "no"  # policy of restart.py
+    plain_http: bool = False  # how the registry is reached, if the disk was not complete when the sandbox was made
+    registry_ca_file: str | None = None
 
     @property
     def uses(self) -> set[str]:
@@ -342,5 +344,7 @@ _SPEC: dict[str, Check] = {
     "verity": _or_none(_hex),
     "vmlinux": _or_none(_hex),
     "cold": _truth,
+    "plain_http": _truth,
+    "registry_ca_file": _or_none(_text(PATH_MAX)),
     "restart": _text(_WORD_MAX),
 }

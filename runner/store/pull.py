@@ -210,7 +210,8 @@ def _kept_source(store: Store, spec: Spec, config: ArtifactConfig) -> DiskSource
     digest = Digest.parse(spec.artifact)
     reference = absolute(parse_reference(spec.reference))
     name = name_of(store, reference.place, digest)
-    options = RegistryOptions() if name is None else name.options
+    ca_file = Path(spec.registry_ca_file) if spec.registry_ca_file is not None else None
+    options = RegistryOptions(plain_http=spec.plain_http, ca_file=ca_file) if name is None else name.options
     manifest = store.read_blob(digest.hex, MANIFEST_MAX_BYTES)
     return Origin(reference, config.platform, options).source(store, manifest, config)
 

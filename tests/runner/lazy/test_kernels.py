@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 import zstandard
 
@@ -13,12 +16,14 @@ from rootdisk.oci.documents import Digest, Platform
 from rootdisk.oci.reference import parse_reference
 from runner.lazy import agenda
 from runner.lazy.start import enter
-from runner.store.pull import pull
+from runner.sandbox.state import Spec, parse, state_json
+from runner.store.pull import StoredArtifact, pull
 from runner.store.store import Store
 from tests.support.artifacts import KERNEL, Sample, publish, with_boot
 from tests.support.faults import ALWAYS, Fault, FaultProxy, Kind
 from tests.support.nbd import PATIENT, QUICK, Machine, server_of
 from tests.support.registry import RunningRegistry, needs_registry
+from tests.support.sandboxes import spec_of
 from tests.support.waiting import until
 
 pytestmark = [
@@ -130,3 +135,26 @@ def test_a_pull_that_joins_fetches_nothing_itself(store: Store, proxy: FaultProx
     until(lambda: not server_of(store), 60)
     for each in (artifact, complete):
         each.release()
+
+
+@pytest.mark.usefixtures("booted")
+def test_a_kept_sandbox_starts_again_before_its_artifact_has_a_name(store: Store, proxy: FaultProxy) -> None:
+    """It knows how the registry is reached."""
+    reference = parse_reference(f"{proxy.name}/lazy/booted:v1")
+    artifact = pull(store, reference, PATIENT, Platform.host(), lazily=True)
+    assert not list((store.root / "names").iterdir())
+    spec = spec_of("kept", artifact)._replace(reference=str(reference), plain_http=True, registry_ca_file="/ca.pem")
+    again = StoredArtifact.kept(store, spec)
+    assert again.source is not None
+    assert again.source.options == PATIENT._replace(ca_file=Path("/ca.pem"))
+    for each in (artifact, again):
+        each.release()
+
+
+def test_how_the_registry_is_reached_is_in_the_state(tmp_path: Path) -> None:
+    spec = Spec(
+        "a", "x/y:1", "sha256:" + "0" * 64, "0" * 64, "0" * 64, None, None, 1, 64, 1, plain_http=True,
+        registry_ca_file="/ca.pem",
+    )  # fmt: skip
+    raw = state_json({}, spec, pid=0, created=1.0, started=1.0, ended=None, status=None, error="")
+    assert parse(json.dumps(raw).encode(), tmp_path / "a", running=False).spec == spec
