@@ -56,7 +56,7 @@ def rows(bench: Bench) -> list[Row]:
     room.mkdir()
     try:
         local = _artifact(bench, room / "plain")
-        smallest = _initramfs(room)
+        smallest = _initramfs(room / "plain")
         boots = [(_boot(local, smallest, room), _boot(local, None, room)) for _ in range(bench.rounds + 1)][
             -max(bench.rounds, 1) :
         ]  # the first warms the page cache

@@ -344,7 +344,7 @@ _SPEC: dict[str, Check] = {
     "verity": _or_none(_hex),
     "vmlinux": _or_none(_hex),
     "cold": _truth,
+    "restart": _text(_WORD_MAX),
     "plain_http": _truth,
     "registry_ca_file": _or_none(_text(PATH_MAX)),
-    "restart": _text(_WORD_MAX),
 }
