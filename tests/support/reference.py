@@ -30,7 +30,7 @@ from tests.support.commands import ROOT
 
 PLACE = ROOT / "docs/reference"
 # Methods that the sandboxes of both kinds share, and that no user calls.
-INTERNAL = frozenset({"connect", "find", "settle", "drop", "begin", "log", "push"})
+INTERNAL = frozenset({"connect", "find", "settle", "drop", "begin", "log", "push", "reached"})
 HEAD = "<!-- Generated: python -m tests.support.reference -->\n"
 
 
