@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
-from rootdisk.artifact import zstd_frames
 from rootdisk.oci.documents import Digest, canonical_json
 from rootdisk.oci.fields import Fields
 
@@ -15,6 +14,8 @@ VMLINUX_KEPT = "vmlinux.zst"  # beside the vmlinux: what it is when it is compre
 
 def kept_vmlinux(digest: Digest) -> bytes:
     """Return how the data in VMLINUX_KEPT begins, before the compressed vmlinux with this digest."""
+    from rootdisk.artifact import zstd_frames  # loads zstandard, which a list of tasks does not need
+
     return canonical_json({"digest": str(digest), **zstd_frames.versions()})
 
 
