@@ -139,6 +139,7 @@ def in_a_terminal(runner: Runner, *arguments: str) -> tuple[int, int]:
     return pid, fd
 
 
+@pytest.mark.nightly  # half a minute: the time that a guest has to start
 def test_ctrl_c_while_the_guest_does_not_start(demo: str, runner: Runner) -> None:
     """A terminal hands every key on only when there is a program to get it."""
     pid, fd = in_a_terminal(runner, "boot", "-it", "--name", "hangs", "--entrypoint", "/bin/sh", demo)

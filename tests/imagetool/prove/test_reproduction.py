@@ -33,6 +33,7 @@ def test_every_digest_is_the_same_whatever_else_is_different(copied: Path) -> No
     assert not (copied / "cache/app/reproduce").exists()
 
 
+@pytest.mark.nightly  # two more builds
 def test_what_is_not_changed_is_not_said_to_be(copied: Path) -> None:
     """A locale by another name, the same time zone by another name, the same user: no build could show a difference."""
     somebody = {"USER": "somebody", "LOGNAME": "somebody", "HOME": "/nonexistent"}
