@@ -67,7 +67,14 @@ FETCHED = {
 
 
 # Two ways of the same work that has no output.
-STARTS = {"bzImage", "runner boot --cold", "ROOTDISK_TEMPLATES=0", "runner boot --cold and exec", "--network user"}
+STARTS = {
+    "bzImage",
+    "--read-only",
+    "runner boot --cold",
+    "ROOTDISK_TEMPLATES=0",
+    "runner boot --cold and exec",
+    "--network user",
+}
 
 # The whole table takes a minute, and says nothing of rootdisk itself.
 PARTS = [pytest.param((), id="all", marks=pytest.mark.nightly), pytest.param(("convert", "start", "scale"), id="some")]
