@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import functools
 import socket
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, Unpack
@@ -202,24 +202,16 @@ class AsyncSandbox:
     ) -> AsyncIterator[LogPiece]:
         """Yield what the sandbox's program has written; see `Sandbox.logs`."""
         batches = self._inner.log(console=console, tail=tail, since=since, until=until)
-        while (batch := await _in_thread(next, batches, None)) is not None:
-            for piece in batch[0]:
-                yield piece
-            if not (follow and batch[1]):
-                return
-            await asyncio.sleep(FOLLOW_S)
+        async for piece in _followed(batches, follow=follow):
+            yield piece
 
     async def connections(
         self, *, follow: bool = False, tail: int | None = None, since: float | None = None, until: float | None = None
     ) -> AsyncIterator[dict[str, Any]]:
         """Yield what a sandbox with `allow` has reached, and what was refused; see `Sandbox.connections`."""
         batches = await _in_thread(self._inner.reached, tail=tail, since=since, until=until)
-        while (batch := await _in_thread(next, batches, None)) is not None:
-            for row in batch[0]:
-                yield row
-            if not (follow and batch[1]):
-                return
-            await asyncio.sleep(FOLLOW_S)
+        async for row in _followed(batches, follow=follow):
+            yield row
 
     async def stop(self, timeout: float = STOP_S) -> None:
         """Ask the program to end, wait `timeout` seconds, then kill it. Return when the sandbox has ended."""
@@ -309,6 +301,16 @@ class AsyncSandbox:
             while liveness.is_running(state):
                 await asyncio.sleep(FOLLOW_S)
             return await _in_thread(lambda: orders.kept_status(self._inner.find()))
+
+
+async def _followed(batches: Iterator[tuple[list[T], bool]], *, follow: bool) -> AsyncIterator[T]:
+    """Yield what is in the batches, as the function of this name in known.py does."""
+    while (batch := await _in_thread(next, batches, None)) is not None:
+        for item in batch[0]:
+            yield item
+        if not (follow and batch[1]):
+            return
+        await asyncio.sleep(FOLLOW_S)
 
 
 async def _received(sock: socket.socket) -> bytes:

@@ -7,7 +7,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 from rootdisk.errors import BadInput
 from rootdisk.ids import parse_signal
@@ -23,6 +23,7 @@ from runner.store.store import Store
 
 FILE_MAX_BYTES = 64 << 20
 FOLLOW_S = 0.1
+T = TypeVar("T")
 
 
 class KnownSandbox:
@@ -110,11 +111,7 @@ class KnownSandbox:
         `tail` is how many lines of what is there are wanted, `since` and `until` are Unix seconds. `console` is the output of the
         guest's kernel instead.
         """
-        for pieces, is_more in self.log(console=console, tail=tail, since=since, until=until):
-            yield from pieces
-            if not (follow and is_more):
-                return
-            time.sleep(FOLLOW_S)
+        yield from _followed(self.log(console=console, tail=tail, since=since, until=until), follow=follow)
 
     def connections(
         self, *, follow: bool = False, tail: int | None = None, since: float | None = None, until: float | None = None
@@ -126,11 +123,7 @@ class KnownSandbox:
         Raises:
             BadInput: It was booted without `allow`.
         """
-        for rows, is_more in self.reached(tail=tail, since=since, until=until):
-            yield from rows
-            if not (follow and is_more):
-                return
-            time.sleep(FOLLOW_S)
+        yield from _followed(self.reached(tail=tail, since=since, until=until), follow=follow)
 
     def stop(self, timeout: float = STOP_S) -> None:
         """Ask the program to end, wait `timeout` seconds, then kill it. Return when the sandbox has ended."""
@@ -217,6 +210,15 @@ class KnownSandbox:
         state = self.find()
         with contextlib.nullcontext() if state.running else visit.started(self.store, state, starter.begin):
             yield lambda: orders.connect(state)
+
+
+def _followed(batches: Iterator[tuple[list[T], bool]], *, follow: bool) -> Iterator[T]:
+    """Yield what is in the batches: those that are there, or with `follow` until no more can come."""
+    for items, is_more in batches:
+        yield from items
+        if not (follow and is_more):
+            return
+        time.sleep(FOLLOW_S)
 
 
 def _path(path: Place) -> str:
