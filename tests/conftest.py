@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.commands import ROOT, Runner, run
+from tests.support.compilers import keep_inits
 from tests.support.faults import FaultProxy, run_faults
 from tests.support.processes import start_with_default_signals
 from tests.support.registry import RunningRegistry, be_nobody, run_registry
@@ -23,8 +25,14 @@ ROOM_GB = {"not nightly": 3, "nightly": 12}
 def pytest_configure(config: pytest.Config) -> None:
     """Make the environment that of a fresh machine; refuse a whole run that would fill the disk."""
     os.environ.pop("PYTHONUNBUFFERED", None)  # it hides what is not flushed, and in which order
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # every one of our programs would be compiled again
+    sys.dont_write_bytecode = False
     os.environ.setdefault("ROOTDISK_TEMPLATES", "0")  # a template costs a boot more; tests of templates turn them on
     start_with_default_signals()
+    if not hasattr(config, "workerinput"):  # workers have the environment of the first process
+        folder = Path(tempfile.mkdtemp(prefix="rootdisk-compilers-"))
+        config.add_cleanup(lambda: shutil.rmtree(folder))
+        keep_inits(folder)
     whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS and not config.option.keyword
     if not whole or config.option.collectonly or hasattr(config, "workerinput"):
         return

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.support.commands import run
+from tests.support.compilers import real_path
 from tests.support.copies import plant
 
 DIMENSIONS = (
@@ -19,7 +20,7 @@ ZONE = "/usr/share/zoneinfo/Etc/GMT-14"
 
 
 def reproduce(copied: Path, **env: str) -> tuple[int, str]:
-    environment: dict[str, Any] = {"PYTHONPATH": str(copied), **env}
+    environment: dict[str, Any] = {"PYTHONPATH": str(copied), "PATH": real_path(), **env}
     done = run("doit", "reproduce", cwd=copied, **environment)
     return done.returncode, done.stdout + done.stderr
 
