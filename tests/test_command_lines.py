@@ -13,7 +13,7 @@ import pytest
 
 import imagetool.cli
 import runner.cli
-from rootdisk.cli.arguments import subparsers
+from rootdisk.cli.arguments import decimal_number, subparsers, whole_number
 from tests.support.commands import ROOT
 from tests.support.registry import QuietHandler, be_nobody, serve
 
@@ -185,3 +185,30 @@ def test_names_in_any_locale(tmp_path: Path, locale: dict[str, str], name: bytes
     status, _, said = run("imagetool", "ls", place + b"/none", b"/" + name)
     assert (status, said.count(b"\n"), b"Traceback" in said) == (2, 1, False), said
     assert run("runner", "boot", b"--name=" + name, "oci:none:1")[0] == 125
+
+
+def values_of(action: argparse.Action) -> tuple[str, str]:
+    """Two different ones that it takes."""
+    if action.choices:
+        first, *_, last = map(str, action.choices)
+        return first, last
+    return ("1", "2") if action.type in (whole_number, decimal_number) else ("a", "b")
+
+
+def test_of_an_option_given_twice_the_last_value_counts() -> None:
+    """Of every option of every command, as in docker; or both values count."""
+    seen = 0
+    for tool, (module, _) in TOOLS.items():
+        top = module.parser()
+        for command, parser in subparsers(top).items():
+            for action in (each for each in parser._actions if each.option_strings and each.nargs != 0):
+                texts = values_of(action)
+                words = command_line(tool, command, action, texts[0])
+                (at,) = (n for n, word in enumerate(words) if word == f"{action.option_strings[-1]}={texts[0]}")
+                words.insert(at + 1, f"{action.option_strings[-1]}={texts[1]}")
+                parsed = top.parse_args(words if words[-1] != "--" else words[:-1])
+                values = [action.type(text) if callable(action.type) else text for text in texts]
+                wanted = values if isinstance(action, argparse._AppendAction) else values[1]
+                assert getattr(parsed, action.dest) == wanted, words
+                seen += 1
+    assert seen > 150

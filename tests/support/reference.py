@@ -40,6 +40,10 @@ def commands() -> str:
         HEAD,
         "# Commands\n",
         "Exit statuses, and the tasks of `doit`, are in [CI](../ci/README.md) and the [tutorial](../tutorial.md).\n",
+        (
+            f"An option may be given more than once. All values of {_lists()} count. "
+            "Of each other option the last value counts, as in docker.\n"
+        ),
     ]
     for name, top in (("imagetool", imagetool_parser.parser()), ("runner", runner_cli.parser())):
         parts.append(f"## {name}\n\n{top.description}\n")
@@ -49,6 +53,19 @@ def commands() -> str:
             if command in words:
                 parts.append(_command(f"{name} {command}", parser, words[command] or ""))
     return "\n".join(parts)
+
+
+def _lists() -> str:
+    """The options that take a list, one value each time."""
+    names = {
+        action.option_strings[-1]
+        for top in (imagetool_parser.parser(), runner_cli.parser())
+        for parser in subparsers(top).values()
+        for action in parser._actions
+        if isinstance(action, argparse._AppendAction)
+    }
+    words = [f"`{name}`" for name in sorted(names)]
+    return f"{', '.join(words[:-1])} and {words[-1]}"
 
 
 def _command(name: str, parser: argparse.ArgumentParser, words: str) -> str:
