@@ -112,16 +112,17 @@ def _go_on(
     Raises:
         RootdiskError: It cannot, and nothing is running.
     """
-    from runner.sandbox import machines
+    from runner.sandbox import machines, snapshots
     from runner.snapshot.restore import restore
 
     assert snapshot.memory is not None
     machine = machines.like_saved(snapshot, machine)
-    try:
-        settings = guest_records.complete(prepared.settings, prepared.spec)
-        vm = restore(store, snapshot.memory, machine, prepared.sandbox.folder, user, settings, meanwhile)
-    except RootdiskError as err:
-        raise RootdiskError(f"snapshot {snapshot.name} does not start: {err.message}", "runner verify") from err
+    with snapshots.unless_removed(snapshot):
+        try:
+            settings = guest_records.complete(prepared.settings, prepared.spec)
+            vm = restore(store, snapshot.memory, machine, prepared.sandbox.folder, user, settings, meanwhile)
+        except RootdiskError as err:
+            raise RootdiskError(f"snapshot {snapshot.name} does not start: {err.message}", "runner verify") from err
     prepared.sandbox.in_use = {**prepared.sandbox.in_use, "start": "snapshot"}
     return vm
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 
 from rootdisk import records
 from rootdisk.artifact.format import SLOT_MAX_BYTES
@@ -29,48 +30,46 @@ def go_on(store: Store, snapshot: Snapshot, spec: Spec, hostname: bytes) -> Prep
         BadInput: It cannot go on here.
         RootdiskError: It cannot be created; nothing is left of it.
     """
-    artifact = _artifact(store, snapshot, spec)
-    try:
+    with _held(store, snapshot, spec) as artifact:
         machines.check(snapshot, store, artifact.config.platform)
         kept = [record for record in _records_of(snapshot) if record[0] not in _OF_ONE]
         settings = [*kept, *guest_records.identity(), ("hostname", hostname)]
         sandbox = _create(store, snapshot, spec, settings, lambda _: None)
-    except BaseException:
-        artifact.release()
-        raise
     return _prepared(sandbox, artifact, spec, settings, "")._replace(snapshot=snapshot, settings=tuple(settings))
 
 
 def boot(store: Store, snapshot: Snapshot, spec: Spec, settings: Sequence[Record]) -> PreparedSandbox:
     """Create a sandbox that boots from the disk of `snapshot`; `settings` are records for its slot. Errors as of `go_on`."""
     secrets = read_secrets(spec, settings)
-    artifact = _artifact(store, snapshot, spec)
     digests: list[str] = []
 
     def write_slot(sandbox: Sandbox) -> None:
         """Write the slot of the copied disk again."""
         digests.append(rewrite_slot(sandbox.folder, artifact, guest_records.complete(kept, spec, secrets))[1])
 
-    try:
+    with _held(store, snapshot, spec) as artifact:
         if artifact.verity is not None and guest_records.is_read_only(settings):
             raise BadInput(
                 "--read-only and --from: dm-verity checks the disk as it was built", "boot the artifact, or omit it"
             )
         kept = [*settings, *guest_records.identity(), ("first", b"1")]
         sandbox = _create(store, snapshot, spec, kept, write_slot)
-    except BaseException:
-        artifact.release()
-        raise
     return _prepared(sandbox, artifact, spec, kept, digests[0])._replace(secrets=secrets)
 
 
-def _artifact(store: Store, snapshot: Snapshot, spec: Spec) -> StoredArtifact:
-    """Hold what the snapshot needs. RootdiskError if it is not in the store, or not completely."""
-    artifact = StoredArtifact.kept(store, spec, f"snapshot {snapshot.name}")
-    if artifact.source is not None:  # it was removed, and is being fetched again
-        artifact.release()
-        raise RootdiskError(f"snapshot {snapshot.name}: its disk is not complete", f"runner pull {spec.reference}")
-    return artifact
+@contextlib.contextmanager
+def _held(store: Store, snapshot: Snapshot, spec: Spec) -> Iterator[StoredArtifact]:
+    """Hold what the snapshot needs; after an error it is released. RootdiskError if it is not in the store, or not completely."""
+    with snapshots.unless_removed(snapshot):
+        artifact = StoredArtifact.kept(store, spec, f"snapshot {snapshot.name}")
+        try:
+            if artifact.source is not None:  # it was removed, and is being fetched again
+                remedy = f"runner pull {spec.reference}"
+                raise RootdiskError(f"snapshot {snapshot.name}: its disk is not complete", remedy)
+            yield artifact
+        except BaseException:
+            artifact.release()
+            raise
 
 
 def _create(

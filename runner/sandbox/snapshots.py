@@ -239,6 +239,25 @@ def _is_left(folder: Path) -> bool:
     return True
 
 
+@contextlib.contextmanager
+def unless_removed(snapshot: Snapshot) -> Iterator[None]:
+    """Use a snapshot. If it has gone meanwhile, that is what an error in the block says: nothing is damaged then."""
+    try:
+        yield
+    except (OSError, RootdiskError) as err:
+        if not _is_still_there(snapshot):
+            raise RootdiskError(f"snapshot {printable(snapshot.name, 80)} was removed meanwhile") from err
+        raise
+
+
+def _is_still_there(snapshot: Snapshot) -> bool:
+    try:
+        found = look(snapshot.folder)
+    except FileNotFoundError:
+        return False
+    return isinstance(found, Unreadable) or found.created == snapshot.created  # not another one with its name
+
+
 def damage(snapshot: Snapshot) -> str:
     """Read the whole snapshot and return what is wrong with it, or ""."""
     if snapshot.memory is not None and (why := saved.damage(snapshot.memory)):

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from rootdisk.errors import BadInput
+from rootdisk.errors import BadInput, RootdiskError
 from rootdisk.oci.documents import Platform
 from runner.cli import main
 from runner.machine import qemu
 from runner.machine.model import Machine
-from runner.sandbox import machines, snapshot_taking, snapshots
+from runner.sandbox import forks, machines, snapshot_taking, snapshots
 from runner.sandbox.snapshots import Snapshot, Unreadable
 from runner.sandbox.state import Spec, State, state_json
 from runner.store.store import Store
@@ -299,3 +299,31 @@ def test_what_is_said_of_a_damaged_one(store: Store) -> None:
     found = snapshots.look(folder)
     assert isinstance(found, Unreadable)
     assert found.reason.startswith("snapshot.json is cut off or damaged: ")
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["gone", "another"])
+def test_one_that_is_removed_while_a_sandbox_is_made_from_it(store: Store, again: bool) -> None:
+    """It is not called damaged, nor is what it needed called missing; also if another one has its name by then."""
+    put(store, "saved")
+    snapshot = snapshots.find(store, "saved")
+    snapshots.remove(store, "saved")
+    if again:
+        put(store, "saved", created=6.0)
+    for make in (lambda: forks.go_on(store, snapshot, snapshot.state.spec, b"a"), lambda: _use(snapshot)):
+        with pytest.raises(RootdiskError, match=r"^snapshot saved was removed meanwhile$"):
+            make()
+
+
+def _use(snapshot: Snapshot) -> None:
+    with snapshots.unless_removed(snapshot):
+        raise FileNotFoundError(snapshot.folder / "ram")
+
+
+def test_an_error_of_one_that_is_there_is_its_own(store: Store) -> None:
+    put(store, "saved")
+    with pytest.raises(FileNotFoundError):
+        _use(snapshots.find(store, "saved"))
+    snapshot = snapshots.find(store, "saved")
+    (snapshot.folder / "snapshot.json").write_text("{")
+    with pytest.raises(FileNotFoundError):
+        _use(snapshot)
