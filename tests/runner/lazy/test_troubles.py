@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+import zstandard
 
 from rootdisk.errors import RootdiskError
 from rootdisk.oci.documents import Platform
@@ -167,4 +168,31 @@ def test_a_server_of_another_version(
         with pytest.raises(RootdiskError, match="is of another version: wait"):
             attach(store, source)
     assert machine.client.read(0, 4096) == made.disk[:4096]
+    assert len(server_of(store)) == 1
+
+
+def test_a_fetcher_dies_by_a_mistake_of_ours(
+    monkeypatch: pytest.MonkeyPatch, boot: Boot, store: Store, made: Sample, proxy: FaultProxy, tmp_path: Path
+) -> None:
+    """The server ends with it, so no read waits for a thread that is gone; the next one answers."""
+    proxy.pause_s = 0.005
+    machine = boot()
+    machine.read(0, 100)
+    for pid in server_of(store):
+        os.kill(pid, signal.SIGKILL)
+    until(lambda: not server_of(store))
+    left = tmp_path / "times"
+    left.write_text("xx")
+    make = zstandard.ZstdDecompressor
+
+    def broken(*given: Any, **more: Any) -> Any:
+        """Fail as long as the file, which all servers share, says so."""
+        if times := left.read_text():
+            left.write_text(times[1:])
+            raise AssertionError("a mistake")
+        return make(*given, **more)
+
+    monkeypatch.setattr(zstandard, "ZstdDecompressor", broken)
+    assert machine.read(5_000_000, 5000) == made.disk[5_000_000:5_005_000]
+    assert not left.read_text()
     assert len(server_of(store)) == 1
