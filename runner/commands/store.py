@@ -105,10 +105,10 @@ def _stored(reference: Reference, options: argparse.Namespace) -> dict[str, Any]
     """Return an artifact of the store, without signatures, which only its registry knows; None if it is not there."""
     from rootdisk.artifact.format import ArtifactManifest
     from rootdisk.oci.documents import Digest
-    from runner.store.names import known
+    from runner.store.names import asked_for, known
 
-    store = Store.open()
-    if (raw := known(store, reference, option_values.platform(options))) is None:
+    store, platform = Store.open(), option_values.platform(options)
+    if (raw := known(store, reference, platform) or asked_for(store, reference, platform)) is None:
         return None
     roles = ArtifactManifest.parse(raw)
     config = store.read_config(roles.config.digest.hex).to_json()

@@ -18,15 +18,15 @@ import zstandard
 
 from rootdisk.artifact.format import Chunk
 from rootdisk.errors import DigestMismatch, RootdiskError
-from rootdisk.oci.documents import Descriptor
+from rootdisk.oci.documents import MANIFEST_MAX_BYTES, Descriptor
 from rootdisk.oci.repository import Joined, Repository
 from rootdisk.places import open_repository
 from runner.lazy.agenda import FETCHERS, Agenda, Job
 from runner.store.chunks import SYNC_BYTES, Part, plan, receive
 from runner.store.fetch import fetch_rest
-from runner.store.filling import DiskSource, keep_name
+from runner.store.filling import DiskSource
 from runner.store.partial import PartialDisk, write_error
-from runner.store.possession import served
+from runner.store.possession import asked_with, keep_asked, served
 from runner.store.store import Store
 
 
@@ -55,7 +55,7 @@ class Fetchers:
         self._is_wanted, self._wake = is_wanted, wake
         self.events: deque[Event] = deque()
         self.fetched_bytes = 0
-        self.is_proven = False  # and the artifact's name is kept
+        self.is_proven = False  # the repository has shown that it has the artifact
         self._has_shown_disk = False
         self._repository: Repository | None = None
         self._lock = threading.Lock()
@@ -198,12 +198,19 @@ class Fetchers:
             self._report(Event((), error=error))
 
     def _fetch_rest(self) -> None:
-        source = self._source
-        known = served(self._store, source.reference, source.options)
-        fetch_rest(self._store, self._blob().repository, source.manifest, known, self._calmly)
-        if not self.is_proven:
-            keep_name(self._store, source)
-            self.is_proven = True
+        store, source = self._store, self._source
+        self._fetch_rest_of(source.manifest)
+        # Who uses the disk from now on shows the rest itself (start.enter). Others may have asked for it before, by another name.
+        self.is_proven = True
+        for digest in asked_with(store, source.reference, source.options, source.digest):
+            with contextlib.suppress(OSError):  # removed meanwhile
+                self._fetch_rest_of(store.read_blob(digest, MANIFEST_MAX_BYTES))
+
+    def _fetch_rest_of(self, manifest: bytes) -> None:
+        store, reference, options = self._store, self._source.reference, self._source.options
+        known = served(store, reference, options)
+        fetch_rest(store, self._blob().repository, manifest, known, self._calmly)
+        keep_asked(store, reference, options, manifest)
 
     def _calmly(self, descriptor: Descriptor) -> Iterator[bytes]:
         """Yield the bytes of a blob that no guest reads, so that it makes way for what guests read."""

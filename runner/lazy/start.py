@@ -15,11 +15,10 @@ from rootdisk.errors import Busy, RootdiskError
 from rootdisk.oci.documents import Digest
 from rootdisk.system import process
 from rootdisk.system.locks import sign, take
-from rootdisk.system.ownership import make_private_below
 from rootdisk.system.sockets import listening
 from rootdisk.text import one_line, printable
 from runner.store import filling
-from runner.store.filling import DiskSource, FillStatus, keep_name
+from runner.store.filling import DiskSource, FillStatus
 from runner.store.names import files_of
 from runner.store.store import Store
 
@@ -51,18 +50,18 @@ def enter(store: Store, source: DiskSource) -> socket.socket:
 
 
 def _check_possession(store: Store, source: DiskSource, *, has_disk: bool) -> None:
-    """Keep the name of an artifact whose repository shows that it has everything; `has_disk`: it has shown that for the disk."""
+    """Have the repository of an artifact show that it has everything, and keep the artifact's name; `has_disk`: it has shown that for the disk."""
     from rootdisk.oci.repository import Joined
     from rootdisk.places import open_repository
     from runner.store.fetch import check_chunk, fetch_rest
-    from runner.store.possession import served
+    from runner.store.possession import keep_asked, served
 
     known = served(store, source.reference, source.options)
     with contextlib.closing(open_repository(source.reference, source.options)) as repository:
         if not has_disk and source.digest.hex not in known:
             check_chunk(Joined(repository, source.blobs), source.chunk_index)
         fetch_rest(store, repository, source.manifest, known)
-    keep_name(store, source)
+    keep_asked(store, source.reference, source.options, source.manifest)
 
 
 def attach(store: Store, source: DiskSource, timeout_s: float = START_S) -> tuple[socket.socket, FillStatus]:
@@ -100,7 +99,7 @@ def attach(store: Store, source: DiskSource, timeout_s: float = START_S) -> tupl
             hint = f"end it: its process number is in {printable(path)}"
             raise Busy(f"the server of disk {source.digest.short} does not answer", hint)
         try:
-            make_private_below(filling.folder(store))
+            store.made_folder(filling.FOLDER)
             lock = take(path, timeout_s=0)
         except Busy:
             time.sleep(_POLL_S)

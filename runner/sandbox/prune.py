@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import re
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -175,7 +176,7 @@ def _contents(store: Store) -> list[_Content]:
 def _forget(store: Store) -> None:
     """Remove names whose manifest is gone. An unreadable name stays: it may be of another version."""
     _forget_verdicts(store)
-    for path in (store.root / "names").iterdir():
+    for path in _files_of_names(store):
         with contextlib.suppress(FileNotFoundError):
             if _TEMPORARY.match(path.name):
                 is_stale = time.time() - path.lstat().st_mtime > _WRITING_S
@@ -184,6 +185,12 @@ def _forget(store: Store) -> None:
                 is_stale = name is not None and not (store.root / "blobs" / name.manifest).exists()
             if is_stale:
                 path.unlink()
+
+
+def _files_of_names(store: Store) -> Iterator[Path]:
+    for folder in ("names", "asked"):
+        with contextlib.suppress(FileNotFoundError):
+            yield from (store.root / folder).iterdir()
 
 
 def _forget_servers(store: Store) -> None:

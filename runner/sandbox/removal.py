@@ -55,7 +55,7 @@ def remove(store: Store, chosen: list[Image], *, force: bool) -> tuple[list[str]
     done = []
     for image in chosen:
         if image.name is not None:
-            image.name.unlink(missing_ok=True)
+            image.untag(store)
             done.append(f"untagged {printable(image.reference)}")
     freed = 0
     for image in {image.digest: image for image in chosen}.values():

@@ -25,11 +25,11 @@ from rootdisk.errors import RegistryError, RootdiskError
 from rootdisk.oci.documents import Descriptor, Digest, Platform
 from rootdisk.oci.reference import Reference
 from rootdisk.oci.repository import RegistryOptions
-from runner.store.names import remember
 from runner.store.store import Store, read_index
 
 VERSION = 1  # of the messages
 MESSAGE_MAX_BYTES = 64 << 10
+FOLDER = "lazy"  # of the store
 ANSWER_S = 10.0  # for a server to answer a question
 
 
@@ -129,15 +129,9 @@ class FillStatus(NamedTuple):
         }
 
 
-def keep_name(store: Store, source: DiskSource) -> None:
-    """Keep the name of an artifact whose repository has shown that it has everything."""
-    digest = Digest.of(source.manifest)
-    remember(store, source.reference, source.platform, source.options, digest, source.manifest)
-
-
 def folder(store: Store) -> Path:
     """Return the directory of sockets and locks of servers. It may not exist."""
-    return store.root / "lazy"
+    return store.root / FOLDER
 
 
 def connect(store: Store, digest: Digest) -> socket.socket | None:

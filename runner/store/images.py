@@ -12,7 +12,7 @@ from rootdisk.artifact.format import ArtifactManifest
 from rootdisk.errors import RootdiskError
 from rootdisk.oci.documents import MANIFEST_MAX_BYTES
 from runner.store.boot_blobs import boot_blobs
-from runner.store.names import read_name
+from runner.store.names import asked, read_name
 from runner.store.store import Store
 
 _UNNAMED_MAX_BYTES = 1 << 20  # only blobs up to this size are searched for manifests without a name
@@ -26,11 +26,20 @@ class Image(NamedTuple):
     digest: str  # hex, of the manifest
     disk: str  # hex, of the disk
     disk_size: int
-    is_complete: bool  # False: the disk is being fetched, or that was interrupted
+    is_complete: bool  # False: it is being fetched, or that was interrupted
     stored_bytes: int  # space that disk, kernel and initramfs take on this host
     used: float  # Unix time of the last use
     files: tuple[str, ...]  # hex digests of everything that belongs to it
-    name: Path | None  # its file in names/
+    name: Path | None  # its file in names/; in asked/ if it is being fetched and has no name yet
+
+    def untag(self, store: Store) -> None:
+        """Remove its name, also if it gets it just now."""
+        if self.name is not None:
+            for folder in ("asked", "names"):
+                path = store.root / folder / self.name.name
+                name = read_name(path)
+                if name is not None and name.manifest == self.digest:
+                    path.unlink(missing_ok=True)
 
     def to_json(self) -> dict[str, Any]:
         """Return the value for `images --json`."""
@@ -54,6 +63,12 @@ def images(store: Store) -> list[Image]:
         image = _artifact(store, name.manifest) if name is not None else None
         if name is not None and image is not None:
             named.append(image._replace(reference=name.reference, platform=name.platform, name=path))
+    there = {(image.reference, image.platform, image.digest) for image in named}
+    for path, name in asked(store):
+        image = _artifact(store, name.manifest)
+        if image is not None and (name.reference, name.platform, image.digest) not in there:
+            image = image._replace(reference=name.reference, platform=name.platform, name=path)
+            named.append(image._replace(is_complete=False))
     known = {image.digest for image in named}
     unnamed = [image for digest in _small_blobs(store) if digest not in known and (image := _artifact(store, digest))]
     return sorted(named, key=lambda image: (image.reference, image.platform)) + unnamed

@@ -1,10 +1,16 @@
-"""Remember which manifest a reference named at the last request: the files in names/ of the store."""
+"""Remember which manifest a reference named at the last request: the files in names/ of the store.
+
+A name is kept when its repository has served everything that it leads to. Until then, while a disk is being fetched for
+`boot --pull lazy`, the same file is in asked/: for people, who see the artifact by its name, and for the disk's server,
+which keeps the name in the end. Nothing is found or trusted by a file in asked/.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,6 +51,11 @@ def _name_path(store: Store, reference: Reference, platform: Platform) -> Path:
     return store.root / "names" / hashlib.sha256(os.fsencode(f"{reference} {platform}")).hexdigest()
 
 
+def _name(reference: Reference, platform: Platform, options: RegistryOptions, digest: Digest) -> Name:
+    ca_file = str(options.ca_file.absolute()) if options.ca_file else None
+    return Name(str(absolute(reference)), str(platform), digest.hex, options.plain_http, ca_file)
+
+
 def remember(
     store: Store, reference: Reference, platform: Platform, options: RegistryOptions, digest: Digest, raw: bytes
 ) -> None:
@@ -52,15 +63,47 @@ def remember(
 
     A name of another version is left alone. Then the registry is asked each time.
     """
-    ca_file = str(options.ca_file.absolute()) if options.ca_file else None
-    name = Name(str(absolute(reference)), str(platform), digest.hex, options.plain_http, ca_file)
+    name = _name(reference, platform, options, digest)
     path = _name_path(store, reference, platform)
+    if not _is_kept(store, path, name, raw):
+        store.write_blob(digest, raw)
+        if not write_versioned(path, name._asdict(), VERSION, durable=False):
+            debug(f"{path}: written by another version of rootdisk, left alone")
+    _asked_path(store, path).unlink(missing_ok=True)
+
+
+def _is_kept(store: Store, path: Path, name: Name, raw: bytes) -> bool:
     with contextlib.suppress(OSError, Damaged):
-        if name == read_name(path) and store.read_blob(digest.hex, MANIFEST_MAX_BYTES) == raw:
-            return
-    store.write_blob(digest, raw)
-    if not write_versioned(path, name._asdict(), VERSION, durable=False):
-        debug(f"{path}: written by another version of rootdisk, left alone")
+        return name == read_name(path) and store.read_blob(name.manifest, MANIFEST_MAX_BYTES) == raw
+    return False
+
+
+def note_asked(
+    store: Store, reference: Reference, platform: Platform, options: RegistryOptions, digest: Digest, raw: bytes
+) -> None:
+    """Note that `reference` named the manifest `raw`, which is in the store, for as long as the rest is being fetched."""
+    name = _name(reference, platform, options, digest)
+    path = _name_path(store, reference, platform)
+    if not _is_kept(store, path, name, raw):
+        store.made_folder("asked")
+        write_versioned(_asked_path(store, path), name._asdict(), VERSION, durable=False)
+
+
+def _asked_path(store: Store, name: Path) -> Path:
+    return store.root / "asked" / name.name
+
+
+def asked(store: Store) -> Iterator[tuple[Path, Name]]:
+    """Yield the files and names of artifacts that are being fetched."""
+    with contextlib.suppress(FileNotFoundError):
+        for path in sorted((store.root / "asked").iterdir()):
+            if (name := read_name(path)) is not None:
+                yield path, name
+
+
+def asked_for(store: Store, reference: Reference, platform: Platform) -> bytes | None:
+    """Return the manifest that `reference` named when it was asked for, if it is being fetched."""
+    return _manifest(store, _asked_path(store, _name_path(store, reference, platform)))
 
 
 def read_name(path: Path) -> Name | None:
@@ -99,7 +142,11 @@ def files_of(store: Store, manifest: str) -> set[str]:
 
 def known(store: Store, reference: Reference, platform: Platform) -> bytes | None:
     """Return the manifest that `reference` named at the last request, or None if unknown."""
-    name = read_name(_name_path(store, reference, platform))
+    return _manifest(store, _name_path(store, reference, platform))
+
+
+def _manifest(store: Store, path: Path) -> bytes | None:
+    name = read_name(path)
     if name is None:
         return None
     try:

@@ -15,7 +15,7 @@ from rootdisk.oci.documents import MANIFEST_MAX_BYTES, Descriptor, Digest, Platf
 from rootdisk.oci.reference import Reference, parse_reference
 from rootdisk.oci.repository import RegistryOptions, Repository
 from runner.store.boot_blobs import boot_blobs, starts_vmlinux
-from runner.store.names import absolute, known, name_of, remember
+from runner.store.names import absolute, asked_for, known, name_of, note_asked, remember
 from runner.store.possession import served
 from runner.store.store import Damaged, Store
 from runner.store.trust import Gate, refuse_unless_kept
@@ -139,7 +139,8 @@ def pull(
                 raise
             return local
         if not fetch:
-            why = "is not in the store" if raw is None else "is only partly in the store"
+            is_there = raw is not None or asked_for(store, reference, platform) is not None
+            why = "is only partly in the store" if is_there else "is not in the store"
             raise BadInput(f"{reference} {why}", f"runner pull {reference}")
     with open_artifact(reference, platform, options) as artifact:
         descriptor, raw, roles = artifact.descriptor, artifact.raw, artifact.roles
@@ -153,6 +154,7 @@ def pull(
         for _ in range(_TRIES):
             local = None if is_new else _present(store, raw, platform, reference, repair, origin)
             if local is not None and local.source is not None:
+                note_asked(store, reference, platform, options, descriptor.digest, raw)
                 return local  # the disk's server keeps the name, when the repository has shown that it has the disk
             if local is not None:
                 remember(store, reference, platform, options, descriptor.digest, raw)

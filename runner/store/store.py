@@ -3,6 +3,7 @@
     ROOT/format            the format of the store: "1"
     ROOT/blobs/HEX         manifests and their small blobs: config, kernel, initramfs, dm-verity tree, vmlinux
     ROOT/names/HEX         the manifest that a reference named at the last request
+    ROOT/asked/HEX         the same, while the artifact is being fetched for a sandbox that runs already
     ROOT/disks/HEX.raw     a sparse root disk; HEX is its disk digest. HEX.chunks is its chunk index
     ROOT/disks/HEX.partial a disk that is not complete: runner/store/partial.py
     ROOT/damaged/HEX       the reason why disk or blob HEX must not be used until `verify --repair`
@@ -71,25 +72,35 @@ class Store:
             RootdiskError: It cannot be used, has another format, or another user could change it.
         """
         root = place or _place()
-        # In a container there may be no other users, and its volumes may be world-writable.
-        is_trusted = os.environ.get("ROOTDISK_STORE_TRUSTED") == "1"
+        store = cls(root)
         try:
-            if is_trusted:
+            if _is_trusted():
                 root.mkdir(parents=True, exist_ok=True, mode=0o700)
             else:
                 make_private(root)
             _check_format(root)
             for folder in cls.FOLDERS:
-                if is_trusted:
-                    (root / folder).mkdir(exist_ok=True, mode=0o700)
-                else:
-                    make_private_below(root / folder)
+                store.made_folder(folder)
         except (OSError, ValueError) as err:
             why = err.strerror if isinstance(err, OSError) else f"format {err}"
             raise RootdiskError(
                 f"store {printable(root)}: {why}", "fix its owner and permissions, or set ROOTDISK_STORE"
             ) from err
-        return cls(root)
+        return store
+
+    def made_folder(self, name: str) -> Path:
+        """Return a directory of the store, which is made if it is missing.
+
+        Raises:
+            OSError: It cannot be made.
+            RootdiskError: Another user could change it.
+        """
+        folder = self.root / name
+        if _is_trusted():
+            folder.mkdir(exist_ok=True, mode=0o700)
+        else:
+            make_private_below(folder)
+        return folder
 
     def disk(self, digest: Digest) -> Path:
         """Return the path of a disk."""
@@ -272,6 +283,11 @@ class Store:
                 os.close(fd)
             raise
         return tuple(fds)
+
+
+def _is_trusted() -> bool:
+    """Return whether nobody else can get at the store. In a container, its volumes may be world-writable nevertheless."""
+    return os.environ.get("ROOTDISK_STORE_TRUSTED") == "1"
 
 
 def _place() -> Path:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import zstandard
+
 from imagetool.packing.manifest import Artifact, Blob, assemble
 from imagetool.targets.open import open_target
 from rootdisk.artifact.format import (
@@ -16,6 +18,7 @@ from rootdisk.artifact.format import (
     DISK_TYPE,
     INITRAMFS_TYPE,
     KERNEL_TYPE,
+    VMLINUX_TYPE,
     ArtifactConfig,
     Chunk,
     ChunkIndex,
@@ -145,3 +148,6 @@ def with_boot(made: Sample, *more: Blob, initramfs: bytes | None = None, **chang
 # A small disk without kernel and initramfs, and those that with_boot() adds.
 BARE = sample([*noise(8, 64 << 10), bytes(64 << 10)])
 KERNEL, INITRAMFS = noise(2, 200_000, seed=6)
+# A vmlinux, as it is and as it is published.
+ELF = b"\x7fELF" * 1000
+VMLINUX = Blob.of_bytes(VMLINUX_TYPE, zstandard.compress(ELF))

@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from rootdisk.oci.documents import Platform
+from rootdisk.artifact.compressed import Content
+from rootdisk.oci.documents import Digest, Platform
 from rootdisk.oci.reference import parse_reference
 from runner.store.filling import DiskSource
 from runner.store.pull import pull
 from runner.store.store import Store
-from tests.support.artifacts import Sample, noise, publish, sample
+from tests.support.artifacts import ELF, VMLINUX, Sample, noise, publish, sample, with_boot
 from tests.support.faults import FaultProxy
 from tests.support.nbd import PATIENT, QUICK, Machine, server_of
 from tests.support.registry import RunningRegistry
@@ -31,6 +32,15 @@ def made() -> Sample:
 def registry(registry: RunningRegistry, made: Sample) -> RunningRegistry:
     publish(made, f"{registry.name}/lazy/a:v1", registry.options)
     return registry
+
+
+@pytest.fixture
+def booted(registry: RunningRegistry, made: Sample) -> Sample:
+    """The disk with a kernel and a vmlinux, in two repositories."""
+    booted = with_boot(made, VMLINUX, vmlinux=Content(Digest.of(ELF), len(ELF)))
+    for name in ("booted", "other"):
+        publish(booted, f"{registry.name}/lazy/{name}:v1", registry.options)
+    return booted
 
 
 @pytest.fixture

@@ -6,11 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-import zstandard
 
-from imagetool.packing.manifest import Blob
-from rootdisk.artifact.compressed import Content
-from rootdisk.artifact.format import VMLINUX_TYPE
 from rootdisk.errors import RegistryError
 from rootdisk.oci.documents import Digest, Platform
 from rootdisk.oci.reference import parse_reference
@@ -19,10 +15,10 @@ from runner.lazy.start import enter
 from runner.sandbox.state import Spec, parse, state_json
 from runner.store.pull import StoredArtifact, pull
 from runner.store.store import Store
-from tests.support.artifacts import KERNEL, Sample, publish, with_boot
+from tests.support.artifacts import ELF, KERNEL, VMLINUX
 from tests.support.faults import ALWAYS, Fault, FaultProxy, Kind
 from tests.support.nbd import PATIENT, QUICK, Machine, server_of
-from tests.support.registry import RunningRegistry, needs_registry
+from tests.support.registry import needs_registry
 from tests.support.sandboxes import spec_of
 from tests.support.waiting import until
 
@@ -30,18 +26,7 @@ pytestmark = [
     needs_registry,
     pytest.mark.skipif(Platform.host().architecture != "amd64", reason="QEMU starts a vmlinux on x86 only"),
 ]
-ELF = b"\x7fELF" * 1000
-VMLINUX = Blob.of_bytes(VMLINUX_TYPE, zstandard.compress(ELF))
 BOOTED_KERNEL = Digest.of(KERNEL)
-
-
-@pytest.fixture
-def booted(registry: RunningRegistry, made: Sample) -> Sample:
-    """The disk with a kernel and a vmlinux, in two repositories."""
-    booted = with_boot(made, VMLINUX, vmlinux=Content(Digest.of(ELF), len(ELF)))
-    for name in ("booted", "other"):
-        publish(booted, f"{registry.name}/lazy/{name}:v1", registry.options)
-    return booted
 
 
 @pytest.mark.usefixtures("booted")
