@@ -69,7 +69,7 @@ class _OwnBlobs(NamedTuple):
     """A repository over files and bytes of ours, as far as a reader of an artifact needs one."""
 
     blobs: Mapping[Digest, Path | bytes]
-    ranges_ignored: bool = False
+    serves_ranges: bool = True
 
     def blob(self, descriptor: Descriptor, start: int = 0, end: int | None = None) -> Iterator[bytes]:
         """Yield the bytes [start, end) of a blob."""

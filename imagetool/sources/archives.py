@@ -129,7 +129,7 @@ class TarArchive:
 class ArchiveRepository:
     """The OCI layout in a tar, as a Repository."""
 
-    ranges_ignored = False
+    serves_ranges = True
 
     def __init__(self, archive: TarArchive) -> None:
         self._archive = archive

@@ -66,7 +66,7 @@ class PublishedArtifact:
             BadInput: it is too large, or not a chunk index.
             DigestMismatch: its bytes are others than the manifest says, or it is another disk's.
         """
-        return read_index(self.repository, self.roles, self.config)[1]
+        return checked_index(index_bytes(self.repository, self.roles), self.roles, self.config)
 
     def joined(self) -> Joined:
         """The disk's blobs as one, not verified."""
@@ -119,17 +119,26 @@ def read_artifact(repository: Repository, reference: Reference, platform: Platfo
         raise NotAnArtifact(f"{reference}: {err.message}", err.hint) from err
 
 
-def read_index(repository: Repository, roles: ArtifactManifest, config: ArtifactConfig) -> tuple[bytes, ChunkIndex]:
-    """Fetch the chunk index, as bytes and parsed; it belongs to the disk of `config` and to the blobs of `roles`.
+def index_bytes(repository: Repository, roles: ArtifactManifest) -> bytes:
+    """Fetch the chunk index, for `checked_index`.
 
     Raises:
-        BadInput: it is too large, or not a chunk index.
-        DigestMismatch: its bytes are others than the manifest says, or it is another disk's.
+        BadInput: it is too large.
+        DigestMismatch: its bytes are others than the manifest says.
     """
-    raw = read_blob(repository, roles.chunks, INDEX_MAX_BYTES)
+    return read_blob(repository, roles.chunks, INDEX_MAX_BYTES)
+
+
+def checked_index(raw: bytes, roles: ArtifactManifest, config: ArtifactConfig) -> ChunkIndex:
+    """Parse the chunk index `raw`, which belongs to the disk of `config` and to the blobs of `roles`.
+
+    Raises:
+        BadInput: it is not a chunk index.
+        DigestMismatch: it is another disk's.
+    """
     index = ChunkIndex.parse(raw)
     if index.disk_digest() != config.disk_digest or index.disk_size != config.disk_size:
         raise DigestMismatch("the chunk index is not that of the disk in the config", "the artifact is damaged")
     if index.blob_end > roles.disk_bytes:
         raise DigestMismatch("the chunk index reaches past the disk's blobs", "the artifact is damaged")
-    return raw, index
+    return index

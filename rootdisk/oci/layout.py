@@ -26,7 +26,7 @@ _PIECE_BYTES = 256 << 10  # stays in the processor's cache until it is hashed an
 class LayoutRepository:
     """An OCI layout directory, read only. See the protocol `Repository` for its methods."""
 
-    ranges_ignored = False
+    serves_ranges = True
 
     def __init__(self, path: Path) -> None:
         self._path = path

@@ -47,14 +47,15 @@ class RegistryOptions(NamedTuple):
     read_min_bytes: int = 4 << 10  # in each such time, or a transfer is too slow
     give_up_s: float = 120
     verify_tls: bool = True  # False only for what registries.conf calls insecure
+    spare_connections: int = 0  # opened with the first one, for requests that will be sent at once
 
 
 class Repository(Protocol):
     """Read access to one place that holds manifests and blobs. Safe to use from several threads."""
 
     @property
-    def ranges_ignored(self) -> bool:
-        """Return whether a server has answered a range request with the complete blob. Then do not request ranges one by one."""
+    def serves_ranges(self) -> bool | None:
+        """Return whether parts of blobs can be read. False: a server has answered with the complete blob. None: not known yet."""
 
     def resolve(self, name: str | Digest) -> Descriptor:
         """Return the manifest or index that a tag or digest names; "" means the only one, if there is only one."""

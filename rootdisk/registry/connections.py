@@ -103,7 +103,20 @@ class Connection(http.client.HTTPConnection):
             return False
         poll = select.poll()
         poll.register(self.wire, select.POLLIN)
-        return not poll.poll(0)
+        return not poll.poll(0) or self._has_tickets_only()
+
+    def _has_tickets_only(self) -> bool:
+        """Take what TLS has for itself after a handshake, such as session tickets. Return whether that is all."""
+        if not isinstance(self.sock, ssl.SSLSocket):
+            return False
+        self.sock.settimeout(0)
+        try:
+            self.sock.recv(1)
+        except ssl.SSLWantReadError:
+            return True
+        except OSError:
+            pass
+        return False
 
     def connect(self) -> None:
         """Connect, with TLS if the URL wants it."""

@@ -50,10 +50,14 @@ class Session:
         self._contexts: dict[str, ssl.SSLContext] = {}  # by host, if it has certificates of its own
         self._idle: dict[_Way, list[Connection]] = defaultdict(list)
         self._lock = threading.Lock()
+        self._spares = options.spare_connections  # to be opened with the first one
+        self._opening: dict[_Way, list[threading.Thread]] = {}  # that open them
+        self._is_closed = False
 
     def close(self) -> None:
         """Close all connections that are not in use."""
         with self._lock:
+            self._is_closed = True
             for connections in self._idle.values():
                 for connection in connections:
                     connection.close()
@@ -163,20 +167,50 @@ class Session:
 
     def _put_back(self, way: _Way, connection: Connection, is_usable: bool) -> None:
         """Keep a connection for another request, if it is usable."""
-        if not is_usable:
-            connection.close()
-            return
         with self._lock:
-            self._idle[way].append(connection)
+            if is_usable and not self._is_closed:
+                self._idle[way].append(connection)
+                return
+        connection.close()
+
+    def _open_spares(self, way: _Way, url: Url) -> None:
+        """Open connections that other requests will need, while the first request is under way."""
+
+        def open_one() -> None:
+            """Open one. If that fails, the request that needs one tries again, and its error is told."""
+            connection = self._new(way, url)
+            try:
+                connection.connect()
+            except Exception:
+                connection.close()
+            else:
+                self._put_back(way, connection, is_usable=True)
+
+        with self._lock:
+            count, self._spares = self._spares, 0
+            threads = [threading.Thread(target=open_one, daemon=True) for _ in range(count)]
+            self._opening[way] = threads
+        for thread in threads:
+            thread.start()
+
+    def _new(self, way: _Way, url: Url) -> Connection:
+        proxy = Proxy.parse(way.proxy) if way.proxy else None
+        return Connection(url, proxy, self._ways, home=url.origin == self.origin)
 
     def _take(self, way: _Way, url: Url) -> tuple[Connection, bool]:
         """Return a connection, and whether it is a new one."""
         while True:
             with self._lock:
                 connection = self._idle[way].pop() if self._idle[way] else None
-            if connection is None:
-                proxy = Proxy.parse(way.proxy) if way.proxy else None
-                return Connection(url, proxy, self._ways, home=url.origin == self.origin), True
-            if connection.is_usable:
-                return connection, False
-            connection.close()
+                opening = self._opening.pop(way, ()) if connection is None else ()
+            if connection is not None:
+                if connection.is_usable:
+                    return connection, False
+                connection.close()
+                continue
+            if not opening:
+                if self._spares and url.origin == self.origin:
+                    self._open_spares(way, url)
+                return self._new(way, url), True
+            for thread in opening:
+                thread.join()

@@ -54,9 +54,10 @@ class MirroredRepository:
         self._opening = threading.Lock()
 
     @property
-    def ranges_ignored(self) -> bool:
-        """Return whether a place that was asked ignores Range."""
-        return any(repository.ranges_ignored for repository in self._opened.values() if repository is not None)
+    def serves_ranges(self) -> bool | None:
+        """Return whether all places that were asked serve ranges; False if one does not, None if that is not known."""
+        known = {repository.serves_ranges for repository in list(self._opened.values()) if repository is not None}
+        return False if False in known else known == {True} or None
 
     def close(self) -> None:
         """Close all connections."""

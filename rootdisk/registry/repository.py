@@ -38,7 +38,7 @@ class RegistryRepository:
     def __init__(self, registry: str, repository: str, options: RegistryOptions, namespace: str = "") -> None:
         """Open a repository. `namespace` is the registry for which `registry` is a mirror."""
         self.client = RegistryClient(registry, repository, options, namespace)
-        self.ranges_ignored = False
+        self.serves_ranges: bool | None = None
         self._manifests: dict[Digest, bytes] = {}  # manifests that resolve has read, so they are not fetched twice
 
     def close(self) -> None:
@@ -152,6 +152,10 @@ class RegistryRepository:
             except RegistryError as err:
                 retry.wait(err)
 
+    def _note_ranges(self, *, served: bool) -> None:
+        """Note whether a range was served or offered. One that was ignored counts more."""
+        self.serves_ranges = served and self.serves_ranges is not False
+
     def _stream(self, descriptor: Descriptor, start: int, stop: int) -> Iterator[bytes]:
         """Yield the bytes of one request for [start, stop). The server may return fewer."""
         is_complete = start == 0 and stop == descriptor.size
@@ -171,6 +175,7 @@ class RegistryRepository:
                 ):
                     raise RegistryError(f"{what}: asked for bytes {start}-{stop - 1}, got {content_range!r:.80}")
                 skip, count = 0, int(match[2]) + 1 - start
+                self._note_ranges(served=True)
             else:
                 length = response.headers.get("Content-Length")
                 if length and length != str(descriptor.size):
@@ -179,7 +184,10 @@ class RegistryRepository:
                         "the copy in the registry is damaged",
                     )
                 skip, count = start, stop - start
-                self.ranges_ignored |= not is_complete
+                if not is_complete:
+                    self._note_ranges(served=False)
+                elif response.headers.get("Accept-Ranges").lower() == "bytes":  # RFC 9110, section 14.3
+                    self._note_ranges(served=True)
             pace = Pace(response)
             while count:
                 piece = pace.read(_PIECE_BYTES)

@@ -111,7 +111,7 @@ class Fetchers:
         """Do `action` for `job` and report how it went. Return whether it went well."""
         since = time.monotonic()
         error = self._error_of(action)
-        if self._repository is not None and self._repository.ranges_ignored:
+        if self._repository is not None and self._repository.serves_ranges is False:
             self._agenda.takes_all = True
         is_wrong = isinstance(error, DigestMismatch)
         self._agenda.over(
@@ -218,7 +218,7 @@ class Fetchers:
         start = 0
         while start < descriptor.size:
             size = self._agenda.await_calm()
-            end = descriptor.size if repository.ranges_ignored else min(start + size, descriptor.size)
+            end = descriptor.size if repository.serves_ranges is False else min(start + size, descriptor.size)
             yield from repository.blob(descriptor, start, end)
             start = end
 

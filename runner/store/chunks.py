@@ -110,10 +110,13 @@ class _Transfer:
         self._answered.set()
 
     def run(self, first: bool) -> None:
-        """Fetch parts until none are left. The `first` thread starts alone: its response tells if the server supports ranges."""
+        """Fetch parts until none are left.
+
+        If it is not known whether the server serves ranges, the `first` thread starts alone: its response tells.
+        """
         decompressor = zstandard.ZstdDecompressor()
         try:
-            if not first:
+            if not first and not self._blob.repository.serves_ranges:
                 self._answered.wait()
             while part := self._take():
                 for chunk, raw in receive(self._blob, part, decompressor, self._count):
@@ -136,7 +139,7 @@ class _Transfer:
             if self._stopped or not self.parts:
                 return None
             part = self.parts.popleft()
-            if self._blob.repository.ranges_ignored:
+            if self._blob.repository.serves_ranges is False:
                 # Every response is the complete blob, so fetch all remaining parts at once.
                 part = Part((*part.chunks, *(chunk for other in self.parts for chunk in other.chunks)))
                 self.parts.clear()

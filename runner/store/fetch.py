@@ -1,6 +1,6 @@
 """Fetch the disk of an artifact into the store, verified.
 
-First comes the chunk index, then only the frames of chunks that are not on this host yet. Frames are decompressed as they
+First come the config and, beside it, the chunk index; then only the frames of chunks that are not on this host yet. Frames are decompressed as they
 arrive, the sha256 of each chunk is compared, and holes stay holes. The compressed blob is not stored. After a killed fetch,
 the next one verifies and uses what the partial file contains.
 """
@@ -10,11 +10,11 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from rootdisk.artifact.format import ArtifactConfig, ArtifactManifest, Chunk, ChunkIndex
-from rootdisk.artifact.published import read_index
+from rootdisk.artifact.published import checked_index, index_bytes
 from rootdisk.cli.progress import Progress
 from rootdisk.durable import advice, atomic_write
 from rootdisk.errors import RootdiskError
@@ -38,11 +38,24 @@ class Counts(NamedTuple):
     holes: int
 
 
+@contextlib.contextmanager
+def index_beside(repository: Repository, roles: ArtifactManifest) -> Iterator[list[bytes]]:
+    """Fetch the chunk index while the block runs; it is in the yielded list when the block has ended.
+
+    Raises:
+        RootdiskError: As of `index_bytes`.
+    """
+    found: list[bytes] = []
+    with _meanwhile(repository, [lambda: found.append(index_bytes(repository, roles))]):
+        yield found
+
+
 def fetch(
     store: Store,
     repository: Repository,
     roles: ArtifactManifest,
     config: ArtifactConfig,
+    raw_index: bytes,
     progress: Progress | None,
     served: Callable[[], Collection[str]] = tuple,
 ) -> Counts:
@@ -56,8 +69,7 @@ def fetch(
     """
     counts = _join(store, config, progress)
     known = served()  # a server that we have waited for may have fetched everything
-    # Before the other files, which take the open connection then; the disk is what takes long.
-    _, index = read_index(repository, roles, config)
+    index = checked_index(raw_index, roles, config)
     with _boot_files(store, repository, [boot_blobs(roles, config)], known), store.making(config.disk_digest):
         # Another process may have fetched it meanwhile.
         if not store.disk(config.disk_digest).exists() or store.damage(config.disk_digest.hex):
@@ -72,22 +84,23 @@ def fetch_boot(
     repository: Repository,
     roles: ArtifactManifest,
     config: ArtifactConfig,
+    raw_index: bytes,
     served: Collection[str] = (),
 ) -> None:
-    """Fetch what a machine needs to start on an incomplete disk: the kernel it starts, initramfs and the disk's chunk index.
+    """Fetch what a machine needs to start on an incomplete disk: the kernel it starts, and initramfs. Keep the chunk index.
 
     Raises:
         RootdiskError: Something cannot be fetched or written.
     """
     with _boot_files(store, repository, [[blob] for blob in needed_to_start(roles, config)], served):
-        raw, index = read_index(repository, roles, config)
+        index = checked_index(raw_index, roles, config)
         path = store.partial(config.disk_digest)
         present = path.lstat().st_blocks * 512 if path.exists() else 0
         limits.check(store.root, max(0, sum(chunk.length for chunk in index.chunks if not chunk.zero) - present))
         try:
-            atomic_write(store.index(config.disk_digest), raw)
+            atomic_write(store.index(config.disk_digest), raw_index)
         except OSError as err:
-            raise RootdiskError(f"store {store.root}: {err.strerror}", advice(err, len(raw), store.root)) from err
+            raise RootdiskError(f"store {store.root}: {err.strerror}", advice(err, len(raw_index), store.root)) from err
 
 
 def fetch_rest(
@@ -111,14 +124,22 @@ def _boot_files(
     store: Store, repository: Repository, lists: Iterable[Iterable[BootBlob]], served: Collection[str]
 ) -> Iterator[None]:
     """Fetch blobs that boot the disk while the block runs: the `lists` at once, those of each one after the other."""
-    from rootdisk.system.threads import running
 
     def fetch_all(blobs: Iterable[BootBlob]) -> None:
         """Fetch one after the other."""
         for blob in blobs:
             store.boot_blob(repository, blob, again=blob.content.digest.hex not in served)
 
-    with running([functools.partial(fetch_all, blobs) for blobs in lists]) as threads:
+    with _meanwhile(repository, [functools.partial(fetch_all, blobs) for blobs in lists]):
+        yield
+
+
+@contextlib.contextmanager
+def _meanwhile(repository: Repository, actions: Sequence[Callable[[], None]]) -> Iterator[None]:
+    """Run `actions`, which read from `repository`, while the block runs. An error of one side ends the other."""
+    from rootdisk.system.threads import running
+
+    with running(actions) as threads:
         try:
             yield
             threads.wait()

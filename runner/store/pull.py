@@ -142,7 +142,9 @@ def pull(
             is_there = raw is not None or asked_for(store, reference, platform) is not None
             why = "is only partly in the store" if is_there else "is not in the store"
             raise BadInput(f"{reference} {why}", f"runner pull {reference}")
-    with open_artifact(reference, platform, options) as artifact:
+    # What is new needs two documents at once after its manifest.
+    opening = options._replace(spare_connections=int(known(store, reference, platform) is None))
+    with open_artifact(reference, platform, opening) as artifact:
         descriptor, raw, roles = artifact.descriptor, artifact.raw, artifact.roles
         gate.check(store, artifact.repository, (*artifact.indexes, descriptor.digest))
         if repair and store.damage(descriptor.digest.hex):
@@ -159,20 +161,27 @@ def pull(
             if local is not None:
                 remember(store, reference, platform, options, descriptor.digest, raw)
                 return local._replace(**counts._asdict()) if counts else local
+            from runner.store.fetch import fetch as fetch_all
+            from runner.store.fetch import fetch_boot, index_beside
+
             again = roles.config.digest.hex not in served_digests
-            config = _fetch_config(store, artifact.repository, roles.config, again=again, repair=repair)
+            with index_beside(artifact.repository, roles) as raw_index:
+                config = _fetch_config(store, artifact.repository, roles.config, again=again, repair=repair)
             if config is None:
                 continue
             _check_platform(config, platform, reference)
-            from runner.store.fetch import fetch as fetch_all
-            from runner.store.fetch import fetch_boot
-
             if lazily and not store.disk(config.disk_digest).exists():
                 store.write_blob(descriptor.digest, raw)
-                fetch_boot(store, artifact.repository, roles, config, served_digests)
+                fetch_boot(store, artifact.repository, roles, config, raw_index[0], served_digests)
             else:
                 counts = fetch_all(
-                    store, artifact.repository, roles, config, progress, lambda: served(store, reference, options)
+                    store,
+                    artifact.repository,
+                    roles,
+                    config,
+                    raw_index[0],
+                    progress,
+                    lambda: served(store, reference, options),
                 )
             is_new = False
     raise RootdiskError(f"{reference}: another process keeps removing it from the store", "is runner prune running?")

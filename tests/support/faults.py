@@ -27,6 +27,7 @@ Kind = Literal[
 PIECE_BYTES = 32 << 10
 WRONG_EVERY = 32 << 10  # bytes: no chunk of a wrong answer is right
 ALWAYS = 1 << 30
+MEET_S = 20.0
 
 
 @dataclass
@@ -61,6 +62,8 @@ class FaultProxy:
     pause_s: float = 0  # after each piece of a body
     wrong_at: int | None = None  # of a blob whose path holds `wrong_in`: a byte that arrives wrong in every part
     wrong_in: str = "/"
+    # Requests whose path holds the key are answered when as many of them are there as the barrier counts; else they fail.
+    together: dict[str, threading.Barrier] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def add(self, *faults: Fault) -> None:
@@ -96,6 +99,8 @@ def run_faults(upstream: str) -> Iterator[FaultProxy]:
             proxy.seen.append((method, self.path, dict(self.headers)))
             proxy.peers.add(self.client_address)
             length = int(self.headers.get("Content-Length") or 0)
+            for barrier in [barrier for path, barrier in proxy.together.items() if path in self.path]:
+                barrier.wait(MEET_S)
             fault = proxy.take(method, self.path)
             kind = fault.kind if fault else ""
             body = self.rfile.read(min(length, fault.after) if fault and kind == "cut" else length)
