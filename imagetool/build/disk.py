@@ -28,13 +28,14 @@ from imagetool.tree.index import TarIndex
 from imagetool.tree.merge import merge, put_on
 from imagetool.tree.model import BytesSource, File, Source, Tree
 from imagetool.tree.remarks import Remark, refuse
-from rootdisk.artifact.format import Process, SlotExtent
+from rootdisk.artifact.format import Process, SlotExtent, labels_of
 from rootdisk.artifact.layers import LayerInodes
 from rootdisk.artifact.policies import rule_for
 from rootdisk.artifact.verity import Verity
 from rootdisk.durable import atomic_write
 from rootdisk.errors import BadInput
 from rootdisk.ids import check_user
+from rootdisk.oci.fields import Fields
 from rootdisk.oci.repository import RegistryOptions
 from rootdisk.system.memory import keep_buffers
 
@@ -164,10 +165,13 @@ def planned(
 
 
 def _process(image: Image, source: SourceImage) -> Process:
-    """Return the process that the disk will run. An invalid user is refused before a layer is read."""
+    """Return the process that the disk will run. What no runner would read is refused before a layer is read."""
     process = image.process.apply(source.config.process)
     check_user(process.user, "USER")
-    return process
+    labels = {**source.config.labels, **image.labels}
+    fields = Fields({"process": process.to_json(), "labels": labels}, "image config")
+    labels_of(fields)
+    return Process.of(fields.inner("process"))
 
 
 def _plan(

@@ -22,6 +22,7 @@ from rootdisk.artifact.format import (
     ArtifactConfig,
     key_tag,
 )
+from rootdisk.errors import BadInput
 from rootdisk.oci.documents import OCI_MANIFEST, Descriptor, Digest, Manifest, canonical_json
 
 TITLE = "org.opencontainers.image.title"
@@ -69,8 +70,17 @@ class Artifact(NamedTuple):
 
 
 def assemble(config: ArtifactConfig, disk: Sequence[Blob], chunks: Blob, *optional: Blob | None) -> Artifact:
-    """Assemble the artifact of a packed disk; `optional` are the blobs that boot it, None if it has none."""
-    config_blob = Blob.of_bytes(CONFIG_TYPE, canonical_json(config.to_json()))
+    """Assemble the artifact of a packed disk; `optional` are the blobs that boot it, None if it has none.
+
+    Raises:
+        BadInput: no runner would read the config.
+    """
+    raw_config = canonical_json(config.to_json())
+    try:
+        ArtifactConfig.parse(raw_config)
+    except BadInput as err:
+        raise BadInput(err.message, "no runner would read the artifact: make it smaller in the image") from None
+    config_blob = Blob.of_bytes(CONFIG_TYPE, raw_config)
     layers = [blob for blob in (*disk, chunks, *optional) if blob is not None]
     annotations = {"org.opencontainers.image.base.digest": config.source_digest}
     if config.source:

@@ -72,8 +72,8 @@ class ImageConfig:
             remarks.append(Remark(f"image config: StopSignal: {err.message}: SIGTERM is used"))
             stop_signal = "SIGTERM"
         labels = process.get("labels") or {}
-        if not isinstance(labels, dict):
-            raise BadInput("image config: Labels is not an object")
+        if not isinstance(labels, dict) or not all(isinstance(item, str | None) for item in labels.values()):
+            raise BadInput("image config: Labels is not an object of strings")
         return cls(
             Platform.of(value),
             tuple(Digest.parse(item) for item in rootfs["diff_ids"]),
@@ -85,7 +85,7 @@ class ImageConfig:
             _text(process, "WorkingDir") or "/",
             _text(process, "User"),
             stop_signal,
-            {str(key): "" if item is None else str(item) for key, item in sorted(labels.items())},
+            {key: item or "" for key, item in sorted(labels.items())},
             _keys(process, "ExposedPorts"),
             _keys(process, "Volumes"),
             bool(value.get("variant")),

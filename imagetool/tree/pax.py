@@ -52,6 +52,24 @@ def number(field: bytes) -> int:
         raise Malformed(f"{digits!r} is not an octal number") from None
 
 
+def has_prefix(block: bytes) -> bool:
+    """Return whether the name in a header begins at byte 345.
+
+    GNU's headers have times there, except those that Go before 1.8 wrote, and with it Docker: as Go's reader, tell them apart
+    by whether the times are numbers.
+    """
+    if block[257:263] == b"ustar\0":
+        return True
+    if block[257:265] != b"ustar  \0":
+        return False
+    try:
+        number(block[345:357])
+        number(block[357:369] if block[357] else b"\0")
+    except Malformed:
+        return block[345:500].partition(b"\0")[0].isascii()
+    return False
+
+
 def decimal(value: bytes, what: str) -> int:
     """A PAX record's unsigned number, below 2^63. It may have a plus sign, which Go takes too."""
     if not _DECIMAL.match(value) or int(value) > NUMBER_MAX:

@@ -186,8 +186,7 @@ class _Scanner:
     def entry(self, kind: int, at: int, block: bytes, extended: _Extended | None) -> int:
         """Note the entry whose header is `block`, at byte `at`; where the next header is."""
         path = block[:100].partition(_NUL)[0]
-        magic = block[257:263]
-        if magic == b"ustar\0" and block[345]:
+        if block[345] and pax.has_prefix(block):
             end = 476 if block[508:512] == b"tar\0" else 500  # star keeps times after a shorter prefix
             path = block[345:end].partition(_NUL)[0] + b"/" + path
         target = block[157:257].partition(_NUL)[0]
@@ -202,8 +201,8 @@ class _Scanner:
             sparse = pax.sparse_format(values, extended.sparse, size) if kind in b"0\0007" else ""
             path = (values.get(b"GNU.sparse.name") if sparse else b"") or values.get(b"path") or path
             target = values.get(b"linkpath") or target
-            path = path if extended.path is None else extended.path
-            target = target if extended.target is None else extended.target
+            path = extended.path or path
+            target = extended.target or target
             if values:
                 uid = pax.id_number(values[b"uid"]) if values.get(b"uid") else uid
                 gid = pax.id_number(values[b"gid"]) if values.get(b"gid") else gid

@@ -211,6 +211,11 @@ def slots_of(disk: Fields, disk_size: int) -> tuple[SlotExtent, ...]:
     return tuple(slots)
 
 
+def labels_of(config: Fields) -> dict[str, str]:
+    """Read `labels`; BadInput if they are too many or too long."""
+    return config.strings("labels", LABELS_MAX_COUNT, limit=LABEL_MAX)
+
+
 def _allowed(config: Fields) -> tuple[str, ...]:
     """Return the rules of `network`. A value that has no list of rules is an error, not the absence of a limit."""
     if "network" not in config.value:
@@ -243,9 +248,8 @@ class ArtifactConfig(NamedTuple):
     boot_chunks: tuple[int, ...] = ()  # numbers of chunks in the order a traced boot read them
     labels: Mapping[str, str] | None = None
     layers: tuple[LayerInodes, ...] = ()  # base first; the last is what rootdisk adds
-    left_out: Mapping[str, int] = MappingProxyType(
-        {}
-    )  # what the disk does not have as the image says: how many, by kind
+    # What the disk does not have as the image says: how many, by kind.
+    left_out: Mapping[str, int] = MappingProxyType({})
     verity: Verity | None = None
     allow: tuple[str, ...] = ()  # rules of what its sandboxes may reach by default; () without a limit
     template: int = 0  # how its init can be saved before it touches the disk: a version, or 0 if it cannot
@@ -287,7 +291,7 @@ class ArtifactConfig(NamedTuple):
             source.text("digest", "", limit=256),
             value.strings("writer", 64, limit=256),
             boot.integers("chunks", 0, CHUNKS_MAX_COUNT - 1, CHUNKS_MAX_COUNT),
-            value.strings("labels", LABELS_MAX_COUNT, limit=LABEL_MAX),
+            labels_of(value),
             layers_of(disk),
             left_out(disk),
             Verity.of(disk.inner("verity"), size) if disk.value.get("verity") is not None else None,

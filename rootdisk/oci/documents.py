@@ -84,11 +84,13 @@ class Platform(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Platform:
-        """Parse `linux/amd64`, `linux/arm64/v8`, or an architecture alone.
+        """Parse `linux/amd64`, `linux/arm64/v8`, or an architecture alone. `linux` alone is this machine's.
 
         Raises:
             BadInput: `text` is not a platform.
         """
+        if text == "linux":
+            return cls.host()
         parts = text.split("/")
         if len(parts) == 1:
             parts = ["linux", *parts]
@@ -198,11 +200,12 @@ class Manifest(NamedTuple):
         """Parse a manifest.
 
         Raises:
-            BadInput: `raw` is not an image manifest.
+            BadInput: `raw` is not an image manifest, or could be read as an index too.
             Unsupported: Its schema version is not 2.
         """
         value = Fields(parse_json(raw, "manifest"), "manifest", "is this an image manifest?")
         _schema_2(value)
+        _only_one_kind(value, INDEX_TYPES, ("manifests",))
         subject = value.value.get("subject")
         return cls(
             _media_type(value, "mediaType", OCI_MANIFEST),
@@ -239,11 +242,12 @@ class Index(NamedTuple):
         """Parse an index.
 
         Raises:
-            BadInput: `raw` is not an image index.
+            BadInput: `raw` is not an image index, or could be read as a manifest too.
             Unsupported: Its schema version is not 2.
         """
         value = Fields(parse_json(raw, "index"), "index")
         _schema_2(value)
+        _only_one_kind(value, MANIFEST_TYPES, ("config", "layers", "fsLayers"))
         return cls(
             _media_type(value, "mediaType", OCI_INDEX),
             _descriptors(value, "manifests", "index: manifest"),
@@ -324,6 +328,14 @@ def _schema_2(value: Fields) -> None:
     version = value.value.get("schemaVersion")
     if type(version) is not int or version != 2:
         raise Unsupported(f"{value.what}: schemaVersion {printable(repr(version), 20)}", "only version 2 is supported")
+
+
+def _only_one_kind(value: Fields, others: tuple[str, ...], keys: tuple[str, ...]) -> None:
+    """Refuse a document that somebody else could take for the other kind: one digest, two images (CVE-2021-41190)."""
+    if value.value.get("mediaType") in others:
+        raise value.wrong("mediaType", f"{value.value['mediaType']}, and it was named as the other kind")
+    if any(value.value.get(key) is not None for key in keys):
+        raise BadInput(f"{value.what}: both an index and an image", "the image is damaged or hostile")
 
 
 def _descriptors(value: Fields, key: str, what: str) -> tuple[Descriptor, ...]:

@@ -42,7 +42,9 @@ def parse_value(raw: bytes, what: str, max_bytes: int) -> Any:
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         raise BadInput(f"{what}: not JSON", "a string contains half of a surrogate pair") from None
-    except (ValueError, RecursionError) as err:
+    except RecursionError:
+        raise BadInput(f"{what}: nested more than {DEPTH_MAX} deep") from None
+    except ValueError as err:
         raise BadInput(f"{what}: not JSON", printable(err, 160)) from err
     _check_depth(value, what)
     return value

@@ -10,6 +10,7 @@ import pytest
 
 from imagetool.cli import main
 from imagetool.ext4.reader import Reader
+from imagetool.packing.manifest import Blob, assemble
 from imagetool.tree.tar import scan
 from rootdisk.artifact.format import ArtifactConfig
 from rootdisk.errors import BadInput
@@ -170,3 +171,30 @@ def test_the_config_has_the_counts_and_only_if_there_are_any() -> None:
         value["disk"]["left_out"] = wrong
         with pytest.raises(BadInput, match="left_out"):
             ArtifactConfig.parse(canonical_json(value))
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"WorkingDir": "/x" * 3000}, "image config: process: workdir: 6000 characters are more than the 4096 allowed"),
+        ({"Cmd": ["x" * 131_073]}, "image config: process: cmd: 131073 characters are more than the 131072 allowed"),
+        ({"Volumes": {"/" + "v" * 4096: {}}}, "image config: process: volumes: 4097 characters"),
+        ({"Labels": {"a": "x" * ((1 << 20) + 1)}}, "image config: labels: 1048577 characters"),
+    ],
+)
+def test_what_the_runner_would_not_read_is_not_built(
+    tmp_path: Path, capsys: Output, config: dict[str, object], words: str
+) -> None:
+    write_layout(tmp_path / "l", "t", [file(b"f") + END], config)
+    status, _, err = run(capsys, "build", "-q", "--size", "64MiB", "--platform", "linux/amd64", "oci:l:t", "oci:a:1")
+    assert (status, err.count("\n")) == (2, 1)
+    assert words in err
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_config_that_is_too_long_is_not_published() -> None:
+    config = example_config()._replace(labels={str(n): "x" * (1 << 20) for n in range(4)})
+    chunks = Blob.of_bytes("t", b"")
+    with pytest.raises(BadInput, match=r"artifact config: [0-9]+ bytes are more than the 4194304 allowed"):
+        assemble(config, [], chunks)
+    assemble(config._replace(labels={}), [], chunks)

@@ -306,6 +306,8 @@ def test_a_config_is_read_as_go_reads_it() -> None:
         assert (config.env, config.cmd, config.workdir, config.platform) == ((env,), ("b", ""), "/w", X86)
     with pytest.raises(BadInput, match="Cmd is not a list of strings"):
         ImageConfig.parse(head + b'{"cmd":["a",1]}}')
+    with pytest.raises(BadInput, match="Labels is not an object of strings"):
+        ImageConfig.parse(head + b'{"labels":{"a":true}}}')
 
 
 @pytest.mark.parametrize("entrypoint", [[""], [], None, ""])

@@ -11,7 +11,7 @@ import pytest
 from imagetool.tree.index import TarIndex
 from rootdisk.errors import BadInput
 from tests.support import tars
-from tests.support.tars import END, directory, file, header, index, pax
+from tests.support.tars import END, directory, file, header, index, pax, symlink
 
 
 def only(tar: bytes) -> dict[str, object]:
@@ -26,7 +26,12 @@ CASES = {
     "absolute": (file(b"/../../etc/x"), {"path": b"etc/x"}),
     "root": (directory(b"./", mode=0o700), {"path": b"", "mode": 0o700}),
     "prefix": (file(b"end", tail=b"some/where"), {"path": b"some/where/end"}),
-    "gnu has no prefix": (file(b"end", magic=b"ustar  \0", tail=b"junk"), {"path": b"end"}),
+    "gnu has times in place of a prefix": (
+        file(b"end", magic=b"ustar  \0", tail=tars.octal(5, 12) + tars.octal(-6, 12)),
+        {"path": b"end"},
+    ),
+    "go before 1.8": (file(b"end", magic=b"ustar  \0", tail=b"some/where"), {"path": b"some/where/end"}),
+    "gnu with bytes that are no times": (file(b"end", magic=b"ustar  \0", tail=b"\x7f\xff" * 12), {"path": b"end"}),
     "v7 directory": (header(b"d/", b"\0", magic=bytes(8)), {"path": b"d", "kind": ord("5")}),
     "contiguous": (header(b"f", b"7"), {"kind": ord("0")}),
     "signed sum": (
@@ -38,6 +43,10 @@ CASES = {
     "no data in links": (header(b"l", b"2", target=b"x", size=99), {"target": b"x"}),
     "device": (header(b"n", b"3", major=5, minor=1), {"first": 5, "second": 1, "kind": ord("3")}),
     "long name": (header(b"L", b"L", size=4) + tars.padded(b"lo/g") + file(b"short"), {"path": b"lo/g"}),
+    "empty long names": (
+        header(b"L", b"L", size=1) + tars.padded(b"\0") + header(b"K", b"K") + symlink(b"short", b"t"),
+        {"path": b"short", "target": b"t"},
+    ),
     "pax": (
         pax([(b"path", b"p/\xc3\xa9"), (b"uid", b"70000"), (b"mtime", b"-1.5")]) + file(b"f"),
         {"path": b"p/\xc3\xa9", "uid": 70000, "mtime_ns": -1_500_000_000},

@@ -59,6 +59,7 @@ def test_platforms_have_one_name() -> None:
     assert Platform.parse("x86_64") == Platform.parse("linux/amd64") == Platform("linux", "amd64")
     assert Platform.parse("linux/arm64/v8") == Platform.parse("aarch64")
     assert str(Platform.parse("linux/arm")) == "linux/arm/v7"
+    assert Platform.parse("linux") == Platform.host()
     for wrong in ("", "linux/", "a/b/c/d"):
         with pytest.raises(BadInput):
             Platform.parse(wrong)
@@ -88,6 +89,19 @@ def test_a_document_is_of_one_kind() -> None:
         raw = json.dumps({"schemaVersion": 2, kind: [], "mediaType": other, "config": DESCRIPTOR}).encode()
         with pytest.raises(RootdiskError):
             (Manifest.parse if other == OCI_MANIFEST else Index.parse)(raw)
+    # As an entry of an index, or of a layout, it has the type that is listed there.
+    image = {"schemaVersion": 2, "config": DESCRIPTOR, "layers": [DESCRIPTOR]}
+    index = {"schemaVersion": 2, "manifests": [DESCRIPTOR]}
+    for parse, good, more in (
+        (Manifest.parse, image, {"manifests": []}),
+        (Manifest.parse, image, {"mediaType": OCI_INDEX}),
+        (Index.parse, index, {"layers": []}),
+        (Index.parse, index, {"config": DESCRIPTOR}),
+        (Index.parse, index, {"mediaType": OCI_MANIFEST}),
+    ):
+        parse(json.dumps(good).encode())
+        with pytest.raises(BadInput, match=r"both an index and an image|the other kind"):
+            parse(json.dumps({**good, **more}).encode())
 
 
 def test_old_and_broken_documents() -> None:
@@ -96,6 +110,9 @@ def test_old_and_broken_documents() -> None:
     for raw in (b"", b"[]", b"{", b"[" * 100_000, b'{"schemaVersion": 2}', b"\xff", b"{" + b" " * (5 << 20)):
         with pytest.raises(BadInput):
             Manifest.parse(raw)
+    for depth in (65, 100_000):
+        with pytest.raises(BadInput, match="manifest: nested more than 64 deep"):
+            Manifest.parse(b'{"a":' + b"[" * depth + b"]" * depth + b"}")
 
 
 @given(st.binary(max_size=300) | st.recursive(st.none() | st.integers() | st.text(), st.lists).map(canonical_json))
