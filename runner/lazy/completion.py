@@ -55,7 +55,7 @@ class Completion:
         if has_disk(self._store, self._source):
             self._replace(self._store.disk(self._source.digest), os.O_RDONLY)
             self.is_complete = True
-        elif not _is_named(self._partial.fd, self._partial.path):  # removed, because the disk was full
+        elif not self._partial.is_named:  # removed, because the disk was full
             self._replace(self._partial.path, os.O_RDWR | os.O_CREAT)
             os.ftruncate(self._partial.fd, self._source.chunk_index.disk_size)
             self._agenda.forget()
@@ -100,10 +100,3 @@ class Completion:
             self._thread.join()
         self._making.close()
         self.is_making = False
-
-
-def _is_named(fd: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(fd), os.lstat(path))
-    except FileNotFoundError:
-        return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import signal
 import socket
 import time
@@ -96,8 +97,7 @@ def attach(store: Store, source: DiskSource, timeout_s: float = START_S) -> tupl
                 if now > refused_by:
                     raise _other_version(source, path)
         if time.monotonic() > deadline:
-            hint = f"end it: its process number is in {printable(path)}"
-            raise Busy(f"the server of disk {source.digest.short} does not answer", hint)
+            raise filling.silence(store, source.digest)
         try:
             store.made_folder(filling.FOLDER)
             lock = take(path, timeout_s=0)
@@ -106,7 +106,7 @@ def attach(store: Store, source: DiskSource, timeout_s: float = START_S) -> tupl
             continue
         if starts == _STARTS_MAX:
             os.close(lock)
-            raise RootdiskError(f"the server of disk {source.digest.short} ends at once: {_last_words(store, source)}")
+            raise RootdiskError(f"the server of disk {source.digest.short} ends at once: {last_words(store, source)}")
         starts += 1
         refused_by = None
         _start(store, source, lock)
@@ -117,7 +117,7 @@ def _other_version(source: DiskSource, lock: Path, why: str = "") -> RootdiskErr
     return RootdiskError(f"the server of disk {source.digest.short} is of another version{why}", hint)
 
 
-def _last_words(store: Store, source: DiskSource) -> str:
+def last_words(store: Store, source: DiskSource) -> str:
     """Return the last line of the log of a server."""
     with contextlib.suppress(OSError, IndexError):
         log = read_file(filling.folder(store) / f"{source.digest.hex}.log", _LOG_MAX_BYTES)
@@ -152,6 +152,8 @@ def _serve(store: Store, source: DiskSource, lock: int, listener: socket.socket)
         for number in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
             signal.signal(number, signal.SIG_IGN)
         process.protect_secrets()
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # two for each sandbox
         process.retitle(f"runner: serves disk {source.digest.short}")
         sign(lock, f"serves disk {source.digest.short}")
         from runner.lazy.server import Server
@@ -169,9 +171,10 @@ def _serve(store: Store, source: DiskSource, lock: int, listener: socket.socket)
             traceback.print_exc()
     finally:
         # Who connects from now on finds no server. Who has connected already is told so by the end of the connection.
-        for path in (base.with_suffix(".socket"), base.with_suffix(".lock")):
-            with contextlib.suppress(OSError):
-                os.unlink(path)
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.fstat(lock), os.lstat(base.with_suffix(".lock"))):  # not of a store made again
+                os.unlink(base.with_suffix(".socket"))
+                os.unlink(base.with_suffix(".lock"))
         with contextlib.suppress(OSError):
             if not log.stat().st_size:
                 log.unlink()

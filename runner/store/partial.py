@@ -43,6 +43,14 @@ class PartialDisk:
         """Close the file."""
         os.close(self.fd)
 
+    @property
+    def is_named(self) -> bool:
+        """Return whether the file still has its name."""
+        try:
+            return os.path.samestat(os.fstat(self.fd), os.lstat(self.path))
+        except FileNotFoundError:
+            return False
+
     def search(self) -> bool:
         """Find the chunks on other disks of the store, and on a damaged file of this one. Return whether any may be there."""
         wanted = {chunk.sha256 for chunk in self._index.chunks if not chunk.zero}
@@ -94,11 +102,13 @@ class PartialDisk:
         """Give the complete file its final name, and keep its chunk index beside it.
 
         Raises:
-            OSError: It cannot be synced or renamed.
+            OSError: It cannot be synced or renamed, or its name means another file by now.
         """
         path = self._store.disk(self._digest)
         os.fsync(self.fd)
         atomic_write(self._store.index(self._digest), self._index.pack())
+        if not self.is_named:  # somebody has removed the store and made it again: that file is not verified
+            raise OSError(errno.ESTALE, "the partial disk was removed or replaced", str(self.path))
         os.rename(self.path, path)
         os.fchmod(self.fd, 0o400)  # not earlier: another fetch must be able to continue a partial file
         fsync_dir(path.parent)

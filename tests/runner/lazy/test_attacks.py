@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +23,7 @@ from runner.store.pull import pull
 from runner.store.store import Store
 from tests.support.artifacts import Sample, publish
 from tests.support.faults import ALWAYS, Fault, FaultProxy, run_faults
-from tests.support.nbd import QUICK, Machine, NbdError, server_of
+from tests.support.nbd import PATIENT, QUICK, Machine, NbdError, server_of
 from tests.support.registry import docker_config, needs_registry, run_registry
 from tests.support.waiting import until
 
@@ -170,3 +172,51 @@ def test_killed_and_started_many_times_at_once(
             offset = 1_000_000 * (number + 1)
             assert machine.read(offset, 5000) == made.disk[offset : offset + 5000]
         assert len(server_of(store)) == 1
+
+
+@pytest.mark.parametrize("how", ["removed", "moved"])
+def test_the_store_goes_and_another_comes(
+    boot: Boot, store: Store, source: DiskSource, made: Sample, proxy: FaultProxy, how: str
+) -> None:
+    """A server goes on with a file that has lost its name. It gives the final name to no other file, and takes no lock of others."""
+    chunk = made.index.chunks[20]
+    proxy.wrong_at = chunk.blob_offset + 1000
+    old = boot()
+    wanted = sum(not chunk.zero for chunk in made.index.chunks) - 1
+    until(lambda: (s := filling.status(store, source.digest)) is not None and s.filled_bytes == wanted * chunk.length)
+    (pid,) = server_of(store)
+    if how == "moved":
+        store.root.rename(store.root.with_name("elsewhere"))
+    else:
+        shutil.rmtree(store.root)
+    again = Store.open(store.root)
+    proxy.pause_s = 0.05
+    artifact = pull(again, source.reference, PATIENT, Platform.host(), lazily=True)
+    artifact.release()
+    machine = Machine(again, source)
+    proxy.wrong_at = None
+    assert old.client.read(chunk.offset, 100) == made.disk[chunk.offset : chunk.offset + 100]
+    old.close()
+    until(lambda: not Path(f"/proc/{pid}").exists(), 60)
+    assert not again.disk(source.digest).exists()
+    assert (again.root / "lazy" / f"{source.digest.hex}.socket").exists()
+    assert machine.client.read(9_000_000, 100) == made.disk[9_000_000:9_000_100]
+    proxy.pause_s = 0
+    until(lambda: again.disk(source.digest).exists(), 60)
+    assert again.disk(source.digest).read_bytes() == made.disk
+    machine.close()
+    until(lambda: not server_of(again))
+
+
+def test_more_sandboxes_than_descriptors(boot: Boot, made: Sample, proxy: FaultProxy) -> None:
+    """A server needs two for each; it may have as many as this host allows, whoever has started it."""
+    few = resource.getrlimit(resource.RLIMIT_NOFILE)
+    proxy.pause_s = 0.01
+    resource.setrlimit(resource.RLIMIT_NOFILE, (60, few[1]))
+    try:
+        boot()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, few)
+    machines = [boot() for _ in range(40)]
+    for machine in machines:
+        assert machine.client.read(4096, 100) == made.disk[4096:4196]
