@@ -357,7 +357,8 @@ def detach(keep: Collection[int], log: Path | None) -> None:
         os.dup2(fd, 2)
     # The caller may have replaced its streams by files whose descriptors are closed now, and will be reused.
     sys.stdin, sys.stdout, sys.stderr = (
-        open(fd, mode, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115 - open to the end
+        # By lines: what a process says before os._exit() must not stay in a buffer.
+        open(fd, mode, 1, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115 - open to the end
         for fd, mode in ((0, "r"), (1, "w"), (2, "w"))
     )
     for name in os.listdir("/proc/self/fd"):

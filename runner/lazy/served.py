@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from typing import Any
 
 from rootdisk.durable import open_file
 from rootdisk.errors import RegistryError, RootdiskError
@@ -45,8 +46,7 @@ class ServedDisk:
             return b""
         try:
             filling.send(self.server, {"do": "need", "offset": offset, "length": count})
-            self.server.settimeout(None)  # the server answers in the end
-            while (answer := filling.receive(self.server)) is not None:
+            while (answer := self._answer()) is not None:
                 if answer[0]["is"] == "there":
                     return self._read(count, offset)
                 if answer[0]["is"] == "failed":
@@ -54,6 +54,16 @@ class ServedDisk:
         except (OSError, KeyError) as err:
             raise RootdiskError(f"the server of the disk does not answer: {err}") from err
         raise RootdiskError("the server of the disk has ended", "try again")
+
+    def _answer(self) -> tuple[dict[str, Any], list[int]] | None:
+        """Wait for what the server says; Busy if it hangs. It may take long to get a part of the disk, or to say that it cannot."""
+        self.server.settimeout(filling.ANSWER_S)
+        while True:
+            try:
+                return filling.receive(self.server)
+            except TimeoutError:
+                if isinstance(filling.look(self.store, self.source.digest), filling.Silent):
+                    raise filling.silence(self.store, self.source.digest) from None
 
     def _read(self, count: int, offset: int) -> bytes:
         try:

@@ -29,6 +29,8 @@ HANDED_OVER = "handed over"
 _NAME = "base"
 _START_S = 2.0  # for a new server, while the keeper does nothing else
 _AGAIN_S = 1.0
+_USELESS_MAX = 5  # servers in a row that end early and have fetched nothing
+_EARLY_S = 10.0
 
 
 class Feed:
@@ -49,6 +51,9 @@ class Feed:
         self._is_complete = False
         self._has_lost = False  # a server has ended
         self._has_ordered = False  # QEMU has not replied yet
+        self._useless = 0  # servers in a row
+        self._found_at = time.monotonic()
+        self._found_blocks = self._blocks()
         self.listener = listening(folder, _NAME, 4)
         # QEMU may be another user, and has the descriptor. Nobody else gets through the directory, which is private.
         self.path.chmod(0o666)
@@ -84,7 +89,9 @@ class Feed:
                 self._server.close()
                 self._server = None
                 self._has_lost = True
-                self._again_at = time.monotonic()
+                self._again_at = now = time.monotonic()
+                is_useless = now - self._found_at < _EARLY_S and self._blocks() == self._found_blocks
+                self._useless = self._useless + 1 if is_useless else 0
                 return
             message, _ = received
             self._is_complete |= message.get("is") == "complete"
@@ -112,8 +119,14 @@ class Feed:
         if self._server is None and now >= self._again_at:
             self._again_at = now + _AGAIN_S
             try:
+                if self._useless >= _USELESS_MAX:  # QEMU would ask each one for the same, without end
+                    self._useless = 0
+                    self._again_at = now + self.wait_s + _AGAIN_S
+                    what = f"the server of disk {self._source.digest.short} ends again and again"
+                    raise RootdiskError(f"{what}: {start.last_words(self._store, self._source)}")
                 self._server, status = start.attach(self._store, self._source, _START_S)
                 self._server.setblocking(False)
+                self._found_at, self._found_blocks = now, self._blocks()
                 self._is_complete |= status.is_complete
                 if self.failure == self._trouble:
                     self.failure = ""
@@ -133,6 +146,12 @@ class Feed:
                 self._waiting.close()
                 self._waiting = None
         return said
+
+    def _blocks(self) -> int:
+        """Return what the store has of the disk, in blocks."""
+        with contextlib.suppress(OSError):
+            return self._store.partial(self._source.digest).lstat().st_blocks
+        return -1
 
     def hand_over(self, monitor: Monitor, sock: socket.socket) -> bool:
         """Give QEMU the file of the disk when that is complete. Return whether it has it: then it needs no server.

@@ -21,16 +21,18 @@ from typing import Any, NamedTuple
 from rootdisk.artifact.format import ArtifactConfig, ArtifactManifest, ChunkIndex
 from rootdisk.cli.progress import Progress
 from rootdisk.durable import socket_address
-from rootdisk.errors import RegistryError, RootdiskError
+from rootdisk.errors import Busy, RegistryError, RootdiskError
 from rootdisk.oci.documents import Descriptor, Digest, Platform
 from rootdisk.oci.reference import Reference
 from rootdisk.oci.repository import RegistryOptions
+from rootdisk.text import printable
 from runner.store.store import Store, read_index
 
 VERSION = 1  # of the messages
 MESSAGE_MAX_BYTES = 64 << 10
 FOLDER = "lazy"  # of the store
 ANSWER_S = 10.0  # for a server to answer a question
+_SILENT_S = 60.0  # a server that is joined says four times a second how far it is
 
 
 class DiskSource(NamedTuple):
@@ -201,6 +203,12 @@ class Silent(NamedTuple):
         return {"problem": self.problem}
 
 
+def silence(store: Store, digest: Digest) -> Busy:
+    """Return the error for a server that does not answer."""
+    hint = f"end it: its process number is in {printable(folder(store) / f'{digest.hex}.lock')}"
+    return Busy(f"the server of disk {digest.short} does not answer", hint)
+
+
 def status(store: Store, digest: Digest) -> FillStatus | None:
     """Return the status of the server of a disk; None if there is none or it does not answer."""
     found = look(store, digest)
@@ -225,11 +233,21 @@ def look(store: Store, digest: Digest, timeout_s: float = ANSWER_S) -> FillStatu
 
 
 def end(store: Store, digest: Digest) -> None:
-    """Have the server of a disk end, unless a sandbox or a pull uses it, and wait for that."""
+    """Have the server of a disk end, unless a sandbox or a pull uses it, and wait for that.
+
+    Raises:
+        Busy: It does not answer.
+    """
     sock = connect(store, digest)
     if sock is not None:
-        with sock, contextlib.suppress(TimeoutError):
-            ask(sock, {"do": "end"})  # the answer is that the connection ends
+        with sock:
+            try:
+                send(sock, {"do": "end"})
+                receive(sock)  # the answer is that the connection ends
+            except TimeoutError as err:
+                raise silence(store, digest) from err
+            except OSError:
+                pass
 
 
 def join(store: Store, digest: Digest, progress: Progress | None) -> FillStatus | None:
@@ -239,6 +257,7 @@ def join(store: Store, digest: Digest, progress: Progress | None) -> FillStatus 
 
     Raises:
         RegistryError: The server cannot complete the disk.
+        Busy: It does not answer.
     """
     sock = connect(store, digest)
     if sock is None:
@@ -246,7 +265,7 @@ def join(store: Store, digest: Digest, progress: Progress | None) -> FillStatus 
     with sock:
         try:
             send(sock, {"do": "pull"})
-            sock.settimeout(None)  # the server ends with an error if nothing moves
+            sock.settimeout(_SILENT_S)  # it ends with an error if nothing moves
             while (answer := receive(sock)) is not None:
                 message, _ = answer
                 if message["is"] == "failed":
@@ -256,6 +275,8 @@ def join(store: Store, digest: Digest, progress: Progress | None) -> FillStatus 
                     progress(last.filled_bytes, last.data_bytes)
                 if last.is_complete:
                     return last
+        except TimeoutError as err:
+            raise silence(store, digest) from err
         except (OSError, ValueError, KeyError):
             return None
     return None

@@ -12,8 +12,10 @@ import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import zstandard
 
 from rootdisk.oci.documents import Platform
 from runner.disk.qcow2 import write_overlay
@@ -175,3 +177,46 @@ def test_the_server_is_killed_while_qemu_gets_the_file(
     assert "70000/70000" in running.close()
     until(lambda: not server_of(store))
     assert store.disk(source.digest).read_bytes() == made.disk
+
+
+def test_every_server_ends_again(
+    monkeypatch: pytest.MonkeyPatch,
+    store: Store,
+    source: DiskSource,
+    boot: Callable[[], object],
+    tmp_path: Path,
+    proxy: FaultProxy,
+) -> None:
+    """For want of memory, perhaps: the read of QEMU fails in the end, and the keeper says why; later it goes on."""
+    monkeypatch.setattr(qemu, "RECONNECT_S", 2)
+    proxy.pause_s = 0.02
+    broken = tmp_path / "broken"
+    make = zstandard.ZstdDecompressor
+
+    class Decompressor:
+        def __init__(self) -> None:
+            self.made = make()
+
+        def __getattr__(self, name: str) -> Any:
+            if broken.exists():
+                os.kill(os.getpid(), signal.SIGKILL)
+            return getattr(self.made, name)
+
+    monkeypatch.setattr(zstandard, "ZstdDecompressor", Decompressor)
+    running = Running(store, source, tmp_path)
+    try:
+        running.feed.wait_s = 2
+        until(lambda: bool(running.look() or (running.monitor.out == b"" and b"QMP" in running.said)))
+        broken.touch()
+        for pid in server_of(store):
+            os.kill(pid, signal.SIGKILL)
+        running.read(9_000_000, 70_000)
+        assert "ends again and again: it has said nothing" in running.feed.failure
+        broken.unlink()
+        proxy.pause_s = 0
+        until(running.look, 60)
+        running.read(9_000_000, 70_000)
+    finally:
+        said = running.close()
+    assert said.count("read failed: Input/output error") == 1, said
+    assert said.count("70000/70000") == 1, said

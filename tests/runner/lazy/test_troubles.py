@@ -13,16 +13,18 @@ from typing import Any, cast
 import pytest
 import zstandard
 
-from rootdisk.errors import RootdiskError
+from rootdisk.errors import Busy, RootdiskError
 from rootdisk.oci.documents import Platform
 from rootdisk.oci.reference import parse_reference
 from runner.commands import listing
 from runner.lazy import agenda, start
 from runner.lazy.served import ServedDisk
 from runner.lazy.start import attach
+from runner.sandbox.removal import find, remove
 from runner.sandbox.state import State
 from runner.store import filling
 from runner.store.filling import DiskSource, Silent
+from runner.store.images import images
 from runner.store.pull import pull
 from runner.store.store import Store
 from tests.support.artifacts import Sample
@@ -196,3 +198,33 @@ def test_a_fetcher_dies_by_a_mistake_of_ours(
     assert machine.read(5_000_000, 5000) == made.disk[5_000_000:5_005_000]
     assert not left.read_text()
     assert len(server_of(store)) == 1
+    assert "AssertionError: a mistake" in (store.root / "lazy" / f"{machine.source.digest.hex}.log").read_text()
+
+
+def test_nobody_waits_for_a_server_that_hangs_without_end(
+    monkeypatch: pytest.MonkeyPatch, boot: Boot, store: Store, source: DiskSource, proxy: FaultProxy
+) -> None:
+    """A pull, a start and `rmi --force` say which process it is, and nothing is removed."""
+    proxy.pause_s = 0.05
+    boot().read(0, 100)
+    disk = ServedDisk(store, source)
+    monkeypatch.setattr(filling, "ANSWER_S", 0.3)
+    monkeypatch.setattr(filling, "_SILENT_S", 0.3)
+    (server,) = server_of(store)
+    name = str(source.reference)
+    chosen = find(images(store), name, None)
+    os.kill(server, signal.SIGSTOP)
+    try:
+        for wait in (
+            lambda: pull(store, source.reference, source.options, Platform.host()),
+            lambda: disk.read(9_000_000, 100),
+            lambda: attach(store, source, 1.0),
+            lambda: remove(store, chosen, force=True),
+        ):
+            with pytest.raises(Busy, match="does not answer") as caught:
+                wait()
+            assert f"{source.digest.hex}.lock" in (caught.value.hint or "")
+    finally:
+        os.kill(server, signal.SIGCONT)
+    assert [image.reference for image in images(store)] == [name]
+    disk.close()
