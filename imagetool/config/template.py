@@ -32,7 +32,7 @@ COMPANIONS = (
         f'"""Tasks of this project: `doit list` shows them, images.toml says what to build."""\n\n{DODO}  # noqa: F403\n',
         DODO,
     ),
-    (Path(".gitignore"), "# What `doit` makes and finds again.\n/cache/\n", "cache/"),
+    (Path(".gitignore"), "# What `doit` makes and finds again.\n/cache/\n/__pycache__/\n", "cache/"),
 )
 
 
