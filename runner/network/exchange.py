@@ -62,11 +62,10 @@ class Exchange:
         return http.answer(failure.value[0], text) if self.responses.is_between and is_awaited else b""
 
 
-class PlainFilter(HttpGuard):
-    """HTTP without TLS to a host of a secret."""
+class ExchangeFilter:
+    """A filter of one exchange, with TLS or without."""
 
-    def __init__(self, exchange: Exchange, first: bytes = b"") -> None:
-        super().__init__(exchange.requests, first)
+    def __init__(self, exchange: Exchange) -> None:
         self._exchange = exchange
         self.for_guest = bytearray()
 
@@ -79,6 +78,14 @@ class PlainFilter(HttpGuard):
     def is_holding(self) -> bool:
         """True if requests of the program wait for answers to others."""
         return self._exchange.requests.is_full
+
+
+class PlainFilter(ExchangeFilter, HttpGuard):
+    """HTTP without TLS to a host of a secret."""
+
+    def __init__(self, exchange: Exchange, first: bytes = b"") -> None:
+        ExchangeFilter.__init__(self, exchange)
+        HttpGuard.__init__(self, exchange.requests, first)
 
     def back(self, data: bytes) -> None:
         """Take bytes of the server."""

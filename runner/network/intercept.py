@@ -13,7 +13,7 @@ from rootdisk.errors import BadInput
 from rootdisk.network.hosts import Host
 from rootdisk.text import printable
 from runner.network import http, tls
-from runner.network.exchange import Exchange
+from runner.network.exchange import Exchange, ExchangeFilter
 from runner.network.guards import Failure, TlsGuard, Unusable
 
 _HELD_MAX = http.HEAD_MAX  # bytes of the program that were not sent yet, and as many that were not read yet
@@ -105,30 +105,24 @@ class _Side:
         return self._outgoing.read()
 
 
-class TlsFilter:
+class TlsFilter(ExchangeFilter):
     """A connection to the host of a secret, over TLS."""
 
     is_open = False
 
     def __init__(self, host: Host, exchange: Exchange, contexts: Contexts) -> None:
         assert isinstance(host, str)
+        super().__init__(exchange)
         self._hello = TlsGuard(host)
-        self._exchange = exchange
         self._program = _Side(contexts.program)
         self._host = _Side(contexts.host, host)
         self._held = bytearray()  # of the program, not sent yet
         self._failure: Unusable | None = None  # of the host
-        self.for_guest = bytearray()
-
-    @property
-    def used(self) -> tuple[str, ...]:
-        """The names of secrets that were inserted."""
-        return self._exchange.inserter.used
 
     @property
     def is_holding(self) -> bool:
         """True if bytes of the program wait for the host to be ready, or for its answers."""
-        return self._hello.is_open and (not self._host.is_ready or self._exchange.requests.is_full)
+        return self._hello.is_open and (not self._host.is_ready or super().is_holding)
 
     def feed(self, data: bytearray, limit: int) -> bytes:
         """Take bytes of the program from `data`, and return bytes for the host.
