@@ -15,18 +15,16 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from rootdisk import records
 from rootdisk.errors import RootdiskError
 from rootdisk.records import Record
 from rootdisk.system import process
 from rootdisk.text import describe_error
-from runner.channel import messages
 from runner.machine import qemu, qmp
 from runner.machine.model import Machine, Vm
 from runner.snapshot.convert import wait_loaded
 from runner.store.store import Store
-from runner.template import memory
-from runner.template.restore import ENTROPY_BYTES, end, is_lack, reason, tell_time
+from runner.template import memory, orders
+from runner.template.restore import end, is_lack, reason
 from runner.template.saved import Template
 
 TIMEOUT_S = 120.0  # of a busy host
@@ -106,15 +104,6 @@ def _go_on(
     """Wait until the machine has read its state, and give it the orders. Return when the guest goes on."""
     meanwhile()
     wait_loaded(monitor)
-    orders = [("entropy", os.urandom(ENTROPY_BYTES).hex().encode())]
-    orders += [record for record in settings if record[0] in _NAMES]
-    vm.channel.sendall(messages.frame(messages.RESUME, records.pack(orders)))
+    vm.channel.sendall(orders.resume(record for record in settings if record[0] in _NAMES))
     monitor.ask("cont")
-    answer = bytearray()
-    while len(answer) < messages.HEADER.size:
-        vm.channel.settimeout(max(deadline - time.monotonic(), 0.001))
-        received = vm.channel.recv(messages.HEADER.size - len(answer))
-        if not received:
-            raise ValueError("the machine has ended")
-        answer += received
-    tell_time(vm, answer)
+    orders.tell_time(vm.channel, orders.hear(vm.channel, deadline))

@@ -24,7 +24,7 @@ from runner.channel import messages
 from runner.machine import qemu, qmp
 from runner.machine.model import Machine
 from runner.store.store import Store
-from runner.template import saved
+from runner.template import orders, saved
 
 TIMEOUT_S = 120.0  # for a slow machine that emulates, with other work
 KEPT_COUNT = 8  # templates; the least recently used is removed
@@ -134,17 +134,13 @@ def _what(machine: Machine) -> str:
 
 def _wait_paused(channel: socket.socket, deadline: float) -> None:
     """Wait until the init says that it can be saved."""
-    received = bytearray()
-    while len(received) < messages.HEADER.size:
-        channel.settimeout(max(deadline - time.monotonic(), 0.001))
-        try:
-            data = channel.recv(messages.HEADER.size - len(received))
-        except TimeoutError as err:
-            raise RootdiskError("its machine did not get to the disk in time") from err
-        if not data:
-            raise RootdiskError("its machine has ended")
-        received += data
-    if bytes(received) != messages.frame(messages.PAUSED):
+    try:
+        said = orders.hear(channel, deadline)
+    except TimeoutError as err:
+        raise RootdiskError("its machine did not get to the disk in time") from err
+    except ValueError as err:
+        raise RootdiskError("its machine has ended") from err
+    if said != messages.frame(messages.PAUSED):
         raise RootdiskError("its init cannot be saved")
 
 

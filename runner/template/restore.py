@@ -23,8 +23,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rootdisk import records
 from rootdisk.errors import RootdiskError
+from rootdisk.records import Record
 from rootdisk.system import process
 from rootdisk.system.debug import is_shown
 from rootdisk.text import describe_error, printable
@@ -32,14 +32,13 @@ from runner.channel import messages
 from runner.machine import qemu, qmp
 from runner.machine.model import Machine, Vm
 from runner.store.store import Store
-from runner.template import memory, saved
+from runner.template import memory, orders, saved
 from runner.template.saved import Template
 
 if TYPE_CHECKING:
     from runner.sandbox.feed import Feed
 
 TIMEOUT_S = 30.0  # of a busy host; a quiet one takes a tenth of a second
-ENTROPY_BYTES = 64
 KILLED = signal.SIGKILL.name
 _ENDED_S = 0.2  # from the end of QEMU's sockets to its own
 _LACKS = (errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOSPC)
@@ -131,7 +130,7 @@ def _go_on(
         + qmp.order("migrate-set-capabilities", **qmp.IGNORE_SHARED)
         + qmp.order("migrate-incoming", uri=f"fd:{reader}")
     )
-    vm.channel.sendall(messages.frame(messages.RESUME, _orders(machine)))
+    vm.channel.sendall(orders.resume(_differences(machine)))
     answer, left = bytearray(), memoryview(state)
     with contextlib.suppress(BlockingIOError):  # a smaller pipe takes the rest later
         left = left[os.write(pipe, left[:_PIPE_BYTES]) :]
@@ -159,27 +158,15 @@ def _go_on(
                 if not received:
                     raise ValueError("the machine has ended")
                 answer += received
-    tell_time(vm, answer)
+    orders.tell_time(vm.channel, answer)
 
 
-def tell_time(vm: Vm, answer: bytes | bytearray) -> None:
-    """Check that the guest has answered RESUMED, and send it the time.
-
-    Raises:
-        ValueError: It has answered with something else.
-    """
-    if bytes(answer) != messages.frame(messages.RESUMED):
-        raise ValueError("the guest answered with something else")
-    now_ns = time.time_ns()
-    vm.channel.sendall(messages.frame(messages.TIME, messages.TIME_FORMAT.pack(now_ns // 10**9, now_ns % 10**9)))
-
-
-def _orders(machine: Machine) -> bytes:
-    """Return what differs between sandboxes, as a record file."""
-    orders = [("slot", machine.slot_digest.encode()), ("entropy", os.urandom(ENTROPY_BYTES).hex().encode())]
-    orders += [("verity", machine.verity_words.encode())] if machine.verity_words else []
-    orders += [("debug", b"1")] if is_shown() else []
-    return records.pack(orders)
+def _differences(machine: Machine) -> list[Record]:
+    """Return what differs between sandboxes."""
+    differences = [("slot", machine.slot_digest.encode())]
+    differences += [("verity", machine.verity_words.encode())] if machine.verity_words else []
+    differences += [("debug", b"1")] if is_shown() else []
+    return differences
 
 
 def is_lack(err: BaseException) -> bool:
