@@ -7,11 +7,10 @@ import os
 import signal
 import socket
 import time
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rootdisk.durable import atomic_write, open_file
+from rootdisk.durable import atomic_write
 from rootdisk.errors import RootdiskError
 from rootdisk.system import process
 from rootdisk.system.debug import debug
@@ -26,18 +25,14 @@ from runner.sandbox.ending import FAILED, KILLED, SPARE, TIMED_OUT, Ended, Gone,
 from runner.sandbox.prepare import PreparedSandbox
 from runner.sandbox.restart import Restarts
 from runner.store.events import Events
-from runner.store.limits import Limits
 from runner.store.store import Store
 
 if TYPE_CHECKING:
-    from runner.network.proxy import Proxy
     from runner.sandbox.feed import Feed
     from runner.sandbox.keeper import Keeper
 
-_SILENT_S = 15.0  # how long an untried KVM may give no sign of a guest
 # Of a program that cannot be executed, whose libraries cannot be loaded, or that was killed because it could not be read further.
 _UNREADABLE = (126, 127, 128 + signal.SIGBUS)
-MACHINE_LOG_BYTES = 1 << 20
 _SPARE_BYTES = 16 << 10
 
 
@@ -159,35 +154,27 @@ class _Run:
         user: process.User | None,
     ) -> tuple[Vm, Keeper]:
         """Start the machine, and prepare to serve it. What serves it is loaded while QEMU or the guest starts."""
-        prepared, sandbox, spec, folder = self._prepared, self._sandbox, self._prepared.spec, self._folder
+        prepared, sandbox = self._prepared, self._sandbox
         debug(f"accelerator {chosen.name}: {chosen.reason}")
         self._vm, make_template = start_machine(
             prepared, self._store, chosen.name, counter, user, self.named.feed, self._cgroup, _load
         )
-        from runner.sandbox.keeper import Keeper
-        from runner.sandbox.logs import Log
-        from runner.sandbox.room import Room
+        from runner.sandbox.serving import make_keeper
 
         if sandbox.in_use.get("start") != "cold":
             self.write_state()
-        self.keeper = Keeper(
+        self.keeper = make_keeper(
+            prepared,
+            self._store,
             self._vm,
             listener,
             client,
-            Log(folder / "console.log"),
-            Log(folder / "output.log") if spec.detached else None,
-            timeout_s=spec.timeout_s,
-            silent_s=None if chosen.known or prepared.snapshot is not None else _SILENT_S,
-            logs={out: Log(folder / name, MACHINE_LOG_BYTES) for name, out in self._vm.talk.items()},
-            room=Room(sandbox.folder, spec.memory_mib << 20, Limits.of_environment()),
-            needs=prepared.needs,
-            is_tied=prepared.is_tied,
+            self._folder,
+            is_tried=chosen.known,
             on_ready=make_template,
             events=self.named.events,
             rename=self.named.rename,
-            proxy=_open_proxy(prepared, folder) if spec.allow else None,
             feed=self.named.feed,
-            open_memory=partial(_open_memory, self._store),
         )
         self.named.events.tell("started", start=sandbox.in_use.get("start", "cold"), accelerator=chosen.name)
         return self._vm, self.keeper
@@ -265,20 +252,7 @@ def _renamable(folder: Path, stack: contextlib.ExitStack) -> Path:
 
 def _load() -> None:
     """Load what serves a machine."""
-    from runner.sandbox import keeper, logs, room
-
-    assert all((keeper, logs, room))
-
-
-def _open_memory(store: Store, name: str) -> int:
-    """Create the file for the memory of a snapshot in its new directory."""
-    return open_file(store.root / "snapshots" / name / "stream", os.O_WRONLY | os.O_CREAT | os.O_EXCL)
-
-
-def _open_proxy(prepared: PreparedSandbox, folder: Path) -> Proxy:
-    from runner.sandbox.egress import open_proxy  # no other sandbox needs it
-
-    return open_proxy(prepared.spec, folder, prepared.hosts, prepared.secrets)
+    import runner.sandbox.serving  # noqa: F401
 
 
 def _explain(err: RootdiskError, vm: Vm | None, keeper: Keeper | None, folder: Path) -> RootdiskError:

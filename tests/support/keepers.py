@@ -14,7 +14,7 @@ from runner.machine.model import Helper, Vm
 from runner.network.proxy import Proxy
 from runner.sandbox.keeper import Keeper
 from runner.sandbox.logs import Log
-from runner.sandbox.run import MACHINE_LOG_BYTES
+from runner.sandbox.serving import MACHINE_LOG_BYTES
 from tests.support.waiting import until
 
 LIMIT_S = 60  # nothing here takes as long

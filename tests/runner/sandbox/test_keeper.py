@@ -18,7 +18,7 @@ from runner.channel.messages import WINDOW, Decoder, frame, frame_number
 from runner.sandbox.connections import CLIENTS_MAX, FULL, VISITORS_MAX
 from runner.sandbox.logs import Log, Reader
 from runner.sandbox.room import Monitor
-from runner.sandbox.run import MACHINE_LOG_BYTES
+from runner.sandbox.serving import MACHINE_LOG_BYTES
 from tests.support.keepers import LIMIT_S, Running
 from tests.support.processes import resident_bytes
 from tests.support.waiting import until
