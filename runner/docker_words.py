@@ -1,4 +1,4 @@
-"""Docker's commands and options, and ours for each. Hints of errors and docs/howto/docker.md come from this table.
+"""Docker's and podman's commands and options, and ours for each. Hints of errors and docs/howto/docker.md come from these tables.
 
 An entry says: SAME (the same name and meaning), what to type here, or NOT and why there is none.
 """
@@ -26,7 +26,7 @@ COMMANDS = {
     "exec": SAME,
     "export": "runner cp NAME:/ - > FILE.tar",
     "history": "imagetool inspect ARTIFACT",
-    "image": "the command without image: runner images, pull, rmi",
+    "image": "the command without image: runner images, pull, rmi, prune",
     "images": SAME,
     "import": "imagetool build tar:FILE ARTIFACT",
     "info": "runner doctor",
@@ -41,7 +41,7 @@ COMMANDS = {
     "ls": "runner ps",
     "manifest": "imagetool index TARGET ARTIFACT…",
     "network": NOT + "a sandbox has its own network: runner boot --network user or none, -p for ports",
-    "node": NOT + "there is no cluster; use an orchestrator",
+    "node": NOT + "rootdisk has no cluster; use an orchestrator",
     "pause": NOT + "runner stop NAME, and runner start NAME to go on from its disk",
     "plugin": NOT + "the runner has no plugins",
     "port": "runner ps",
@@ -58,12 +58,12 @@ COMMANDS = {
     "scout": NOT + "imagetool attach adds an SBOM to an artifact",
     "search": NOT + "search on the registry's own pages; imagetool tags REPOSITORY lists tags",
     "secret": NOT + "give secrets to each sandbox: runner boot -e NAME, --env-file, --tls-key",
-    "service": NOT + "there is no cluster; use an orchestrator or systemd",
-    "stack": NOT + "there is no cluster; use an orchestrator",
+    "service": NOT + "rootdisk has no cluster; use an orchestrator or systemd",
+    "stack": NOT + "rootdisk has no cluster; use an orchestrator",
     "start": SAME,
     "stats": SAME,
     "stop": SAME,
-    "swarm": NOT + "there is no cluster; use an orchestrator",
+    "swarm": NOT + "rootdisk has no cluster; use an orchestrator",
     "system": "runner prune, runner doctor",
     "tag": "imagetool copy ARTIFACT NEW",
     "top": "runner exec NAME ps aux",
@@ -73,6 +73,20 @@ COMMANDS = {
     "version": "runner --version",
     "volume": NOT + "a volume is a directory of the host: runner boot -v HOST:GUEST",
     "wait": SAME,
+}
+
+# Commands of two words that are not the second one alone: docker container stop is docker stop.
+_GROUPS = ("container", "image", "system")
+PAIRS = {
+    "container prune": "runner rm NAME… of those that runner ps -a shows",
+    "image ls": "runner images",
+    "image list": "runner images",
+    "image prune": "runner prune",
+    "image rm": "runner rmi",
+    "image remove": "runner rmi",
+    "system df": "runner images; runner ps --json",
+    "system prune": "runner prune; runner rm NAME… of those that runner ps -a shows",
+    "volume prune": NOT + "a volume is a directory of the host, which stays",
 }
 
 _PROGRAM = dict.fromkeys(
@@ -166,7 +180,7 @@ OPTIONS: dict[str, dict[str, str]] = {
         "-P": "-p HOST:GUEST for each port",
         "--runtime": "--backend",
         "--sysctl": NOT + "set it in the guest: runner exec -u 0 NAME sysctl -w",
-        "--use-api-socket": NOT + "there is no daemon",
+        "--use-api-socket": NOT + "the runner has no daemon",
         "--userns": _OF_MACHINE,
         "--uts": _OF_MACHINE,
         "--volume-driver": NOT + "a volume is a directory of the host",
@@ -192,7 +206,7 @@ OPTIONS: dict[str, dict[str, str]] = {
     "stop": {"--time": SAME, "--timeout": SAME, "-t": SAME, "--signal": "runner kill -s SIGNAL NAME", "-s": "runner kill -s SIGNAL NAME"},
     "restart": {"--time": SAME, "--timeout": SAME, "-t": SAME, "--signal": "runner kill -s SIGNAL NAME", "-s": "runner kill -s SIGNAL NAME"},
     "kill": {"--signal": SAME, "-s": SAME},
-    "rm": {"--force": SAME, "-f": SAME, "--volumes": "the default: nothing of a sandbox stays", "-v": "the default: nothing of a sandbox stays", "--link": NOT + "there are no links", "-l": NOT + "there are no links"},
+    "rm": {"--force": SAME, "-f": SAME, "--volumes": "the default: nothing of a sandbox stays", "-v": "the default: nothing of a sandbox stays", "--link": NOT + "sandboxes have no links", "-l": NOT + "sandboxes have no links"},
     "start": {"--attach": SAME, "-a": SAME, "--interactive": SAME, "-i": SAME, "--detach-keys": NOT + "close the terminal", "--checkpoint": "runner boot --from SNAPSHOT", "--checkpoint-dir": "runner boot --from SNAPSHOT"},
     "events": dict.fromkeys(("--filter", "-f", "--format", "--since", "--until"), SAME),
     "stats": {
@@ -208,36 +222,146 @@ OPTIONS: dict[str, dict[str, str]] = {
     "inspect": {"--format": SAME, "-f": SAME, "--size": "runner ps --json", "-s": "runner ps --json", "--type": "not needed: a name is a sandbox, a reference an artifact"},
     "login": {"--username": SAME, "-u": SAME, "--password-stdin": SAME, "--password": "--password-stdin", "-p": "--password-stdin"},
     "logout": {},
+    "prune": {
+        "--force": "the default: it does not ask",
+        "-f": "the default: it does not ask",
+        "--all": "the default: what no sandbox uses",
+        "-a": "the default: what no sandbox uses",
+        "--filter": "--older-than DAYS",
+        "--volumes": NOT + "a volume is a directory of the host, which stays",
+    },
 }  # fmt: skip
 
 # Those that docker has before every command.
 GLOBAL = {
     "--config": "the variable DOCKER_CONFIG",
-    "--context": NOT + "there is no daemon; the runner works on this host",
-    "-c": NOT + "there is no daemon; the runner works on this host",
+    "--context": NOT + "the runner has no daemon; it works on this host",
+    "-c": NOT + "the runner has no daemon; it works on this host",
     "--debug": SAME,
     "-D": "--debug",
-    "--host": NOT + "there is no daemon; the runner works on this host",
-    "-H": NOT + "there is no daemon; the runner works on this host",
+    "--host": NOT + "the runner has no daemon; it works on this host",
+    "-H": NOT + "the runner has no daemon; it works on this host",
     "--log-level": "--debug",
-    "--tls": NOT + "there is no daemon",
-    "--tlscacert": NOT + "there is no daemon; --ca-file is for registries",
-    "--tlscert": NOT + "there is no daemon",
-    "--tlskey": NOT + "there is no daemon",
-    "--tlsverify": NOT + "there is no daemon",
+    "--tls": NOT + "the runner has no daemon",
+    "--tlscacert": NOT + "the runner has no daemon; --ca-file is for registries",
+    "--tlscert": NOT + "the runner has no daemon",
+    "--tlskey": NOT + "the runner has no daemon",
+    "--tlsverify": NOT + "the runner has no daemon",
     "--version": SAME,
     "-v": SAME,
 }
 
 _OURS = {"boot": "run"}
 
+_ORCHESTRATOR = NOT + "the runner has no pods; start each sandbox with runner boot -d, or use an orchestrator"
+_ONE_USER = NOT + "a sandbox is a virtual machine: its users are those of its image"
+_NAMED = NOT + "name the sandboxes: runner ps -q lists them"
+
+# Podman's commands and options that docker does not have.
+PODMAN_COMMANDS = {
+    "artifact": "runner pull, runner inspect",
+    "auto-update": NOT + "runner pull, then boot a new sandbox",
+    "farm": NOT + "imagetool builds for other platforms: imagetool build --platform",
+    "generate": NOT + "runner boot --restart and runner start --all; see runner start --help",
+    "healthcheck": NOT + "run checks with runner exec",
+    "kube": _ORCHESTRATOR,
+    "machine": "each sandbox is a virtual machine: runner boot; runner doctor shows what this host can do",
+    "mount": "imagetool ls ARTIFACT, imagetool cat ARTIFACT PATH; runner cp NAME:PATH -",
+    "play": _ORCHESTRATOR,
+    "pod": _ORCHESTRATOR,
+    "quadlet": NOT + "runner boot --restart and runner start --all; see runner start --help",
+    "restore": "runner boot --from SNAPSHOT",
+    "umount": NOT + "nothing is mounted on this host",
+    "unmount": NOT + "nothing is mounted on this host",
+    "unshare": NOT + "the runner needs no user namespace of yours",
+    "untag": "runner rmi NAME, if it has other names too",
+}
+
+_REGISTRY = {
+    "--tls-verify": "--ca-file FILE, or --plain-http without TLS",
+    "--cert-dir": "--ca-file FILE",
+    "--authfile": "the variable DOCKER_CONFIG",
+    "--creds": "runner login",
+    "--arch": "--platform OS/ARCH",
+    "--os": "--platform OS/ARCH",
+    "--variant": "--platform OS/ARCH/VARIANT",
+}
+
+PODMAN_OPTIONS: dict[str, dict[str, str]] = {
+    "run": {
+        **_REGISTRY,
+        "--replace": "runner rm -f NAME first",
+        "--rmi": "runner rmi ARTIFACT afterwards",
+        "--tz": "-e TZ=ZONE",
+        "--pod": _ORCHESTRATOR,
+        "--env-host": "-e NAME for each variable",
+        "--env-merge": "-e NAME=VALUE",
+        "--unsetenv": "-e NAME=",
+        "--unsetenv-all": "-e NAME= for each variable",
+        "--http-proxy": "-e https_proxy and the like",
+        "--systemd": "--pid1 for an image whose program is an init",
+        "--rootfs": "imagetool build tar:FILE ARTIFACT",
+        "--uidmap": _ONE_USER,
+        "--gidmap": _ONE_USER,
+        "--subuidname": _ONE_USER,
+        "--subgidname": _ONE_USER,
+        "--passwd": _ONE_USER,
+        "--no-hosts": NOT + "--add-host adds to what the guest has",
+        "--no-hostname": NOT + "--hostname NAME sets it",
+        "--image-volume": "-v HOST:GUEST",
+        "--read-only-tmpfs": "--tmpfs PATH for each directory",
+        "--requires": _ORCHESTRATOR,
+        "--sdnotify": NOT + "runner boot -d returns when the program has started",
+        "--preserve-fds": NOT + "descriptors of this host do not reach a virtual machine",
+        "--umask": NOT + "set it in the program: sh -c 'umask 022; …'",
+    },
+    "exec": {"--latest": _NAMED, "-l": _NAMED, "--preserve-fds": NOT + "descriptors of this host do not reach a virtual machine"},
+    "ps": {
+        "--sort": "runner ps --json",
+        "--noheading": "--format '{{.Names}} {{.Status}}'",
+        "--watch": "runner events, or watch runner ps",
+        "--external": "the default: the store has only the runner's",
+        "--pod": _ORCHESTRATOR,
+    },
+    "images": {"--sort": "runner images --json", "--noheading": "--format '{{.Repository}}:{{.Tag}}'", "--history": "imagetool inspect ARTIFACT"},
+    "logs": {"--latest": _NAMED, "-l": _NAMED, "--names": "runner logs of one sandbox at a time", "--color": "the default: as the program has printed"},
+    "stop": {"-a": "--all, for those with a --restart policy", "--ignore": _NAMED, "-i": _NAMED, "--latest": _NAMED, "-l": _NAMED},
+    "kill": {"--all": _NAMED, "-a": _NAMED, "--latest": _NAMED, "-l": _NAMED},
+    "restart": {"--all": _NAMED, "-a": _NAMED, "--running": _NAMED, "--latest": _NAMED, "-l": _NAMED},
+    "rm": {"--all": _NAMED, "-a": _NAMED, "--ignore": _NAMED, "-i": _NAMED, "--latest": _NAMED, "--time": "runner stop -t SECONDS NAME first", "-t": "runner stop -t SECONDS NAME first"},
+    "rmi": {"--all": "runner prune", "-a": "runner prune", "--ignore": "runner images -q lists those there are", "-i": "runner images -q lists those there are"},
+    "start": {"--latest": _NAMED, "-l": _NAMED},
+    "prune": {"--build": "imagetool prune", "--external": "the default: nothing of others is in the store"},
+    "pull": _REGISTRY,
+    "login": {**{name: _REGISTRY[name] for name in ("--tls-verify", "--cert-dir", "--authfile")}, "--get-login": "the file ~/.docker/config.json"},
+    "logout": {"--all": "runner logout REGISTRY for each", "-a": "runner logout REGISTRY for each", "--authfile": "the variable DOCKER_CONFIG"},
+    "stats": {"--interval": "the default: once a second", "-i": "the default: once a second"},
+    "cp": {"--overwrite": "the default"},
+}  # fmt: skip
+
 
 def answer(command: str, word: str) -> str:
-    """Name what to type for docker's command `word`, or for the option `word` of `command`; "" if docker has none."""
-    options = {**GLOBAL, **OPTIONS.get(_OURS.get(command, command), {})}
-    found = options.get(word, "") if command or word.startswith("-") else COMMANDS.get(word, "")
-    if not found or found == SAME:
-        return ""
-    if found.startswith(NOT):
-        return f"docker's {word} is not here: {found.removeprefix(NOT)}"
-    return f"here docker's {word} is {found}"
+    """Name what to type for docker's or podman's command `word`, or for the option `word` of `command`; "" if they have none.
+
+    A command may have two words, as "image prune".
+    """
+    if command or word.startswith("-"):
+        command = _OURS.get(command, command)
+        docker, podman = {**GLOBAL, **OPTIONS.get(command, {})}, PODMAN_OPTIONS.get(command, {})
+    else:
+        docker, podman = {**COMMANDS, **PAIRS, **_in_groups()}, PODMAN_COMMANDS
+    for whose, table in (("docker", docker), ("podman", podman)):
+        found = table.get(word, SAME)
+        if found.startswith(NOT):
+            return f"{whose}'s {word} is not here: {found.removeprefix(NOT)}"
+        if found != SAME:
+            return f"here {whose}'s {word} is {found}"
+    return ""
+
+
+def _in_groups() -> dict[str, str]:
+    """Return the commands of two words whose second word is a command too."""
+    alone = {name: f"runner {name}" if found == SAME else found for name, found in COMMANDS.items()}
+    return {
+        pair: found for group in _GROUPS for name, found in alone.items() if (pair := f"{group} {name}") not in PAIRS
+    }

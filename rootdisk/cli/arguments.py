@@ -6,6 +6,7 @@ import argparse
 import functools
 import os
 import re
+import sys
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -89,7 +90,9 @@ class Parser(argparse.ArgumentParser):
     `elsewhere` may know a wrong command or option: it returns what to type in its place, or "".
     """
 
-    elsewhere: Callable[[str, str], str] | None = None  # (command, word): "" and a command, or a command and its option
+    # (command, word): "" and a command, which may have two words, or a command and its option
+    elsewhere: Callable[[str, str], str] | None = None
+    _words: Sequence[str] = ()  # of the command line
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **{"formatter_class": Help, **options})
@@ -106,7 +109,7 @@ class Parser(argparse.ArgumentParser):
         wrong = re.search(r"invalid choice: '([^']*)'.*\(choose from (.*)\)", message)
         see = f"see {self.prog} --help"
         if wrong and message.startswith("argument COMMAND"):
-            known = self.elsewhere("", wrong[1]) if self.elsewhere else ""
+            known = self._known_command(wrong[1])
             raise BadInput(f"{wrong[1]!r:.80} is not a command", known or did_you_mean(wrong[1], subparsers(self), see))
         hint = see
         if wrong:
@@ -117,9 +120,28 @@ class Parser(argparse.ArgumentParser):
         message = re.sub(r"^argument (?:-\w/)?([^:/]+)[^:]*: ", r"\1: ", message)
         raise BadInput(re.sub("^the following arguments are required: ", "missing: ", message), hint)
 
+    def _known_command(self, command: str) -> str:
+        """Return what to type for a command that another tool has, by its second word too."""
+        if self.elsewhere is None:
+            return ""
+        at = self._words.index(command) if command in self._words else len(self._words)
+        return self.elsewhere("", " ".join(self._words[at : at + 2])) or self.elsewhere("", command)
+
+    def _known_option(self, command: str) -> str:
+        """Return what to type for the first option of the command line that another tool has."""
+        words = [word.partition("=")[0] for word in self._words if word.startswith("-")]
+        return next(filter(None, (self.elsewhere(command, word) for word in words)), "") if self.elsewhere else ""
+
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
         """Parse a whole command line; BadInput says which word is wrong and what to type."""
-        options, unknown = self.parse_known_args(args, namespace)
+        self._words = tuple(args if args is not None else sys.argv[1:])
+        try:
+            options, unknown = self.parse_known_args(args, namespace)
+        except BadInput as err:
+            command = next((word for word in self._words if not word.startswith("-")), "")
+            if err.message.startswith("missing: ") and (hint := self._known_option(command)):
+                raise BadInput(err.message, hint) from None
+            raise
         if unknown:
             command = getattr(options, "command", None) or ""
             parser = subparsers(self).get(command, self)

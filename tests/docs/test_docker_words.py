@@ -11,7 +11,7 @@ from rootdisk.cli.arguments import subparsers
 from rootdisk.cli.tools import IMAGETOOL_COMMANDS, RUNNER_COMMANDS
 from rootdisk.errors import BadInput
 from runner.cli import parser
-from runner.docker_words import COMMANDS, GLOBAL, NOT, OPTIONS, SAME, answer
+from runner.docker_words import COMMANDS, GLOBAL, NOT, OPTIONS, PAIRS, PODMAN_COMMANDS, PODMAN_OPTIONS, SAME, answer
 
 OURS = subparsers(parser())
 IMAGETOOL = subparsers(imagetool.parser.parser())
@@ -40,12 +40,13 @@ def test_options() -> None:
 
 
 def test_what_it_tells_to_type_is_there() -> None:
-    words = [*COMMANDS.values(), *(word for some in OPTIONS.values() for word in some.values())]
+    tables = (COMMANDS, PAIRS, PODMAN_COMMANDS, *OPTIONS.values(), *PODMAN_OPTIONS.values())
+    words = [word for table in tables for word in table.values()]
     for word in words:
         for tool, command in re.findall(r"\b(runner|imagetool) ([a-z]+)", word):
             assert command in (OURS if tool == "runner" else IMAGETOOL) or word.startswith(NOT), word
-    for name, word in OPTIONS["run"].items():
-        for option in re.findall(r"^(-{1,2}[a-z-]+)", word):
+    for name, word in {**OPTIONS["run"], **PODMAN_OPTIONS["run"]}.items():
+        for option in re.findall(r"^(-{1,2}[a-z0-9-]+)", word):
             assert option in flags("run"), (name, word)
 
 
@@ -59,8 +60,24 @@ def test_what_it_tells_to_type_is_there() -> None:
         (["boot", "--mount", "x", "a"], "-v HOST:GUEST"),
         (["rm", "-v", "a"], "nothing of a sandbox stays"),
         (["exec", "--privileged", "a", "b"], "-u 0"),
-        (["ps", "-H", "ssh://x"], "docker's -H is not here: there is no daemon"),
-        (["system", "prune"], "'system' is not a command: here docker's system is runner prune, runner doctor"),
+        (["ps", "-H", "ssh://x"], "docker's -H is not here: the runner has no daemon"),
+        (
+            ["system", "prune", "-f"],
+            "'system' is not a command: here docker's system prune is runner prune; runner rm NAME…",
+        ),
+        (["system", "dial-stdio"], "here docker's system is runner prune, runner doctor"),
+        (["image", "prune", "-a"], "'image' is not a command: here docker's image prune is runner prune"),
+        (["image", "rm", "a"], "here docker's image rm is runner rmi"),
+        (["container", "ls", "-a"], "here docker's container ls is runner ps"),
+        (["container", "run", "-d", "a"], "here docker's container run is runner run"),
+        (["container", "pause", "a"], "docker's container pause is not here: runner stop NAME"),
+        (["volume", "prune"], "docker's volume prune is not here: a volume is a directory of the host, which stays"),
+        (["prune", "-f"], "here docker's -f is the default: it does not ask"),
+        (["prune", "--filter", "until=24h"], "here docker's --filter is --older-than DAYS"),
+        (["pod", "ps"], "podman's pod is not here: the runner has no pods"),
+        (["run", "--replace", "--name", "b", "a"], "here podman's --replace is runner rm -f NAME first"),
+        (["rm", "-a"], "missing: NAME: podman's -a is not here: name the sandboxes"),
+        (["pull", "--tls-verify=false", "a"], "--plain-http"),
         (["network", "ls"], "docker's network is not here: a sandbox has its own network"),
         (["tags", "a"], "imagetool has it: imagetool tags"),
         (["login", "-p", "x"], "--password-stdin"),
@@ -71,6 +88,17 @@ def test_errors_say_ours(words: list[str], said: str) -> None:
         parser().parse_args(words)
     assert said in str(caught.value)
     assert str(caught.value).isprintable()
+
+
+def test_podman_s() -> None:
+    """What docker has too stands in docker's table, and what is the same in neither."""
+    for name, word in PODMAN_COMMANDS.items():
+        assert name not in {**COMMANDS, **OURS}, name
+        assert word != SAME
+    for command, some in PODMAN_OPTIONS.items():
+        for name, word in some.items():
+            assert name not in {**OPTIONS[command], **dict.fromkeys(flags(command))}, (command, name)
+            assert word != SAME
 
 
 def test_global_options() -> None:

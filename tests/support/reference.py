@@ -138,28 +138,40 @@ def docker() -> str:
     """The how-to page for people who know docker: each of its commands and options, and ours."""
     commands, options = docker_words.COMMANDS, docker_words.OPTIONS
     options = {**options, "before every command": docker_words.GLOBAL}
-    words = [*commands.values(), *(word for some in options.values() for word in some.values())]
+    pairs = docker_words.PAIRS
+    words = [*commands.values(), *pairs.values(), *(word for some in options.values() for word in some.values())]
     same = sum(word == docker_words.SAME for word in words)
     none = sum(word.startswith(docker_words.NOT) for word in words)
     lines = [
         HEAD,
         "# From docker to the runner\n",
         "`runner` takes docker's commands and options as far as they make sense for virtual machines: `docker run -d -p 8080:80 IMG`",
-        "is `runner run -d -p 8080:80 ARTIFACT`. If you type a word of docker that has another name here, the error says ours.\n",
+        "is `runner run -d -p 8080:80 ARTIFACT`. If you type a word of docker that has another name here, the error says ours;",
+        "so it does for words that only podman has.\n",
         f"Of docker's {len(words)} commands and options below, {same} are the same, {len(words) - same - none} have another name,",
         f"and {none} are not there. Ports are published on 127.0.0.1 by default, and a sandbox in the foreground is removed",
         "when it exits, as with `docker run --rm`; `--keep` keeps it.\n",
         "## Commands\n",
         "| docker | here |\n|---|---|",
         *(f"| `{name}` | {_here(word, f'runner {name}')} |" for name, word in commands.items()),
+        *(f"| `{name}` | {_here(word, name)} |" for name, word in pairs.items()),
         "",
     ]
+    lines += _options("docker", options)
+    lines += ["## Commands of podman alone\n", "| podman | here |\n|---|---|"]
+    lines += [f"| `{name}` | {_here(word, name)} |" for name, word in docker_words.PODMAN_COMMANDS.items()]
+    lines += ["", *_options("podman", docker_words.PODMAN_OPTIONS)]
+    return "\n".join(lines)
+
+
+def _options(whose: str, options: dict[str, dict[str, str]]) -> list[str]:
+    lines = []
     for command, some in options.items():
         if some:
-            lines += [f"## Options of docker {command}\n", "| docker | here |\n|---|---|"]
+            lines += [f"## Options of {whose} {command}\n", f"| {whose} | here |\n|---|---|"]
             lines += [f"| `{name}` | {_here(word, name)} |" for name, word in some.items()]
             lines.append("")
-    return "\n".join(lines)
+    return lines
 
 
 def _here(word: str, name: str) -> str:
