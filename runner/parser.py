@@ -41,7 +41,7 @@ def parser(only: str | None = None) -> Parser:
 
 
 def _elsewhere(command: str, word: str) -> str:
-    """Name our command or option for docker's `word`; "" if docker does not know it either."""
+    """Name our command or option for docker's or podman's `word`; "" if they do not know it either."""
     from rootdisk.cli.tools import IMAGETOOL_COMMANDS  # only needed for an error
     from runner import docker_words
 
@@ -200,7 +200,7 @@ def _logs(parser: argparse.ArgumentParser) -> None:
 def _prune(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--older-than", type=decimal_number, default=0, metavar="DAYS", help="keep what was used in the last DAYS days")
-    add("--max-size", metavar="SIZE", help="remove only until the store is no larger, the longest unused first")
+    add("--max-size", metavar="SIZE", help="stop when the store is that small; the longest unused goes first")
     add("--dry-run", action="store_true", help="list what would be removed, and remove nothing")
 
 

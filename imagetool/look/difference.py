@@ -108,7 +108,7 @@ def _files_by_block(a: PublishedArtifact) -> list[tuple[int, int, str]]:
             seen.add(node.number)
             for extent in reader.extents(node):
                 runs.append((extent.physical, extent.physical + extent.count, inspection.shown(name)))
-    except RootdiskError:  # if the disk is damaged, there are no names
+    except RootdiskError:  # a damaged disk does not tell names
         return []
     return sorted(runs)
 

@@ -336,7 +336,7 @@ def _boot_bytes(artifact: PublishedArtifact) -> int:
 
 
 def _platforms(reference: Reference, options: RegistryOptions) -> list[str]:
-    """Return the platforms of an index; [] if there is no index."""
+    """Return the platforms of an index; [] if it is not one."""
     if reference.kind not in ("registry", "oci"):
         return []
     repository = open_mirrored(reference, options)

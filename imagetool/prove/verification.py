@@ -226,7 +226,7 @@ def _boot_files(published: PublishedArtifact, inputs: Fields, work: Path) -> Boo
     _taken(inspection.InspectedDisk.of(published), "/.rootdisk/init", init, work / "init")
 
     def blob(descriptor: Descriptor | None, file: str) -> Path | None:
-        """Write a blob of the artifact to a file; None if there is no such blob."""
+        """Write a blob of the artifact to a file; None if the artifact does not have it."""
         if descriptor is None:
             return None
         (work / file).write_bytes(read_blob(published.repository, descriptor, KERNEL_MAX_BYTES))

@@ -77,7 +77,7 @@ def _value(match: re.Match[str], row: Mapping[str, Any]) -> str:
         known = {str(key).lower(): key for key in value} if isinstance(value, Mapping) else {}
         if name.lower() not in known:
             names = ", ".join(sorted(map(str, row)))
-            raise BadInput(f"--format: there is no field {name!r:.60}", f"there are {names}")
+            raise BadInput(f"--format: unknown field {name!r:.60}", f"there are {names}")
         value = value[known[name.lower()]]
     if match[3] is not None:
         value = value.get(match[3], "") if isinstance(value, Mapping) else ""

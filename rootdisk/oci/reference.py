@@ -88,7 +88,7 @@ def parse_reference(text: str, *, foreign: bool = False) -> Reference:
         if not text.startswith(("/", ".", "~")):
             hint += f"; if it is an image, name its registry: {DOCKER_HUB}/{'' if '/' in text else 'library/'}{shown}"
         is_here = not foreign and (os.path.lexists(text) or _is_here(text))
-        there = "a file or directory" if is_here else "a path, and there is no such file"
+        there = "a file or directory" if is_here else "a path, and that file does not exist"
         raise BadInput(f"reference {text!r:.200} is {there}", hint[:600])
     if text.startswith(("http://", "https://", "docker://")):
         raise BadInput(f"reference {text!r:.200} starts with {scheme}://", "write the name without it")

@@ -87,7 +87,7 @@ def simple_manifest(repository: Repository, subject: Digest) -> Manifest | None:
         if err.status != 404:
             raise
         return None
-    except BadInput:  # a layout's way to say that there is no such tag
+    except BadInput:  # a layout's way to say that it does not have the tag
         return None
     if descriptor.media_type not in MANIFEST_TYPES:
         return None

@@ -207,7 +207,7 @@ def network_error(method: str, url: Url, err: Exception) -> RegistryError:
 
 
 def _reason(err: BaseException | None) -> str:
-    """Return why there is no answer, in our own words: texts of libraries may contain secrets."""
+    """Return why no answer came, in our own words: texts of libraries may contain secrets."""
     if isinstance(err, ConnectTimeout):
         return "connection timed out"
     if isinstance(err, socket.gaierror):

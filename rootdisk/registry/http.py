@@ -103,7 +103,7 @@ class Session:
         """Send a request and follow redirects.
 
         Raises:
-            RegistryError: There is no response, a redirect is refused, or there are too many.
+            RegistryError: No response comes, a redirect is refused, or there are too many.
         """
         sent = dict(headers)
         place = url
@@ -132,7 +132,7 @@ class Session:
         """Send one request with exactly these headers and return the open response. Redirects are not followed.
 
         Raises:
-            RegistryError: The URL is not https, its host is refused, or there is no response.
+            RegistryError: The URL is not https, its host is refused, or no response comes.
         """
         if url.scheme != "https" and not self._options.plain_http:
             hint = "if you trust this network, use --plain-http" if url.origin[1:] == self.origin[1:] else ""

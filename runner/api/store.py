@@ -50,7 +50,7 @@ def prune(
 
     Args:
         older_than_days: Keep what was used in the last days.
-        max_size: Remove only until the store is no larger: the longest unused files first. Text such as "20g", or bytes.
+        max_size: Stop when the store is that small; the longest unused files go first. Text such as "20g", or bytes.
         dry_run: Remove nothing.
         store: The store's directory.
     """

@@ -121,5 +121,5 @@ def _reply(option: int, kind: int, data: bytes = b"") -> bytes:
 
 
 def reply_head(cookie: int, error: int = 0) -> bytes:
-    """Return the head of the reply to a request; data follows if there is no error."""
+    """Return the head of the reply to a request; data follows unless it has an error."""
     return REPLY.pack(REPLY_MAGIC, error, cookie)

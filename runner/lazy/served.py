@@ -21,7 +21,7 @@ class ServedDisk:
         """Connect to the server of the disk of `source`, or start it.
 
         Raises:
-            RootdiskError: There is no server, or the disk may not be used.
+            RootdiskError: The disk has no server, or the disk may not be used.
         """
         self.source = source
         self.size = source.chunk_index.disk_size

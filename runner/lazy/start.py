@@ -37,7 +37,7 @@ def enter(store: Store, source: DiskSource) -> socket.socket:
     If the server fetches from another repository, that of `source` must show that it has the disk too; see possession.py.
 
     Raises:
-        RootdiskError: It does not show that, or there is no server.
+        RootdiskError: It does not show that, or the disk has no server.
     """
     sock, status = attach(store, source)
     try:

@@ -34,7 +34,7 @@ def connections(
     `tail` is how many of the first batch are wanted; `since` and `until` are Unix seconds. The caller waits between two batches.
 
     Raises:
-        BadInput: There is no record.
+        BadInput: The sandbox has no record.
     """
     with pinned(state) as state:
         path = state.folder / LOG_NAME

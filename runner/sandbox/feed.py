@@ -41,7 +41,7 @@ class Feed:
         self.path = folder / _NAME
         self.failure = ""  # why reads have failed, as long as they may fail again
         self.wait_s = 0  # how long QEMU waits for a server
-        self._trouble = ""  # why there is no server
+        self._trouble = ""  # why the server is missing
         self.orders = b""  # to QEMU: to read the file; with the id HANDED_OVER
         self._store, self._source = store, served.source
         self._record = served.record
@@ -112,7 +112,7 @@ class Feed:
     def connect(self) -> str:
         """Find or start a server if there is none, and hand over the connection of QEMU.
 
-        Return what there is to say for the user: why there is no server. It is said once.
+        Return what there is to say for the user: why the server is missing. It is said once.
         """
         said = ""
         now = time.monotonic()

@@ -77,7 +77,7 @@ def batches(
     between two batches, and stops if no more may come.
 
     Raises:
-        BadInput: There is no log, or it has no times.
+        BadInput: The sandbox has no log, or it has no times.
     """
     with pinned(state) as state:
         reader = open_log(state, console=console)

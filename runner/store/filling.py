@@ -253,7 +253,7 @@ def end(store: Store, digest: Digest) -> None:
 def join(store: Store, digest: Digest, progress: Progress | None) -> FillStatus | None:
     """Have the server of a disk complete it as quickly as it can, and wait for that.
 
-    Return its last status. None: there is no server, or it has gone before the disk was complete.
+    Return its last status. None: the disk has no server, or its server has gone before the disk was complete.
 
     Raises:
         RegistryError: The server cannot complete the disk.

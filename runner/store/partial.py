@@ -1,6 +1,6 @@
 """The partial file of a disk: verified chunks at their places, holes elsewhere. When it is complete it becomes the disk.
 
-There is no list of the chunks that it has: a chunk is there if its bytes have the right sha256. So nothing has to be kept in
+No list says which chunks it has: a chunk is there if its bytes have the right sha256. So nothing has to be kept in
 step with the file, and a process that is killed loses only the chunk that it was writing.
 """
 

@@ -284,7 +284,7 @@ def _treemap(
 
 
 def _label(tile: Tile, size: int) -> str:
-    """Draw the name in a tile, cut to its width; "" if there is no space."""
+    """Draw the name in a tile, cut to its width; "" if nothing fits."""
     box = tile.box
     text = fitted(tile.label, int((box.width - 8) / (size * GLYPH)))
     if not text or box.height < size + 4:

@@ -75,7 +75,7 @@ def test_a_missing_file_is_never_asked_for_at_a_registry(name: str, capsys: Outp
     for words in ((*PLAIN, name, "disk"), ("inspect", name), ("ls", name, "/"), ("build", name, "oci:l:1")):
         status, _, err = run(capsys, *words)
         assert (status, err.count("\n")) == (2, 1)
-        assert "is a path, and there is no such file" in err or "is a file or directory" in err
+        assert "is a path, and that file does not exist" in err or "is a file or directory" in err
 
 
 def test_a_file_or_layout_here_is_not_asked_for_at_docker_hub(
