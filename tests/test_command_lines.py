@@ -17,7 +17,7 @@ from rootdisk.cli.arguments import decimal_number, subparsers, whole_number
 from tests.support.commands import ROOT
 from tests.support.registry import QuietHandler, be_nobody, serve
 
-OFTEN = ["\udcff", "a\nb", "\x1b[31m", "", "nan", "-1", "9" * 5000]
+OFTEN = ["\udcff", "a\nb\x1b[31m", "", "-1", "9" * 5000]
 HOSTILE = [
     *("\udcff", "a\udcfe/b:c", "a\nb", "\x1b[31m", "", " ", "a:\udcff", "/\udcff:/\udcff", "x\ty"),
     *(
@@ -60,11 +60,12 @@ PLAIN = {
     "to": "dir:out",
 }
 TOOLS = {"runner": (runner.cli, 125), "imagetool": (imagetool.cli, 2)}
+PARSERS = {tool: subparsers(module.parser()) for tool, (module, _) in TOOLS.items()}
 
 
 def cases() -> Iterator[tuple[str, str, argparse.Action]]:
-    for tool, (module, _) in TOOLS.items():
-        for command, parser in subparsers(module.parser()).items():
+    for tool, parsers in PARSERS.items():
+        for command, parser in parsers.items():
             if command == "run":  # another name of boot
                 continue
             for action in parser._actions:
@@ -73,7 +74,7 @@ def cases() -> Iterator[tuple[str, str, argparse.Action]]:
 
 
 def command_line(tool: str, command: str, action: argparse.Action, value: str) -> list[str]:
-    parser = subparsers(TOOLS[tool][0].parser())[command]
+    parser = PARSERS[tool][command]
     words = [command]
     for other in parser._actions:
         if other.option_strings and (other.required or other.dest == action.dest):

@@ -7,6 +7,7 @@ has to be among REVIEWED, with the reason why nobody outside can decide it. Both
 from __future__ import annotations
 
 import ast
+import functools
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -63,10 +64,13 @@ REVIEWED = {
 }
 
 
-def sources() -> Iterator[tuple[str, ast.Module]]:
-    for top in ("rootdisk", "runner", "imagetool"):
-        for path in sorted((ROOT / top).rglob("*.py")):
-            yield str(path.relative_to(ROOT)), ast.parse(path.read_text())
+@functools.cache
+def sources() -> list[tuple[str, ast.Module]]:
+    return [
+        (str(path.relative_to(ROOT)), ast.parse(path.read_text()))
+        for top in ("rootdisk", "runner", "imagetool")
+        for path in sorted((ROOT / top).rglob("*.py"))
+    ]
 
 
 def functions(tree: ast.AST, name: str = "") -> Iterator[tuple[str, ast.AST]]:

@@ -97,10 +97,9 @@ def test_build_of_a_hostile_image(tmp_path: Path, place: Path, outside: Path, de
     for number, layer in enumerate(layers):
         write_layout(tmp_path / "image", f"one{number}", [layer])
     for tag in ("bad", "one0", "one1"):
-        for command in (
-            ["-m", "imagetool", "build", f"oci:{tmp_path}/image:{tag}", f"oci:{place}/disks:{tag}"],
-            ["-m", "imagetool", "disk", f"oci:{tmp_path}/image:{tag}", f"{place}/{tag}.ext4"],
-        ):
+        build = ["-m", "imagetool", "build", f"oci:{tmp_path}/image:{tag}", f"oci:{place}/disks:{tag}"]
+        disk = ["-m", "imagetool", "disk", f"oci:{tmp_path}/image:{tag}", f"{place}/{tag}.ext4"]
+        for command in {"bad": [build, disk], "one0": [build], "one1": [disk]}[tag]:
             status, errors, paths = changes(command, tmp_path / "log", place / "cwd", **environment(place))
             assert status in (0, 1, 2), errors
             assert "Traceback" not in errors
@@ -191,7 +190,7 @@ os.write(1, hello + STREAMS[name] + end)
 def test_cp_from_a_hostile_guest(tmp_path: Path, place: Path, outside: Path, demo: str, every: bool) -> None:
     """A guest's root puts a program in the place of the init that answers `cp`: nothing changes outside of the target.
 
-    Each copy runs under strace. In the main job each stream goes to one kind of target, in each version to another.
+    Each copy runs under strace. In the main job each stream is of one version, and goes to one kind of target.
     """
     runner = Runner(place / "store")
     here = place / "here"
@@ -216,10 +215,12 @@ def test_cp_from_a_hostile_guest(tmp_path: Path, place: Path, outside: Path, dem
             for number, name in enumerate(
                 ("root", "roots", "dots", "deep", "absolute", "through", "swapped", "known", "over", "fine")
             ):
+                if not every and name != "fine" and (number + version) % 2:
+                    continue
                 kinds = [(f"/x/{name}", here), (f"/x/{name}/.", here), (f"/x/{name}", "-")]
                 if name not in ("root", "dots", "through", "fine"):
                     kinds.pop()
-                for source, target in kinds if every or name == "fine" else [kinds[(number + version) % len(kinds)]]:
+                for source, target in kinds if every or name == "fine" else [kinds[number % len(kinds)]]:
                     status, errors, paths = changes(
                         ["-m", "runner", "cp", f"box:{source}", str(target)],
                         tmp_path / "log",

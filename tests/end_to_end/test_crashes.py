@@ -21,7 +21,7 @@ pytestmark = pytest.mark.vm
 NAME = "victim"
 
 
-@pytest.mark.parametrize("kills", [4, pytest.param(200, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("kills", [2, pytest.param(200, marks=pytest.mark.nightly)])
 def test_killed_at_random_moments(demo: str, tmp_path: Path, kills: int) -> None:
     chance = random.Random(kills)
     store = tmp_path / "store"

@@ -52,7 +52,8 @@ def has_signal(process: subprocess.Popen[bytes], field: str, number: int) -> boo
 @pytest.mark.parametrize(
     ("times", "number"),
     [
-        (1, signal.SIGTERM),  # it takes all the patience that a client has
+        # One takes all the patience that a client has.
+        pytest.param(1, signal.SIGTERM, marks=pytest.mark.nightly),
         pytest.param(1, signal.SIGINT, marks=pytest.mark.nightly),
         pytest.param(1, signal.SIGHUP, marks=pytest.mark.nightly),
         (2, signal.SIGTERM),

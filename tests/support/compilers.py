@@ -1,6 +1,6 @@
 """The compilers of the guest's init, in front of the real ones: what was made of the same sources in this run is not made again.
 
-Every project that a test builds makes the init, which takes three seconds and is always the same.
+Every project that a test builds makes the init, which takes three seconds and is always the same; with sanitizers it takes longer.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def keep_inits(folder: Path) -> None:
     programs, kept = folder / "bin", folder / "inits"
     programs.mkdir()
     kept.mkdir()
-    for name in ("musl-gcc", *(f"{machine}-linux-gnu-gcc" for machine in MACHINES.values())):
+    for name in ("musl-gcc", "gcc", *(f"{machine}-linux-gnu-gcc" for machine in MACHINES.values())):
         if (real := shutil.which(name)) is not None:
             (programs / name).write_text(_SCRIPT.format(real=real, kept=kept))
             (programs / name).chmod(0o755)

@@ -6,7 +6,8 @@ import json
 from typing import Any
 
 import hcl2
-import jsonschema
+
+from tests.support.schemas import complaint
 
 
 def _block(properties: dict[str, Any], required: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -61,9 +62,10 @@ SCHEMA = _block({"variable": _labelled(_VARIABLE, ("type",)), "job": _labelled(_
 
 
 def read_job(text: str) -> dict[str, Any]:
-    """The job as plain values; jsonschema.ValidationError if it has a field that Nomad does not document."""
+    """The job as plain values; ValueError if it has a field that Nomad does not document."""
     value = _plain(hcl2.loads(text))
-    jsonschema.validate(value, SCHEMA)
+    if wrong := complaint(value, SCHEMA):
+        raise ValueError(wrong)
     assert isinstance(value, dict)
     return value
 

@@ -7,7 +7,6 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import pytest
 
 from imagetool.config import images, schema
@@ -15,9 +14,9 @@ from imagetool.config.values import _TEMPLATES
 from rootdisk.errors import BadInput
 from tests.support.commands import ROOT
 from tests.support.descriptions import WRONG
+from tests.support.schemas import check, complaint
 
 SCHEMA = json.loads(schema.PATH.read_bytes())
-VALIDATOR = jsonschema.Draft7Validator(SCHEMA)
 # What only reading files, or arithmetic, or another key's value tells.
 BEYOND: tuple[str, ...] = (
     "whole MiB",
@@ -38,16 +37,16 @@ def samples() -> list[tuple[str, str]]:
 
 
 def test_it_is_a_schema() -> None:
-    jsonschema.Draft7Validator.check_schema(SCHEMA)
+    check(SCHEMA)
 
 
 def test_the_project_s_own_file() -> None:
-    VALIDATOR.validate(tomllib.loads((ROOT / "images.toml").read_text()))
+    assert complaint(tomllib.loads((ROOT / "images.toml").read_text()), SCHEMA) == ""
 
 
 @pytest.mark.parametrize(("body", "words"), [s for s in samples() if not any(word in s[1] for word in BEYOND)])
 def test_it_refuses_what_the_parser_refuses(body: str, words: str) -> None:
-    assert not VALIDATOR.is_valid(tomllib.loads(f'[image.a]\nsource = "example.org/a:1"\n{body}\n'))
+    assert complaint(tomllib.loads(f'[image.a]\nsource = "example.org/a:1"\n{body}\n'), SCHEMA)
 
 
 def of_type(value: dict[str, Any]) -> Any:

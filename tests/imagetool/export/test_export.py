@@ -12,7 +12,6 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import pytest
 import zstandard
 from ruamel.yaml import YAML
@@ -28,6 +27,7 @@ from rootdisk.oci.documents import Digest, Platform
 from rootdisk.oci.repository import RegistryOptions
 from tests.support.artifacts import Sample, noise, publish, sample, with_boot
 from tests.support.nomad import driver_command, read_job, task_of
+from tests.support.schemas import complaint
 
 CONSOLE = gzip.compress(b"an init that knows rootdisk.console=", mtime=0)
 VMLINUX = b"\x7fELF" * 100
@@ -89,7 +89,7 @@ def test_a_qcow2_directory_has_nomad_s_job(artifact: str, tmp_path: Path) -> Non
     sums = {item["source"].rpartition("/")[2]: item["options"][0]["checksum"] for item in task["artifact"]}
     assert sums == {name: f"sha256:{contents(tmp_path / 'a')[name]}" for name in ("disk.qcow2", "initramfs", "vmlinuz")}
     assert task["resources"] == [{"cores": 1, "memory": 256}]
-    with pytest.raises(jsonschema.ValidationError):  # the checker itself
+    with pytest.raises(ValueError, match="image"):  # the checker itself
         read_job(text.replace("image_path", "image"))
     assert main(["export", artifact, "--to", f"dir:{tmp_path}/a", "--force"]) == 0
     assert not (tmp_path / "a/nomad.hcl").exists()  # QEMU would guess that a raw disk is one, and restrict it
@@ -317,10 +317,9 @@ FIRECRACKER: dict[str, Any] = {
 @pytest.mark.parametrize("cpus", [1, 32, 255])
 def test_firecracker_s_fields(cpus: int) -> None:
     value = json.loads(firecracker(BOOT._replace(cpus=cpus), "vmlinux"))
-    jsonschema.validate(value, FIRECRACKER)
+    assert complaint(value, FIRECRACKER) == ""
     for part in ("boot-source", "machine-config", "entropy"):
-        with pytest.raises(jsonschema.ValidationError):
-            jsonschema.validate({**value, part: {**value[part], "memory": 1}}, FIRECRACKER)
+        assert "memory" in complaint({**value, part: {**value[part], "memory": 1}}, FIRECRACKER)
 
 
 def test_firecracker_s_file() -> None:
