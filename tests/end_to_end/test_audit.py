@@ -14,6 +14,7 @@ import pytest
 
 from tests.support.audit import beyond, changes
 from tests.support.commands import Runner
+from tests.support.compilers import real_path
 from tests.support.layouts import write_layout
 from tests.support.tars import END, directory, file, hard_link, symlink
 
@@ -41,6 +42,7 @@ def environment(place: Path) -> dict[str, Any]:
         "TMPDIR": str(place / "tmp"),
         "XDG_CACHE_HOME": str(place / "home/cache"),
         "ROOTDISK_STORE": str(place / "store"),
+        "PATH": real_path(),  # the others keep what they have made elsewhere
     }
 
 
