@@ -223,8 +223,17 @@ def _exited(wanted: str) -> Callable[[Row], bool]:
     return lambda row: isinstance(row, State) and not row.running and row.status == int(wanted)
 
 
+def _named(pattern: str) -> Callable[[Row], bool]:
+    """As docker's, whose names begin with a slash that need not be written."""
+    try:
+        found = re.compile(pattern).search
+    except re.error as err:
+        raise BadInput(f"--filter name={printable(pattern, 40)}", f"not a regular expression: {err}") from None
+    return lambda row: bool(found(row.name) or found(f"/{row.name}"))
+
+
 _PS_FILTERS: dict[str, Callable[[str], Callable[[Row], bool]]] = {
-    "name": lambda text: lambda row: text in row.name,
+    "name": _named,
     "id": lambda text: lambda row: text in row.name,
     "status": _status,
     "label": _label,

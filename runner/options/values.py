@@ -156,7 +156,9 @@ def _forward(text: str) -> Forward:
         raise BadInput(f"--publish {text!r:.60}", "a port is a number from 1 to 65535")
     if not match or not address:
         hint = "write HOST:GUEST or ADDRESS:HOST:GUEST, as 8080:80, [::1]:8080:80 or 53:53/udp"
-        if re.fullmatch(r"(?:.*:)?[0-9]{1,5}-[0-9]{1,5}(?::[0-9]{1,5}(?:-[0-9]{1,5})?)?(?:/\w+)?", text):
+        if text.partition("/")[2].lower() not in ("", "tcp", "udp"):
+            hint = "a port is one of tcp, as 8080:80, or of udp, as 53:53/udp"
+        elif re.fullmatch(r"(?:.*:)?[0-9]{1,5}-[0-9]{1,5}(?::[0-9]{1,5}(?:-[0-9]{1,5})?)?(?:/\w+)?", text):
             hint = "a range of ports is written port by port: -p 8080:80 -p 8081:81"
         elif re.fullmatch(r"(?:[0-9.]+::?)?[0-9]{1,5}(?:/\w+)?", text):
             hint = "say which port of this host too, as 8080:80"

@@ -114,7 +114,10 @@ def last_lines(pieces: Iterable[Piece], count: int | None) -> list[Piece]:
     lines: deque[Piece] = deque(maxlen=count)
     open_lines: dict[int, Piece] = {}
     for piece in pieces:
-        for data in split_lines(piece.data):
+        unwanted = 0 if count is None else _before_last(piece.data, count)
+        if unwanted:
+            open_lines.pop(piece.kind, None)  # what is left out ends it
+        for data in split_lines(piece.data[unwanted:]):
             start = open_lines.pop(piece.kind, None)
             line = Piece(start.time if start else piece.time, piece.kind, (start.data if start else b"") + data)
             if data.endswith(b"\n"):
@@ -123,6 +126,16 @@ def last_lines(pieces: Iterable[Piece], count: int | None) -> list[Piece]:
                 open_lines[piece.kind] = line
     lines.extend(open_lines.values())
     return list(lines)
+
+
+def _before_last(data: bytes, count: int) -> int:
+    """Return how many bytes there are before the last `count` whole lines."""
+    at = len(data)
+    for _ in range(count + 1):
+        at = data.rfind(b"\n", 0, at)
+        if at < 0:
+            break
+    return at + 1
 
 
 def split_lines(data: bytes) -> list[bytes]:

@@ -102,14 +102,18 @@ class Reader:
         return self._file is not None
 
     def data(self) -> Iterator[bytes]:
-        """Yield what was written since the last call, in pieces."""
-        while True:
+        """Yield what was written since the last call, in pieces. It ends, even if more is written than can be read."""
+        left = self._unread()
+        while left > 0:
             if self._file is None:
                 if not self._files:
                     return
                 self._file = open(self._files.pop(0), "rb", opener=opener)  # noqa: SIM115 - open between calls
-            while data := self._file.read(256 << 10):
+            while data := self._file.read(min(left, 256 << 10)):
+                left -= len(data)
                 yield data
+            if left <= 0:
+                return
             if not self._files:
                 try:
                     if os.path.samestat(os.fstat(self._file.fileno()), os.stat(self.path)):
@@ -121,6 +125,19 @@ class Reader:
                 self._files = [self.path]
             self._file.close()
             self._file = None
+
+    def _unread(self) -> int:
+        """Return how many bytes there are to be read now."""
+        own, found = None, 0
+        if self._file is not None:
+            own = os.fstat(self._file.fileno())
+            found = max(own.st_size - self._file.tell(), 0)
+        for path in dict.fromkeys((*self._files, self.path)):
+            with contextlib.suppress(FileNotFoundError):
+                info = os.stat(path)
+                if own is None or not os.path.samestat(own, info):
+                    found += info.st_size
+        return found
 
     def frames(self) -> Iterator[tuple[int, bytes]]:
         """Yield complete frames (kind and bytes) that were written since the last call.

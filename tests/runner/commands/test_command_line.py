@@ -8,13 +8,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rootdisk import __version__
 from rootdisk.cli.arguments import command_first
 from rootdisk.errors import BadInput
 from runner.cli import main, parser
+from runner.commands.listing import _PS_FILTERS
 from runner.machine import ports
 from runner.options import values as options
 from runner.sandbox import lines
@@ -106,6 +110,7 @@ def test_global_options_work(capfd: pytest.CaptureFixture[str]) -> None:
         (["prune", "--older-than", "-1"], "--older-than -1: 0 or more days"),
         (["boot", "-p", "80", "x"], "say which port of this host too"),
         (["boot", "-p", "127.0.0.1::80", "x"], "say which port of this host too"),
+        (["boot", "-p", "8080:80/sctp", "x"], "a port is one of tcp"),
         (["boot", "-p", "80-82:80-82/tcp", "x"], "port by port"),
         (["boot", "-p", "localhost:80:80", "x"], "write the address as a number"),
         (["boot", "-p", "80:70000", "x"], "a port is a number from 1 to 65535"),
@@ -147,6 +152,24 @@ def test_a_log_has_times_that_older_runners_do_not_see(tmp_path: Path) -> None:
     assert [piece.data for piece in lines.last_lines(pieces, 2)] == [b"two\n", b"three"]
     assert [piece.data for piece in lines.last_lines(pieces, 0)] == []
     assert [piece.data for piece in lines.last_lines(pieces, None)] == [b"one\n", b"bad\n", b"two\n", b"three"]
+
+
+@given(st.lists(st.tuples(st.sampled_from([2, 3]), st.text("ab\n", min_size=1, max_size=12))), st.integers(1, 5))
+def test_the_last_lines_are_the_end_of_all_lines(output: list[tuple[int, str]], count: int) -> None:
+    pieces = [lines.Piece(float(number), kind, text.encode()) for number, (kind, text) in enumerate(output)]
+    assert lines.last_lines(pieces, count) == lines.last_lines(pieces, None)[-count:]
+
+
+def test_names_are_found_as_by_docker() -> None:
+    def found(pattern: str) -> list[str]:
+        passes = _PS_FILTERS["name"](pattern)
+        return [name for name in ("web", "web-2", "my-web") if passes(SimpleNamespace(name=name))]  # type: ignore[arg-type]
+
+    assert found("web") == ["web", "web-2", "my-web"]
+    assert found("^web$") == found("^/web$") == ["web"]
+    assert found("^(my|web-).*") == ["web-2", "my-web"]
+    with pytest.raises(BadInput, match=r"--filter name=.*not a regular expression"):
+        found("web[")
 
 
 @pytest.mark.parametrize("text", ["10m", "1h30m", "1.5s", "1700000000", "2025-06-01", "2025-06-01T10:00:00Z"])

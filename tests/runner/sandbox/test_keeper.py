@@ -221,6 +221,23 @@ def test_a_log_on_a_full_disk_is_whole_afterwards(tmp_path: Path) -> None:
     assert b"1008 bytes of output are missing" in found[1][1]
 
 
+def test_a_log_that_grows_faster_than_it_is_read(tmp_path: Path) -> None:
+    """All that was there is read, and then it ends; what has come meanwhile is for the next call."""
+    log = Log(tmp_path / "output.log", 1 << 20)
+    for number in range(25):  # the first are in a file that is no longer there
+        log.write_frame(messages.STDOUT, b"%d" % number + bytes(60_000))
+    reader = Reader(tmp_path / "output.log")
+    found = []
+    for _, data in reader.frames():
+        found.append(data)
+        for _ in range(3):
+            log.write_frame(messages.STDOUT, b"later")
+        assert len(found) < 1000
+    whole = [data for data in found if data != b"later"]
+    assert [data.rstrip(b"\0") for data in whole][-1] == b"24"
+    assert list(reader.frames())
+
+
 def test_a_log_that_is_none_is_one_error(tmp_path: Path) -> None:
     """A foreign file of a terabyte is not read into memory in search of the end of a frame."""
     path = tmp_path / "output.log"
