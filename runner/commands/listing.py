@@ -224,7 +224,7 @@ def _exited(wanted: str) -> Callable[[Row], bool]:
 
 
 def _named(pattern: str) -> Callable[[Row], bool]:
-    """As docker's, whose names begin with a slash that need not be written."""
+    """Search names as docker does, where they begin with a slash that need not be written."""
     try:
         found = re.compile(pattern).search
     except re.error as err:
