@@ -331,6 +331,13 @@ def reset_signals() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
+def restart_signals() -> None:
+    """Have signals as at the start of Python: writing to nobody, or more than a limit allows, is an error and not the end."""
+    reset_signals()
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def heard(*wanted: signal.Signals) -> tuple[signal.Signals, ...]:
     """Return the signals of `wanted` that our caller does not ignore: nohup ignores SIGHUP, `&` in a script SIGINT."""
     return tuple(number for number in wanted if signal.getsignal(number) is not signal.SIG_IGN)

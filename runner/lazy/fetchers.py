@@ -20,7 +20,7 @@ from rootdisk.artifact.format import Chunk
 from rootdisk.errors import DigestMismatch, RootdiskError
 from rootdisk.oci.documents import MANIFEST_MAX_BYTES, Descriptor
 from rootdisk.oci.repository import Joined, Repository
-from rootdisk.places import open_repository
+from rootdisk.places import open_mirrored
 from runner.lazy.agenda import FETCHERS, Agenda, Job
 from runner.store.chunks import SYNC_BYTES, Part, plan, receive
 from runner.store.fetch import fetch_rest
@@ -225,7 +225,7 @@ class Fetchers:
     def _blob(self) -> Joined:
         with self._lock:
             if self._repository is None:
-                self._repository = open_repository(self._source.reference, self._source.options)
+                self._repository = open_mirrored(self._source.reference, self._source.options)
             return Joined(self._repository, self._source.blobs)
 
     def _count(self, requested_bytes: int) -> None:

@@ -53,12 +53,12 @@ def enter(store: Store, source: DiskSource) -> socket.socket:
 def _check_possession(store: Store, source: DiskSource, *, has_disk: bool) -> None:
     """Have the repository of an artifact show that it has everything, and keep the artifact's name; `has_disk`: it has shown that for the disk."""
     from rootdisk.oci.repository import Joined
-    from rootdisk.places import open_repository
+    from rootdisk.places import open_mirrored
     from runner.store.fetch import check_chunk, fetch_rest
     from runner.store.possession import keep_asked, served
 
     known = served(store, source.reference, source.options)
-    with contextlib.closing(open_repository(source.reference, source.options)) as repository:
+    with contextlib.closing(open_mirrored(source.reference, source.options)) as repository:
         if not has_disk and source.digest.hex not in known:
             check_chunk(Joined(repository, source.blobs), source.chunk_index)
         fetch_rest(store, repository, source.manifest, known)
@@ -148,8 +148,8 @@ def _serve(store: Store, source: DiskSource, lock: int, listener: socket.socket)
     try:
         process.detach({lock, listener.fileno()}, log)
         signal.set_wakeup_fd(-1)  # a keeper's
-        process.reset_signals()
-        for number in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
+        process.restart_signals()
+        for number in (signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
         process.protect_secrets()
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -57,7 +57,7 @@ def make_beside(store: Store, machine: Machine, template_key: str, words: Sequen
 
 def _make(store: Store, machine: Machine, template_key: str, words: Sequence[str]) -> None:
     """Make it, or record why not. A signal, or the end of the time, ends the process; its machine ends with it."""
-    process.reset_signals()
+    process.restart_signals()
     signal.alarm(int(TIMEOUT_S + _SAVED_S))
     os.nice(_NICE)
     try:

@@ -103,7 +103,8 @@ class Machine:
             try:
                 return self.client.read(offset, length)
             except (OSError, RootdiskError):
-                self.again()
+                with contextlib.suppress(OSError):  # the next one may end as well
+                    self.again()
 
     def close(self) -> None:
         self.client.close()

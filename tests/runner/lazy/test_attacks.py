@@ -41,6 +41,7 @@ ANSWERS = {
     "301 to nowhere": Fault("as", status=301, headers={"Location": "http://["}),
     "a file": Fault("as", status=307, headers={"Location": "file:///etc/passwd"}),
     "401": Fault("as", status=401, headers={"WWW-Authenticate": 'Bearer realm="file:///etc/passwd"'}),
+    "416": Fault("as", status=416),
     "compressed": Fault("as", status=206, headers={"Content-Encoding": "gzip"}),
 }
 
@@ -220,3 +221,15 @@ def test_more_sandboxes_than_descriptors(boot: Boot, made: Sample, proxy: FaultP
     machines = [boot() for _ in range(40)]
     for machine in machines:
         assert machine.client.read(4096, 100) == made.disk[4096:4196]
+
+
+def test_a_file_as_large_as_the_disk_is_not_allowed(boot: Boot, store: Store) -> None:
+    """By ulimit -f, of whoever starts the server: one line that says so."""
+    allowed = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, allowed[1]))
+    try:
+        with pytest.raises(RootdiskError, match="File too large"):
+            boot()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, allowed)
+    assert not server_of(store)

@@ -28,9 +28,11 @@ from runner.store.images import images
 from runner.store.pull import pull
 from runner.store.store import Store
 from tests.support.artifacts import Sample
+from tests.support.commands import Runner
 from tests.support.faults import ALWAYS, Fault, FaultProxy, run_faults
-from tests.support.nbd import QUICK, Machine, server_of
+from tests.support.nbd import PATIENT, QUICK, Machine, server_of
 from tests.support.registry import RunningRegistry, needs_registry
+from tests.support.serving import mirrored, serving
 from tests.support.waiting import until
 
 pytestmark = needs_registry
@@ -228,3 +230,32 @@ def test_nobody_waits_for_a_server_that_hangs_without_end(
         os.kill(server, signal.SIGCONT)
     assert [image.reference for image in images(store)] == [name]
     disk.close()
+
+
+@pytest.mark.parametrize("is_honest", [True, False], ids=["honest", "wrong"])
+def test_runner_serve_as_the_mirror(
+    monkeypatch: pytest.MonkeyPatch,
+    store: Store,
+    source: DiskSource,
+    made: Sample,
+    proxy: FaultProxy,
+    tmp_path: Path,
+    is_honest: bool,
+) -> None:
+    """It gives parts of a disk, so another host starts from it before it has the disk; the origin gives what is wrong there."""
+    pull(store, source.reference, PATIENT, Platform.host()).release()
+    monkeypatch.setenv("CONTAINERS_REGISTRIES_CONF", "")
+    other = Store.open(tmp_path / "other")
+    with serving(store.root) as address, run_faults(address) as mirror:
+        mirror.wrong_at = None if is_honest else made.index.chunks[75].blob_offset
+        mirrored(Runner(other.root), tmp_path, proxy.name, mirror.name)
+        proxy.served.clear()
+        artifact = pull(other, source.reference, PATIENT, Platform.host(), lazily=True)
+        artifact.release()
+        assert artifact.source is not None
+        machine = Machine(other, artifact.source)
+        assert machine.client.read(9_000_000, 5000) == made.disk[9_000_000:9_005_000]
+        machine.close()
+        until(lambda: not server_of(other), 60)
+    assert other.disk(source.digest).read_bytes() == made.disk
+    assert bool(proxy.bytes_of("/blobs/")) is not is_honest
