@@ -17,7 +17,7 @@ from typing import NamedTuple
 from rootdisk.artifact.format import ArtifactManifest
 from rootdisk.errors import RootdiskError
 from rootdisk.oci.documents import MANIFEST_MAX_BYTES, Digest, Platform
-from rootdisk.oci.reference import Reference
+from rootdisk.oci.reference import Reference, parse_reference
 from rootdisk.oci.repository import RegistryOptions
 from rootdisk.system.debug import debug
 from rootdisk.system.versions import read_versioned, write_versioned
@@ -120,12 +120,25 @@ def read_name(path: Path) -> Name | None:
 
 
 def name_of(store: Store, place: str, manifest: Digest) -> Name | None:
-    """Return a name of the manifest in the repository `place`; None if the store knows none."""
-    for path in sorted((store.root / "names").iterdir()):
-        name = read_name(path)
-        if name is not None and name.manifest == manifest.hex and name.reference.startswith(place):
-            return name
-    return None
+    """Return a name of the manifest in the repository `place`, or one by which it was asked for; None if the store knows none."""
+    return next((name for name in _names_of(store, manifest) if name.reference.startswith(place)), None)
+
+
+def placed(store: Store, reference: Reference, manifest: Digest) -> Reference:
+    """Make a layout's path absolute as it was when a sandbox was made of the manifest: the names of the store have it."""
+    if reference.path is not None and not reference.path.is_absolute():
+        wanted = f"/{str(reference).removeprefix('oci:')}"
+        for name in _names_of(store, manifest):
+            if name.reference.endswith(wanted):
+                return parse_reference(name.reference)
+    return absolute(reference)
+
+
+def _names_of(store: Store, manifest: Digest) -> Iterator[Name]:
+    names = map(read_name, sorted((store.root / "names").iterdir()))
+    for name in (*(name for name in names if name is not None), *(name for _, name in asked(store))):
+        if name.manifest == manifest.hex:
+            yield name
 
 
 def files_of(store: Store, manifest: str) -> set[str]:

@@ -15,7 +15,7 @@ from rootdisk.oci.documents import MANIFEST_MAX_BYTES, Descriptor, Digest, Platf
 from rootdisk.oci.reference import Reference, parse_reference
 from rootdisk.oci.repository import RegistryOptions, Repository
 from runner.store.boot_blobs import boot_blobs, starts_vmlinux
-from runner.store.names import absolute, asked_for, known, name_of, note_asked, remember
+from runner.store.names import absolute, asked_for, known, name_of, note_asked, placed, remember
 from runner.store.possession import served
 from runner.store.store import Damaged, Store
 from runner.store.trust import Gate, refuse_unless_kept
@@ -219,7 +219,7 @@ class Origin(NamedTuple):
 def _kept_source(store: Store, spec: Spec, config: ArtifactConfig) -> DiskSource:
     """Return the source of the incomplete disk of a kept sandbox. FileNotFoundError if its chunk index is not there."""
     digest = Digest.parse(spec.artifact)
-    reference = absolute(parse_reference(spec.reference))
+    reference = placed(store, parse_reference(spec.reference), digest)
     name = name_of(store, reference.place, digest)
     ca_file = Path(spec.registry_ca_file) if spec.registry_ca_file is not None else None
     options = RegistryOptions(plain_http=spec.plain_http, ca_file=ca_file) if name is None else name.options

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 from rootdisk.artifact.policies import rule_for
 from rootdisk.errors import RootdiskError
 from rootdisk.oci.documents import Digest, Platform
-from rootdisk.oci.reference import Reference, parse_reference
+from rootdisk.oci.reference import Reference
 from rootdisk.oci.repository import RegistryOptions, Repository, resolve_chain
 from rootdisk.places import open_mirrored
 from rootdisk.system.versions import read_versioned, write_versioned
-from runner.store.names import absolute, read_name
+from runner.store.names import placed
 from runner.store.store import Store
 
 if TYPE_CHECKING:
@@ -119,20 +119,9 @@ def refuse_unless_kept(store: Store, reference: Reference, manifest: Digest) -> 
     Raises:
         RootdiskError: The policy refuses it, or has to be asked with signatures of the registry.
     """
-    gate = Gate.of(_placed(store, reference, manifest), None)
+    gate = Gate.of(placed(store, reference, manifest), None)
     if not gate.admits(store, manifest):
         raise gate.not_kept(manifest)
-
-
-def _placed(store: Store, reference: Reference, manifest: Digest) -> Reference:
-    """Make a layout's path absolute as it was when the sandbox was made: the names of the store have it."""
-    if reference.path is not None and not reference.path.is_absolute():
-        for path in (store.root / "names").iterdir():
-            name = read_name(path)
-            wanted = f"/{str(reference).removeprefix('oci:')}"
-            if name is not None and name.manifest == manifest.hex and name.reference.endswith(wanted):
-                return parse_reference(name.reference)
-    return absolute(reference)
 
 
 def _signatures(repository: Repository, digests: Sequence[Digest]) -> Iterator[Found]:

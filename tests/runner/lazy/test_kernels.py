@@ -13,6 +13,7 @@ from rootdisk.oci.reference import parse_reference
 from runner.lazy import agenda
 from runner.lazy.start import enter
 from runner.sandbox.state import Spec, parse, state_json
+from runner.store import names
 from runner.store.pull import StoredArtifact, pull
 from runner.store.store import Store
 from tests.support.artifacts import ELF, KERNEL, VMLINUX
@@ -124,11 +125,13 @@ def test_a_pull_that_joins_fetches_nothing_itself(store: Store, proxy: FaultProx
 
 @pytest.mark.usefixtures("booted")
 def test_a_kept_sandbox_starts_again_before_its_artifact_has_a_name(store: Store, proxy: FaultProxy) -> None:
-    """It knows how the registry is reached."""
+    """It knows how the registry is reached, also when the name that was asked for is gone."""
     reference = parse_reference(f"{proxy.name}/lazy/booted:v1")
     artifact = pull(store, reference, PATIENT, Platform.host(), lazily=True)
     assert not list((store.root / "names").iterdir())
     spec = spec_of("kept", artifact)._replace(reference=str(reference), plain_http=True, registry_ca_file="/ca.pem")
+    for path, _ in list(names.asked(store)):
+        path.unlink()
     again = StoredArtifact.kept(store, spec)
     assert again.source is not None
     assert again.source.options == PATIENT._replace(ca_file=Path("/ca.pem"))

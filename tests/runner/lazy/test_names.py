@@ -6,6 +6,7 @@ import json
 import os
 import signal
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -17,13 +18,14 @@ from runner.sandbox.prune import prune
 from runner.store import names, possession
 from runner.store.filling import DiskSource
 from runner.store.images import images
-from runner.store.pull import pull
+from runner.store.pull import StoredArtifact, pull
 from runner.store.store import Store
 from tests.support.artifacts import ELF, KERNEL, VMLINUX, Sample, publish, with_boot
 from tests.support.commands import Runner
 from tests.support.faults import ALWAYS, Fault, FaultProxy
 from tests.support.nbd import PATIENT, Machine, server_of
 from tests.support.registry import RunningRegistry, needs_registry
+from tests.support.sandboxes import spec_of
 from tests.support.waiting import until
 
 pytestmark = [
@@ -172,3 +174,20 @@ def test_what_a_killed_process_leaves(store: Store, asked: Asked, proxy: FaultPr
     path.write_bytes(left)
     prune(store, 0, None, dry_run=False)
     assert not path.exists()
+
+
+def test_a_kept_sandbox_of_a_layout_that_was_named_by_a_relative_path(
+    store: Store, made: Sample, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It goes on with its disk from any directory."""
+    monkeypatch.chdir(tmp_path)
+    publish(made, "oci:out:1", PATIENT)
+    reference = parse_reference("oci:out:1")
+    artifact = pull(store, reference, PATIENT, Platform.host(), lazily=True)
+    artifact.release()
+    spec = spec_of("kept", artifact)._replace(reference=str(reference))
+    monkeypatch.chdir("/")
+    again = StoredArtifact.kept(store, spec)
+    again.release()
+    assert again.source is not None
+    assert again.source.reference.path == tmp_path / "out"
