@@ -7,7 +7,6 @@ import functools
 import re
 import time
 from collections.abc import Collection, Mapping, Sequence
-from email.utils import parsedate_to_datetime
 from urllib.parse import urlencode
 
 from imagetool.content import Content
@@ -177,6 +176,8 @@ class RegistryTarget:
 
     def published(self, tags: Collection[str]) -> dict[str, float]:
         """Return when each of `tags` was written, if the registry says so of all: `Last-Modified`, RFC 9110, section 8.8.2."""
+        from email.utils import parsedate_to_datetime  # for pruning alone
+
         times: dict[str, float] = {}
 
         def once(tag: str) -> str:

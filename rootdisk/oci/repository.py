@@ -1,7 +1,7 @@
 """Read access to images and artifacts: the protocol of registry repositories and OCI layouts.
 
 The other side is not trusted. Manifests are bounded and checked against their digest, and so are blobs from `read_blob`.
-Code that reads ranges must check them itself. This module does not import http.client, which is slow.
+Code that reads ranges must check them itself.
 """
 
 from __future__ import annotations

@@ -6,27 +6,29 @@ Errors never contain a query string (presigned URLs contain secrets) or a header
 from __future__ import annotations
 
 import contextlib
-import email.utils
 import errno
-import http.client
 import os
 import re
 import socket
-import ssl
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from rootdisk.errors import RegistryError, RootdiskError
 from rootdisk.oci.documents import parse_json
 from rootdisk.registry.connections import ProxyFailed
 from rootdisk.registry.dial import ConnectTimeout
+from rootdisk.registry.messages import Answer, NotHttp
 from rootdisk.text import printable
 from rootdisk.urls import Url, redact
+
+if TYPE_CHECKING:  # and loaded where TLS is used, or something has failed
+    import ssl
 
 TEMPORARY = frozenset({408, 425, 429, 500, 502, 503, 504})
 ERROR_MAX_BYTES = 16 << 10
 _NOT_HTTP = "its answer is not HTTP"
-NETWORK_ERRORS = (OSError, http.client.HTTPException)  # what connections raise; for `network_error`
+NETWORK_ERRORS = (OSError, NotHttp)  # what connections raise; for `network_error`
 _UNREACHABLE = {
     errno.ECONNREFUSED: "connection refused",
     errno.EHOSTUNREACH: "no route to host",
@@ -72,17 +74,6 @@ class Stalled(RegistryError):
     """A server that has connected, and then sends nothing or too little."""
 
 
-class Headers:
-    """The header fields of a response. Fields of one name are joined, as RFC 9110 section 5.3 allows."""
-
-    def __init__(self, message: http.client.HTTPMessage) -> None:
-        self._message = message
-
-    def get(self, name: str) -> str:
-        """Return a field, "" if there is none."""
-        return ", ".join(map(str, self._message.get_all(name, ())))
-
-
 class Response:
     """An open response. It must be closed; its connection is used again if the body has been read."""
 
@@ -90,7 +81,7 @@ class Response:
         self,
         method: str,
         url: Url,
-        answer: http.client.HTTPResponse,
+        answer: Answer,
         within: Callable[[float], contextlib.AbstractContextManager[None]],
         window_s: float,
         min_bytes: int,
@@ -99,7 +90,7 @@ class Response:
         """`within` limits a wait, `window_s` is the read time-out, `min_bytes` what has to come in it, `done` is told whether the connection is usable."""
         self.method, self.url = method, url
         self.status, self.reason = answer.status, answer.reason
-        self.headers = Headers(answer.headers)
+        self.headers = answer.headers
         self.window_s, self.min_bytes = window_s, min_bytes
         self._answer, self._within, self._done = answer, within, done
         self._is_open = True
@@ -114,25 +105,16 @@ class Response:
         """Release the connection."""
         if self._is_open:
             self._is_open = False
-            self._end()
-            self._done(self._answer.isclosed() and not self._answer.will_close)
+            self._done(self._answer.is_reusable)
 
     def read(self, max_bytes: int, seconds: float) -> bytes:
         """Return bytes of the body as soon as there are any; b"" at the end.
 
         Raises:
-            OSError, http.client.HTTPException: Nothing came within `seconds`, or the connection failed.
+            OSError, NotHttp: Nothing came within `seconds`, or the connection failed.
         """
         with self._within(seconds):
-            data = self._answer.read1(max_bytes)
-            if not data and self._answer.length:
-                raise http.client.IncompleteRead(b"", self._answer.length)
-            return data
-
-    def _end(self) -> None:
-        """Let http.client notice that nothing is left, which it does only when more is read."""
-        if self._answer.length == 0:
-            self._answer.read()
+            return self._answer.read(max_bytes)
 
 
 def read_bounded(response: Response, max_bytes: int) -> bytes:
@@ -188,6 +170,8 @@ def network_error(method: str, url: Url, err: Exception) -> RegistryError:
         """Return the message with this reason."""
         return told(method, str(url), reason)
 
+    import ssl
+
     if isinstance(err, ProxyFailed):
         reason = f"answers {err.status}" if err.status else f"fails: {_reason(err.__cause__)}"
         what = "user and password in " if err.status == 407 else ""
@@ -208,6 +192,8 @@ def network_error(method: str, url: Url, err: Exception) -> RegistryError:
 
 def _reason(err: BaseException | None) -> str:
     """Return why no answer came, in our own words: texts of libraries may contain secrets."""
+    import ssl
+
     if isinstance(err, ConnectTimeout):
         return "connection timed out"
     if isinstance(err, socket.gaierror):
@@ -218,9 +204,7 @@ def _reason(err: BaseException | None) -> str:
         return f"TLS failed: {(err.reason or 'the connection was closed').lower().replace('_', ' ')}"
     if isinstance(err, TimeoutError):
         return "no answer in time"
-    if isinstance(err, http.client.HTTPException) and not isinstance(
-        err, http.client.RemoteDisconnected | http.client.IncompleteRead
-    ):
+    if isinstance(err, NotHttp):
         return _NOT_HTTP
     if isinstance(err, OSError) and err.errno and not isinstance(err, BrokenPipeError | ConnectionResetError):
         return _UNREACHABLE.get(err.errno) or os.strerror(err.errno)
@@ -228,6 +212,8 @@ def _reason(err: BaseException | None) -> str:
 
 
 def _tls_error(because: Callable[[str], str], err: ssl.SSLError) -> RegistryError:
+    import ssl
+
     reason = err.reason or ""
     if isinstance(err, ssl.SSLCertVerificationError):
         hint = "if it is your own registry, name its CA certificate: --ca-file"
@@ -274,6 +260,8 @@ def _retry_after(text: str) -> float:
     """Parse a Retry-After header, a number or a date, to seconds; 0 if there is none. RFC 9110 section 10.2.3."""
     if text.isascii() and text.isdigit():
         return float(text[:6])
+    import email.utils  # no registry sends a date
+
     try:
         return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time()) if text else 0.0
     except (ValueError, TypeError, OverflowError, IndexError):

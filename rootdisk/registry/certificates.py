@@ -10,12 +10,15 @@ a client certificate is shown to the registry alone: not to where it redirects t
 
 from __future__ import annotations
 
-import ssl
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rootdisk.errors import BadInput
 from rootdisk.system.folders import home, named_folder
 from rootdisk.text import printable
+
+if TYPE_CHECKING:  # and loaded where TLS is used
+    import ssl
 
 SYSTEM = (Path("/etc/containers/certs.d"), Path("/etc/docker/certs.d"))
 
@@ -42,6 +45,8 @@ def load_certificates(context: ssl.SSLContext, folder: Path, *, is_client: bool)
             elif path.suffix == ".cert" and is_client:
                 context.load_cert_chain(path, path.with_suffix(".key"), password=lambda: b"")
     except OSError as err:  # ssl.SSLError is one
+        import ssl
+
         why = "not a PEM certificate, or its key does not fit" if isinstance(err, ssl.SSLError) else err.strerror
         hint = "NAME.crt is an authority; NAME.cert and NAME.key are shown to the registry; PEM, without a password"
         raise BadInput(f"{printable(path)}: {why}", hint) from err

@@ -11,7 +11,6 @@ http.py follows redirects, challenges.py authenticates. Each of these rules is e
 
 from __future__ import annotations
 
-import random
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -22,7 +21,6 @@ from rootdisk.errors import RegistryError
 from rootdisk.oci.reference import DOCKER_HUB
 from rootdisk.oci.repository import RegistryOptions
 from rootdisk.registry.answers import (
-    Headers,
     Response,
     TryLater,
     Unreachable,
@@ -33,6 +31,7 @@ from rootdisk.registry.answers import (
 from rootdisk.registry.challenges import Auth
 from rootdisk.registry.connections import Payload
 from rootdisk.registry.http import Session
+from rootdisk.registry.messages import Headers
 from rootdisk.text import printable
 from rootdisk.urls import Url, parse_url
 
@@ -56,6 +55,8 @@ class Retry:
 
     def wait(self, err: RegistryError) -> None:
         """Sleep until the next attempt, or raise `err` if there is to be none."""
+        import random  # seldom needed
+
         self._attempts += 1
         pause = min(0.5 * 2 ** (self._attempts - 1), 10) * random.uniform(0.8, 1.2)
         if isinstance(err, TryLater):

@@ -1,29 +1,27 @@
 """Connections to registries, directly or through a proxy: to addresses that were checked (addresses.py), with deadlines.
 
-http.client writes requests and parses responses. This module decides where its sockets lead.
+messages.py writes requests and parses answers. This module decides where their sockets lead.
 """
 
 from __future__ import annotations
 
-import http.client
-import io
+import itertools
 import select
 import socket
-import ssl
-from base64 import b64encode
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from urllib.parse import unquote
 
 from rootdisk.registry.addresses import Reach
 from rootdisk.registry.deadlines import Watch
 from rootdisk.registry.dial import Place, dial
+from rootdisk.registry.messages import Answer, NotHttp, request_head
 from rootdisk.urls import Url, parse_url
 
-_TLS_BYTES = 64 << 10
-_REFUSED_S = 1.0  # for the answer of a server that takes no more: it was sent before, or never is
+if TYPE_CHECKING:  # and loaded where TLS is used
+    import ssl
 
-T = TypeVar("T")
+_REFUSED_S = 1.0  # for the answer of a server that takes no more: it was sent before, or never is
 
 
 class ProxyFailed(OSError):
@@ -53,6 +51,8 @@ class Proxy(NamedTuple):
     @classmethod
     def parse(cls, text: str) -> Proxy:
         """Split `scheme://USER:PASSWORD@HOST:PORT`."""
+        from base64 import b64encode
+
         scheme, _, rest = text.partition("://")
         user, at, place = rest.rpartition("@")
         secret = b64encode(unquote(user).encode()).decode()
@@ -73,25 +73,12 @@ class Ways(NamedTuple):
     connect_timeout_s: float
 
 
-class Answer(http.client.HTTPResponse):
-    """A final response. Interim ones are passed over; RFC 9110, section 15.2."""
-
-    def begin(self) -> None:
-        """Read the head."""
-        super().begin()
-        while 100 <= self.status < 200 and self.status != http.client.SWITCHING_PROTOCOLS:
-            self.headers = self.msg = None  # type: ignore[assignment]  # else nothing more is read
-            super().begin()
-
-
-class Connection(http.client.HTTPConnection):
-    """A connection to the origin of a URL."""
-
-    response_class = Answer
+class Connection:
+    """A connection to the origin of a URL. Its sockets wait without end: a `Watch` has all deadlines."""
 
     def __init__(self, url: Url, proxy: Proxy | None, ways: Ways, *, home: bool) -> None:
         """Prepare it; nothing is connected yet. `home` tells whether it leads to the registry itself."""
-        super().__init__(url.host, url.port, timeout=ways.connect_timeout_s)
+        self.sock: Any = None  # what the messages go over: the same socket, or TLS on it
         self.wire: socket.socket | None = None  # the outermost socket, which can be shut down
         self._url, self._proxy, self._ways, self._home = url, proxy, ways, home
         self._address = ""  # of the peer, if it was checked
@@ -107,16 +94,27 @@ class Connection(http.client.HTTPConnection):
 
     def _has_tickets_only(self) -> bool:
         """Take what TLS has for itself after a handshake, such as session tickets. Return whether that is all."""
+        if type(self.sock) is socket.socket:
+            return False
+        import ssl
+
         if not isinstance(self.sock, ssl.SSLSocket):
             return False
         self.sock.settimeout(0)
         try:
             self.sock.recv(1)
         except ssl.SSLWantReadError:
+            self.sock.settimeout(None)
             return True
         except OSError:
             pass
         return False
+
+    def close(self) -> None:
+        """Close it."""
+        sock, self.sock, self.wire = self.sock, None, None
+        if sock is not None:
+            sock.close()
 
     def connect(self) -> None:
         """Connect, with TLS if the URL wants it."""
@@ -127,7 +125,7 @@ class Connection(http.client.HTTPConnection):
                 self._connect_proxy(self._proxy)
             except ProxyFailed:
                 raise
-            except (OSError, http.client.HTTPException) as err:
+            except (OSError, NotHttp) as err:
                 raise ProxyFailed(self._proxy.url.authority) from err
         if self._url.scheme == "https":
             self._start_tls(self._url)
@@ -143,21 +141,21 @@ class Connection(http.client.HTTPConnection):
         lines = [f"CONNECT {place}:{self._url.port} HTTP/1.1", f"Host: {place}:{self._url.port}"]
         lines += [f"{name}: {value}" for name, value in proxy.headers.items()]
         self.sock.sendall("\r\n".join([*lines, "", ""]).encode())
-        answer = Answer(self.sock, method="CONNECT")
-        try:
-            with self._ways.watch.within(self.wire, self._ways.connect_timeout_s):
-                answer.begin()
-        finally:
-            answer.close()
+        with self._ways.watch.within(self.wire, self._ways.connect_timeout_s):
+            answer = Answer(self.sock, "CONNECT")
         if not 200 <= answer.status < 300:  # RFC 9110, section 9.3.6
             raise ProxyFailed(proxy.url.authority, answer.status)
 
     def _start_tls(self, url: Url) -> None:
         """Continue over TLS with the host of `url`."""
+        import ssl
+
         assert self.wire is not None
         context = self._ways.context(url)
         host = url.host.removesuffix(".")  # certificates have names without it
         if isinstance(self.sock, ssl.SSLSocket):
+            from rootdisk.registry.tls_in_tls import TlsInTls
+
             tls: Any = TlsInTls(self.sock, context, host)
         else:
             # Not with a handshake at once: the deadline is for the new socket.
@@ -179,54 +177,47 @@ class Connection(http.client.HTTPConnection):
         if reach is not None:
             places = {address: places[address] for address in reach.choose(host, port, list(places), home=self._home)}
         address, sock = dial(places, self._ways.connect_timeout_s, self._ways.watch.stopped)
+        sock.settimeout(None)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._address = address if reach is not None else ""
         return sock
 
     def exchange(
         self, method: str, headers: Mapping[str, str], data: bytes | Payload | None, url: Url, read_s: float
-    ) -> http.client.HTTPResponse:
-        """Send a request and return its response, whose head must be complete within `read_s` seconds."""
+    ) -> Answer:
+        """Send a request and return its answer, whose head must be complete within `read_s` seconds."""
         if self.sock is None:
             self.connect()
-        self.sock.settimeout(read_s)
-        is_forwarded = self._proxy is not None and self._url.scheme == "http"
-        self.putrequest(
-            method,
-            str(url) if is_forwarded else f"{url.path}{url.query}",
-            skip_host=True,
-            skip_accept_encoding=True,
-        )
-        forward = self._proxy.headers if self._proxy is not None and is_forwarded else {}
-        for name, value in {"Host": url.authority, **headers, **forward}.items():
-            self.putheader(name, value)
+        fields = {"Host": url.authority, **headers}
+        target = f"{url.path}{url.query}"
+        if self._proxy is not None and self._url.scheme == "http":
+            target, fields = str(url), fields | self._proxy.headers
         if data is not None or method in ("POST", "PUT"):
-            self.putheader("Content-Length", str(len(data or b"")))
+            fields["Content-Length"] = str(len(data or b""))
+        head = request_head(method, target, fields)
         wire = self.wire
         assert wire is not None
-        refused = self._send(wire, [data] if isinstance(data, bytes) else data or (), read_s)
+        # A small body goes in one packet with its head.
+        pieces = [head + data] if isinstance(data, bytes) else itertools.chain([head], data or ())
+        refused = self._send(wire, pieces, read_s)
         try:
             with self._ways.watch.within(wire, read_s if refused is None else _REFUSED_S):
-                response = self.getresponse()
-        except (OSError, http.client.HTTPException):
+                answer = Answer(self.sock, method)
+        except (OSError, NotHttp):
             if refused is not None:
                 raise refused from None
             raise
-        response.will_close |= refused is not None  # the server still waits for the rest of the body
+        answer.stays &= refused is None  # else the server still waits for the rest of the body
         # Only after a response: an address that the name resolved to, but that is silent, need not be the registry.
         if self._home and self._address:
             self._ways.reach.arrived(self._address)
-        return response
+        return answer
 
     def _send(self, wire: socket.socket, pieces: Iterable[bytes | memoryview], seconds: float) -> OSError | None:
         """Send the head and the body, each piece within `seconds`. Errors of the body itself are raised.
 
         Return the error if the server takes no more: it may have answered before it closed.
         """
-        try:
-            self.endheaders()
-        except OSError as err:
-            return err
         for piece in pieces:
             try:
                 with self._ways.watch.within(wire, seconds):
@@ -234,69 +225,3 @@ class Connection(http.client.HTTPConnection):
             except OSError as err:
                 return err
         return None
-
-
-class TlsInTls:
-    """TLS with a server inside of TLS with a proxy; the ssl module does not wrap a socket twice."""
-
-    def __init__(self, outer: ssl.SSLSocket, context: ssl.SSLContext, host: str) -> None:
-        self._outer, self._arrived, self._leaving = outer, ssl.MemoryBIO(), ssl.MemoryBIO()
-        self._tls = context.wrap_bio(self._arrived, self._leaving, server_hostname=host)
-        self.settimeout, self.close = outer.settimeout, outer.close
-
-    def do_handshake(self) -> None:
-        """Check who the server is."""
-        self._run(self._tls.do_handshake)
-
-    def sendall(self, data: bytes | memoryview) -> None:
-        """Send all of `data`."""
-        view = memoryview(data)
-        while view:
-            piece = view[:_TLS_BYTES]
-            view = view[self._run(lambda piece=piece: self._tls.write(piece)) :]  # type: ignore[misc]
-
-    def recv(self, max_bytes: int) -> bytes:
-        """Return up to `max_bytes` that have arrived, b"" at the end."""
-        try:
-            return self._run(lambda: self._tls.read(max_bytes))
-        except (ssl.SSLZeroReturnError, ssl.SSLEOFError):  # few say goodbye; lengths are checked above, as with sockets
-            return b""
-
-    def makefile(self, _mode: str) -> io.BufferedReader:
-        """Return a file to read from. Until it is closed too, the connection stays open, as with sockets."""
-        return io.BufferedReader(_Reader(self, self._outer.makefile("rb", buffering=0)))
-
-    def _run(self, action: Callable[[], T]) -> T:
-        """Call `action` until it has what it needs."""
-        while True:
-            try:
-                return action()
-            except ssl.SSLWantReadError:
-                pass
-            finally:
-                if data := self._leaving.read():
-                    self._outer.sendall(data)
-            if data := self._outer.recv(_TLS_BYTES):
-                self._arrived.write(data)
-            else:
-                self._arrived.write_eof()
-
-
-class _Reader(io.RawIOBase):
-    def __init__(self, sock: TlsInTls, hold: io.RawIOBase) -> None:
-        self._sock, self._hold = sock, hold
-
-    def close(self) -> None:
-        """Close it, and let the connection go."""
-        self._hold.close()
-        super().close()
-
-    def readable(self) -> bool:
-        """Say that it can be read."""
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        """Read what has come into `buffer`; return the bytes, 0 at the end."""
-        data = self._sock.recv(len(buffer))
-        buffer[: len(data)] = data
-        return len(data)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import functools
 import os
-import ssl
 import threading
 from collections import defaultdict
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from rootdisk import __version__
 from rootdisk.errors import BadInput, RegistryError
@@ -20,6 +19,9 @@ from rootdisk.registry.connections import Connection, Payload, Proxy, Ways
 from rootdisk.registry.deadlines import Watch
 from rootdisk.registry.proxies import proxy_for
 from rootdisk.urls import Url
+
+if TYPE_CHECKING:  # and loaded where TLS is used
+    import ssl
 
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 MAX_REDIRECTS = 5
@@ -79,6 +81,8 @@ class Session:
         return self._contexts[url.authority]
 
     def _new_context(self) -> ssl.SSLContext:
+        import ssl
+
         context = ssl.create_default_context()
         if not self._options.verify_tls:  # the administrator has said so
             context.check_hostname = False

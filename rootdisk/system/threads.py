@@ -10,6 +10,8 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
+WAKE_S = 0.2  # a signal that comes just before Python waits for a lock does not end the wait: look again
+
 
 class Running:
     """Actions, each on a thread of its own."""
@@ -27,8 +29,17 @@ class Running:
 
     def wait(self, seconds: float | None = None) -> bool:
         """Wait until all actions have ended, at most `seconds`; return whether they have. Raise the first error at once."""
+
+        def is_over() -> bool:
+            """Return whether there is nothing to wait for."""
+            return not self._left or self._error is not None
+
         with self._ended:
-            self._ended.wait_for(lambda: not self._left or self._error is not None, seconds)
+            if seconds is not None:
+                self._ended.wait_for(is_over, seconds)
+            else:
+                while not self._ended.wait_for(is_over, WAKE_S):
+                    pass
             if self._error is not None:
                 raise self._error
             return not self._left

@@ -140,7 +140,7 @@ def run_faults(upstream: str) -> Iterator[FaultProxy]:
             if kind == "huge-head":
                 headers["X-Filler"] = "x" * 200_000
             if fault and kind == "drip-head":
-                self.drip(b"HTTP/1.1 200 OK\r\nX-Filler: " + b"x" * 10_000, fault.seconds)
+                self.drip(b"HTTP/1.1 200 OK\r\nX-Filler: " + b"x" * 10_000 + b"\r\n\r\n", fault.seconds)
                 return
             self.send_response(status)
             for name, value in headers.items():
