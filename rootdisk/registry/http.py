@@ -193,9 +193,9 @@ class Session:
         with self._lock:
             count, self._spares = self._spares, 0
             threads = [threading.Thread(target=open_one, daemon=True) for _ in range(count)]
+            for thread in threads:  # within the lock: who finds them may join them
+                thread.start()
             self._opening[way] = threads
-        for thread in threads:
-            thread.start()
 
     def _new(self, way: _Way, url: Url) -> Connection:
         proxy = Proxy.parse(way.proxy) if way.proxy else None
