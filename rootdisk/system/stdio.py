@@ -7,6 +7,7 @@ of `sys` wait for their reader or writer instead of failing with EAGAIN.
 from __future__ import annotations
 
 import atexit
+import gc
 import io
 import os
 import select
@@ -19,6 +20,7 @@ from rootdisk.text import error_text
 
 _NAMES = ("stdin", "stdout", "stderr")
 _SHOWN = ("standard input", "standard output", "standard error")
+_GARBAGE_COUNT = 20_000  # more objects than a command has when it starts
 
 
 class OutputError(RootdiskError):
@@ -37,8 +39,11 @@ def speak_utf8() -> None:
 def settle() -> None:
     """Repair inherited state: descriptors 0 to 2, the streams of `sys`, SIGCHLD, the signal mask and the umask.
 
-    A closed descriptor becomes /dev/null. Signals that the caller ignores stay ignored.
+    A closed descriptor becomes /dev/null. Signals that the caller ignores stay ignored. Garbage is collected seldom: loading modules
+    makes none, and looking for it takes as long as a tenth of them. At the end it is not looked for.
     """
+    gc.set_threshold(_GARBAGE_COUNT)
+    atexit.register(gc.freeze)
     for fd, name in enumerate(_NAMES):
         stream = getattr(sys, f"__{name}__")
         if stream is None:  # it was closed when Python started
