@@ -37,6 +37,7 @@ from rootdisk.errors import BadInput
 from rootdisk.ids import check_user
 from rootdisk.oci.fields import Fields
 from rootdisk.oci.repository import RegistryOptions
+from rootdisk.system.crew import Crew
 from rootdisk.system.memory import keep_buffers
 
 # RFC 9562, version 4, the same on all disks. Every metadata checksum starts from it: if each image or version had its own,
@@ -90,8 +91,9 @@ def make_disk(
     """
     process = _process(image, source)
     with (
-        EarlyFrames(layer_data.work_folder(cache), worker_count(threads)) as early,
-        layer_data.open_layers(source, cache, _own_layer(image), report, early) as layers,
+        Crew(worker_count(threads)) as crew,
+        EarlyFrames(layer_data.work_folder(cache), crew) as early,
+        layer_data.open_layers(source, cache, crew, _own_layer(image), report, early) as layers,
         _frugal(),
     ):
         sources, disk_plan, remarks = _plan(image, source, layers, init, cache, locks)
@@ -101,10 +103,10 @@ def make_disk(
                 disk_plan,
                 sources,
                 out,
+                crew,
                 earlier=earlier,
                 early=early,
                 max_blob=image.max_blob,
-                threads=threads,
                 progress=report("packing"),
             )
     tree = None
@@ -148,7 +150,11 @@ def make_raw(
     """
     if init is not None:
         _process(image, source)
-    with layer_data.open_layers(source, cache, _own_layer(image), report) as layers, _frugal():
+    with (
+        Crew(worker_count(None)) as crew,
+        layer_data.open_layers(source, cache, crew, _own_layer(image), report) as layers,
+        _frugal(),
+    ):
         sources, disk_plan, remarks = _plan(image, source, layers, init, cache)
         write_disk(disk_plan, sources, out, report("writing"))
     return remarks
@@ -159,7 +165,11 @@ def planned(
     image: Image, source: SourceImage, cache: Path, report: Report = silent
 ) -> Iterator[tuple[Plan, list[Source]]]:
     """Yield the plan of the image's disk without what we add, and the sources of its data, which are open meanwhile."""
-    with layer_data.open_layers(source, cache, None, report) as layers, _frugal():
+    with (
+        Crew(worker_count(None)) as crew,
+        layer_data.open_layers(source, cache, crew, None, report) as layers,
+        _frugal(),
+    ):
         sources, disk_plan, _ = _plan(image, source, layers, None, cache)
         yield disk_plan, sources
 

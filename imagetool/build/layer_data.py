@@ -27,6 +27,7 @@ from imagetool.tree.tar import scan_tar
 from imagetool.tree.tar_stream import TarStream
 from rootdisk.errors import BadInput, RootdiskError
 from rootdisk.oci.documents import Digest
+from rootdisk.system.crew import Crew
 from rootdisk.system.scratch import unnamed_file
 
 PARALLEL = 2
@@ -44,6 +45,7 @@ class LayerData:
     name: str
     work: Path
     indexes: Path
+    crew: Crew
     report: Report = silent
     early: EarlyFrames | None = None
     image_bytes: int = 0  # of all blobs
@@ -65,7 +67,8 @@ class LayerData:
             if self._fd < 0:
                 fd = unnamed_file(self.work)
                 try:
-                    inflate(self._blob(), fd, expected=self.blob.descriptor, diff_id=self.blob.diff_id, name=self.name)
+                    expected, diff_id = self.blob.descriptor, self.blob.diff_id
+                    inflate(self._blob(), fd, self.crew, expected=expected, diff_id=diff_id, name=self.name)
                 except BaseException:
                     os.close(fd)
                     raise
@@ -90,7 +93,7 @@ class LayerData:
     def _scan(self) -> tuple[Digest, TarIndex]:
         """Inflate, verify, scan and write the tar in one pass, and compress its large files."""
         expected, diff_id = self.blob.descriptor, self.blob.diff_id
-        pieces = TarPieces(self._blob(), expected=expected, diff_id=diff_id, name=self.name)
+        pieces = TarPieces(self._blob(), self.crew, expected=expected, diff_id=diff_id, name=self.name)
         large = None
         if self.early is not None and diff_id is not None:
             large = self.early.layer(str(diff_id), lambda: int(self.image_bytes * pieces.growth))
@@ -153,11 +156,12 @@ def work_folder(cache: Path) -> Path:
 def open_layers(
     source: SourceImage,
     cache: Path,
+    crew: Crew,
     own: LayerBlob | None = None,
     report: Report = silent,
     early: EarlyFrames | None = None,
 ) -> Iterator[list[LayerData]]:
-    """Open the layers of `source`, base first, and `own` on top. `early` compresses the large files of new layers.
+    """Open the layers of `source`, base first, and `own` on top. `crew` inflates them, and `early` compresses the large files of new layers.
 
     `cache` is the project's cache: indexes stay in it, tars do not.
     """
@@ -170,11 +174,11 @@ def open_layers(
         )
     size = sum(layer.descriptor.size for layer in source.layers)
     layers = [
-        LayerData(blob, f"{n} of {count}", work, indexes, report, early, size)
+        LayerData(blob, f"{n} of {count}", work, indexes, crew, report, early, size)
         for n, blob in enumerate(source.layers, 1)
     ]
     if own is not None:
-        layers.append(LayerData(own, "of files", work, indexes, report, early, size))
+        layers.append(LayerData(own, "of files", work, indexes, crew, report, early, size))
     try:
         yield layers
     finally:

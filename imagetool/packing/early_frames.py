@@ -3,8 +3,8 @@
 How a large file is cut into chunks depends on the file alone (imagetool/ext4/data_placement.py), so the frames are those
 that the plan asks for, by the chunk's key. They are written in the order of the tar, and cut into blobs as
 imagetool/packing/parts.py will cut them if nothing else lies between, which is known by the blob's key: such a blob needs
-only its name. Where that guess was wrong, the frames are copied. Those of files that a later layer hides are made for
-nothing.
+only its name, and its bytes go to the disk while the next ones are made. Where that guess was wrong, the frames are copied.
+Those of files that a later layer hides are made for nothing.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from imagetool.packing.reuse import EarlierBlob
 from imagetool.tree.model import Source
 from imagetool.tree.tar_stream import Take
 from rootdisk.ext4.format import BLOCK
+from rootdisk.system.crew import Crew, Job
 from rootdisk.system.scratch import unnamed_file
 
 CHUNK_BYTES = BIG_CHUNK_BLOCKS * BLOCK
@@ -46,14 +47,14 @@ class _Place(NamedTuple):
 class EarlyFrames:
     """The frames of all layers of a disk; a context manager."""
 
-    def __init__(self, folder: Path, threads: int) -> None:
-        """Keep them in unnamed files of `folder`, and share the work among `threads`."""
+    def __init__(self, folder: Path, crew: Crew) -> None:
+        """Keep them in unnamed files of `folder`; `crew` makes them."""
         self._folder = folder
         self._files: list[int] = []
         self._places: dict[bytes, _Place] = {}
-        self._blobs: dict[bytes, tuple[int, EarlierBlob]] = {}
-        self.pool = ThreadPoolExecutor(threads, "early")
-        self.writer = ThreadPoolExecutor(1, "early-write")
+        self._blobs: dict[bytes, tuple[int, EarlierBlob, Future[None]]] = {}
+        self._syncer = ThreadPoolExecutor(1, "early-sync")
+        self.crew = crew
 
     def layer(self, diff_id: str, disk_bytes: Callable[[], int]) -> LayerFrames:
         """Return what takes the large files of a layer. `disk_bytes` estimates how much data the whole disk will have."""
@@ -64,12 +65,12 @@ class EarlyFrames:
         place = self._places.get(key)
         return Frame(place.sha256, self.stored(place), zero=not place.size) if place is not None else None
 
-    def link(self, key: bytes | None, path: Path) -> EarlierBlob | None:
+    def link(self, key: bytes, path: Path) -> EarlierBlob | None:
         """Give the blob with `key` the name `path` and return it, not yet synced; None if there is none."""
-        found = self._blobs.get(key) if key is not None else None
+        found = self._blobs.get(key)
         if found is None:
             return None
-        fd, blob = found
+        fd, blob, _ = found
         folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)  # without it no link is followed
         try:
             os.link(f"/proc/self/fd/{fd}", path.name, dst_dir_fd=folder, follow_symlinks=True)
@@ -78,6 +79,12 @@ class EarlyFrames:
         finally:
             os.close(folder)
         return blob
+
+    def sync(self, key: bytes) -> None:
+        """Sync the blob with `key` and the name that it was given. OSError: its bytes cannot be written."""
+        fd, _, written = self._blobs[key]
+        written.result()
+        os.fsync(fd)
 
     def stored(self, place: _Place) -> bytes:
         """Read a frame."""
@@ -98,16 +105,15 @@ class EarlyFrames:
         self._places[key] = place
 
     def keep_blob(self, fd: int, blob: EarlierBlob) -> None:
-        """Keep a blob."""
+        """Keep a blob, and begin to sync it."""
         assert blob.part.key is not None
-        self._blobs[blob.part.key] = fd, blob
+        self._blobs[blob.part.key] = fd, blob, self._syncer.submit(os.fdatasync, fd)
 
     def __enter__(self) -> EarlyFrames:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.pool.shutdown(cancel_futures=True)
-        self.writer.shutdown()
+        self._syncer.shutdown(cancel_futures=True)
         for fd in self._files:
             os.close(fd)
 
@@ -120,9 +126,9 @@ class LayerFrames:
         self._starts: list[int] = []  # of the chunks, in the tar
         self._sizes: list[int] = []  # of the data in them; only the last one of a file may have less than CHUNK_BYTES
         self._places: list[_Place] = []
-        self._waiting: deque[Future[Frame]] = deque()
+        self._waiting: deque[Job[Frame]] = deque()
         self._raw, self._filled, self._left = bytearray(), 0, 0
-        self._out = Packer(frames.writer)
+        self._out = Packer()
         self._fd = -1
         self._blob: list[DiskChunk] = []  # of the blob that is being written; the offset is as if nothing lay between
         self._blob_bytes = self._at = 0
@@ -139,7 +145,7 @@ class LayerFrames:
     def finish(self) -> None:
         """Write what is left. Errors of making and writing frames pass through."""
         while self._waiting:
-            self._append(self._waiting.popleft().result())
+            self._append(self._frames.crew.result(self._waiting.popleft()))
         if self._blob:
             self._end()
 
@@ -187,8 +193,8 @@ class LayerFrames:
 
     def _submit(self, raw: bytearray | memoryview) -> None:
         if len(self._waiting) == WAITING:
-            self._append(self._waiting.popleft().result())
-        self._waiting.append(self._frames.pool.submit(make_frame, raw))
+            self._append(self._frames.crew.result(self._waiting.popleft()))
+        self._waiting.append(self._frames.crew.submit(make_frame, raw))
 
     def _append(self, frame: Frame) -> None:
         """Write the frame of the next chunk into the present blob, and end that where the disk's will probably end."""

@@ -1,20 +1,21 @@
 """Plan in, compressed disk out, in one pass: each chunk is gathered, hashed and compressed while it is hot.
 
-    pack(plan, sources, folder) -> Packed      folder: the blobs, their chunk index, and what later disks reuse them by
+    pack(plan, sources, folder, crew) -> Packed      folder: the blobs, their chunk index, and what later disks reuse them by
 
-Chunks are independent, so threads share the work (sha256, zstd and reading all release the interpreter); frames are
-written in disk order, so the bytes do not depend on the number of threads. What an earlier disk of ours has
+Chunks are independent, so a crew of threads shares the work (sha256, zstd and reading all release the interpreter);
+frames are written in disk order, so the bytes do not depend on the number of threads. What an earlier disk of ours has
 (imagetool/packing/reuse.py) is neither inflated nor compressed again.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -27,9 +28,10 @@ from imagetool.tree.model import Source
 from rootdisk.artifact.format import ZERO_CHUNK_MAX_BYTES, Chunk, ChunkIndex
 from rootdisk.artifact.zstd_frames import compressor, seek_table, zero_frame
 from rootdisk.oci.documents import Digest
+from rootdisk.system.crew import Crew, Job
 
 _ZEROS = bytes(256)
-WRITES = 4  # frames that wait to be written
+WAITING = 4  # frames for each thread that are made or wait to be written
 SYNCS = 4  # files at once: they share the file system's commits
 
 
@@ -55,8 +57,11 @@ class Frame(NamedTuple):
 class Early(Protocol):
     """Frames and blobs that were made before the plan."""
 
-    def link(self, key: bytes | None, path: Path) -> EarlierBlob | None:
+    def link(self, key: bytes, path: Path) -> EarlierBlob | None:
         """Give the blob with `key` the name `path` and return it, not yet synced; None if there is none."""
+
+    def sync(self, key: bytes) -> None:
+        """Sync the linked blob with `key`."""
 
     def frame(self, key: bytes) -> Frame | None:
         """Return the frame of the chunk with `key`; None if there is none."""
@@ -83,10 +88,10 @@ def pack(
     plan: Plan,
     sources: Sequence[Source],
     folder: Path,
+    crew: Crew,
     *,
     earlier: Earlier | None = None,
     early: Early | None = None,
-    threads: int | None = None,
     max_blob: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Packed:
@@ -99,7 +104,6 @@ def pack(
         BadInput: `max_blob` is too small for a chunk.
         OSError, DigestMismatch: a source cannot be read, or the files cannot be written.
     """
-    workers = worker_count(threads)
     total = sum(chunk.length for chunk in plan.chunks)
 
     def frame(chunk: DiskChunk) -> Frame:
@@ -115,23 +119,21 @@ def pack(
 
     parts = divide(plan.chunks, plan.size, max_blob)
     linked: dict[int, EarlierBlob] = {}
-    made: set[int] = set()  # those of them that are of this disk
+    made: dict[int, bytes] = {}  # the keys of those of them that are of this disk
     for number, part in enumerate(parts):
         earlier_blob = earlier and earlier.link(part.key, part.end - part.start, folder / blob_name(number))
         if earlier_blob:
             linked[number] = earlier_blob
-        elif early is not None and (early_blob := early.link(part.key, folder / blob_name(number))):
+        elif early and part.key and (early_blob := early.link(part.key, folder / blob_name(number))):
             linked[number] = early_blob
-            made.add(number)
+            made[number] = part.key
     wanted = [chunk for number, part in enumerate(parts) if number not in linked for chunk in part.chunks]
     with (
-        ThreadPoolExecutor(workers, "pack") as pool,
+        contextlib.closing(_in_order(crew, frame, wanted)) as frames,
         ThreadPoolExecutor(SYNCS, "sync") as syncer,
-        ThreadPoolExecutor(1, "write") as writer,
     ):
-        out = Packer(writer)
-        frames = _in_order(pool, frame, wanted, window=4 * workers)
-        syncs = [syncer.submit(_sync, folder / blob_name(number)) for number in sorted(made)]
+        out = Packer()
+        syncs = [syncer.submit(early.sync, key) for key in made.values()] if early is not None else []
         done = 0
         for number, part in enumerate(parts):
             if number in linked:
@@ -148,7 +150,6 @@ def pack(
                         progress(done, total)
                 out.end(part, last=part is parts[-1])
             except BaseException:
-                writer.shutdown()
                 os.close(fd)
                 raise
             syncs.append(syncer.submit(_sync_and_close, fd))
@@ -162,11 +163,9 @@ def pack(
 
 
 class Packer:
-    """The packed disk while it is written, blob by blob: hashed here, and written by the thread `writer` meanwhile."""
+    """The packed disk while it is hashed and written, blob by blob."""
 
-    def __init__(self, writer: ThreadPoolExecutor) -> None:
-        self._writer = writer
-        self._writes: deque[Future[None]] = deque()
+    def __init__(self) -> None:
         self.chunks: list[Chunk] = []
         self.keys: list[bytes] = []
         self.parts: list[PackedPart] = []
@@ -195,8 +194,6 @@ class Packer:
         self._hole(part.end)
         if last:
             self._write(seek_table((chunk.blob_length, chunk.length) for chunk in self.chunks))
-        while self._writes:
-            self._writes.popleft().result()
         size = self.blob_bytes
         digest = Digest("sha256", self.hash.hexdigest())
         self.parts.append(PackedPart(part.key, digest, size, len(self.chunks) - self.first_chunk))
@@ -242,34 +239,28 @@ class Packer:
         self.at += length
 
     def _write(self, data: bytes) -> None:
-        self._writes.append(self._writer.submit(_append, self.fd, data))
         self.hash.update(data)
         self.offset += len(data)
-        if len(self._writes) > WRITES:
-            self._writes.popleft().result()
+        view = memoryview(data)
+        while view:
+            view = view[os.write(self.fd, view) :]
 
 
 def _in_order(
-    pool: ThreadPoolExecutor, work: Callable[[DiskChunk], Frame], chunks: Iterable[DiskChunk], window: int
-) -> Iterator[Frame]:
-    """Yield the result of `work` for every chunk, in order, with at most `window` results in memory."""
-    waiting: deque[Future[Frame]] = deque()
+    crew: Crew, work: Callable[[DiskChunk], Frame], chunks: Iterable[DiskChunk]
+) -> Generator[Frame, None, None]:
+    """Yield the result of `work` for every chunk, in order; a few results a thread wait in memory."""
+    waiting: deque[Job[Frame]] = deque()
     try:
         for chunk in chunks:
-            waiting.append(pool.submit(work, chunk))
-            if len(waiting) >= window:
-                yield waiting.popleft().result()
+            waiting.append(crew.submit(work, chunk))
+            if len(waiting) >= WAITING * crew.size:
+                yield crew.result(waiting.popleft())
         while waiting:
-            yield waiting.popleft().result()
+            yield crew.result(waiting.popleft())
     finally:
-        for future in waiting:
-            future.cancel()
-
-
-def _append(fd: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]
+        for job in waiting:
+            job.cancel()
 
 
 def _sync_and_close(fd: int) -> None:
@@ -277,10 +268,6 @@ def _sync_and_close(fd: int) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
-
-
-def _sync(path: Path) -> None:
-    _sync_and_close(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -2,7 +2,7 @@
 
 with open_source("alpine:3.20", Platform.host()) as image:
     for layer in image.layers:
-        inflate(layer.open(), …, expected=layer.descriptor, diff_id=layer.diff_id)
+        inflate(layer.open(), …, crew, expected=layer.descriptor, diff_id=layer.diff_id)
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Layer blobs -> tars: one pass that verifies the blob, inflates it and verifies the tar.
 
-    TarPieces(blob, expected=descriptor, diff_id=…, name=…)     its bytes, for an iterator
-    inflate(blob, out_fd, expected=…, diff_id=…, name=…)        the same, written to a file
+    TarPieces(blob, crew, expected=descriptor, diff_id=…, name=…)     its bytes, for an iterator
+    inflate(blob, out_fd, crew, expected=…, diff_id=…, name=…)        the same, written to a file
 
-Reading, hashing the blob and inflating run in a second thread beside hashing and using the tar; all of them release the GIL.
+Reading, hashing the blob and inflating are work for the crew, beside hashing and using the tar; all of them release the GIL.
 Nothing of an image is believed before its size: the blob is bounded by its descriptor, the tar by `max_bytes`.
 """
 
@@ -12,18 +12,18 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections import deque
 from collections.abc import Generator, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from typing import NamedTuple
 
 from imagetool.tree.decompression import Damaged, UnknownCompression, decompressed
 from rootdisk.errors import BadInput, DigestMismatch, Unsupported
 from rootdisk.oci.documents import Descriptor, Digest
+from rootdisk.system.crew import Crew
 
 TAR_MAX_BYTES = 64 << 30
 LAYER_FORMATS = "layers are gzip, zstd, bzip2, xz or plain tars"
-_AHEAD = 2  # pieces that the second thread has made
+_AHEAD = 4  # pieces that are made while as many are used
 
 
 class Inflated(NamedTuple):
@@ -36,6 +36,7 @@ class Inflated(NamedTuple):
 def inflate(
     blob: Iterable[bytes],
     out_fd: int,
+    crew: Crew,
     *,
     expected: Descriptor,
     diff_id: Digest | None,
@@ -43,7 +44,7 @@ def inflate(
     max_bytes: int = TAR_MAX_BYTES,
 ) -> Inflated:
     """Write the tar of the layer in `blob` to `out_fd`, from its present position on. Arguments and errors: see `TarPieces`."""
-    tar = TarPieces(blob, expected=expected, diff_id=diff_id, name=name, max_bytes=max_bytes)
+    tar = TarPieces(blob, crew, expected=expected, diff_id=diff_id, name=name, max_bytes=max_bytes)
     with contextlib.closing(iter(tar)) as pieces:
         for piece in pieces:
             view = memoryview(piece)
@@ -62,13 +63,14 @@ class TarPieces:
     def __init__(
         self,
         blob: Iterable[bytes],
+        crew: Crew,
         *,
         expected: Descriptor,
         diff_id: Digest | None,
         name: str,
         max_bytes: int = TAR_MAX_BYTES,
     ) -> None:
-        self._verified = _Verified(blob, expected, name)
+        self._crew, self._verified = crew, _Verified(blob, expected, name)
         self._diff_id, self._name, self._max_bytes = diff_id, name, max_bytes
         self._inflated: Inflated | None = None
         self._size = 0
@@ -89,7 +91,7 @@ class TarPieces:
         hash_name = diff_id.algorithm if diff_id else "sha256"
         hashed = hashlib.new(hash_name)
         try:
-            with contextlib.closing(_ahead(decompressed(iter(self._verified)))) as pieces:
+            with contextlib.closing(_ahead(decompressed(iter(self._verified)), self._crew)) as pieces:
                 for piece in pieces:
                     self._size += len(piece)
                     if self._size > self._max_bytes:
@@ -115,17 +117,20 @@ class TarPieces:
         self._inflated = Inflated(found, self._size)
 
 
-def _ahead(items: Iterator[bytes]) -> Generator[bytes, None, None]:
-    """Yield `items`, which another thread makes, a few ahead."""
-    with ThreadPoolExecutor(1, "ahead") as pool:
-        waiting = deque(pool.submit(next, items, None) for _ in range(_AHEAD))
-        try:
-            while (item := waiting.popleft().result()) is not None:
-                waiting.append(pool.submit(next, items, None))
-                yield item
-        finally:
-            for future in waiting:
-                future.cancel()
+def _ahead(items: Iterator[bytes], crew: Crew) -> Generator[bytes, None, None]:
+    """Yield `items`. The crew makes the next few while the last few are used."""
+
+    def few() -> list[bytes]:
+        """Make the next few."""
+        return list(islice(items, _AHEAD))
+
+    job = crew.submit(few)
+    try:
+        while made := crew.result(job):
+            job = crew.submit(few)
+            yield from made
+    finally:
+        job.cancel()
 
 
 class _Verified:

@@ -23,6 +23,7 @@ from imagetool.tree.merge import merge
 from rootdisk.artifact.format import Process
 from rootdisk.errors import BadInput
 from rootdisk.oci.documents import Descriptor, Digest
+from rootdisk.system.crew import Crew
 from tests.fuzz.target import Target, in_file
 from tests.support.stacks import random_stack
 from tests.support.tars import END, directory, file, hard_link, header, index, pax, symlink
@@ -63,7 +64,7 @@ def compressed(data: bytes) -> None:
     fd = in_file(b"")
     try:
         blob = Descriptor("x/y", Digest.of(data), len(data))
-        inflate(iter([data[at : at + 100] for at in range(0, len(data), 100)]), fd, expected=blob, diff_id=None, name="test", max_bytes=16 << 20)  # fmt: skip
+        inflate(iter([data[at : at + 100] for at in range(0, len(data), 100)]), fd, Crew(1), expected=blob, diff_id=None, name="test", max_bytes=16 << 20)  # fmt: skip
     finally:
         os.close(fd)
 

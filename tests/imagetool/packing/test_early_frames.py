@@ -18,6 +18,7 @@ from imagetool.tree.model import Source
 from imagetool.tree.tar import scan_tar
 from imagetool.tree.tar_stream import TarStream
 from rootdisk.errors import BadInput
+from rootdisk.system.crew import Crew
 from rootdisk.system.scratch import unnamed_file
 from tests.support.disks import UUID, tree_of
 from tests.support.tars import END, file, pax
@@ -59,10 +60,10 @@ def test_the_same_disk(tmp_path: Path, piece: int, guess: int, monkeypatch: pyte
     monkeypatch.setattr(parts, "MEAN_CHUNKS", 2)
     tree, whole = tree_of(TAR)
     (tmp_path / "plain").mkdir()
-    plain = pack(plan(tree, DiskOptions(64 * MIB, UUID)), whole, tmp_path / "plain")
+    plain = pack(plan(tree, DiskOptions(64 * MIB, UUID)), whole, tmp_path / "plain", Crew(1))
     tar = TAR + END
     (tmp_path / "early").mkdir()
-    with EarlyFrames(tmp_path, 2) as early:
+    with Crew(2) as crew, EarlyFrames(tmp_path, crew) as early:
         fd, large = unnamed_file(tmp_path), early.layer("sha256:0", lambda: guess)
         stream = TarStream((tar[at : at + piece] for at in range(0, len(tar), piece)), fd, large)
         index = scan_tar(stream, "layer 0")
@@ -76,7 +77,7 @@ def test_the_same_disk(tmp_path: Path, piece: int, guess: int, monkeypatch: pyte
         assert read == TAR
         disk_plan = plan(merge([("sha256:0", index)]), DiskOptions(64 * MIB, UUID))
         sources: list[Source] = [layer]
-        made = pack(disk_plan, sources, tmp_path / "early", early=early)
+        made = pack(disk_plan, sources, tmp_path / "early", crew, early=early)
         large_chunks = [chunk for chunk in disk_plan.chunks if chunk.key and early.frame(chunk.key)]
         os.close(fd)
         linked = [path for path in (tmp_path / "early").iterdir() if path.stat().st_ino in inodes(early)]
@@ -89,7 +90,7 @@ def test_the_same_disk(tmp_path: Path, piece: int, guess: int, monkeypatch: pyte
 
 
 def test_a_tar_that_ends_early(tmp_path: Path) -> None:
-    with EarlyFrames(tmp_path, 1) as early:
+    with EarlyFrames(tmp_path, Crew(1)) as early:
         fd = unnamed_file(tmp_path)
         stream = TarStream(iter([TAR[: 2 * MIB], TAR[2 * MIB : -5000]]), fd, early.layer("sha256:0", lambda: 16 * MIB))
         with pytest.raises(BadInput, match="do not fit into the tar"):
@@ -100,7 +101,7 @@ def test_a_tar_that_ends_early(tmp_path: Path) -> None:
 def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A frame that cannot be written is an error of the build."""
     monkeypatch.setattr(early_frames, "unnamed_file", lambda folder, mode: os.open("/dev/full", os.O_WRONLY))
-    with EarlyFrames(tmp_path, 1) as early:
+    with EarlyFrames(tmp_path, Crew(1)) as early:
         large = early.layer("sha256:0", lambda: 0)
         large.begin(0, MIB)(0, memoryview(CHANCE.randbytes(MIB)))
         with pytest.raises(OSError, match="No space left"):

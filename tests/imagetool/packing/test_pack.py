@@ -16,6 +16,7 @@ from imagetool.packing.reuse import PARTS, Earlier, blob_name
 from imagetool.receipts import read_receipt, write_receipt
 from rootdisk.errors import BadInput
 from rootdisk.oci.documents import Digest
+from rootdisk.system.crew import Crew
 from tests.support.disks import UUID, tree_of, write
 from tests.support.tars import file
 
@@ -44,8 +45,8 @@ def packed(
 ) -> Packed:
     folder.mkdir()
     tree, sources = tree_of(*layers)
-    with Earlier(earlier) as found:
-        return pack(plan(tree, DiskOptions(size, UUID)), sources, folder, earlier=found, threads=threads)
+    with Crew(threads) as crew, Earlier(earlier) as found:
+        return pack(plan(tree, DiskOptions(size, UUID)), sources, folder, crew, earlier=found)
 
 
 def blobs(folder: Path) -> list[bytes]:
@@ -98,14 +99,14 @@ def test_no_blob_is_larger_than_wanted(tmp_path: Path) -> None:
     for max_blob in (2 << 20, 5 << 20, 1 << 30):
         folder = tmp_path / str(max_blob)
         folder.mkdir()
-        found = pack(made, sources, folder, max_blob=max_blob)
+        found = pack(made, sources, folder, Crew(1), max_blob=max_blob)
         assert max(part.size for part in found.parts) <= max_blob
         assert found.index == whole.index
         assert b"".join(blobs(folder)) == b"".join(blobs(tmp_path / "whole"))
     assert found.parts == whole.parts
     (tmp_path / "none").mkdir()
     with pytest.raises(BadInput, match="max_blob: a chunk") as failed:
-        pack(made, sources, tmp_path / "none", max_blob=1 << 20)
+        pack(made, sources, tmp_path / "none", Crew(1), max_blob=1 << 20)
     assert "2MiB or more" in failed.value.hint
     assert not list((tmp_path / "none").iterdir())
 

@@ -18,6 +18,7 @@ from rootdisk.artifact.verity import SALT, UUID, Verity
 from rootdisk.errors import BadInput, DigestMismatch, RootdiskError, Unsupported
 from rootdisk.oci.documents import Digest
 from rootdisk.oci.fields import Fields
+from rootdisk.system.crew import Crew
 from tests.support.disks import UUID as DISK_UUID
 from tests.support.disks import tree_of
 from tests.support.tars import file
@@ -35,7 +36,7 @@ def made(folder: Path, size: int) -> MadeTree:
     folder.mkdir()
     tree, sources = tree_of(LAYER)
     disk_plan = plan(tree, DiskOptions(size, DISK_UUID))
-    packed = pack(disk_plan, sources, folder)
+    packed = pack(disk_plan, sources, folder, Crew(1))
     with (folder / "raw").open("wb") as raw:
         for chunk in disk_plan.chunks:
             raw.seek(chunk.offset)

@@ -37,6 +37,7 @@ from rootdisk.oci.documents import (
 from rootdisk.oci.reference import parse_reference
 from rootdisk.oci.repository import verified
 from rootdisk.places import open_repository
+from rootdisk.system.crew import Crew
 from tests.support.images import (
     AMD64,
     ARM64,
@@ -292,9 +293,8 @@ def test_a_changed_byte_anywhere_in_an_archive(tmp_path: Path, kind: str) -> Non
         with pytest.raises(DigestMismatch), open_source(f"{kind}:{path}", AMD64) as image:  # noqa: PT012
             for number, layer in enumerate(image.layers):
                 with (tmp_path / "out").open("wb") as out:
-                    inflate(
-                        layer.open(), out.fileno(), expected=layer.descriptor, diff_id=layer.diff_id, name=str(number)
-                    )
+                    expected, diff_id = layer.descriptor, layer.diff_id
+                    inflate(layer.open(), out.fileno(), Crew(1), expected=expected, diff_id=diff_id, name=str(number))
         checked += 1
     assert checked >= 3  # two layers, of which docker-archive keeps one copy each, the config, the manifest
 

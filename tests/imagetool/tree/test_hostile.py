@@ -14,6 +14,7 @@ from imagetool.tree.index import TarIndex
 from imagetool.tree.merge import merge
 from rootdisk.errors import BadInput, RootdiskError, Unsupported
 from rootdisk.oci.documents import Platform
+from rootdisk.system.crew import Crew
 from tests.support.layouts import write_layout
 from tests.support.tars import END, directory, file, hard_link, header, index, octal, padded, pax, symlink
 
@@ -90,13 +91,13 @@ def test_entries_and_names_of_all_layers_are_bounded(monkeypatch: pytest.MonkeyP
         for bound, value in (("ENTRIES_MAX_COUNT", 19), ("HEAP_MAX_BYTES", 79), ("LAYERS_MAX_COUNT", 19), ("", 0)):
             with monkeypatch.context() as patch:
                 if not bound:
-                    with layer_data.open_layers(image, tmp_path / "cache") as found:
+                    with layer_data.open_layers(image, tmp_path / "cache", Crew(1)) as found:
                         assert len(layer_data.scan_layers(found)) == 20
                     continue
                 patch.setattr(layer_data, bound, value)
                 with (
                     pytest.raises(BadInput, match=r"past .* entries|has 20 layers, more than 19"),
-                    layer_data.open_layers(image, tmp_path / "cache") as found,
+                    layer_data.open_layers(image, tmp_path / "cache", Crew(1)) as found,
                 ):
                     layer_data.scan_layers(found)
 

@@ -17,6 +17,7 @@ from imagetool.tree.inflate import Inflated, inflate
 from imagetool.tree.layers import FileSource
 from rootdisk.errors import BadInput, DigestMismatch, RootdiskError, Unsupported
 from rootdisk.oci.documents import Descriptor, Digest
+from rootdisk.system.crew import Crew
 
 TAR = random.Random(1).randbytes(100_000) + bytes(2_000_000) + random.Random(2).randbytes(30_000)
 SKIPPABLE = b"\x50\x2a\x4d\x18\x04\0\0\0abcd"
@@ -31,9 +32,9 @@ def target() -> Iterator[int]:
 
 def run(blob: bytes, fd: int, *, diff_id: Digest | None = None, max_bytes: int = 1 << 30) -> Inflated:
     pieces = [blob[n : n + 7777] for n in range(0, len(blob), 7777)]
-    return inflate(
-        pieces, fd, expected=Descriptor("x", Digest.of(blob), len(blob)), diff_id=diff_id, name="3", max_bytes=max_bytes
-    )
+    expected = Descriptor("x", Digest.of(blob), len(blob))
+    with Crew(2) as crew:
+        return inflate(pieces, fd, crew, expected=expected, diff_id=diff_id, name="3", max_bytes=max_bytes)
 
 
 BLOBS = {
@@ -91,7 +92,7 @@ def test_wrong_bytes(form: str) -> None:
     expected = Descriptor("x", Digest.of(blob), len(blob))
     for wrong in (blob[:-1], blob + b"x", blob[:-1] + bytes([blob[-1] ^ 1]), b"\0" + blob[1:]):
         with target() as fd, pytest.raises(DigestMismatch, match="layer 3"):
-            inflate([wrong], fd, expected=expected, diff_id=None, name="3")
+            inflate([wrong], fd, Crew(1), expected=expected, diff_id=None, name="3")
     with target() as fd, pytest.raises(DigestMismatch, match="config says"):
         run(blob, fd, diff_id=Digest.of(b""))
 
