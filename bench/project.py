@@ -129,7 +129,7 @@ def _idle(bench: Bench, source: Path, count: int, goal: float) -> Row:
 
 
 def parallel(bench: Bench, sources: Sequence[Path]) -> Row:
-    """`doit build` of several images by two processes, against one, with only the guest's init in the cache, to layouts."""
+    """`doit build` of several images by two processes, against one, with only the guest's init in the cache."""
     both = [Project(bench.work / f"processes-{count}") for count in (2, 1)]
 
     def contender(project: Project, count: int) -> Contender:

@@ -1,6 +1,6 @@
 """The order of names in all large directories. It does not depend on their place, so it is kept for the next disk.
 
-Hashing and ordering a name takes some 2 µs.
+Hashing and ordering a name takes 3 to 7 µs, and reading its place 0.01.
 """
 
 from __future__ import annotations

@@ -75,7 +75,7 @@ class Crew:
         self.size = size
 
     def submit(self, work: Callable[..., T], *arguments: Any) -> Job[T]:
-        """Have `work` done by whoever comes first."""
+        """Have `work` done by the first thread that has time."""
         job = Job(work, *arguments)
         with self._changed:
             self._jobs.append(job)
