@@ -7,6 +7,7 @@ spellings of IPv4 addresses. A connection leads to the host that this parser has
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import re
 from typing import NamedTuple
@@ -96,6 +97,7 @@ def parse_url(text: str) -> Url:
     return Url(scheme, host, port, _encoded(path or "/"), _encoded(query or ""))
 
 
+@functools.lru_cache(maxsize=64)  # each request parses a URL, of few hosts
 def normal_host(text: str) -> str | None:
     """Return the normal form of a host name or address (IPv6 in brackets), or None if it is not valid.
 

@@ -11,7 +11,6 @@ import contextlib
 import socket
 import threading
 import time
-from collections.abc import Iterator
 
 LOOK_S = 0.1
 
@@ -22,7 +21,7 @@ class Watch:
     def __init__(self) -> None:
         self.stopped = threading.Event()
         self._lock = threading.Lock()
-        self._waits: dict[object, tuple[socket.socket, float]] = {}  # until when, time.monotonic()
+        self._waits: dict[_Wait, tuple[socket.socket, float]] = {}  # until when, time.monotonic()
         self._looking = False
 
     def stop(self) -> None:
@@ -32,29 +31,28 @@ class Watch:
             for sock, _ in self._waits.values():
                 _break(sock)
 
-    @contextlib.contextmanager
-    def within(self, sock: socket.socket, seconds: float) -> Iterator[None]:
+    def within(self, sock: socket.socket, seconds: float) -> _Wait:
         """Shut down `sock` if the block takes longer than `seconds`.
 
         Raises:
             TimeoutError: It did, or the watch was stopped.
         """
-        key = object()
+        return _Wait(self, sock, seconds)
+
+    def begin(self, wait: _Wait, sock: socket.socket, seconds: float) -> None:
+        """Watch `sock` from now on; TimeoutError if the watch was stopped."""
         with self._lock:
             if self.stopped.is_set():
                 raise TimeoutError("aborted")
-            self._waits[key] = sock, time.monotonic() + seconds
+            self._waits[wait] = sock, time.monotonic() + seconds
             if not self._looking:
                 self._looking = True
                 threading.Thread(target=self._look, name="runner watch", daemon=True).start()
-        try:
-            yield
-        finally:
-            with self._lock:
-                # Do not trust bytes from a socket that was shut down.
-                broken = self._waits.pop(key, None) is None or self.stopped.is_set()
-            if broken:
-                raise TimeoutError("timed out") from None
+
+    def end(self, wait: _Wait) -> bool:
+        """Watch no longer. Return false if the socket was shut down: do not trust bytes from it."""
+        with self._lock:
+            return self._waits.pop(wait, None) is not None and not self.stopped.is_set()
 
     def _look(self) -> None:
         """Shut down sockets whose deadline has passed. End if nothing is waiting."""
@@ -69,6 +67,22 @@ class Watch:
                 if not self._waits:
                     self._looking = False
                     return
+
+
+class _Wait:
+    """A wait for a socket. A class, because there is one for each piece of a body, and a generator takes twice as long."""
+
+    __slots__ = "_seconds", "_sock", "_watch"
+
+    def __init__(self, watch: Watch, sock: socket.socket, seconds: float) -> None:
+        self._watch, self._sock, self._seconds = watch, sock, seconds
+
+    def __enter__(self) -> None:
+        self._watch.begin(self, self._sock, self._seconds)
+
+    def __exit__(self, *_: object) -> None:
+        if not self._watch.end(self):
+            raise TimeoutError("timed out") from None
 
 
 def _break(sock: socket.socket) -> None:

@@ -6,6 +6,7 @@ means only its subdomains), addresses, and networks such as 10.0.0.0/8. All exce
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import os
 import re
@@ -30,6 +31,7 @@ def proxy_for(url: Url) -> str | None:
     return _checked(name, text) if text else None
 
 
+@functools.lru_cache(maxsize=64)
 def is_local(host: str) -> bool:
     """Return whether `host` is a name or address of the loopback interface."""
     name = host.removesuffix(".")

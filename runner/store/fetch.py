@@ -46,8 +46,15 @@ def index_beside(repository: Repository, roles: ArtifactManifest) -> Iterator[li
         RootdiskError: As of `index_bytes`.
     """
     found: list[bytes] = []
-    with _meanwhile(repository, [lambda: found.append(index_bytes(repository, roles))]):
+    with _meanwhile(repository, [lambda: found.append(index_bytes(repository, roles)), _load]):
         yield found
+
+
+def _load() -> None:
+    """Load what chunks are decompressed and written with, while the answers that say which are on their way."""
+    from runner.store import chunks, partial
+
+    assert all((chunks, partial))
 
 
 def fetch(
