@@ -48,6 +48,7 @@ class Server:
         self._clients = Clients(self._poll, self._plan)
         self._is_recording = False  # only what is read is fetched
         self._is_unwanted = False  # nobody wants the disk any more
+        self._has_no_room = False  # since the last chunk that came
         self._fetchers: Fetchers | None = None
         self._completion: Completion | None = None  # None if the disk is complete
         if has_disk(store, source):
@@ -83,8 +84,7 @@ class Server:
         finally:
             if self._fetchers is not None:
                 self._fetchers.stop()
-            problem = self._reads.problem
-            if self._completion is not None and is_full(problem.__cause__ if problem else None):
+            if self._completion is not None and self._has_no_room:
                 self._store.partial(self._source.digest).unlink(missing_ok=True)  # free the space
             if self._completion is not None:
                 self._completion.close()
@@ -234,6 +234,7 @@ class Server:
         assert self._fetchers is not None
         error = self._completion.look(self._fetchers.prove)
         if error is not None:
+            self._has_no_room |= is_full(error.__cause__)
             self._reads.stuck(error)
         if self._completion.is_complete:
             self._go_on_complete()
@@ -244,8 +245,10 @@ class Server:
         while self._fetchers.events:
             event = self._fetchers.events.popleft()
             if event.error is None:
+                self._has_no_room &= not event.is_fetched
                 self._reads.arrived(event.chunks, is_fetched=event.is_fetched)
                 continue
+            self._has_no_room |= is_full(event.error.__cause__)
             self._reads.failed(event.chunks, event.error)
             pulls = self._clients.pulling
             self._tell_pulls({"is": "failed", "error": event.error.message, "hint": event.error.hint})

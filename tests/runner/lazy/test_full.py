@@ -16,7 +16,7 @@ from runner.store.filling import DiskSource
 from runner.store.pull import pull
 from runner.store.store import Store
 from tests.support.artifacts import Sample
-from tests.support.faults import FaultProxy
+from tests.support.faults import ALWAYS, Fault, FaultProxy
 from tests.support.mounts import mounted, needs_root
 from tests.support.nbd import PATIENT, Machine, NbdError, server_of
 from tests.support.registry import needs_registry
@@ -50,8 +50,11 @@ def test_the_disk_of_the_host_is_full(
     with pytest.raises(NbdError, match="Input/output error"):
         read_all(machine, made)
     assert machine.client.read(0, 5000) == made.disk[:5000]
+    proxy.add(Fault("status", made.path, ALWAYS, status=404))  # the last problem is another one
+    until(lambda: "404" in getattr(filling.status(store, source.digest), "problem", ""))
     machine.close()
     until(lambda: not server_of(store))
+    proxy.faults.clear()
     assert not list((store.root / "disks").glob("*.partial"))
     with pytest.raises(RootdiskError, match="No space left"):
         pull(store, parse_reference(f"{proxy.name}/lazy/a:v1"), PATIENT, Platform.host())
