@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from rootdisk.artifact.compressed import Content
+from rootdisk.errors import RootdiskError
 from rootdisk.oci.documents import Digest, Platform
 from rootdisk.oci.reference import parse_reference
 from runner.lazy.start import enter
@@ -191,3 +192,15 @@ def test_a_kept_sandbox_of_a_layout_that_was_named_by_a_relative_path(
     again.release()
     assert again.source is not None
     assert again.source.reference.path == tmp_path / "out"
+
+
+def test_a_policy_that_refuses_it(store: Store, booted: Sample, proxy: FaultProxy, tmp_path: Path) -> None:
+    """Nothing but its manifest is fetched, and it is not listed."""
+    policy = tmp_path / "policy.json"
+    policy.write_text('{"default": [{"type": "reject"}]}')
+    reference = parse_reference(f"{proxy.name}/lazy/booted:v1")
+    with pytest.raises(RootdiskError, match="policy"):
+        pull(store, reference, PATIENT, Platform.host(), lazily=True, policy=policy)
+    assert images(store) == []
+    assert not list(names.asked(store))
+    assert not proxy.bytes_of("/blobs/")
