@@ -10,6 +10,7 @@ daemon: it ends when no sandbox reads from it and the disk is complete, or canno
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
 import socket
@@ -48,6 +49,7 @@ class Server:
         self._clients = Clients(self._poll, self._plan)
         self._is_recording = False  # only what is read is fetched
         self._is_unwanted = False  # nobody wants the disk any more
+        self._is_deaf = False  # there is no descriptor for another client
         self._has_no_room = False  # since the last chunk that came
         self._fetchers: Fetchers | None = None
         self._completion: Completion | None = None  # None if the disk is complete
@@ -101,6 +103,9 @@ class Server:
         return (self._reads.problem is not None or self._is_recording) and not self._completion.is_busy
 
     def _plan(self) -> None:
+        if self._is_deaf:
+            self._is_deaf = False
+            self._poll.modify(self._listener.fileno(), select.EPOLLIN)
         if self._completion is None:
             return
         self._agenda.change(
@@ -129,11 +134,18 @@ class Server:
             with contextlib.suppress(BlockingIOError):
                 os.eventfd_read(self._wake)
         elif fd == self._listener.fileno():
-            with contextlib.suppress(OSError):
-                self._clients.add(self._listener.accept()[0])
-                self._first_client_by = 0.0
+            self._accept()
         elif (client := self._clients.get(fd)) is not None:
             self._hear(client)
+
+    def _accept(self) -> None:
+        try:
+            self._clients.add(self._listener.accept()[0])
+            self._first_client_by = 0.0
+        except OSError as err:
+            if err.errno in (errno.EMFILE, errno.ENFILE):  # until one is closed: else each look would find it waiting
+                self._is_deaf = True
+                self._poll.modify(self._listener.fileno(), 0)
 
     def _hear(self, client: Client) -> None:
         try:

@@ -7,6 +7,7 @@ import os
 import resource
 import shutil
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -233,3 +234,25 @@ def test_a_file_as_large_as_the_disk_is_not_allowed(boot: Boot, store: Store) ->
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, allowed)
     assert not server_of(store)
+
+
+def test_no_descriptor_is_left(boot: Boot, store: Store, source: DiskSource, made: Sample) -> None:
+    """The host allows no more: who has come in time is served, the server does not turn in circles, and others come later."""
+    machine = boot()
+    until(lambda: store.disk(source.digest).exists(), 60)
+    (pid,) = server_of(store)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (60, 60))
+    clients = [filling.connect(store, source.digest) for _ in range(70)]
+    until(lambda: len(os.listdir(f"/proc/{pid}/fd")) == 60)
+
+    def used() -> int:
+        return sum(map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]))
+
+    before = used()
+    time.sleep(1)
+    assert used() - before < 20  # hundredths of a second
+    assert machine.client.read(4096, 100) == made.disk[4096:4196]
+    for client in clients:
+        assert client is not None
+        client.close()
+    assert boot().client.read(4096, 100) == made.disk[4096:4196]
