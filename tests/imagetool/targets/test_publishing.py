@@ -24,6 +24,7 @@ from imagetool.targets.index import make_index
 from imagetool.targets.open import open_target
 from imagetool.targets.prune import outdated
 from imagetool.targets.registry import RegistryTarget
+from imagetool.targets.target import UPLOADS
 from rootdisk.errors import BadInput, DigestMismatch, RegistryError, Unsupported
 from rootdisk.oci.documents import (
     OCI_EMPTY,
@@ -329,6 +330,20 @@ def test_publishing_loads_little(tmp_path: Path, registry: RunningRegistry) -> N
     )
     assert not {"asyncio", "concurrent", "ctypes", "logging", "multiprocessing", "subprocess"} & loaded
     assert not {"ssl", "http", "email", "random", "tempfile", "datetime"} & loaded  # of plain HTTP without failures
+
+
+@needs_registry
+def test_a_push_asks_three_times_for_a_blob_and_once_if_it_is_there(tmp_path: Path, registry: RunningRegistry) -> None:
+    """Over no more connections than there are uploads at once, and for nothing else but the manifest."""
+    write_image(tmp_path / "l", "v1")
+    blobs = len(list((tmp_path / "l/blobs/sha256").iterdir())) - 1
+    with run_faults(registry.name) as proxy:
+        for methods in (["HEAD", "POST", "PUT"] * blobs, ["HEAD"] * blobs):
+            copy(f"oci:{tmp_path}/l:v1", f"{proxy.name}/some/image:v1", registry.options)
+            assert sorted(method for method, _, _ in proxy.seen) == sorted([*methods, "PUT"])
+            assert len(proxy.peers) <= min(blobs, UPLOADS) + 1
+            proxy.seen.clear()
+            proxy.peers.clear()
 
 
 @pytest.mark.parametrize("size", [1000, (1 << 20) + 1])
