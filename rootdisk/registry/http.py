@@ -50,6 +50,7 @@ class Session:
         self._options = options
         self._ways = Ways(self.watch, self.reach, self._context_for, options.connect_timeout_s)
         self._contexts: dict[str, ssl.SSLContext] = {}  # by host, if it has certificates of its own
+        self._making_context = threading.Lock()
         self._idle: dict[_Way, list[Connection]] = defaultdict(list)
         self._lock = threading.Lock()
         self._spares = options.spare_connections  # to be opened with the first one
@@ -72,13 +73,14 @@ class Session:
 
     def _context_for(self, url: Url) -> ssl.SSLContext:
         """Return the TLS context for a host: with its own certificates, if there are any."""
-        if url.authority not in self._contexts:
-            folder = certificates_folder(url.authority)
-            context = self._new_context() if folder is not None else self._context
-            if folder is not None:
-                load_certificates(context, folder, is_client=url.origin == self.origin)
-            self._contexts[url.authority] = context
-        return self._contexts[url.authority]
+        with self._making_context:  # certificates are read once, though two connections are opened at the same time
+            if url.authority not in self._contexts:
+                folder = certificates_folder(url.authority)
+                context = self._new_context() if folder is not None else self._context
+                if folder is not None:
+                    load_certificates(context, folder, is_client=url.origin == self.origin)
+                self._contexts[url.authority] = context
+            return self._contexts[url.authority]
 
     def _new_context(self) -> ssl.SSLContext:
         import ssl

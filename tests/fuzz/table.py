@@ -7,7 +7,7 @@ import importlib
 from tests.fuzz.target import Target
 
 MODULES: dict[str, tuple[str, ...]] = {
-    "texts": ("url", "reference", "challenge", "token", "proxy", "printable"),
+    "texts": ("url", "reference", "challenge", "answer", "token", "proxy", "printable"),
     "documents": ("manifest", "index", "image-config", "artifact-config", "chunk-index", "frame"),
     "places": ("layout", "layout-target", "docker-archive", "oci-archive", "credentials", "helper"),
     "registries": ("registry", "token-service", "registry-target"),

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 from rootdisk.errors import BadInput
 from rootdisk.oci.reference import parse_reference
 from rootdisk.registry.challenges import _token, parse_challenges
+from rootdisk.registry.messages import Answer, Closed, NotHttp
 from rootdisk.registry.proxies import is_listed, proxy_for
 from rootdisk.text import printable
 from rootdisk.urls import parse_url, redact
@@ -54,6 +55,38 @@ def proxy(data: bytes) -> None:
     is_listed(host, 443, listed)
     with mock.patch.dict(os.environ, {"https_proxy": address, "no_proxy": listed}):
         proxy_for(parse_url("https://registry.example/v2/"))
+
+
+class _Arriving:
+    """A socket on which bytes arrive, so many at a time."""
+
+    def __init__(self, data: bytes, step: int) -> None:
+        self._data, self._step = data, step
+
+    def recv(self, max_bytes: int, /) -> bytes:
+        """Return some, b"" at the end."""
+        count = min(max_bytes, self._step)
+        piece, self._data = self._data[:count], self._data[count:]
+        return piece
+
+
+def answer(data: bytes) -> None:
+    """An answer of a registry is the same one however it is cut, and its body ends once."""
+    found: list[object] = []
+    for step in (1 << 16, 1, 7):
+        body = bytearray()
+        try:
+            message = Answer(_Arriving(data, step), "GET")
+            while piece := message.read(1 << 16):
+                body += piece
+            assert message.read(1) == b""
+            assert message.is_complete
+            found.append((message.status, message.reason, bytes(body), message.stays))
+        except (NotHttp, Closed) as err:
+            found.append(type(err).__name__)
+    assert len(set(found)) == 1, found
+    if isinstance(found[0], str):
+        raise BadInput(found[0])
 
 
 def shown(data: bytes) -> None:
@@ -102,6 +135,25 @@ TARGETS = {
         (b"Bearer ", b"Basic ", b'realm="', b'\\"', b'"', b",", b"="),
         max_bytes=9000,
         refuses=False,
+    ),
+    "answer": Target(
+        answer,
+        lambda: [
+            b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nDocker-Content-Digest: sha256:00\r\n\r\nhello",
+            b"HTTP/1.1 103 Early\r\nLink: </a>\r\n\r\nHTTP/1.0 404 X\r\nConnection: keep-alive\r\n\r\n",
+            b"HTTP/1.1 206 X\r\nTransfer-Encoding: chunked\r\n\r\n5;x=y\r\nhello\r\n0\r\nA: b\r\n\r\n",
+            b"HTTP/1.1 200 OK\nA: b\n c\n\nto the end",
+        ],
+        (
+            b"\r\n",
+            b"\r\n\r\n",
+            b"Content-Length: ",
+            b"Transfer-Encoding: chunked",
+            b"Connection: close",
+            b"0\r\n",
+            b"ffffffff\r\n",
+            b"\0",
+        ),
     ),
     "token": Target(
         token,
