@@ -16,7 +16,7 @@ from rootdisk.artifact.format import Chunk
 from runner.store.chunks import GAP_BYTES
 
 FETCHERS = 4  # threads
-BESIDE_GUESTS = 1  # fetchers that fill while guests use the disk
+BESIDE_GUESTS = 1  # fetchers that fill while guests use the disk: more take processor time that a start needs
 FIRST_BYTES = 256 << 10  # of a request for the traced boot, of which all fetchers have some, and of the first of a fill
 FILL_MAX_BYTES = 8 << 20  # of a fill's request
 QUICK_S, LONG_S = 0.1, 0.2  # a fill's request is made larger if it took less, smaller if it took more: a read may come
@@ -63,7 +63,6 @@ class Agenda:
         self._filling = self._fetching = 0
         self._fill_bytes = FIRST_BYTES  # of the next request
         self._is_long = False  # the last request took long
-        self._is_slow = False  # the smallest requests take long
         self._waited_at = self._way_given_at = -GIVE_WAY_S
         self._patient_until: float | None = None  # for what no guest reads
         self._failures = 0
@@ -221,10 +220,8 @@ class Agenda:
         is_full = sum(chunk.blob_length for chunk in job.chunks) >= self._fill_bytes
         was_long, self._is_long = self._is_long, took_s > LONG_S
         if self._is_long and was_long:  # not by chance: the host's disk may have taken the time
-            self._is_slow = self._fill_bytes == FIRST_BYTES
             self._fill_bytes = max(self._fill_bytes // 2, FIRST_BYTES)
         elif took_s < QUICK_S and is_full:
-            self._is_slow = False
             self._fill_bytes = min(self._fill_bytes * 2, FILL_MAX_BYTES)
 
     def _calm_at(self, now: float) -> float:
@@ -246,7 +243,7 @@ class Agenda:
             self._order.popleft()
         if self._left_of_first:  # the traced boot: a guest is about to read it
             return self._filling < FETCHERS - 1 and bool(self._order) and self._order[0] in self._left_of_first
-        return self._filling < (FETCHERS - 1 if self.is_starting and not self._is_slow else BESIDE_GUESTS)
+        return self._filling < BESIDE_GUESTS
 
     def _next_wanted(self) -> list[int]:
         """Take the oldest read, those near it in the blob, what is missing between them, and what follows.

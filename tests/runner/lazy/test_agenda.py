@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rootdisk.artifact.format import Chunk
-from runner.lazy.agenda import CALM_S, FETCHERS, GIVE_WAY_S, Agenda, Job
+from runner.lazy.agenda import BESIDE_GUESTS, CALM_S, FETCHERS, GIVE_WAY_S, Agenda, Job
 
 KIB = 1 << 10
 
@@ -81,21 +81,33 @@ def test_a_fill_pauses_while_reads_wait(monkeypatch: pytest.MonkeyPatch) -> None
     assert made._calm_at(now) == now
 
 
-def test_a_fill_has_more_of_the_link_until_guests_read() -> None:
+def fills(made: Agenda) -> int:
+    """Return how many requests a fill begins at once."""
+    count = 0
+    while made._may_fill() and made.take() is not None:
+        count += 1
+    return count
+
+
+def test_a_fill_has_one_request_beside_guests() -> None:
+    """It waits for reads only when guests have begun to read."""
     made = agenda(20_000)
-
-    def fills() -> int:
-        count = 0
-        while made._may_fill() and made.take() is not None:
-            count += 1
-        return count
-
     made.change(in_use=True, hurried=False, may_fill=True, starting=True)
-    assert fills() == FETCHERS - 1
+    assert fills(made) == BESIDE_GUESTS
     assert made._calm_at(5.0) == 5.0
     made.change(in_use=True, hurried=False, may_fill=True)
-    assert not fills()
+    assert not fills(made)
     assert made._calm_at(5.0) > 5.0  # it has begun to read: more will follow
+
+
+def test_a_traced_boot_has_several_requests() -> None:
+    made = agenda(20_000, first=tuple(range(5000, 6000)))
+    made.change(in_use=True, hurried=False, may_fill=True, starting=True)
+    assert fills(made) == FETCHERS - 1
+    for number in range(5000, 6000):
+        made.done(made.chunks[number], is_fetched=True)
+    made._filling = 0
+    assert fills(made) == BESIDE_GUESTS
 
 
 def test_requests_of_a_fill_fit_the_link() -> None:
@@ -109,7 +121,6 @@ def test_requests_of_a_fill_fit_the_link() -> None:
             made.done(chunk, is_fetched=True)
         made.over(job, failed=False, is_wrong=False, is_wanted=lambda _: False, took_s=took_s)
     assert sizes == [256, 512, 1024, 1024, 1024, 1024, 1024, 512, 256]
-    assert made._is_slow
 
 
 def test_a_wrong_chunk_is_asked_for_alone_and_last() -> None:
