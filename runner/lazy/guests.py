@@ -12,7 +12,6 @@ from runner.lazy import nbd
 
 _REQUESTS_BYTES = 64 * nbd.REQUEST.size  # read at once
 _WAITING_MAX = 1024  # reads of a guest that wait; QEMU sends 16
-_READS_OF_QEMU = 1  # the first sector, when it opens the disk
 _DIRECT_BYTES = 64 << 10  # up to this size an answer is one call; above, the kernel copies from the file
 
 
@@ -52,7 +51,7 @@ class Guest:
         sock.setblocking(False)
         self.sock, self.fd = sock, sock.fileno()
         self.record: int | None = None  # a file for its reads
-        self._reads = 0
+        self._has_read = False
         self._poll, self._size = poll, size
         self._handshake: nbd.Handshake | None = nbd.Handshake(size)
         self._rest = b""
@@ -64,8 +63,8 @@ class Guest:
 
     @property
     def is_starting(self) -> bool:
-        """Return whether the machine has not read yet. The first read is QEMU's own."""
-        return self._reads < _READS_OF_QEMU + 1
+        """Return whether the machine has not read yet: its kernel starts."""
+        return not self._has_read
 
     def close(self) -> None:
         """Close the connection."""
@@ -119,7 +118,7 @@ class Guest:
                 if self.record is not None:
                     os.write(self.record, b"%d %d\n" % (offset, length))
                 self._waiting += 1
-                self._reads += 1
+                self._has_read = True
                 reader.read(self, cookie, offset, length)
             elif kind in (nbd.CMD_FLUSH, nbd.CMD_CACHE):
                 self._send(nbd.reply_head(cookie))

@@ -29,6 +29,7 @@ PROGRAMS = {"amd64": "qemu-system-x86_64", "arm64": "qemu-system-aarch64"}
 KINDS = ("microvm", "q35")
 RECONNECT_S = 60  # how long reads wait for the server of a disk if none can be started; as long as one lets them wait
 VERSION = 1  # of the file with the machine type
+_GEOMETRY = "cyls=16383,heads=16,secs=63"  # what QEMU guesses from the first sector, for which a lazy start would wait
 # Firmware of microvm. QEMU's own choice, SeaBIOS, puts the ACPI tables at the end of memory, where QEMU puts the initramfs: by the
 # length of its last page one overwrites the other, and the guest hangs or finds no disk.
 FIRMWARE = "qboot.rom"
@@ -308,7 +309,7 @@ def command(qemu: str, machine: Machine, handles: Handles) -> list[str]:
 
 def _disk(machine: Machine, handles: Handles) -> Sequence[str]:
     """Return the options for the root disk and its backing file. The name in the overlay's header is not used."""
-    device = ["-device", "virtio-blk-pci,drive=root,werror=enospc,rerror=report"]
+    device = ["-device", f"virtio-blk-pci,drive=root,{_GEOMETRY},werror=enospc,rerror=report"]
     if handles.disk is None:  # nobody reads it
         return ["-blockdev", _nothing("root"), *device, *_verity(machine, handles)]
     # A temporary disk need not be flushed to the disk of the host.

@@ -77,7 +77,16 @@ def artifact(store: Store, options: argparse.Namespace, *, repair: bool = False)
             fetch=options.pull != "never",
             policy=options.policy,
             lazily=options.pull == "lazy",
+            meanwhile=_load,
         )
+
+
+def _load() -> None:
+    """Load what starts a machine on an incomplete disk, before the processes that need it are forked."""
+    from runner.lazy import served, server
+    from runner.sandbox import feed, run
+
+    assert all((served, server, feed, run))
 
 
 def size_bytes(text: str, option: str, least: int = 1) -> int:

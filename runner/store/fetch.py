@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -25,9 +26,12 @@ from runner.store.boot_blobs import BootBlob, boot_blobs, needed_to_start
 from runner.store.store import Store
 
 if TYPE_CHECKING:
+    from rootdisk.system.threads import Running
     from runner.store.partial import PartialDisk
 
 THREADS = 2
+
+Read = Callable[[Descriptor], Iterator[bytes]]  # yields the bytes of a blob, not verified
 
 
 class Counts(NamedTuple):
@@ -93,13 +97,19 @@ def fetch_boot(
     config: ArtifactConfig,
     raw_index: bytes,
     served: Collection[str] = (),
+    read_vmlinux: Read | None = None,
+    meanwhile: Callable[[], None] = lambda: None,
 ) -> None:
     """Fetch what a machine needs to start on an incomplete disk: the kernel it starts, and initramfs. Keep the chunk index.
+
+    `read_vmlinux` yields the vmlinux in place of the repository's own method; see `asked_early`. `meanwhile` is called while
+    the kernel, the largest of these, is still on its way.
 
     Raises:
         RootdiskError: Something cannot be fetched or written.
     """
-    with _boot_files(store, repository, [[blob] for blob in needed_to_start(roles, config)], served):
+    blobs = [[blob] for blob in needed_to_start(roles, config)]
+    with _boot_files(store, repository, blobs, served, read_vmlinux):
         index = checked_index(raw_index, roles, config)
         path = store.partial(config.disk_digest)
         present = path.lstat().st_blocks * 512 if path.exists() else 0
@@ -108,6 +118,29 @@ def fetch_boot(
             atomic_write(store.index(config.disk_digest), raw_index)
         except OSError as err:
             raise RootdiskError(f"store {store.root}: {err.strerror}", advice(err, len(raw_index), store.root)) from err
+        meanwhile()
+
+
+@contextlib.contextmanager
+def asked_early(repository: Repository, descriptor: Descriptor | None) -> Iterator[Read | None]:
+    """Ask for a blob before the config is there, which says what is in it. Yield what reads the blob then, once.
+
+    Until it is read, no more than its first bytes are taken. None is yielded if there is no `descriptor`.
+    """
+    if descriptor is None:
+        yield None
+        return
+    pieces = repository.blob(descriptor)
+    first: list[bytes] = []
+    with _meanwhile(repository, [lambda: first.extend(itertools.islice(pieces, 1))]) as request:
+
+        def read(_: Descriptor) -> Iterator[bytes]:
+            """Yield the bytes of the blob, not verified."""
+            request.wait()
+            yield from first
+            yield from pieces
+
+        yield read
 
 
 def fetch_rest(
@@ -115,7 +148,7 @@ def fetch_rest(
     repository: Repository,
     manifest: bytes,
     served: Collection[str],
-    read: Callable[[Descriptor], Iterator[bytes]] | None = None,
+    read: Read | None = None,
 ) -> None:
     """Fetch the blobs that boot a disk and that `fetch_boot` has left out, with `read` in place of the repository's own."""
     roles = ArtifactManifest.parse(manifest)
@@ -128,27 +161,32 @@ def fetch_rest(
 
 @contextlib.contextmanager
 def _boot_files(
-    store: Store, repository: Repository, lists: Iterable[Iterable[BootBlob]], served: Collection[str]
+    store: Store,
+    repository: Repository,
+    lists: Iterable[Iterable[BootBlob]],
+    served: Collection[str],
+    read_vmlinux: Read | None = None,
 ) -> Iterator[None]:
     """Fetch blobs that boot the disk while the block runs: the `lists` at once, those of each one after the other."""
 
     def fetch_all(blobs: Iterable[BootBlob]) -> None:
         """Fetch one after the other."""
         for blob in blobs:
-            store.boot_blob(repository, blob, again=blob.content.digest.hex not in served)
+            read = read_vmlinux if blob.role == "vmlinux" else None
+            store.boot_blob(repository, blob, again=blob.content.digest.hex not in served, read=read)
 
     with _meanwhile(repository, [functools.partial(fetch_all, blobs) for blobs in lists]):
         yield
 
 
 @contextlib.contextmanager
-def _meanwhile(repository: Repository, actions: Sequence[Callable[[], None]]) -> Iterator[None]:
+def _meanwhile(repository: Repository, actions: Sequence[Callable[[], None]]) -> Iterator[Running]:
     """Run `actions`, which read from `repository`, while the block runs. An error of one side ends the other."""
     from rootdisk.system.threads import running
 
     with running(actions) as threads:
         try:
-            yield
+            yield threads
             threads.wait()
         except BaseException:
             repository.interrupt()

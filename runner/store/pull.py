@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -116,12 +116,14 @@ def pull(
     fetch: bool = True,
     policy: Path | None = None,
     lazily: bool = False,
+    meanwhile: Callable[[], None] = lambda: None,
 ) -> StoredArtifact:
     """Return the artifact that `reference` names, held in `store`. Fetch what is missing.
 
     With `ask` false a registry is asked only if the store does not know what it said the last time. What is marked as
     damaged is fetched again with `repair`, else a RootdiskError. With `fetch` false nothing is asked for or fetched: BadInput
-    if it is not there. If `lazily`, everything but the disk is fetched, and an incomplete disk has a `source`.
+    if it is not there. If `lazily`, everything but the disk is fetched, and an incomplete disk has a `source`;
+    `meanwhile` is called while the last of it is on its way.
 
     The policy is asked before anything but manifests is fetched, and before what is in the store is used: the file `policy`,
     else that of this host.
@@ -161,28 +163,33 @@ def pull(
             if local is not None:
                 remember(store, reference, platform, options, descriptor.digest, raw)
                 return local._replace(**counts._asdict()) if counts else local
+            from runner.store.fetch import asked_early, fetch_boot, index_beside
             from runner.store.fetch import fetch as fetch_all
-            from runner.store.fetch import fetch_boot, index_beside
 
             again = roles.config.digest.hex not in served_digests
-            with index_beside(artifact.repository, roles) as raw_index:
-                config = _fetch_config(store, artifact.repository, roles.config, again=again, repair=repair)
-            if config is None:
-                continue
-            _check_platform(config, platform, reference)
-            if lazily and not store.disk(config.disk_digest).exists():
-                store.write_blob(descriptor.digest, raw)
-                fetch_boot(store, artifact.repository, roles, config, raw_index[0], served_digests)
-            else:
-                counts = fetch_all(
-                    store,
-                    artifact.repository,
-                    roles,
-                    config,
-                    raw_index[0],
-                    progress,
-                    lambda: served(store, reference, options),
-                )
+            # A repository that has served nothing has to send everything, whatever the config says.
+            early = roles.vmlinux if lazily and not served_digests and starts_vmlinux(platform) else None
+            with asked_early(artifact.repository, early) as vmlinux:
+                with index_beside(artifact.repository, roles) as raw_index:
+                    config = _fetch_config(store, artifact.repository, roles.config, again=again, repair=repair)
+                if config is None:
+                    continue
+                _check_platform(config, platform, reference)
+                if lazily and not store.disk(config.disk_digest).exists():
+                    store.write_blob(descriptor.digest, raw)
+                    fetch_boot(
+                        store, artifact.repository, roles, config, raw_index[0], served_digests, vmlinux, meanwhile
+                    )
+                else:
+                    counts = fetch_all(
+                        store,
+                        artifact.repository,
+                        roles,
+                        config,
+                        raw_index[0],
+                        progress,
+                        lambda: served(store, reference, options),
+                    )
             is_new = False
     raise RootdiskError(f"{reference}: another process keeps removing it from the store", "is runner prune running?")
 

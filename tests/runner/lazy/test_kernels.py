@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 
 import pytest
 
-from rootdisk.errors import RegistryError
+from rootdisk.artifact.compressed import Content
+from rootdisk.artifact.format import ArtifactManifest
+from rootdisk.errors import BadInput, DigestMismatch, RegistryError
 from rootdisk.oci.documents import Digest, Platform
 from rootdisk.oci.reference import parse_reference
 from runner.lazy import agenda
@@ -16,10 +19,10 @@ from runner.sandbox.state import Spec, parse, state_json
 from runner.store import names
 from runner.store.pull import StoredArtifact, pull
 from runner.store.store import Store
-from tests.support.artifacts import ELF, KERNEL, VMLINUX
+from tests.support.artifacts import BARE, ELF, KERNEL, VMLINUX, Sample, publish, with_boot
 from tests.support.faults import ALWAYS, Fault, FaultProxy, Kind
 from tests.support.nbd import PATIENT, QUICK, Machine, server_of
-from tests.support.registry import needs_registry
+from tests.support.registry import RunningRegistry, needs_registry
 from tests.support.sandboxes import spec_of
 from tests.support.waiting import until
 
@@ -49,6 +52,65 @@ def test_the_kernel_that_is_not_started_comes_with_the_fill(store: Store, proxy:
     assert proxy.bytes_of(str(BOOTED_KERNEL)) == len(KERNEL)
     for each in (artifact, complete):
         each.release()
+
+
+def test_the_vmlinux_is_asked_for_beside_the_config(store: Store, proxy: FaultProxy, booted: Sample) -> None:
+    """Of a repository that has served nothing yet. Each part is asked for once, and nothing of the disk."""
+    roles = ArtifactManifest.parse(booted.artifact.manifest)
+    assert roles.initramfs is not None
+    at_once = [str(blob.digest) for blob in (roles.config, roles.chunks, VMLINUX.descriptor)]
+    proxy.together = dict.fromkeys(at_once, threading.Barrier(len(at_once)))
+    reference = parse_reference(f"{proxy.name}/lazy/booted:v1")
+    artifact = pull(store, reference, PATIENT, Platform.host(), lazily=True)
+    assert artifact.vmlinux is not None
+    assert artifact.vmlinux.read_bytes() == ELF
+    asked = [path.rpartition("/")[2] for _, path, _ in proxy.seen]
+    assert sorted(asked[1:4]) == sorted(at_once)
+    assert [asked[0], *asked[4:]] == ["v1", str(roles.initramfs.digest)]
+    artifact.release()
+
+
+@pytest.mark.usefixtures("booted")
+def test_a_vmlinux_that_the_store_has_is_not_asked_for(
+    store: Store, proxy: FaultProxy, registry: RunningRegistry
+) -> None:
+    newer = with_boot(BARE, VMLINUX, vmlinux=Content(Digest.of(ELF), len(ELF)))
+    publish(newer, f"{registry.name}/lazy/booted:v2", registry.options)
+    first, second = (parse_reference(f"{proxy.name}/lazy/booted:{tag}") for tag in ("v1", "v2"))
+    pull(store, first, PATIENT, Platform.host()).release()
+    since = len(proxy.seen)
+    artifact = pull(store, second, PATIENT, Platform.host(), lazily=True)
+    assert artifact.source is not None
+    assert artifact.booted_kernel == store.blob_path(Digest.of(ELF))
+    assert not any(str(VMLINUX.descriptor.digest) in path for _, path, _ in proxy.seen[since:])
+    artifact.release()
+
+
+def test_a_config_that_is_missing_ends_the_request_for_the_vmlinux(
+    store: Store, proxy: FaultProxy, booted: Sample
+) -> None:
+    config = ArtifactManifest.parse(booted.artifact.manifest).config
+    proxy.add(Fault("status", f"/blobs/{config.digest}", ALWAYS, status=404))
+    proxy.add(Fault("stall", f"/blobs/{VMLINUX.descriptor.digest}", ALWAYS, after=0, seconds=3))
+    with pytest.raises(RegistryError, match="404"):
+        pull(store, parse_reference(f"{proxy.name}/lazy/booted:v1"), QUICK, Platform.host(), lazily=True)
+    assert sum(str(VMLINUX.descriptor.digest) in path for _, path, _ in proxy.seen) == 1
+
+
+@pytest.mark.usefixtures("booted")
+@pytest.mark.parametrize("kind", ["wrong", "short", "reset", "status"])
+def test_a_vmlinux_that_fails_at_first(store: Store, proxy: FaultProxy, kind: Kind) -> None:
+    """It is asked for again where that helps, else there is one error, and nothing has its name."""
+    proxy.add(Fault(kind, f"/blobs/{VMLINUX.descriptor.digest}", 1, after=20))
+    reference = parse_reference(f"{proxy.name}/lazy/booted:v1")
+    if kind == "wrong":
+        with pytest.raises((BadInput, DigestMismatch), match=r"vmlinux|blob"):
+            pull(store, reference, QUICK, Platform.host(), lazily=True)
+        assert not store.blob_path(Digest.of(ELF)).exists()
+    artifact = pull(store, reference, QUICK, Platform.host(), lazily=True)
+    assert artifact.vmlinux is not None
+    assert artifact.vmlinux.read_bytes() == ELF
+    artifact.release()
 
 
 @pytest.mark.usefixtures("booted")
