@@ -100,7 +100,7 @@ def test_parts_are_asked_for_at_once_over_few_connections(proxy: FaultProxy) -> 
 
 
 def test_a_registry_without_ranges_is_asked_for_the_whole_once(proxy: FaultProxy) -> None:
-    proxy.add(Fault("whole", DISK, ALWAYS))
+    proxy.add(Fault("whole", "/blobs/", ALWAYS))
     check(pulled(proxy))
     assert len([path for _, path, _ in proxy.seen if path.endswith(DISK)]) == 2  # the first part, and all the rest
 
