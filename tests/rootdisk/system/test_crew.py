@@ -152,6 +152,21 @@ def test_the_end_does_not_begin_what_waits() -> None:
     assert not done
 
 
+def test_threads_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that were started end."""
+    before, start = threading.active_count(), threading.Thread.start
+
+    def fail_third(thread: threading.Thread) -> None:
+        if thread.name == "crew-3":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", fail_third)
+    with pytest.raises(RuntimeError, match="new thread"), Crew(5):
+        pass
+    assert threading.active_count() == before
+
+
 def test_the_end_of_the_program_ends_the_wait() -> None:
     def stop() -> None:
         raise KeyboardInterrupt
