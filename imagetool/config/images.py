@@ -297,7 +297,7 @@ def _image(image: Where, defaults: Where | None, *, command_line: bool = False) 
         variables,
         tls.get("ca"),
         tls.get("client"),
-        tuple(map(values.owner, table("owners").values())),
+        values.owners(table("owners")),
         process,
         labels,
         files,
@@ -367,7 +367,8 @@ def _files(items: list[Where], allowed: Mapping[str, str]) -> tuple[OwnFile, ...
         if "path" not in table:
             raise item.error("has no path", 'write path = "/where/it/goes"')
         if ("from" in table) == ("text" in table):
-            raise item.error("needs from or text", 'write from = "FILE or DIRECTORY" or text = "…"')
+            what = "has both from and text" if "text" in table else "needs from or text"
+            raise item.error(what, 'write from = "FILE or DIRECTORY" or text = "…"')
         path = values.path_in_image(item / "path")
         mode = values.a_mode(item / "mode") if "mode" in table else None
         owner = (item / "owner").string() if "owner" in table else ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
+from collections.abc import Mapping
 
 from imagetool.config import schema
 from imagetool.config.toml_lines import Where
@@ -241,6 +242,17 @@ def small_file(where: Where, max_bytes: int) -> bytes:
         raise where.error(err.message, err.hint) from err
 
 
+def owners(table: Mapping[str, Where]) -> tuple[Owner, ...]:
+    """Read owners by path. Two keys cannot mean the same path, as the order of keys means nothing."""
+    found: dict[tuple[str, ...], str] = {}
+    for path, where in table.items():
+        names = tuple(name for name in path.split("/") if name not in ("", "."))
+        other = found.setdefault(names, path)
+        if other != path:
+            raise where.error(f"is the same path as {printable(other)}", "write it once")
+    return tuple(map(owner, table.values()))
+
+
 def owner(where: Where) -> Owner:
     """Read the owner of the path that is the key."""
     path = where.key
@@ -288,6 +300,9 @@ def a_user(where: Where) -> str:
 
 def a_mode(where: Where) -> int:
     """Read permission bits, written in octal as for chmod."""
+    if type(where.value) is int and 0 <= where.value <= 0o7777:
+        # TOML's 0o644 is the number 420: nobody can tell it from 420, which may mean 0644 or 0420.
+        raise where.error("is a number, expected a string", 'write it in octal, as "0644"')
     text = where.string()
     if not re.fullmatch(MODE, text):
         raise where.error(f"{text!r:.80} is not a mode", 'write it in octal, as "0644"')

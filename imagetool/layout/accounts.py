@@ -70,8 +70,12 @@ class Accounts:
 
         Without `uid`, the lowest id from 10001 on that no user and no group has. BadInput if `uid` is taken.
         """
-        if not name or any(c in name for c in ":\n\0/") or name.startswith("-"):
+        if not name or any(c in name for c in ":/ ") or name.startswith("-") or not name.isprintable():
             raise BadInput(f"owners: {printable(name)!r} cannot be a user name")
+        if ":" in home or not home.isprintable():  # it would be a line of /etc/passwd that means something else
+            raise BadInput(
+                f"owners: {printable(home)!r} cannot be the home of a new user", "give a uid in place of a name"
+            )
         if uid is not None and uid in self._uids:
             holder = printable(self._uids[uid])
             raise BadInput(f"owners: uid {uid} for new user {name} belongs to {holder}", "choose another uid")

@@ -28,7 +28,16 @@ BEYOND: tuple[str, ...] = (
     "private key",
     "No such file",
 )
-BEYOND += ("names nothing", "rootdisk's own place", "is not a file", "no source", "cmd", "1MiB or more", "one twice")
+BEYOND += (
+    "names nothing",
+    "rootdisk's own place",
+    "is not a file",
+    "no source",
+    "cmd",
+    "1MiB or more",
+    "one twice",
+    "same path",
+)
 
 
 def samples() -> list[tuple[str, str]]:

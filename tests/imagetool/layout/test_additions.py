@@ -134,6 +134,10 @@ def test_a_known_user_and_numbers() -> None:
         (Owner("/etc", "ghost"), "no user ghost"),
         (Owner("/etc", "app", "ghosts"), "no group ghosts"),
         (Owner("/etc", "new", uid=1, create=True), "uid 1 for new user new belongs to daemon"),
+        (Owner("/a:b", "new", create=True), "'/a:b' cannot be the home of a new user"),
+        (Owner("/a\nroot2:x:0:0::/:", "new", create=True), "cannot be the home of a new user"),
+        (Owner("/etc", "a b", create=True), "'a b' cannot be a user name"),
+        (Owner("/etc", "a\x1b", create=True), "cannot be a user name"),
         (Owner("/etc", "4294967295"), "'4294967295' is not a user or group number"),
     ],
 )
