@@ -16,6 +16,7 @@ from rootdisk.durable import keep_others_out
 from rootdisk.errors import RootdiskError
 from rootdisk.oci.documents import Platform
 from rootdisk.system import locks
+from rootdisk.text import printable
 
 DISK = "disk"  # in cache/NAME: a link to the directory in cache/disks
 LOCK_WAIT_S = 3600.0  # a build takes minutes, so a longer wait is an error
@@ -52,8 +53,13 @@ def make_cache(cache: Path) -> None:
     """Make the cache directory. Other users cannot write to it.
 
     Raises:
-        RootdiskError: it cannot be made.
+        RootdiskError: it cannot be made, or its path cannot stand in a receipt.
     """
+    try:
+        str(cache).encode()
+    except UnicodeEncodeError:
+        hint = "move the project to a directory whose path is"
+        raise RootdiskError(f"the path {printable(cache)} is not UTF-8", hint) from None
     keep_others_out()
     try:
         cache.mkdir(parents=True, exist_ok=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +25,17 @@ DESCRIBED = '[image.app]\nsource = "oci:layout:${TAG:-t}"\nkernel = "none"\nsize
 def place(tmp_path: Path) -> Path:
     write_layout(tmp_path / "layout", "t", [directory(b"etc") + file(b"etc/f", b"1" * 9000) + END])
     return tmp_path
+
+
+def test_a_project_whose_path_is_not_text(place: Path) -> None:
+    """Its path would stand in receipts, which are."""
+    odd = place / os.fsdecode(b"a\xff")
+    odd.mkdir()
+    (odd / "images.toml").write_text('[image.app]\nsource = "oci:../layout:t"\n')
+    done = run("imagetool", "doit", "list", cwd=odd)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.fullmatch(r"doit: the path \S+/a\\xff/cache is not UTF-8: move the project to .*\n", done.stderr)
+    assert [path.name for path in odd.iterdir()] == ["images.toml"]
 
 
 def test_init_begins_a_project_that_builds(place: Path) -> None:
