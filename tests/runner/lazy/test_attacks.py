@@ -176,7 +176,7 @@ def test_killed_and_started_many_times_at_once(
         assert len(server_of(store)) == 1
 
 
-@pytest.mark.parametrize("how", ["removed", "moved"])
+@pytest.mark.parametrize("how", ["removed", pytest.param("moved", marks=pytest.mark.nightly)])
 def test_the_store_goes_and_another_comes(
     boot: Boot, store: Store, source: DiskSource, made: Sample, proxy: FaultProxy, how: str
 ) -> None:
@@ -210,6 +210,7 @@ def test_the_store_goes_and_another_comes(
     until(lambda: not server_of(again))
 
 
+@pytest.mark.nightly  # forty machines
 def test_more_sandboxes_than_descriptors(boot: Boot, made: Sample, proxy: FaultProxy) -> None:
     """A server needs two for each; it may have as many as this host allows, whoever has started it."""
     few = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -236,6 +237,7 @@ def test_a_file_as_large_as_the_disk_is_not_allowed(boot: Boot, store: Store) ->
     assert not server_of(store)
 
 
+@pytest.mark.nightly  # a second of looking on
 def test_no_descriptor_is_left(boot: Boot, store: Store, source: DiskSource, made: Sample) -> None:
     """The host allows no more: who has come in time is served, the server does not turn in circles, and others come later."""
     machine = boot()

@@ -179,6 +179,7 @@ def test_the_server_is_killed_while_qemu_gets_the_file(
     assert store.disk(source.digest).read_bytes() == made.disk
 
 
+@pytest.mark.nightly  # five servers, and the time after them
 def test_every_server_ends_again(
     monkeypatch: pytest.MonkeyPatch,
     store: Store,

@@ -232,7 +232,7 @@ def test_nobody_waits_for_a_server_that_hangs_without_end(
     disk.close()
 
 
-@pytest.mark.parametrize("is_honest", [True, False], ids=["honest", "wrong"])
+@pytest.mark.parametrize("is_honest", [True, pytest.param(False, marks=pytest.mark.nightly)], ids=["honest", "wrong"])
 def test_runner_serve_as_the_mirror(
     monkeypatch: pytest.MonkeyPatch,
     store: Store,
