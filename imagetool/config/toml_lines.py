@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rootdisk.errors import BadInput
+from rootdisk.oci.fields import DEPTH_MAX, nests_deeper
 from rootdisk.oci.reference import Reference
 from rootdisk.text import printable
 
@@ -43,11 +44,14 @@ class Where(NamedTuple):
         import tomllib  # the command line has no TOML
 
         try:
-            return cls(tomllib.loads(text), file, text, (), variables)
-        except (tomllib.TOMLDecodeError, RecursionError) as err:
+            value = tomllib.loads(text)
+        except (ValueError, RecursionError) as err:  # ValueError itself: a number of more digits than Python converts
             found = re.search(r"(.*) \(at line (\d+), column (\d+)\)\Z", str(err))
             what, place = (found[1], f":{found[2]}:{found[3]}") if found else (str(err), "")
             raise BadInput(f"{file.name}{place}: not TOML: {what}") from err
+        if nests_deeper(value):
+            raise BadInput(f"{file.name}: nested more than {DEPTH_MAX} deep")
+        return cls(value, file, text, (), variables)
 
     def __truediv__(self, key: str | int) -> Where:
         inner = self._replace(value=self.value[key], keys=(*self.keys, key))

@@ -236,8 +236,9 @@ def boot_trace(where: Where) -> tuple[str, ...]:
 
 def small_file(where: Where, max_bytes: int) -> bytes:
     """Return the content of the file that is named."""
+    path = where.path()
     try:
-        return read_small_file(where.path(), max_bytes, shown=str(where.value))
+        return read_small_file(path, max_bytes, shown=str(where.value))
     except BadInput as err:
         raise where.error(err.message, err.hint) from err
 

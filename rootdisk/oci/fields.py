@@ -46,7 +46,8 @@ def parse_value(raw: bytes, what: str, max_bytes: int) -> Any:
         raise BadInput(f"{what}: nested more than {DEPTH_MAX} deep") from None
     except ValueError as err:
         raise BadInput(f"{what}: not JSON", printable(err, 160)) from err
-    _check_depth(value, what)
+    if nests_deeper(value):
+        raise BadInput(f"{what}: nested more than {DEPTH_MAX} deep")
     return value
 
 
@@ -77,14 +78,14 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return value
 
 
-def _check_depth(value: Any, what: str) -> None:
-    """Refuse a deeply nested value: comparing or encoding it would cause a RecursionError later."""
+def nests_deeper(value: Any) -> bool:
+    """Return whether objects or lists nest deeper than DEPTH_MAX: comparing or encoding them would end in a RecursionError."""
     level = [value]
     for _ in range(DEPTH_MAX):
         level = [item for outer in level for item in _inside(outer) if isinstance(item, dict | list)]
         if not level:
-            return
-    raise BadInput(f"{what}: nested more than {DEPTH_MAX} deep")
+            return False
+    return True
 
 
 def _inside(value: Any) -> Iterable[Any]:

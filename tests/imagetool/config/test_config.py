@@ -210,7 +210,19 @@ def test_a_private_key_in_certificates_names_the_runner_s_option(tmp_path: Path)
         config.parse('[image.a]\nsource = "x.y/a"\ntls.client = "client.pem"', tmp_path / "images.toml")
 
 
-@pytest.mark.parametrize("text", ["[image", "a = ", "[image.a]\nsource = 'x'\nsource = 'y'", "", "[defaults]"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[image.a]\ncpus = " + "9" * 5000,
+        "[image.a]\nx" + ".a" * 5000 + " = 1",
+        "x = " + "[" * 5000,
+        "[image",
+        "a = ",
+        "[image.a]\nsource = 'x'\nsource = 'y'",
+        "",
+        "[defaults]",
+    ],
+)
 def test_not_a_description(text: str) -> None:
     with pytest.raises(BadInput, match=r"images\.toml"):
         config.parse(text, FILE)
