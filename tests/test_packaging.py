@@ -35,7 +35,7 @@ def built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for architecture in ("amd64", "arm64"):
         (tmp_path / "built" / architecture).write_bytes(architecture.encode())
         digests[architecture] = str(Digest.of(architecture.encode()))
-    receipt = {"sources": prebuilt._sources(), "compiler": prebuilt.COMPILER, "digests": digests}
+    receipt = {"sources": prebuilt.sources(), "compiler": prebuilt.COMPILER, "digests": digests}
     (tmp_path / "built" / prebuilt.RECEIPT).write_text(json.dumps(receipt))
     return tmp_path / "built"
 

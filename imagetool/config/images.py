@@ -125,7 +125,7 @@ def file_named() -> Path:
 def load(path: Path) -> tuple[Image, ...]:
     """Return every image of the file, in its order; BadInput for anything that is not exactly understood."""
     try:
-        text = path.read_text("utf-8")
+        text = path.read_text("utf-8-sig")  # TOML 1.1: a byte order mark at the start is ignored
     except OSError as err:
         hint = "imagetool init SOURCE begins a project here; -f FILE names another file"
         raise BadInput(f"cannot read {path}: {err.strerror}", hint) from err

@@ -94,7 +94,7 @@ def variables(where: Where, allowed: Container[str] = ()) -> tuple[str, ...]:
 def _variables(where: Where, allowed: Container[str]) -> Iterator[str]:
     from imagetool.layout.own_files import leads_out
 
-    for number, name in enumerate(values.strings(where)):
+    for number, name in enumerate(values.strings(where, '["app.env"]')):
         if out := leads_out((where / number).path(), where.file.parent):
             raise where.error(f"{name} is a link to {printable(out)}, out of its directory", "name the file itself")
         text = values.small_file(where / number, SMALL_FILE_MAX_BYTES)

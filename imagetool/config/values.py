@@ -45,7 +45,7 @@ def a_reference(where: Where) -> Reference:
 def targets(where: Where) -> tuple[Reference, ...]:
     """Read places without tags: the version is the tag."""
     found = []
-    for text in (str(where.value),) if isinstance(where.value, str) else strings(where):
+    for text in (str(where.value),) if isinstance(where.value, str) else strings(where, '["registry.example/app"]'):
         try:
             reference = parse_reference(text)
         except BadInput as err:
@@ -310,10 +310,10 @@ def a_mode(where: Where) -> int:
     return int(text, 8)
 
 
-def strings(where: Where) -> tuple[str, ...]:
-    """Read a list of strings."""
+def strings(where: Where, example: str = '["python3", "app.py"]') -> tuple[str, ...]:
+    """Read a list of strings; `example` is for the hint."""
     if not isinstance(where.value, list) or not all(isinstance(item, str) and "\0" not in item for item in where.value):
-        raise where.error(f"is {where.kind()}", 'expected a list of strings, as ["python3", "app.py"]')
+        raise where.error(f"is {where.kind()}", f"expected a list of strings, as {example}")
     items = tuple(str(item.value) for item in where.items())
     for item in items:
         where.check_text(item)

@@ -28,13 +28,11 @@ def make_init(platform: Platform, out: Path) -> InitReceipt:
 
 
 def cached_init(platform: Platform, cache: Path) -> Path:
-    """Find or make the guest's init: the one that came with rootdisk, else built if its sources are newer than it."""
-    path = cache / "guest" / platform.architecture / "init"
+    """Find or make the guest's init: the one that came with rootdisk, else one that was built of the same sources."""
+    path = cache / "guest" / f"{platform.architecture}-{prebuilt.sources()[:16]}" / "init"
     path.parent.mkdir(parents=True, exist_ok=True)
-    sources = [prebuilt.SOURCE_DIR / name for name in (*guest.SOURCES, *guest.HEADERS)]
     receipt = path.with_name("init.json")
-    current = path.exists() and path.stat().st_mtime >= max(source.stat().st_mtime for source in sources)
-    if current and not prebuilt.are_built() and receipt.exists():
+    if not prebuilt.are_built() and receipt.exists():
         try:
             check_init(path.parent)
             return path

@@ -49,7 +49,7 @@ def build_all(out: Path = BUILT) -> dict[str, str]:
     with tempfile.TemporaryDirectory() as cache:
         for architecture, machine in MACHINES.items():
             digests[architecture] = str(_build(machine, out / architecture, cache))
-    receipt = {"sources": _sources(), "compiler": COMPILER, "digests": digests}
+    receipt = {"sources": sources(), "compiler": COMPILER, "digests": digests}
     (out / RECEIPT).write_text(json.dumps(receipt, indent=1, sort_keys=True) + "\n")
     return digests
 
@@ -74,11 +74,11 @@ def _digests(folder: Path) -> dict[str, str]:
         receipt = json.loads((folder / RECEIPT).read_bytes())
     except FileNotFoundError:
         return {}
-    return dict(receipt["digests"]) if receipt["sources"] == _sources() else {}
+    return dict(receipt["digests"]) if receipt["sources"] == sources() else {}
 
 
-def _sources() -> str:
-    """A digest of all that decides the programs."""
+def sources() -> str:
+    """Return a digest of all that decides the programs."""
     digest = hashlib.sha256(json.dumps([COMPILER, FLAGS]).encode())
     for path in (SOURCE_DIR / name for name in (*HEADERS, *SOURCES)):
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")

@@ -204,6 +204,25 @@ def test_errors_name_the_line(body: str, line: int, words: str) -> None:
     assert words in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("line", "example"),
+    [
+        ("publish = 5", '["registry.example/app"]'),
+        ('env_files = "x"', '["app.env"]'),
+        ("probe = 5", '["python3", "app.py"]'),
+    ],
+)
+def test_the_hint_for_a_list_fits_the_key(line: str, example: str) -> None:
+    with pytest.raises(BadInput) as caught:
+        config.parse(f'[image.a]\nsource = "x.y/a"\n{line}', FILE)
+    assert str(caught.value.hint).endswith(example)
+
+
+def test_a_byte_order_mark_is_ignored(tmp_path: Path) -> None:
+    (tmp_path / "images.toml").write_bytes(b'\xef\xbb\xbf[image.a]\nsource = "x.y/a"\n')
+    assert [image.name for image in config.load(tmp_path / "images.toml")] == ["a"]
+
+
 def test_a_private_key_in_certificates_names_the_runner_s_option(tmp_path: Path) -> None:
     (tmp_path / "client.pem").write_text("x" + KEY)
     with pytest.raises(BadInput, match="runner boot --tls-key"):
