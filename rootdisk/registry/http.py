@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # and loaded where TLS is used
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 MAX_REDIRECTS = 5
 COMMIT_BYTES_PER_S = 16 << 20  # before it answers, a registry reads the blob again and may copy it
+SPARE = "spare connection"  # name of a thread
 _BUNDLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")  # the first that is set counts, as for most programs in Python
 _ALWAYS = {"Accept": "*/*", "Accept-Encoding": "identity", "User-Agent": f"rootdisk/{__version__}"}
 
@@ -58,13 +59,18 @@ class Session:
         self._is_closed = False
 
     def close(self) -> None:
-        """Close all connections that are not in use."""
+        """Close all connections that are not in use, and wait for threads that open some."""
         with self._lock:
             self._is_closed = True
             for connections in self._idle.values():
                 for connection in connections:
                     connection.close()
             self._idle.clear()
+            opening = [thread for threads in self._opening.values() for thread in threads if thread.is_alive()]
+        if opening:  # none may be in OpenSSL when this program ends: OpenSSL frees what they use
+            self.watch.stop()
+            for thread in opening:
+                thread.join()
 
     @functools.cached_property
     def _context(self) -> ssl.SSLContext:
@@ -194,7 +200,7 @@ class Session:
 
         with self._lock:
             count, self._spares = self._spares, 0
-            threads = [threading.Thread(target=open_one, daemon=True) for _ in range(count)]
+            threads = [threading.Thread(target=open_one, name=SPARE, daemon=True) for _ in range(count)]
             for thread in threads:  # within the lock: who finds them may join them
                 thread.start()
             self._opening[way] = threads

@@ -103,12 +103,9 @@ class Reader:
 
     def data(self) -> Iterator[bytes]:
         """Yield what was written since the last call, in pieces. It ends, even if more is written than can be read."""
+        self._open_next()
         left = self._unread()
-        while left > 0:
-            if self._file is None:
-                if not self._files:
-                    return
-                self._file = open(self._files.pop(0), "rb", opener=opener)  # noqa: SIM115 - open between calls
+        while left > 0 and self._file is not None:
             while data := self._file.read(min(left, 256 << 10)):
                 left -= len(data)
                 yield data
@@ -125,6 +122,12 @@ class Reader:
                 self._files = [self.path]
             self._file.close()
             self._file = None
+            self._open_next()
+
+    def _open_next(self) -> None:
+        """Open the next file, if none is open. An empty one too: when it has data, another may have its name."""
+        if self._file is None and self._files:
+            self._file = open(self._files.pop(0), "rb", opener=opener)  # noqa: SIM115 - open between calls
 
     def _unread(self) -> int:
         """Return how many bytes there are to be read now."""

@@ -14,6 +14,7 @@ from rootdisk.errors import RegistryError
 from rootdisk.oci.documents import Descriptor, Digest, Platform
 from rootdisk.oci.reference import parse_reference
 from rootdisk.oci.repository import RegistryOptions, read_blob
+from rootdisk.registry.http import SPARE
 from rootdisk.registry.repository import RegistryRepository
 from runner.store.pull import pull
 from runner.store.store import Store
@@ -129,3 +130,27 @@ def test_a_spare_connection_that_fails_is_nobodys_error() -> None:
         repository.close()
     assert len(errors) == 2
     assert all("the connection was closed" in message for message in errors)
+
+
+def test_no_connection_is_opened_when_a_repository_is_closed() -> None:
+    """A thread in OpenSSL would crash when the program ends."""
+    opened, is_over = threading.Barrier(3), threading.Event()
+
+    def speak(wire: Wire) -> None:
+        opened.wait(20)
+        is_over.wait(20)
+
+    def ask() -> None:
+        with contextlib.suppress(RegistryError):
+            repository.resolve("1")
+
+    with run_wire(speak) as name:
+        repository = RegistryRepository(name, "a/b", RegistryOptions(spare_connections=1, give_up_s=0.01))
+        asking = threading.Thread(target=ask)
+        asking.start()
+        opened.wait(20)
+        assert SPARE in {thread.name for thread in threading.enumerate()}
+        repository.close()
+        assert SPARE not in {thread.name for thread in threading.enumerate()}
+        asking.join()
+        is_over.set()
