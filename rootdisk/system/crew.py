@@ -51,7 +51,7 @@ class Job(Generic[T]):
 
     @property
     def is_ended(self) -> bool:
-        """Whether the result is there."""
+        """Return whether the result is there."""
         return self._ended.is_set()
 
     def result(self) -> T:
