@@ -137,6 +137,14 @@ def open_file(path: Path, flags: int = os.O_RDONLY, mode: int = 0o600) -> int:
     return fd
 
 
+def is_named(fd: int, path: Path) -> bool:
+    """Return whether `path` is a name of the file open at `fd`. Links are not followed."""
+    try:
+        return os.path.samestat(os.fstat(fd), os.lstat(path))
+    except FileNotFoundError:
+        return False
+
+
 def opener(path: str, flags: int) -> int:
     """Open a file for the builtin `open`, with the checks of `open_file`."""
     return open_file(Path(path), flags)

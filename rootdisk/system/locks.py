@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from rootdisk.durable import open_file
+from rootdisk.durable import is_named, open_file
 from rootdisk.errors import Busy, RootdiskError
 from rootdisk.text import one_line, printable
 
@@ -56,7 +56,7 @@ def take(
         fd = _open(path)
         try:
             fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-            if _is_named(fd, path):
+            if is_named(fd, path):
                 if not shared:
                     sign(fd, doing)
                 return fd
@@ -139,13 +139,6 @@ def sign(fd: int, doing: str) -> None:
     with contextlib.suppress(OSError):  # if the disk is full, messages of waiting processes say less
         os.ftruncate(fd, 0)
         os.pwrite(fd, f"{os.getpid()} {printable(doing, _HOLDER_BYTES // 4)}".strip().encode() + b"\n", 0)
-
-
-def _is_named(fd: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(fd), os.lstat(path))
-    except FileNotFoundError:
-        return False
 
 
 def _holder(fd: int) -> str:

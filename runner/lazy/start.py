@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import NoReturn
 
-from rootdisk.durable import read_file
+from rootdisk.durable import is_named, read_file
 from rootdisk.errors import Busy, RootdiskError
 from rootdisk.oci.documents import Digest
 from rootdisk.system import process
@@ -172,7 +172,7 @@ def _serve(store: Store, source: DiskSource, lock: int, listener: socket.socket)
     finally:
         # Who connects from now on finds no server. Who has connected already is told so by the end of the connection.
         with contextlib.suppress(OSError):
-            if os.path.samestat(os.fstat(lock), os.lstat(base.with_suffix(".lock"))):  # not of a store made again
+            if is_named(lock, base.with_suffix(".lock")):  # not of a store made again
                 os.unlink(base.with_suffix(".socket"))
                 os.unlink(base.with_suffix(".lock"))
         with contextlib.suppress(OSError):

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from rootdisk.artifact.format import Chunk, ChunkIndex
-from rootdisk.durable import advice, atomic_write, fsync_dir, open_file, write_at
+from rootdisk.durable import advice, atomic_write, fsync_dir, is_named, open_file, write_at
 from rootdisk.errors import RootdiskError
 from rootdisk.oci.documents import Digest
 from runner.store.store import Store
@@ -46,10 +46,7 @@ class PartialDisk:
     @property
     def is_named(self) -> bool:
         """Return whether the file still has its name."""
-        try:
-            return os.path.samestat(os.fstat(self.fd), os.lstat(self.path))
-        except FileNotFoundError:
-            return False
+        return is_named(self.fd, self.path)
 
     def search(self) -> bool:
         """Find the chunks on other disks of the store, and on a damaged file of this one. Return whether any may be there."""
