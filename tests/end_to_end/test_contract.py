@@ -19,6 +19,7 @@ import pytest
 
 from tests.support.commands import ROOT, Runner, run
 from tests.support.layouts import write_layout
+from tests.support.terminals import read_terminal
 
 pytestmark = pytest.mark.vm
 
@@ -180,12 +181,7 @@ def in_terminal(runner: Runner, *words: str, status: int = 0) -> str:
         env={**os.environ, "ROOTDISK_STORE": str(runner.store), "TERM": "vt220"},
     )  # fmt: skip
     os.close(theirs)
-    said = b""
-    try:
-        while data := os.read(ours, 4096):
-            said += data
-    except OSError:
-        pass  # the other side is closed
+    said = read_terminal(ours)
     os.close(ours)
     assert process.wait(60) == status, said
     return said.decode()

@@ -18,6 +18,7 @@ from rootdisk.errors import RootdiskError
 from tests.support.commands import ROOT, run
 from tests.support.layouts import write_layout
 from tests.support.tars import END, directory, file
+from tests.support.terminals import read_terminal
 
 
 @pytest.fixture
@@ -113,10 +114,11 @@ def test_a_directory_that_is_gone(place: Path) -> None:
 def test_inspect_is_readable_on_a_terminal(place: Path) -> None:
     command = [sys.executable, "-m", "imagetool", "inspect", f"oci:{place}/layout:t"]
     outer, inner = pty.openpty()
-    subprocess.run(command, stdout=inner, cwd=ROOT, check=True)
-    os.close(inner)
-    said = os.read(outer, 65536).decode()
+    with subprocess.Popen(command, stdout=inner, cwd=ROOT) as process:
+        os.close(inner)
+        said = read_terminal(outer).decode()
     os.close(outer)
+    assert process.returncode == 0
     assert "{" not in said
     assert "linux/amd64" in said
     piped = subprocess.run(command, capture_output=True, cwd=ROOT, check=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import pty
 import signal
@@ -18,6 +17,7 @@ from runner.channel.session import PATIENCE_S
 from tests.support.commands import ROOT, Runner
 from tests.support.processes import until_it_waits
 from tests.support.sandboxes import LOOP, command, machines, rows
+from tests.support.terminals import read_terminal
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.vm
@@ -167,12 +167,9 @@ def test_ctrl_c_while_the_guest_does_not_start(demo: str, runner: Runner) -> Non
 
 def test_what_is_typed_before_the_start_reaches_the_program(demo: str, runner: Runner) -> None:
     pid, fd = in_a_terminal(runner, "boot", "-it", "--name", "typed", "--entrypoint", "/bin/sh", demo)
-    seen = b""
     try:
         os.write(fd, b"echo a$((1+1))b; exit 7\n")
-        with contextlib.suppress(OSError):  # the terminal's end
-            while data := os.read(fd, 4096):
-                seen += data
+        seen = read_terminal(fd)
     finally:
         os.close(fd)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import random
 import re
@@ -20,6 +19,7 @@ from tests.support.faults import ALWAYS, PIECE_BYTES, Fault, FaultProxy, Kind
 from tests.support.fetches import refetched, verified
 from tests.support.processes import peak_bytes, until_it_waits
 from tests.support.registry import RunningRegistry, needs_registry
+from tests.support.terminals import read_terminal
 from tests.support.waiting import until
 
 pytestmark = needs_registry
@@ -133,11 +133,7 @@ def test_progress_is_for_terminals(proxy: FaultProxy, tmp_path: Path) -> None:
     terminal, line = os.openpty()
     process = started(proxy, tmp_path / "store", stderr=line)
     os.close(line)
-    shown = b""
-    # Linux: EIO when the last process has closed the terminal.
-    with contextlib.suppress(OSError):
-        while data := os.read(terminal, 4096):
-            shown += data
+    shown = read_terminal(terminal)
     os.close(terminal)
     process.communicate()
     assert process.returncode == 0
