@@ -2,32 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
 import signal
 import sys
 from collections.abc import Sequence
 
-from imagetool.parser import parser
+from imagetool.parser import COMMANDS, parser
 from rootdisk.cli.arguments import command_first
+from rootdisk.cli.commands import load
 from rootdisk.errors import RootdiskError
 from rootdisk.system.notices import show_by
 from rootdisk.system.stdio import OutputError, discard_output, settle, speak_utf8
 from rootdisk.text import describe_error, error_text
-
-# In which module of imagetool/commands/ each command is.
-ROOMS = {
-    **dict.fromkeys(("build", "disk"), "build"),
-    **dict.fromkeys(("inspect", "ls", "stat", "cat", "diff", "explain", "map", "trace"), "look"),
-    **dict.fromkeys(("sign", "signatures"), "sign"),
-    "sbom": "sbom",
-    "export": "export",
-    **dict.fromkeys(("copy", "index", "attach", "prune"), "publish"),
-    **dict.fromkeys(("push", "pull", "tags", "rm", "discover"), "registry"),
-    **dict.fromkeys(("schema", "completion"), "completion"),
-    "verify": "verify",
-    "clean": "clean",
-    **dict.fromkeys(("init", "doit"), "project"),
-}
 
 
 def _with_run(words: list[str]) -> list[str]:
@@ -63,13 +48,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = False
     try:
         try:
-            options = parser().parse_args(words)
+            options = parser(words[0] if words else "").parse_args(words)
             debug = options.debug
             from rootdisk.durable import keep_others_out
 
             keep_others_out()
-            room = importlib.import_module(f"imagetool.commands.{ROOMS[options.command]}")  # --help needs none of them
-            return int(getattr(room, f"{options.command}_command")(options))
+            return load("imagetool.commands", COMMANDS, options.command)(options)
         finally:
             sys.stdout.flush()
     except KeyboardInterrupt:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
-from collections.abc import Callable, Sequence
-from typing import cast
+from collections.abc import Sequence
 
 from rootdisk.cli.arguments import command_first
+from rootdisk.cli.commands import load
 from rootdisk.errors import RootdiskError
 from rootdisk.system.debug import show
 from rootdisk.system.notices import show_by
@@ -36,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             debug = options.debug
             if debug:
                 show()
-            status = _function(options.command)(options)
+            status = load("runner.commands", COMMANDS, options.command)(options)
         except (RootdiskError, SystemExit):  # --help and --version exit
             sys.stdout.flush()
             raise
@@ -57,10 +56,3 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         print(f"runner: {error_text(describe_error(err))}", file=sys.stderr)
         return FAILED
-
-
-def _function(name: str) -> Callable[[argparse.Namespace], int]:
-    import importlib
-
-    module = importlib.import_module(f"runner.commands.{COMMANDS[name].room}")
-    return cast("Callable[[argparse.Namespace], int]", getattr(module, f"{name}_command"))

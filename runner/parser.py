@@ -1,46 +1,21 @@
-"""The runner's command line: a table of its commands, and for each a function that adds its arguments and options.
-
-A command line is parsed by a parser of its own command only: those of all commands, even without options, take three times as long
-to build, which is 8 ms of every start.
-"""
+"""The runner's command line: a table of its commands, and for each a function that adds its arguments and options."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
-from typing import NamedTuple
 
 from rootdisk import __version__
 from rootdisk.cli.arguments import Parser, decimal_number, whole_number
+from rootdisk.cli.commands import Command, add_commands
 from runner.options import arguments
 
 
-class Command(NamedTuple):
-    """A command: its module in runner/commands/, its line in --help, and the function that adds its options."""
-
-    room: str
-    help: str
-    fill: Callable[[argparse.ArgumentParser], None]
-    epilog: str | None = None
-    alias: str = ""
-
-
 def parser(only: str | None = None) -> Parser:
-    """Build the parser. With `only`, the name of a command, it has that one alone; with any other word, all names and no options."""
+    """Build the parser: of the command `only`, or of all."""
     top = Parser("runner", description="Boots rootdisk artifacts in microVMs.", epilog=_EPILOG)
     top.elsewhere = _elsewhere
     top.add_argument("-v", "--version", action="version", version=f"runner {__version__}", help="print the version")
-    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
-    is_alone = only in COMMANDS or only in {command.alias for command in COMMANDS.values() if command.alias}
-    for name, command in COMMANDS.items():
-        aliases = [command.alias] if command.alias else []
-        if is_alone and only not in (name, *aliases):
-            continue
-        below = commands.add_parser(name, help=command.help, epilog=command.epilog, aliases=aliases)
-        if only in (None, name, *aliases):
-            below.set_defaults(command=name)
-            arguments.add_common(below)
-            command.fill(below)
+    add_commands(top, COMMANDS, arguments.add_common, only)
     return top
 
 

@@ -15,13 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rootdisk import __version__
-from rootdisk.cli.arguments import command_first, subparsers
+from rootdisk.cli.arguments import command_first
 from rootdisk.errors import BadInput
 from runner.cli import main, parser
 from runner.commands.listing import _PS_FILTERS
 from runner.machine import ports
 from runner.options import values as options
-from runner.parser import COMMANDS
 from runner.sandbox import lines
 from runner.sandbox.logs import Log, Reader
 
@@ -189,18 +188,3 @@ def test_what_starts_a_sandbox_loads_no_more_than_it_needs(module: str, unwanted
     """What a keeper needs when its guest runs is loaded while the guest starts."""
     code = f"import sys, runner.cli, runner.commands.{module}; print(*[m for m in {unwanted} if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "\n"
-
-
-@pytest.mark.parametrize("name", [*COMMANDS, "run"])
-def test_a_command_s_own_parser_says_what_the_whole_one_says(name: str) -> None:
-    """Also in its help and its errors."""
-    own, whole = parser(name), subparsers(parser())[name]
-    assert {*subparsers(own)} == ({"boot", "run"} if name in ("boot", "run") else {name})
-    assert subparsers(own)[name].format_help() == whole.format_help()
-
-
-@pytest.mark.parametrize("word", ["", "frobnicate", "--help", "images.toml"])
-def test_any_other_word_is_answered_with_all_commands(word: str) -> None:
-    own, whole = parser(word), parser()
-    assert subparsers(own).keys() == subparsers(whole).keys()
-    assert own.format_help() == whole.format_help()
