@@ -1,13 +1,12 @@
-"""The HTTP session of a registry: redirects, origins, certificates, connections that are used again."""
+"""The HTTP session of a registry: redirects, origins, certificates."""
 
 from __future__ import annotations
 
 import functools
 import os
 import threading
-from collections import defaultdict
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from rootdisk import __version__
 from rootdisk.errors import BadInput, RegistryError
@@ -17,6 +16,7 @@ from rootdisk.registry.answers import NETWORK_ERRORS, Response, artifact_of, net
 from rootdisk.registry.certificates import certificates_folder, load_certificates
 from rootdisk.registry.connections import Connection, Payload, Proxy, Ways
 from rootdisk.registry.deadlines import Watch
+from rootdisk.registry.pool import Pool, Way
 from rootdisk.registry.proxies import proxy_for
 from rootdisk.urls import Url
 
@@ -26,16 +26,8 @@ if TYPE_CHECKING:  # and loaded where TLS is used
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 MAX_REDIRECTS = 5
 COMMIT_BYTES_PER_S = 16 << 20  # before it answers, a registry reads the blob again and may copy it
-SPARE = "spare connection"  # name of a thread
 _BUNDLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")  # the first that is set counts, as for most programs in Python
 _ALWAYS = {"Accept": "*/*", "Accept-Encoding": "identity", "User-Agent": f"rootdisk/{__version__}"}
-
-
-class _Way(NamedTuple):
-    """Connections with the same way may be used for each other's requests."""
-
-    origin: tuple[str, str, int]
-    proxy: str
 
 
 class Session:
@@ -52,25 +44,11 @@ class Session:
         self._ways = Ways(self.watch, self.reach, self._context_for, options.connect_timeout_s)
         self._contexts: dict[str, ssl.SSLContext] = {}  # by host, if it has certificates of its own
         self._making_context = threading.Lock()
-        self._idle: dict[_Way, list[Connection]] = defaultdict(list)
-        self._lock = threading.Lock()
-        self._spares = options.spare_connections  # to be opened with the first one
-        self._opening: dict[_Way, list[threading.Thread]] = {}  # that open them
-        self._is_closed = False
+        self._pool = Pool(self.watch, options.spare_connections)
 
     def close(self) -> None:
         """Close all connections that are not in use, and wait for threads that open some."""
-        with self._lock:
-            self._is_closed = True
-            for connections in self._idle.values():
-                for connection in connections:
-                    connection.close()
-            self._idle.clear()
-            opening = [thread for threads in self._opening.values() for thread in threads if thread.is_alive()]
-        if opening:  # none may be in OpenSSL when this program ends: OpenSSL frees what they use
-            self.watch.stop()
-            for thread in opening:
-                thread.join()
+        self._pool.close()
 
     @functools.cached_property
     def _context(self) -> ssl.SSLContext:
@@ -149,17 +127,21 @@ class Session:
         if url.scheme != "https" and not self._options.plain_http:
             hint = "if you trust this network, use --plain-http" if url.origin[1:] == self.origin[1:] else ""
             raise RegistryError(told(method, str(url), "not https"), hint)
-        if url.origin != self.origin:
+        is_home = url.origin == self.origin
+        if not is_home:
             self.reach.check_host(url.host, url.port)
         read_s = self._options.read_timeout_s
         if method == "PUT" and data is not None:
             # After a resumed upload the registry reads the complete blob again.
             read_s += getattr(data, "whole_bytes", len(data)) / COMMIT_BYTES_PER_S
-        way = _Way(url.origin, proxy_for(url) or "")
+        way = Way(url.origin, proxy_for(url) or "")
+        make = functools.partial(
+            Connection, url, Proxy.parse(way.proxy) if way.proxy else None, self._ways, home=is_home
+        )
         # An upload finds out first what has arrived of it; upload.py.
         may_repeat = method != "POST" and (data is None or isinstance(data, bytes))
         while True:
-            connection, is_new = self._take(way, url)
+            connection, is_new = self._pool.take(way, make, has_spares=is_home)
             try:
                 answer = connection.exchange(method, {**_ALWAYS, **headers}, data, url, read_s)
                 break
@@ -173,56 +155,6 @@ class Session:
                 raise
         assert connection.wire is not None
         wait = functools.partial(self.watch.within, connection.wire)
-        done = functools.partial(self._put_back, way, connection)
+        done = functools.partial(self._pool.put_back, way, connection)
         limits = self._options.read_timeout_s, self._options.read_min_bytes
         return Response(method, url, answer, wait, *limits, done)
-
-    def _put_back(self, way: _Way, connection: Connection, is_usable: bool) -> None:
-        """Keep a connection for another request, if it is usable."""
-        with self._lock:
-            if is_usable and not self._is_closed:
-                self._idle[way].append(connection)
-                return
-        connection.close()
-
-    def _open_spares(self, way: _Way, url: Url) -> None:
-        """Open connections that other requests will need, while the first request is under way."""
-
-        def open_one() -> None:
-            """Open one. If that fails, the request that needs one tries again, and its error is told."""
-            connection = self._new(way, url)
-            try:
-                connection.connect()
-            except Exception:
-                connection.close()
-            else:
-                self._put_back(way, connection, is_usable=True)
-
-        with self._lock:
-            count, self._spares = self._spares, 0
-            threads = [threading.Thread(target=open_one, name=SPARE, daemon=True) for _ in range(count)]
-            for thread in threads:  # within the lock: who finds them may join them
-                thread.start()
-            self._opening[way] = threads
-
-    def _new(self, way: _Way, url: Url) -> Connection:
-        proxy = Proxy.parse(way.proxy) if way.proxy else None
-        return Connection(url, proxy, self._ways, home=url.origin == self.origin)
-
-    def _take(self, way: _Way, url: Url) -> tuple[Connection, bool]:
-        """Return a connection, and whether it is a new one."""
-        while True:
-            with self._lock:
-                connection = self._idle[way].pop() if self._idle[way] else None
-                opening = self._opening.pop(way, ()) if connection is None else ()
-            if connection is not None:
-                if connection.is_usable:
-                    return connection, False
-                connection.close()
-                continue
-            if not opening:
-                if self._spares and url.origin == self.origin:
-                    self._open_spares(way, url)
-                return self._new(way, url), True
-            for thread in opening:
-                thread.join()

@@ -14,7 +14,7 @@ from rootdisk.errors import RegistryError
 from rootdisk.oci.documents import Descriptor, Digest, Platform
 from rootdisk.oci.reference import parse_reference
 from rootdisk.oci.repository import RegistryOptions, read_blob
-from rootdisk.registry.http import SPARE
+from rootdisk.registry.pool import SPARE
 from rootdisk.registry.repository import RegistryRepository
 from runner.store.pull import pull
 from runner.store.store import Store
