@@ -20,7 +20,8 @@ from ruamel.yaml import YAML
 from runner.cli import parser
 from tests.support.commands import ROOT
 from tests.support.pages import DOCS, blocks, commands, script
-from tests.support.registry import free_port, needs_registry
+from tests.support.ports import free_port
+from tests.support.registry import needs_registry
 
 PAGES = sorted(str(path.relative_to(DOCS)) for path in DOCS.rglob("*.md"))
 HOWTOS = [page for page in PAGES if page.startswith("howto/")]

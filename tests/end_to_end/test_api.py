@@ -207,6 +207,8 @@ def test_an_end_and_a_cancelled_boot(demo: str, runner: Runner, stand_in: FakeKr
     assert detached.inspect()["pid"] != before
     detached.remove(force=True)
 
+    stand_in.plays("hang")  # so it is still under way
+
     async def cancelled() -> None:
         boot = asyncio.create_task(AsyncSandbox.boot(demo, name="four", **options))  # type: ignore[arg-type]
         await asyncio.sleep(0.02)

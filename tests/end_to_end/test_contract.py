@@ -20,6 +20,7 @@ import pytest
 from tests.support.commands import ROOT, Runner, run
 from tests.support.layouts import write_layout
 from tests.support.terminals import read_terminal
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.vm
 
@@ -209,8 +210,13 @@ def machine(artifact: str, runner: Runner) -> Iterator[str]:
     runner("rm", "-f", "box")
 
 
+def written(runner: Runner, name: str) -> str:
+    """What the program of a sandbox has written, when that is all."""
+    return until(lambda: said if (said := runner("logs", name).stdout).endswith("\nwaiting\n") else "")
+
+
 def test_the_main_program(machine: str, runner: Runner) -> None:
-    said = runner("logs", machine).stdout
+    said = written(runner, machine)
     check(said, Context())
     assert "directory-/data 0:0 0755" in said
     assert "directory-/var/lib/db 0:0 0755" in said
@@ -278,7 +284,7 @@ def test_a_user_s_program_and_what_options_say(artifact: str, runner: Runner) ->
 def test_process_1(artifact: str, runner: Runner) -> None:
     """A PID namespace of its own, which exec joins; /proc is that namespace's."""
     assert runner("boot", "-d", "--name", "first", "--pid1", artifact, "--", "--wait").returncode == 0
-    said = runner("logs", "first").stdout
+    said = written(runner, "first")
     check(said, Context(host="first"), **{"process-1": "yes", "container": "rootdisk"})
     check(runner("exec", "first", "/bin/probe").stdout, Context(host="first"))
     assert runner("cp", "first:/proc/1/cmdline", "-").stdout.count("/bin/probe")

@@ -52,7 +52,7 @@ def test_killed_at_random_moments(demo: str, tmp_path: Path, kills: int) -> None
         process.wait(60)
         if other is not None:
             other.wait(60)
-        until(lambda: not of_store(store), 30)
+        until(lambda: not of_store(store))
         done = runner("verify", "--json")
         assert done.returncode == 0, (number, done.stdout, done.stderr)
         if keep:

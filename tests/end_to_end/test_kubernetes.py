@@ -19,7 +19,7 @@ from ruamel.yaml import YAML
 
 from tests.support import pods
 from tests.support.pages import blocks
-from tests.support.registry import free_port
+from tests.support.ports import free_port
 from tests.support.waiting import until
 
 needs_containers = pytest.mark.skipif(

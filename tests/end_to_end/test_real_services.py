@@ -15,7 +15,7 @@ import pytest
 from tests.support import services_data, services_web, static_images
 from tests.support.commands import ROOT, Runner, run
 from tests.support.debian_images import Recipe, make_image, needs_mmdebstrap
-from tests.support.registry import free_port
+from tests.support.ports import free_port
 from tests.support.waiting import until
 
 pytestmark = [pytest.mark.vm, pytest.mark.nightly]

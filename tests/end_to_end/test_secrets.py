@@ -7,12 +7,14 @@ import contextlib
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.support.commands import ROOT, Runner
 from tests.support.secrets import TlsHost
 from tests.support.stores import contents
+from tests.support.waiting import until
 
 GUEST = ROOT / "tests/end_to_end/guest"
 VALUE = f"s3cr3t-{os.urandom(16).hex()}"
@@ -92,7 +94,12 @@ def test_a_guest_has_a_placeholder_only(runner: Runner, demo: str, tmp_path: Pat
     assert folder.is_dir()
     for path in (path for path in folder.rglob("*") if path.is_file()):
         assert VALUE.encode() not in path.read_bytes(), path
-    (row,) = (row for row in json.loads(runner("logs", "--network", "--json", "secret").stdout) if "secrets" in row)
+
+    def told() -> list[dict[str, Any]]:
+        rows = json.loads(runner("logs", "--network", "--json", "secret").stdout)
+        return [row for row in rows if "secrets" in row]
+
+    (row,) = until(told)
     assert (row["host"], row["secrets"], row["verdict"]) == ("secret.test", ["TOKEN"], "allowed")
     assert runner("stop", "-t", "0", "secret").returncode == 0
     done = runner("start", "secret")

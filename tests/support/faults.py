@@ -206,21 +206,30 @@ def run_faults(upstream: str) -> Iterator[FaultProxy]:
                 self.send(status, answer)
 
         def give(self, start: int, data: bytes) -> None:
+            """Send `data`. It is among what was served before the client can have all of it."""
             count = 0
             with proxy.lock:
                 proxy.giving += 1
                 proxy.most_giving = max(proxy.most_giving, proxy.giving)
             try:
-                while count < len(data):
-                    piece = data[count : count + PIECE_BYTES]
-                    self.wfile.write(piece)
-                    count += len(piece)
-                    if proxy.pause_s:
-                        self.wait(proxy.pause_s)
-            finally:
-                with proxy.lock:
-                    proxy.giving -= 1
-                    proxy.served.append((self.path, start, count))
+                while len(data) - count > PIECE_BYTES:
+                    self.write(data[count : count + PIECE_BYTES])
+                    count += PIECE_BYTES
+            except BaseException:
+                self.gave(start, count)
+                raise
+            self.gave(start, len(data))
+            self.write(data[count:])
+
+        def write(self, piece: bytes) -> None:
+            self.wfile.write(piece)
+            if proxy.pause_s:
+                self.wait(proxy.pause_s)
+
+        def gave(self, start: int, count: int) -> None:
+            with proxy.lock:
+                proxy.giving -= 1
+                proxy.served.append((self.path, start, count))
 
         def drip(self, data: bytes, seconds: float) -> None:
             self.close_connection = True

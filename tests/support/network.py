@@ -19,7 +19,7 @@ from runner.network.proxy import LOCAL, PORT, Proxy
 from runner.network.rules import Rules
 from runner.sandbox.watched import Watched
 
-LIMIT_S = 20
+LIMIT_S = 60
 KINDS = messages.STREAMS_TO_GUEST
 
 

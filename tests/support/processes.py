@@ -33,11 +33,13 @@ def resident_bytes(pid: int) -> int:
 
 def until_it_waits(process: subprocess.Popen[Any], quiet_s: float = 0.4) -> None:
     """Wait until the running process sleeps and has used no processor time for `quiet_s`: it waits for something."""
-    until(lambda: _is_asleep(process.pid, quiet_s))
+    until(lambda: is_asleep(process.pid, quiet_s))
     assert process.poll() is None
 
 
-def _is_asleep(pid: int, quiet_s: float) -> bool:
+def is_asleep(pid: int, quiet_s: float) -> bool:
+    """Whether the process has used no processor time for `quiet_s` and sleeps, or has ended and nobody has asked how."""
+
     def look() -> list[str]:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return [fields[0], *fields[11:13]]  # state, utime, stime

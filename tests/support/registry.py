@@ -28,6 +28,7 @@ import pytest
 import trustme
 
 from rootdisk.oci.repository import RegistryOptions
+from tests.support.ports import free_port
 from tests.support.waiting import until
 
 PROGRAM = "docker-registry"
@@ -62,7 +63,7 @@ def run_registry(
     root.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         authority = trustme.CA() if tls else None
-        port = free_port()
+        port = free_port(host.strip("[]"))
         name = f"{host}:{port}"
         config: dict[str, Any] = {
             "version": "0.1",
@@ -114,11 +115,6 @@ def be_nobody(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
     monkeypatch.setenv("DOCKER_CONFIG", str(home / "docker"))
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
-
-
 def _wait_for(host: str, port: int, process: subprocess.Popen[bytes], log: Path) -> None:
     def answers() -> bool:
         with contextlib.suppress(OSError), socket.create_connection((host, port), 1):
@@ -126,7 +122,7 @@ def _wait_for(host: str, port: int, process: subprocess.Popen[bytes], log: Path)
         assert process.poll() is None, f"{PROGRAM} did not start: {log.read_text()[-2000:]}"
         return False
 
-    until(answers, 30)
+    until(answers)
 
 
 def docker_config(folder: Path, **auths: tuple[str, str]) -> Path:

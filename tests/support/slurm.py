@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.registry import free_port
+from tests.support.ports import free_port
 from tests.support.waiting import until
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch")
@@ -90,7 +90,7 @@ def run_slurm(room: Path) -> Iterator[Slurm]:
             stack.callback(process.terminate)
 
         start("munged", "--foreground", "--force", *munge)
-        until((room / "munge.socket").exists, 30)
+        until((room / "munge.socket").exists)
         start("slurmctld", "-D")
         for node in ("n1", "n2"):
             start("slurmd", "-D", "-N", node)

@@ -189,6 +189,8 @@ int main(int argc, char **argv) {
     int waits = 0;
     for (int i = 1; i < argc; i++)
         strcmp(argv[i], "--wait") ? say_directory(argv[i]) : (void)waits++;
+    if (waits)
+        puts("waiting");
     fflush(stdout);
     if (waits)
         pause();

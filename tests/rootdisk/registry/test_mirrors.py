@@ -29,11 +29,11 @@ from runner.store.store import Store
 from tests.support.artifacts import Sample, noise, publish, sample
 from tests.support.faults import ALWAYS, Fault, FaultProxy, run_faults
 from tests.support.layouts import write_layout
+from tests.support.ports import free_port
 from tests.support.registry import (
     QuietHandler,
     RunningRegistry,
     docker_config,
-    free_port,
     needs_registry,
     run_registry,
     serve,

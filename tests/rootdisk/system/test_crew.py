@@ -8,8 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from rootdisk.system.crew import Crew
+from tests.support.waiting import until
 
-WAIT_S = 20
+WAIT_S = 60
 
 
 def test_every_job_once_and_by_all() -> None:
@@ -143,12 +144,16 @@ def test_the_end_does_not_begin_what_waits() -> None:
         begun.set()
         assert go.wait(WAIT_S)
 
+    def go_at_the_end() -> None:
+        until(lambda: crew._is_closed)
+        go.set()
+
     with Crew(2) as crew:
         crew.submit(slow)
         for number in range(10):
             crew.submit(done.append, number)
         assert begun.wait(WAIT_S)
-        threading.Timer(0.05, go.set).start()
+        threading.Thread(target=go_at_the_end).start()
     assert not done
 
 

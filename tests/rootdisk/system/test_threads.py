@@ -7,6 +7,7 @@ import threading
 import pytest
 
 from rootdisk.system.threads import for_each, running
+from tests.support.waiting import until
 
 
 def test_each_item_once_on_a_few_threads() -> None:
@@ -16,7 +17,7 @@ def test_each_item_once_on_a_few_threads() -> None:
 
     def note(number: int) -> None:
         if number < 2:
-            both.wait(10)  # passes only if two run at the same time
+            both.wait(60)  # passes only if two run at the same time
         threads.add(threading.current_thread().name)
         done.append(number)
 
@@ -28,18 +29,18 @@ def test_each_item_once_on_a_few_threads() -> None:
 
 def test_the_first_error_stops_the_rest() -> None:
     begun: list[int] = []
-    failed = threading.Event()
+    failing: list[threading.Thread] = []
 
     def fail(number: int) -> None:
         begun.append(number)
         if number == 1:
-            failed.set()
+            failing.append(threading.current_thread())
             raise ValueError("one")
-        assert failed.wait(10)
+        until(lambda: failing and not failing[0].is_alive())
 
     with pytest.raises(ValueError, match="one"):
         for_each(range(100), fail, 2)
-    assert len(begun) < 100
+    assert sorted(begun) == [0, 1]
 
 
 def test_a_block_that_fails_waits_for_its_threads() -> None:
@@ -47,7 +48,7 @@ def test_a_block_that_fails_waits_for_its_threads() -> None:
     go = threading.Event()
 
     def work() -> None:
-        assert go.wait(10)
+        assert go.wait(60)
         ended.append("work")
 
     def block() -> None:
@@ -68,7 +69,7 @@ def test_an_error_is_raised_while_others_still_run() -> None:
         raise ValueError("soon")
 
     def work() -> None:
-        assert go.wait(10)
+        assert go.wait(60)
 
     with running([work, fail]) as threads:
         with pytest.raises(ValueError, match="soon"):
@@ -82,7 +83,7 @@ def test_actions_are_interrupted_if_the_program_is_to_end() -> None:
     def fail(number: int) -> None:
         if number:
             raise KeyboardInterrupt
-        assert go.wait(10)
+        assert go.wait(60)
 
     with pytest.raises(KeyboardInterrupt):
         for_each(range(2), fail, 2, go.set)

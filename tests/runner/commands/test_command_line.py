@@ -23,6 +23,7 @@ from runner.machine import ports
 from runner.options import values as options
 from runner.sandbox import lines
 from runner.sandbox.logs import Log, Reader
+from tests.support.ports import free_port
 
 
 @pytest.fixture(autouse=True)
@@ -124,9 +125,9 @@ def test_errors_say_what_to_type(words: list[str], hint: str, capfd: pytest.Capt
 
 def test_ports_are_bound_first() -> None:
     with socket.socket() as sock, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams:
-        sock.bind(("127.0.0.1", 0))
+        port = free_port()
+        sock.bind(("127.0.0.1", port))
         sock.listen()
-        port = sock.getsockname()[1]
         with pytest.raises(BadInput, match=f"port {port} is in use"):
             ports.check([("tcp", "127.0.0.1", port, 80)])
         datagrams.bind(("127.0.0.1", 0))

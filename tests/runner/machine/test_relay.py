@@ -18,6 +18,7 @@ from runner.machine.model import Forward
 from runner.options.values import forwards
 from tests.support.commands import ROOT
 from tests.support.mounts import needs_root
+from tests.support.ports import free_port
 from tests.support.waiting import until
 
 
@@ -67,7 +68,7 @@ def test_other_ports() -> None:
 @pytest.fixture
 def relayed() -> Iterator[tuple[Forward, Forward]]:
     """A TCP and a UDP port of ::1, and what answers behind them."""
-    given = tuple(Forward(kind, "::1", _free(number), 7) for kind, number in (("tcp", 1), ("udp", 2)))
+    given = tuple(Forward(kind, "::1", free_port("::1", number), 7) for kind, number in (("tcp", 1), ("udp", 2)))
     left, helper = relay.serve(given, None)
     assert helper is not None
     try:
@@ -79,12 +80,6 @@ def relayed() -> Iterator[tuple[Forward, Forward]]:
     finally:
         helper.process.kill()
         helper.process.wait()
-
-
-def _free(number: int) -> int:
-    with socket.socket(socket.AF_INET6, number) as sock:
-        sock.bind(("::1", 0))
-        return int(sock.getsockname()[1])
 
 
 @contextlib.contextmanager
@@ -151,7 +146,7 @@ def test_it_runs_as_the_machine_s_user_and_ends_with_the_keeper() -> None:
         "from rootdisk.system.process import User\n"
         "from runner.machine import relay\n"
         "from runner.machine.model import Forward\n"
-        f"_, helper = relay.serve((Forward('tcp', '::1', {_free(1)}, 7),), User(65534, 65534, ()))\n"
+        f"_, helper = relay.serve((Forward('tcp', '::1', {free_port('::1')}, 7),), User(65534, 65534, ()))\n"
         "print(helper.process.pid, flush=True)\n"
         "time.sleep(60)\n"
     )

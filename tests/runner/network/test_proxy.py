@@ -19,6 +19,7 @@ from runner.channel.messages import WINDOW, frame
 from runner.network import connection, proxy
 from runner.network.streams import OUT_MAX
 from tests.support.network import Guest, Server, guest, serving
+from tests.support.ports import free_port
 from tests.support.waiting import until
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -66,7 +67,7 @@ def test_an_absolute_request(inside: Guest, server: Server) -> None:
         b"",
         b"",
     ]
-    until(lambda: bool(inside.lines), 5)
+    until(lambda: bool(inside.lines))
     row = rows(inside)[0]
     assert (row["host"], row["port"], row["verdict"], row["received"]) == ("app.test", server.port, "allowed", len(OK))
     assert row["sent"] == len(server.bytes_seen)
@@ -322,7 +323,7 @@ def test_tls_with_the_right_name(monkeypatch: pytest.MonkeyPatch) -> None:
                 record += b"\x16\x03\x01" + len(piece).to_bytes(2, "big") + piece
             inside.say(number, bytes(record) + b"more")
             inside.until(number, b"from the server")
-            until(lambda: server.bytes_seen == bytes(record) + b"more", 5)
+            until(lambda: server.bytes_seen == bytes(record) + b"more")
 
 
 @pytest.mark.parametrize(
@@ -369,7 +370,7 @@ def test_what_follows_an_absolute_request() -> None:
         number = inside.open()
         inside.say(number, one + b"GET http://evil.test/ HTTP/1.1\r\nHost: evil.test\r\n\r\n")
         assert inside.until(number, OK) == OK
-        until(lambda: server.bytes_seen.endswith(b"Connection: close\r\n\r\nabc"), 5)
+        until(lambda: server.bytes_seen.endswith(b"Connection: close\r\n\r\nabc"))
         inside.say(number, one)
         inside.hear(0.3)
         assert server.bytes_seen.count(b"POST") == 1
@@ -377,8 +378,7 @@ def test_what_follows_an_absolute_request() -> None:
 
 
 def test_a_server_that_is_not_there(inside: Guest) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as gone:
-        port = gone.getsockname()[1]
+    port = free_port()
     with guest([f"app.test:{port}"], {"app.test": "127.0.0.1"}) as other:
         answer = other.ask(f"CONNECT app.test:{port} HTTP/1.1\r\n\r\n".encode())
         assert answer.startswith(b"HTTP/1.1 502 Bad Gateway")
@@ -389,7 +389,7 @@ def test_a_server_that_is_not_there(inside: Guest) -> None:
 def test_published_ports() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener, guest(["x.test"], published=[(listener, 8080)]) as inside:
         with socket.create_connection(listener.getsockname(), 10) as sock:
-            until(lambda: inside.hear() or bool(inside.opened), 5)
+            until(lambda: inside.hear() or bool(inside.opened))
             number, port = inside.opened[0]
             assert port == 8080
             sock.sendall(b"ping")
@@ -416,7 +416,7 @@ def test_many_at_once_and_a_limit() -> None:
         assert b"256 connections are open" in answer
         inside.end(numbers[0])
         inside.send(frame(messages.CLOSED, b"", numbers[1]))
-        until(lambda: not inside.proxy.is_full(), 5)
+        until(lambda: not inside.proxy.is_full())
         number = inside.open()
         inside.say(number, request)
         inside.until(number, b"established")
@@ -432,12 +432,12 @@ def test_look_ups_that_nobody_waits_for(monkeypatch: pytest.MonkeyPatch) -> None
             number = inside.open()
             inside.say(number, f"CONNECT {number}.slow.test:443 HTTP/1.1\r\n\r\n".encode())
             waiting += 1
-            until(lambda: inside.proxy.lookups.waiting == waiting, 10, 0.001)  # noqa: B023 - called at once
+            until(lambda: inside.proxy.lookups.waiting == waiting, every_s=0.001)  # noqa: B023 - called at once
             inside.send(frame(messages.CLOSED, b"", number))
         assert waiting == proxy.CONNECTIONS_MAX
         assert b"256 connections are open" in inside.ask(b"CONNECT x.slow.test:443 HTTP/1.1\r\n\r\n")
         answers.set()
-        until(lambda: not inside.proxy.is_full(), 10)
+        until(lambda: not inside.proxy.is_full())
         assert b"cannot be looked up" in inside.ask(b"CONNECT x.slow.test:443 HTTP/1.1\r\n\r\n")
 
 
@@ -483,7 +483,7 @@ def test_messages_of_dns_that_are_no_questions() -> None:
     with guest(["app.test"]) as inside:
         number = inside.open(port=proxy.DNS_PORT)
         inside.say(number, bytes(100_000))
-        until(lambda: inside.hear() or number in inside.closed, 10)
+        until(lambda: inside.hear() or number in inside.closed)
         assert inside.inbox[number] == b""
         assert number in inside.closed
 
@@ -529,4 +529,4 @@ def test_what_takes_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
     with guest(["x.test"]) as inside:
         number = inside.open()
         inside.say(number, b"GET http://x.te")
-        until(lambda: inside.hear() or number in inside.closed, 10)
+        until(lambda: inside.hear() or number in inside.closed)

@@ -83,14 +83,14 @@ def test_clients_are_answered_meanwhile(tmp_path: Path, sent: bytes, goes_on: bo
         listener.bind(str(tmp_path / "control"))
         listener.listen()
         went_on: list[bool] = []
-        thread = threading.Thread(target=lambda: went_on.append(rest(listener, 0.5, "web")))
-        thread.start()
+        thread = threading.Thread(target=lambda: went_on.append(rest(listener, 1.0 if goes_on else 60.0, "web")))
         with socket.socket(socket.AF_UNIX) as client:
-            client.connect(str(tmp_path / "control"))
+            client.connect(str(tmp_path / "control"))  # it is there when the wait begins
             client.sendall(sent)
-            client.settimeout(10)
+            client.settimeout(60)
+            thread.start()
             answer = client.recv(4096)
-        thread.join(10)
+        thread.join()
         assert went_on == [goes_on]
         if sent.startswith(messages.frame(messages.EXEC, b"cmd=ls\0")):
             assert b"sandbox web is about to start again" in answer
@@ -102,13 +102,13 @@ def test_who_waits_is_let_go_at_the_start_and_at_the_end(tmp_path: Path, goes_on
     with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as client:
         listener.bind(str(tmp_path / "control"))
         listener.listen()
-        client.settimeout(10)
+        client.settimeout(60)
         client.connect(str(tmp_path / "control"))
         client.sendall(messages.frame(messages.WAIT))
         with socket.socket(socket.AF_UNIX) as other:
             other.connect(str(tmp_path / "control"))
             other.sendall(messages.frame(messages.EXEC if goes_on else messages.KILL, b""))
-            assert rest(listener, 0.3, "web") is goes_on
+            assert rest(listener, 1.0 if goes_on else 60.0, "web") is goes_on
         assert client.recv(4096) == b""
 
 
@@ -130,10 +130,10 @@ def test_a_status_is_that_of_the_next_run(tmp_path: Path) -> None:
         keeper.start()
         sock = orders.watch_end(state, stack)
         assert sock is not None
-        sock.settimeout(20)
+        sock.settimeout(60)
         store = Store.open(tmp_path / "store")
         assert orders.status_of(store, state, sock) == 7
-        keeper.join(10)
+        keeper.join()
         sock = orders.watch_end(state, stack)  # nobody accepts it
         assert sock is not None
         sock.settimeout(0.1)

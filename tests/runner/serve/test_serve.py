@@ -112,7 +112,7 @@ def test_what_is_served(served: tuple[str, Path], registry: RunningRegistry) -> 
     assert get(address, "/v2/")[0] == 200
     manifest = MADE.artifact.descriptor.digest
     wait_for_checks(address)
-    until(lambda: get(address, f"/v2/team/served/manifests/{manifest}")[0] == 200, 30)
+    until(lambda: get(address, f"/v2/team/served/manifests/{manifest}")[0] == 200)
     assert get(address, f"/v2/team/served/manifests/{manifest}") == (200, MADE.artifact.manifest)
     for blob in MADE.artifact.blobs:
         path = f"/v2/team/served/blobs/{blob.descriptor.digest}"
@@ -142,10 +142,10 @@ def test_a_disk_that_is_being_fetched_is_served_when_it_is_complete(registry: Ru
     disk.rename(disk.with_suffix(".partial"))
     blob = next(blob.descriptor for blob in MADE.artifact.blobs if blob.descriptor.media_type.endswith("ext4+zstd"))
     with serving(runner.store) as address:
-        until(lambda: get(address, f"/v2/team/served/manifests/{MADE.artifact.descriptor.digest}")[0] == 200, 30)
+        until(lambda: get(address, f"/v2/team/served/manifests/{MADE.artifact.descriptor.digest}")[0] == 200)
         assert get(address, f"/v2/team/served/blobs/{blob.digest}")[0] == 404
         disk.with_suffix(".partial").rename(disk)
-        until(lambda: get(address, f"/v2/team/served/blobs/{blob.digest}")[0] == 200, 30)
+        until(lambda: get(address, f"/v2/team/served/blobs/{blob.digest}")[0] == 200)
 
 
 @needs_registry
@@ -200,6 +200,7 @@ def test_slow_clients_and_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         place = listener.getsockname()
         threading.Thread(target=server.Server(Catalog(Store.open()), listener).run, daemon=True).start()
         stack.callback(listener.shutdown, socket.SHUT_RDWR)
+        started = time.monotonic()
         slow, *_ = [stack.enter_context(socket.create_connection(place, 30)) for _ in range(server.OF_ADDRESS_MAX)]
         with socket.create_connection(place, 30) as one_more, contextlib.suppress(ConnectionError):
             assert one_more.recv(1) == b""
@@ -211,8 +212,7 @@ def test_slow_clients_and_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
                 return False
             return True
 
-        started = time.monotonic()
-        until(is_ended, 20, 0.1)
+        until(is_ended, every_s=0.1)
         assert time.monotonic() - started > 1
 
         def answers() -> bool:
@@ -221,7 +221,7 @@ def test_slow_clients_and_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
                 return get(f"127.0.0.1:{place[1]}", "/v2/")[0] == 200
             return False
 
-        until(answers, 20)
+        until(answers)
 
 
 @pytest.mark.parametrize(

@@ -89,8 +89,9 @@ for _ in range(100):
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_who_waits_is_told_for_whom_and_not_for_ever(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], shared: bool
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, shared: bool
 ) -> None:
+    monkeypatch.setattr(locks, "SAY_S", 0.1)
     process = holding(tmp_path / "lock")
     who = f"process {process.pid} \\(makes a thing\\)"
     with pytest.raises(Busy, match=f"disk abc is in use by {who}"):
