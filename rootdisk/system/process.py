@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import gc
 import os
 import resource
 import signal
@@ -368,6 +369,7 @@ def detach(keep: Collection[int], log: Path | None) -> None:
         open(fd, mode, 1, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115 - open to the end
         for fd, mode in ((0, "r"), (1, "w"), (2, "w"))
     )
+    gc.freeze()  # sockets and files among garbage of the caller would close their numbers, which are reused below
     for name in os.listdir("/proc/self/fd"):
         fd = int(name)
         if fd > 2 and fd not in keep:

@@ -193,6 +193,22 @@ def test_a_detached_process_keeps_nothing(tmp_path: Path) -> None:
     assert log.read_text() == f"{opened} / {tmp_path}/bin/mine\n"
 
 
+def test_garbage_of_the_caller_closes_nothing_of_a_detached_process(tmp_path: Path) -> None:
+    """A socket that nobody uses any more closes its number when it is found, and that may be another's: the server of a disk lost a machine."""
+    script = (
+        "import gc, os, socket, sys; from pathlib import Path; from rootdisk.system import process as p; gc.disable();"
+    )
+    script += (
+        "held = [socket.socket() for _ in range(9)]; held.append(held); del held; p.detach((), Path(sys.argv[1]));"
+    )
+    script += "own = [os.open('/dev/zero', os.O_RDONLY) for _ in range(9)]; gc.collect(); [*map(os.fstat, own)];"
+    script += "print('kept', file=sys.stderr)"
+    log = tmp_path / "log"
+    done = shell('exec $0 -c "$1" "$2" & wait', script, str(log))
+    assert done.returncode == 0, done.stderr
+    assert log.read_text() == "kept\n"
+
+
 @needs_root
 @pytest.mark.root
 def test_users_of_machines_are_given_back(tmp_path: Path) -> None:
