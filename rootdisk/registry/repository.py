@@ -25,6 +25,9 @@ from rootdisk.text import printable
 
 ACCEPT = {"Accept": ", ".join((*MANIFEST_TYPES, *INDEX_TYPES))}
 _PIECE_BYTES = 256 << 10
+_PART_MIN_BYTES = (
+    64 << 10
+)  # a server that sends less of a range than this has failed; else a blob takes requests without end
 _PROGRESS_BYTES = 1 << 20  # after this many bytes a transfer may fail again
 _REFERRERS_PAGES_MAX = 20
 _NO_REFERRERS_API = (400, 404, 405, 501)  # what registries say that do not know it
@@ -142,6 +145,7 @@ class RegistryRepository:
         retry = self.client.retry()
         position = kept = start
         while position < stop:
+            asked_at = position
             try:
                 for piece in self._stream(descriptor, position, stop):
                     position += len(piece)
@@ -149,8 +153,14 @@ class RegistryRepository:
                         kept = position
                         retry.progress()
                     yield piece
+                if position < stop and position - asked_at < _PART_MIN_BYTES:
+                    reason = f"only {position - asked_at} of the {stop - asked_at} bytes that were asked for"
+                    raise RegistryError(f"{self._name_of(descriptor)}: {reason}", temporary=True)
             except RegistryError as err:
                 retry.wait(err)
+
+    def _name_of(self, descriptor: Descriptor) -> str:
+        return f"{self.client.name}: blob {descriptor.digest.short}"
 
     def _note_ranges(self, *, served: bool) -> None:
         """Note whether a range was served or offered. One that was ignored counts more."""
@@ -160,7 +170,7 @@ class RegistryRepository:
         """Yield the bytes of one request for [start, stop). The server may return fewer."""
         is_complete = start == 0 and stop == descriptor.size
         headers = {} if is_complete else {"Range": f"bytes={start}-{stop - 1}"}
-        what = f"{self.client.name}: blob {descriptor.digest.short}"
+        what = self._name_of(descriptor)
         with self.client.request(
             "GET", f"blobs/{descriptor.digest}", expect=(200,) if is_complete else (200, 206), headers=headers
         ) as response:

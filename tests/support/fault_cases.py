@@ -27,6 +27,8 @@ def disk_cases(path: str) -> list[Case]:
         Case("wrong bytes", lambda: [Fault("wrong", path, skip=1)]),
         Case("wrong bytes, always", lambda: [Fault("wrong", path, ALWAYS)], "chunk at"),
         Case("longer part", lambda: [Fault("long", path, ALWAYS)]),
+        Case("smaller parts", lambda: [Fault("part", path, ALWAYS, after=100_000)]),
+        Case("parts of one byte", lambda: [Fault("part", path, ALWAYS, after=1)], "only 1 of the"),
         Case("wrong Content-Range", lambda: [Fault("shifted", path, skip=1)], "got 'bytes"),
         Case("whole for a part", lambda: [Fault("whole", path, skip=1)]),
         Case("whole for every part", lambda: [Fault("whole", path, ALWAYS)]),

@@ -21,7 +21,7 @@ from tests.support.registry import QuietHandler, QuietServer, serve
 
 Kind = Literal[
     "short", "wrong", "long", "shifted", "status", "stall", "reset", "drip", "drip-head", "huge-head", "whole", "redirect",
-    "cut", "as",
+    "cut", "as", "part",
 ]  # fmt: skip
 
 PIECE_BYTES = 32 << 10
@@ -43,7 +43,8 @@ class Fault:
     headers: dict[str, str] = field(default_factory=dict)
     body: bytes = b"{}"  # of "status"
     target: str = ""  # of "redirect": a URL; the same path again where there is none
-    after: int = 1000  # bytes of the body before "short", "stall" and "reset"; of the request's before "cut"
+    # Bytes of the body before "short", "stall" and "reset", of the request's before "cut", of the range that is given in "part".
+    after: int = 1000
     seconds: float = 30  # of "stall"; between the bytes of "drip" and "drip-head"
 
 
@@ -139,6 +140,12 @@ def run_faults(upstream: str) -> Iterator[FaultProxy]:
                 data = data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
             if kind == "shifted" and status == 206:
                 headers["Content-Range"] = headers["Content-Range"].replace(f"{start}-", f"{start + 1}-")
+            if fault and kind == "part" and status == 206:
+                size, data = len(data), data[: fault.after]
+                headers["Content-Range"] = headers["Content-Range"].replace(
+                    f"-{start + size - 1}/", f"-{start + len(data) - 1}/"
+                )
+                headers["Content-Length"] = str(len(data))
             if kind == "huge-head":
                 headers["X-Filler"] = "x" * 200_000
             if fault and kind == "drip-head":
@@ -148,7 +155,7 @@ def run_faults(upstream: str) -> Iterator[FaultProxy]:
             for name, value in headers.items():
                 self.send_header(name, value)
             self.end_headers()
-            if not fault or kind in ("wrong", "whole", "long", "shifted", "huge-head", "as"):
+            if not fault or kind in ("wrong", "whole", "long", "shifted", "huge-head", "as", "part"):
                 self.give(start, data)
                 return
             if kind == "drip":
