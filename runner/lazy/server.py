@@ -18,6 +18,7 @@ import time
 from typing import Any
 
 from rootdisk.durable import open_file
+from rootdisk.errors import DigestMismatch, RegistryError
 from runner.lazy import nbd
 from runner.lazy.agenda import Agenda
 from runner.lazy.clients import Client, Clients, Errand
@@ -39,8 +40,9 @@ _MESSAGES_MAX_FDS = 2
 class Server:
     """Serves and fills the disk of `source` until nobody needs it."""
 
-    def __init__(self, store: Store, source: DiskSource, listener: socket.socket) -> None:
-        self._store, self._source, self._listener = store, source, listener
+    def __init__(self, store: Store, source: DiskSource, listener: socket.socket, lock: int) -> None:
+        self._store, self._source, self._listener, self._lock = store, source, listener, lock
+        self.has_yielded = False  # another process has the lock, and starts the next server
         self._agenda = Agenda(source.chunk_index.chunks, source.first_chunks)
         self._poll = select.epoll()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -168,16 +170,27 @@ class Server:
         if word == "end" and not (self._guests or self._clients.are_attached or self._clients.pulling):
             self._is_unwanted = True
             return
+        if word == "yield" and self._may_yield:
+            with contextlib.suppress(OSError):
+                filling.send(client.sock, {"is": "yielded"}, [self._lock])
+                self._is_unwanted = self.has_yielded = True
+                return
         if word == "attach":
             client.is_attached = True
             self._is_recording |= bool(message.get("records"))
         elif word == "pull":
             client.pulls = True
-        elif word != "status":
+        elif word not in ("status", "yield"):
             self._clients.drop(client)
             return
         self._plan()
         self._clients.say(client, {"is": "status", **self.status()._asdict()})
+
+    @property
+    def _may_yield(self) -> bool:
+        """Return whether another server may do better: this one's registry fails, not the host."""
+        is_registry = isinstance(self._reads.problem, RegistryError | DigestMismatch)
+        return is_registry and self._completion is not None and not self._has_no_room
 
     def _provide(self, client: Client, message: dict[str, Any]) -> None:
         """Get a part of the disk for a process that reads the file itself."""

@@ -9,7 +9,7 @@ import signal
 import socket
 import time
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from rootdisk.durable import is_named, read_file
 from rootdisk.errors import Busy, RootdiskError
@@ -23,10 +23,14 @@ from runner.store.filling import DiskSource, FillStatus
 from runner.store.names import files_of
 from runner.store.store import Store
 
+if TYPE_CHECKING:
+    from runner.lazy.server import Server
+
 START_S = 30.0  # for a server to answer that another process has started
 _POLL_S = 0.02
 _REFUSED_S = 2.0  # a server that has ended is gone by then
 _STARTS_MAX = 3
+_ATTEMPT_S = 0.001  # for retries: there are none
 _LOG_MAX_BYTES = 16 << 20
 _BACKLOG = 256
 
@@ -34,12 +38,15 @@ _BACKLOG = 256
 def enter(store: Store, source: DiskSource) -> socket.socket:
     """Return a connection to the server of a disk for a new sandbox.
 
-    If the server fetches from another repository, that of `source` must show that it has the disk too; see possession.py.
+    If the server fetches from another repository, that of `source` must show that it has the disk too; see possession.py. A server
+    whose registry fails, or refuses its credentials, is replaced if `source` can be fetched from.
 
     Raises:
         RootdiskError: It does not show that, or the disk has no server.
     """
     sock, status = attach(store, source)
+    if status.problem and not status.is_complete and _serves_disk(source):
+        sock, status = _replace(store, source, sock)
     try:
         is_proven = status.is_proven and status.place == source.place
         if is_proven or status.place != source.place or status.is_complete:
@@ -48,6 +55,28 @@ def enter(store: Store, source: DiskSource) -> socket.socket:
         sock.close()
         raise
     return sock
+
+
+def _serves_disk(source: DiskSource) -> bool:
+    """Return whether the repository of `source` serves a chunk of the disk at the first attempt."""
+    from rootdisk.oci.repository import Joined
+    from rootdisk.places import open_mirrored
+    from runner.store.fetch import check_chunk
+
+    options = source.options._replace(give_up_s=_ATTEMPT_S)
+    with contextlib.suppress(RootdiskError), contextlib.closing(open_mirrored(source.reference, options)) as repository:
+        check_chunk(Joined(repository, source.blobs), source.chunk_index)
+        return True
+    return False
+
+
+def _replace(store: Store, source: DiskSource, sock: socket.socket) -> tuple[socket.socket, FillStatus]:
+    """Start a server of `source` in place of the one that `sock` leads to. Keepers find it as they do when one is killed."""
+    with sock:
+        lock = filling.take_over(sock)
+        if lock is not None:
+            _start(store, source, lock)
+    return attach(store, source)
 
 
 def _check_possession(store: Store, source: DiskSource, *, has_disk: bool) -> None:
@@ -143,6 +172,7 @@ def _start(store: Store, source: DiskSource, lock: int) -> None:
 def _serve(store: Store, source: DiskSource, lock: int, listener: socket.socket) -> NoReturn:
     """Be the server process. Never returns."""
     status = 1
+    server: Server | None = None
     base = filling.folder(store) / source.digest.hex
     log = base.with_suffix(".log")
     try:
@@ -160,7 +190,8 @@ def _serve(store: Store, source: DiskSource, lock: int, listener: socket.socket)
 
         # What the disk is fetched for is held, so that a prune does not make the fill pointless.
         lease = store.lease({source.digest.hex, *files_of(store, Digest.of(source.manifest).hex)})
-        Server(store, source, listener).run()
+        server = Server(store, source, listener, lock)
+        server.run()
         for fd in lease:  # before the connections: a process that waits for their end may remove it then
             os.close(fd)
         status = 0
@@ -172,7 +203,8 @@ def _serve(store: Store, source: DiskSource, lock: int, listener: socket.socket)
     finally:
         # Who connects from now on finds no server. Who has connected already is told so by the end of the connection.
         with contextlib.suppress(OSError):
-            if is_named(lock, base.with_suffix(".lock")):  # not of a store made again
+            has_yielded = server is not None and server.has_yielded
+            if is_named(lock, base.with_suffix(".lock")) and not has_yielded:  # not of a store made again
                 os.unlink(base.with_suffix(".socket"))
                 os.unlink(base.with_suffix(".lock"))
         with contextlib.suppress(OSError):

@@ -18,7 +18,7 @@ from rootdisk.artifact.format import ArtifactConfig, ArtifactManifest, Chunk, Ch
 from rootdisk.artifact.published import checked_index, index_bytes
 from rootdisk.cli.progress import Progress
 from rootdisk.durable import advice, atomic_write
-from rootdisk.errors import RootdiskError
+from rootdisk.errors import RegistryError, RootdiskError
 from rootdisk.oci.documents import Descriptor
 from rootdisk.oci.repository import Joined, Repository
 from runner.store import limits
@@ -78,15 +78,18 @@ def fetch(
     Raises:
         RootdiskError: Something cannot be fetched or written.
     """
-    counts = _join(store, config, progress)
-    known = served()  # a server that we have waited for may have fetched everything
     index = checked_index(raw_index, roles, config)
-    with _boot_files(store, repository, [boot_blobs(roles, config)], known), store.making(config.disk_digest):
-        # Another process may have fetched it meanwhile.
-        if not store.disk(config.disk_digest).exists() or store.damage(config.disk_digest.hex):
-            return _fetch_disk(store, repository, roles, config, index, progress)
-        if config.disk_digest.hex not in known:
-            check_chunk(Joined(repository, roles.disk), index)
+    blob = Joined(repository, roles.disk)
+    with contextlib.ExitStack() as until_made:
+        counts = _join(store, config, progress, lambda: check_chunk(blob, index), until_made)
+        known = served()  # a server that we have waited for may have fetched everything
+        with _boot_files(store, repository, [boot_blobs(roles, config)], known), store.making(config.disk_digest):
+            until_made.close()
+            # Another process may have fetched it meanwhile.
+            if not store.disk(config.disk_digest).exists() or store.damage(config.disk_digest.hex):
+                return _fetch_disk(store, repository, roles, config, index, progress)
+            if config.disk_digest.hex not in known:
+                check_chunk(blob, index)
     return counts
 
 
@@ -193,13 +196,34 @@ def _meanwhile(repository: Repository, actions: Sequence[Callable[[], None]]) ->
             raise
 
 
-def _join(store: Store, config: ArtifactConfig, progress: Progress | None) -> Counts:
-    """If a server fills the disk for sandboxes that use it, wait until it has done so, as quickly as it can."""
+def _join(
+    store: Store,
+    config: ArtifactConfig,
+    progress: Progress | None,
+    check: Callable[[], None],
+    until_made: contextlib.ExitStack,
+) -> Counts:
+    """If a server fills the disk for sandboxes that use it, wait until it has done so, as quickly as it can.
+
+    It may have another registry than ours, or other credentials. If it fails, and `check` shows that ours serves the disk, it has
+    to end, and no other is started before `until_made` is closed.
+    """
     if not (store.root / "lazy").exists():
         return Counts(0, 0, 0)
     from runner.store import filling
 
-    status = filling.join(store, config.disk_digest, progress)
+    try:
+        status = filling.join(store, config.disk_digest, progress)
+    except RegistryError:
+        sock = filling.connect(store, config.disk_digest)
+        if sock is not None:
+            with sock:
+                check()
+                lock = filling.take_over(sock)
+            if lock is None:
+                raise
+            until_made.callback(os.close, lock)
+        return Counts(0, 0, 0)
     if status is None or not status.is_complete:
         return Counts(0, 0, 0)
     return Counts(status.fetched_bytes, 0, config.disk_size - status.data_bytes)

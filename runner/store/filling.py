@@ -250,6 +250,22 @@ def end(store: Store, digest: Digest) -> None:
                 pass
 
 
+def take_over(sock: socket.socket) -> int | None:
+    """Have the server of a disk end, though it is used, because the registry fails from which it fetches.
+
+    Return its lock: nobody starts another server until that is closed. None if it goes on, or has ended already.
+    """
+    with contextlib.suppress(OSError):
+        send(sock, {"do": "yield"})
+        while (answer := receive(sock, 1)) is not None:
+            message, fds = answer
+            if fds:
+                return fds[0]
+            if message.get("is") == "status":  # not what all keepers are told
+                break
+    return None
+
+
 def join(store: Store, digest: Digest, progress: Progress | None) -> FillStatus | None:
     """Have the server of a disk complete it as quickly as it can, and wait for that.
 
