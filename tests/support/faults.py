@@ -113,6 +113,9 @@ def run_faults(upstream: str) -> Iterator[FaultProxy]:
             if kind == "cut":
                 self.cut(body)
                 return
+            if len(body) < length:  # the client has gone
+                self.close_connection = True
+                return
             if fault and kind == "status":
                 self.send(fault.status, fault.body, **fault.headers)
                 return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -29,6 +30,15 @@ def peak_bytes(process: subprocess.Popen[Any]) -> int:
 def resident_bytes(pid: int) -> int:
     """The resident set of a running process."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def open_files() -> set[tuple[str, str]]:
+    """The descriptors of this process, and what each is of. What threads of earlier tests have left may close at any time."""
+    found = set()
+    for fd in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # that of the listing
+            found.add((fd, os.readlink(f"/proc/self/fd/{fd}")))
+    return found
 
 
 def until_it_waits(process: subprocess.Popen[Any], quiet_s: float = 0.4) -> None:

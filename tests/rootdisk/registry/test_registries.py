@@ -27,7 +27,7 @@ from tests.support.registry import QuietHandler, needs_registry, run_registry, s
 
 pytestmark = [needs_registry, pytest.mark.usefixtures("nobody")]
 
-QUICK = RegistryOptions(plain_http=True, read_timeout_s=2, give_up_s=8)
+PATIENT = RegistryOptions(plain_http=True)
 
 
 def test_every_row_names_its_test() -> None:
@@ -53,7 +53,7 @@ def test_head_of_a_blob(proxy: FaultProxy, how: str) -> None:
         else:
             fault = Fault("status", "/blobs/sha256", ALWAYS, method="HEAD", status=int(how[:3]), body=b"")
         proxy.add(fault)
-        target = open_target(parse_reference(f"{proxy.name}/a/b"), QUICK)
+        target = open_target(parse_reference(f"{proxy.name}/a/b"), PATIENT)
         assert target.has_blob(BLOB)
         assert not target.has_blob(absent)
         target.push_blob(empty, lambda: iter([]))
@@ -71,15 +71,17 @@ def test_put_of_a_manifest(proxy: FaultProxy, status: int) -> None:
     proxy.add(Fault("as", "/manifests/", method="PUT", status=status))
     if status == 202:  # not there at once
         proxy.add(Fault("status", "/manifests/", 2, status=404))
-    target = open_target(parse_reference(f"{proxy.name}/a/b"), QUICK)
+    target = open_target(parse_reference(f"{proxy.name}/a/b"), PATIENT)
     assert target.push_manifest(RAW, OCI_MANIFEST, (f"as-{status}",)) == Digest.of(RAW)
-    assert open_repository(parse_reference(f"{proxy.name}/a/b"), QUICK).resolve(f"as-{status}").digest == Digest.of(RAW)
+    assert open_repository(parse_reference(f"{proxy.name}/a/b"), PATIENT).resolve(f"as-{status}").digest == Digest.of(
+        RAW
+    )
     target.close()
 
 
 def test_a_manifest_that_never_comes(proxy: FaultProxy) -> None:
     """A registry that says yes, and has something else or nothing, is not believed."""
-    target = open_target(parse_reference(f"{proxy.name}/a/b"), QUICK._replace(give_up_s=2))
+    target = open_target(parse_reference(f"{proxy.name}/a/b"), PATIENT._replace(give_up_s=2))
     proxy.add(Fault("as", "/manifests/", method="PUT", status=200))
     proxy.add(Fault("status", "/manifests/", ALWAYS, status=404))
     with pytest.raises(RegistryError, match="404"):
@@ -97,10 +99,10 @@ def test_put_of_a_blob(proxy: FaultProxy, status: int) -> None:
     data = os.urandom(200_000)
     blob = Descriptor("application/octet-stream", Digest.of(data), len(data))
     proxy.add(Fault("as", "/uploads/", method="PUT", status=status))
-    target = open_target(parse_reference(f"{proxy.name}/a/b"), QUICK)
+    target = open_target(parse_reference(f"{proxy.name}/a/b"), PATIENT)
     target.push_blob(blob, lambda: iter([data]))
     target.close()
-    assert read_blob(open_repository(parse_reference(f"{proxy.name}/a/b"), QUICK), blob, 1 << 20) == data
+    assert read_blob(open_repository(parse_reference(f"{proxy.name}/a/b"), PATIENT), blob, 1 << 20) == data
 
 
 WORDS = [
@@ -120,7 +122,7 @@ WORDS = [
 def test_words_of_a_registry(proxy: FaultProxy, body: bytes) -> None:
     proxy.add(Fault("status", "/manifests/", status=403, body=body))
     with pytest.raises(RegistryError) as failed:
-        open_repository(parse_reference(f"{proxy.name}/a/b"), QUICK).resolve("v1")
+        open_repository(parse_reference(f"{proxy.name}/a/b"), PATIENT).resolve("v1")
     assert str(failed.value).isprintable()
     assert len(str(failed.value)) < 700
     if b"DENIED" in body:
@@ -138,7 +140,7 @@ HEADERS: list[dict[str, str]] = [
 @pytest.mark.parametrize("status", [200, 206, 429])
 def test_odd_headers_are_one_line(proxy: FaultProxy, headers: dict[str, str], status: int) -> None:
     proxy.add(Fault("status", "/", ALWAYS, status=status, headers=headers, body=b"{}"))
-    repository = open_repository(parse_reference(f"{proxy.name}/a/b"), QUICK._replace(give_up_s=0.3))
+    repository = open_repository(parse_reference(f"{proxy.name}/a/b"), PATIENT._replace(give_up_s=0.3))
     with contextlib.suppress(RootdiskError):
         repository.resolve("v1")  # {} is a document
     for ask in (lambda: repository.manifest(BLOB.digest), lambda: read_blob(repository, BLOB, 1 << 30)):
@@ -149,7 +151,7 @@ def test_odd_headers_are_one_line(proxy: FaultProxy, headers: dict[str, str], st
 
 
 def test_tags_in_pages(proxy: FaultProxy) -> None:
-    target = open_target(parse_reference(f"{proxy.name}/a/b"), QUICK)
+    target = open_target(parse_reference(f"{proxy.name}/a/b"), PATIENT)
     assert isinstance(target, RegistryTarget)
     for tag in ("p1", "p2", "p3"):
         target.push_manifest(RAW, OCI_MANIFEST, (tag,))
@@ -318,18 +320,18 @@ def test_a_registrytoken(proxy: FaultProxy, tmp_path: Path) -> None:
     with serve(Tokens) as url:
         challenge = {"WWW-Authenticate": f'Bearer realm="{url}/token",service="s"'}
         proxy.add(Fault("status", "/manifests/", status=401, headers=challenge))
-        assert open_repository(parse_reference(f"{proxy.name}/a/b"), QUICK).resolve("v1").digest == Digest.of(RAW)
+        assert open_repository(parse_reference(f"{proxy.name}/a/b"), PATIENT).resolve("v1").digest == Digest.of(RAW)
         assert proxy.seen[-1][2]["Authorization"] == "Bearer own-token"
         proxy.add(Fault("status", "/manifests/", ALWAYS, status=401, headers=challenge))
         with pytest.raises(RegistryError) as failed:
-            open_repository(parse_reference(f"{proxy.name}/a/b"), QUICK).resolve("v1")
+            open_repository(parse_reference(f"{proxy.name}/a/b"), PATIENT).resolve("v1")
         assert failed.value.status == 401
         assert "own-token" not in str(failed.value)
     assert not asked
 
 
 def test_what_is_published_is_there(proxy: FaultProxy) -> None:
-    target = open_target(parse_reference(f"{proxy.name}/a/b"), QUICK)
+    target = open_target(parse_reference(f"{proxy.name}/a/b"), PATIENT)
     assert target.has_blob(BLOB)
     assert target.has_blob(EMPTY)
     target.close()

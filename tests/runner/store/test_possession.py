@@ -22,7 +22,7 @@ from tests.support.registry import RunningRegistry, needs_registry
 
 pytestmark = needs_registry
 
-PLAIN = RegistryOptions(plain_http=True, read_timeout_s=5, give_up_s=3)
+PLAIN = RegistryOptions(plain_http=True)
 CHUNK = 64 << 10
 OTHER = sample(noise(3, CHUNK, seed=5))
 
