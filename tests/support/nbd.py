@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 import struct
 import threading
@@ -16,6 +17,7 @@ from runner.lazy.start import attach, enter
 from runner.store import filling
 from runner.store.filling import DiskSource
 from runner.store.store import Store
+from tests.support.waiting import until
 
 QUICK = RegistryOptions(plain_http=True, connect_timeout_s=2, read_timeout_s=0.5, give_up_s=3)
 PATIENT = RegistryOptions(plain_http=True)
@@ -129,6 +131,14 @@ def listening(machine: Machine, folder: Path) -> Iterator[str]:
         threading.Thread(target=accept, daemon=True).start()
         yield f"nbd+unix:///?socket={path}"
         listener.shutdown(socket.SHUT_RDWR)
+
+
+def end_servers(store: Store) -> None:
+    """End all servers of a store, and wait for that."""
+    for pid in server_of(store):
+        with contextlib.suppress(ProcessLookupError):  # it has just ended
+            os.kill(pid, signal.SIGTERM)
+    until(lambda: not server_of(store))
 
 
 def server_of(store: Store) -> list[int]:

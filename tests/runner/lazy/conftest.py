@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -17,9 +15,8 @@ from runner.store.pull import pull
 from runner.store.store import Store
 from tests.support.artifacts import ELF, VMLINUX, Sample, noise, publish, sample, with_boot
 from tests.support.faults import FaultProxy
-from tests.support.nbd import PATIENT, QUICK, Machine, server_of
+from tests.support.nbd import PATIENT, QUICK, Machine, end_servers
 from tests.support.registry import RunningRegistry
-from tests.support.waiting import until
 
 
 @pytest.fixture(scope="session")
@@ -73,7 +70,4 @@ def boot(store: Store, source: DiskSource) -> Iterator[Callable[[], Machine]]:
     for log in (store.root / "lazy").glob("*.log"):
         with contextlib.suppress(FileNotFoundError):  # an empty one, of a server that has just ended
             print(log.read_text())
-    for pid in server_of(store):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGTERM)
-    until(lambda: not server_of(store))
+    end_servers(store)

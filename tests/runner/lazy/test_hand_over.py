@@ -123,7 +123,11 @@ class Running:
 
 
 @pytest.fixture
-def running(store: Store, source: DiskSource, boot: Callable[[], object], tmp_path: Path) -> Iterator[Running]:
+def running(
+    store: Store, source: DiskSource, boot: Callable[[], object], tmp_path: Path, proxy: FaultProxy
+) -> Iterator[Running]:
+    """One whose disk takes many seconds to come, until `proxy` does not pause any more."""
+    proxy.pause_s = 0.05
     process = Running(store, source, tmp_path)
     yield process
     process.close()
@@ -133,7 +137,6 @@ def test_qemu_reads_the_file_when_the_disk_is_complete(
     running: Running, store: Store, source: DiskSource, made: Sample, proxy: FaultProxy
 ) -> None:
     """And the server ends, while its machine goes on."""
-    proxy.pause_s = 0.01
     until(lambda: bool(running.look() or (running.monitor.out == b"" and b"QMP" in running.said)))
     running.read(5_000_000, 70_000)
     assert not running.has_file
@@ -166,7 +169,6 @@ def test_the_server_is_killed_while_qemu_gets_the_file(
     running: Running, store: Store, source: DiskSource, made: Sample, proxy: FaultProxy
 ) -> None:
     """Before QEMU's answer, and with a read under way."""
-    proxy.pause_s = 0.01
     until(lambda: bool(running.look() or (running.monitor.out == b"" and b"QMP" in running.said)))
     proxy.pause_s = 0
     until(lambda: bool(running.look() or running.feed._has_ordered), 60)

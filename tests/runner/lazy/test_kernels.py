@@ -144,7 +144,7 @@ def test_the_kernel_comes_in_spite_of_a_fault(
 ) -> None:
     """And the name is kept only then."""
     monkeypatch.setattr(agenda, "FIRST_BYTES", 1000)
-    proxy.pause_s = 0.01
+    proxy.pause_s = 0.05
     path = f"/blobs/{BOOTED_KERNEL}"
     times = ALWAYS if kind == "whole" else 1
     proxy.add(Fault(kind, path, times, after=500, seconds=3))
@@ -155,11 +155,11 @@ def test_the_kernel_comes_in_spite_of_a_fault(
     machine.read(0, 100)
     machine.read(5_000_000, 100)
     assert not list((store.root / "names").iterdir())
-    until(lambda: list((store.root / "names").iterdir()), 60)
+    proxy.pause_s = 0
+    until(lambda: list((store.root / "names").iterdir()))
     assert store.blob_path(BOOTED_KERNEL).read_bytes() == KERNEL
     asked = [headers.get("Range") for _, at, headers in proxy.seen if path in at]
     assert len(asked) > 1
-    proxy.pause_s = 0
     machine.close()
     until(lambda: not server_of(store), 60)
     artifact.release()

@@ -24,7 +24,7 @@ from runner.store.store import Store
 from tests.support.artifacts import ELF, KERNEL, VMLINUX, Sample, publish, with_boot
 from tests.support.commands import Runner
 from tests.support.faults import ALWAYS, Fault, FaultProxy
-from tests.support.nbd import PATIENT, Machine, server_of
+from tests.support.nbd import PATIENT, Machine, end_servers, server_of
 from tests.support.registry import RunningRegistry, needs_registry
 from tests.support.sandboxes import spec_of
 from tests.support.waiting import until
@@ -50,9 +50,7 @@ def asked(store: Store, proxy: FaultProxy, booted: Sample) -> Iterator[Asked]:
         return artifact.source
 
     yield ask
-    for pid in server_of(store):
-        os.kill(pid, signal.SIGTERM)
-    until(lambda: not server_of(store))
+    end_servers(store)
 
 
 def listed(store: Store) -> dict[str, bool]:

@@ -183,12 +183,16 @@ def test_many_machines_share_one_server_and_each_chunk_is_requested_once(
 
 
 def test_a_pull_joins_the_fill(boot: Boot, store: Store, source: DiskSource, made: Sample, proxy: FaultProxy) -> None:
-    proxy.pause_s = 0.005
+    proxy.pause_s = 0.05
     machine = boot()
     machine.read(0, 100)
     shown: list[tuple[int, int]] = []
-    reference = parse_reference(f"{proxy.name}/lazy/a:v1")
-    artifact = pull(store, reference, PATIENT, Platform.host(), lambda done, total: shown.append((done, total)))
+
+    def show(done: int, total: int) -> None:
+        shown.append((done, total))
+        proxy.pause_s = 0
+
+    artifact = pull(store, parse_reference(f"{proxy.name}/lazy/a:v1"), PATIENT, Platform.host(), show)
     assert artifact.disk.read_bytes() == made.disk
     assert artifact.fetched
     assert shown[-1] == (sum(not chunk.zero and chunk.length for chunk in made.index.chunks),) * 2

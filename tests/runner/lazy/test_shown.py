@@ -28,7 +28,7 @@ def test_the_line_of_a_terminal(
     monkeypatch: pytest.MonkeyPatch, store: Store, source: DiskSource, proxy: FaultProxy
 ) -> None:
     """It moves while the disk is fetched, and is removed when the program starts. Elsewhere there is none."""
-    proxy.pause_s = 0.01
+    proxy.pause_s = 0.05
     served = ServedDisk(store, source)
     for terminal in (Terminal(), io.StringIO()):
         monkeypatch.setattr(sys, "stderr", terminal)

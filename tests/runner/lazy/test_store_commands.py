@@ -33,6 +33,7 @@ def name(store: Store, source: DiskSource, boot: Boot, proxy: FaultProxy) -> str
     machine = boot()
     machine.read(0, 100)
     until(lambda: list((store.root / "names").iterdir()))
+    proxy.pause_s = 1  # it takes a minute
     machine.close()
     return f"{proxy.name}/lazy/a:v1"
 
