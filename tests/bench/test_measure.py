@@ -39,7 +39,7 @@ def test_memory_of_several_processes_is_added_up() -> None:
 
 def test_time_and_written_bytes(tmp_path: Path) -> None:
     found = run(python(f"import time; time.sleep(0.2); open({str(tmp_path / 'x')!r}, 'wb').write(bytes({8 * MIB}))"))
-    assert 0.2 < found.wall_s < 5
+    assert 0.2 < found.wall_s < 60
     assert 8 * MIB <= found.written_bytes < 9 * MIB
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -41,13 +42,10 @@ def test_killed_at_random_moments(demo: str, tmp_path: Path, kills: int) -> None
         if pids:
             victims = pids if chance.random() < 0.3 else [chance.choice(pids)]
             for pid in victims:
-                what = Path(f"/proc/{pid}/comm")
-                name = what.read_text().strip() if what.exists() else "gone"
-                caught[name] = caught.get(name, 0) + 1
-                try:
+                with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended by itself
+                    name = Path(f"/proc/{pid}/comm").read_text().strip()
+                    caught[name] = caught.get(name, 0) + 1
                     os.kill(pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    pass
         # Whoever lives on ends by itself: the client with an error, or the whole sandbox as usual.
         process.wait(60)
         if other is not None:

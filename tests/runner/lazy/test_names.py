@@ -91,6 +91,7 @@ def test_inspect_without_the_registry(store: Store, asked: Asked) -> None:
 
 def test_whoever_is_killed_the_next_one_makes_it_a_name(store: Store, asked: Asked, proxy: FaultProxy) -> None:
     source = asked("booted:v1")
+    proxy.pause_s = 0.05
     machine = Machine(store, source)
     machine.read(0, 100)
     for pid in server_of(store):
@@ -98,6 +99,7 @@ def test_whoever_is_killed_the_next_one_makes_it_a_name(store: Store, asked: Ask
     until(lambda: not server_of(store))
     assert listed(store) == {"booted:v1": False}
     proxy.faults.clear()
+    proxy.pause_s = 0
     machine.again()
     machine.close()
     until(lambda: not server_of(store), 60)
@@ -112,7 +114,7 @@ def test_everybody_who_asked_gets_a_name(
     publish(booted, f"{registry.name}/lazy/booted:same", registry.options)
     other = with_boot(made, VMLINUX, initramfs=b"another" * 100, vmlinux=Content(Digest.of(ELF), len(ELF)))
     publish(other, f"{registry.name}/lazy/booted:v2", registry.options)
-    proxy.pause_s = 0.01
+    proxy.pause_s = 0.1
     sources = [asked(f"booted:{tag}") for tag in ("v1", "same", "v2")]
     machines = [Machine(store, source) for source in sources]
     assert os.listdir(store.root / "names") == []

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from runner.sandbox import event_log
 from runner.sandbox.event_log import happened
 from runner.store import events
 from runner.store.store import Store
@@ -70,7 +71,8 @@ def test_a_line_without_end_is_not_kept_in_memory(store: Store) -> None:
     assert events.last_of(store.root, "web", 0) == READY
 
 
-def test_two_readers_see_the_same(store: Store) -> None:
+def test_two_readers_see_the_same(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(event_log, "FOLLOW_S", 0.001)
     both = [happened(store, 0, None) for _ in range(2)]
     teller = events.Events(store.root, "web")
     for number in range(40):
