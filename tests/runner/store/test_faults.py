@@ -35,6 +35,9 @@ pytestmark = [needs_registry, pytest.mark.usefixtures("nobody", "store")]
 SECRET = "very-secret-8"
 QUICK = RegistryOptions(plain_http=True, connect_timeout_s=2, read_timeout_s=0.5, give_up_s=3)
 PATIENT = RegistryOptions(plain_http=True)
+STEADY = PATIENT._replace(
+    give_up_s=QUICK.give_up_s
+)  # asks nothing twice because this machine is slow: a fault would be over
 DEADLINE_S = 100  # what give_up_s bounds, on a busy machine
 CHUNK = 256 << 10
 
@@ -51,7 +54,7 @@ def registry(registry: RunningRegistry) -> RunningRegistry:
     return registry
 
 
-def pulled(proxy: FaultProxy, name: str = "v1", options: RegistryOptions = QUICK) -> StoredArtifact:
+def pulled(proxy: FaultProxy, name: str = "v1", options: RegistryOptions = STEADY) -> StoredArtifact:
     separator = "@" if name.startswith("sha256:") else ":"
     return pull(Store.open(), parse_reference(f"{proxy.name}/faults/a{separator}{name}"), options, Platform.host())
 
@@ -78,9 +81,7 @@ CASES = [
 def test_the_right_disk_or_one_clear_error(proxy: FaultProxy, tmp_path: Path, case: Case) -> None:
     faults = case.faults()
     proxy.add(*faults)
-    # Others are not to be asked twice because this machine is slow: the fault would be over.
-    is_slow = any(fault.kind in ("stall", "drip", "drip-head") for fault in faults)
-    options = QUICK if is_slow else PATIENT._replace(give_up_s=QUICK.give_up_s)
+    options = QUICK if any(fault.kind in ("stall", "drip", "drip-head") for fault in faults) else STEADY
     started = time.monotonic()
     if case.error:
         with pytest.raises(RootdiskError) as failed:
