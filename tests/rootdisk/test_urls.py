@@ -21,7 +21,7 @@ from tests.support.faults import ALWAYS, Fault, run_faults
 from tests.support.registry import QuietHandler, be_nobody, docker_config, serve
 
 SECRET = "very-secret-9"
-QUICK = RegistryOptions(plain_http=True, connect_timeout_s=2, read_timeout_s=0.5, give_up_s=3)
+QUICK = RegistryOptions(plain_http=True, give_up_s=3)
 
 READ = {
     "https://registry.example": "https://registry.example/",

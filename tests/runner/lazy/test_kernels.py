@@ -91,9 +91,9 @@ def test_a_config_that_is_missing_ends_the_request_for_the_vmlinux(
 ) -> None:
     config = ArtifactManifest.parse(booted.artifact.manifest).config
     proxy.add(Fault("status", f"/blobs/{config.digest}", ALWAYS, status=404))
-    proxy.add(Fault("stall", f"/blobs/{VMLINUX.descriptor.digest}", ALWAYS, after=0, seconds=3))
+    proxy.add(Fault("stall", f"/blobs/{VMLINUX.descriptor.digest}", ALWAYS, after=0, seconds=600))
     with pytest.raises(RegistryError, match="404"):
-        pull(store, parse_reference(f"{proxy.name}/lazy/booted:v1"), QUICK, Platform.host(), lazily=True)
+        pull(store, parse_reference(f"{proxy.name}/lazy/booted:v1"), PATIENT, Platform.host(), lazily=True)
     assert sum(str(VMLINUX.descriptor.digest) in path for _, path, _ in proxy.seen) == 1
 
 
@@ -105,9 +105,9 @@ def test_a_vmlinux_that_fails_at_first(store: Store, proxy: FaultProxy, kind: Ki
     reference = parse_reference(f"{proxy.name}/lazy/booted:v1")
     if kind == "wrong":
         with pytest.raises((BadInput, DigestMismatch), match=r"vmlinux|blob"):
-            pull(store, reference, QUICK, Platform.host(), lazily=True)
+            pull(store, reference, PATIENT, Platform.host(), lazily=True)
         assert not store.blob_path(Digest.of(ELF)).exists()
-    artifact = pull(store, reference, QUICK, Platform.host(), lazily=True)
+    artifact = pull(store, reference, PATIENT, Platform.host(), lazily=True)
     assert artifact.vmlinux is not None
     assert artifact.vmlinux.read_bytes() == ELF
     artifact.release()
