@@ -30,12 +30,16 @@ class _Handler(BaseHTTPRequestHandler):
         seen.append(self.path)
 
 
+class _Server(ThreadingHTTPServer):
+    request_queue_size = 512  # a connection that does not fit comes a second later
+    daemon_threads = True
+
+
 @contextlib.contextmanager
 def answering() -> Iterator[ThreadingHTTPServer]:
     """The server; `seen` has the paths that were asked for."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
+    server = _Server(("127.0.0.1", 0), _Handler)
     server.seen = []  # type: ignore[attr-defined]
-    server.request_queue_size = 512
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
     server.shutdown()

@@ -239,6 +239,7 @@ class QuietServer(ThreadingHTTPServer):
     """A server whose threads end with it."""
 
     daemon_threads = True
+    request_queue_size = 128  # a connection that does not fit comes a second later
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
