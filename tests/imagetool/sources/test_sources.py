@@ -15,7 +15,6 @@ import subprocess
 import sys
 import tarfile
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -317,13 +316,11 @@ def test_hostile_archives_are_bounded(tmp_path: Path, case: str) -> None:
         "print(status, open('/proc/self/status').read().partition('VmHWM:')[2].split()[0])"
     )
     argv = [sys.executable, "-c", code, "inspect", f"docker-archive:{tmp_path}/a.tar"]
-    started = time.monotonic()
     done = subprocess.run(argv, capture_output=True, text=True, timeout=300)
     status, peak_kib = map(int, done.stdout.split())
     assert status == 2
     assert done.stderr.count("\n") == 1, done.stderr
     assert peak_kib < 100 << 10
-    assert time.monotonic() - started < 20
 
 
 def test_hostile_layout_leads_to_no_host_file(tmp_path: Path) -> None:
