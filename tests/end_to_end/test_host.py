@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.commands import ROOT, Runner
-from tests.support.processes import CLOSED
+from tests.support.processes import CLOSED, open_files
 from tests.support.sandboxes import LOOP, command, machines, rows
 from tests.support.waiting import until
 
@@ -51,7 +51,7 @@ def test_its_lock_holds(sandbox: str, runner: Runner) -> None:
 
 def test_its_keeper_has_its_own_files_only(sandbox: str, runner: Runner) -> None:
     keeper = Path(f"/proc/{rows(runner)[sandbox]['pid']}")
-    opened = {int(fd.name): os.readlink(fd) for fd in (keeper / "fd").iterdir()}
+    opened = open_files(keeper.name)
     assert [opened[fd] for fd in (0, 1)] == ["/dev/null"] * 2
     assert opened[2] == str(runner.store / "sandboxes/host/keeper.log")
     (machine,) = machines(runner, sandbox)

@@ -26,6 +26,7 @@ from tests.support.commands import Runner, run
 from tests.support.faults import PIECE_BYTES, FaultProxy, run_faults
 from tests.support.fetches import bytes_served
 from tests.support.nbd import server_of
+from tests.support.processes import open_files
 from tests.support.registry import RunningRegistry, needs_registry
 from tests.support.sandboxes import command
 from tests.support.waiting import until
@@ -78,7 +79,7 @@ def processes(runner: Runner) -> dict[str, list[int]]:
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             words = (process / "cmdline").read_bytes()
-            fds = " ".join(os.readlink(fd) for fd in (process / "fd").iterdir())
+            fds = " ".join(open_files(process.name).values())
             if str(runner.store) not in fds:
                 continue
             for name, start in (("server", b"runner: serves"), ("keeper", b"runner: keeps")):

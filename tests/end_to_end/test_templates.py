@@ -20,6 +20,7 @@ from runner.template import memory, saved
 from tests.support.answers import answering
 from tests.support.commands import Runner
 from tests.support.disks import needs_root
+from tests.support.processes import open_files
 from tests.support.sandboxes import machines, rows
 from tests.support.stores import of_store, start, templates
 from tests.support.waiting import until
@@ -104,7 +105,7 @@ def test_each_is_another(warm: Runner, demo: str) -> None:
     assert "rootdisk.slot" not in one[DIFFERENT + 3]
     # QEMU has the RAM sealed, and no descriptor of the template's files.
     (pid,) = machines(warm, "one0")
-    files = [os.readlink(fd) for fd in Path(f"/proc/{pid}/fd").iterdir() if fd.is_symlink()]
+    files = open_files(pid).values()
     assert len({name for name in files if name.startswith("/memfd:rootdisk-")}) == 1
     assert not any("templates" in name for name in files)
     template = saved.read(folder)

@@ -17,6 +17,7 @@ from runner.lazy.start import attach, enter
 from runner.store import filling
 from runner.store.filling import DiskSource
 from runner.store.store import Store
+from tests.support.processes import open_files
 from tests.support.waiting import until
 
 QUICK = RegistryOptions(plain_http=True, connect_timeout_s=2, read_timeout_s=0.5, give_up_s=3)
@@ -147,7 +148,7 @@ def server_of(store: Store) -> list[int]:
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             if (process / "cmdline").read_bytes().startswith(b"runner: serves disk") and any(
-                os.readlink(fd).startswith(str(store.root)) for fd in (process / "fd").iterdir()
+                name.startswith(str(store.root)) for name in open_files(process.name).values()
             ):
                 found.append(int(process.name))
     return found

@@ -32,12 +32,13 @@ def resident_bytes(pid: int) -> int:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def open_files() -> set[tuple[str, str]]:
-    """The descriptors of this process, and what each is of. What threads of earlier tests have left may close at any time."""
-    found = set()
-    for fd in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(OSError):  # that of the listing
-            found.add((fd, os.readlink(f"/proc/self/fd/{fd}")))
+def open_files(pid: int | str = "self") -> dict[int, str]:
+    """What each descriptor of a process is of; nothing if it has ended, or is not ours to see."""
+    found = {}
+    with contextlib.suppress(OSError):
+        for fd in os.listdir(f"/proc/{pid}/fd"):
+            with contextlib.suppress(OSError):  # closed meanwhile, as that of the listing
+                found[int(fd)] = os.readlink(f"/proc/{pid}/fd/{fd}")
     return found
 
 

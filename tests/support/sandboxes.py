@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -12,6 +13,7 @@ from typing import Any
 from runner.sandbox.state import Spec
 from runner.store.pull import StoredArtifact
 from tests.support.commands import ROOT, Runner
+from tests.support.processes import open_files
 
 # A program that goes on until it is stopped.
 LOOP = """
@@ -38,14 +40,11 @@ def machines(runner: Runner, name: str) -> list[int]:
     """Processes that QEMU's command line or directory shows to be of this sandbox."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (process / "cmdline").read_bytes()
-            if b"qemu-system" in words and any(
-                str(runner.store / "sandboxes" / name) in os.readlink(fd) for fd in (process / "fd").iterdir()
+        with contextlib.suppress(OSError):  # it has ended
+            if b"qemu-system" in (process / "cmdline").read_bytes() and any(
+                str(runner.store / "sandboxes" / name) in file for file in open_files(process.name).values()
             ):
                 found.append(int(process.name))
-        except OSError:
-            continue
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from rootdisk.durable import data_runs
 from tests.support.commands import ROOT
+from tests.support.processes import open_files
 
 
 def of_store(store: Path) -> list[int]:
@@ -17,13 +19,11 @@ def of_store(store: Path) -> list[int]:
     mark = f"ROOTDISK_STORE={store}".encode()
     found = []
     for process in Path("/proc").glob("[0-9]*"):
-        try:
+        with contextlib.suppress(OSError):  # it has ended
             if mark in (process / "environ").read_bytes().split(b"\0") or any(
-                os.readlink(fd).startswith(f"{store}/") for fd in (process / "fd").iterdir()
+                name.startswith(f"{store}/") for name in open_files(process.name).values()
             ):
                 found.append(int(process.name))
-        except OSError:
-            continue
     return [pid for pid in found if pid != os.getpid()]
 
 

@@ -255,7 +255,7 @@ def test_dead_addresses_cost_a_moment() -> None:
         stopped.set()
         with pytest.raises(TimeoutError, match="aborted"):
             dial(places, 5, stopped)
-        assert open_files() <= before
+        assert open_files().items() <= before.items()  # threads of earlier tests may close what they have left
         for sock in held:
             sock.close()
 
