@@ -246,6 +246,8 @@ def test_errors_of_a_session_are_its_own(machine: str, runner: Runner) -> None:
         (["-w", "/etc/passwd", machine, "/bin/probe"], 126, "working directory /etc/passwd: Not a directory"),
         (["-w", "/no/where", machine, "/bin/probe"], 126, "working directory /no/where: No such file or directory"),
         ([machine, "/no/such/program"], 127, "cannot run /no/such/program"),
+        ([machine, "/no/\x1b[31mred\n\udcff"], 127, r"cannot run /no/\x1b[31mred\n\xff: No such file"),
+        (["-w", "/no/\x9b", machine, "/bin/probe"], 126, r"working directory /no/\x9b: No such file or directory"),
         ([machine, "/etc"], 126, "cannot run /etc"),
         ([machine, "/etc/passwd"], 126, "cannot run /etc/passwd"),
         ([machine, "/bin/orphan"], 127, "cannot run /bin/orphan: its interpreter or loader is not in the image"),

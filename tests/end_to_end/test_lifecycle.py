@@ -449,6 +449,24 @@ def test_rights_on_the_host(demo: str, runner: Runner, tmp_path: Path, mode: str
         assert not [oct(one) for one in modes if one & 0o6000 or stat.S_ISCHR(one)]
 
 
+@pytest.mark.nightly
+@pytest.mark.skipif(os.geteuid() != 0, reason="the virtiofsd of QEMU 7 runs as root only")
+def test_a_volume_of_another_kind_than_what_it_covers(demo: str, runner: Runner, tmp_path: Path) -> None:
+    """A directory onto a file of the image, and the reverse, end with one line, as in docker."""
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("x")
+    for options, text in (
+        (
+            ("-v", f"{tmp_path}/folder:/etc/passwd"),
+            "the volume at /etc/passwd is a directory, but the image has a file there",
+        ),
+        (("-v", f"{tmp_path}/file:/etc"), "the volume at /etc is a file, but the image has a directory there"),
+        (("--tmpfs", "/etc/passwd"), "the tmpfs at /etc/passwd is a directory, but the image has a file there"),
+    ):
+        done = runner.boot(demo, "true", *options)
+        assert (done.returncode, done.stderr) == (125, f"runner: {text}\n")
+
+
 def test_a_volume_that_is_gone(demo: str, runner: Runner, tmp_path: Path) -> None:
     if os.geteuid():
         pytest.skip("the virtiofsd of QEMU 7 runs as root only")

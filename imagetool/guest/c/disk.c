@@ -55,7 +55,7 @@ int load_modules(const struct guest *guest, enum stage stage, struct why *why) {
         int fd = open(path, O_RDONLY | O_CLOEXEC);
         /* What is missing for want of a module says so itself, and better. */
         if (fd < 0 || (syscall(SYS_finit_module, fd, "", 0) && errno != EEXIST))
-            dprintf(2, "rootdisk: module %s: %s\n", line, strerror(errno));
+            report("module %s: %s", line, strerror(errno));
         if (fd >= 0)
             close(fd);
         unlink(path);

@@ -35,7 +35,7 @@ static void __attribute__((noreturn)) power_off(enum ending ending) {
     }
     sync();
     if (mount(NULL, "/", NULL, MS_REMOUNT | MS_RDONLY, NULL))
-        dprintf(2, "rootdisk: the disk could not be made read-only: %s\n", strerror(errno));
+        report("the disk could not be made read-only: %s", strerror(errno));
     sync();
     reboot(ending == POWER_OFF ? RB_POWER_OFF : RB_AUTOBOOT); /* the runner's machine ends on a reboot */
     for (;;)
@@ -142,9 +142,9 @@ int main(int argc, char **argv) {
     if (boot(&guest, &why) || serve(&guest.channel, &guest.program, &why)) {
         if (guest.channel.fd < 0 && !guest.channel.is_console)
             guest.channel.fd = find_port("rootdisk", 1);
-        dprintf(2, "rootdisk: %s\n", why.text);
+        report("%s", why.text);
         if (guest.channel.is_console)
-            dprintf(2, "rootdisk: exit 125\n");
+            report("exit 125");
         send_frame(&guest.channel, ERROR, 0, why.text, strlen(why.text));
     }
     power_off(guest.ending);

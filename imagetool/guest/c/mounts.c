@@ -145,7 +145,7 @@ static int make_links(struct why *why) {
 static int make_place(const char *path, struct why *why) {
     int place = open_place(path, MAKE_DIRECTORY);
     if (place < 0)
-        return explain(why, "cannot make the directory %s: %s", path, strerror(errno));
+        return explain(why, "cannot make the directory %.300s: %s", path, strerror(errno));
     close(place);
     return 0;
 }
@@ -210,14 +210,22 @@ static int is_inside(int place, const char *path) {
     return failed ? errno != ENOENT : found;
 }
 
+/* Whether the image has something else at `path` than a volume, a directory or a file, can be mounted on. */
+static int is_other_kind(const char *path, enum kind kind) {
+    struct stat info;
+    return !stat(path, &info) && S_ISDIR(info.st_mode) != (kind == MAKE_DIRECTORY);
+}
+
 /* Opens the place of a volume; -1 and why if it leads to what is the kernel's or ours. */
 static int open_volume(const char *path, const char *what, struct why *why) {
     static const char *const kept[] = {"/dev", "/proc", "/sys", "/.rootdisk", "/run/rootdisk"};
     struct stat own, above;
     const char *bad = NULL;
     int place = open_place(path, MAKE_DIRECTORY);
+    if (place < 0 && errno == ENOTDIR && is_other_kind(path, MAKE_DIRECTORY))
+        return explain(why, "%s at %.300s is a directory, but the image has a file there", what, path);
     if (place < 0)
-        return explain(why, "cannot make the directory %s for %s: %s", path, what, strerror(errno));
+        return explain(why, "cannot make the directory %.300s for %s: %s", path, what, strerror(errno));
     for (size_t i = 0; i < sizeof kept / sizeof *kept && !bad; i++)
         bad = is_inside(place, kept[i]) ? kept[i] : NULL;
     if (!bad && (fstat(place, &own) || fstatat(place, "..", &above, 0) || is_same(&own, &above)))
@@ -225,16 +233,18 @@ static int open_volume(const char *path, const char *what, struct why *why) {
     if (!bad)
         return place;
     close(place);
-    return explain(why, "%s at %s leads to %s in this image, where none can be", what, path, bad);
+    return explain(why, "%s at %.300s leads to %s in this image, where none can be", what, path, bad);
 }
 
 /* The same for a file; the kernel's own name of what was opened says where it is. */
 static int open_volume_file(const char *path, struct why *why) {
     static const char *const kept[] = {"/dev/", "/proc/", "/sys/", "/.rootdisk/", "/run/rootdisk/"};
     char link[32], name[PATH_MAX];
+    if (is_other_kind(path, MAKE_FILE))
+        return explain(why, "the volume at %.300s is a file, but the image has a directory there", path);
     int place = open_place(path, MAKE_FILE);
     if (place < 0)
-        return explain(why, "cannot make the file %s for the volume: %s", path, strerror(errno));
+        return explain(why, "cannot make the file %.300s for the volume: %s", path, strerror(errno));
     snprintf(link, sizeof link, "/proc/self/fd/%d", place);
     ssize_t length = readlink(link, name, sizeof name - 1);
     name[length > 0 ? length : 0] = 0;
@@ -244,7 +254,7 @@ static int open_volume_file(const char *path, struct why *why) {
     if (!bad)
         return place;
     close(place);
-    return explain(why, "the volume at %s leads to %.300s in this image, where none can be", path, name);
+    return explain(why, "the volume at %.200s leads to %.200s in this image, where none can be", path, name);
 }
 
 /* By virtiofs, or 9p if the kernel has only that. A file comes in a directory of its own, and is called `file` there. */
@@ -261,14 +271,14 @@ static int mount_volume(const char *value, int is_file, struct why *why) {
     int failed = mount_at(place, tag, "virtiofs", flags, NULL) &&
                  (errno != ENODEV || mount_at(place, tag, "9p", flags, "trans=virtio,version=9p2000.L,msize=262144"));
     if (failed)
-        explain(why, "cannot mount the volume %s: %s%s", path, strerror(errno), errno == ENODEV ? " (the kernel has no virtiofs)" : "");
+        explain(why, "cannot mount the volume %.300s: %s%s", path, strerror(errno), errno == ENODEV ? " (the kernel has no virtiofs)" : "");
     close(place);
     if (failed || !is_file)
         return failed ? -1 : 0;
     if ((place = open_volume_file(path, why)) < 0)
         return -1;
     if ((failed = mount_at(place, source, NULL, MS_BIND, NULL)))
-        explain(why, "cannot mount the volume %s: %s", path, strerror(errno));
+        explain(why, "cannot mount the volume %.300s: %s", path, strerror(errno));
     close(place);
     return failed ? -1 : 0;
 }
@@ -291,7 +301,7 @@ static int mount_memory(const char *value, struct why *why) {
     snprintf(options, sizeof options, "%s%s", missing ? "mode=1777," : "", value + width + 1);
     int failed = mount_tmpfs(place, options);
     if (failed)
-        explain(why, "cannot mount a tmpfs at %s with %.200s: %s", path, value + width + 1, strerror(errno));
+        explain(why, "cannot mount a tmpfs at %.200s with %.200s: %s", path, value + width + 1, strerror(errno));
     close(place);
     return failed ? -1 : 0;
 }

@@ -191,7 +191,7 @@ int finish(struct channel *channel) {
         if (session->fds[1] >= 0 || session->fds[2] >= 0)
             continue; /* waits for credit */
         if (channel->fd < 0 && !session->id)
-            dprintf(2, "rootdisk: exit %d\n", session->status);
+            report("exit %d", session->status);
         uint32_t status = session->status;
         if (session->power)
             send_number(channel, POWER, 0, session->power);

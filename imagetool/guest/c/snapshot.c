@@ -149,7 +149,7 @@ static void run_hook(const struct channel *channel, const struct program *base) 
     for (double deadline = now() + HOOK_S; pid > 0 && !(ended = waitpid(pid, &status, WNOHANG)) && now() < deadline;)
         usleep(2000);
     if (pid < 0 || !ended || status)
-        dprintf(2, "rootdisk: " HOOK ": %s\n", pid < 0 ? why.text : ended ? "it failed" : "it takes long; the programs go on");
+        report(HOOK ": %s", pid < 0 ? why.text : ended ? "it failed" : "it takes long; the programs go on");
     note(channel->log, HOOK " has ended");
 }
 
@@ -189,7 +189,7 @@ void stand_still(struct channel *channel, const struct program *program) {
     }
     send_frame(channel, PAUSED, 0, "", 0);
     if (go_on(channel, is_disk_frozen, &is_another, &why)) {
-        dprintf(2, "rootdisk: %s\n", why.text);
+        report("%s", why.text);
         send_frame(channel, ERROR, 0, why.text, strlen(why.text));
         thaw_disk(); /* or the end would wait for it */
         channel->acknowledged = 1; /* the machine ends: its programs have not noticed that there are two of them */

@@ -8,7 +8,6 @@
 #include <sched.h>
 #include <signal.h>
 #include <limits.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -87,9 +86,7 @@ static int mark_fd = -1;
 static void __attribute__((noreturn, format(printf, 2, 3))) give_up(int status, const char *format, ...) {
     va_list arguments;
     va_start(arguments, format);
-    dprintf(2, "rootdisk: ");
-    vdprintf(2, format, arguments);
-    dprintf(2, "\n");
+    report_list(format, arguments);
     va_end(arguments);
     if (mark_fd >= 0 && write(mark_fd, "", 1) < 0)
         status = FAILED;
@@ -133,7 +130,7 @@ static void set_limits(const struct program *program) {
 static int enter_workdir(const char *path) {
     int fd = open_place(path, MAKE_DIRECTORY);
     if (fd < 0)
-        return errno == EACCES ? 0 : give_up(NOT_RUN, "working directory %s: %s", path, strerror(errno)), 0;
+        return errno == EACCES ? 0 : give_up(NOT_RUN, "working directory %.300s: %s", path, strerror(errno)), 0;
     int entered = !fchdir(fd);
     close(fd);
     return entered;
@@ -153,12 +150,12 @@ static void __attribute__((noreturn)) become(const struct program *program, cons
     set_limits(program);
     int entered = program->makes_workdir ? enter_workdir(program->workdir) : !chdir(program->workdir);
     if (setgroups(user->count, user->groups) || setgid(user->gid) || setuid(user->uid))
-        give_up(FAILED, "cannot become user %s: %s", program->user, strerror(errno));
+        give_up(FAILED, "cannot become user %.300s: %s", program->user, strerror(errno));
     if (!entered && chdir(program->workdir))
-        give_up(NOT_RUN, "working directory %s: %s", program->workdir, strerror(errno));
+        give_up(NOT_RUN, "working directory %.300s: %s", program->workdir, strerror(errno));
     environ = env;
     execvp(path, program->argv.items);
-    give_up(errno == ENOENT || errno == ENOTDIR ? NOT_FOUND : NOT_RUN, "cannot run %s: %s", path, say_why(path, errno));
+    give_up(errno == ENOENT || errno == ENOTDIR ? NOT_FOUND : NOT_RUN, "cannot run %.300s: %s", path, say_why(path, errno));
 }
 
 /* A process for the program; process 1 of a new PID namespace if it has to be. Later ones, of exec, get into that namespace. */

@@ -1,6 +1,7 @@
 /* `init trim`: gives the host back what no file of the root has, for `runner trim`. Deletes do so by themselves, unless the root is
    mounted with nodiscard (rootdisk.rootflags, or a program that prefers to do it seldom). */
 #include "files.h"
+#include "log.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <stdint.h>
@@ -18,7 +19,7 @@ int trim(void) {
     int root = open("/", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (root < 0 || syncfs(root) || ioctl(root, FITRIM, &range)) {
         int is_none = errno == ENOTTY || errno == EOPNOTSUPP;
-        fprintf(stderr, "rootdisk: trim: %s\n", is_none ? "this root gives nothing back to the host" : strerror(errno));
+        report("trim: %s", is_none ? "this root gives nothing back to the host" : strerror(errno));
         return 1;
     }
     printf("%llu\n", (unsigned long long)range.len);

@@ -97,6 +97,13 @@ static int say_place(const char *root, const char *path, const char *kind) {
     return 0;
 }
 
+static int say_escaped(const char *text, size_t room) {
+    char line[4096] = "";
+    escape(text, line, room < sizeof line ? room : sizeof line);
+    printf("%s", line);
+    return 0;
+}
+
 /* What both sides of the channel have to agree on. */
 static int say_format(void) {
 #define AS_LINE(name, number) printf("%s %d\n", #name, number);
@@ -131,6 +138,8 @@ int main(int argc, char **argv) {
         return say_frames(atoi(argv[2]));
     else if (!strcmp(what, "place") && argc == 5)
         return say_place(argv[2], argv[3], argv[4]);
+    else if (!strcmp(what, "escape") && argc == 4)
+        return say_escaped(argv[3], atoi(argv[2]));
     else if (!strcmp(what, "format"))
         return say_format();
     else

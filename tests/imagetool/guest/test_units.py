@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from imagetool.guest.init import SOURCES
 from rootdisk import records
+from rootdisk.text import printable
 from runner.channel import messages
 from runner.channel.copies import stream
 from tests.support.commands import ROOT
@@ -89,6 +90,37 @@ def test_only_main_ends_the_machine() -> None:
         calls = text.count("power_off(") - text.count(" power_off(enum ending ending) {")
         assert calls == (1 if name == "init.c" else 0)
         assert ("exit(" in text) == (name in {"spawn.c", "configure.c", "pack.c", "unpack.c"})  # in children, in copies
+
+
+def test_one_function_writes_messages() -> None:
+    """So that none has an image's names as they are. pack and unpack talk to the runner, which escapes what it gets."""
+    for name in SOURCES:
+        text = (ROOM / name).read_text()
+        writes = "dprintf(2" in text or "fprintf(stderr" in text or "perror(" in text
+        assert writes == (name in {"log.c", "pack.c", "unpack.c"}), name
+
+
+SHOWN_AS_IT_IS = st.characters(categories=("L", "N", "P", "S"), max_codepoint=0x2000) | st.sampled_from("€日本語😀")
+NEVER_SHOWN = st.sampled_from(
+    [chr(n) for n in range(1, 32)] + list("\x7f\x80\x9b\xa0\xad\u200b\u202e\u2028\u2066\ufeff\U000e0001\\")
+)
+
+
+@given(
+    text=st.text(SHOWN_AS_IT_IS | NEVER_SHOWN, max_size=40),
+    tail=st.sampled_from([b"", b"\xff\xc3", b"\xe2\x82", b"\xc0\x80"]),
+)
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+def test_messages_are_escaped_as_by_the_runner(driver: Driver, text: str, tail: bytes) -> None:
+    """Terminal escapes, line ends, what turns a line round, and bytes that are not UTF-8."""
+    word = text.encode() + tail
+    assert driver("escape", "4096", os.fsdecode(word)).decode() == printable(word)
+
+
+def test_a_long_message_ends_after_a_whole_character(driver: Driver) -> None:
+    assert driver("escape", "8", "abc\x1b[31m").decode() == "abc\\x1b"
+    assert driver("escape", "7", "abc\x1b[31m").decode() == "abc"
+    assert driver("escape", "6", "abcd\u20ac").decode() == "abcd"
 
 
 def test_both_sides_have_the_same_numbers(driver: Driver) -> None:
