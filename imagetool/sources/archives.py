@@ -237,18 +237,25 @@ def _choose(archive: TarArchive, tag: str) -> dict[str, Any]:
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise BadInput(f"{archive.where}: manifest.json is not a list of images")
     entries = [any_case(entry) for entry in entries]
-    tags = [str(name) for entry in entries for name in entry.get("repotags") or []]
+    tags = [name for entry in entries for name in _names(entry, archive.where)]
     if tag:
         wanted = str(parse_reference(tag, foreign=True))
         entries = [
-            e
-            for e in entries
-            if any(str(parse_reference(str(n), foreign=True)) == wanted for n in e.get("repotags") or [])
+            entry
+            for entry in entries
+            if any(str(parse_reference(name, foreign=True)) == wanted for name in _names(entry, archive.where))
         ]
     if len(entries) != 1:
         what = f"no image {tag!r:.200}" if tag else f"{len(entries)} images"
         raise BadInput(f"{archive.where}: {what} in it", f"it has {', '.join(tags)[:400] or 'no names'}")
     return cast(dict[str, Any], entries[0])
+
+
+def _names(entry: dict[str, Any], where: str) -> list[str]:
+    names = entry.get("repotags")
+    if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise BadInput(f"{where}: manifest.json: RepoTags is not a list of strings")
+    return names or []
 
 
 def _inside(name: str) -> str:

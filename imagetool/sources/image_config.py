@@ -20,12 +20,13 @@ from rootdisk.oci.documents import (
     Manifest,
     Platform,
     no_variant,
-    parse_json,
 )
+from rootdisk.oci.fields import Fields, parse_value
 from rootdisk.text import printable
 
 # What Docker takes for an image (moby, distribution/registry.go): the last four are what old registries and clients wrote.
 CONFIG_TYPES = (OCI_CONFIG, DOCKER_CONFIG, "application/octet-stream", "application/json", "text/html", "")
+REMARKS_MAX = 20  # about one config
 ENCRYPTED = "org.opencontainers.image.enc."  # annotations of ocicrypt
 
 
@@ -50,16 +51,21 @@ class ImageConfig:
     @classmethod
     def parse(cls, raw: bytes) -> ImageConfig:
         """The config in `raw`, read as container runtimes read it; BadInput names the field that is wrong."""
-        value = any_case(parse_json(_as_go_reads(raw), "image config", MANIFEST_MAX_BYTES))
+        doubled: dict[str, None] = {}
+        document = parse_value(
+            _as_go_reads(raw), "image config", MANIFEST_MAX_BYTES, lambda key: doubled.update({key: None})
+        )
+        value = any_case(Fields.of(document, "image config").value)
         rootfs = any_case(value.get("rootfs"))
         if not isinstance(rootfs, dict) or not isinstance(rootfs.get("diff_ids"), list):
             raise BadInput("image config: no rootfs.diff_ids", "is this an image, or another artifact?")
-        if rootfs.get("type", "layers") != "layers":
-            raise Unsupported(f"image config: rootfs of type {rootfs.get('type')!r:.40}")
-        process = any_case(value.get("config") or {})
-        if not isinstance(process, dict):
-            raise BadInput("image config: config is not an object")
-        remarks: list[Remark] = []
+        if rootfs.get("type") not in (None, "", "layers"):
+            raise Unsupported(f"image config: rootfs of type {printable(repr(rootfs['type']), 40)}")
+        process = any_case(_object(value, "config"))
+        remarks = [
+            Remark(f"image config: {printable(key, 80)} stands there twice: the last one counts") for key in doubled
+        ]
+        del remarks[REMARKS_MAX:]
         env = _strings(process, "Env")
         for item in env:
             if "=" not in item[1:]:  # runtimes leave these out too
@@ -71,12 +77,12 @@ class ImageConfig:
         except BadInput as err:
             remarks.append(Remark(f"image config: StopSignal: {err.message}: SIGTERM is used"))
             stop_signal = "SIGTERM"
-        labels = process.get("labels") or {}
-        if not isinstance(labels, dict) or not all(isinstance(item, str | None) for item in labels.values()):
+        labels = _object(process, "Labels")
+        if not all(isinstance(item, str | None) for item in labels.values()):
             raise BadInput("image config: Labels is not an object of strings")
         return cls(
             Platform.of(value),
-            tuple(Digest.parse(item) for item in rootfs["diff_ids"]),
+            tuple(map(Digest.parse, _strings(rootfs, "diff_ids"))),
             tuple(item for item in env if "=" in item[1:]),
             ()
             if (entrypoint := _words(process, "Entrypoint")) == ("",)
@@ -164,11 +170,12 @@ def any_case(value: Any) -> Any:
 def _words(value: Mapping[str, Any], key: str) -> tuple[str, ...]:
     """A list of strings, or one string, which Docker takes too (strslice)."""
     text = value.get(key.lower())
-    return _strings({key.lower(): [text]} if isinstance(text, str) and text else value, key)
+    return _strings({key.lower(): [text] if text else None} if isinstance(text, str) else value, key)
 
 
 def _strings(value: Mapping[str, Any], key: str) -> tuple[str, ...]:
-    items = value.get(key.lower()) or []
+    items = value.get(key.lower())
+    items = [] if items is None else items
     if isinstance(items, list):
         items = ["" if item is None else item for item in items]
     if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
@@ -180,14 +187,20 @@ def _strings(value: Mapping[str, Any], key: str) -> tuple[str, ...]:
 
 def _keys(value: Mapping[str, Any], key: str) -> tuple[str, ...]:
     """A set, which Go writes as an object of empty objects."""
-    table = value.get(key.lower()) or {}
-    if not isinstance(table, dict):
+    return tuple(sorted(_object(value, key)))
+
+
+def _object(value: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """An object; an empty one for null, as for Go, and for nothing else."""
+    table = value.get(key.lower())
+    if table is not None and not isinstance(table, dict):
         raise BadInput(f"image config: {key} is not an object")
-    return tuple(sorted(table))
+    return table or {}
 
 
 def _text(value: Mapping[str, Any], key: str) -> str:
-    text = value.get(key.lower()) or ""
+    text = value.get(key.lower())
+    text = "" if text is None else text
     if not isinstance(text, str) or "\0" in text:
         raise BadInput(f"image config: {key} is not a plain string")
     return text

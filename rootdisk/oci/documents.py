@@ -157,7 +157,7 @@ class Descriptor(NamedTuple):
         listed = Platform.of(platform.value)
         return cls(
             _media_type(item, "mediaType", "" if untyped else None),
-            Digest.parse(item.value.get("digest")),
+            Digest.parse(item.text("digest")),
             item.integer("size", 0, INTEGER_MAX),
             _annotations(item),
             listed if platform.value else None,

@@ -1,7 +1,7 @@
 """Strict parsing of untrusted JSON, and bounded access to its fields; errors name the field.
 
-A document has exactly one meaning: UTF-8 only, no duplicate keys, no NaN, no lone surrogates, no numbers that another
-reader would round. The cost is bounded before parsing: bytes, number of values, depth.
+A document has exactly one meaning: UTF-8 only, no duplicate keys (but in an image's config), no NaN, no lone surrogates, no
+numbers that another reader would round. The cost is bounded before parsing: bytes, number of values, depth.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from rootdisk.errors import BadInput
@@ -23,8 +23,11 @@ NOT_KNOWN = "not a field that is known here"
 _NO_NUL = r"[^\0]*"
 
 
-def parse_value(raw: bytes, what: str, max_bytes: int) -> Any:
+def parse_value(raw: bytes, what: str, max_bytes: int, doubled: Callable[[str], None] | None = None) -> Any:
     """Parse a JSON value of at most `max_bytes`. Errors name it `what`.
+
+    With `doubled` a key may stand in an object more than once, as for Go: the last value counts, objects are merged, and
+    `doubled` is told the key.
 
     Raises:
         BadInput: It is too large, too deeply nested or ambiguous.
@@ -36,7 +39,11 @@ def parse_value(raw: bytes, what: str, max_bytes: int) -> Any:
     try:
         text = raw.decode()
         value = json.loads(
-            text, parse_int=_integer, parse_float=_fraction, parse_constant=_constant, object_pairs_hook=_object
+            text,
+            parse_int=_integer,
+            parse_float=_fraction,
+            parse_constant=_constant,
+            object_pairs_hook=_object if doubled is None else lambda pairs: _merged(pairs, doubled),
         )
         if re.search(r"\\u[dD][89a-fA-F]", text):
             json.dumps(value, ensure_ascii=False).encode()
@@ -76,6 +83,24 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
         raise ValueError(f"duplicate key {printable(twice, 80)!r}")
     return value
+
+
+def _merged(pairs: list[tuple[str, Any]], doubled: Callable[[str], None]) -> dict[str, Any]:
+    value: dict[str, Any] = {}
+    for key, item in pairs:
+        if key in value:
+            doubled(key)
+        value[key] = _both(value.get(key), item)
+    return value
+
+
+def _both(before: Any, after: Any) -> Any:
+    """Return `after`; if both are objects, `before` with all of `after` added."""
+    if not isinstance(before, dict) or not isinstance(after, dict):
+        return after
+    for key, item in after.items():
+        before[key] = _both(before.get(key), item)
+    return before
 
 
 def nests_deeper(value: Any) -> bool:
