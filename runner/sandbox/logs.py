@@ -2,7 +2,9 @@
 
 A log is two files: when the newer one is full it takes the older one's place. Program output is kept as frames of the
 channel (kind and bytes), so that standard output and errors come apart again. Before each stands its time, as two frames
-without bytes, which older runners show as nothing: milliseconds since 1970, 24 bits in the header of each.
+without bytes, which older runners show as nothing: milliseconds since 1970, 24 bits in the header of each. A file that follows
+another one begins with a frame without bytes and session, whose kind is its number: 1 to 255, then 1 again. So a reader that
+follows notices if a file came and went between two looks.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ from rootdisk.text import printable
 from runner.channel.messages import HEADER, PAYLOAD_MAX, STDERR, STDOUT, frame
 
 FILE_MAX_BYTES = 8 << 20
+NUMBERS = 255
+MISSED = b"runner: output is missing here: it came faster than it could be read\n"
 LOST = "runner: {} bytes of output are missing here: the host's disk was full\n"
 
 
@@ -72,6 +76,8 @@ class Log:
         try:
             file = self._file or self._open()
             if self._size + len(data) > self._max_bytes and self._size:
+                if self._framed:
+                    data = HEADER.pack(0, _number(self.path) % NUMBERS + 1, 0, 0) + data
                 os.replace(self.path, self.path.with_name(f"{self.path.name}.old"))
                 self._file = None
                 file.close()
@@ -90,11 +96,14 @@ class Reader:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._files = [file for file in (path.with_name(f"{path.name}.old"), path) if file.exists()]
+        self._old = path.with_name(f"{path.name}.old")
         self._file: BinaryIO | None = None
         self._rest = b""
+        self._number: int | None = None  # of the file that the last frame came from
+        self._is_at_start = False  # of a file: its number comes
         self._time: float | None = None
         self._half: int | None = None  # the first part of a time
+        self._open_next()
 
     @property
     def is_open(self) -> bool:
@@ -103,43 +112,64 @@ class Reader:
 
     def data(self) -> Iterator[bytes]:
         """Yield what was written since the last call, in pieces. It ends, even if more is written than can be read."""
-        self._open_next()
+        return (data for data, _ in self._pieces())
+
+    def _pieces(self) -> Iterator[tuple[bytes, bool]]:
+        """Yield what was written since the last call; with each piece, whether it is the first of a file."""
+        if self._file is None:
+            self._open_next()
         left = self._unread()
         while left > 0 and self._file is not None:
-            while data := self._file.read(min(left, 256 << 10)):
+            is_first = self._file.tell() == 0
+            if data := self._file.read(min(left, 256 << 10)):
                 left -= len(data)
-                yield data
-            if left <= 0:
+                yield data, is_first
+                continue
+            if _identity(self._file.fileno()) == _identity(self.path):
                 return
-            if not self._files:
-                try:
-                    if os.path.samestat(os.fstat(self._file.fileno()), os.stat(self.path)):
-                        return
-                except FileNotFoundError:
-                    return
-                # The file was just replaced. Read once more: data may have come before that.
-                yield self._file.read()
-                self._files = [self.path]
-            self._file.close()
-            self._file = None
-            self._open_next()
+            # The file has been replaced. Read once more: data may have come before that.
+            if data := self._file.read():
+                yield data, is_first
+            if not self._open_next():
+                return
 
-    def _open_next(self) -> None:
-        """Open the next file, if none is open. An empty one too: when it has data, another may have its name."""
-        if self._file is None and self._files:
-            self._file = open(self._files.pop(0), "rb", opener=opener)  # noqa: SIM115 - open between calls
+    def _open_next(self) -> bool:
+        """Open the file after the one that is read, or the first one. Return whether there is one.
+
+        It is the older one if that is another, else the newer one: what is read may have lost its name already. An empty one
+        too: when it has data, another may have its name.
+        """
+        own = _identity(self._file.fileno()) if self._file is not None else None
+        while True:
+            old = _identity(self._old)
+            path = self.path if old in (None, own) else self._old
+            try:
+                file = open(path, "rb", opener=opener)  # noqa: SIM115 - open between calls
+            except FileNotFoundError:
+                return False
+            is_same = _identity(file.fileno()) == own
+            if not is_same and (path == self._old or _identity(self._old) == old):
+                break
+            file.close()  # it is the same one, or the files were replaced just now
+            if is_same:
+                return False
+        if self._file is not None:
+            self._file.close()
+        self._file = file
+        return True
 
     def _unread(self) -> int:
         """Return how many bytes there are to be read now."""
-        own, found = None, 0
-        if self._file is not None:
-            own = os.fstat(self._file.fileno())
-            found = max(own.st_size - self._file.tell(), 0)
-        for path in dict.fromkeys((*self._files, self.path)):
+        if self._file is None:
+            return 0
+        info = os.fstat(self._file.fileno())
+        found, own = max(info.st_size - self._file.tell(), 0), (info.st_dev, info.st_ino)
+        for path in (self.path, self._old):
             with contextlib.suppress(FileNotFoundError):
                 info = os.stat(path)
-                if own is None or not os.path.samestat(own, info):
-                    found += info.st_size
+                if own == (info.st_dev, info.st_ino):
+                    break  # the older ones have been read
+                found += info.st_size
         return found
 
     def frames(self) -> Iterator[tuple[int, bytes]]:
@@ -152,7 +182,9 @@ class Reader:
 
     def timed_frames(self) -> Iterator[tuple[float | None, int, bytes]]:
         """Yield frames like `frames`, each with its time. The time is None in a log of an older runner."""
-        for data in self.data():
+        for data, is_first in self._pieces():
+            if is_first:
+                self._is_at_start, self._rest, self._half = True, b"", None
             self._rest += data
             at = 0
             while len(self._rest) - at >= HEADER.size:
@@ -164,6 +196,8 @@ class Reader:
                 end = at + HEADER.size + length
                 if end > len(self._rest):
                     break
+                if self._is_at_start and self._misses(0 if length or high or low else kind):
+                    yield self._time, STDERR, MISSED
                 if length:
                     yield self._time, kind, self._rest[at + HEADER.size : end]
                 elif high or low or self._half is not None:
@@ -171,11 +205,33 @@ class Reader:
                 at = end
             self._rest = self._rest[at:]
 
+    def _misses(self, number: int) -> bool:
+        """Take the number of a file that begins, 0 if it has none. Return whether there was one before it that was not read."""
+        before, self._number, self._is_at_start = self._number, number, False
+        return before is not None and number not in (0, before % NUMBERS + 1)
+
     def _take_time(self, part: int) -> None:
         if self._half is None:
             self._half = part
         else:
             self._time, self._half = (self._half << 24 | part) / 1000, None
+
+
+def _identity(place: Path | int) -> tuple[int, int] | None:
+    """Return what tells a file from others, None if there is none."""
+    try:
+        info = os.stat(place)
+    except FileNotFoundError:
+        return None
+    return info.st_dev, info.st_ino
+
+
+def _number(path: Path) -> int:
+    """Return a log file's number, 0 if it has none: it was the first, or an older runner's."""
+    with open(path, "rb", opener=opener) as file:
+        head = file.read(HEADER.size)
+    length, kind, high, low = HEADER.unpack(head) if len(head) == HEADER.size else (1, 0, 0, 0)
+    return 0 if length or high or low else int(kind)
 
 
 class Lines:

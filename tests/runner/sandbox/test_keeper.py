@@ -16,7 +16,7 @@ from rootdisk.errors import RootdiskError
 from runner.channel import messages
 from runner.channel.messages import WINDOW, Decoder, frame, frame_number
 from runner.sandbox.connections import CLIENTS_MAX, FULL, VISITORS_MAX
-from runner.sandbox.logs import Log, Reader
+from runner.sandbox.logs import MISSED, Log, Reader
 from runner.sandbox.room import Monitor
 from runner.sandbox.serving import MACHINE_LOG_BYTES
 from tests.support.keepers import LIMIT_S, Running
@@ -236,6 +236,49 @@ def test_a_log_that_grows_faster_than_it_is_read(tmp_path: Path) -> None:
     whole = [data for data in found if data != b"later"]
     assert [data.rstrip(b"\0") for data in whole][-1] == b"24"
     assert list(reader.frames())
+
+
+@pytest.mark.parametrize("files", [0, 1, 2, 3, 4, 9, 254, 256, 257, 300, 600])
+def test_files_that_come_and_go_between_two_looks(tmp_path: Path, files: int) -> None:
+    """What is still there is read in its order. What is not is missing, and that is said at the place where it was."""
+    log = Log(tmp_path / "output.log", 100)
+    for name in (b"before", b"read"):
+        log.write_frame(messages.STDOUT, name + bytes(60))
+    reader = Reader(tmp_path / "output.log")
+    assert len(list(reader.frames())) == 2
+    for number in range(files):
+        log.write_frame(messages.STDOUT, b"%d" % number + bytes(60))
+    found = [data.rstrip(b"\0") for _, data in reader.frames()]
+    kept = [b"%d" % number for number in range(files)[-2:]]
+    # Numbers begin again after 255 files: then nothing is said.
+    assert found == ([MISSED, *kept] if files > 2 and files % 255 != 2 else kept)
+    log.write_frame(messages.STDOUT, b"last")
+    assert list(reader.frames()) == [(messages.STDOUT, b"last")]
+
+
+def test_a_log_that_goes_on_after_a_restart_keeps_its_numbers(tmp_path: Path) -> None:
+    """A file of an older runner has none."""
+    path = tmp_path / "output.log"
+    path.write_bytes(messages.frame(messages.STDOUT, b"older" + bytes(90)))
+    reader = Reader(path)
+    assert list(reader.frames())
+    for number in range(4):
+        Log(path, 100).write_frame(messages.STDOUT, b"%d" % number + bytes(60))
+        found = [data.rstrip(b"\0") for _, data in reader.frames()]
+        assert found == [b"%d" % number]
+    assert path.read_bytes()[:8] == b"\0\0\0\0\4\0\0\0"
+
+
+def test_a_console_that_is_replaced_twice_is_read_whole(tmp_path: Path) -> None:
+    """It has no frames, so no numbers: its bytes are as the machine has written them."""
+    log = Log(tmp_path / "console.log", 100)
+    log.write(b"0" * 60)
+    reader = Reader(tmp_path / "console.log")
+    assert b"".join(reader.data()) == b"0" * 60
+    log.write(b"1" * 60)
+    log.write(b"2" * 60)
+    assert b"".join(reader.data()) == b"1" * 60 + b"2" * 60
+    assert Reader(tmp_path / "nothing").is_open is False
 
 
 def test_a_log_that_is_none_is_one_error(tmp_path: Path) -> None:
