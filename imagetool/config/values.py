@@ -11,7 +11,7 @@ from imagetool.config import schema
 from imagetool.config.toml_lines import Where
 from imagetool.ext4.geometry import DISK_MIN_BYTES
 from imagetool.layout.additions import Owner
-from imagetool.layout.certificates import PEM_MAX_BYTES, check_certificates
+from imagetool.layout.certificates import check_certificates
 from imagetool.sbom.formats import FORMATS, Format
 from rootdisk.artifact.format import CPUS_MAX, DISK_MAX_BYTES, KEY_TAG_PREFIX, MEMORY_MAX_MIB, MEMORY_MIN_MIB
 from rootdisk.cli.files import read_small_file
@@ -22,6 +22,7 @@ from rootdisk.limits import ALLOW_MAX_COUNT
 from rootdisk.network.rules import parse_rule
 from rootdisk.oci.documents import Platform
 from rootdisk.oci.reference import Reference, is_tag, parse_reference
+from rootdisk.pem import PEM_MAX_BYTES
 from rootdisk.text import printable
 
 TRACE_MAX_BYTES = 8 << 20

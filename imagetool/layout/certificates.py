@@ -10,9 +10,8 @@ import base64
 import re
 
 from imagetool.layout import secrets
+from rootdisk import pem
 from rootdisk.errors import BadInput
-
-PEM_MAX_BYTES = 4 << 20  # Debian's whole CA bundle is 0.2 MiB
 
 _BLOCK = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----[^-]*-----END \1-----", re.ASCII)
 _SEQUENCE, _BIT_STRING = 0x30, 0x03
@@ -33,7 +32,8 @@ def check_certificates(data: bytes, what: str) -> bytes:
         )
     blocks = [match.group(0) for match in _BLOCK.finditer(data) if match.group(1) == b"CERTIFICATE"]
     if not blocks:
-        raise BadInput(f"{what}: no PEM certificate in it")
+        fault = pem.lack_of_certificate(data) or pem.Fault("has no PEM certificate in it")
+        raise BadInput(f"{what}: it {fault.what}", fault.hint)
     for number, block in enumerate(blocks, 1):
         try:
             if not _is_certificate(base64.b64decode(b"".join(block.splitlines()[1:-1]), validate=True)):

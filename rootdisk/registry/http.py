@@ -6,14 +6,15 @@ import functools
 import os
 import threading
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rootdisk import __version__
-from rootdisk.errors import BadInput, RegistryError
+from rootdisk.errors import RegistryError
 from rootdisk.oci.repository import RegistryOptions
 from rootdisk.registry.addresses import Reach
 from rootdisk.registry.answers import NETWORK_ERRORS, Response, artifact_of, network_error, told
-from rootdisk.registry.certificates import certificates_folder, load_certificates
+from rootdisk.registry.certificates import certificates_folder, load_authorities, load_certificates
 from rootdisk.registry.connections import Connection, Payload, Proxy, Ways
 from rootdisk.registry.deadlines import Watch
 from rootdisk.registry.pool import Pool, Way
@@ -78,13 +79,10 @@ class Session:
         for name, place in ((named, os.environ.get(named)), ("CA file", self._options.ca_file)):
             if not place or place == known:
                 continue
-            try:
-                if os.path.isdir(place):
-                    context.load_verify_locations(capath=place)
-                else:
-                    context.load_verify_locations(cafile=place)
-            except OSError as err:  # ssl.SSLError is one
-                raise BadInput(f"{name} {place}: {err.strerror or err}", "it must contain PEM certificates") from err
+            if name == named and os.path.isdir(place):  # of single files, as for requests
+                context.load_verify_locations(capath=place)
+            else:
+                load_authorities(context, Path(place), name)
         return context
 
     def request(

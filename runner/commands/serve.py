@@ -14,6 +14,7 @@ from pathlib import Path
 
 from rootdisk.durable import open_file
 from rootdisk.errors import BadInput, RootdiskError
+from rootdisk.registry.certificates import load_authorities, load_pair
 from rootdisk.text import printable
 from runner.store.store import Store
 
@@ -93,13 +94,8 @@ def _tls(options: argparse.Namespace) -> ssl.SSLContext | None:
         raise BadInput("TLS needs --tls-cert and --tls-key", "give both")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    try:
-        context.load_cert_chain(options.tls_cert, options.tls_key, password=lambda: b"")
-        if options.tls_client_ca:
-            context.load_verify_locations(options.tls_client_ca)
-            context.verify_mode = ssl.CERT_REQUIRED
-    except (OSError, ssl.SSLError) as err:
-        raise BadInput(
-            "--tls-cert, --tls-key or --tls-client-ca cannot be used", "PEM files, without a password"
-        ) from err
+    load_pair(context, Path(options.tls_cert), Path(options.tls_key), ("--tls-cert", "--tls-key"))
+    if options.tls_client_ca:
+        load_authorities(context, Path(options.tls_client_ca), "--tls-client-ca")
+        context.verify_mode = ssl.CERT_REQUIRED
     return context

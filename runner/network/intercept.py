@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import os
 import ssl
+from pathlib import Path
 from typing import NamedTuple
 
-from rootdisk.errors import BadInput
 from rootdisk.network.hosts import Host
-from rootdisk.text import printable
+from rootdisk.registry.certificates import load_authorities
 from runner.network import http, tls
 from runner.network.exchange import Exchange, ExchangeFilter
 from runner.network.guards import Failure, TlsGuard, Unusable
@@ -48,12 +48,7 @@ def contexts(server: bytes, ca_file: str | None) -> Contexts:
     host.options |= ssl.OP_NO_RENEGOTIATION
     host.set_alpn_protocols(["http/1.1"])
     if ca_file is not None:
-        try:
-            host.load_verify_locations(ca_file)
-        except OSError as err:  # ssl.SSLError is one
-            raise BadInput(
-                f"--ca-file {printable(ca_file)}: {err.strerror or err}", "it must contain PEM certificates"
-            ) from err
+        load_authorities(host, Path(ca_file), "--ca-file")
     return Contexts(program, host)
 
 

@@ -89,23 +89,30 @@ def _load() -> None:
     assert all((served, server, feed, run))
 
 
-def size_bytes(text: str, option: str, least: int = 1) -> int:
-    """Return the bytes of a size as 512m, 1.5g or 20GiB, at least `least`. BadInput names the option."""
+_WITH_UNIT = 1 << 20  # bytes: less without a unit is taken for a mistake
+
+
+def size_bytes(text: str, option: str, least: int = 1, *, bare_least: int = _WITH_UNIT) -> int:
+    """Return the bytes of a size as 512m, 1.5g or 20GiB, at least `least`. BadInput names the option.
+
+    A number without a unit is bytes, as for docker and qemu-img; but fewer than `bare_least` are not what somebody means who
+    types 20.
+    """
     try:
         size = parse_size(text)
     except BadInput as err:
         raise BadInput(f"{option}: {err.message}", err.hint) from None
     if size < least:
         raise BadInput(f"{option} {text!r:.40}: too small", HINT)
+    if text.isdecimal() and 0 < size < bare_least:
+        raise BadInput(f"{option} {text!r:.40} is {size} bytes", f"write a unit, as {text}m or {text}g")
     return size
 
 
 def boot_records(options: argparse.Namespace, name: str) -> list[Record]:
     """Return the slot's records for a `boot` command line."""
     records = program_records(options)
-    for key, path in (("tls-ca", options.tls_ca), ("tls-cert", options.tls_cert), ("tls-key", options.tls_key)):
-        if path is not None:
-            records.append((key, read_small(path, f"--{key}")))
+    records += tls_records(options)
     if options.entrypoint is not None:
         records.append(
             ("entrypoint", os.fsencode(options.entrypoint)) if options.entrypoint else ("noentrypoint", b"1")
@@ -114,6 +121,25 @@ def boot_records(options: argparse.Namespace, name: str) -> list[Record]:
     if options.read_only:
         records.append(("read-only", b"1"))
     return records
+
+
+def tls_records(options: argparse.Namespace) -> list[Record]:
+    """Return the records of the guest's TLS files; BadInput if one has not what its option says, or if key and certificate differ."""
+    from rootdisk import pem
+
+    found = {}
+    for key, path in (("tls-ca", options.tls_ca), ("tls-cert", options.tls_cert), ("tls-key", options.tls_key)):
+        if path is not None:
+            data = read_small(path, f"--{key}")
+            lack = pem.lack_of_key if key == "tls-key" else pem.lack_of_certificate
+            if fault := lack(data):
+                raise BadInput(f"--{key} {printable(path)} {fault.what}", fault.hint)
+            found[key] = data
+    if "tls-cert" in found and "tls-key" in found and not pem.belong(found["tls-cert"], found["tls-key"]):
+        raise BadInput(
+            "--tls-key is not the key of the certificate of --tls-cert", "name the two files that belong together"
+        )
+    return list(found.items())
 
 
 def labels(texts: Sequence[str]) -> tuple[tuple[str, str], ...]:
