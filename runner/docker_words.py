@@ -18,6 +18,8 @@ COMMANDS = {
     "compose": NOT + "start each sandbox with runner boot -d, or use an orchestrator",
     "config": NOT + "give settings to each sandbox: runner boot -e, --env-file",
     "container": "the command without container: runner ps, stop, rm, …",
+    **dict.fromkeys(("ai", "desktop", "extension", "mcp", "model", "offload"), NOT + "it is a part of Docker Desktop"),
+    "debug": "runner exec -it NAME sh",
     "context": NOT + "the runner has no daemon; it works on this host",
     "cp": SAME,
     "create": "runner boot --keep -d, then runner stop",
@@ -53,6 +55,7 @@ COMMANDS = {
     "rm": SAME,
     "rmi": SAME,
     "run": SAME,
+    "sandbox": "runner run ARTIFACT: every sandbox is a virtual machine",
     "sbom": "imagetool sbom ARTIFACT",
     "save": "imagetool copy ARTIFACT oci-archive:FILE:TAG",
     "scout": NOT + "imagetool attach adds an SBOM to an artifact",
@@ -92,7 +95,7 @@ PAIRS = {
 _PROGRAM = dict.fromkeys(
     ("--env", "-e", "--env-file", "--workdir", "-w", "--user", "-u", "--interactive", "-i", "--tty", "-t"), SAME
 )
-_OF_MACHINE = NOT + "a sandbox is a virtual machine: its kernel, devices and limits are its own"
+OF_MACHINE = NOT + "a sandbox is a virtual machine: its kernel, devices and limits are its own"
 _LISTING = dict.fromkeys(("--filter", "-f", "--format", "--no-trunc", "--quiet", "-q"), SAME)
 
 OPTIONS: dict[str, dict[str, str]] = {
@@ -116,28 +119,28 @@ OPTIONS: dict[str, dict[str, str]] = {
         "--label-file": "--label",
         "--cidfile": "what runner boot -d prints",
         "--sig-proxy": "the default: signals are passed on",
-        "--privileged": _OF_MACHINE,
-        "--cap-add": _OF_MACHINE,
+        "--privileged": OF_MACHINE,
+        "--cap-add": OF_MACHINE,
         "--cap-drop": "-u USER in the guest; the guest's root has no rights on the host",
-        "--security-opt": _OF_MACHINE,
-        "--device": _OF_MACHINE,
-        "--device-cgroup-rule": _OF_MACHINE,
-        "--device-read-bps": _OF_MACHINE,
-        "--device-read-iops": _OF_MACHINE,
-        "--device-write-bps": _OF_MACHINE,
-        "--device-write-iops": _OF_MACHINE,
+        "--security-opt": OF_MACHINE,
+        "--device": OF_MACHINE,
+        "--device-cgroup-rule": OF_MACHINE,
+        "--device-read-bps": OF_MACHINE,
+        "--device-read-iops": OF_MACHINE,
+        "--device-write-bps": OF_MACHINE,
+        "--device-write-iops": OF_MACHINE,
         "--gpus": NOT + "devices of the host are not passed through",
         "--annotation": "--label",
-        "--blkio-weight": _OF_MACHINE,
-        "--blkio-weight-device": _OF_MACHINE,
-        "--cgroup-parent": _OF_MACHINE,
-        "--cgroupns": _OF_MACHINE,
+        "--blkio-weight": OF_MACHINE,
+        "--blkio-weight-device": OF_MACHINE,
+        "--cgroup-parent": OF_MACHINE,
+        "--cgroupns": OF_MACHINE,
         "--cpu-count": "--cpus",
-        "--cpu-percent": _OF_MACHINE,
+        "--cpu-percent": OF_MACHINE,
         "--cpu-period": "--cpus",
         "--cpu-quota": "--cpus",
-        "--cpu-rt-period": _OF_MACHINE,
-        "--cpu-rt-runtime": _OF_MACHINE,
+        "--cpu-rt-period": OF_MACHINE,
+        "--cpu-rt-runtime": OF_MACHINE,
         "--cpu-shares": "--cpus",
         "-c": "--cpus",
         "--cpuset-cpus": "taskset -c LIST runner boot …",
@@ -155,12 +158,12 @@ OPTIONS: dict[str, dict[str, str]] = {
         "--health-timeout": NOT + "run checks with runner exec",
         "--no-healthcheck": "the default: there are none",
         "--init": SAME,
-        "--io-maxbandwidth": _OF_MACHINE,
-        "--io-maxiops": _OF_MACHINE,
+        "--io-maxbandwidth": OF_MACHINE,
+        "--io-maxiops": OF_MACHINE,
         "--ip": NOT + "the guest is 10.0.2.15 in a network of its own",
         "--ip6": NOT + "the guest's network is its own",
-        "--ipc": _OF_MACHINE,
-        "--isolation": _OF_MACHINE,
+        "--ipc": OF_MACHINE,
+        "--isolation": OF_MACHINE,
         "--kernel-memory": "-m",
         "--link": "-p, and the host's address",
         "--link-local-ip": NOT + "the guest is 10.0.2.15 in a network of its own",
@@ -172,17 +175,17 @@ OPTIONS: dict[str, dict[str, str]] = {
         "--memory-swappiness": NOT + "a guest has no swap; -m is all its memory",
         "--network-alias": NOT + "sandboxes have no common network; publish ports with -p",
         "--net-alias": NOT + "sandboxes have no common network; publish ports with -p",
-        "--oom-kill-disable": _OF_MACHINE,
-        "--oom-score-adj": _OF_MACHINE,
-        "--pid": _OF_MACHINE,
-        "--pids-limit": _OF_MACHINE,
+        "--oom-kill-disable": OF_MACHINE,
+        "--oom-score-adj": OF_MACHINE,
+        "--pid": OF_MACHINE,
+        "--pids-limit": OF_MACHINE,
         "--publish-all": "-p HOST:GUEST for each port",
         "-P": "-p HOST:GUEST for each port",
         "--runtime": "--backend",
         "--sysctl": NOT + "set it in the guest: runner exec -u 0 NAME sysctl -w",
         "--use-api-socket": NOT + "the runner has no daemon",
-        "--userns": _OF_MACHINE,
-        "--uts": _OF_MACHINE,
+        "--userns": OF_MACHINE,
+        "--uts": OF_MACHINE,
         "--volume-driver": NOT + "a volume is a directory of the host",
         "--volumes-from": "-v for each directory",
         "--tmpfs": SAME,
@@ -219,7 +222,7 @@ OPTIONS: dict[str, dict[str, str]] = {
     "pull": {"--platform": SAME, "--quiet": SAME, "-q": SAME, "--all-tags": "imagetool tags REPOSITORY, then runner pull each", "-a": "imagetool tags REPOSITORY, then runner pull each", "--disable-content-trust": NOT + "digests are always checked"},
     "images": {**_LISTING, "--digests": SAME, "--all": "the default", "-a": "the default", "--tree": "runner images --json"},
     "rmi": {"--force": SAME, "-f": SAME, "--platform": SAME, "--no-prune": "the default without other names"},
-    "inspect": {"--format": SAME, "-f": SAME, "--size": "runner ps --json", "-s": "runner ps --json", "--type": "not needed: a name is a sandbox, a reference an artifact"},
+    "inspect": {"--format": SAME, "-f": SAME, "--size": "runner ps --json", "-s": "runner ps --json", "--type": NOT + "a name is a sandbox, a reference an artifact"},
     "login": {"--username": SAME, "-u": SAME, "--password-stdin": SAME, "--password": "--password-stdin", "-p": "--password-stdin"},
     "logout": {},
     "prune": {
@@ -253,98 +256,14 @@ GLOBAL = {
 
 _OURS = {"boot": "run"}
 
-_ORCHESTRATOR = NOT + "the runner has no pods; start each sandbox with runner boot -d, or use an orchestrator"
-_ONE_USER = NOT + "a sandbox is a virtual machine: its users are those of its image"
-_NAMED = NOT + "name the sandboxes: runner ps -q lists them"
-
-# Podman's commands and options that docker does not have.
-PODMAN_COMMANDS = {
-    "artifact": "runner pull, runner inspect",
-    "auto-update": NOT + "runner pull, then boot a new sandbox",
-    "farm": NOT + "imagetool builds for other platforms: imagetool build --platform",
-    "generate": NOT + "runner boot --restart and runner start --all; see runner start --help",
-    "healthcheck": NOT + "run checks with runner exec",
-    "kube": _ORCHESTRATOR,
-    "machine": "each sandbox is a virtual machine: runner boot; runner doctor shows what this host can do",
-    "mount": "imagetool ls ARTIFACT, imagetool cat ARTIFACT PATH; runner cp NAME:PATH -",
-    "play": _ORCHESTRATOR,
-    "pod": _ORCHESTRATOR,
-    "quadlet": NOT + "runner boot --restart and runner start --all; see runner start --help",
-    "restore": "runner boot --from SNAPSHOT",
-    "umount": NOT + "nothing is mounted on this host",
-    "unmount": NOT + "nothing is mounted on this host",
-    "unshare": NOT + "the runner needs no user namespace of yours",
-    "untag": "runner rmi NAME, if it has other names too",
-}
-
-_REGISTRY = {
-    "--tls-verify": "--ca-file FILE, or --plain-http without TLS",
-    "--cert-dir": "--ca-file FILE",
-    "--authfile": "the variable DOCKER_CONFIG",
-    "--creds": "runner login",
-    "--arch": "--platform OS/ARCH",
-    "--os": "--platform OS/ARCH",
-    "--variant": "--platform OS/ARCH/VARIANT",
-}
-
-PODMAN_OPTIONS: dict[str, dict[str, str]] = {
-    "run": {
-        **_REGISTRY,
-        "--replace": "runner rm -f NAME first",
-        "--rmi": "runner rmi ARTIFACT afterwards",
-        "--tz": "-e TZ=ZONE",
-        "--pod": _ORCHESTRATOR,
-        "--env-host": "-e NAME for each variable",
-        "--env-merge": "-e NAME=VALUE",
-        "--unsetenv": "-e NAME=",
-        "--unsetenv-all": "-e NAME= for each variable",
-        "--http-proxy": "-e https_proxy and the like",
-        "--systemd": "--pid1 for an image whose program is an init",
-        "--rootfs": "imagetool build tar:FILE ARTIFACT",
-        "--uidmap": _ONE_USER,
-        "--gidmap": _ONE_USER,
-        "--subuidname": _ONE_USER,
-        "--subgidname": _ONE_USER,
-        "--passwd": _ONE_USER,
-        "--no-hosts": NOT + "--add-host adds to what the guest has",
-        "--no-hostname": NOT + "--hostname NAME sets it",
-        "--image-volume": "-v HOST:GUEST",
-        "--read-only-tmpfs": "--tmpfs PATH for each directory",
-        "--requires": _ORCHESTRATOR,
-        "--sdnotify": NOT + "runner boot -d returns when the program has started",
-        "--preserve-fds": NOT + "descriptors of this host do not reach a virtual machine",
-        "--umask": NOT + "set it in the program: sh -c 'umask 022; …'",
-    },
-    "exec": {"--latest": _NAMED, "-l": _NAMED, "--preserve-fds": NOT + "descriptors of this host do not reach a virtual machine"},
-    "ps": {
-        "--sort": "runner ps --json",
-        "--noheading": "--format '{{.Names}} {{.Status}}'",
-        "--watch": "runner events, or watch runner ps",
-        "--external": "the default: the store has only the runner's",
-        "--pod": _ORCHESTRATOR,
-    },
-    "images": {"--sort": "runner images --json", "--noheading": "--format '{{.Repository}}:{{.Tag}}'", "--history": "imagetool inspect ARTIFACT"},
-    "logs": {"--latest": _NAMED, "-l": _NAMED, "--names": "runner logs of one sandbox at a time", "--color": "the default: as the program has printed"},
-    "stop": {"-a": "--all, for those with a --restart policy", "--ignore": _NAMED, "-i": _NAMED, "--latest": _NAMED, "-l": _NAMED},
-    "kill": {"--all": _NAMED, "-a": _NAMED, "--latest": _NAMED, "-l": _NAMED},
-    "restart": {"--all": _NAMED, "-a": _NAMED, "--running": _NAMED, "--latest": _NAMED, "-l": _NAMED},
-    "rm": {"--all": _NAMED, "-a": _NAMED, "--ignore": _NAMED, "-i": _NAMED, "--latest": _NAMED, "--time": "runner stop -t SECONDS NAME first", "-t": "runner stop -t SECONDS NAME first"},
-    "rmi": {"--all": "runner prune", "-a": "runner prune", "--ignore": "runner images -q lists those there are", "-i": "runner images -q lists those there are"},
-    "start": {"--latest": _NAMED, "-l": _NAMED},
-    "prune": {"--build": "imagetool prune", "--external": "the default: nothing of others is in the store"},
-    "pull": _REGISTRY,
-    "login": {**{name: _REGISTRY[name] for name in ("--tls-verify", "--cert-dir", "--authfile")}, "--get-login": "the file ~/.docker/config.json"},
-    "logout": {"--all": "runner logout REGISTRY for each", "-a": "runner logout REGISTRY for each", "--authfile": "the variable DOCKER_CONFIG"},
-    "stats": {"--interval": "the default: once a second", "-i": "the default: once a second"},
-    "cp": {"--overwrite": "the default"},
-}  # fmt: skip
-
 
 def answer(command: str, word: str) -> str:
     """Name what to type for docker's or podman's command `word`, or for the option `word` of `command`; "" if they have none.
 
     A command may have two words, as "image prune".
     """
+    from runner.podman_words import PODMAN_COMMANDS, PODMAN_OPTIONS  # whose tables are made of this one's words
+
     if command or word.startswith("-"):
         command = _OURS.get(command, command)
         docker, podman = {**GLOBAL, **OPTIONS.get(command, {})}, PODMAN_OPTIONS.get(command, {})

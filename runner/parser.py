@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from rootdisk import __version__
-from rootdisk.cli.arguments import Parser, decimal_number, whole_number
+from rootdisk.cli.arguments import Parser, days, whole_number, whole_seconds
 from rootdisk.cli.commands import Command, add_commands
 from runner.options import arguments
 
@@ -75,7 +75,7 @@ def _stop_time(parser: argparse.ArgumentParser) -> None:
         "-t",
         "--time",
         "--timeout",
-        type=whole_number,
+        type=whole_seconds,
         default=10,
         metavar="SECONDS",
         help="how long to wait before the sandbox is killed (default: 10)",
@@ -178,7 +178,7 @@ def _logs(parser: argparse.ArgumentParser) -> None:
 
 def _prune(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--older-than", type=decimal_number, default=0, metavar="DAYS", help="keep what was used in the last DAYS days")
+    add("--older-than", type=days, default=0, metavar="DAYS", help="keep what was used in the last DAYS days")
     add("--max-size", metavar="SIZE", help="stop when the store is that small; the longest unused goes first")
     add("--dry-run", action="store_true", help="list what would be removed, and remove nothing")
 

@@ -13,7 +13,7 @@ import pytest
 
 import imagetool.cli
 import runner.cli
-from rootdisk.cli.arguments import decimal_number, subparsers, whole_number
+from rootdisk.cli.arguments import days, processors, seconds, subparsers, whole_number, whole_seconds
 from tests.support.commands import ROOT
 from tests.support.registry import QuietHandler, be_nobody, serve
 
@@ -188,12 +188,15 @@ def test_names_in_any_locale(tmp_path: Path, locale: dict[str, str], name: bytes
     assert run("runner", "boot", b"--name=" + name, "oci:none:1")[0] == 125
 
 
+NUMBERS = (whole_number, seconds, whole_seconds, days, processors)
+
+
 def values_of(action: argparse.Action) -> tuple[str, str]:
     """Two different ones that it takes."""
     if action.choices:
         first, *_, last = map(str, action.choices)
         return first, last
-    return ("1", "2") if action.type in (whole_number, decimal_number) else ("a", "b")
+    return ("1", "2") if action.type in NUMBERS else ("a", "b")
 
 
 def test_of_an_option_given_twice_the_last_value_counts() -> None:

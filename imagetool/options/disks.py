@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from imagetool.options import shared
-from rootdisk.cli.arguments import decimal_number, file_path
+from rootdisk.cli.arguments import file_path, seconds
 
 
 def add_build(parser: argparse.ArgumentParser) -> None:
@@ -101,7 +101,7 @@ def add_trace(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("what", metavar="ARTIFACT")
     parser.add_argument("-o", "--output", metavar="FILE", type=file_path, help="default: standard output")
     parser.add_argument(
-        "--seconds", type=decimal_number, default=30.0, metavar="N", help="end the boot after N seconds (default: 30)"
+        "--seconds", type=seconds, default=30.0, metavar="N", help="end the boot after N seconds (default: 30)"
     )
     parser.add_argument(
         "--reads", type=file_path, metavar="FILE", help="do not boot: use a file of runner boot --record-reads"

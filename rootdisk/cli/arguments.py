@@ -61,6 +61,43 @@ def decimal_number(text: str) -> float:
     return float(text)
 
 
+def seconds(text: str) -> float:
+    """Return an option's time in seconds, as 90 or 0.5. The error has what to write for 5s, 2m and the like."""
+    return _time(text, 1, "seconds", decimal_number)
+
+
+def whole_seconds(text: str) -> int:
+    """Return an option's time in whole seconds."""
+    return int(_time(text, 1, "whole seconds", whole_number))
+
+
+def days(text: str) -> float:
+    """Return an option's time in days, as 7 or 0.5."""
+    return _time(text, _UNITS_S["d"], "days", decimal_number)
+
+
+_UNITS_S = {"": 0, "s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def _time(text: str, unit_s: int, what: str, parse: Callable[[str], float]) -> float:
+    try:
+        return parse(text)
+    except argparse.ArgumentTypeError:
+        said = re.fullmatch(r"([0-9]{1,6})([smhd])", text)
+        number = int(said[1]) * _UNITS_S[said[2]] / unit_s if said else 0
+        example = f"{number:.15g}" if number and (unit_s > 1 or number == int(number)) else "10"
+        raise argparse.ArgumentTypeError(f"{text!r:.40} is not a number of {what}: write {example}") from None
+
+
+def processors(text: str) -> int:
+    """Return an option's number of processors: a guest has whole ones."""
+    if re.fullmatch(r"[0-9]{1,4}\.[0-9]{1,9}", text):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a whole number: write {int(float(text)) + (float(text) % 1 > 0) or 1}"
+        )
+    return whole_number(text)
+
+
 def file_path(text: str) -> Path:
     """Return an option's path. An empty one, as of a shell's variable that is not set, would be the working directory."""
     from pathlib import Path  # --help and most commands of the runner do not need it
@@ -118,6 +155,11 @@ class Parser(argparse.ArgumentParser):
         # "argument -t/--time: invalid choice: 'x' (choose …)" becomes "--time: 'x'".
         message = message.split(" (choose")[0].replace(": invalid choice: ", ": ")
         message = re.sub(r"^argument (?:-\w/)?([^:/]+)[^:]*: ", r"\1: ", message)
+        if valued := re.fullmatch(r"(.*): ignored explicit argument .*", message, re.DOTALL):  # which may be a password
+            message, hint = f"{valued[1]} takes no value", f"write {valued[1]} alone, or leave it out"
+        fact, write, example = message.rpartition(": write ")
+        if write:
+            message, hint = fact, f"write {example}"
         raise BadInput(re.sub("^the following arguments are required: ", "missing: ", message), hint)
 
     def _known_command(self, command: str) -> str:
@@ -129,8 +171,8 @@ class Parser(argparse.ArgumentParser):
 
     def _known_option(self, command: str) -> str:
         """Return what to type for the first option of the command line that another tool has."""
-        words = [word.partition("=")[0] for word in self._words if word.startswith("-")]
-        return next(filter(None, (self.elsewhere(command, word) for word in words)), "") if self.elsewhere else ""
+        flags = (flag for word in self._words for flag in _flags(word))
+        return next(filter(None, (self.elsewhere(command, flag) for flag in flags)), "") if self.elsewhere else ""
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
         """Parse a whole command line; BadInput says which word is wrong and what to type."""
@@ -139,18 +181,31 @@ class Parser(argparse.ArgumentParser):
             options, unknown = self.parse_known_args(args, namespace)
         except BadInput as err:
             command = next((word for word in self._words if not word.startswith("-")), "")
-            if err.message.startswith("missing: ") and (hint := self._known_option(command)):
+            is_near = err.message.startswith("missing: ") or err.message.endswith(" takes no value")
+            if is_near and (hint := self._known_option(command)):
                 raise BadInput(err.message, hint) from None
             raise
         if unknown:
             command = getattr(options, "command", None) or ""
             parser = subparsers(self).get(command, self)
             known = [flag for action in parser._actions for flag in action.option_strings]
-            word = next((word for word in unknown if word.startswith("-")), unknown[0]).partition("=")[0]
-            hint = self.elsewhere(command, word) if self.elsewhere else ""
-            hint = hint or did_you_mean(word, known, f"see {parser.prog} --help")
-            raise BadInput(f"unrecognized arguments: {' '.join(unknown)}", hint)
+            word = next((word for word in unknown if word.startswith("-")), unknown[0])
+            hints = (self.elsewhere(command, flag) for flag in _flags(word)) if self.elsewhere else ()
+            word = word.partition("=")[0]
+            hint = next(filter(None, hints), "") or did_you_mean(word, known, f"see {parser.prog} --help")
+            shown = (
+                word.partition("=")[0] if word.startswith("-") else word for word in unknown
+            )  # a value may be a password
+            raise BadInput(f"unrecognized arguments: {' '.join(shown)}", hint)
         return options
+
+
+def _flags(word: str) -> list[str]:
+    """Return the options that a word may stand for: --name of --name=value, and each letter of -af."""
+    if not word.startswith("-"):
+        return []
+    letters = word[1:] if re.fullmatch("-[A-Za-z]{2,4}", word) else ""
+    return [word.partition("=")[0], *(f"-{letter}" for letter in letters)]
 
 
 def subparsers(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:

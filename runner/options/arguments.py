@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from rootdisk.cli.arguments import Parser, decimal_number, file_path, whole_number
+from rootdisk.cli.arguments import Parser, file_path, processors, seconds, whole_number
 
 
 class _From(argparse.Action):
@@ -61,7 +61,7 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
     add("--events", type=whole_number, metavar="FD", help="write events to this open file, a line of JSON each")
     add("--keep", action="store_true", help="keep the sandbox after it exits (default with --detach)")
     add("--rm", action="store_true", help="remove the sandbox when it exits (default without --detach)")
-    add("--timeout", type=decimal_number, metavar="SECONDS", help="stop the sandbox after SECONDS; exit 124")
+    add("--timeout", type=seconds, metavar="SECONDS", help="stop the sandbox after SECONDS; exit 124")
     add(
         "--restart",
         default="no",
@@ -69,7 +69,7 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
         help="start the sandbox again when it ends: no, on-failure[:N], always or unless-stopped (with --detach)",
     )
     add("-m", "--memory", metavar="SIZE", help="memory, for example 512m or 1.5g (default: the artifact's)")
-    add("--cpus", type=whole_number, metavar="N", help="number of processors (default: the artifact's)")
+    add("--cpus", type=processors, metavar="N", help="number of processors (default: the artifact's)")
     add("--disk-size", metavar="SIZE", help="a larger disk, for example 20g (default: the artifact's)")
     add(
         "-p",

@@ -44,6 +44,7 @@ _LIMITS = (
     ),
     *("sigpending", "stack"),
 )
+_PAGE = 4096
 _UNLIMITED = (1 << 64) - 1  # RLIM_INFINITY
 _FILES_MAX = 1 << 20  # the kernel's fs.nr_open
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,253}")
@@ -59,7 +60,7 @@ def records(options: argparse.Namespace) -> list[Record]:
         if places.count(place) > 1:
             raise BadInput(f"--tmpfs: {printable(place)} twice", "give each place once")
     if options.shm_size is not None:
-        texts.append(("shm-size", str(size_bytes(options.shm_size, "--shm-size"))))
+        texts.append(("shm-size", str(size_bytes(options.shm_size, "--shm-size", bare_least=_PAGE))))
     texts += [("ulimit", _limit(text)) for text in options.ulimit]
     texts += [("host", _host(text)) for text in options.add_host]
     texts += [("dns", _address(text, "--dns")) for text in options.dns]
@@ -90,7 +91,7 @@ def _tmpfs_word(word: str, shown: str) -> str:
     if name == "size" and re.fullmatch(r"[1-9][0-9]?%|100%", value):
         return word
     if name == "size" and equals:
-        return f"size={size_bytes(value, shown + ': size')}"
+        return f"size={size_bytes(value, shown + ': size', bare_least=_PAGE)}"
     if name == "mode" and re.fullmatch("[0-7]{1,4}", value):
         return word
     if name in ("uid", "gid") and equals and id_or_none(value) is not None:

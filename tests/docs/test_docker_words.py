@@ -11,7 +11,8 @@ from rootdisk.cli.arguments import subparsers
 from rootdisk.cli.tools import IMAGETOOL_COMMANDS, RUNNER_COMMANDS
 from rootdisk.errors import BadInput
 from runner.cli import parser
-from runner.docker_words import COMMANDS, GLOBAL, NOT, OPTIONS, PAIRS, PODMAN_COMMANDS, PODMAN_OPTIONS, SAME, answer
+from runner.docker_words import COMMANDS, GLOBAL, NOT, OPTIONS, PAIRS, SAME, answer
+from runner.podman_words import PODMAN_COMMANDS, PODMAN_OPTIONS
 
 OURS = subparsers(parser())
 IMAGETOOL = subparsers(imagetool.parser.parser())
@@ -76,7 +77,28 @@ def test_what_it_tells_to_type_is_there() -> None:
         (["prune", "--filter", "until=24h"], "here docker's --filter is --older-than DAYS"),
         (["pod", "ps"], "podman's pod is not here: the runner has no pods"),
         (["run", "--replace", "--name", "b", "a"], "here podman's --replace is runner rm -f NAME first"),
-        (["rm", "-a"], "missing: NAME: podman's -a is not here: name the sandboxes"),
+        (["rm", "-a"], "missing: NAME: here podman's -a is runner rm -f $(runner ps -aq)"),
+        (["rm", "-af"], "missing: NAME: here podman's -a is runner rm -f $(runner ps -aq)"),
+        (["rm", "-fa"], "here podman's -a is runner rm -f $(runner ps -aq)"),
+        (["rm", "-fv", "a"], "here docker's -v is the default: nothing of a sandbox stays"),
+        (["logs", "-fl"], "podman's -l is not here: name the sandboxes"),
+        (["cp", "-aL", "a", "b:/"], "docker's -a is not here: owners are not kept"),
+        (
+            ["cp", "--pause=false", "a", "b:/"],
+            "podman's --pause is not here: the sandbox runs on while files are copied",
+        ),
+        (["wait", "--condition=stopped", "a"], "here podman's --condition is the default: runner wait returns"),
+        (["wait", "--latest"], "missing: NAME: podman's --latest is not here: name the sandboxes"),
+        (["exists", "a"], "here podman's exists is runner inspect NAME > /dev/null, by its exit status"),
+        (["container", "exists", "a"], "here podman's container exists is runner inspect NAME"),
+        (["image", "tree", "a"], "here podman's image tree is imagetool inspect ARTIFACT"),
+        (["run", "--rm=true", "a"], "--rm takes no value: write --rm alone, or leave it out"),
+        (
+            ["login", "--username=a", "--password=b"],
+            "--password-stdin takes no value: here docker's --password is --password-stdin",
+        ),
+        (["run", "--pidfile", "a", "b"], "here podman's --pidfile is runner inspect NAME"),
+        (["desktop", "start"], "docker's desktop is not here: it is a part of Docker Desktop"),
         (["pull", "--tls-verify=false", "a"], "--plain-http"),
         (["network", "ls"], "docker's network is not here: a sandbox has its own network"),
         (["tags", "a"], "imagetool has it: imagetool tags"),

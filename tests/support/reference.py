@@ -23,7 +23,7 @@ from rootdisk.cli.arguments import subparsers
 from rootdisk.cli.manual import manual
 from rootdisk.oci.documents import canonical_json
 from runner import cli as runner_cli
-from runner import docker_words
+from runner import docker_words, podman_words
 from runner.api.options import BootOptions
 from runner.disk import slot
 from tests.support.commands import ROOT
@@ -159,8 +159,8 @@ def docker() -> str:
     ]
     lines += _options("docker", options)
     lines += ["## Commands of podman alone\n", "| podman | here |\n|---|---|"]
-    lines += [f"| `{name}` | {_here(word, name)} |" for name, word in docker_words.PODMAN_COMMANDS.items()]
-    lines += ["", *_options("podman", docker_words.PODMAN_OPTIONS)]
+    lines += [f"| `{name}` | {_here(word, name)} |" for name, word in podman_words.PODMAN_COMMANDS.items()]
+    lines += ["", *_options("podman", podman_words.PODMAN_OPTIONS)]
     return "\n".join(lines)
 
 
