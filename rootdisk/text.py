@@ -33,9 +33,10 @@ def describe_error(err: Exception) -> str:
     if not isinstance(err, OSError):
         return str(err)
     if err.filename is not None:
-        return (
-            f"{os.fsdecode(err.filename) if isinstance(err.filename, (str, bytes)) else err.filename}: {err.strerror}"
-        )
+        name = os.fsdecode(err.filename) if isinstance(err.filename, (str, bytes)) else str(err.filename)
+        if name.startswith("/proc/") and not os.path.exists("/proc/self"):
+            return "there is no /proc here: mount -t proc proc /proc"
+        return f"{name}: {err.strerror}"
     try:
         os.getcwd()
     except OSError:

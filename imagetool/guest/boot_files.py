@@ -122,7 +122,7 @@ def cached_kernel(image: Image, init: Path, cache: Path) -> tuple[Path, KernelRe
     what += "" if image.vmlinux is None else f"\0vmlinux {image.vmlinux}"
     directory = cache / "kernels" / f"boot-{Digest.of(what.encode()).short}"
     receipt = directory / "kernel.json"
-    if image.kernel == "debian" and receipt.exists() and time.time() - receipt.stat().st_mtime < DAY_S:
+    if image.kernel == "debian" and receipt.exists() and 0 <= time.time() - receipt.stat().st_mtime < DAY_S:
         try:
             found = load(receipt, KernelReceipt)
             check_kernel(directory, found)

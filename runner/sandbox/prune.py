@@ -66,7 +66,7 @@ def prune(store: Store, age_s: float, max_bytes: int | None, *, dry_run: bool) -
     removed: list[tuple[Path, int]] = []
     failed: RootdiskError | None = None
     for content in contents:
-        if time.time() - content.used < age_s or (max_bytes is not None and left <= max_bytes):
+        if _unused_s(content.used) < age_s or (max_bytes is not None and left <= max_bytes):
             continue
         if not _removable(content, needed):
             continue
@@ -113,7 +113,7 @@ def _prune_templates(
     templates = sorted(saved.all_of(store), key=lambda template: template.used)
     left += sum(template.disk_bytes for template in templates)
     for template in templates:
-        if time.time() - template.used < age_s or (max_bytes is not None and left <= max_bytes):
+        if _unused_s(template.used) < age_s or (max_bytes is not None and left <= max_bytes):
             continue
         size = template.disk_bytes if dry_run else saved.remove(template.folder)
         left -= size
@@ -141,6 +141,11 @@ class _Needed:
             self._changed = changed if began - changed > _CLOCK_STEP_NS else 0
             self._needed = needed
         return self._needed
+
+
+def _unused_s(used: float) -> float:
+    """Return for how long something was not used: 0 if that is still to come, as after the clock was set back."""
+    return max(time.time() - used, 0.0)
 
 
 def _removable(content: _Content, needed: set[str] | None) -> list[Path]:

@@ -59,8 +59,10 @@ class Snapshot(NamedTuple):
 
     @property
     def disk_bytes(self) -> int:
-        """The size on the disk, in bytes."""
-        return sum(path.lstat().st_blocks * 512 for path in self.folder.iterdir())
+        """The size on the disk, in bytes; 0 if it was removed meanwhile."""
+        with contextlib.suppress(FileNotFoundError):
+            return sum(path.lstat().st_blocks * 512 for path in self.folder.iterdir())
+        return 0
 
     @property
     def clone(self) -> Clone:

@@ -40,6 +40,7 @@ OFF = "ROOTDISK_TEMPLATES"  # this variable is 0: every boot is cold
 AGE_S = 86400.0  # then it is made again, beside a boot that still uses it
 END_S = 2 * AGE_S  # then it is not used
 AGAIN_S = 86400.0  # after its failures a template is not tried for so long
+_SKEW_S = 60  # of the clock of a file server
 FAILURES_MAX = 2
 PAGE = 4096
 MEMORY_MAX_MIB = 16 << 10  # a larger machine has too much in its page tables
@@ -216,7 +217,7 @@ def _has_failed(store: Store, template_key: str) -> bool:
 def _failures(store: Store, template_key: str) -> tuple[int, str]:
     path = store.root / "templates" / f"{template_key}.failed"
     try:
-        if time.time() - path.stat().st_mtime > AGAIN_S:
+        if not -_SKEW_S <= time.time() - path.stat().st_mtime <= AGAIN_S:  # or the clock was set back
             return 0, ""
         value: Mapping[str, Any] = read_versioned(path, VERSION)
         return int(value["count"]), str(value["why"])

@@ -307,6 +307,7 @@ def test_one_that_is_removed_while_a_sandbox_is_made_from_it(store: Store, again
     put(store, "saved")
     snapshot = snapshots.find(store, "saved")
     snapshots.remove(store, "saved")
+    assert snapshot.to_json()["size"] == 0
     if again:
         put(store, "saved", created=6.0)
     for make in (lambda: forks.go_on(store, snapshot, snapshot.state.spec, b"a"), lambda: _use(snapshot)):

@@ -63,6 +63,31 @@ def test_what_is_leased_stays(store: Store, layout: str) -> None:
     assert not list((store.root / "names").iterdir())
 
 
+def test_a_clock_that_was_set_back(store: Store, layout: str) -> None:
+    """What was used in the future is not unused for a negative time: it was never removed."""
+    pull(store, parse_reference(layout), RegistryOptions(), Platform.host()).release()
+    for folder in ("disks", "blobs"):
+        for path in (store.root / folder).iterdir():
+            os.utime(path, (0, time.time() + 1e6))
+    assert prune(store, 1, None, dry_run=False) == []
+    assert prune(store, 0, None, dry_run=False)
+    assert not list((store.root / "disks").iterdir())
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may take /proc away")
+def test_without_proc(tmp_path: Path) -> None:
+    """As in a bare chroot: one line that says what to mount."""
+    words = [sys.executable, "-m", "runner", "doctor"]
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", 'umount -l /proc && exec "$@"', "sh", *words],
+        env={**os.environ, "ROOTDISK_STORE": str(tmp_path / "store")},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stderr) == (125, "runner: there is no /proc here: mount -t proc proc /proc\n")
+
+
 def test_what_a_kept_sandbox_needs_stays(store: Store, layout: str) -> None:
     local = pull(store, parse_reference(layout), RegistryOptions(), Platform.host())
     kept = Sandbox.create(store, spec_of("kept", local, keep=True))

@@ -139,6 +139,8 @@ def test_failures_end_the_tries(store: Store) -> None:
     os.utime(path, (0, time.time() - saved.AGAIN_S - 9))
     assert saved.find(store, KEY) is not None
     assert list(saved.failures(store)) == []
+    os.utime(path, (0, time.time() + saved.AGAIN_S))  # the clock was set back
+    assert list(saved.failures(store)) == []
     saved.remove_left(store)
     assert not path.exists()
     saved.note_failure(store, KEY, "bad luck")
