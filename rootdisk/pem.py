@@ -18,7 +18,7 @@ _SEQUENCE = b"\x30"  # that a certificate, a key or PKCS #12 in DER begins with
 
 
 class Fault(NamedTuple):
-    """What a file is in place of what is wanted, as the end of "FILE …", and what to do about it."""
+    """The end of a sentence that begins with a file's name, and a hint."""
 
     what: str
     hint: str = ""

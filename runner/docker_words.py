@@ -79,7 +79,7 @@ COMMANDS = {
 }
 
 # Commands of two words that are not the second one alone: docker container stop is docker stop.
-_GROUPS = ("container", "image", "system")
+GROUPS = ("container", "image", "system")
 PAIRS = {
     "container prune": "runner rm NAME… of those that runner ps -a shows",
     "image ls": "runner images",
@@ -253,34 +253,3 @@ GLOBAL = {
     "--version": SAME,
     "-v": SAME,
 }
-
-_OURS = {"boot": "run"}
-
-
-def answer(command: str, word: str) -> str:
-    """Name what to type for docker's or podman's command `word`, or for the option `word` of `command`; "" if they have none.
-
-    A command may have two words, as "image prune".
-    """
-    from runner.podman_words import PODMAN_COMMANDS, PODMAN_OPTIONS  # whose tables are made of this one's words
-
-    if command or word.startswith("-"):
-        command = _OURS.get(command, command)
-        docker, podman = {**GLOBAL, **OPTIONS.get(command, {})}, PODMAN_OPTIONS.get(command, {})
-    else:
-        docker, podman = {**COMMANDS, **PAIRS, **_in_groups()}, PODMAN_COMMANDS
-    for whose, table in (("docker", docker), ("podman", podman)):
-        found = table.get(word, SAME)
-        if found.startswith(NOT):
-            return f"{whose}'s {word} is not here: {found.removeprefix(NOT)}"
-        if found != SAME:
-            return f"here {whose}'s {word} is {found}"
-    return ""
-
-
-def _in_groups() -> dict[str, str]:
-    """Return the commands of two words whose second word is a command too."""
-    alone = {name: f"runner {name}" if found == SAME else found for name, found in COMMANDS.items()}
-    return {
-        pair: found for group in _GROUPS for name, found in alone.items() if (pair := f"{group} {name}") not in PAIRS
-    }

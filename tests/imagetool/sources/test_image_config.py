@@ -34,7 +34,7 @@ def parsed(value: object) -> ImageConfig:
     return ImageConfig.parse(json.dumps(value).encode())
 
 
-WRONG = ("", "x", 0, 5, 1.5, False, True, [], {}, [1], {"a": 1})
+WRONG: tuple[Any, ...] = ("", "x", 0, 5, 1.5, False, True, [], {}, [1], {"a": 1})
 
 
 @pytest.mark.parametrize("value", WRONG, ids=repr)

@@ -50,7 +50,7 @@ NOT_SIZES += ["9" * 16, "1\n", "nan", "inf"]
 
 @pytest.mark.parametrize("text", SIZES)
 def test_sizes(text: str) -> None:
-    assert parse_size(text) == size_bytes(text, "--x") == SIZES[text]
+    assert parse_size(text) == size_bytes(text, "--x", bare_least=0) == SIZES[text]
 
 
 @pytest.mark.parametrize("text", NOT_SIZES)

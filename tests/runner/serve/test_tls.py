@@ -132,7 +132,7 @@ def test_a_registry_says_that_it_wants_a_certificate(served: Served, tmp_path: P
     (folder / "client.key").unlink()
     done = Runner(tmp_path / "second")("pull", f"{served.address}/team/tls@{MADE.artifact.descriptor.digest}")
     assert done.returncode == 125
-    assert "client.cert: No such file or directory" in done.stderr
+    assert "client.key cannot be read: No such file or directory" in done.stderr
     assert done.stderr.count("\n") == 1
 
 

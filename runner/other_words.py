@@ -1,0 +1,35 @@
+"""Hints for words of docker, of podman and of the other tool."""
+
+from __future__ import annotations
+
+from runner.docker_words import COMMANDS, GLOBAL, GROUPS, NOT, OPTIONS, PAIRS, SAME
+from runner.podman_words import PODMAN_COMMANDS, PODMAN_OPTIONS
+
+_OURS = {"boot": "run"}
+
+
+def answer(command: str, word: str) -> str:
+    """Name what to type for docker's or podman's command `word`, or for the option `word` of `command`; "" if they have none.
+
+    A command may have two words, as "image prune".
+    """
+    if command or word.startswith("-"):
+        command = _OURS.get(command, command)
+        docker, podman = {**GLOBAL, **OPTIONS.get(command, {})}, PODMAN_OPTIONS.get(command, {})
+    else:
+        docker, podman = {**COMMANDS, **PAIRS, **_in_groups()}, PODMAN_COMMANDS
+    for whose, table in (("docker", docker), ("podman", podman)):
+        found = table.get(word, SAME)
+        if found.startswith(NOT):
+            return f"{whose}'s {word} is not here: {found.removeprefix(NOT)}"
+        if found != SAME:
+            return f"here {whose}'s {word} is {found}"
+    return ""
+
+
+def _in_groups() -> dict[str, str]:
+    """Return the commands of two words whose second word is a command too."""
+    alone = {name: f"runner {name}" if found == SAME else found for name, found in COMMANDS.items()}
+    return {
+        pair: found for group in GROUPS for name, found in alone.items() if (pair := f"{group} {name}") not in PAIRS
+    }
