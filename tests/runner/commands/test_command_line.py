@@ -104,7 +104,7 @@ def test_global_options_work(capfd: pytest.CaptureFixture[str]) -> None:
         (["start", "-i", "x"], "start -ai NAME"),
         (["boot", "--pull", "sometimes", "x"], "--pull: 'sometimes': write missing, always, never or lazy"),
         (["boot", "--network", "bridge", "x"], "--network: 'bridge': write user or none"),
-        (["stop", "-t", "x", "y"], "--time: 'x' is not a whole number"),
+        (["stop", "-t", "x", "y"], "--time: 'x' is not a number of whole seconds"),
         (["boot", "--network", "", "x"], "--network: '': write user or none"),
         (["boot", "--env-file", "", "x"], "--env-file: the name of a file is empty"),
         (["boot", "--cpus", "9" * 20, "x"], "has more than 18 digits"),
