@@ -114,7 +114,7 @@ def check_image(
 
     Raises:
         BadInput: The image is for another platform, or its config and layers do not belong together.
-        Unsupported: A layer is encrypted, or is not a tar, or is not in the registry.
+        Unsupported: A layer is encrypted, or is not a tar.
     """
     for number, layer in enumerate(manifest.layers, 1):
         _check_layer(layer, f"{where}: layer {number}")
@@ -138,6 +138,14 @@ def check_image(
     raise BadInput(f"{where}: {err.message}", err.hint)
 
 
+def may_be_absent(layer: Descriptor) -> bool:
+    """Return whether a layer need not be where its image is: image-spec, layer.md, "Non-Distributable Layers".
+
+    The type is no reason not to ask for it: many tools push such layers too.
+    """
+    return "nondistributable" in layer.media_type or ".foreign." in layer.media_type
+
+
 def _check_layer(layer: Descriptor, what: str) -> None:
     """Refuse by its type, before a byte is read, what cannot be a tar."""
     shown = printable(layer.media_type, 120)
@@ -146,8 +154,6 @@ def _check_layer(layer: Descriptor, what: str) -> None:
             f"{what} is encrypted ({shown})",
             "decrypt the image first: skopeo copy --decryption-key KEY.pem docker://IMAGE oci:DIR:TAG",
         )
-    if "nondistributable" in layer.media_type or ".foreign." in layer.media_type:
-        raise Unsupported(f"{what} is of type {shown}", "its bytes are not in the registry")
     # Runtimes read the bytes whatever the type says, if it could be a tar.
     if "tar" not in layer.media_type and not re.fullmatch(
         r"application/(octet-stream|(x-)?(gzip|zstd))", layer.media_type

@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from imagetool.content import PIECE_BYTES, pieces
-from imagetool.sources.image_config import CONFIG_TYPES, ImageConfig, check_image
+from imagetool.sources.image_config import CONFIG_TYPES, ImageConfig, check_image, may_be_absent
 from imagetool.tree.remarks import Remark
 from rootdisk.compression import HEAD_BYTES, compression
-from rootdisk.errors import BadInput
+from rootdisk.errors import BadInput, RegistryError
 from rootdisk.oci.documents import (
     MANIFEST_MAX_BYTES,
     OCI_CONFIG,
@@ -132,10 +132,20 @@ def _from_repository(
 
     def layer(descriptor: Descriptor, diff_id: Digest | None) -> LayerBlob:
         """Return a layer that is read when it is needed."""
-        return LayerBlob(descriptor, diff_id, lambda: checked_blob(repository, descriptor))
+        return LayerBlob(descriptor, diff_id, lambda: _layer_bytes(repository, descriptor))
 
     layers = tuple(layer(d, i) for d, i in zip(manifest.layers, config.diff_ids, strict=True))
     return SourceImage(found.digest, manifest, config, layers, remarks)
+
+
+def _layer_bytes(repository: Repository, layer: Descriptor) -> Iterator[bytes]:
+    """Yield a layer as `checked_blob` does. The error for one that is missing says so if its type allows that."""
+    try:
+        yield from checked_blob(repository, layer)
+    except (BadInput, RegistryError) as err:
+        if may_be_absent(layer) and (isinstance(err, BadInput) or err.status == 404):
+            err.hint = f"layers of type {printable(layer.media_type, 120)} need not be where the image is: push it with all its layers"
+        raise
 
 
 def _is_image(manifest: Manifest) -> bool:
