@@ -116,7 +116,7 @@ def test_a_vmlinux_that_fails_at_first(store: Store, proxy: FaultProxy, kind: Ki
 @pytest.mark.usefixtures("booted")
 def test_another_repository_shows_that_it_has_the_kernel(store: Store, proxy: FaultProxy) -> None:
     """Although the store has it, and the disk's server fetches from the first repository."""
-    proxy.pause_s = 0.02
+    proxy.pause_s = 0.005
     first, other = (
         pull(store, parse_reference(f"{proxy.name}/lazy/{name}:v1"), PATIENT, Platform.host(), lazily=True)
         for name in ("booted", "other")

@@ -137,6 +137,7 @@ def test_progress_is_for_terminals(proxy: FaultProxy, tmp_path: Path) -> None:
     os.close(terminal)
     process.communicate()
     assert process.returncode == 0
+    proxy.pause_s = 0
     assert re.search(rb"\rfetching \S+ \d+ of 39 MB, \d+ MB/s, \d+ s left", shown)
     again = started(proxy, tmp_path / "other")
     said = again.communicate()[1]
