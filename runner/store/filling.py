@@ -215,13 +215,13 @@ def status(store: Store, digest: Digest) -> FillStatus | None:
     return None if isinstance(found, Silent) else found
 
 
-def look(store: Store, digest: Digest, timeout_s: float = ANSWER_S) -> FillStatus | Silent | None:
-    """Return the status of the server of a disk; None if there is none."""
+def look(store: Store, digest: Digest, timeout_s: float | None = None) -> FillStatus | Silent | None:
+    """Return the status of the server of a disk, which has `timeout_s`, by default ANSWER_S, to answer; None if there is none."""
     sock = connect(store, digest)
     if sock is None:
         return None
     with sock:
-        sock.settimeout(timeout_s)
+        sock.settimeout(ANSWER_S if timeout_s is None else timeout_s)
         try:
             send(sock, {"do": "status"})
             answer = receive(sock)
