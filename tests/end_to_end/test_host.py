@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.commands import ROOT, Runner
+from tests.support.commands import ROOT, Runner, without_progress
 from tests.support.processes import CLOSED, open_files
 from tests.support.sandboxes import LOOP, command, machines, rows
 from tests.support.waiting import until
@@ -24,7 +24,7 @@ OFTEN = [pytest.param(one, marks=[] if one in (">&-", CLOSED[-1]) else pytest.ma
 def shell(runner: Runner, script: str, *words: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
     """A shell script in which `runner` and `imagetool` are ours, run to its end."""
     tools = "\n".join(f'{tool}() {{ "{sys.executable}" -m {tool} "$@"; }}' for tool in ("runner", "imagetool"))
-    return subprocess.run(
+    done = subprocess.run(
         ["bash", "-c", f"{tools}\n{script}", "script", *words],
         env={**os.environ, "PYTHONPATH": str(ROOT), "ROOTDISK_STORE": str(runner.store)},
         stdin=subprocess.DEVNULL,
@@ -32,6 +32,8 @@ def shell(runner: Runner, script: str, *words: str, timeout: float = 120) -> sub
         text=True,
         timeout=timeout,
     )
+    done.stderr = without_progress(done.stderr)
+    return done
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from tests.support.commands import ROOT, Runner
+from tests.support.commands import ROOT, Runner, without_progress
 
 pytestmark = pytest.mark.vm
 
@@ -32,7 +32,8 @@ def test_ten_boots_at_once_of_one_name(demo: str, empty_runner: Runner) -> None:
         output, errors = process.communicate(timeout=300)
         statuses.append(process.returncode)
         if process.returncode:
-            told = [line for line in errors.splitlines() if not line.startswith(("waiting for process", "fetching "))]
+            lines = without_progress(errors).splitlines()
+            told = [line for line in lines if not line.startswith("waiting for process")]
             assert len(told) == 1, errors
             assert "there is already a sandbox one" in told[0]
         else:
