@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import re
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,6 +50,8 @@ def _process(options: argparse.Namespace) -> dict[str, list[str]]:
     if options.entrypoint is not None:
         found["entrypoint"] = [options.entrypoint] if options.entrypoint else []
     if options.cmd is not None:
+        import shlex
+
         try:
             found["cmd"] = shlex.split(options.cmd)
         except ValueError as err:

@@ -29,13 +29,12 @@ from rootdisk.oci.reference import is_tag
 from rootdisk.oci.referrers import referrers_tag
 from rootdisk.oci.repository import RegistryOptions, check_manifest, describe_manifest
 from rootdisk.registry.client import RegistryClient
-from rootdisk.registry.repository import ACCEPT, RegistryRepository
+from rootdisk.registry.repository import ACCEPT, NEXT_PAGE, RegistryRepository
 from rootdisk.text import printable
 
 SETTLE_S = 1.5
 TAGS_PAGE = 1000
 TAGS_MAX_COUNT = 100_000
-_NEXT = re.compile(r"\s*<([^>]*)>\s*;\s*rel=\"?next")
 
 
 class RegistryTarget:
@@ -169,7 +168,7 @@ class RegistryTarget:
             for name in names:
                 if not is_tag(name):
                     raise BadInput(f"{self.client.name}: tag {printable(name, 128)!r} is not valid")
-            match = _NEXT.match(headers.get("Link"))
+            match = re.match(NEXT_PAGE, headers.get("Link"))
             path = match[1] if match else ""
         with contextlib.closing(RegistryRepository(*self._place)) as repository:
             return {name: repository.resolve(name).digest for name in names}

@@ -18,7 +18,7 @@ from rootdisk.registry.client import RegistryClient
 
 SLOW_BYTES_PER_S = 1 << 20
 PROGRESS_BYTES = 1 << 20  # after this many more bytes an upload may fail again
-_TAKEN = re.compile(r"(?:bytes=)?0-([0-9]{1,19})\Z")
+_TAKEN = r"(?:bytes=)?0-([0-9]{1,19})\Z"  # compiled at first use
 
 
 class Upload:
@@ -88,7 +88,7 @@ class Upload:
             range_, location = self._client.retry().run(once)
         except RegistryError:
             return
-        match = _TAKEN.match(range_)
+        match = re.match(_TAKEN, range_)
         taken = int(match[1]) + 1 if match else 0
         if 1 < taken <= self._descriptor.size:  # "0-0" means that there is nothing
             self._place, self._taken = location or place, taken
@@ -112,14 +112,16 @@ class Body:
         return self._descriptor.size - self._start
 
     def __iter__(self) -> Iterator[bytes]:
-        skip, held = self._start, b""
+        skip, left, last = self._start, self._descriptor.size, b""
         for piece in verified(pieces(self._content), self._descriptor):
-            if skip < len(piece):
-                if held:
-                    yield held
-                held = piece[skip:]
+            left -= len(piece)
+            rest = piece[skip:]
             skip = max(skip - len(piece), 0)
-        yield held
+            if left and rest:
+                yield rest
+            else:
+                last += rest
+        yield last
 
 
 def _location(response: Response) -> str:

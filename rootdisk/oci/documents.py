@@ -38,7 +38,7 @@ ANNOTATION_MAX = 1 << 20  # characters; signatures have about 10,000
 
 _HEX_LENGTH = {"sha256": 64, "sha512": 128}
 _HEX = re.compile(r"[0-9a-f]+\Z")
-_PLATFORM_PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,31}\Z")
+_PLATFORM_PART = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,31}\Z"  # compiled at first use
 
 
 class Digest(NamedTuple):
@@ -94,7 +94,7 @@ class Platform(NamedTuple):
         parts = text.split("/")
         if len(parts) == 1:
             parts = ["linux", *parts]
-        if len(parts) > 3 or not all(map(_PLATFORM_PART.match, parts)):
+        if len(parts) > 3 or not all(re.match(_PLATFORM_PART, part) for part in parts):
             raise BadInput(f"platform {text!r:.80}", "write os/architecture[/variant], for example linux/amd64")
         return cls(parts[0], *_normal(parts[1], parts[2] if len(parts) == 3 else ""))
 

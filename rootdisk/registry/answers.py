@@ -39,14 +39,14 @@ _OTHER_TIME = (9, 10)  # X509_V_ERR_CERT_NOT_YET_VALID and …_HAS_EXPIRED
 
 
 # A request below /v2/ names a repository, and perhaps one artifact of it; distribution-spec, "Endpoints".
-_NAMED = re.compile(r"/v2/(.+?)/(?:manifests/(.+)|blobs/.*|tags/list|referrers/.*)")
+_NAMED = r"/v2/(.+?)/(?:manifests/(.+)|blobs/.*|tags/list|referrers/.*)"  # compiled at first use
 
 
 def artifact_of(url: str) -> str:
     """Return what a request is about, as users write it: HOST/NAME:TAG, HOST/NAME, or the host alone."""
     host, slash, path = redact(url).partition("/")
     host = "docker.io" if host == "registry-1.docker.io" else host
-    match = _NAMED.fullmatch(slash + path)
+    match = re.fullmatch(_NAMED, slash + path)
     if match is None:
         return host
     reference = f"{'@' if ':' in match[2] else ':'}{match[2]}" if match[2] else ""

@@ -6,7 +6,6 @@ appear in errors and repr().
 
 from __future__ import annotations
 
-import base64
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -26,7 +25,7 @@ FILE_MAX_BYTES = 1 << 20
 HELPER_TIMEOUT_S = 60  # a helper may ask the user to unlock a key ring
 
 _HUB_KEY = "https://index.docker.io/v1/"  # the key of Docker Hub in files of docker login
-_HELPER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
+_HELPER = r"[A-Za-z0-9][A-Za-z0-9._-]*\Z"  # compiled at first use
 
 
 class Credentials(NamedTuple):
@@ -44,7 +43,9 @@ class Credentials(NamedTuple):
     @property
     def basic(self) -> str:
         """The value of an Authorization header for Basic authentication; RFC 7617."""
-        return "Basic " + base64.b64encode(f"{self.username}:{self.password}".encode()).decode()
+        from base64 import b64encode  # most registries are asked without a password
+
+        return "Basic " + b64encode(f"{self.username}:{self.password}".encode()).decode()
 
 
 def find_credentials(registry: str, repository: str) -> Credentials | None:
@@ -152,8 +153,10 @@ def _inline(value: Mapping[str, Any], key: str, path: Path) -> Credentials | Non
     identity, token = _string(value, "identitytoken", what), _string(value, "registrytoken", what)
     username, password = _string(value, "username", what), _string(value, "password", what)
     if auth := _string(value, "auth", what):
+        from base64 import b64decode
+
         try:
-            username, _, password = base64.b64decode(auth, validate=True).decode().partition(":")
+            username, _, password = b64decode(auth, validate=True).decode().partition(":")
         except ValueError:
             raise BadInput(f"credentials {what} is not valid base64", "log in again") from None
         password = password.rstrip("\0")  # like docker
@@ -192,7 +195,7 @@ def run_helper(name: str, order: str, stdin: bytes, path: Path, hint: str = "") 
         BadInput: It is not installed, or `name` is not a helper's.
         RegistryError: It cannot be started, or does not answer; `hint` says what to do.
     """
-    if not _HELPER.match(name):
+    if not re.match(_HELPER, name):
         raise BadInput(f"credentials {path}: {name!r:.80} is not a valid name of a credential helper")
     from rootdisk.system import process  # few have a helper
 

@@ -19,7 +19,7 @@ _STATUS = re.compile(r"HTTP/1\.([0-9]) ([1-9][0-9]{2})(?: (.*))?", re.DOTALL)
 _START = b"HTTP/1."
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _LENGTH = re.compile(r"[0-9]{1,19}")
-_CHUNK = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;.*)?\Z", re.DOTALL)
+_CHUNK = rb"(?s)([0-9A-Fa-f]{1,15})[ \t]*(?:;.*)?\Z"  # compiled at first use
 _SWITCHING = 101
 
 
@@ -141,7 +141,7 @@ class Answer:
 
     def _next_chunk(self) -> None:
         """Read the size of a chunk; of the last one, which is empty, also the trailers."""
-        match = _CHUNK.match(self._line())
+        match = re.match(_CHUNK, self._line())
         if match is None:  # a proxy that fails midway says such things, so another attempt may help
             raise Closed
         self.length = int(match[1], 16)

@@ -31,8 +31,9 @@ _PART_MIN_BYTES = (
 _PROGRESS_BYTES = 1 << 20  # after this many bytes a transfer may fail again
 _REFERRERS_PAGES_MAX = 20
 _NO_REFERRERS_API = (400, 404, 405, 501)  # what registries say that do not know it
-NEXT_PAGE = re.compile(r"\s*<([^>]*)>\s*;\s*rel=\"?next")  # of a Link header
-_CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19}|\*)\Z")
+# Compiled at first use.
+NEXT_PAGE = r"\s*<([^>]*)>\s*;\s*rel=\"?next"  # of a Link header
+_CONTENT_RANGE = r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19}|\*)\Z"
 
 
 class RegistryRepository:
@@ -124,7 +125,7 @@ class RegistryRepository:
                 return of_type(self._tagged_referrers(subject), artifact_type)
             referrers += Index.parse(raw).manifests
             check_count(len(referrers), subject)
-            link = NEXT_PAGE.match(headers.get("Link"))
+            link = re.match(NEXT_PAGE, headers.get("Link"))
             path = str(url.join(link[1])) if link else ""
         return of_type(referrers, artifact_type)
 
@@ -176,7 +177,7 @@ class RegistryRepository:
         ) as response:
             if response.status == 206:
                 content_range = response.headers.get("Content-Range")
-                match = _CONTENT_RANGE.match(content_range)
+                match = re.match(_CONTENT_RANGE, content_range)
                 if (
                     not match
                     or int(match[1]) != start
