@@ -192,7 +192,8 @@ class Parser(argparse.ArgumentParser):
             word = next((word for word in unknown if word.startswith("-")), unknown[0])
             hints = (self.elsewhere(command, flag) for flag in _flags(word)) if self.elsewhere else ()
             word = word.partition("=")[0]
-            hint = next(filter(None, hints), "") or did_you_mean(word, known, f"see {parser.prog} --help")
+            nearest = did_you_mean(word, known, f"see {parser.prog} --help") if word.startswith("-") else _takes(parser)
+            hint = next(filter(None, hints), "") or nearest
             shown = (
                 word.partition("=")[0] if word.startswith("-") else word for word in unknown
             )  # a value may be a password
@@ -206,6 +207,12 @@ def _flags(word: str) -> list[str]:
         return []
     letters = word[1:] if re.fullmatch("-[A-Za-z]{2,4}", word) else ""
     return [word.partition("=")[0], *(f"-{letter}" for letter in letters)]
+
+
+def _takes(parser: argparse.ArgumentParser) -> str:
+    """Return a hint for one word too many."""
+    names = [str(action.metavar or action.dest) for action in parser._actions if not action.option_strings]
+    return f"{parser.prog} takes " + (f"{' '.join(names)} alone" if names else "options only")
 
 
 def subparsers(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:

@@ -40,6 +40,20 @@ def test_a_size_without_a_unit_is_bytes_unless_nobody_means_that() -> None:
         size_bytes("20", "--disk-size")
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("logs", "a", "b"), "unrecognized arguments: b: runner logs takes NAME alone"),
+        (("images", "a"), "unrecognized arguments: a: runner images takes options only"),
+        (("rename", "a", "b", "c"), "unrecognized arguments: c: runner rename takes NAME NEW alone"),
+    ],
+)
+def test_a_word_too_many(words: tuple[str, ...], said: str) -> None:
+    with pytest.raises(BadInput) as caught:
+        parser().parse_args(words)
+    assert str(caught.value) == said
+
+
 def test_a_flag_with_a_value() -> None:
     """The value is not repeated: it may be a password."""
     with pytest.raises(BadInput) as caught:
