@@ -13,6 +13,7 @@ from imagetool.ext4.geometry import DISK_MIN_BYTES
 from imagetool.layout.additions import Owner
 from imagetool.layout.certificates import check_certificates
 from imagetool.sbom.formats import FORMATS, Format
+from rootdisk import pem
 from rootdisk.artifact.format import CPUS_MAX, DISK_MAX_BYTES, KEY_TAG_PREFIX, MEMORY_MAX_MIB, MEMORY_MIN_MIB
 from rootdisk.cli.files import read_small_file
 from rootdisk.cli.sizes import SIZE_MAX_BYTES, parse_size, size_text
@@ -22,7 +23,7 @@ from rootdisk.limits import ALLOW_MAX_COUNT
 from rootdisk.network.rules import parse_rule
 from rootdisk.oci.documents import Platform
 from rootdisk.oci.reference import Reference, is_tag, parse_reference
-from rootdisk.pem import PEM_MAX_BYTES
+from rootdisk.system.notices import notice
 from rootdisk.text import printable
 
 TRACE_MAX_BYTES = 8 << 20
@@ -198,11 +199,14 @@ def bill(where: Where) -> Format | None:
 
 def certificates(where: Where) -> bytes:
     """Read the certificates of a PEM file, and nothing else in it."""
-    data = small_file(where, PEM_MAX_BYTES)
+    data = small_file(where, pem.PEM_MAX_BYTES)
     try:
-        return check_certificates(data, str(where.value))
+        found = check_certificates(data, str(where.value))
     except BadInput as err:
         raise where.error(err.message, err.hint) from err
+    if why := pem.out_of_date(found, time.time()):
+        notice(f"{where.value}: {why}")
+    return found
 
 
 def rules(where: Where) -> tuple[str, ...]:

@@ -125,7 +125,10 @@ def boot_records(options: argparse.Namespace, name: str) -> list[Record]:
 
 def tls_records(options: argparse.Namespace) -> list[Record]:
     """Return the records of the guest's TLS files; BadInput if one has not what its option says, or if key and certificate differ."""
+    import time
+
     from rootdisk import pem
+    from rootdisk.system.notices import notice
 
     found = {}
     for key, path in (("tls-ca", options.tls_ca), ("tls-cert", options.tls_cert), ("tls-key", options.tls_key)):
@@ -134,6 +137,8 @@ def tls_records(options: argparse.Namespace) -> list[Record]:
             lack = pem.lack_of_key if key == "tls-key" else pem.lack_of_certificate
             if fault := lack(data):
                 raise BadInput(f"--{key} {printable(path)} {fault.what}", fault.hint)
+            if key != "tls-key" and (why := pem.out_of_date(data, time.time())):
+                notice(f"--{key} {path}: {why}")
             found[key] = data
     if "tls-cert" in found and "tls-key" in found and not pem.belong(found["tls-cert"], found["tls-key"]):
         raise BadInput(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import base64
+import datetime
 import os
 import ssl
 from pathlib import Path
@@ -10,11 +12,15 @@ from pathlib import Path
 import pytest
 import trustme
 from cryptography import x509
-from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from rootdisk import pem
 from rootdisk.errors import BadInput
 from rootdisk.registry.certificates import load_authorities, load_certificates, load_pair
+from rootdisk.system import notices
 from runner.options import values
 
 ONE, OTHER = trustme.CA().issue_cert("a.example"), trustme.CA().issue_cert("b.example")
@@ -118,6 +124,44 @@ def test_keys_that_do_not_fit(tmp_path: Path, key: bytes | None, why: str) -> No
         load_certificates(context(), tmp_path, is_client=True)
     assert why in shown(caught.value)
     load_certificates(context(), tmp_path, is_client=False)
+
+
+def made(first: datetime.datetime, last: datetime.datetime) -> bytes:
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "a")])
+    builder = x509.CertificateBuilder(name, name, key.public_key(), 1, first, last)
+    return builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
+
+def test_certificates_of_another_time(tmp_path: Path) -> None:
+    """A notice, not an error: a bundle has old ones, and what uses them decides. Years of two digits go from 1950 to 2049."""
+    day = datetime.datetime
+    now = day(2030, 6, 1, tzinfo=datetime.UTC).timestamp()
+    past, coming = made(day(2001, 1, 1), day(2002, 3, 4)), made(day(2051, 1, 2), day(2060, 1, 1))
+    right, damaged = made(day(1950, 1, 1), day(2070, 1, 1)), past.replace(b"MII", b"MIX")
+    for data, why in (
+        (past, "its certificate was valid until 2002-03-04"),
+        (past.replace(b"\n", b"\r\n"), "its certificate was valid until 2002-03-04"),
+        (coming, "its certificate is valid from 2051-01-02 on"),
+        (past + coming, "none of its 2 certificates is valid today"),
+        (past + right, ""),
+        (damaged, ""),
+        (past + damaged, ""),
+        (b"", ""),
+    ):
+        assert pem.out_of_date(data, now) == why
+    told: list[str] = []
+    notices.show_by(told.append)
+    assert records(tmp_path, tls_cert=past) == ["tls-cert"]
+    assert told == [f"--tls-cert {tmp_path}/tls_cert: its certificate was valid until 2002-03-04"]
+
+
+@given(st.binary(max_size=64), st.integers(0, 600))
+@settings(deadline=None, max_examples=100)
+def test_any_damage_is_no_error(data: bytes, at: int) -> None:
+    changed = DER[:at] + data + DER[at + len(data) :]
+    block = b"-----BEGIN CERTIFICATE-----\n" + base64.b64encode(changed) + b"\n-----END CERTIFICATE-----\n"
+    assert pem.out_of_date(block, 0).isprintable()
 
 
 def records(tmp_path: Path, **files: bytes) -> list[str]:
