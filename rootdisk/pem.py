@@ -53,7 +53,7 @@ def lack_of_key(data: bytes) -> Fault | None:
 def out_of_date(data: bytes, now: float) -> str:
     """Return that none of the certificates in `data` is valid at `now` (Unix seconds), as the end of a sentence; "" if one is.
 
-    Also "" if it cannot be told: whoever uses the file says what is wrong with it.
+    Also "" if it cannot be told: the program that uses the file says what is wrong with it.
     """
     today = time.strftime("%Y%m%d%H%M%S", time.gmtime(now))
     spans = [_validity(match[1]) for match in _BLOCK.finditer(data)]
