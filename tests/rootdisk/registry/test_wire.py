@@ -217,7 +217,7 @@ def test_certificates_named_by_a_variable(
         assert resolve(name, options) == Digest.of(MANIFEST)
         if variable != "SSL_CERT_FILE":
             monkeypatch.setenv(variable, "/nonexistent")
-            with pytest.raises(BadInput, match=f"{variable} /nonexistent: No such file"):
+            with pytest.raises(BadInput, match=f"{variable} /nonexistent cannot be read: No such file"):
                 resolve(name, options)
 
 
