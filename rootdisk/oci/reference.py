@@ -149,6 +149,19 @@ def registry_of(text: str) -> str:
     raise BadInput(f"{printable(text, 80)!r} is not a registry", "write HOST or HOST:PORT, as registry.example:5000")
 
 
+def names_registry(first: str) -> bool:
+    """Return whether the first part of a name, before a slash, is a registry; else it belongs to a repository of Docker Hub."""
+    return bool(set(first) & set(".:[")) or first == "localhost" or first != first.lower()
+
+
+def normal_registry(first: str) -> str:
+    """Return the one name of a registry, which policies and registries.conf are compared with: hosts are in lower case.
+
+    A host without a dot or port keeps its case, which alone tells it from a part of a repository.
+    """
+    return first.lower() if set(first) & set(".:[") or first.lower() == "localhost" else first
+
+
 def is_tag(text: str) -> bool:
     """Return whether `text` is a valid tag; distribution-spec, "Pulling manifests"."""
     return bool(re.match(_TAG, text))
@@ -170,10 +183,12 @@ def _named(kind: Kind, name: str, text: str) -> Reference:
     rest, at, digest_text = name.partition("@")
     digest = Digest.parse(digest_text) if at else None
     first, slash, remainder = rest.partition("/")
-    if slash and (set(first) & set(".:[") or first == "localhost" or first != first.lower()):
+    if slash and names_registry(first):
         registry, path = first, remainder
     else:
         registry, path = DOCKER_HUB, rest
+    if kind == "registry":
+        registry = normal_registry(registry)
     if registry in HUB_NAMES:
         registry = DOCKER_HUB
     repository, colon, tag = path.partition(":")

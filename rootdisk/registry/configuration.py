@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rootdisk.errors import BadInput
-from rootdisk.oci.reference import Reference, parse_reference
+from rootdisk.oci.reference import Reference, normal_registry, parse_reference
 from rootdisk.system.debug import debug
 from rootdisk.system.folders import home, named_folder
 from rootdisk.text import printable
@@ -128,7 +128,7 @@ def parse(raw: bytes, where: str) -> dict[str, Table]:
             raise BadInput(f"{where}: registries.{kind}: registries is not an array", 'write ["HOST"]')
         for name in names:
             location = _location(name, f"{where}: registries.{kind}")
-            tables.append(Table(location, location, insecure, not insecure, (), where))
+            tables.append(Table(_normal(location), location, insecure, not insecure, (), where))
     return {table.prefix: table for table in tables}
 
 
@@ -148,7 +148,7 @@ def _table(row: Mapping[str, Any], what: str, where: str) -> Table:
         _mirror(mirror, use, f"{what}: mirror {number}") for number, mirror in enumerate(_rows(row, "mirror", what), 1)
     ]
     return Table(
-        prefix or location,
+        _normal(prefix or location),
         location,
         _truth(row, "insecure", what),
         _truth(row, "blocked", what),
@@ -229,6 +229,12 @@ def _location(text: object, what: str) -> str:
     if not text.isascii() or any(character.isspace() for character in text):
         raise BadInput(f"{what}: {printable(text, 80)!r} is not a name", "write HOST, HOST:PORT or HOST/NAMESPACE")
     return text.rstrip("/")
+
+
+def _normal(prefix: str) -> str:
+    """Return a prefix as references have it: its host in lower case."""
+    host, slash, path = prefix.partition("/")
+    return f"{normal_registry(host)}{slash}{path}"
 
 
 def _object(row: Mapping[str, Any], key: str, what: str) -> Mapping[str, Any]:

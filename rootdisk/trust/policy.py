@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rootdisk.oci.fields import Fields, parse_value
-from rootdisk.oci.reference import Reference
+from rootdisk.oci.reference import DOCKER_HUB, HUB_NAMES, Reference, names_registry, normal_registry
 from rootdisk.text import printable
 from rootdisk.trust.identity import Identity
 
@@ -95,7 +95,8 @@ def _candidates(reference: Reference) -> Iterator[str]:
     parts = place.split("/")
     for count in range(len(parts), 0, -1):
         yield "/".join(parts[:count])
-    host = parts[0].split(".")  # *.example.com covers its subdomains, not itself
+    # *.example.com covers its subdomains on every port, not itself.
+    host = parts[0].partition(":")[0].split(".")
     for count in range(1, len(host)):
         yield ".".join(("*", *host[count:]))
     yield ""
@@ -105,9 +106,15 @@ def _scope(value: Fields, transport: str, scope: str) -> str:
     """Check `scope` and return it. A scope that can never match would hide a requirement, so it is an error."""
     if transport == "docker" and scope:
         wild = scope.startswith("*.")
-        wrong = "*" in scope.removeprefix("*") or ("*" in scope and not wild) or (wild and "/" in scope)
+        wrong = "*" in scope.removeprefix("*") or ("*" in scope and not wild) or (wild and re.search("[/:@]", scope))
         if wrong or "//" in scope or scope.endswith("/") or not _SCOPE.fullmatch(scope):
             raise value.wrong(printable(scope, 120), "not a scope: registry[/repository[:tag]] or *.domain")
+        registry = scope.partition("/")[0]
+        if not wild and not names_registry(registry):
+            raise value.wrong(printable(scope, 120), f"names no registry: write {DOCKER_HUB}/library/debian for debian")
+        name = DOCKER_HUB if registry.lower() in HUB_NAMES else normal_registry(registry)
+        if name != registry:
+            raise value.wrong(printable(scope, 120), f"write {printable(name, 120)}, which references are compared by")
     if transport in ("oci", "dir", "oci-archive") and scope:
         path = scope.partition(":")[0]
         if not path.startswith("/") or path == "/" or str(Path(path)) != path or ".." in Path(path).parts:

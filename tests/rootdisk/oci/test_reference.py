@@ -20,6 +20,8 @@ SHA = "sha256:" + "0" * 64
         ("localhost/x", "localhost/x:latest"),
         ("Host/x", "Host/x:latest"),  # a capital makes it a registry, as with docker
         ("localhost:5000/a/b:v1", "localhost:5000/a/b:v1"),
+        ("Registry.Example:5000/a", "registry.example:5000/a:latest"),
+        ("LocalHost/a", "localhost/a:latest"),
         ("[::1]:5000/a:v1", "[::1]:5000/a:v1"),
         ("ghcr.io/a/b__c/d-e.f", "ghcr.io/a/b__c/d-e.f:latest"),
         (f"ghcr.io/a/b@{SHA}", f"ghcr.io/a/b@{SHA}"),

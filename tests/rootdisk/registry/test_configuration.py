@@ -108,6 +108,16 @@ def test_the_longest_prefix_counts() -> None:
         of("a.example/x/app:2", conf)
 
 
+def test_a_host_has_one_name_in_any_case() -> None:
+    conf = '[[registry]]\nprefix = "Bad.example/Team"\nlocation = "x.example"\nblocked = true\n[[registry]]\nlocation = "bad.example/a"\nblocked = true\n'
+    for name in ("bad.example/a/b", "BAD.Example/a/b"):
+        with pytest.raises(BadInput, match=r"blocks bad\.example/a"):
+            of(name, conf)
+    old = "[registries.block]\nregistries = ['B.example']\n"
+    with pytest.raises(BadInput, match=r"blocks b\.example"):
+        of("b.exAmple/x", old)
+
+
 def test_version_1() -> None:
     conf = "[registries.insecure]\nregistries = ['a.example:5000']\n[registries.block]\nregistries = ['b.example']\n"
     assert of("a.example:5000/x", conf).origin == Place("a.example:5000", "x", True)
