@@ -37,21 +37,36 @@ class Echoes:
         return any(pattern in data for pattern in self.replacements)
 
     def split(self, data: bytes) -> tuple[bytes, bytes]:
-        """Return `data` with placeholders, and its end, which may be the beginning of a secret."""
+        """Return `data` with placeholders, and its end, which may be the beginning of a secret.
+
+        A secret that is there whole may be the beginning of a longer one, or lie within it: what begins first counts, and of
+        those the longest.
+        """
         end = 0
+        cut = self._open_at(data, end)
         for match in self._pattern.finditer(data) if self._is_in(data) else ():
+            if cut <= match.start():
+                break
             end = match.end()
+            if cut < end:
+                cut = self._open_at(data, end)
+        return self.hide(data[:cut]), data[cut:]
+
+    def _open_at(self, data: bytes, start: int) -> int:
+        """Return the first place from `start` on where `data` may end within a pattern; its length if there is none."""
         cut = len(data)
         for pattern in self.replacements:
-            at = data.find(pattern[:1], max(end, len(data) - len(pattern) + 1))
+            at = data.find(pattern[:1], max(start, len(data) - len(pattern) + 1))
             while 0 <= at < cut:
                 if pattern.startswith(data[at:]):
                     cut = at
                 at = data.find(pattern[:1], at + 1)
-        return self.hide(data[:cut]), data[cut:]
+        return cut
 
     def hide_end(self, data: bytes) -> bytes:
         """Return what `split` has left, if nothing follows."""
+        if data in self.replacements:
+            return self.replacements[data]
         for pattern, replacement in self.replacements.items():
             if len(data) >= _END_MIN and pattern.startswith(data):
                 return replacement[: len(data)]

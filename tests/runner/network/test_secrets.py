@@ -344,6 +344,22 @@ def test_every_form_of_an_echo() -> None:
         assert b"placeholder" in shown or shown == SHOWN.encode().hex().encode()
 
 
+LONG = f"x{VALUE}-and-more"
+PAIRS = [(VALUE, SHOWN), (LONG, "?" * len(LONG)), (LONG[1:], "!" * len(LONG[1:]))]
+
+
+@pytest.mark.parametrize("order", [PAIRS, PAIRS[::-1]])
+def test_a_secret_that_is_a_part_of_another(order: list[tuple[str, str]]) -> None:
+    """However an answer comes, it is hidden as if it came at once: nothing stays of the longer one."""
+    body = f"a{LONG}b{VALUE}c{LONG[1:]}d{VALUE}-and{LONG}{VALUE}".encode()
+    whole = Echoes(order).hide(body)
+    assert b"more" not in whole
+    for size in range(1, len(body) + 1):
+        hidden = Hidden(Echoes(order))
+        out = b"".join(hidden.take(body[at : at + size]) for at in range(0, len(body), size)) + hidden.end()
+        assert out == whole, size
+
+
 def test_a_piece_is_not_held_longer_than_needed() -> None:
     hidden = Hidden(Echoes([(VALUE, SHOWN)]))
     assert hidden.take(b"data: 1\n\n") == b"data: 1\n\n"
