@@ -11,6 +11,7 @@ from types import TracebackType
 
 from rootdisk.ids import parse_signal
 from runner.api.process import RECEIVE_BYTES, SIGKILL
+from runner.api.texts import bytes_of
 from runner.channel.exchange import Exchange
 
 
@@ -65,7 +66,7 @@ class AsyncProcess:
 
     async def write(self, data: bytes) -> None:
         """Write to the program's standard input, which `stdin=True` has opened. Wait until the guest has accepted it."""
-        self.exchange.write(data)
+        self.exchange.write(bytes_of(data, "data"))
         await self.push()
         while self.exchange.needs_input_taken:
             await self._receive()

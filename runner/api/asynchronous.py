@@ -22,6 +22,7 @@ from runner.api.results import LogPiece, Remarks, Result
 from runner.api.sandbox import Sandbox
 from runner.api.starting import Started
 from runner.api.store import Place
+from runner.api.texts import seconds_of
 from runner.channel import messages
 from runner.sandbox import liveness, orders
 from runner.sandbox.state import STOP_S
@@ -130,9 +131,10 @@ class AsyncSandbox:
 
         The program is killed if this call is cancelled.
         """
-        process = await self.spawn(command, env=env, workdir=workdir, user=user, stdin=input is not None)
+        data, timeout, max_output = collected.checked(input, timeout, max_output)
+        process = await self.spawn(command, env=env, workdir=workdir, user=user, stdin=data is not None)
         async with process:
-            output = Collected(process.exchange, input, max_output)
+            output = Collected(process.exchange, data, max_output)
             try:
                 async with asyncio.timeout(timeout):
                     await process.push()
@@ -223,6 +225,7 @@ class AsyncSandbox:
 
     async def wait(self, timeout: float | None = None) -> int:
         """Wait until the sandbox ends and return the exit status of its program; errors as of `Sandbox.wait`."""
+        timeout = seconds_of(timeout, "timeout")
         try:
             async with asyncio.timeout(timeout):
                 if self._inner.is_tied:

@@ -8,6 +8,7 @@ from rootdisk.errors import BadInput, RootdiskError, TimedOut
 from rootdisk.records import pack
 from rootdisk.text import printable
 from runner.api.results import Result
+from runner.api.texts import bytes_of, count_of, seconds_of
 from runner.channel.exchange import Exchange
 
 OUTPUT_MAX_BYTES = 16 << 20
@@ -24,6 +25,12 @@ def request_of(
     if not options.program:
         raise BadInput("exec: no command", 'write a list: ["ls", "/"]')
     return pack([*program_records(options), *([("stdin", b"1")] if stdin else [])])
+
+
+def checked(input: bytes | None, timeout: float | None, max_output: int) -> tuple[bytes | None, float | None, int]:
+    """Return the arguments of `exec`; BadInput if one has another type, before the program is started."""
+    data = None if input is None else bytes_of(input, "input")
+    return data, seconds_of(timeout, "timeout"), count_of(max_output, "max_output")
 
 
 def check_started(result: Result) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import socket
 import time
@@ -13,7 +14,7 @@ from rootdisk.errors import BadInput
 from rootdisk.ids import parse_signal
 from runner.api.results import LogBatch, LogPiece, Remarks
 from runner.api.store import Place
-from runner.api.texts import text_of
+from runner.api.texts import bytes_of, count_of, name_of, path_of, seconds_of, shown, text_of
 from runner.channel import messages
 from runner.sandbox import directory, lines, lookup, orders
 from runner.sandbox.liveness import not_running
@@ -60,21 +61,21 @@ class KnownSandbox:
         """Return the content of a file in the sandbox; BadInput if it is larger than `max_bytes`, or not a file."""
         from runner.channel.copies import contents
 
-        checked = text_of(path, "path")
+        checked, limit = text_of(path, "path"), count_of(max_bytes, "max_bytes")
         with self._connection() as connect:
-            return contents.read_file(connect, checked, max_bytes)
+            return contents.read_file(connect, checked, limit)
 
     def write_file(self, path: str, data: bytes | str, *, mode: int = 0o644) -> None:
         """Write a file in the sandbox; its directory must exist. Text is written as UTF-8."""
         from runner.channel.copies import contents
 
-        checked = text_of(path, "path")
+        checked, permissions = text_of(path, "path"), count_of(mode, "mode")
         try:
-            raw = data.encode() if isinstance(data, str) else data
+            raw = data.encode() if isinstance(data, str) else bytes_of(data, "data")
         except UnicodeEncodeError as err:
             raise BadInput("data has half of a surrogate pair", "write bytes") from err
         with self._connection() as connect:
-            contents.write_file(connect, checked, raw, mode)
+            contents.write_file(connect, checked, raw, permissions)
 
     def copy_in(self, source: Place, target: str, *, follow_link: bool = False) -> Remarks:
         """Copy a file or directory of this machine into the sandbox, as `runner cp` does.
@@ -127,7 +128,7 @@ class KnownSandbox:
 
     def stop(self, timeout: float = STOP_S) -> None:
         """Ask the program to end, wait `timeout` seconds, then kill it. Return when the sandbox has ended."""
-        for err in orders.stop_all([self.find()], int(timeout)).values():
+        for err in orders.stop_all([self.find()], stop_seconds(timeout)).values():
             raise err
 
     def kill(self, signal: int | str | None = None) -> None:
@@ -140,7 +141,7 @@ class KnownSandbox:
         """Give the sandbox another name; BadInput if another sandbox has it."""
         from runner.options.values import sandbox_name
 
-        name = sandbox_name(new, "new")
+        name = sandbox_name(name_of(new, "new"), "new")
         orders.rename(self.store, self.find(), name)
         self.name = name
 
@@ -166,7 +167,7 @@ class KnownSandbox:
         from runner.options.values import sandbox_name
         from runner.sandbox import snapshot_taking
 
-        snapshot = sandbox_name(name, "snapshot")
+        snapshot = sandbox_name(name_of(name, "name"), "snapshot")
         snapshot_taking.take(self.store, self.find(), snapshot, has_memory=not without_memory)
 
     def remove(self, *, force: bool = False) -> None:
@@ -192,7 +193,7 @@ class KnownSandbox:
 
     def log(self, **wanted: Any) -> Iterator[LogBatch]:
         """Yield the batches of a log; see `lines.batches`."""
-        for pieces, is_more in lines.batches(self.find(), **wanted):
+        for pieces, is_more in lines.batches(self.find(), **_wanted(wanted)):
             kinds = {messages.STDOUT: "stdout", messages.STDERR: "stderr"}
             yield [LogPiece(piece.time, kinds[piece.kind], piece.data) for piece in pieces], is_more
 
@@ -200,7 +201,7 @@ class KnownSandbox:
         """Yield the batches of `connections`; see `audit_log.connections`."""
         from runner.sandbox import audit_log  # seldom needed
 
-        return audit_log.connections(self.find(), **wanted)
+        return audit_log.connections(self.find(), **_wanted(wanted))
 
     @contextlib.contextmanager
     def _connection(self) -> Iterator[Callable[[], socket.socket]]:
@@ -210,6 +211,21 @@ class KnownSandbox:
         state = self.find()
         with contextlib.nullcontext() if state.running else visit.started(self.store, state, starter.begin):
             yield lambda: orders.connect(state)
+
+
+def stop_seconds(timeout: float) -> int:
+    """Return how long a program has to end, in whole seconds; BadInput if it is not a number, or negative."""
+    seconds = seconds_of(timeout, "timeout")
+    if seconds is None or not 0 <= seconds < 1e9:
+        raise BadInput(f"timeout={shown(timeout)}", "a number of seconds")
+    return math.ceil(seconds)
+
+
+def _wanted(wanted: dict[str, Any]) -> dict[str, Any]:
+    """Check which lines are wanted."""
+    if wanted.get("tail") is not None:
+        wanted["tail"] = count_of(wanted["tail"], "tail")
+    return wanted | {key: seconds_of(wanted.get(key), key) for key in ("since", "until")}
 
 
 def _followed(batches: Iterator[tuple[list[T], bool]], *, follow: bool) -> Iterator[T]:
@@ -223,5 +239,5 @@ def _followed(batches: Iterator[tuple[list[T], bool]], *, follow: bool) -> Itera
 
 def _path(path: Place) -> str:
     """Return a path of this machine; `-` would be an archive on a standard stream."""
-    text = text_of(path, "path")
+    text = path_of(path, "path")
     return "./-" if text == "-" else text

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, TypedDict
 
 from rootdisk.cli.arguments import did_you_mean, subparsers
 from rootdisk.errors import BadInput
 from rootdisk.text import printable
-from runner.api.texts import text_of
+from runner.api.texts import kind_of, path_of, shown, text_of
 from runner.parser import parser
 
 # Of the command only: what a program has in another way, or not at all.
@@ -100,17 +100,19 @@ def exec_options(
 
 
 def words(command: Sequence[str]) -> list[str]:
-    """Return a command's words; BadInput if it is one text, which no shell would split."""
+    """Return a command's words; BadInput if it is one text, which no shell would split, or not a list."""
     if isinstance(command, str | bytes):
         raise BadInput(f"command {printable(command, 80)!r} is one text", 'write a list: ["sh", "-c", "…"]')
+    if not isinstance(command, Iterable) or isinstance(command, Mapping | Set):
+        raise BadInput(f"command is {kind_of(command)}, not a list", 'write a list: ["sh", "-c", "…"]')
     return [text_of(word, "command") for word in command]
 
 
 def _options(command: str, artifact: str, options: Mapping[str, Any]) -> argparse.Namespace:
     top = parser(command)
-    artifact = text_of(artifact, "artifact")
-    source = [artifact] if artifact or "from_snapshot" not in options else [f"--from={options['from_snapshot']}"]
-    namespace: argparse.Namespace = top.parse_args([command, "--quiet", *source])
+    namespace: argparse.Namespace = top.parse_args([command, "--quiet", "-"])
+    # Not parsed: it may look like an option.
+    namespace.artifact = text_of(artifact, "artifact")
     actions = {action.dest: action for action in subparsers(top)[command]._actions}
     for name, value in options.items():
         if name not in actions or (name in NOT_OFFERED and name != "program"):
@@ -127,28 +129,46 @@ def _value(name: str, action: argparse.Action, value: Any) -> Any:
         return value
     if action.nargs == 0:  # a switch
         if not isinstance(value, bool):
-            raise BadInput(f"{name}={value!r:.60}", "True or False")
+            raise BadInput(f"{name}={shown(value)}", "True or False")
         return value
     if isinstance(action.default, list):
         texts = _texts(value, name)
-        return [Path(text) for text in texts] if action.type is not None else texts
+        return [Path(path_of(text, name)) for text in texts] if action.type is not None else texts
     if action.choices is not None and value not in action.choices:
-        raise BadInput(f"{name}={value!r:.60}", f"write one of {', '.join(map(str, action.choices))}")
+        raise BadInput(f"{name}={shown(value)}", f"write one of {', '.join(map(str, action.choices))}")
     if isinstance(value, str | os.PathLike):
         value = text_of(value, name)
     if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise BadInput(f"{name}={value!r:.60}", f"as {action.option_strings[-1]} of runner {action.metavar or 'boot'}")
+        raise BadInput(f"{name}={shown(value)}", f"as {action.option_strings[-1]} {action.metavar} of runner boot")
     if action.type is None:
-        return str(value)
+        return _plain(value, name)
     try:
-        return action.type(str(value))  # type: ignore[operator]
+        return action.type(_plain(value, name))  # type: ignore[operator]
     except argparse.ArgumentTypeError as err:
         raise BadInput(f"{name}: {err}") from None
 
 
 def _texts(value: Any, what: str) -> list[str]:
+    """Return the texts of a list, or NAME=VALUE for each entry of a mapping."""
     if isinstance(value, Mapping):
-        return [text_of(f"{key}={item}", what) for key, item in value.items()]
+        return [f"{_name(key, what)}={_plain(item, what)}" for key, item in value.items()]
     if isinstance(value, str | bytes) or not isinstance(value, Sequence):
-        raise BadInput(f"{value!r:.60} is not a list", "write a list, or for names with values a dict")
+        raise BadInput(f"{what} is {kind_of(value)}, not a list", "write a list, or for names with values a dict")
     return [text_of(text, what) for text in value]
+
+
+def _name(key: Any, what: str) -> str:
+    name = text_of(key, what)
+    if not name or "=" in name:
+        raise BadInput(f"{what}: {printable(name, 60)!r} is not a name", "it may have anything but =, and is not empty")
+    return name
+
+
+def _plain(value: Any, what: str) -> str:
+    """Return a text, or that of a number. It may be secret."""
+    if isinstance(value, int | float):
+        try:
+            return str(value)
+        except ValueError:
+            raise BadInput(f"{what} has a number of thousands of digits") from None
+    return text_of(value, what)

@@ -14,6 +14,7 @@ from rootdisk.errors import RootdiskError, TimedOut
 from rootdisk.ids import parse_signal
 from runner.api.collected import Collected
 from runner.api.results import Result
+from runner.api.texts import bytes_of, seconds_of
 from runner.api.waiting import events_of
 from runner.channel.exchange import Exchange
 
@@ -64,7 +65,7 @@ class Process:
         Raises:
             TimedOut: Nothing came within `timeout` seconds. The program goes on.
         """
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline = _deadline(timeout)
         while not self._output and self.status is None:
             self._receive(deadline)
         if not self._output:
@@ -80,8 +81,8 @@ class Process:
         Raises:
             TimedOut: The program has not read enough within `timeout` seconds.
         """
-        deadline = None if timeout is None else time.monotonic() + timeout
-        self.exchange.write(data)
+        deadline = _deadline(timeout)
+        self.exchange.write(bytes_of(data, "data"))
         self.push()
         while self.exchange.needs_input_taken:
             self._receive(deadline)
@@ -106,7 +107,7 @@ class Process:
         Raises:
             TimedOut: It did not end within `timeout` seconds. The program goes on.
         """
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline = _deadline(timeout)
         while self.status is None:
             self._drop()
             self._receive(deadline)
@@ -149,6 +150,11 @@ class Process:
                     out.clear()
             if self.status is not None:
                 out.clear()
+
+
+def _deadline(timeout: float | None) -> float | None:
+    seconds = seconds_of(timeout, "timeout")
+    return None if seconds is None else time.monotonic() + seconds
 
 
 def _received(sock: socket.socket) -> bytes:

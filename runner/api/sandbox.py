@@ -19,6 +19,7 @@ from runner.api.life import Life
 from runner.api.process import Process, run_to_end
 from runner.api.results import Result
 from runner.api.store import Place, open_store
+from runner.api.texts import name_of, seconds_of
 from runner.api.waiting import events_of
 from runner.sandbox import lookup, orders
 from runner.sandbox.state import STOP_S
@@ -78,7 +79,7 @@ class Sandbox(KnownSandbox):
     def get(cls, name: str, *, store: Place | None = None) -> Sandbox:
         """Return the sandbox `name`; BadInput if there is none."""
         opened = open_store(store)
-        return cls(lookup.find_any(opened, name).name, opened)
+        return cls(lookup.find_any(opened, name_of(name, "name")).name, opened)
 
     @classmethod
     def list(cls, *, all: bool = False, store: Place | None = None) -> list[Sandbox]:
@@ -136,9 +137,10 @@ class Sandbox(KnownSandbox):
             TimedOut: It did not end in time; the error has the output until then.
             RootdiskError: It has written too much, or the sandbox has ended.
         """
-        process = self.spawn(command, env=env, workdir=workdir, user=user, stdin=input is not None)
+        data, seconds, limit = collected.checked(input, timeout, max_output)
+        process = self.spawn(command, env=env, workdir=workdir, user=user, stdin=data is not None)
         with process:
-            return run_to_end(process, input, timeout, max_output)
+            return run_to_end(process, data, seconds, limit)
 
     def exec_detached(
         self,
@@ -177,6 +179,7 @@ class Sandbox(KnownSandbox):
             TimedOut: It still runs after `timeout` seconds.
             RootdiskError: It has failed; the message has the reason.
         """
+        timeout = seconds_of(timeout, "timeout")
         if self.life is not None and self.life.is_tied:
             with self._lock:
                 self._listen(lambda life: life.status is not None, timeout)

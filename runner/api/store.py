@@ -9,6 +9,7 @@ from typing import Any, TypedDict, Unpack
 
 from rootdisk.errors import BadInput
 from runner.api.results import Damage, Pruned, Pulled, Verified
+from runner.api.texts import name_of, path_of, seconds_of, shown
 from runner.store.store import Store
 
 Place = str | os.PathLike[str]
@@ -26,7 +27,7 @@ class PullOptions(TypedDict, total=False):
 
 def open_store(place: Place | None) -> Store:
     """Open the store at `place`, by default that of the user: ROOTDISK_STORE, or in the home directory."""
-    return Store.open(None if place is None else Path(place).absolute())
+    return Store.open(None if place is None else Path(path_of(place, "store")).absolute())
 
 
 def pull(artifact: str, *, store: Place | None = None, **options: Unpack[PullOptions]) -> Pulled:
@@ -57,10 +58,13 @@ def prune(
     from runner.options import values
     from runner.sandbox.prune import prune as prune_store
 
-    if not 0 <= older_than_days < 1e9:
-        raise BadInput(f"older_than_days={older_than_days}", "a number of days")
+    days = seconds_of(older_than_days, "older_than_days")
+    if days is None or not 0 <= days < 1e9:
+        raise BadInput(f"older_than_days={shown(older_than_days)}", "a number of days")
+    if max_size is not None and (isinstance(max_size, bool) or not isinstance(max_size, str | int)):
+        raise BadInput(f"max_size={shown(max_size)}", "a text such as 20g, or a number of bytes")
     limit = values.size_bytes(str(max_size), "max_size", 0) if max_size is not None else None
-    removed = prune_store(open_store(store), older_than_days * 86400, limit, dry_run=dry_run)
+    removed = prune_store(open_store(store), days * 86400, limit, dry_run=dry_run)
     return [Pruned(path, size) for path, size in removed]
 
 
@@ -107,8 +111,8 @@ def rmi(
     from runner.store.images import images as images_of
 
     opened = open_store(store)
-    wanted = str(Platform.parse(platform)) if platform is not None else None
-    chosen = removal.find(images_of(opened), artifact, wanted)
+    wanted = str(Platform.parse(name_of(platform, "platform"))) if platform is not None else None
+    chosen = removal.find(images_of(opened), name_of(artifact, "artifact"), wanted)
     done, _ = removal.remove(opened, chosen, force=force)
     return [{"done": line} for line in done]
 
@@ -134,7 +138,7 @@ def remove_snapshot(name: str, *, force: bool = False, store: Place | None = Non
     from runner.sandbox import snapshots as taken
 
     opened = open_store(store)
-    taken.check_removable(opened, name, force=force)
+    taken.check_removable(opened, name_of(name, "name"), force=force)
     taken.remove(opened, name)
 
 
@@ -150,4 +154,4 @@ def events(
     """
     from runner.sandbox.event_log import happened
 
-    return happened(open_store(store), since, until)
+    return happened(open_store(store), seconds_of(since, "since"), seconds_of(until, "until"))

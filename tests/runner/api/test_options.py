@@ -127,7 +127,7 @@ def test_as_the_parser_reads_them() -> None:
         ({"read_only": 1}, "read_only=1: True or False"),
         ({"cpus": "two"}, "cpus: 'two' is not a whole number"),
         ({"cpus": True}, "cpus=True"),
-        ({"publish": "80:80"}, "'80:80' is not a list"),
+        ({"publish": "80:80"}, "publish is str, not a list"),
         ({"timeout": float("nan")}, "timeout: 'nan' is not a number"),
     ],
 )
