@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from rootdisk import __version__
-from rootdisk.cli.arguments import Parser, days, whole_number, whole_seconds
+from rootdisk.cli.arguments import Parser, days, file_path, whole_number, whole_seconds
 from rootdisk.cli.commands import Command, add_commands
 from runner.options import arguments
 
@@ -203,12 +203,13 @@ def _serve(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--token-file",
+        type=file_path,
         metavar="FILE",
         help="serve those who have the token in FILE, as password or bearer token",
     )
-    add("--tls-cert", metavar="FILE", help="certificate chain of this server (PEM)")
-    add("--tls-key", metavar="FILE", help="key of --tls-cert (PEM)")
-    add("--tls-client-ca", metavar="FILE", help="serve those who have a certificate of this CA (PEM)")
+    add("--tls-cert", type=file_path, metavar="FILE", help="certificate chain of this server (PEM)")
+    add("--tls-key", type=file_path, metavar="FILE", help="key of --tls-cert (PEM)")
+    add("--tls-client-ca", type=file_path, metavar="FILE", help="serve those who have a certificate of this CA (PEM)")
 
 
 def _login(parser: argparse.ArgumentParser) -> None:

@@ -118,6 +118,31 @@ def test_one_clear_line(
 
 
 @pytest.mark.parametrize(
+    ("tool", "command", "option"),
+    [
+        (tool, command, action.option_strings[-1])
+        for tool, command, action in cases()
+        if action.option_strings and str(action.metavar).partition("[")[0] in ("FILE", "DIR", "PATH", "FOLDER")
+        and action.option_strings[-1] not in ("--workdir", "--tmpfs")  # of the guest
+        and command != "doit"  # which reads images.toml first
+    ],
+)  # fmt: skip
+def test_no_file_is_named_by_nothing(
+    tool: str,
+    command: str,
+    option: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """As by a variable of the shell that is not set: what asks for a token or certificate would go on without it."""
+    monkeypatch.chdir(tmp_path)
+    action = next(action for action in PARSERS[tool][command]._actions if option in action.option_strings)
+    assert TOOLS[tool][0].main(command_line(tool, command, action, "")) == TOOLS[tool][1]
+    assert "the name of a file is empty" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
     "name",
     ["", "reg:0", "http://r.example", "\udcff", "a\nb.c", "u:p@r.example", "r.example/x", "[::1", "x", "a." * 3000],
 )

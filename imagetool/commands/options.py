@@ -39,7 +39,7 @@ def image_of(options: argparse.Namespace) -> Image:
     values["owners"] = pairs(options.owner, "--owner", "PATH=USER[:GROUP]")
     if options.allow_secret:
         values["allow_secret"] = pairs(options.allow_secret, "--allow-secret", "NAME=REASON")
-    values["tls"] = {"ca": options.tls_ca} if options.tls_ca else {}
+    values["tls"] = {"ca": str(options.tls_ca)} if options.tls_ca else {}
     values["process"] = _process(options)
     return of_command_line(name_of(parse_reference(options.source)), values)
 

@@ -52,7 +52,7 @@ def add_making(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--strict", action="store_true", help="refuse an image of which something cannot be kept as it is"
     )
-    parser.add_argument("--tls-ca", metavar="FILE", help="give the guest these CA certificates (PEM)")
+    parser.add_argument("--tls-ca", type=file_path, metavar="FILE", help="give the guest these CA certificates (PEM)")
 
 
 def add_no_referrers(parser: argparse.ArgumentParser) -> None:

@@ -84,6 +84,18 @@ def parse_host(text: str) -> Host:
     return name
 
 
+def parse_name(text: str) -> Host:
+    """Return a host that a user writes, in its one form: a name may have letters of any script (RFC 3490).
+
+    Raises:
+        Refused: As `parse_host`.
+    """
+    try:
+        return parse_host(text if text.isascii() else text.encode("idna").decode("ascii"))
+    except UnicodeError:
+        raise Refused("not a host name") from None
+
+
 def parse_port(text: str) -> int:
     """Return a port, 1 to 65535.
 

@@ -6,7 +6,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import NamedTuple
 
 from rootdisk.errors import BadInput
-from rootdisk.network.hosts import Address, Refused, parse_host, parse_port
+from rootdisk.network.hosts import Address, Refused, parse_host, parse_name, parse_port
 from rootdisk.text import printable
 
 DEFAULT_PORTS = (80, 443)
@@ -86,13 +86,13 @@ def _parse(text: str) -> Rule:
     elif ":" in host:
         network = ip_network(parse_host(f"[{bare}]"))
     elif host == "*" or host.startswith("*."):
-        name = host.removeprefix("*").removeprefix(".")
-        if name and not isinstance(parse_host(name), str):
+        # "*." alone, as of a variable that is not set, would be every name.
+        name = "" if host == "*" else parse_name(host.removeprefix("*."))
+        if not isinstance(name, str):
             raise Refused("* stands before a name, not before an address")
-        name = str(parse_host(name)) if name else ""
         return Rule(f"*.{name}{end}" if name else f"*{end}", name, True, None, ports)
     else:
-        address = parse_host(host if host.isascii() else host.encode("idna").decode("ascii"))
+        address = parse_name(host)
         if isinstance(address, str):
             return Rule(f"{address}{end}", address, False, None, ports)
         network = ip_network(address)
@@ -103,7 +103,7 @@ def _parse(text: str) -> Rule:
 def parse_file(data: bytes, option: str) -> list[str]:
     """Return the rules of a file: one on each line, with comments after # and empty lines."""
     try:
-        lines = data.decode().splitlines()
+        lines = data.decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as err:
         raise BadInput(f"{option}: the file is not UTF-8", HINT) from err
     return [rule for line in lines if (rule := line.partition("#")[0].strip())]

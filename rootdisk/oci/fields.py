@@ -117,6 +117,13 @@ def _inside(value: Any) -> Iterable[Any]:
     return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 
+def decode_base64(text: str) -> bytes:
+    """Return the bytes of base64 as docker and podman read it: line ends do not count. ValueError if it is not base64."""
+    from base64 import b64decode  # few documents have some
+
+    return b64decode(text.replace("\r", "").replace("\n", ""), validate=True)
+
+
 class Fields(NamedTuple):
     """A JSON object with a name for messages."""
 

@@ -113,7 +113,7 @@ def parse(raw: bytes, where: str) -> dict[str, Table]:
     if len(raw) > FILE_MAX_BYTES:
         raise BadInput(f"{where}: more than {FILE_MAX_BYTES} bytes")
     try:
-        value = tomllib.loads(raw.decode())
+        value = tomllib.loads(raw.decode("utf-8-sig"))
     except (ValueError, RecursionError) as err:  # UnicodeDecodeError and TOMLDecodeError are ValueErrors
         raise BadInput(f"{where}: {printable(err, 200)}", "it must be TOML: man containers-registries.conf") from None
     _ignore(value, _TOP_KEYS, where)

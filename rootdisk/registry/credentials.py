@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rootdisk.errors import BadInput, RegistryError
 from rootdisk.oci.documents import parse_json
+from rootdisk.oci.fields import decode_base64
 from rootdisk.oci.reference import DOCKER_HUB, HUB_NAMES
 from rootdisk.system.folders import home, named_folder
 from rootdisk.text import printable
@@ -153,10 +154,8 @@ def _inline(value: Mapping[str, Any], key: str, path: Path) -> Credentials | Non
     identity, token = _string(value, "identitytoken", what), _string(value, "registrytoken", what)
     username, password = _string(value, "username", what), _string(value, "password", what)
     if auth := _string(value, "auth", what):
-        from base64 import b64decode
-
         try:
-            username, _, password = b64decode(auth, validate=True).decode().partition(":")
+            username, _, password = decode_base64(auth).decode().partition(":")
         except ValueError:
             raise BadInput(f"credentials {what} is not valid base64", "log in again") from None
         password = password.rstrip("\0")  # like docker

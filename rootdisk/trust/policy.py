@@ -8,13 +8,12 @@ What is not exactly understood is an error, never left out: a field that is not 
 
 from __future__ import annotations
 
-import base64
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from rootdisk.oci.fields import Fields, parse_value
+from rootdisk.oci.fields import Fields, decode_base64, parse_value
 from rootdisk.oci.reference import DOCKER_HUB, HUB_NAMES, Reference, names_registry, normal_registry
 from rootdisk.text import printable
 from rootdisk.trust.identity import Identity
@@ -161,8 +160,7 @@ def _keys(item: Fields, allowed: set[str], folder: Path) -> tuple[tuple[Path, ..
     if key.startswith("keyPath"):
         return tuple(folder / text for text in texts), ()
     try:
-        # As in podman, line ends do not count.
-        return (), tuple(base64.b64decode(text.replace("\r", "").replace("\n", ""), validate=True) for text in texts)
+        return (), tuple(map(decode_base64, texts))
     except ValueError:
         raise item.wrong(key, "not base64") from None
 

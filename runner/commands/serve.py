@@ -24,7 +24,7 @@ _TOKEN_MIN, _TOKEN_MAX = 16, 4096
 def serve_command(options: argparse.Namespace) -> int:
     """Serve until a signal ends it."""
     host, port = _address(options.listen)
-    token = _token(Path(options.token_file)) if options.token_file else None
+    token = _token(options.token_file) if options.token_file else None
     tls = _tls(options)
     if not ipaddress.ip_address(host).is_loopback and token is None and not options.tls_client_ca:
         raise BadInput(

@@ -26,6 +26,8 @@ def program_records(options: argparse.Namespace) -> list[Record]:
     for text in options.env:
         records += _variable(os.fsencode(text))
     if options.user:
+        if not options.user.strip(":"):  # of two variables that are not set: it would be root, whatever the image says
+            raise BadInput(f"-u {printable(options.user, 80)!r}", "write USER or USER:GROUP")
         check_user(options.user, "-u")
     for key, value in (("workdir", options.workdir), ("user", options.user)):
         if value:

@@ -118,6 +118,12 @@ def test_a_host_has_one_name_in_any_case() -> None:
         of("b.exAmple/x", old)
 
 
+def test_a_byte_order_mark_is_ignored() -> None:
+    conf = '\ufeff[[registry]]\nlocation = "a.example"\nblocked = true\n'
+    with pytest.raises(BadInput, match=r"blocks a\.example"):
+        of("a.example/x", conf)
+
+
 def test_version_1() -> None:
     conf = "[registries.insecure]\nregistries = ['a.example:5000']\n[registries.block]\nregistries = ['b.example']\n"
     assert of("a.example:5000/x", conf).origin == Place("a.example:5000", "x", True)

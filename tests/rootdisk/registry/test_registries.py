@@ -197,6 +197,16 @@ def auth(user: str) -> dict[str, str]:
     return {"auth": base64.b64encode(f"{user}:pw".encode()).decode()}
 
 
+def test_line_ends_in_a_saved_password_do_not_count(tmp_path: Path) -> None:
+    """As `base64` of a shell leaves them; docker and podman read over them."""
+    text = base64.encodebytes(b"ann:" + b"long:password" * 10).decode()
+    assert text.count("\n") > 1
+    written(tmp_path, {"auths": {"r.io": {"auth": text.replace("\n", "\r\n")}}})
+    found = find_credentials("r.io", "a/b")
+    assert found is not None
+    assert (found.username, found.password) == ("ann", "long:password" * 10)
+
+
 @pytest.mark.parametrize(
     ("key", "registry", "repository", "matches"),
     [

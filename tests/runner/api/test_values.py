@@ -75,6 +75,13 @@ def test_names_with_values() -> None:
             exec_options(["x"], env, "", "")  # type: ignore[arg-type]
 
 
+def test_a_user_of_two_variables_that_are_not_set() -> None:
+    """Without a name it is root, whatever the image says."""
+    for user in (":", "::"):
+        with pytest.raises(BadInput, match=r"^-u ':+': write USER"):
+            collected.request_of(["id"], (), "", user, stdin=False)
+
+
 def test_an_error_does_not_show_what_may_be_secret() -> None:
     for env in ("TOKEN=hunter2", b"TOKEN=hunter2", {"TOKEN=hunter2"}):
         with pytest.raises(BadInput) as caught:
@@ -117,15 +124,20 @@ def test_functions_on_a_store(call: Callable[[Any, Path], object], value: Any, t
     assert str(caught.value).isprintable()
 
 
+TIMES: list[Any] = ["5", b"5", True, [], float("nan"), Odd(), 10**400]
+COUNTS: list[Any] = ["5", True, [], 1.0, -1, None]
+NO_BYTES: list[Any] = ["x", 5, [1], None, Odd()]
+
+
 def test_numbers() -> None:
-    for value in ("5", b"5", True, [], float("nan"), Odd(), 10**400):
+    for value in TIMES:
         with pytest.raises(BadInput, match=r"^timeout="):
-            seconds_of(value, "timeout")  # type: ignore[arg-type]
+            seconds_of(value, "timeout")
         with pytest.raises(BadInput, match=r"^timeout="):
-            stop_seconds(value)  # type: ignore[arg-type]
-    for value in ("5", True, [], 1.0, -1, None):
+            stop_seconds(value)
+    for value in COUNTS:
         with pytest.raises(BadInput, match=r"^max_output="):
-            count_of(value, "max_output")  # type: ignore[arg-type]
+            count_of(value, "max_output")
     assert (seconds_of(None, ""), seconds_of(5, ""), seconds_of(-1, "")) == (None, 5.0, -1.0)
     assert [stop_seconds(value) for value in (0, 0.1, 1, 2.5)] == [
         0,
@@ -136,12 +148,13 @@ def test_numbers() -> None:
 
 
 def test_bytes() -> None:
-    for value in ("x", 5, [1], None, Odd()):
+    for value in NO_BYTES:
         with pytest.raises(BadInput, match=r"^data is \w+, not bytes"):
-            bytes_of(value, "data")  # type: ignore[arg-type]
-    assert bytes_of(memoryview(bytearray(b"x")), "data") == b"x"
+            bytes_of(value, "data")
+    held: Any = memoryview(bytearray(b"x"))
+    assert bytes_of(held, "data") == b"x"
     with pytest.raises(BadInput, match=r"^input is str"):
-        collected.checked("x", None, 1)  # type: ignore[arg-type]
+        collected.checked(NO_BYTES[0], None, 1)
 
 
 def test_what_is_public_has_these_parameters() -> None:

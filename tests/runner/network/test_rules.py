@@ -33,6 +33,7 @@ from runner.network.streams import Streams
         ("fd00::/8", "[fd00::/8]", (80, 443)),
         ("[FD00::/8]:22", "[fd00::/8]:22", (22,)),
         ("bücher.example", "xn--bcher-kva.example", (80, 443)),
+        ("*.BÜCHER.example:22", "*.xn--bcher-kva.example:22", (22,)),
     ],
 )
 def test_rules_have_one_form(text: str, usual: str, ports: tuple[int, ...]) -> None:
@@ -43,7 +44,7 @@ def test_rules_have_one_form(text: str, usual: str, ports: tuple[int, ...]) -> N
 
 @pytest.mark.parametrize(
     "text",
-    ["", ":80", "a b", "http://example.org", "example.org:0", "example.org:65536", "example.org:x", "*.10.0.0.1", "a*.org",
+    ["", ":80", "*.", "*.:443", "*.:*", "*..", "*. ", "\u202ea.example", "*.\u202ea.example", "ü..a", "a b", "http://example.org", "example.org:0", "example.org:65536", "example.org:x", "*.10.0.0.1", "a*.org",
      "*.*.org", "10.0.0.1/8", "127.1", "0x7f.1", "[::1", "[fe80::1%eth0]:80", "user@example.org", "example.org/path", "10.0.0.0/33"],
 )  # fmt: skip
 def test_what_is_no_rule(text: str) -> None:
@@ -53,6 +54,8 @@ def test_what_is_no_rule(text: str) -> None:
 
 def test_a_file_of_rules() -> None:
     assert parse_file(b"a.test # why\n\n# nothing\n  *.b.test:22\r\n", "--allow-file x") == ["a.test", "*.b.test:22"]
+    assert parse_file(b"\xef\xbb\xbf*.b.test", "--allow-file x") == ["*.b.test"]  # as editors of Windows write it
+    assert parse_file(b"\xef\xbb\xbf# why\na.test", "--allow-file x") == ["a.test"]
     with pytest.raises(BadInput, match="UTF-8"):
         parse_file(b"\xff", "--allow-file x")
 

@@ -233,6 +233,10 @@ def test_slow_clients_and_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         (("--tls-cert", "x"), "--tls-key"),
         (("--token-file", "open"), "others can read it"),
         (("--token-file", "short"), "not one line"),
+        *(
+            ((option,), "the name of a file is empty")
+            for option in ("--token-file=", "--tls-client-ca=", "--tls-cert=")
+        ),
     ],
 )
 def test_options_that_are_refused(options: tuple[str, ...], message: str, tmp_path: Path) -> None:
