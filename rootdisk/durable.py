@@ -137,6 +137,15 @@ def open_file(path: Path, flags: int = os.O_RDONLY, mode: int = 0o600) -> int:
     return fd
 
 
+def open_config(path: Path, *, may_be_pipe: bool) -> int:
+    """Open a configuration file, which may be a link; `may_be_pipe` if the user has named it, as `<(…)` of a shell.
+
+    Raises:
+        OSError: As for `open_file`.
+    """
+    return os.open(path, os.O_RDONLY | os.O_CLOEXEC) if may_be_pipe else open_file(Path(os.path.realpath(path)))
+
+
 def is_named(fd: int, path: Path) -> bool:
     """Return whether `path` is a name of the file open at `fd`. Links are not followed."""
     try:

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rootdisk.durable import open_config
 from rootdisk.errors import BadInput
 from rootdisk.oci.reference import Reference, normal_registry, parse_reference
 from rootdisk.system.debug import debug
@@ -92,9 +93,11 @@ def load() -> dict[str, Table]:
         BadInput: A file cannot be read or is malformed; the message names it.
     """
     tables: dict[str, Table] = {}
-    for path in files():
+    paths = files()
+    for path in paths:
         try:
-            with path.open("rb") as file:
+            is_named = bool(os.environ.get(NAMED_VARIABLE)) and path is paths[0]
+            with open(open_config(path, may_be_pipe=is_named), "rb") as file:
                 raw = file.read(FILE_MAX_BYTES + 1)
         except OSError as err:
             raise BadInput(f"{printable(path)}: {err.strerror}", "it says where registries are") from err

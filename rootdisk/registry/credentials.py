@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from rootdisk.durable import open_config
 from rootdisk.errors import BadInput, RegistryError
 from rootdisk.oci.documents import parse_json
 from rootdisk.oci.fields import decode_base64
@@ -59,7 +60,8 @@ def find_credentials(registry: str, repository: str) -> Credentials | None:
     registry = registry.lower()
     for path, required in _files():
         try:
-            with path.open("rb") as stream:
+            is_named = bool(os.environ.get("REGISTRY_AUTH_FILE"))
+            with open(open_config(path, may_be_pipe=is_named), "rb") as stream:
                 raw = stream.read(FILE_MAX_BYTES + 1)
         except OSError as err:
             # Missing, or in a home directory that we may not read: nothing is saved.

@@ -118,20 +118,27 @@ def _locked(path: Path) -> Any:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        raw = read_file(path.resolve(), FILE_MAX_BYTES)
+        raw = read_file(_behind(path), FILE_MAX_BYTES)
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as err:
         why = err.strerror if isinstance(err, OSError) else err
         raise BadInput(f"credentials {printable(path)}: {why}") from err
     config = dict(parse_json(raw, f"credentials {printable(path)}", FILE_MAX_BYTES)) if raw.strip() else {}
+    if config.get("auths", {}) is None:
+        del config["auths"]
     if not isinstance(config.get("auths", {}), dict):
         raise BadInput(f"credentials {printable(path)}: auths is not a mapping", "fix the file or move it away")
     return config
 
 
+def _behind(path: Path) -> Path:
+    """Return the file that a link leads to. To open links in a circle is an error."""
+    return Path(os.path.realpath(path))
+
+
 def _write(path: Path, config: dict[str, Any]) -> None:
-    atomic_write(path.resolve(), json.dumps(config, indent="\t").encode() + b"\n", 0o600)
+    atomic_write(_behind(path), json.dumps(config, indent="\t").encode() + b"\n", 0o600)
 
 
 def _ask(helper: str, order: str, stdin: bytes, path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -116,6 +117,18 @@ def test_a_host_has_one_name_in_any_case() -> None:
     old = "[registries.block]\nregistries = ['B.example']\n"
     with pytest.raises(BadInput, match=r"blocks b\.example"):
         of("b.exAmple/x", old)
+
+
+def test_a_file_that_would_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(configuration.NAMED_VARIABLE, raising=False)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    (tmp_path / "containers/registries.conf.d").mkdir(parents=True)
+    for make in (os.mkfifo, lambda at: at.symlink_to(at)):
+        path = tmp_path / "containers/registries.conf.d/a.conf"
+        path.unlink(missing_ok=True)
+        make(path)
+        with pytest.raises(BadInput, match=r"a\.conf: "):
+            load()
 
 
 def test_a_byte_order_mark_is_ignored() -> None:

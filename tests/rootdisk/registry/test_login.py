@@ -57,6 +57,16 @@ def test_a_damaged_file_stays() -> None:
         assert path.read_text() == text
 
 
+def test_what_go_writes_for_an_empty_map() -> None:
+    path = login.config_path()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text('{"auths": null, "psFormat": "x"}')
+    assert login.remove("registry.example") == ""
+    login.save("registry.example", ANN)
+    assert json.loads(path.read_text())["psFormat"] == "x"
+    assert find_credentials("registry.example", "a/b") is not None
+
+
 def test_helpers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = tmp_path / "bin/docker-credential-keys"
     program.parent.mkdir()

@@ -19,6 +19,7 @@ from rootdisk.oci.documents import OCI_MANIFEST, Descriptor, Digest
 from rootdisk.oci.reference import parse_reference
 from rootdisk.oci.repository import RegistryOptions, read_blob
 from rootdisk.places import open_repository
+from rootdisk.registry import login
 from rootdisk.registry.credentials import Credentials, find_credentials
 from tests.support.blobs import BLOB, DATA, EMPTY, RAW, push
 from tests.support.commands import ROOT
@@ -195,6 +196,34 @@ def written(folder: Path, config: object) -> None:
 
 def auth(user: str) -> dict[str, str]:
     return {"auth": base64.b64encode(f"{user}:pw".encode()).decode()}
+
+
+def test_files_that_would_wait_or_lead_in_a_circle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written(tmp_path, {})
+    path = tmp_path / "docker/config.json"
+    for make in (os.mkfifo, lambda at: at.symlink_to(at)):
+        path.unlink()
+        make(path)
+        monkeypatch.delenv("DOCKER_CONFIG", raising=False)
+        monkeypatch.setenv("HOME", str(tmp_path))
+        with contextlib.suppress(FileExistsError):
+            (tmp_path / ".docker").symlink_to("docker")
+        assert find_credentials("r.io", "a/b") is None  # as without the file
+        monkeypatch.setenv("DOCKER_CONFIG", str(path.parent))
+        with pytest.raises(BadInput, match=r"config\.json"):
+            find_credentials("r.io", "a/b")
+        with pytest.raises(BadInput, match=r"config\.json"):
+            login.save("r.io", Credentials("ann", "pw"))
+
+
+def test_a_pipe_that_the_user_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `<(…)` of a shell."""
+    read, write = os.pipe()
+    os.write(write, json.dumps({"auths": {"r.io": auth("ann")}}).encode())
+    os.close(write)
+    monkeypatch.setenv("REGISTRY_AUTH_FILE", f"/dev/fd/{read}")
+    assert find_credentials("r.io", "a/b") is not None
+    os.close(read)
 
 
 def test_line_ends_in_a_saved_password_do_not_count(tmp_path: Path) -> None:
