@@ -167,9 +167,9 @@ def _received(sock: socket.socket) -> bytes:
 def run_to_end(process: Process, input: bytes | None, timeout: float | None, max_output: int) -> Result:
     """Return exit status and output of a program that was just started; see `Sandbox.exec`."""
     output = Collected(process.exchange, input, max_output)
-    process.push()
     deadline = None if timeout is None else time.monotonic() + timeout
     try:
+        process.push()
         while not output.is_full and (
             piece := process.read(None if deadline is None else max(0.0, deadline - time.monotonic()))
         ):

@@ -182,11 +182,15 @@ def test_an_interrupted_exec_kills_its_program() -> None:
     def serve(sock: socket.socket) -> None:
         decoder = Decoder(messages.FROM_CLIENT)
         while data := sock.recv(1 << 16):
-            signals.extend(number(payload) for kind, _, payload in decoder.feed(data) if kind == messages.SIGNAL)
+            for kind, _, payload in decoder.feed(data):
+                if kind == messages.STDIN and payload:
+                    _thread.interrupt_main()
+                elif kind == messages.SIGNAL:
+                    signals.append(number(payload))
 
     sock, thread = keeper(serve)
     with Process(sock, REQUEST) as process, pytest.raises(KeyboardInterrupt):
-        interrupted(lambda: run_to_end(process, None, None, 100))
+        run_to_end(process, b"input", None, 100)
     thread.join()
     assert signals == [9]
 

@@ -104,7 +104,7 @@ def settle(proxy: FaultProxy) -> None:
 @pytest.mark.parametrize("kind", ["stall", "drip-head"])
 def test_interrupted_while_the_server_is_slow(proxy: FaultProxy, tmp_path: Path, kind: Kind) -> None:
     """All connections wait for the rest of a body, or of a head; Ctrl-C does not."""
-    proxy.add(Fault(kind, MADE.path, ALWAYS, skip=1, after=1_000_000, seconds=20 if kind == "stall" else 0.1))
+    proxy.add(Fault(kind, MADE.path, ALWAYS, skip=1, after=1_000_000, seconds=600 if kind == "stall" else 0.1))
     process = started(proxy, tmp_path / "store")
     # All parts are asked for at once, and one of them is served.
     until(lambda: any(path.endswith(MADE.path) and count > 1_000_000 for path, _, count in proxy.served), 60)
@@ -114,7 +114,7 @@ def test_interrupted_while_the_server_is_slow(proxy: FaultProxy, tmp_path: Path,
     output, errors = process.communicate(timeout=300)
     assert process.returncode == 130
     assert (output, errors) == ("", "")
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 30
     assert verified(tmp_path / "store", MADE)
 
 
