@@ -141,7 +141,7 @@ def check_image(
 def may_be_absent(layer: Descriptor) -> bool:
     """Return whether a layer need not be where its image is: image-spec, layer.md, "Non-Distributable Layers".
 
-    The type is no reason not to ask for it: many tools push such layers too.
+    It is asked for in spite of its type: many tools push such layers too.
     """
     return "nondistributable" in layer.media_type or ".foreign." in layer.media_type
 
