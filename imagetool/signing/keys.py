@@ -123,11 +123,12 @@ class CommandKey:
         """Return a signature over `data` that the public key has been shown to match."""
         what = f"--key-command {printable(self._argv[0], 80)}"
         try:
-            done = process.run(self._argv, stdin=data, timeout_s=_COMMAND_S)
+            done = process.run(self._argv, stdin=data, timeout_s=_COMMAND_S, max_bytes=KEY_MAX_BYTES)
         except OSError as err:
             raise RootdiskError(f"{what}: {err.strerror}") from err
         if done.status:
-            raise RootdiskError(f"{what}: failed with {done.status}: {printable(done.complaint.strip())}")
+            why = printable(done.complaint.strip())
+            raise RootdiskError(f"{what}: failed with {done.status}" + (why and f": {why}"))
         if not self.public.verify(done.out, data):
             raise RootdiskError(
                 f"{what}: what it wrote is not a signature of the public key",

@@ -202,13 +202,13 @@ def run_helper(name: str, order: str, stdin: bytes, path: Path, hint: str = "") 
 
     program = f"docker-credential-{name}"
     try:
-        return process.run([program, order], stdin=stdin, timeout_s=HELPER_TIMEOUT_S)
+        return process.run([program, order], stdin=stdin, timeout_s=HELPER_TIMEOUT_S, max_bytes=FILE_MAX_BYTES)
     except FileNotFoundError:
         raise BadInput(
             f"{program} is not installed, but {path} requires it", "install it, or remove it from that file"
         ) from None
     except OSError as err:
-        raise RegistryError(f"{program} {order}: {type(err).__name__}", hint) from None
+        raise RegistryError(f"{program} {order}: {err.strerror}", hint) from None
 
 
 def _string(value: Mapping[str, Any], key: str, what: object) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import errno
 import gc
 import os
 import resource
@@ -21,6 +20,7 @@ from typing import IO, NamedTuple
 
 from rootdisk.durable import open_file
 from rootdisk.errors import Busy, RootdiskError
+from rootdisk.system.output import exchange
 
 PRIVATE = ("ROOTDISK_SIGN_PASSPHRASE",)  # variables of ours with secrets, which no program inherits
 PROBE_S = 30.0  # for a quick question, such as --version or --help
@@ -30,6 +30,9 @@ _PR_SET_NO_NEW_PRIVS = 38
 _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE = 47, 2  # linux/prctl.h
 _CAP_NET_BIND_SERVICE, _CAPABILITY_VERSION_3 = 10, 0x20080522  # linux/capability.h
 _UIDS = range(61184, 65520)  # the range that systemd uses for dynamic users
+
+
+OUTPUT_MAX_BYTES = 64 << 20  # of a program that is run to its end
 
 
 class Done(NamedTuple):
@@ -158,11 +161,12 @@ def run(
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
     timeout_s: float | None = None,
+    max_bytes: int = OUTPUT_MAX_BYTES,
 ) -> Done:
     """Run a program to its end, with `stdin` as its input, and return its exit status and output.
 
     Raises:
-        OSError: The program cannot be started.
+        OSError: The program cannot be started, or has written more than `max_bytes`, and was killed.
         TimeoutError: It did not end within `timeout_s` seconds, and was killed.
     """
     process = _spawn(
@@ -175,10 +179,7 @@ def run(
     )
     with process:
         try:
-            out, err = process.communicate(stdin, timeout_s)
-        except subprocess.TimeoutExpired as late:
-            process.kill()
-            raise TimeoutError(errno.ETIMEDOUT, f"no answer within {timeout_s:g} s", str(argv[0])) from late
+            out, err = exchange(process, stdin, timeout_s, max_bytes)
         except BaseException:
             process.kill()
             raise

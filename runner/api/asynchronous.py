@@ -280,7 +280,10 @@ class AsyncSandbox:
 
     async def _listen(self, is_enough: Callable[[], bool]) -> None:
         sock = self._inner.sock
-        assert sock is not None
+        if is_enough():
+            return
+        if sock is None:
+            raise starting.is_closed(self.name)
         sock.setblocking(False)
         while not is_enough():
             try:

@@ -248,8 +248,11 @@ class Sandbox(KnownSandbox):
 
     def _listen(self, is_enough: Callable[[Life], bool], timeout: float | None) -> None:
         """Listen to the keeper until it has said enough."""
-        assert self.sock is not None
         assert self.life is not None
+        if is_enough(self.life):
+            return
+        if self.sock is None:
+            raise starting.is_closed(self.name)
         starting.listen(starting.Started(self.name, self.store, self.sock, self.life), is_enough, timeout)
 
     def _await_removal(self) -> None:

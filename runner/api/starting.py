@@ -77,6 +77,11 @@ def listen(started: Started, is_enough: Callable[[Life], bool], timeout: float |
         started.life.receive(data)
 
 
+def is_closed(name: str) -> BadInput:
+    """Return the error for a sandbox whose end the closed object has not seen."""
+    return BadInput(f"sandbox {name} is closed", "wait for its end before close")
+
+
 def still_runs(name: str, seconds: float | None) -> TimedOut:
     """Return the error for a sandbox that has not ended in time."""
     return TimedOut(f"sandbox {name} still runs after {seconds or 0:g} s", "wait longer, or stop it")

@@ -72,13 +72,14 @@ def _value(spec: SecretSpec) -> bytes:
     if spec.kind == "file":
         return read_small_file(Path(spec.source), _FILE_MAX_BYTES, option=f"--secret {spec.name}")
     try:
-        done = process.run(["/bin/sh", "-c", spec.source], timeout_s=_COMMAND_S)
+        done = process.run(["/bin/sh", "-c", spec.source], timeout_s=_COMMAND_S, max_bytes=_FILE_MAX_BYTES)
     except (OSError, TimeoutError) as err:
         raise RootdiskError(f"--secret {spec.name}: its command: {err.strerror}") from err
     if done.status:
         last = done.err.decode("utf-8", "replace").strip().rpartition("\n")[2]
         raise RootdiskError(
-            f"--secret {spec.name}: its command failed with status {done.status}: {printable(last, 200)}",
+            f"--secret {spec.name}: its command failed with status {done.status}"
+            + (last and f": {printable(last, 200)}"),
             "run it by hand",
         )
     return done.out

@@ -17,7 +17,12 @@ CONTENTS = b"."  # in place of a source's name: what is in the directory, not th
 
 
 def guest_path(path: str) -> bytes:
-    """A path in a sandbox, as docker has it: begins at the root, `..` goes no higher, a last `/` or `/.` stays."""
+    """A path in a sandbox, as docker has it: begins at the root, `..` goes no higher, a last `/` or `/.` stays.
+
+    BadInput if it is empty, as of a variable that is not set: it would be everything in the sandbox.
+    """
+    if not path:
+        raise BadInput("the path in the sandbox is empty", "write NAME:/ for all of it")
     return _plain(b"/" + os.fsencode(path).lstrip(b"/"))
 
 

@@ -121,6 +121,23 @@ def test_a_program_that_does_not_answer() -> None:
         process.run(["sh", "-c", "sleep 100 & wait"], timeout_s=0.2)
 
 
+@pytest.mark.parametrize("script", ["yes", "yes >&2", "cat /dev/zero & cat >/dev/null"])
+def test_a_program_that_writes_without_end(script: str) -> None:
+    with pytest.raises(OSError, match="more than 1,000,000 bytes"):
+        process.run(["sh", "-c", script], stdin=b"x" * 100_000, max_bytes=1_000_000)
+
+
+def test_input_and_output_of_a_program() -> None:
+    data = bytes(range(256)) * 4000
+    both = process.run(["sh", "-c", "tee /dev/stderr"], stdin=data, timeout_s=60)
+    assert (both.status, both.out, both.err) == (0, data, data)
+    for script in ("exit 3", "exec <&-; sleep 0.1; exit 3", "head -c 1 >/dev/null; exit 3", "exec >&- 2>&-; exit 3"):
+        assert process.run(["sh", "-c", script], stdin=data) == (3, b"", b"")
+    assert process.run(["cat"], stdin=b"").out == b""
+    with pytest.raises(TimeoutError, match=r"no answer within 0\.2 s"):
+        process.run(["sh", "-c", "exec >&- 2>&-; sleep 100"], stdin=data, timeout_s=0.2)
+
+
 @pytest.mark.parametrize("closed", CLOSED)
 def test_closed_descriptors(closed: str, tmp_path: Path) -> None:
     """Whatever is opened afterwards is not 0, 1 or 2; what is written is dropped, and what is read is empty."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +15,10 @@ from rootdisk.errors import BadInput
 from runner import Sandbox
 from runner.api import collected
 from runner.api.known import stop_seconds
+from runner.api.life import Life
 from runner.api.options import BootOptions, boot_options, exec_options
 from runner.api.texts import bytes_of, count_of, seconds_of
+from runner.store.store import Store
 
 
 class Odd:
@@ -155,6 +158,18 @@ def test_bytes() -> None:
     assert bytes_of(held, "data") == b"x"
     with pytest.raises(BadInput, match=r"^input is str"):
         collected.checked(NO_BYTES[0], None, 1)
+
+
+def test_waiting_after_close(tmp_path: Path) -> None:
+    store = Store.open(tmp_path)
+    with pytest.raises(BadInput, match="sandbox box is closed: wait for its end before close"):
+        Sandbox("box", store, None, Life(is_tied=True)).wait()
+    with pytest.raises(BadInput, match="sandbox box is closed"):
+        asyncio.run(runner.AsyncSandbox(Sandbox("box", store, None, Life(is_tied=True))).wait())
+    known = Life(is_tied=True)
+    known.status = 3
+    assert Sandbox("box", store, None, known).wait() == 3
+    assert asyncio.run(runner.AsyncSandbox(Sandbox("box", store, None, known)).wait()) == 3
 
 
 def test_what_is_public_has_these_parameters() -> None:

@@ -16,7 +16,7 @@ import pytest
 
 from rootdisk.errors import BadInput, RootdiskError
 from runner.channel import messages
-from runner.channel.copies import beneath, command
+from runner.channel.copies import beneath, command, contents
 from runner.channel.copies.stream import HELLO
 from runner.channel.messages import frame
 from tests.support.copied_trees import tree
@@ -265,6 +265,11 @@ def test_nothing_is_no_copy(here: Path, stream: bytes, target: str) -> None:
 
 def test_paths_that_are_empty(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(here)
+    for copy, paths in ((command.copy_out, ("", ".")), (command.copy_in, (".", ""))):
+        with pytest.raises(BadInput, match="the path in the sandbox is empty"):
+            copy(sends(DIR).connect, *paths)
+    with pytest.raises(BadInput, match="the path in the sandbox is empty"):
+        contents.read_file(sends(DIR).connect, "", 1)
     with pytest.raises(BadInput, match="TARGET is empty"):
         command.copy_out(sends(DIR).connect, "/x", "")
     with pytest.raises(BadInput, match="SOURCE is empty"):
