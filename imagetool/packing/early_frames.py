@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import zstandard
 
+from imagetool import known_files
 from imagetool.ext4.chunk import DiskChunk, data_key
 from imagetool.ext4.data_placement import BIG_BYTES, BIG_CHUNK_BLOCKS
 from imagetool.packing.pack import Frame, Packer, make_frame
@@ -82,9 +83,10 @@ class EarlyFrames:
 
     def sync(self, key: bytes) -> None:
         """Sync the blob with `key` and the name that it was given. OSError: its bytes cannot be written."""
-        fd, _, written = self._blobs[key]
+        fd, blob, written = self._blobs[key]
         written.result()
         os.fsync(fd)
+        known_files.note(fd, blob.part.digest)
 
     def stored(self, place: _Place) -> bytes:
         """Read a frame."""

@@ -50,7 +50,7 @@ class Blob(NamedTuple):
     def of_disk(cls, path: Path, digest: Digest, size: int, number: int | None) -> Blob:
         """Return the blob of a file of `size` bytes that we have written, so its digest is known.
 
-        The push verifies it while reading. `number` is its place among several, None if it is the whole disk.
+        The push verifies it, unless this process has written it. `number` is its place among several, None if it is the whole disk.
         """
         title = BLOB if number is None else blob_name(number)
         return cls(Descriptor(DISK_TYPE, digest, size, {TITLE: title}), path)

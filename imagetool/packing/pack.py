@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+from imagetool import known_files
 from imagetool.ext4.chunk import DiskChunk
 from imagetool.ext4.plan import Plan
 from imagetool.packing.parts import Part, divide
@@ -152,7 +153,7 @@ def pack(
             except BaseException:
                 os.close(fd)
                 raise
-            syncs.append(syncer.submit(_sync_and_close, fd))
+            syncs.append(syncer.submit(_sync_and_close, fd, out.parts[-1].digest))
         index = ChunkIndex(plan.size, tuple(out.chunks))
         packed, keys = index.pack(), b"".join(out.keys)
         syncs += [syncer.submit(_write, folder / name, data) for name, data in ((INDEX, packed), (KEYS, keys))]
@@ -263,9 +264,10 @@ def _in_order(
             job.cancel()
 
 
-def _sync_and_close(fd: int) -> None:
+def _sync_and_close(fd: int, digest: Digest) -> None:
     try:
         os.fsync(fd)
+        known_files.note(fd, digest)
     finally:
         os.close(fd)
 

@@ -1,7 +1,7 @@
 """Write an OCI image layout directory (image-spec image-layout.md). Processes may be killed at any time.
 
-A blob is verified and synced before the rename to its final name. index.json is replaced in the same way, last, under a lock
-of the directory. skopeo, umoci and oras can read the result.
+A blob is verified and synced before it gets its final name, and its name before a manifest is listed. index.json is replaced
+in the same way, last, under a lock of the directory. skopeo, umoci and oras can read the result.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from imagetool import known_files
 from imagetool.content import PIECE_BYTES, Content, pieces
 from imagetool.targets.target import manifest_digest, tag_taken
 from rootdisk.errors import BadInput, DigestMismatch
@@ -48,6 +49,7 @@ class LayoutTarget:
     def __init__(self, path: Path, *, record_time: bool = False) -> None:
         """Open or make the layout at `path`; with `record_time` it is recorded when each tag is written."""
         self._path, self._record_time, self._use = path, record_time, -1
+        self._unsynced: set[str] = set()  # algorithms of blobs whose names a power cut may take
         try:
             path.mkdir(parents=True, exist_ok=True)
             self._directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -76,7 +78,7 @@ class LayoutTarget:
 
     def has_blob(self, descriptor: Descriptor) -> bool:
         """Return whether the layout has an intact blob. A damaged one is removed."""
-        with self._blobs(descriptor.digest) as folder:
+        with self._blobs(descriptor.digest.algorithm) as folder:
             try:
                 info = os.stat(descriptor.digest.hex, dir_fd=folder, follow_symlinks=False)
             except FileNotFoundError:
@@ -94,9 +96,10 @@ class LayoutTarget:
         Raises:
             DigestMismatch: `content` does not match `descriptor`.
         """
+        self._unsynced.add(descriptor.digest.algorithm)  # also if another process has just written it
         if self.has_blob(descriptor):
             return
-        with self._blobs(descriptor.digest) as folder:
+        with self._blobs(descriptor.digest.algorithm) as folder:
             if not isinstance(content, Path) or not _link(folder, descriptor, content):
                 _write(folder, descriptor.digest.hex, verified(pieces(content), descriptor))
 
@@ -110,6 +113,7 @@ class LayoutTarget:
         described = describe_manifest(raw, digest, f"oci:{self._path}", media_type)
         descriptor = Descriptor(media_type, digest, len(raw), artifact_type=described.artifact_type)
         self.push_blob(descriptor, raw)
+        self._sync_names()
         if tags:
             with self._locked():
                 taken = self.tags()
@@ -118,6 +122,12 @@ class LayoutTarget:
                         raise tag_taken(f"oci:{self._path}:{tag}", taken[tag], digest)
                 self._list(descriptor, tags)
         return digest
+
+    def _sync_names(self) -> None:
+        """Sync the names of all blobs so far: one sync for all of them takes as long as one for each."""
+        while self._unsynced:
+            with self._blobs(self._unsynced.pop()) as folder:
+                os.fsync(folder)
 
     def tags(self) -> dict[str, Digest]:
         """Return every tag and the manifest that it names."""
@@ -182,7 +192,7 @@ class LayoutTarget:
         with self._locked(), contextlib.closing(LayoutRepository(self._path)) as layout:
             index = self._read_index()
             index["manifests"] = [item for item in index["manifests"] if not _belongs_to(layout, item, digest)]
-            _write(self._directory, "index.json", [canonical_json(index)])
+            self._replace_index(canonical_json(index))
 
     def _list(self, descriptor: Descriptor, tags: Sequence[str]) -> None:
         """Point `tags` to `descriptor` in index.json. Other entries and unknown fields are unchanged."""
@@ -207,7 +217,11 @@ class LayoutTarget:
         raw = canonical_json(index)
         if len(raw) > MANIFEST_MAX_BYTES:
             raise BadInput(f"oci:{self._path}: index.json is full", "write to another layout directory")
+        self._replace_index(raw)
+
+    def _replace_index(self, raw: bytes) -> None:
         _write(self._directory, "index.json", [raw])
+        os.fsync(self._directory)
 
     def _read_index(self) -> dict[str, Any]:
         with contextlib.closing(LayoutRepository(self._path)) as layout:
@@ -229,6 +243,7 @@ class LayoutTarget:
                 empty = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": []}
                 _write(self._directory, "index.json", [canonical_json(empty)])
             _write(self._directory, "oci-layout", [json.dumps({"imageLayoutVersion": "1.0.0"}).encode()])
+            os.fsync(self._directory)
         LayoutRepository(self._path).close()  # check the version
 
     @contextlib.contextmanager
@@ -242,15 +257,15 @@ class LayoutTarget:
             os.close(lock)
 
     @contextlib.contextmanager
-    def _blobs(self, digest: Digest) -> Iterator[int]:
+    def _blobs(self, algorithm: str) -> Iterator[int]:
         """Yield a descriptor of blobs/ALGORITHM, created if missing. Links are not followed."""
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
         _make_directory(self._directory, "blobs")
         blobs = os.open("blobs", flags, dir_fd=self._directory)
         try:
-            if _make_directory(blobs, digest.algorithm):
+            if _make_directory(blobs, algorithm):
                 os.fsync(blobs)
-            folder = os.open(digest.algorithm, flags, dir_fd=blobs)
+            folder = os.open(algorithm, flags, dir_fd=blobs)
         finally:
             os.close(blobs)
         try:
@@ -291,7 +306,7 @@ def _make_directory(parent: int, name: str) -> bool:
 
 
 def _write(folder: int, name: str, content: Iterable[bytes]) -> None:
-    """Write the file `name` in `folder` atomically: temporary file, sync, rename, sync of the directory."""
+    """Write the file `name` in `folder` atomically: temporary file, sync, rename. The directory is not synced."""
     for stale in os.listdir(folder) if name != "index.json" else ():
         if stale.startswith(_PARTIAL):
             _remove_stale(folder, stale)
@@ -309,15 +324,16 @@ def _write(folder: int, name: str, content: Iterable[bytes]) -> None:
         with contextlib.suppress(OSError):
             os.unlink(partial, dir_fd=folder)
         raise
-    os.fsync(folder)
 
 
 def _link(folder: int, descriptor: Descriptor, file: Path) -> bool:
-    """Verify and sync `file` and link it as the blob. Return False if it cannot be linked."""
+    """Verify and sync `file`, unless this process has done so, and link it as the blob. Return False if it cannot be linked."""
     with file.open("rb") as stream:
-        for _ in verified(iter(lambda: stream.read(PIECE_BYTES), b""), descriptor):
-            pass
-        os.fsync(stream.fileno())
+        if not known_files.is_known(stream.fileno(), descriptor):
+            for _ in verified(iter(lambda: stream.read(PIECE_BYTES), b""), descriptor):
+                pass
+            os.fsync(stream.fileno())
+            known_files.note(stream.fileno(), descriptor.digest)
         try:
             # Link through the descriptor: the path may name another file by now.
             os.link(f"/proc/self/fd/{stream.fileno()}", descriptor.digest.hex, dst_dir_fd=folder, follow_symlinks=True)
@@ -325,7 +341,6 @@ def _link(folder: int, descriptor: Descriptor, file: Path) -> bool:
             return True
         except OSError:  # another file system, or no support for links
             return False
-    os.fsync(folder)
     return True
 
 
