@@ -16,6 +16,12 @@ from rootdisk.ext4.format import BLOCK
 Piece = tuple[int, int, int]  # offset in the chunk, offset in the layer, length
 GRID_BLOCKS = 64  # metadata chunks: 256 KiB
 _PIECE = struct.Struct("<IQI")
+_ZEROS = bytes(256)
+
+
+def is_zero(raw: bytes | bytearray | memoryview) -> bool:
+    """Return whether there are only zeros. Most chunks begin with something else, so no zeros are made to compare with."""
+    return raw[: len(_ZEROS)] == _ZEROS and bytes(raw) == bytes(len(raw))
 
 
 class DiskChunk:

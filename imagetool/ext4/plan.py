@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from imagetool.ext4 import bitmaps
-from imagetool.ext4.chunk import GRID_BLOCKS, BlockRun, DiskChunk, MetadataChunk, fixed_run, metadata_chunks
+from imagetool.ext4.chunk import GRID_BLOCKS, BlockRun, DiskChunk, MetadataChunk, fixed_run, is_zero, metadata_chunks
 from imagetool.ext4.directories import Directories
 from imagetool.ext4.geometry import Geometry, TooSmall
 from imagetool.ext4.identity import Identity
@@ -172,7 +172,7 @@ def write_disk(
         try:
             for chunk in chunks:
                 raw = chunk.render(sources)
-                if raw != bytes(len(raw)):
+                if not is_zero(raw):
                     write_at(fd, raw, chunk.offset)
                 if progress is not None:
                     with counting:

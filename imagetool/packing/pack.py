@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from imagetool import known_files
-from imagetool.ext4.chunk import DiskChunk
+from imagetool.ext4.chunk import DiskChunk, is_zero
 from imagetool.ext4.plan import Plan
 from imagetool.packing.parts import Part, divide
 from imagetool.packing.reuse import INDEX, KEY_BYTES, KEYS, Earlier, EarlierBlob, PackedPart, blob_name, write_parts
@@ -31,7 +31,6 @@ from rootdisk.artifact.zstd_frames import compressor, seek_table, zero_frame
 from rootdisk.oci.documents import Digest
 from rootdisk.system.crew import Crew, Job
 
-_ZEROS = bytes(256)
 WAITING = 4  # frames for each thread that are made or wait to be written
 SYNCS = 4  # files at once: they share the file system's commits
 
@@ -73,7 +72,7 @@ _local = threading.local()
 
 def make_frame(raw: bytes | bytearray | memoryview) -> Frame:
     """Hash and compress a chunk."""
-    if raw[: len(_ZEROS)] == _ZEROS and bytes(raw) == bytes(len(raw)):
+    if is_zero(raw):
         return Frame(bytes(32), b"", zero=True)
     if not hasattr(_local, "compressor"):
         _local.compressor = compressor()
