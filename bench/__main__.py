@@ -39,6 +39,7 @@ PARTS = (
     "template",
     "lazy",
     "network",
+    "many",
     "large",
     "scale",
 )
@@ -136,8 +137,8 @@ def _parts(bench: Bench, once: Bench, images: Images, small: bool) -> dict[str, 
         "template": lambda: templates.rows(bench),
         "lazy": lambda: lazy.rows(bench, app(), small),
         "network": lambda: network.rows(bench, network.SMALL_BYTES if small else network.BYTES),
+        "many": lambda: [by_umoci(once, images.many(many), f"OCI → artifact, {many:,} files", {})],
         "large": lambda: [
-            by_umoci(once, images.many(many), f"OCI → artifact, {many:,} files", {}),
             by_umoci(once, images.big(big), f"OCI → artifact, {big / 1e9:g} GB", {"wall": 0.22}),
             conversion.disk_limit(once, images.big(big)),
         ],
