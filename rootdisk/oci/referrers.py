@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from rootdisk.oci.repository import Repository
 
 REFERRERS_MAX = 1000  # of one manifest
-_TAG = re.compile(rf"sha256-{HEX_SHA256}(\.sig)?\Z")
+# A tag of referrers has 64 digits of any digest; one of simple signatures has them all.
+_TAG = re.compile(rf"(sha256-{HEX_SHA256}|sha512-[0-9a-f]{{64}}([0-9a-f]{{64}})?)(\.sig)?\Z")
 
 
 def referrers_tag(subject: Digest) -> str:
