@@ -30,19 +30,19 @@ PATHS_MAX_COUNT = 100_000
 
 
 def parse(text: str, what: str) -> tuple[str, ...]:
-    """Return the lines of a trace that are not comments: paths and METADATA.
+    """Return the lines of a trace that are not comments, each once: paths and METADATA. A byte order mark is ignored.
 
     Raises:
         BadInput: A line is neither; the message names `what` and the line.
     """
-    lines: list[str] = []
-    for number, line in enumerate(text.splitlines(), 1):
+    lines: dict[str, None] = {}
+    for number, line in enumerate(text.removeprefix("\ufeff").splitlines(), 1):
         if not line.strip() or line.startswith("#"):
             continue
         if not (line.startswith("/") or line == METADATA) or "\0" in line:
             hint = "write a line for each path, as imagetool trace does"
             raise BadInput(f"{what}, line {number}: {printable(line, 80)} is not a path", hint)
-        lines.append(line)
+        lines[line] = None
     if len(lines) > PATHS_MAX_COUNT:
         raise BadInput(f"{what}: more than {PATHS_MAX_COUNT} paths", "the trace of a boot is far smaller")
     return tuple(lines)

@@ -123,3 +123,8 @@ def test_a_wrong_trace_is_one_line_before_anything_is_built(machine: Machine) ->
 def test_nothing_is_loaded_without_a_trace() -> None:
     code = "import sys, imagetool.config.images; assert 'imagetool.packing.boot_trace' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_each_path_counts_once() -> None:
+    """A path costs a search of the disk, and the trace is an input of the build; an editor may leave a byte order mark."""
+    assert parse(f"\ufeff# a comment\r\n/b\r\n{METADATA}\n\n/a\n/b\n", "web.trace") == ("/b", METADATA, "/a")
