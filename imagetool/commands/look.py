@@ -197,7 +197,7 @@ def map_command(options: argparse.Namespace) -> int:
     looked_at = option_values.looked_at(options)
     against = None
     with survey.opened(options.what, *looked_at) as disk:
-        if options.against:
+        if options.against is not None:
             if disk.index is None:
                 raise BadInput(f"{options.what} is a raw disk, which has no chunks", "compare artifacts")
             with open_artifact(parse_reference(options.against), *looked_at) as other:

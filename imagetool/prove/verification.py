@@ -87,7 +87,9 @@ def verify(
         recorded = Fields(inputs, "recorded inputs", "a newer rootdisk may know them")
         source_digest = Digest.parse(recorded.text("source"))
         image = _image(published, recorded, options, work)
-        with open_source(source or _source(published, source_digest), image.platform, options) as opened_source:
+        with open_source(
+            _source(published, source_digest) if source is None else source, image.platform, options
+        ) as opened_source:
             if opened_source.manifest_digest != source_digest:
                 raise BadInput(
                     f"{source or published.config.source} is {opened_source.manifest_digest.short}, and the artifact was "

@@ -144,6 +144,14 @@ def test_a_raw_disk_has_no_chunks_to_compare(raw: Path, demo: str) -> None:
     assert "no chunks" in done.stderr
 
 
+def test_an_artifact_of_a_variable_that_is_not_set(demo: str) -> None:
+    """Not left out: the answer would look as if it had been compared."""
+    for argv in (("map", demo, "--against", ""), ("verify", demo, "--source", "")):
+        done = run("imagetool", *argv)
+        assert done.returncode == 2, argv
+        assert "reference ''" in done.stderr
+
+
 def test_json_says_where_it_is(raw: Path, tmp_path: Path) -> None:
     done = run("imagetool", "map", "--json", str(raw), "-o", str(tmp_path / "m.html"))
     assert json.loads(done.stdout)[0] == {
