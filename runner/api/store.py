@@ -63,7 +63,8 @@ def prune(
         raise BadInput(f"older_than_days={shown(older_than_days)}", "a number of days")
     if max_size is not None and (isinstance(max_size, bool) or not isinstance(max_size, str | int)):
         raise BadInput(f"max_size={shown(max_size)}", "a text such as 20g, or a number of bytes")
-    limit = values.size_bytes(str(max_size), "max_size", 0) if max_size is not None else None
+    bare_least = 0 if isinstance(max_size, int) else values.WITH_UNIT
+    limit = values.size_bytes(str(max_size), "max_size", 0, bare_least=bare_least) if max_size is not None else None
     removed = prune_store(open_store(store), days * 86400, limit, dry_run=dry_run)
     return [Pruned(path, size) for path, size in removed]
 

@@ -89,10 +89,10 @@ def _load() -> None:
     assert all((served, server, feed, run))
 
 
-_WITH_UNIT = 1 << 20  # bytes: less without a unit is taken for a mistake
+WITH_UNIT = 1 << 20  # bytes: less without a unit is taken for a mistake
 
 
-def size_bytes(text: str, option: str, least: int = 1, *, bare_least: int = _WITH_UNIT) -> int:
+def size_bytes(text: str, option: str, least: int = 1, *, bare_least: int = WITH_UNIT) -> int:
     """Return the bytes of a size as 512m, 1.5g or 20GiB, at least `least`. BadInput names the option.
 
     A number without a unit is bytes, as for docker and qemu-img; but fewer than `bare_least` are not what somebody means who

@@ -127,6 +127,13 @@ def test_functions_on_a_store(call: Callable[[Any, Path], object], value: Any, t
     assert str(caught.value).isprintable()
 
 
+def test_a_number_of_bytes_is_one(tmp_path: Path) -> None:
+    """A text without a unit is a mistake on a command line; in Python, a number is meant."""
+    assert runner.prune(max_size=10, store=tmp_path / "store") == []
+    with pytest.raises(BadInput, match=r"^max_size '10' is 10 bytes: write a unit"):
+        runner.prune(max_size="10", store=tmp_path / "store")
+
+
 TIMES: list[Any] = ["5", b"5", True, [], float("nan"), Odd(), 10**400]
 COUNTS: list[Any] = ["5", True, [], 1.0, -1, None]
 NO_BYTES: list[Any] = ["x", 5, [1], None, Odd()]
