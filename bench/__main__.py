@@ -22,6 +22,7 @@ from bench.picture import picture
 from bench.rows import Point, Row
 from bench.table import points_table, table
 from bench.work import Bench, make_kit
+from imagetool.guest import prebuilt
 
 CACHE = Path(__file__).resolve().parents[1] / "cache" / "bench"
 FILES, SIZES = (1_000, 10_000, 100_000, 300_000), (10**7, 10**8, 10**9, 4 * 10**9)
@@ -71,10 +72,11 @@ def _parts_of(text: str) -> list[str]:
 def measure(rounds: int, only: Sequence[str], small: bool, out: Path) -> None:
     """All chosen parts: the table on standard output, result.json and result.svg in `out`."""
     images = Images(CACHE / "images")
-    make_kit(CACHE / "kit", images.many(30))
+    kit = CACHE / f"kit-{prebuilt.sources()[:16]}"
+    make_kit(kit, images.many(30))
     with tempfile.TemporaryDirectory(prefix=".work-", dir=CACHE) as name:
         bench = Bench(
-            Path(name), Peers(CACHE / "peers", fetch=not small), 0 if small else rounds, CACHE / "kit", settle=not small
+            Path(name), Peers(CACHE / "peers", fetch=not small), 0 if small else rounds, kit, settle=not small
         )
         once = replace(bench, rounds=0)
         parts = _parts(bench, once, images, small)

@@ -60,11 +60,11 @@ class Bench:
 
 
 def make_kit(kit: Path, image: Path) -> None:
-    """The guest's kernel and init, got by building any image."""
+    """The guest's kernel and init, got by building any image. Those of other sources go: each run would make its init again."""
     if kit.exists():
         return
     partial = kit.with_name(f".{kit.name}")
-    clean(partial)
+    clean(partial, *kit.parent.glob("kit*"))
     partial.mkdir(parents=True)
     command = [*TOOL, "build", f"oci:{image}:latest", f"oci:{partial / 'artifact'}:1"]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env={**os.environ, "ROOTDISK_CACHE": str(partial)})

@@ -12,7 +12,8 @@ import time
 
 from rootdisk.oci.documents import Descriptor, Digest
 
-_CLOCK_NS = 10_000_000  # how coarse a file system's clock may be: a second change within it would not be seen
+# How coarse a file system's clock may be: a second change within that time would not be seen. Some count whole seconds.
+_TICK_NS, _SECOND_NS = 10_000_000, 1_000_000_000
 
 _known: dict[tuple[int, int], tuple[int, int, Digest]] = {}
 
@@ -20,7 +21,8 @@ _known: dict[tuple[int, int], tuple[int, int, Digest]] = {}
 def note(fd: int, digest: Digest) -> None:
     """Note that all bytes of the file `fd` were hashed and synced; its next change would be seen, or it is not noted."""
     info = os.fstat(fd)
-    if info.st_mtime_ns + _CLOCK_NS < time.time_ns():
+    coarse_ns = _TICK_NS if info.st_mtime_ns % _SECOND_NS else 2 * _SECOND_NS
+    if info.st_mtime_ns + coarse_ns < time.time_ns():
         _known[info.st_dev, info.st_ino] = info.st_size, info.st_mtime_ns, digest
 
 
