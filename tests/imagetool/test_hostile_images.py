@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from tests.support.commands import ROOT
+from tests.support.commands import ROOT, without_progress
 from tests.support.layouts import write_layout
 from tests.support.tars import END, directory, file, hard_link, header, pax, symlink
 
@@ -49,6 +49,7 @@ def build(tmp_path: Path, *arguments: str) -> dict[str, object]:
         text=True,
         timeout=600,
     )
+    done.stderr = without_progress(done.stderr)
     assert "Traceback" not in done.stderr, done.stderr
     value: dict[str, object] = json.loads(done.stdout.splitlines()[-1])
     value["error"] = done.stderr

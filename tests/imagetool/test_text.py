@@ -15,7 +15,7 @@ import pytest
 
 from rootdisk.errors import BadInput
 from rootdisk.oci.documents import parse_json
-from tests.support.commands import ROOT
+from tests.support.commands import ROOT, without_progress
 from tests.support.layouts import write_layout
 from tests.support.tars import END, directory, file, hard_link, header, pax, symlink
 
@@ -25,13 +25,15 @@ EVIL = b"\x1b]0;title\x07\n\xe2\x80\xae\xc2\x9b31m\xff"
 
 
 def imagetool(tmp_path: Path, *arguments: str | bytes) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-m", "imagetool", *arguments],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT), "ROOTDISK_CACHE": str(tmp_path / "cache")},
         capture_output=True,
         timeout=100,
     )
+    done.stderr = os.fsencode(without_progress(os.fsdecode(done.stderr)))
+    return done
 
 
 def replaced(value: object, change: Callable[[Any], object], at: tuple[str | int, ...] = ()) -> list[object]:

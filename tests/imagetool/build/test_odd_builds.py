@@ -17,6 +17,7 @@ from rootdisk.errors import BadInput
 from rootdisk.oci.documents import canonical_json
 from rootdisk.oci.reference import parse_reference
 from tests.support.artifacts import example_config
+from tests.support.commands import without_progress
 from tests.support.disks import complaints, needs_e2fsck
 from tests.support.layouts import write_layout
 from tests.support.tars import END, directory, file, header, padded, pax
@@ -35,7 +36,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def run(output: Output, *words: str) -> tuple[int, str, str]:
     status = main(words)
     said = output.readouterr()
-    return status, said.out, said.err
+    return status, said.out, without_progress(said.err)
 
 
 PLAIN = ("disk", "--plain", "--size", "64MiB", "--platform", "linux/amd64")
