@@ -53,7 +53,8 @@ def test_it_is_seen(loop: str, runner: Runner, demo: str) -> None:
 def test_what_it_uses(loop: str, runner: Runner) -> None:
     (row,) = json.loads(runner("stats", "--json", "loop").stdout)
     assert row["name"] == "loop"
-    assert 20 << 20 < row["memory_bytes"] < row["memory_limit_bytes"] + (200 << 20)
+    own = (200 << 20) + (1 << 30)  # of QEMU and the keeper; without KVM it keeps up to 1 GiB of translated code
+    assert 20 << 20 < row["memory_bytes"] < row["memory_limit_bytes"] + own
     assert row["disk_bytes"] > 0
     assert row["received_bytes"] is not None
     assert row["processes"] >= 2
