@@ -50,7 +50,7 @@ def fsync_dir(directory: Path) -> None:
 def atomic_write(
     path: Path, data: bytes | bytearray | Iterable[bytes], mode: int = 0o644, *, durable: bool = True
 ) -> None:
-    """Replace the file `path` atomically with `data` (bytes, or pieces of bytes) and `mode`.
+    """Replace the file `path` atomically with `data` (bytes, or pieces of bytes), with `mode`. The umask takes rights from others only.
 
     If `durable`, file and name are synced before this returns, so they survive a power cut. If anything fails, the old
     file is unchanged and the temporary file is removed.
@@ -60,7 +60,7 @@ def atomic_write(
     """
     temporary = path.with_name(f".{path.name}.{os.urandom(8).hex()}")  # importing tempfile takes longer than the write
     try:
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
     except OSError as err:
         err.filename = str(path)  # the temporary file is nobody's concern
         raise
@@ -68,7 +68,7 @@ def atomic_write(
         with open(fd, "wb") as file:
             file.writelines([data] if isinstance(data, bytes | bytearray) else data)
             file.flush()
-            os.fchmod(fd, mode)
+            os.fchmod(fd, stat.S_IMODE(os.fstat(fd).st_mode) | mode & stat.S_IRWXU)
             if durable:
                 os.fsync(fd)
         os.rename(temporary, path)
