@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -106,6 +107,11 @@ class Joined(NamedTuple):
     def size(self) -> int:
         """The size of all parts, in bytes."""
         return sum(part.size for part in self.parts)
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """The byte at which each part ends."""
+        return tuple(itertools.accumulate(part.size for part in self.parts))
 
     def read(self, start: int, end: int) -> Iterator[bytes]:
         """Yield exactly the bytes [start, end), in pieces, NOT verified."""

@@ -19,20 +19,27 @@ class BootBlob(NamedTuple):
     what: str = ""  # for messages, if it is to be decompressed
 
 
+def plain_blobs(roles: ArtifactManifest) -> tuple[BootBlob, ...]:
+    """Return the blobs that boot a disk and are kept as they are: the manifest says all about them."""
+    return tuple(
+        BootBlob(role, descriptor, Content(descriptor.digest, descriptor.size))
+        for role, descriptor in (("kernel", roles.kernel), ("initramfs", roles.initramfs))
+        if descriptor is not None
+    )
+
+
 def boot_blobs(roles: ArtifactManifest, config: ArtifactConfig) -> tuple[BootBlob, ...]:
     """Return the blobs that boot the disk of an artifact.
 
     Raises:
         BadInput: Config and manifest disagree about one.
     """
-    blobs = [
-        BootBlob(role, descriptor, Content(descriptor.digest, descriptor.size))
-        for role, descriptor in (("kernel", roles.kernel), ("initramfs", roles.initramfs))
-        if descriptor is not None
-    ]
     tree = config.verity.tree if config.verity else None
-    blobs += _compressed("verity", roles.verity, tree, "the dm-verity tree")
-    return (*blobs, *_compressed("vmlinux", roles.vmlinux, config.vmlinux, "the vmlinux"))
+    return (
+        *plain_blobs(roles),
+        *_compressed("verity", roles.verity, tree, "the dm-verity tree"),
+        *_compressed("vmlinux", roles.vmlinux, config.vmlinux, "the vmlinux"),
+    )
 
 
 def starts_vmlinux(platform: Platform) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -47,12 +48,18 @@ class Part(NamedTuple):
         return self.chunks[-1].blob_end
 
 
-def plan(wanted: Iterable[Chunk], gap_bytes: int = GAP_BYTES) -> Iterator[Part]:
-    """Yield the parts to request, in the order of the blob. Chunks with gaps up to `gap_bytes` between them share a part."""
+def plan(wanted: Iterable[Chunk], gap_bytes: int = GAP_BYTES, ends: Sequence[int] = ()) -> Iterator[Part]:
+    """Yield the parts to request, in the order of the blob. Chunks with gaps up to `gap_bytes` between them share a part.
+
+    No part has chunks on both sides of one of `ends`, where another blob begins: that would be a second request, which waits until
+    the first is done.
+    """
     chunks: list[Chunk] = []
     for chunk in wanted:
         if chunks and (
-            chunk.blob_offset - chunks[-1].blob_end > gap_bytes or chunk.blob_end - chunks[0].blob_offset > PART_BYTES
+            chunk.blob_offset - chunks[-1].blob_end > gap_bytes
+            or chunk.blob_end - chunks[0].blob_offset > PART_BYTES
+            or bisect_right(ends, chunk.blob_offset) != bisect_right(ends, chunks[0].blob_offset)
         ):
             yield Part(tuple(chunks))
             chunks = []
@@ -70,7 +77,7 @@ def transfer(blob: Joined, wanted: Sequence[Chunk], fd: int, progress: Progress 
         DigestMismatch: A chunk is wrong, also after a second request.
         RegistryError: The registry failed.
     """
-    work = _Transfer(blob, deque(plan(wanted)), fd)
+    work = _Transfer(blob, deque(plan(wanted, ends=blob.ends)), fd)
     total = sum(chunk.blob_length for chunk in wanted)
     threads = min(CONNECTIONS, len(work.parts))
     if not threads:

@@ -1,8 +1,8 @@
 """Fetch the disk of an artifact into the store, verified.
 
-First come the config and, beside it, the chunk index; then only the frames of chunks that are not on this host yet. Frames are decompressed as they
-arrive, the sha256 of each chunk is compared, and holes stay holes. The compressed blob is not stored. After a killed fetch,
-the next one verifies and uses what the partial file contains.
+First come the config and, beside it, the chunk index; then only the frames of chunks that are not on this host yet. Kernel and
+initramfs come meanwhile. Frames are decompressed as they arrive, the sha256 of each chunk is compared, and holes stay holes. The
+compressed blob is not stored. After a killed fetch, the next one verifies and uses what the partial file contains.
 """
 
 from __future__ import annotations
@@ -69,8 +69,9 @@ def fetch(
     raw_index: bytes,
     progress: Progress | None,
     served: Callable[[], Collection[str]] = tuple,
+    beside: Collection[BootBlob] = (),
 ) -> Counts:
-    """Fetch the disk and the blobs that boot it if they are missing or damaged.
+    """Fetch the disk and the blobs that boot it, if they are missing or damaged, but not those `beside`.
 
     For content that is in the store but not in `served()` (hex digests), the repository must prove that it has it; see
     possession.py.
@@ -83,7 +84,8 @@ def fetch(
     with contextlib.ExitStack() as until_made:
         counts = _join(store, config, progress, lambda: check_chunk(blob, index), until_made)
         known = served()  # a server that we have waited for may have fetched everything
-        with _boot_files(store, repository, [boot_blobs(roles, config)], known), store.making(config.disk_digest):
+        left = [needed for needed in boot_blobs(roles, config) if needed not in beside]
+        with boot_files(store, repository, [left], known), store.making(config.disk_digest):
             until_made.close()
             # Another process may have fetched it meanwhile.
             if not store.disk(config.disk_digest).exists() or store.damage(config.disk_digest.hex):
@@ -112,7 +114,7 @@ def fetch_boot(
         RootdiskError: Something cannot be fetched or written.
     """
     blobs = [[blob] for blob in needed_to_start(roles, config)]
-    with _boot_files(store, repository, blobs, served, read_vmlinux):
+    with boot_files(store, repository, blobs, served, read_vmlinux):
         index = checked_index(raw_index, roles, config)
         path = store.partial(config.disk_digest)
         present = path.lstat().st_blocks * 512 if path.exists() else 0
@@ -163,14 +165,18 @@ def fetch_rest(
 
 
 @contextlib.contextmanager
-def _boot_files(
+def boot_files(
     store: Store,
     repository: Repository,
     lists: Iterable[Iterable[BootBlob]],
     served: Collection[str],
     read_vmlinux: Read | None = None,
 ) -> Iterator[None]:
-    """Fetch blobs that boot the disk while the block runs: the `lists` at once, those of each one after the other."""
+    """Fetch blobs that boot a disk while the block runs: the `lists` at once, those of each one after the other.
+
+    Raises:
+        RootdiskError: One cannot be fetched or written.
+    """
 
     def fetch_all(blobs: Iterable[BootBlob]) -> None:
         """Fetch one after the other."""

@@ -14,7 +14,7 @@ from rootdisk.errors import BadInput, DigestMismatch, RootdiskError
 from rootdisk.oci.documents import MANIFEST_MAX_BYTES, Descriptor, Digest, Platform
 from rootdisk.oci.reference import Reference, parse_reference
 from rootdisk.oci.repository import RegistryOptions, Repository
-from runner.store.boot_blobs import boot_blobs, starts_vmlinux
+from runner.store.boot_blobs import boot_blobs, plain_blobs, starts_vmlinux
 from runner.store.names import absolute, asked_for, known, name_of, note_asked, placed, remember
 from runner.store.possession import served
 from runner.store.store import Damaged, Store
@@ -144,8 +144,8 @@ def pull(
             is_there = raw is not None or asked_for(store, reference, platform) is not None
             why = "is only partly in the store" if is_there else "is not in the store"
             raise BadInput(f"{reference} {why}", f"runner pull {reference}")
-    # What is new needs two documents at once after its manifest.
-    opening = options._replace(spare_connections=int(known(store, reference, platform) is None))
+    # What is new needs two documents and a kernel at once after its manifest.
+    opening = options._replace(spare_connections=2 if known(store, reference, platform) is None else 0)
     with open_artifact(reference, platform, opening) as artifact:
         descriptor, raw, roles = artifact.descriptor, artifact.raw, artifact.roles
         gate.check(store, artifact.repository, (*artifact.indexes, descriptor.digest))
@@ -163,13 +163,19 @@ def pull(
             if local is not None:
                 remember(store, reference, platform, options, descriptor.digest, raw)
                 return local._replace(**counts._asdict()) if counts else local
-            from runner.store.fetch import asked_early, fetch_boot, index_beside
+            from runner.store.fetch import asked_early, boot_files, fetch_boot, index_beside
             from runner.store.fetch import fetch as fetch_all
 
             again = roles.config.digest.hex not in served_digests
             # A repository that has served nothing has to send everything, whatever the config says.
             early = roles.vmlinux if lazily and not served_digests and starts_vmlinux(platform) else None
-            with asked_early(artifact.repository, early) as vmlinux:
+            # A server that fills this disk fetches them too. Which disk it is only the config says.
+            is_joining = any((store.root / "lazy").glob("*.socket"))
+            beside = () if lazily or is_joining else plain_blobs(roles)
+            with (
+                asked_early(artifact.repository, early) as vmlinux,
+                boot_files(store, artifact.repository, [beside] if beside else (), served_digests),
+            ):
                 with index_beside(artifact.repository, roles) as raw_index:
                     config = _fetch_config(store, artifact.repository, roles.config, again=again, repair=repair)
                 if config is None:
@@ -189,6 +195,7 @@ def pull(
                         raw_index[0],
                         progress,
                         lambda: served(store, reference, options),
+                        beside,
                     )
             is_new = False
     raise RootdiskError(f"{reference}: another process keeps removing it from the store", "is runner prune running?")

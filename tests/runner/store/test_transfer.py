@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -27,8 +28,8 @@ def chunks(*frames: tuple[int, int]) -> list[Chunk]:
     return [Chunk(0, 1, start, end - start, bytes(32), False) for start, end in frames]
 
 
-def spans(*frames: tuple[int, int]) -> list[tuple[int, int]]:
-    return [(part.start, part.end) for part in plan(chunks(*frames))]
+def spans(*frames: tuple[int, int], ends: Sequence[int] = ()) -> list[tuple[int, int]]:
+    return [(part.start, part.end) for part in plan(chunks(*frames), ends=ends)]
 
 
 def test_near_frames_are_asked_for_together() -> None:
@@ -46,6 +47,13 @@ def test_long_runs_are_cut_for_several_connections() -> None:
     assert (found[0][0], found[-1][1]) == (0, 100 * mebibyte)
     assert max(end - start for start, end in found) == PART_BYTES
     assert spans((0, 2 * PART_BYTES)) == [(0, 2 * PART_BYTES)]  # a frame is never cut
+
+
+def test_a_part_is_one_request_of_one_blob() -> None:
+    frames = [(0, 10), (10, 20), (20, 30), (30, 40)]
+    assert spans(*frames, ends=(10, 30, 45)) == [(0, 10), (10, 30), (30, 40)]
+    assert spans(*frames, ends=(15, 45)) == [(0, 20), (20, 40)]  # one frame in two blobs
+    assert spans((0, 10), (30, 40), ends=(10, 20, 45)) == [(0, 10), (30, 40)]
 
 
 @pytest.mark.parametrize(
