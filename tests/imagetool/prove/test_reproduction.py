@@ -81,9 +81,11 @@ def test_what_is_planted_is_found(copied: Path) -> None:
         (
             "imagetool/packing/pack.py",
             "        return make_frame(chunk.render(sources))",
-            "        raw = chunk.render(sources)\n"
-            "        made = __import__('zstandard').ZstdCompressor(level=crew.size).compress(raw)\n"
-            "        return make_frame(raw)._replace(data=made)",
+            (
+                "        raw = chunk.render(sources)\n"
+                "        made = __import__('zstandard').ZstdCompressor(level=crew.size).compress(raw)\n"
+                "        return make_frame(raw)._replace(data=made)"
+            ),
             "equal, but compressed differently",
             "number of threads",
         ),
