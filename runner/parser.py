@@ -22,11 +22,11 @@ def parser(only: str | None = None) -> Parser:
 def _elsewhere(command: str, word: str) -> str:
     """Name our command or option for docker's or podman's `word`; "" if they do not know it either."""
     from rootdisk.cli.tools import IMAGETOOL_COMMANDS  # only needed for an error
-    from runner import docker_words, other_words
+    from runner.words import docker, hints
 
-    if not command and word in IMAGETOOL_COMMANDS and docker_words.COMMANDS.get(word, "") in ("", docker_words.SAME):
+    if not command and word in IMAGETOOL_COMMANDS and docker.COMMANDS.get(word, "") in ("", docker.SAME):
         return f"imagetool has it: imagetool {word}"
-    return other_words.answer(command, word)
+    return hints.answer(command, word)
 
 
 def _exec(parser: argparse.ArgumentParser) -> None:

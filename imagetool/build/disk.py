@@ -34,9 +34,9 @@ from rootdisk.artifact.policies import rule_for
 from rootdisk.artifact.verity import Verity
 from rootdisk.durable import atomic_write
 from rootdisk.errors import BadInput
-from rootdisk.ids import check_user
 from rootdisk.oci.fields import Fields
 from rootdisk.oci.repository import RegistryOptions
+from rootdisk.parsing.ids import check_user
 from rootdisk.system.crew import Crew
 from rootdisk.system.memory import keep_buffers
 

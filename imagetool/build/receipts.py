@@ -29,9 +29,9 @@ from rootdisk.artifact.format import (
 )
 from rootdisk.artifact.layers import LAYERS_MAX_COUNT, LayerInodes
 from rootdisk.artifact.verity import Verity
-from rootdisk.digests import HEX_SHA256
 from rootdisk.oci.documents import Digest
 from rootdisk.oci.fields import INTEGER_MAX, Fields
+from rootdisk.parsing.digests import HEX_SHA256
 
 __all__ = [
     "RECEIPTS",

@@ -12,9 +12,9 @@ from collections.abc import Container, Iterator
 from imagetool.config import values
 from imagetool.config.toml_lines import Where
 from imagetool.layout import secrets
-from rootdisk import env_file
 from rootdisk.errors import BadInput
 from rootdisk.limits import SMALL_FILE_MAX_BYTES
+from rootdisk.parsing import env_file
 from rootdisk.text import one_line, printable
 
 
@@ -84,7 +84,7 @@ def variable(where: Where, allowed: Container[str] = ()) -> str:
 
 
 def variables(where: Where, allowed: Container[str] = ()) -> tuple[str, ...]:
-    """Return NAME=value of every line in the files that a list names, as rootdisk/env_file.py reads them.
+    """Return NAME=value of every line in the files that a list names, as rootdisk/parsing/env_file.py reads them.
 
     A name alone is an error here: a build does not depend on the environment.
     """

@@ -13,16 +13,16 @@ from imagetool.ext4.geometry import DISK_MIN_BYTES
 from imagetool.layout.additions import Owner
 from imagetool.layout.certificates import check_certificates
 from imagetool.sbom.formats import FORMATS, Format
-from rootdisk import pem
 from rootdisk.artifact.format import CPUS_MAX, DISK_MAX_BYTES, KEY_TAG_PREFIX, MEMORY_MAX_MIB, MEMORY_MIN_MIB
 from rootdisk.cli.files import read_small_file
 from rootdisk.cli.sizes import SIZE_MAX_BYTES, parse_size, size_text
 from rootdisk.errors import BadInput
-from rootdisk.ids import RANGE, check_user, is_id
 from rootdisk.limits import ALLOW_MAX_COUNT
 from rootdisk.network.rules import parse_rule
 from rootdisk.oci.documents import Platform
 from rootdisk.oci.reference import Reference, is_tag, parse_reference
+from rootdisk.parsing import pem
+from rootdisk.parsing.ids import RANGE, check_user, is_id
 from rootdisk.system.notices import notice
 from rootdisk.text import printable
 

@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple, cast
 
-from imagetool.content import PIECE_BYTES
 from imagetool.export.boot import Boot, virtual_machine_instance
 from imagetool.export.chunks import data_chunks
 from imagetool.export.qcow2 import write_qcow2
+from imagetool.sources.content import PIECE_BYTES
 from imagetool.targets.archive import ArchiveTarget
 from imagetool.targets.open import open_target
 from imagetool.targets.target import Target, push_blobs

@@ -19,8 +19,8 @@ from rootdisk.ext4.format import (
     XATTR_INDEX,
     XATTR_MAGIC,
 )
-from rootdisk.ids import is_id
 from rootdisk.limits import NAME_MAX
+from rootdisk.parsing.ids import is_id
 from rootdisk.text import printable
 
 IN_INODE = INODE_SIZE - GOOD_OLD_INODE_SIZE - EXTRA_ISIZE - 4  # bytes for entries and values, after the magic

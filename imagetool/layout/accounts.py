@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from rootdisk.errors import BadInput
-from rootdisk.ids import ID_MAX, RANGE, id_or_none
+from rootdisk.parsing.ids import ID_MAX, RANGE, id_or_none
 from rootdisk.text import printable
 
 FILES = ("passwd", "group", "shadow", "gshadow")

@@ -20,7 +20,7 @@ from imagetool.tree.model import Directory, File, Inode, Layer, Slot, Symlink, T
 from rootdisk import records
 from rootdisk.artifact.format import LAYOUT_VERSION, Process
 from rootdisk.errors import BadInput
-from rootdisk.ids import RANGE, check_user, is_id, is_number, parse_id
+from rootdisk.parsing.ids import RANGE, check_user, is_id, is_number, parse_id
 from rootdisk.text import printable
 
 ROOM = b".rootdisk"

@@ -10,8 +10,8 @@ import base64
 import re
 
 from imagetool.layout import secrets
-from rootdisk import pem
 from rootdisk.errors import BadInput
+from rootdisk.parsing import pem
 
 _BLOCK = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----[^-]*-----END \1-----", re.ASCII)
 _SEQUENCE, _BIT_STRING = 0x30, 0x03

@@ -29,10 +29,10 @@ from rootdisk.artifact.format import ArtifactConfig, NotAnArtifact
 from rootdisk.artifact.layers import layer_of
 from rootdisk.artifact.published import PublishedArtifact, open_artifact
 from rootdisk.errors import BadInput
-from rootdisk.ids import id_or_none
 from rootdisk.oci.documents import INDEX_TYPES, Index, Platform
 from rootdisk.oci.reference import Reference, parse_reference
 from rootdisk.oci.repository import RegistryOptions
+from rootdisk.parsing.ids import id_or_none
 from rootdisk.places import open_mirrored
 from rootdisk.text import printable
 

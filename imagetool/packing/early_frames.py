@@ -19,9 +19,9 @@ from typing import NamedTuple
 
 import zstandard
 
-from imagetool import known_files
 from imagetool.ext4.chunk import DiskChunk, data_key
 from imagetool.ext4.data_placement import BIG_BYTES, BIG_CHUNK_BLOCKS
+from imagetool.packing import known_files
 from imagetool.packing.pack import Frame, Packer, make_frame
 from imagetool.packing.parts import Part, is_end, minimum_bytes, part_key
 from imagetool.packing.reuse import EarlierBlob

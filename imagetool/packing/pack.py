@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from imagetool import known_files
 from imagetool.ext4.chunk import DiskChunk, is_zero
 from imagetool.ext4.plan import Plan
+from imagetool.packing import known_files
 from imagetool.packing.parts import Part, divide
 from imagetool.packing.reuse import INDEX, KEY_BYTES, KEYS, Earlier, EarlierBlob, PackedPart, blob_name, write_parts
 from imagetool.tree.model import Source

@@ -37,14 +37,14 @@ from rootdisk.artifact.format import (
 )
 from rootdisk.artifact.published import PublishedArtifact, open_artifact
 from rootdisk.cli.sizes import SIZE_MAX_BYTES
-from rootdisk.digests import HEX_SHA256
 from rootdisk.errors import BadInput, RootdiskError
-from rootdisk.ids import ID_MAX
 from rootdisk.limits import LONG_PATH_MAX
 from rootdisk.oci.documents import Descriptor, Digest, Platform
 from rootdisk.oci.fields import Fields
 from rootdisk.oci.reference import Reference, parse_reference
 from rootdisk.oci.repository import RegistryOptions, read_blob
+from rootdisk.parsing.digests import HEX_SHA256
+from rootdisk.parsing.ids import ID_MAX
 from rootdisk.text import printable
 from rootdisk.trust.keys import PublicKey
 

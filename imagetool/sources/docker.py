@@ -13,8 +13,8 @@ from urllib.parse import quote
 from imagetool.sources.archives import ARCHIVE_MAX_BYTES, PIECE_BYTES
 from rootdisk.errors import BadInput, RegistryError, Unsupported
 from rootdisk.oci.reference import Reference
+from rootdisk.parsing.urls import parse_url
 from rootdisk.text import printable
-from rootdisk.urls import parse_url
 
 DEFAULT_HOST = "unix:///var/run/docker.sock"
 TIMEOUT_S = 300  # a daemon packs a large image before its first byte

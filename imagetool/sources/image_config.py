@@ -10,7 +10,6 @@ from typing import Any
 from imagetool.tree.remarks import Remark
 from rootdisk.artifact.format import Process
 from rootdisk.errors import BadInput, Unsupported
-from rootdisk.ids import parse_signal
 from rootdisk.oci.documents import (
     DOCKER_CONFIG,
     MANIFEST_MAX_BYTES,
@@ -22,6 +21,7 @@ from rootdisk.oci.documents import (
     no_variant,
 )
 from rootdisk.oci.fields import Fields, parse_value
+from rootdisk.parsing.ids import parse_signal
 from rootdisk.text import printable
 
 # What Docker takes for an image (moby, distribution/registry.go): the last four are what old registries and clients wrote.

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-from imagetool.content import PIECE_BYTES, pieces
+from imagetool.sources.content import PIECE_BYTES, pieces
 from imagetool.sources.image_config import CONFIG_TYPES, ImageConfig, check_image, may_be_absent
 from imagetool.tree.remarks import Remark
 from rootdisk.compression import HEAD_BYTES, compression

@@ -11,7 +11,7 @@ import tarfile
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from imagetool.content import Content
+from imagetool.sources.content import Content
 from imagetool.targets.layout import LayoutTarget
 from rootdisk.durable import fsync_dir
 from rootdisk.errors import BadInput, Unsupported

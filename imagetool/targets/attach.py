@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from imagetool.content import Content
 from imagetool.packing.manifest import TITLE
+from imagetool.sources.content import Content
 from imagetool.targets.open import open_target
 from imagetool.targets.target import Target, push_blobs
 from rootdisk.errors import BadInput

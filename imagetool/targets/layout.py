@@ -17,8 +17,8 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from imagetool import known_files
-from imagetool.content import PIECE_BYTES, Content, pieces
+from imagetool.packing import known_files
+from imagetool.sources.content import PIECE_BYTES, Content, pieces
 from imagetool.targets.target import manifest_digest, tag_taken
 from rootdisk.errors import BadInput, DigestMismatch
 from rootdisk.oci.documents import (

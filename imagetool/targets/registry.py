@@ -9,7 +9,7 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from urllib.parse import urlencode
 
-from imagetool.content import Content
+from imagetool.sources.content import Content
 from imagetool.targets.target import manifest_digest, tag_taken
 from imagetool.targets.upload import Upload
 from rootdisk.errors import BadInput, DigestMismatch, RegistryError, Unsupported

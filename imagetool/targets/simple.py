@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from imagetool.content import Content
+from imagetool.sources.content import Content
 from imagetool.targets.target import Target, push_blobs
 from rootdisk.oci.documents import OCI_CONFIG, OCI_MANIFEST, Descriptor, Digest, Manifest, canonical_json
 from rootdisk.oci.referrers import signatures_tag

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Protocol
 
-from imagetool.content import Content
 from imagetool.progress import Counted, Report, silent
+from imagetool.sources.content import Content
 from rootdisk.errors import BadInput, DigestMismatch
 from rootdisk.oci.documents import MANIFEST_MAX_BYTES, Descriptor, Digest
 from rootdisk.system.threads import for_each

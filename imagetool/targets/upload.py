@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from imagetool.content import Content, pieces
+from imagetool.sources.content import Content, pieces
 from rootdisk.errors import RegistryError
 from rootdisk.oci.documents import Descriptor
 from rootdisk.oci.repository import verified

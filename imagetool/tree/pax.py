@@ -15,7 +15,7 @@ from urllib.parse import unquote_to_bytes
 
 from imagetool.tree.index import Segments, Xattrs
 from rootdisk.errors import BadInput
-from rootdisk.ids import id_or_none, parse_id
+from rootdisk.parsing.ids import id_or_none, parse_id
 from rootdisk.text import printable
 
 XATTR_NAME_MAX_BYTES = 255  # XATTR_NAME_MAX, include/uapi/linux/limits.h; not NAME_MAX, though the same number

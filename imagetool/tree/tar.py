@@ -34,8 +34,8 @@ from imagetool.tree.index import (
 from imagetool.tree.pax import Malformed, number
 from imagetool.tree.tar_stream import Tar, TarFile
 from rootdisk.errors import BadInput, Unsupported
-from rootdisk.ids import ID_MAX
 from rootdisk.limits import LONG_PATH_MAX, NAME_MAX, PATH_MAX
+from rootdisk.parsing.ids import ID_MAX
 from rootdisk.text import printable
 
 WINDOW_BYTES = 128 << 10

@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 from rootdisk.artifact.compressed import VMLINUX_MAX_BYTES, Content
 from rootdisk.artifact.layers import LayerInodes, layers_of, left_out
 from rootdisk.artifact.verity import Verity
-from rootdisk.digests import HEX_SHA256
 from rootdisk.errors import BadInput, Unsupported
-from rootdisk.ids import check_user
 from rootdisk.limits import ALLOW_MAX, ALLOW_MAX_COUNT
 from rootdisk.oci.documents import Descriptor, Digest, Manifest, Platform, parse_json
 from rootdisk.oci.fields import Fields
+from rootdisk.parsing.digests import HEX_SHA256
+from rootdisk.parsing.ids import check_user
 from rootdisk.text import printable
 
 ARTIFACT_TYPE = "application/vnd.rootdisk.v1"

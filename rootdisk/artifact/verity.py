@@ -12,9 +12,9 @@ import struct
 from typing import Any, NamedTuple
 
 from rootdisk.artifact.compressed import Content
-from rootdisk.digests import HEX_SHA256
 from rootdisk.errors import Unsupported
 from rootdisk.oci.fields import Fields
+from rootdisk.parsing.digests import HEX_SHA256
 
 VERSION = 1
 ALGORITHM = "sha256"

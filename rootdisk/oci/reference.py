@@ -14,9 +14,9 @@ import re
 from pathlib import Path
 from typing import Literal, NamedTuple, cast
 
-from rootdisk.digests import HEX_SHA256
 from rootdisk.errors import BadInput
 from rootdisk.oci.documents import Digest
+from rootdisk.parsing.digests import HEX_SHA256
 from rootdisk.text import printable
 
 Kind = Literal["registry", "oci", "oci-archive", "docker-archive", "docker-daemon", "tar"]
@@ -174,7 +174,7 @@ def _is_host(registry: str) -> bool:
         return False
     if not registry.startswith("["):
         return True
-    from rootdisk.urls import normal_host
+    from rootdisk.parsing.urls import normal_host
 
     return normal_host(registry[: registry.index("]") + 1]) is not None
 

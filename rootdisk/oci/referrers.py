@@ -10,9 +10,9 @@ import re
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
-from rootdisk.digests import HEX_SHA256
 from rootdisk.errors import BadInput, RegistryError
 from rootdisk.oci.documents import INDEX_TYPES, MANIFEST_TYPES, Descriptor, Digest, Index, Manifest
+from rootdisk.parsing.digests import HEX_SHA256
 
 if TYPE_CHECKING:
     from rootdisk.oci.repository import Repository

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING
 
 from rootdisk.errors import RegistryError, RootdiskError
 from rootdisk.oci.documents import parse_json
+from rootdisk.parsing.urls import Url, redact
 from rootdisk.registry.connections import ProxyFailed
 from rootdisk.registry.dial import ConnectTimeout
 from rootdisk.registry.messages import Answer, NotHttp
 from rootdisk.text import printable
-from rootdisk.urls import Url, redact
 
 if TYPE_CHECKING:  # and loaded where TLS is used, or something has failed
     import ssl

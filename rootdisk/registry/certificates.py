@@ -15,8 +15,8 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rootdisk import pem
 from rootdisk.errors import BadInput
+from rootdisk.parsing import pem
 from rootdisk.system.folders import home, named_folder
 from rootdisk.text import printable
 

@@ -15,11 +15,11 @@ from urllib.parse import urlencode
 from rootdisk.errors import BadInput, RegistryError
 from rootdisk.oci.documents import parse_json
 from rootdisk.oci.repository import RegistryOptions
+from rootdisk.parsing.urls import parse_url
 from rootdisk.registry.answers import Response, read_bounded, status_error, told
 from rootdisk.registry.credentials import Credentials, find_credentials
 from rootdisk.registry.http import Session
 from rootdisk.text import printable
-from rootdisk.urls import parse_url
 
 TOKEN_MAX_BYTES = 1 << 20
 _FORM = {"Content-Type": "application/x-www-form-urlencoded"}

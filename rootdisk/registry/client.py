@@ -20,6 +20,7 @@ from urllib.parse import urlencode
 from rootdisk.errors import RegistryError
 from rootdisk.oci.reference import DOCKER_HUB
 from rootdisk.oci.repository import RegistryOptions
+from rootdisk.parsing.urls import Url, parse_url
 from rootdisk.registry.answers import (
     Response,
     TryLater,
@@ -33,7 +34,6 @@ from rootdisk.registry.connections import Payload
 from rootdisk.registry.http import Session
 from rootdisk.registry.messages import Headers
 from rootdisk.text import printable
-from rootdisk.urls import Url, parse_url
 
 MAX_ATTEMPTS = 6
 

@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from urllib.parse import unquote
 
+from rootdisk.parsing.urls import Url, parse_url
 from rootdisk.registry.addresses import Reach
 from rootdisk.registry.deadlines import Watch
 from rootdisk.registry.dial import Place, dial
 from rootdisk.registry.messages import Answer, NotHttp, request_head
-from rootdisk.urls import Url, parse_url
 
 if TYPE_CHECKING:  # and loaded where TLS is used
     import ssl

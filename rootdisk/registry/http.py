@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from rootdisk import __version__
 from rootdisk.errors import RegistryError
 from rootdisk.oci.repository import RegistryOptions
+from rootdisk.parsing.urls import Url
 from rootdisk.registry.addresses import Reach
 from rootdisk.registry.answers import NETWORK_ERRORS, Response, artifact_of, network_error, told
 from rootdisk.registry.certificates import certificates_folder, load_authorities, load_certificates
@@ -19,7 +20,6 @@ from rootdisk.registry.connections import Connection, Payload, Proxy, Ways
 from rootdisk.registry.deadlines import Watch
 from rootdisk.registry.pool import Pool, Way
 from rootdisk.registry.proxies import proxy_for
-from rootdisk.urls import Url
 
 if TYPE_CHECKING:  # and loaded where TLS is used
     import ssl

@@ -12,7 +12,7 @@ import os
 import re
 
 from rootdisk.errors import BadInput, RegistryError
-from rootdisk.urls import Url, parse_url
+from rootdisk.parsing.urls import Url, parse_url
 
 _FORM = "write http://HOST:PORT or https://HOST:PORT; in user and password, / is %2F and @ is %40"
 

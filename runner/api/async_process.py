@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import AsyncIterator
 from types import TracebackType
 
-from rootdisk.ids import parse_signal
+from rootdisk.parsing.ids import parse_signal
 from runner.api.process import RECEIVE_BYTES, SIGKILL
 from runner.api.texts import bytes_of
 from runner.channel.exchange import Exchange

@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from rootdisk.errors import BadInput
-from rootdisk.ids import parse_signal
+from rootdisk.parsing.ids import parse_signal
 from runner.api.results import LogBatch, LogPiece, Remarks
 from runner.api.store import Place
 from runner.api.texts import bytes_of, count_of, name_of, path_of, seconds_of, shown, text_of
 from runner.channel import messages
-from runner.sandbox import directory, lines, lookup, orders
+from runner.sandbox import directory, lookup, orders
 from runner.sandbox.liveness import not_running
+from runner.sandbox.output import lines
 from runner.sandbox.state import STOP_S, State
 from runner.sandbox.usage import sandbox_document, usage
 from runner.store.store import Store
@@ -199,7 +200,7 @@ class KnownSandbox:
 
     def reached(self, **wanted: Any) -> Iterator[tuple[list[dict[str, Any]], bool]]:
         """Yield the batches of `connections`; see `audit_log.connections`."""
-        from runner.sandbox import audit_log  # seldom needed
+        from runner.sandbox.output import audit_log  # seldom needed
 
         return audit_log.connections(self.find(), **_wanted(wanted))
 

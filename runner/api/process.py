@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from types import TracebackType
 
 from rootdisk.errors import RootdiskError, TimedOut
-from rootdisk.ids import parse_signal
+from rootdisk.parsing.ids import parse_signal
 from runner.api.collected import Collected
 from runner.api.results import Result
 from runner.api.texts import bytes_of, seconds_of

@@ -56,7 +56,7 @@ def prune(
         store: The store's directory.
     """
     from runner.options import values
-    from runner.sandbox.prune import prune as prune_store
+    from runner.sandbox.upkeep.prune import prune as prune_store
 
     days = seconds_of(older_than_days, "older_than_days")
     if days is None or not 0 <= days < 1e9:
@@ -74,7 +74,7 @@ def verify(*, repair: bool = False, store: Place | None = None) -> Verified:
 
     With `repair`, fetch what is damaged again.
     """
-    from runner.sandbox.repairs import repair_all
+    from runner.sandbox.upkeep.repairs import repair_all
     from runner.store.verify import verify as verify_store
 
     opened = open_store(store)
@@ -108,7 +108,7 @@ def rmi(
         Busy: A sandbox needs it, or it is being fetched.
     """
     from rootdisk.oci.documents import Platform
-    from runner.sandbox import removal
+    from runner.sandbox.upkeep import removal
     from runner.store.images import images as images_of
 
     opened = open_store(store)
@@ -153,6 +153,6 @@ def events(
         until: End at this time. `time.time()` yields what is there, and does not wait.
         store: The store's directory.
     """
-    from runner.sandbox.event_log import happened
+    from runner.sandbox.output.event_log import happened
 
     return happened(open_store(store), seconds_of(since, "since"), seconds_of(until, "until"))

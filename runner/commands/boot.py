@@ -16,9 +16,9 @@ from runner.machine import ports
 from runner.machine.tsc import Counter
 from runner.options.boot import create, request
 from runner.sandbox import directory, launch, lookup, prepare
-from runner.sandbox.ending import FAILED
+from runner.sandbox.keeper.ending import FAILED
+from runner.sandbox.keeper.restart import Policy
 from runner.sandbox.prepare import PreparedSandbox
-from runner.sandbox.restart import Policy
 from runner.sandbox.state import Spec, State
 from runner.store.store import Store
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from rootdisk.cli.rows import write_rows
 from rootdisk.text import printable
-from runner.sandbox.audit_log import connections
+from runner.sandbox.output.audit_log import connections
 from runner.sandbox.state import State
 
 FOLLOW_S = 0.1

@@ -13,8 +13,8 @@ from rootdisk.cli.rows import write_rows
 from rootdisk.cli.table import formatted
 from rootdisk.errors import BadInput
 from rootdisk.text import one_line, printable
-from runner.sandbox.event_log import happened
-from runner.sandbox.lines import parse_time
+from runner.sandbox.output.event_log import happened
+from runner.sandbox.output.lines import parse_time
 from runner.store.store import Store
 
 _KEYS = ("sandbox", "event")

@@ -12,7 +12,7 @@ from rootdisk.errors import BadInput
 from rootdisk.text import printable
 from runner.channel import messages
 from runner.sandbox import lookup
-from runner.sandbox.lines import Piece, batches, parse_time, split_lines
+from runner.sandbox.output.lines import Piece, batches, parse_time, split_lines
 from runner.store.store import Store
 
 FOLLOW_S = 0.1

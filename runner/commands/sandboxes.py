@@ -11,7 +11,7 @@ from typing import Any
 
 from rootdisk.cli.rows import write_names, write_rows
 from rootdisk.errors import BadInput, RootdiskError
-from rootdisk.ids import parse_signal
+from rootdisk.parsing.ids import parse_signal
 from rootdisk.text import error_text, printable
 from runner.sandbox import directory, lookup, orders
 from runner.sandbox.state import State, Unreadable

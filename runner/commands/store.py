@@ -65,7 +65,7 @@ def inspect_command(options: argparse.Namespace) -> int:
 
 def rmi_command(options: argparse.Namespace) -> int:
     """Remove artifacts from the store by name or digest."""
-    from runner.sandbox import removal
+    from runner.sandbox.upkeep import removal
     from runner.store.images import images
 
     platform = str(option_values.platform(options)) if options.platform else None
@@ -139,8 +139,8 @@ def _signed(artifact: PublishedArtifact, reference: Reference, options: argparse
 def prune_command(options: argparse.Namespace) -> int:
     """Remove what no sandbox uses from the store."""
     from runner.sandbox import lookup, snapshots
-    from runner.sandbox.prune import prune
     from runner.sandbox.state import Unreadable
+    from runner.sandbox.upkeep.prune import prune
 
     if not 0 <= options.older_than < 1e9:  # rejects NaN too
         raise BadInput(f"--older-than {options.older_than:g}", "0 or more days")
@@ -209,6 +209,6 @@ def _verify_snapshots(store: Store) -> tuple[int, list[tuple[Path, str]]]:
 
 
 def _repair(store: Store, damages: list[Damage]) -> list[Damage]:
-    from runner.sandbox.repairs import repair_all
+    from runner.sandbox.upkeep.repairs import repair_all
 
     return repair_all(store, damages, lambda text: print(f"runner: {one_line(text)}", file=sys.stderr))

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from rootdisk.artifact.format import SlotExtent
 from rootdisk.durable import open_file, read_json, write_json
 from rootdisk.errors import BadInput, RootdiskError
-from rootdisk.ids import check_user
+from rootdisk.parsing.ids import check_user
 from rootdisk.records import Record
 from rootdisk.records import pack as pack_records
 from runner.disk import qcow2

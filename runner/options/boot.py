@@ -20,8 +20,8 @@ from runner.machine import backend
 from runner.options import arguments, network, surroundings
 from runner.options import values as option_values
 from runner.sandbox import prepare
+from runner.sandbox.keeper.restart import Policy
 from runner.sandbox.prepare import PreparedSandbox
-from runner.sandbox.restart import Policy
 from runner.sandbox.state import Spec
 from runner.store import limits
 from runner.store.events import Events

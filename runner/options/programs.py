@@ -6,11 +6,11 @@ import argparse
 import os
 from pathlib import Path
 
-from rootdisk import env_file
 from rootdisk.cli.files import read_small_file
 from rootdisk.errors import BadInput
-from rootdisk.ids import check_user
 from rootdisk.limits import SMALL_FILE_MAX_BYTES
+from rootdisk.parsing import env_file
+from rootdisk.parsing.ids import check_user
 from rootdisk.records import Record
 from rootdisk.text import printable
 

@@ -7,7 +7,7 @@ import re
 import socket
 
 from rootdisk.errors import BadInput
-from rootdisk.ids import id_or_none
+from rootdisk.parsing.ids import id_or_none
 from rootdisk.records import Record
 from rootdisk.text import printable
 from runner.options.values import size_bytes

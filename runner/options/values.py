@@ -84,7 +84,7 @@ def artifact(store: Store, options: argparse.Namespace, *, repair: bool = False)
 def _load() -> None:
     """Load what starts a machine on an incomplete disk, before the processes that need it are forked."""
     from runner.lazy import served, server
-    from runner.sandbox import feed, run
+    from runner.sandbox.keeper import feed, run
 
     assert all((served, server, feed, run))
 
@@ -127,7 +127,7 @@ def tls_records(options: argparse.Namespace) -> list[Record]:
     """Return the records of the guest's TLS files; BadInput if one has not what its option says, or if key and certificate differ."""
     import time
 
-    from rootdisk import pem
+    from rootdisk.parsing import pem
     from rootdisk.system.notices import notice
 
     found = {}

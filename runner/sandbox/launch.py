@@ -19,7 +19,7 @@ from rootdisk.errors import RootdiskError
 from rootdisk.system.sockets import listening
 from runner.machine import tsc
 from runner.sandbox.directory import discard
-from runner.sandbox.keeper_process import keep
+from runner.sandbox.keeper.process import keep
 from runner.sandbox.prepare import PreparedSandbox
 from runner.sandbox.state import STOP_S
 from runner.store.store import Store

@@ -1,4 +1,4 @@
-"""Take a snapshot of a running sandbox: runner/sandbox/pause.py has the keeper's part.
+"""Take a snapshot of a running sandbox: runner/sandbox/routing/pause.py has the keeper's part.
 
 The directory has no name until all of it is on the disk and QEMU has read the memory once. If this process is killed, the
 sandbox goes on, and the next runner removes what is left.
@@ -20,9 +20,10 @@ from rootdisk.system.ownership import make_directory
 from rootdisk.text import printable
 from runner.channel import messages
 from runner.disk.clone import duplicate, existing
-from runner.sandbox import machines, orders, pause, snapshots
+from runner.sandbox import machines, orders, snapshots
 from runner.sandbox.directory import Sandbox
 from runner.sandbox.prepare import rewrite_slot
+from runner.sandbox.routing import pause
 from runner.sandbox.state import State, state_json
 from runner.store import limits
 from runner.store.events import Events

@@ -29,7 +29,7 @@ from rootdisk.system.versions import OtherVersion, read_versioned
 from rootdisk.text import describe_error, printable
 from runner.disk.clone import Clone, existing
 from runner.sandbox import lookup
-from runner.sandbox.pause import NEW
+from runner.sandbox.routing.pause import NEW
 from runner.sandbox.state import State, parse
 from runner.store.store import Store
 from runner.template import saved

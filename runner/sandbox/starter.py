@@ -30,7 +30,7 @@ from rootdisk.errors import RootdiskError
 from rootdisk.system import process
 from runner.machine import tsc
 from runner.sandbox import launch
-from runner.sandbox.keeper_process import keep
+from runner.sandbox.keeper.process import keep
 from runner.sandbox.prepare import PreparedSandbox
 from runner.store.store import Store
 
@@ -174,9 +174,9 @@ def _load() -> None:
     import gc
 
     from runner.machine import qemu
-    from runner.sandbox import keeper, run
+    from runner.sandbox.keeper import loop, run
 
-    assert all((qemu, keeper, run))
+    assert all((qemu, loop, run))
     gc.freeze()
 
 

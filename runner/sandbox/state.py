@@ -13,9 +13,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rootdisk.digests import HEX_DIGEST, HEX_SHA256
 from rootdisk.durable import parse_json
 from rootdisk.limits import PATH_MAX
+from rootdisk.parsing.digests import HEX_DIGEST, HEX_SHA256
 from rootdisk.system.versions import check_version
 from rootdisk.text import printable
 

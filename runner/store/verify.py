@@ -11,11 +11,11 @@ from typing import NamedTuple
 
 from rootdisk.artifact.format import INDEX_MAGIC, INDEX_MAX_BYTES, Chunk, ChunkIndex
 from rootdisk.cli.progress import Progress
-from rootdisk.digests import HEX_DIGEST, HEX_SHA256
 from rootdisk.durable import data_runs, open_file, read_file
 from rootdisk.errors import Busy, RootdiskError
 from rootdisk.oci.documents import Digest, Platform
 from rootdisk.oci.reference import parse_reference
+from rootdisk.parsing.digests import HEX_DIGEST, HEX_SHA256
 from rootdisk.system.debug import debug
 from runner.store.names import Name, files_of, read_name
 from runner.store.pull import StoredArtifact, pull

@@ -36,7 +36,7 @@ from runner.template import memory, orders, saved
 from runner.template.saved import Template
 
 if TYPE_CHECKING:
-    from runner.sandbox.feed import Feed
+    from runner.sandbox.keeper.feed import Feed
 
 TIMEOUT_S = 30.0  # of a busy host; a quiet one takes a tenth of a second
 KILLED = signal.SIGKILL.name

@@ -25,9 +25,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rootdisk.artifact.format import TEMPLATE_VERSION, TEMPLATE_WITH_VERITY, ArtifactConfig
-from rootdisk.digests import HEX_SHA256
 from rootdisk.durable import data_runs, open_file, read_file
 from rootdisk.errors import Busy, RootdiskError
+from rootdisk.parsing.digests import HEX_SHA256
 from rootdisk.system.locks import held
 from rootdisk.system.versions import has_other_version, read_versioned, write_versioned
 from rootdisk.text import describe_error, one_line, printable

@@ -26,9 +26,9 @@ from runner.disk.clone import clone
 from runner.machine import accelerator, qemu
 from runner.machine.model import Machine, Vm
 from runner.machine.tsc import Counter
-from runner.sandbox.ending import Silent
-from runner.sandbox.keeper import Keeper
-from runner.sandbox.logs import Log
+from runner.sandbox.keeper.ending import Silent
+from runner.sandbox.keeper.loop import Keeper
+from runner.sandbox.output.logs import Log
 from runner.store.pull import pull
 from runner.store.store import Store
 from tests.support.commands import ROOT, Runner, run

@@ -12,9 +12,9 @@ from pathlib import Path
 from rootdisk.durable import socket_address
 from runner.machine.model import Helper, Vm
 from runner.network.proxy import Proxy
-from runner.sandbox.keeper import Keeper
-from runner.sandbox.logs import Log
-from runner.sandbox.serving import MACHINE_LOG_BYTES
+from runner.sandbox.keeper.loop import Keeper
+from runner.sandbox.keeper.serving import MACHINE_LOG_BYTES
+from runner.sandbox.output.logs import Log
 from tests.support.waiting import until
 
 LIMIT_S = 60  # nothing here takes as long

@@ -17,7 +17,7 @@ from runner.network.audit import Audit
 from runner.network.guards import Insertion
 from runner.network.proxy import LOCAL, PORT, Proxy
 from runner.network.rules import Rules
-from runner.sandbox.watched import Watched
+from runner.sandbox.keeper.watched import Watched
 
 LIMIT_S = 60
 KINDS = messages.STREAMS_TO_GUEST

@@ -23,9 +23,9 @@ from rootdisk.cli.arguments import subparsers
 from rootdisk.cli.manual import manual
 from rootdisk.oci.documents import canonical_json
 from runner import cli as runner_cli
-from runner import docker_words, podman_words
 from runner.api.options import BootOptions
 from runner.disk import slot
+from runner.words import docker, podman
 from tests.support.commands import ROOT
 
 PLACE = ROOT / "docs/reference"
@@ -134,14 +134,14 @@ def manuals() -> dict[str, str]:
     }
 
 
-def docker() -> str:
+def docker_page() -> str:
     """The how-to page for people who know docker: each of its commands and options, and ours."""
-    commands, options = docker_words.COMMANDS, docker_words.OPTIONS
-    options = {**options, "before every command": docker_words.GLOBAL}
-    pairs = docker_words.PAIRS
+    commands, options = docker.COMMANDS, docker.OPTIONS
+    options = {**options, "before every command": docker.GLOBAL}
+    pairs = docker.PAIRS
     words = [*commands.values(), *pairs.values(), *(word for some in options.values() for word in some.values())]
-    same = sum(word == docker_words.SAME for word in words)
-    none = sum(word.startswith(docker_words.NOT) for word in words)
+    same = sum(word == docker.SAME for word in words)
+    none = sum(word.startswith(docker.NOT) for word in words)
     lines = [
         HEAD,
         "# From docker to the runner\n",
@@ -159,8 +159,8 @@ def docker() -> str:
     ]
     lines += _options("docker", options)
     lines += ["## Commands of podman alone\n", "| podman | here |\n|---|---|"]
-    lines += [f"| `{name}` | {_here(word, name)} |" for name, word in podman_words.PODMAN_COMMANDS.items()]
-    lines += ["", *_options("podman", podman_words.PODMAN_OPTIONS)]
+    lines += [f"| `{name}` | {_here(word, name)} |" for name, word in podman.PODMAN_COMMANDS.items()]
+    lines += ["", *_options("podman", podman.PODMAN_OPTIONS)]
     return "\n".join(lines)
 
 
@@ -175,7 +175,7 @@ def _options(whose: str, options: dict[str, dict[str, str]]) -> list[str]:
 
 
 def _here(word: str, name: str) -> str:
-    if word == docker_words.SAME:
+    if word == docker.SAME:
         return f"same: `{name}`"
     return _cell(word)
 
@@ -366,7 +366,7 @@ def pages() -> dict[str, str]:
     """Every generated file by its name."""
     return {
         "commands.md": commands(),
-        "../howto/docker.md": docker(),
+        "../howto/docker.md": docker_page(),
         **manuals(),
         "images-toml.md": images_toml(),
         "python.md": python(),

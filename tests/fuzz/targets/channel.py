@@ -25,8 +25,8 @@ from runner.channel import messages
 from runner.channel.copies import command
 from runner.channel.messages import HEADER, PAYLOAD_MAX, REQUEST_MAX, WINDOW, Decoder, frame, frame_number
 from runner.channel.session import Session
-from runner.sandbox.connections import CLIENTS_MAX, VISITORS_MAX
-from runner.sandbox.router import Router
+from runner.sandbox.routing.connections import CLIENTS_MAX, VISITORS_MAX
+from runner.sandbox.routing.router import Router
 from tests.fuzz.target import Target, folder
 
 

@@ -8,11 +8,11 @@ from urllib.parse import urlsplit
 
 from rootdisk.errors import BadInput
 from rootdisk.oci.reference import parse_reference
+from rootdisk.parsing.urls import parse_url, redact
 from rootdisk.registry.challenges import _token, parse_challenges
 from rootdisk.registry.messages import Answer, Closed, NotHttp
 from rootdisk.registry.proxies import is_listed, proxy_for
 from rootdisk.text import printable
-from rootdisk.urls import parse_url, redact
 from tests.fuzz.target import Target
 
 

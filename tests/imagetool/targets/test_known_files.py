@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from imagetool import known_files
+from imagetool.packing import known_files
 from imagetool.targets.layout import LayoutTarget
 from rootdisk.errors import DigestMismatch
 from rootdisk.oci.documents import Descriptor, Digest

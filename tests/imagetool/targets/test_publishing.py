@@ -17,7 +17,7 @@ import pytest
 
 from imagetool import cli
 from imagetool.build.cached_artifact import prune
-from imagetool.content import pieces
+from imagetool.sources.content import pieces
 from imagetool.sources.open import open_source
 from imagetool.targets.attach import attach
 from imagetool.targets.copy import copy

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from rootdisk.errors import BadInput, RegistryError
 from rootdisk.oci.repository import RegistryOptions
+from rootdisk.parsing.urls import parse_url
 from rootdisk.registry.addresses import (
     LINK_LOCAL,
     LOOPBACK,
@@ -29,7 +30,6 @@ from rootdisk.registry.addresses import (
 )
 from rootdisk.registry.proxies import is_listed, proxy_for
 from rootdisk.registry.repository import RegistryRepository
-from rootdisk.urls import parse_url
 from tests.support.commands import ROOT
 from tests.support.faults import ALWAYS, Fault, run_faults
 from tests.support.registry import QuietHandler, be_nobody, serve

@@ -17,8 +17,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rootdisk import pem
 from rootdisk.errors import BadInput
+from rootdisk.parsing import pem
 from rootdisk.registry.certificates import load_authorities, load_certificates, load_pair
 from rootdisk.system import notices
 from runner.options import values

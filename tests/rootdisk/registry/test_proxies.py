@@ -14,9 +14,9 @@ import trustme
 from rootdisk.errors import BadInput, RegistryError
 from rootdisk.oci.reference import parse_reference
 from rootdisk.oci.repository import RegistryOptions
+from rootdisk.parsing.urls import parse_url
 from rootdisk.places import open_repository
 from rootdisk.registry.proxies import proxy_for
-from rootdisk.urls import parse_url
 from tests.support.registry import QuietHandler, be_nobody, serve
 from tests.support.wire import Wire, run_wire
 

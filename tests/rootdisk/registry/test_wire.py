@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 import trustme
 
-from imagetool.content import pieces
+from imagetool.sources.content import pieces
 from imagetool.targets.open import open_target
 from rootdisk.errors import BadInput, RegistryError, RootdiskError
 from rootdisk.oci.documents import Descriptor, Digest

@@ -21,8 +21,8 @@ from runner.cli import main, parser
 from runner.commands.listing import _PS_FILTERS
 from runner.machine import ports
 from runner.options import values as options
-from runner.sandbox import lines
-from runner.sandbox.logs import Log, Reader
+from runner.sandbox.output import lines
+from runner.sandbox.output.logs import Log, Reader
 from tests.support.ports import free_port
 
 
@@ -181,8 +181,17 @@ def test_times(text: str) -> None:
 @pytest.mark.parametrize(
     ("module", "unwanted"),
     [
-        ("boot", ("shutil", "runner.sandbox.orders", "runner.sandbox.keeper", "requests")),
-        ("exec_cp", ("shutil", "hashlib", "runner.sandbox.keeper", "runner.sandbox.router", "runner.options.values")),
+        ("boot", ("shutil", "runner.sandbox.orders", "runner.sandbox.keeper.loop", "requests")),
+        (
+            "exec_cp",
+            (
+                "shutil",
+                "hashlib",
+                "runner.sandbox.keeper.loop",
+                "runner.sandbox.routing.router",
+                "runner.options.values",
+            ),
+        ),
     ],
 )
 def test_what_starts_a_sandbox_loads_no_more_than_it_needs(module: str, unwanted: tuple[str, ...]) -> None:

@@ -17,7 +17,7 @@ from rootdisk.errors import RootdiskError
 from rootdisk.oci.documents import Platform
 from rootdisk.oci.reference import parse_reference
 from runner.lazy import agenda, reads
-from runner.sandbox.prune import prune
+from runner.sandbox.upkeep.prune import prune
 from runner.store import filling
 from runner.store.filling import DiskSource
 from runner.store.pull import pull

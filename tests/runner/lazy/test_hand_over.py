@@ -22,8 +22,8 @@ from runner.disk.qcow2 import write_overlay
 from runner.lazy.served import ServedDisk
 from runner.machine import qemu
 from runner.machine.model import Machine as Vm
-from runner.sandbox.feed import HANDED_OVER, Feed
-from runner.sandbox.room import Monitor
+from runner.sandbox.keeper.feed import HANDED_OVER, Feed
+from runner.sandbox.keeper.room import Monitor
 from runner.store.filling import DiskSource
 from runner.store.store import Store
 from tests.support.artifacts import Sample

@@ -15,7 +15,7 @@ from rootdisk.errors import RootdiskError
 from rootdisk.oci.documents import Digest, Platform
 from rootdisk.oci.reference import parse_reference
 from runner.lazy.start import enter
-from runner.sandbox.prune import prune
+from runner.sandbox.upkeep.prune import prune
 from runner.store import names, possession
 from runner.store.filling import DiskSource
 from runner.store.images import images

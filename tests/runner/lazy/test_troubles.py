@@ -20,8 +20,8 @@ from runner.commands import listing
 from runner.lazy import agenda, start
 from runner.lazy.served import ServedDisk
 from runner.lazy.start import attach
-from runner.sandbox.removal import find, remove
 from runner.sandbox.state import State
+from runner.sandbox.upkeep.removal import find, remove
 from runner.store import filling
 from runner.store.filling import DiskSource, Silent
 from runner.store.images import images

@@ -15,10 +15,10 @@ import pytest
 from rootdisk.errors import RootdiskError
 from runner.channel import messages
 from runner.channel.messages import WINDOW, Decoder, frame, frame_number
-from runner.sandbox.connections import CLIENTS_MAX, FULL, VISITORS_MAX
-from runner.sandbox.logs import MISSED, Log, Reader
-from runner.sandbox.room import Monitor
-from runner.sandbox.serving import MACHINE_LOG_BYTES
+from runner.sandbox.keeper.room import Monitor
+from runner.sandbox.keeper.serving import MACHINE_LOG_BYTES
+from runner.sandbox.output.logs import MISSED, Log, Reader
+from runner.sandbox.routing.connections import CLIENTS_MAX, FULL, VISITORS_MAX
 from tests.support.keepers import LIMIT_S, Running
 from tests.support.processes import resident_bytes
 from tests.support.waiting import until

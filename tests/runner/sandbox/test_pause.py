@@ -10,9 +10,9 @@ import pytest
 
 from runner.channel import messages
 from runner.channel.messages import Decoder, frame
-from runner.sandbox import pause
-from runner.sandbox.clients import Client
-from runner.sandbox.pause import Pause
+from runner.sandbox.routing import pause
+from runner.sandbox.routing.clients import Client
+from runner.sandbox.routing.pause import Pause
 
 FOLDER = ".new-0123456789abcdef"
 

@@ -12,7 +12,7 @@ import pytest
 from rootdisk.errors import BadInput
 from runner.channel import messages
 from runner.sandbox import orders
-from runner.sandbox.restart import GOOD_S, Policy, Restarts, rest
+from runner.sandbox.keeper.restart import GOOD_S, Policy, Restarts, rest
 from runner.sandbox.state import BY_HOST, BY_USER, Spec, State
 from runner.store.store import Store
 

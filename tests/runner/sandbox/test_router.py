@@ -17,9 +17,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from rootdisk.errors import BadInput
 from runner.channel import messages
 from runner.channel.messages import HEADER, PAYLOAD_MAX, REQUEST_MAX, WINDOW, Decoder, frame, frame_number
-from runner.sandbox.clients import Client
-from runner.sandbox.connections import CLIENTS_MAX, FULL, LOGS_MAX, VISITORS_MAX
-from runner.sandbox.router import SESSIONS_MAX, Router
+from runner.sandbox.routing.clients import Client
+from runner.sandbox.routing.connections import CLIENTS_MAX, FULL, LOGS_MAX, VISITORS_MAX
+from runner.sandbox.routing.router import SESSIONS_MAX, Router
 from runner.store.events import Events
 
 LIMIT_A_CLIENT, LIMIT = 2 * WINDOW, 1 << 20
@@ -490,7 +490,7 @@ def test_text_of_the_guest_is_made_safe(router: Router) -> None:
 def test_what_a_guest_logs_is_bounded(router: Router, monkeypatch: pytest.MonkeyPatch) -> None:
     """With --debug its lines go to keeper.log: so many of them, escaped, and no more."""
     logged: list[str] = []
-    monkeypatch.setattr("runner.sandbox.router.debug", logged.append)
+    monkeypatch.setattr("runner.sandbox.routing.router.debug", logged.append)
     for _ in range(3):
         Guest(router).say(frame(messages.LOG, b"\x1b[2J\n") * (LOGS_MAX // 2))
     assert logged == [r"guest: \x1b[2J\n"] * LOGS_MAX

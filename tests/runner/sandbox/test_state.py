@@ -22,8 +22,8 @@ from runner.cli import main
 from runner.machine import accelerator, qemu
 from runner.sandbox.directory import Sandbox, sweep
 from runner.sandbox.lookup import find, read, states
-from runner.sandbox.prune import prune
 from runner.sandbox.state import _SPEC, MAX_BYTES, VERSION, Spec, State, parse, state_json
+from runner.sandbox.upkeep.prune import prune
 from runner.store.names import read_name
 from runner.store.pull import StoredArtifact, pull
 from runner.store.store import Store

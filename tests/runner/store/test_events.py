@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from runner.sandbox import event_log
-from runner.sandbox.event_log import happened
+from runner.sandbox.output import event_log
+from runner.sandbox.output.event_log import happened
 from runner.store import events
 from runner.store.store import Store
 

@@ -11,7 +11,7 @@ from rootdisk.errors import BadInput, RootdiskError
 from rootdisk.oci.documents import Platform
 from rootdisk.oci.reference import parse_reference
 from rootdisk.oci.repository import RegistryOptions
-from runner.sandbox.room import Room
+from runner.sandbox.keeper.room import Room
 from runner.store import limits
 from runner.store.limits import Limits
 from runner.store.pull import pull

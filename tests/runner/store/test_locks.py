@@ -19,7 +19,7 @@ from rootdisk.oci.reference import parse_reference
 from rootdisk.oci.repository import RegistryOptions
 from rootdisk.system import locks
 from runner.sandbox.directory import Sandbox
-from runner.sandbox.prune import prune
+from runner.sandbox.upkeep.prune import prune
 from runner.store.pull import StoredArtifact, pull
 from runner.store.store import Damaged, Store
 from tests.support.artifacts import noise, publish, sample

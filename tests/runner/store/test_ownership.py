@@ -17,8 +17,8 @@ import pytest
 from rootdisk.errors import RootdiskError
 from runner.cli import main
 from runner.sandbox import directory, lookup
-from runner.sandbox.prune import prune
 from runner.sandbox.state import Spec, Unreadable
+from runner.sandbox.upkeep.prune import prune
 from runner.store.store import Store
 from tests.support.mounts import needs_root
 

@@ -21,7 +21,7 @@ from rootdisk.oci.repository import RegistryOptions
 from runner.disk.clone import clone
 from runner.sandbox.directory import Sandbox, sweep
 from runner.sandbox.lookup import read, states
-from runner.sandbox.prune import prune
+from runner.sandbox.upkeep.prune import prune
 from runner.store.pull import pull
 from runner.store.store import Damaged, Store
 from tests.support.artifacts import noise, publish, sample, small

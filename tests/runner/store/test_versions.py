@@ -21,7 +21,7 @@ from runner.disk.clone import clone
 from runner.machine import accelerator, qemu
 from runner.sandbox.directory import Sandbox, sweep
 from runner.sandbox.lookup import find, needed
-from runner.sandbox.prune import prune
+from runner.sandbox.upkeep.prune import prune
 from runner.store import names, trust
 from runner.store.pull import StoredArtifact, pull
 from runner.store.store import FORMAT, Store

@@ -14,7 +14,7 @@ from rootdisk.errors import BadInput, DigestMismatch, RootdiskError
 from rootdisk.oci.documents import Digest, Platform
 from rootdisk.oci.reference import parse_reference
 from rootdisk.oci.repository import RegistryOptions
-from runner.sandbox.prune import prune
+from runner.sandbox.upkeep.prune import prune
 from runner.store.pull import StoredArtifact, pull
 from runner.store.store import Damaged, Store
 from runner.store.verify import verify

@@ -24,7 +24,7 @@ from rootdisk.durable import write_json
 from rootdisk.errors import Busy
 from rootdisk.oci.documents import Platform
 from runner.machine.model import Forward, Machine, Share, Vm
-from runner.sandbox.prune import prune
+from runner.sandbox.upkeep.prune import prune
 from runner.store.store import Store
 from runner.template import memory, restore, saved
 from runner.template.restore import end, reason

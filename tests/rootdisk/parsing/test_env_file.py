@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from rootdisk.env_file import parse
 from rootdisk.errors import BadInput
+from rootdisk.parsing.env_file import parse
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ from typing import IO
 
 from runner.machine import console
 from runner.machine.model import Helper, Vm, how_ended
-from runner.sandbox.logs import Log
-from runner.sandbox.watched import Source, Watched, receive
+from runner.sandbox.keeper.watched import Source, Watched, receive
+from runner.sandbox.output.logs import Log
 
 _READ_BYTES = 64 << 10
 _LOOK_S = 1.0  # for a process to end after it has closed its output

@@ -1,8 +1,8 @@
-"""Podman's commands and options that docker does not have, and ours for each: more tables as those of docker_words."""
+"""Podman's commands and options that docker does not have, and ours for each: more tables as those of docker."""
 
 from __future__ import annotations
 
-from runner.docker_words import NOT, OF_MACHINE
+from runner.words.docker import NOT, OF_MACHINE
 
 _ORCHESTRATOR = NOT + "the runner has no pods; start each sandbox with runner boot -d, or use an orchestrator"
 _ONE_USER = NOT + "a sandbox is a virtual machine: its users are those of its image"

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from selectors import EVENT_READ, EVENT_WRITE
 
 from runner.channel.messages import GuestError
-from runner.sandbox.clients import Client
-from runner.sandbox.router import Router
-from runner.sandbox.watched import Source, Watched, receive, send
+from runner.sandbox.keeper.watched import Source, Watched, receive, send
+from runner.sandbox.routing.clients import Client
+from runner.sandbox.routing.router import Router
 
 _ACCEPTED_MAX = 64  # connections in an iteration
 _PATIENCE_S = 2.0  # minimum time for a client without a request, if others want to connect

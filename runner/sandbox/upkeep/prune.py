@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from rootdisk.digests import HEX_DIGEST, HEX_SHA256
 from rootdisk.errors import Busy, RootdiskError
+from rootdisk.parsing.digests import HEX_DIGEST, HEX_SHA256
 from rootdisk.system.locks import remove_idle
 from rootdisk.system.versions import has_other_version
 from rootdisk.text import printable

@@ -19,17 +19,17 @@ from runner.channel.messages import GuestError
 from runner.machine import accelerator, console, tsc
 from runner.machine.cgroup import Cgroup, NotDelegated
 from runner.machine.model import Vm
-from runner.sandbox.booting import start_machine
 from runner.sandbox.directory import CGROUP, Sandbox
-from runner.sandbox.ending import FAILED, KILLED, SPARE, TIMED_OUT, Ended, Gone, Silent, finish
+from runner.sandbox.keeper.booting import start_machine
+from runner.sandbox.keeper.ending import FAILED, KILLED, SPARE, TIMED_OUT, Ended, Gone, Silent, finish
+from runner.sandbox.keeper.restart import Restarts
 from runner.sandbox.prepare import PreparedSandbox
-from runner.sandbox.restart import Restarts
 from runner.store.events import Events
 from runner.store.store import Store
 
 if TYPE_CHECKING:
-    from runner.sandbox.feed import Feed
-    from runner.sandbox.keeper import Keeper
+    from runner.sandbox.keeper.feed import Feed
+    from runner.sandbox.keeper.loop import Keeper
 
 # Of a program that cannot be executed, whose libraries cannot be loaded, or that was killed because it could not be read further.
 _UNREADABLE = (126, 127, 128 + signal.SIGBUS)
@@ -124,7 +124,7 @@ class _Run:
         atomic_write(self._sandbox.folder / SPARE, bytes(_SPARE_BYTES), 0o600, durable=False)
         user = self._reserved.enter_context(process.unprivileged(store.root / "locks"))
         if prepared.served is not None:
-            from runner.sandbox.feed import Feed
+            from runner.sandbox.keeper.feed import Feed
 
             self.named.feed = Feed(store, prepared.served, self._sandbox.folder)
         while True:
@@ -159,7 +159,7 @@ class _Run:
         self._vm, make_template = start_machine(
             prepared, self._store, chosen.name, counter, user, self.named.feed, self._cgroup, _load
         )
-        from runner.sandbox.serving import make_keeper
+        from runner.sandbox.keeper.serving import make_keeper
 
         if sandbox.in_use.get("start") != "cold":
             self.write_state()
@@ -252,7 +252,7 @@ def _renamable(folder: Path, stack: contextlib.ExitStack) -> Path:
 
 def _load() -> None:
     """Load what serves a machine."""
-    import runner.sandbox.serving  # noqa: F401
+    import runner.sandbox.keeper.serving  # noqa: F401
 
 
 def _explain(err: RootdiskError, vm: Vm | None, keeper: Keeper | None, folder: Path) -> RootdiskError:

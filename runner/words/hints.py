@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from runner.docker_words import COMMANDS, GLOBAL, GROUPS, NOT, OPTIONS, PAIRS, SAME
-from runner.podman_words import PODMAN_COMMANDS, PODMAN_OPTIONS
+from runner.words.docker import COMMANDS, GLOBAL, GROUPS, NOT, OPTIONS, PAIRS, SAME
+from runner.words.podman import PODMAN_COMMANDS, PODMAN_OPTIONS
 
 _OURS = {"boot": "run"}
 

@@ -23,21 +23,21 @@ from typing import IO, TYPE_CHECKING
 from rootdisk.text import one_line
 from runner.channel.messages import GuestError
 from runner.machine.model import Helper, Vm
-from runner.sandbox import saving
-from runner.sandbox.client_sockets import ClientSockets
-from runner.sandbox.ending import KILLED, TIMED_OUT, Gone, Silent
-from runner.sandbox.logs import Log
-from runner.sandbox.machine_output import MachineOutput
-from runner.sandbox.power_off import power_off
-from runner.sandbox.room import CONTINUE, Monitor, Room
-from runner.sandbox.router import Router
+from runner.sandbox.keeper import saving
+from runner.sandbox.keeper.client_sockets import ClientSockets
+from runner.sandbox.keeper.ending import KILLED, TIMED_OUT, Gone, Silent
+from runner.sandbox.keeper.machine_output import MachineOutput
+from runner.sandbox.keeper.power_off import power_off
+from runner.sandbox.keeper.room import CONTINUE, Monitor, Room
+from runner.sandbox.keeper.watched import Source, Watched, receive, send, signals
+from runner.sandbox.output.logs import Log
+from runner.sandbox.routing.router import Router
 from runner.sandbox.state import BY_HOST, BY_USER, STOP_S
-from runner.sandbox.watched import Source, Watched, receive, send, signals
 from runner.store.events import Events
 
 if TYPE_CHECKING:
     from runner.network.proxy import Proxy
-    from runner.sandbox.feed import Feed
+    from runner.sandbox.keeper.feed import Feed
 
 GRACE_S = 5.0  # in addition, for its guest
 

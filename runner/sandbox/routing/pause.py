@@ -25,7 +25,7 @@ from rootdisk.text import printable
 from runner.channel import messages
 from runner.channel.messages import frame
 from runner.machine import qmp
-from runner.sandbox.clients import Client
+from runner.sandbox.routing.clients import Client
 
 FREEZE_S = 30.0  # for the guest to write back what it has in memory, and to stand still
 SAVE_S = 600.0

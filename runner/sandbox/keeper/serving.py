@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING
 
 from rootdisk.durable import open_file
 from runner.machine.model import Vm
-from runner.sandbox.keeper import Keeper
-from runner.sandbox.logs import Log
+from runner.sandbox.keeper.loop import Keeper
+from runner.sandbox.keeper.room import Room
+from runner.sandbox.output.logs import Log
 from runner.sandbox.prepare import PreparedSandbox
-from runner.sandbox.room import Room
 from runner.store.events import Events
 from runner.store.limits import Limits
 from runner.store.store import Store
 
 if TYPE_CHECKING:
     from runner.network.proxy import Proxy
-    from runner.sandbox.feed import Feed
+    from runner.sandbox.keeper.feed import Feed
 
 MACHINE_LOG_BYTES = 1 << 20
 _SILENT_S = 15.0  # how long an untried KVM may give no sign of a guest
@@ -73,6 +73,6 @@ def _open_memory(store: Store, name: str) -> int:
 
 
 def _open_proxy(prepared: PreparedSandbox, folder: Path) -> Proxy:
-    from runner.sandbox.egress import open_proxy  # no other sandbox needs it
+    from runner.sandbox.keeper.egress import open_proxy  # no other sandbox needs it
 
     return open_proxy(prepared.spec, folder, prepared.hosts, prepared.secrets)

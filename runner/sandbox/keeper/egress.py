@@ -13,7 +13,7 @@ from runner.machine.model import Forward
 from runner.network.audit import LOG_MAX_BYTES, LOG_NAME, Audit
 from runner.network.proxy import Proxy
 from runner.network.rules import Rules, own_hosts
-from runner.sandbox.logs import Log
+from runner.sandbox.output.logs import Log
 from runner.sandbox.state import Spec
 
 if TYPE_CHECKING:

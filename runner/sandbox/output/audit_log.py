@@ -11,8 +11,8 @@ from typing import Any
 from rootdisk.errors import BadInput
 from runner.network.audit import LOG_NAME
 from runner.sandbox import liveness
-from runner.sandbox.lines import pinned
-from runner.sandbox.logs import Lines
+from runner.sandbox.output.lines import pinned
+from runner.sandbox.output.logs import Lines
 from runner.sandbox.state import State
 
 _LINE_MAX_BYTES = 64 << 10  # more than any of audit.py: host and reason are bounded

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from runner.sandbox.logs import Lines
+from runner.sandbox.output.logs import Lines
 from runner.store import events
 from runner.store.store import Store
 

@@ -16,8 +16,8 @@ from runner.channel.messages import (
     frame,
     frame_number,
 )
-from runner.sandbox.clients import Client, Session
-from runner.sandbox.pause import Pause
+from runner.sandbox.routing.clients import Client, Session
+from runner.sandbox.routing.pause import Pause
 from runner.store.events import Events
 
 CLIENTS_MAX = 128  # clients that have a session or wait for the end

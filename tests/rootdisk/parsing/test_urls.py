@@ -14,9 +14,9 @@ from urllib3.util import parse_url as urllib3_url
 from rootdisk.errors import RegistryError, RootdiskError
 from rootdisk.oci.reference import parse_reference
 from rootdisk.oci.repository import RegistryOptions
+from rootdisk.parsing.urls import normal_host, parse_url, redact
 from rootdisk.places import open_repository
 from rootdisk.registry.challenges import parse_challenges
-from rootdisk.urls import normal_host, parse_url, redact
 from tests.support.faults import ALWAYS, Fault, run_faults
 from tests.support.registry import QuietHandler, be_nobody, docker_config, serve
 

@@ -15,7 +15,7 @@ from rootdisk.errors import BadInput
 from rootdisk.text import printable
 from runner.channel import messages
 from runner.sandbox.liveness import is_running
-from runner.sandbox.logs import Reader
+from runner.sandbox.output.logs import Reader
 from runner.sandbox.state import State
 
 _DURATION = re.compile(r"(?:([0-9]{1,6})d)?(?:([0-9]{1,9})h)?(?:([0-9]{1,9})m)?(?:([0-9]{1,9}(?:\.[0-9]{1,9})?)s)?")

@@ -9,8 +9,8 @@ from imagetool.layout.accounts import Accounts
 from imagetool.layout.additions import Owner, process_record
 from rootdisk.artifact.format import Process
 from rootdisk.errors import BadInput
-from rootdisk.ids import check_user, id_or_none, parse_id, parse_signal
 from rootdisk.oci.fields import Fields
+from rootdisk.parsing.ids import check_user, id_or_none, parse_id, parse_signal
 from runner.disk import slot
 from tests.support.tars import file, index, pax
 

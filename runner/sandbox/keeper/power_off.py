@@ -8,8 +8,8 @@ import time
 from selectors import EVENT_READ, EVENT_WRITE
 
 from runner.channel import messages
-from runner.sandbox.machine_output import MachineOutput
-from runner.sandbox.watched import Watched, receive
+from runner.sandbox.keeper.machine_output import MachineOutput
+from runner.sandbox.keeper.watched import Watched, receive
 
 POWER_OFF_S = 15.0
 _READ_BYTES = 64 << 10

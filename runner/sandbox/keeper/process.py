@@ -12,10 +12,10 @@ from rootdisk.system import process
 from rootdisk.system.debug import is_shown
 from rootdisk.text import describe_error
 from runner.machine import tsc
-from runner.sandbox.ending import FAILED, Ended, finish
+from runner.sandbox.keeper.ending import FAILED, Ended, finish
+from runner.sandbox.keeper.restart import Policy, Restarts, nobody, rest
 from runner.sandbox.lookup import read
 from runner.sandbox.prepare import PreparedSandbox, prepare_again
-from runner.sandbox.restart import Policy, Restarts, nobody, rest
 from runner.sandbox.state import BY_USER
 from runner.store.store import Store
 
@@ -38,7 +38,9 @@ def keep(
         for name in prepared.secrets.variables if prepared.secrets is not None else ():
             os.environ.pop(name, None)  # QEMU and other programs of the keeper do not get it
         restarts = Restarts(Policy.parse(sandbox.spec.restart if sandbox.spec.detached else "no"))
-        from runner.sandbox.run import run  # loaded here alone: the process that starts the sandbox does not need it
+        from runner.sandbox.keeper.run import (
+            run,  # loaded here alone: the process that starts the sandbox does not need it
+        )
 
         while True:
             ended, wait_s = run(prepared, store, client, listener, counter, restarts)

@@ -34,8 +34,8 @@ from runner.channel.messages import (
     frame_number,
     is_number,
 )
-from runner.sandbox.clients import Client, Session
-from runner.sandbox.connections import ROOM, Connections
+from runner.sandbox.routing.clients import Client, Session
+from runner.sandbox.routing.connections import ROOM, Connections
 from runner.store.events import Events
 
 SESSIONS_MAX = 512  # including those without a client whose program still runs

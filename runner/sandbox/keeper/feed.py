@@ -21,7 +21,7 @@ from rootdisk.system.sockets import listening
 from rootdisk.text import printable
 from runner.lazy import start
 from runner.lazy.served import ServedDisk
-from runner.sandbox.room import Monitor
+from runner.sandbox.keeper.room import Monitor
 from runner.store import filling
 from runner.store.store import Store
 

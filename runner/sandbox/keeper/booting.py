@@ -17,7 +17,7 @@ from runner.store.store import Store
 
 if TYPE_CHECKING:
     from runner.machine.cgroup import Cgroup
-    from runner.sandbox.feed import Feed
+    from runner.sandbox.keeper.feed import Feed
     from runner.sandbox.prepare import PreparedSandbox
     from runner.sandbox.snapshots import Snapshot
 
@@ -78,7 +78,7 @@ def start_machine(
     if prepared.snapshot is not None:
         return _go_on(prepared, prepared.snapshot, store, machine, user, meanwhile), None
     if feed is not None:
-        from runner.sandbox.feed import HANDED_OVER
+        from runner.sandbox.keeper.feed import HANDED_OVER
 
         feed.wait_s = qemu.RECONNECT_S
         feed.orders = qemu.hand_over(machine, HANDED_OVER)

@@ -11,9 +11,9 @@ from rootdisk.cli.arguments import subparsers
 from rootdisk.cli.tools import IMAGETOOL_COMMANDS, RUNNER_COMMANDS
 from rootdisk.errors import BadInput
 from runner.cli import parser
-from runner.docker_words import COMMANDS, GLOBAL, NOT, OPTIONS, PAIRS, SAME
-from runner.other_words import answer
-from runner.podman_words import PODMAN_COMMANDS, PODMAN_OPTIONS
+from runner.words.docker import COMMANDS, GLOBAL, NOT, OPTIONS, PAIRS, SAME
+from runner.words.hints import answer
+from runner.words.podman import PODMAN_COMMANDS, PODMAN_OPTIONS
 
 OURS = subparsers(parser())
 IMAGETOOL = subparsers(imagetool.parser.parser())

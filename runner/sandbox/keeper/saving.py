@@ -1,4 +1,4 @@
-"""Carry the orders of a snapshot to QEMU, and its answers back: the sockets of runner/sandbox/pause.py."""
+"""Carry the orders of a snapshot to QEMU, and its answers back: the sockets of runner/sandbox/routing/pause.py."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import socket
 import time
 from collections.abc import Callable
 
-from runner.sandbox.pause import Order, Pause
-from runner.sandbox.room import Monitor
+from runner.sandbox.keeper.room import Monitor
+from runner.sandbox.routing.pause import Order, Pause
 
 
 def go_on(

@@ -1,0 +1,1 @@
+"""Removing and repairing what the store has, without harm to sandboxes that use it."""

@@ -1,0 +1,1 @@
+"""Words of docker and podman, and ours for each."""
