@@ -59,12 +59,8 @@ def atomic_write(
         OSError: The file cannot be written; `filename` is always set.
     """
     temporary = path.with_name(f".{path.name}.{os.urandom(8).hex()}")  # importing tempfile takes longer than the write
-    try:
+    try:  # from the start: a signal may end this program at any moment
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
-    except OSError as err:
-        err.filename = str(path)  # the temporary file is nobody's concern
-        raise
-    try:
         with open(fd, "wb") as file:
             file.writelines([data] if isinstance(data, bytes | bytearray) else data)
             file.flush()
@@ -73,9 +69,10 @@ def atomic_write(
                 os.fsync(fd)
         os.rename(temporary, path)
     except BaseException as err:
-        os.unlink(temporary)
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
         if isinstance(err, OSError):  # for example, if the disk is full
-            err.filename, err.filename2 = str(path), None
+            err.filename, err.filename2 = str(path), None  # the temporary file is nobody's concern
         raise
     if durable:
         fsync_dir(path.parent)

@@ -23,12 +23,19 @@ def scratch(parent: Path, prefix: str) -> Iterator[Path]:
         OSError: It cannot be made.
     """
     _remove_dead(parent, prefix)
-    folder, lock = _make(parent, prefix)
-    try:
+    folder, lock = None, -1
+    try:  # from the start: a signal may end this program at any moment
+        while lock < 0:
+            folder = parent / f"{prefix}{os.urandom(8).hex()}"
+            os.mkdir(folder, 0o700)
+            lock = _lock(folder)
+        assert folder is not None
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        os.close(lock)
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+        if lock >= 0:
+            os.close(lock)
 
 
 def unnamed_file(folder: Path, mode: int = 0o600) -> int:
@@ -47,16 +54,15 @@ def unnamed_file(folder: Path, mode: int = 0o600) -> int:
         return fd
 
 
-def _make(parent: Path, prefix: str) -> tuple[Path, int]:
-    while True:
-        folder = parent / f"{prefix}{os.urandom(8).hex()}"
-        os.mkdir(folder, 0o700)
-        with contextlib.suppress(FileNotFoundError):  # another process has taken it for a dead one
-            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if folder.exists():
-                return folder, lock
-            os.close(lock)
+def _lock(folder: Path) -> int:
+    """Lock a new directory, and return the lock; -1 if another process has taken it for a dead one."""
+    with contextlib.suppress(FileNotFoundError):
+        lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if folder.exists():
+            return lock
+        os.close(lock)
+    return -1
 
 
 def _remove_dead(parent: Path, prefix: str) -> None:

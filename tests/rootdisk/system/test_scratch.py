@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType, ModuleType
+from typing import Any
 
 import pytest
 
+import rootdisk.durable
+import rootdisk.system.scratch
+from rootdisk.durable import atomic_write
 from rootdisk.system.scratch import scratch
 from tests.support.commands import ROOT
 
@@ -64,3 +71,57 @@ def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError):
         fail()
     assert not os.listdir(tmp_path)
+
+
+class Interrupt:
+    """Raises SystemExit, as a handler of signals does, before the line with a number of those that run in some modules."""
+
+    def __init__(self, at: int, *modules: ModuleType) -> None:
+        self._left, self._files = at, {module.__file__ for module in modules}
+
+    def __enter__(self) -> None:
+        sys.settrace(self._trace)
+
+    def __exit__(self, *_: object) -> None:
+        sys.settrace(None)
+
+    def _trace(self, frame: FrameType, event: str, _: object) -> Any:
+        if frame.f_code.co_filename not in self._files:
+            return None
+        if event == "line":
+            self._left -= 1
+            if self._left == 0:
+                sys.settrace(None)
+                raise SystemExit(143)
+        return self._trace
+
+
+def interrupted(do: Callable[[Interrupt], None], *modules: ModuleType) -> Iterator[int]:
+    """Interrupt `do` before its first line, then before its second, until it ends by itself; yield after each time."""
+    for at in itertools.count(1):
+        try:
+            do(Interrupt(at, *modules))
+        except SystemExit:
+            yield at
+        else:
+            break
+
+
+def test_a_signal_at_any_moment_leaves_no_directory(tmp_path: Path) -> None:
+    def make(interrupt: Interrupt) -> None:
+        with interrupt, scratch(tmp_path, ".work-"):
+            sys.settrace(None)
+
+    for at in interrupted(make, rootdisk.system.scratch):
+        assert os.listdir(tmp_path) == [], at
+    assert at > 10
+
+
+def test_a_signal_at_any_moment_leaves_no_temporary_file(tmp_path: Path) -> None:
+    def write(interrupt: Interrupt) -> None:
+        with interrupt:
+            atomic_write(tmp_path / "out", b"data")
+
+    for at in interrupted(write, rootdisk.durable):
+        assert {*os.listdir(tmp_path)} <= {"out"}, at
+    assert at > 10
