@@ -33,7 +33,7 @@ import select
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from rootdisk.durable import open_file, opener
 
@@ -102,8 +102,14 @@ def parse(line: bytes) -> dict[str, Any] | None:
 
 def kept(folder: Path) -> Iterator[dict[str, Any]]:
     """Yield the events that the store still has, the oldest first. A file that is none, or cannot be read, has none."""
-    for name in ("events.old", "events"):
-        with contextlib.suppress(OSError), open(folder / name, "rb", opener=opener) as file:
+    with contextlib.ExitStack() as opened:
+        files: list[BinaryIO] = []
+        for name in ("events", "events.old"):  # in this order: a file that gets the other name meanwhile is not missed
+            with contextlib.suppress(OSError):
+                files.append(opened.enter_context(open(folder / name, "rb", opener=opener)))
+        if len(files) > 1 and os.path.sameopenfile(files[0].fileno(), files[1].fileno()):
+            files.pop()
+        for file in reversed(files):
             if (too_much := os.fstat(file.fileno()).st_size - 2 * FILE_MAX_BYTES) > 0:  # not written by us
                 file.seek(too_much)
             yield from filter(None, map(parse, file))

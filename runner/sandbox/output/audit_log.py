@@ -12,7 +12,7 @@ from rootdisk.errors import BadInput
 from runner.network.audit import LOG_NAME
 from runner.sandbox import liveness
 from runner.sandbox.output.lines import pinned
-from runner.sandbox.output.logs import Lines
+from runner.sandbox.output.logs import Lines, has_log
 from runner.sandbox.state import State
 
 _LINE_MAX_BYTES = 64 << 10  # more than any of audit.py: host and reason are bounded
@@ -38,7 +38,7 @@ def connections(
     """
     with pinned(state) as state:
         path = state.folder / LOG_NAME
-        if not path.exists():
+        if not has_log(path):
             raise BadInput(f"sandbox {state.name} has no record of connections", "boot it with --allow HOST")
         lines = Lines(path, _LINE_MAX_BYTES)
         most = tail

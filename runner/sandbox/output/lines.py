@@ -15,7 +15,7 @@ from rootdisk.errors import BadInput
 from rootdisk.text import printable
 from runner.channel import messages
 from runner.sandbox.liveness import is_running
-from runner.sandbox.output.logs import Reader
+from runner.sandbox.output.logs import Reader, has_log
 from runner.sandbox.state import State
 
 _DURATION = re.compile(r"(?:([0-9]{1,6})d)?(?:([0-9]{1,9})h)?(?:([0-9]{1,9})m)?(?:([0-9]{1,9}(?:\.[0-9]{1,9})?)s)?")
@@ -37,7 +37,7 @@ def open_log(state: State, *, console: bool = False) -> Reader:
         BadInput: There is none.
     """
     path = state.folder / ("console.log" if console else "output.log")
-    if not path.exists():
+    if not has_log(path):
         raise BadInput(
             f"sandbox {state.name} keeps no output: it runs in the foreground",
             "boot it with --detach, or see its console: runner logs --console",

@@ -27,6 +27,16 @@ MISSED = b"runner: output is missing here: it came faster than it could be read\
 LOST = "runner: {} bytes of output are missing here: the host's disk was full\n"
 
 
+def older(path: Path) -> Path:
+    """Return the file that has what stood in the log `path` before."""
+    return path.with_name(f"{path.name}.old")
+
+
+def has_log(path: Path) -> bool:
+    """Return whether there is a log. When a file has become the older one, no other may be there yet."""
+    return path.exists() or older(path).exists()
+
+
 def time_frames(seconds: float) -> bytes:
     """Return the two frames that hold a time."""
     value = int(seconds * 1000)
@@ -78,7 +88,7 @@ class Log:
             if self._size + len(data) > self._max_bytes and self._size:
                 if self._framed:
                     data = HEADER.pack(0, _number(self.path) % NUMBERS + 1, 0, 0) + data
-                os.replace(self.path, self.path.with_name(f"{self.path.name}.old"))
+                os.replace(self.path, older(self.path))
                 self._file = None
                 file.close()
                 file = self._open()
@@ -96,7 +106,7 @@ class Reader:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._old = path.with_name(f"{path.name}.old")
+        self._old = older(path)
         self._file: BinaryIO | None = None
         self._rest = b""
         self._number: int | None = None  # of the file that the last frame came from
@@ -146,7 +156,9 @@ class Reader:
             try:
                 file = open(path, "rb", opener=opener)  # noqa: SIM115 - open between calls
             except FileNotFoundError:
-                return False
+                if _identity(self._old) == old:
+                    return False
+                continue  # it became the older one just now
             is_same = _identity(file.fileno()) == own
             if not is_same and (path == self._old or _identity(self._old) == old):
                 break

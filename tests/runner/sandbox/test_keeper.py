@@ -17,7 +17,7 @@ from runner.channel import messages
 from runner.channel.messages import WINDOW, Decoder, frame, frame_number
 from runner.sandbox.keeper.room import Monitor
 from runner.sandbox.keeper.serving import MACHINE_LOG_BYTES
-from runner.sandbox.output.logs import MISSED, Log, Reader
+from runner.sandbox.output.logs import MISSED, Log, Reader, has_log
 from runner.sandbox.routing.connections import CLIENTS_MAX, FULL, VISITORS_MAX
 from tests.support.keepers import LIMIT_S, Running
 from tests.support.processes import resident_bytes
@@ -279,6 +279,27 @@ def test_a_console_that_is_replaced_twice_is_read_whole(tmp_path: Path) -> None:
     log.write(b"2" * 60)
     assert b"".join(reader.data()) == b"1" * 60 + b"2" * 60
     assert Reader(tmp_path / "nothing").is_open is False
+
+
+def test_a_log_is_found_while_its_files_are_replaced(tmp_path: Path) -> None:
+    """For a moment there is the older file alone, and the next moment another one has its name."""
+    log = Log(tmp_path / "output.log", 100)
+    log.write_frame(messages.STDOUT, bytes(60))
+    is_over = threading.Event()
+
+    def replace() -> None:
+        while not is_over.is_set():
+            log.write_frame(messages.STDOUT, bytes(60))
+
+    writer = threading.Thread(target=replace)
+    writer.start()
+    try:
+        for _ in range(2000):
+            assert has_log(log.path)
+            assert Reader(log.path).is_open
+    finally:
+        is_over.set()
+        writer.join()
 
 
 def test_a_log_that_is_none_is_one_error(tmp_path: Path) -> None:
