@@ -194,9 +194,8 @@ class Parser(argparse.ArgumentParser):
             word = word.partition("=")[0]
             nearest = did_you_mean(word, known, f"see {parser.prog} --help") if word.startswith("-") else _takes(parser)
             hint = next(filter(None, hints), "") or nearest
-            shown = (
-                word.partition("=")[0] if word.startswith("-") else word for word in unknown
-            )  # a value may be a password
+            # A value may be a password.
+            shown = (word.partition("=")[0] if word.startswith("-") else word for word in unknown)
             raise BadInput(f"unrecognized arguments: {' '.join(shown)}", hint)
         return options
 

@@ -159,7 +159,7 @@ def normal_registry(first: str) -> str:
 
     A host without a dot or port keeps its case, which alone tells it from a part of a repository.
     """
-    return first.lower() if set(first) & set(".:[") or first.lower() == "localhost" else first
+    return first.lower() if names_registry(first.lower()) else first
 
 
 def is_tag(text: str) -> bool:

@@ -25,9 +25,8 @@ from rootdisk.text import printable
 
 ACCEPT = {"Accept": ", ".join((*MANIFEST_TYPES, *INDEX_TYPES))}
 _PIECE_BYTES = 256 << 10
-_PART_MIN_BYTES = (
-    64 << 10
-)  # a server that sends less of a range than this has failed; else a blob takes requests without end
+# A server that sends less of a range than this has failed; else a blob takes requests without end.
+_PART_MIN_BYTES = 64 << 10
 _PROGRESS_BYTES = 1 << 20  # after this many bytes a transfer may fail again
 _REFERRERS_PAGES_MAX = 20
 _NO_REFERRERS_API = (400, 404, 405, 501)  # what registries say that do not know it

@@ -167,7 +167,7 @@ def _received(sock: socket.socket) -> bytes:
 def run_to_end(process: Process, input: bytes | None, timeout: float | None, max_output: int) -> Result:
     """Return exit status and output of a program that was just started; see `Sandbox.exec`."""
     output = Collected(process.exchange, input, max_output)
-    deadline = None if timeout is None else time.monotonic() + timeout
+    deadline = _deadline(timeout)
     try:
         process.push()
         while not output.is_full and (
