@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import select
 import socket
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from runner.store import filling
+
+_ASK_NEXT_S = 0.5  # between questions to keepers
+_ASK_AGAIN_S = 10.0  # until the same keeper is asked again
+_NEVER = float("-inf")
 
 
 class Client:
@@ -17,6 +22,7 @@ class Client:
         self.sock = sock
         self.is_attached = False  # keeps the server alive, and is told what happens
         self.pulls = False  # waits for the complete disk
+        self.asked_at = _NEVER  # whether it can fetch what the server cannot (monotonic seconds)
 
 
 class Clients:
@@ -26,6 +32,7 @@ class Clients:
         """`poll` reports the events of the sockets; `on_drop` is called when a client has gone."""
         self._poll, self._on_drop = poll, on_drop
         self._by_fd: dict[int, Client] = {}
+        self._asked_at = _NEVER
 
     def __bool__(self) -> bool:
         return bool(self._by_fd)
@@ -66,6 +73,15 @@ class Clients:
             pass
         except OSError:
             self.drop(client)
+
+    def ask_next(self, message: Mapping[str, Any]) -> None:
+        """Send a message to the keeper that has not been asked for the longest time: each again after a pause, one at a time."""
+        now = time.monotonic()
+        attached = [client for client in self._by_fd.values() if client.is_attached]
+        client = min(attached, key=lambda each: each.asked_at, default=None)
+        if client is not None and now >= max(client.asked_at + _ASK_AGAIN_S, self._asked_at + _ASK_NEXT_S):
+            client.asked_at = self._asked_at = now
+            self.say(client, message)
 
     def tell(self, message: Mapping[str, Any]) -> None:
         """Send a message to all keepers."""

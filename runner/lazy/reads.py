@@ -51,6 +51,11 @@ class Reads:
         return one_line(str(self.problem)) if self.problem is not None and not self.is_complete else ""
 
     @property
+    def stuck_at(self) -> int | None:
+        """The number of a chunk that reads wait for, and that cannot be fetched at the moment; None if no read waits like that."""
+        return min(self._failing.keys() & self._waits.keys(), default=None)
+
+    @property
     def longest_wait_s(self) -> float:
         """The longest time that a read has waited, or waits now."""
         now = time.monotonic()

@@ -35,18 +35,24 @@ from runner.store.store import Store
 _TICK_S = 0.25
 _FIRST_CLIENT_S = 10.0  # for the process that has started the server
 _MESSAGES_MAX_FDS = 2
+_SETTLED_S = 600.0  # longer than a read waits: so servers do not take each other's place while reads wait for ever
 
 
 class Server:
     """Serves and fills the disk of `source` until nobody needs it."""
 
-    def __init__(self, store: Store, source: DiskSource, listener: socket.socket, lock: int) -> None:
+    def __init__(
+        self, store: Store, source: DiskSource, listener: socket.socket, lock: int, *, is_successor: bool = False
+    ) -> None:
+        """`is_successor`: a keeper has started it, in place of one that could not fetch."""
         self._store, self._source, self._listener, self._lock = store, source, listener, lock
         self.has_yielded = False  # another process has the lock, and starts the next server
         self._agenda = Agenda(source.chunk_index.chunks, source.first_chunks)
         self._poll = select.epoll()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._first_client_by = time.monotonic() + _FIRST_CLIENT_S
+        now = time.monotonic()
+        self._first_client_by = now + _FIRST_CLIENT_S
+        self._asks_from = now + _SETTLED_S if is_successor else now
         self._guests: dict[int, Guest] = {}
         self._clients = Clients(self._poll, self._plan)
         self._is_recording = False  # only what is read is fetched
@@ -192,6 +198,12 @@ class Server:
         is_registry = isinstance(self._reads.problem, RegistryError | DigestMismatch)
         return is_registry and self._completion is not None and not self._has_no_room
 
+    def _ask_keepers(self) -> None:
+        """Ask one keeper after another to fetch a chunk that reads wait for, and to take this server's place if it can."""
+        chunk = self._reads.stuck_at
+        if chunk is not None and self._may_yield and time.monotonic() >= self._asks_from:
+            self._clients.ask_next({"is": "asks", "chunk": chunk})
+
     def _provide(self, client: Client, message: dict[str, Any]) -> None:
         """Get a part of the disk for a process that reads the file itself."""
         offset, length = message.get("offset"), message.get("length")
@@ -261,6 +273,7 @@ class Server:
         if error is not None:
             self._has_no_room |= is_full(error.__cause__)
             self._reads.stuck(error)
+        self._ask_keepers()
         if self._completion.is_complete:
             self._go_on_complete()
         self._tell_pulls({"is": "status", **self.status()._asdict()})

@@ -8,6 +8,7 @@ import resource
 import signal
 import socket
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -31,6 +32,7 @@ _POLL_S = 0.02
 _REFUSED_S = 2.0  # a server that has ended is gone by then
 _STARTS_MAX = 3
 _ATTEMPT_S = 0.001  # for retries: there are none
+_TRY_S = 10  # for a chunk to come
 _LOG_MAX_BYTES = 16 << 20
 _BACKLOG = 256
 
@@ -57,15 +59,45 @@ def enter(store: Store, source: DiskSource) -> socket.socket:
     return sock
 
 
-def _serves_disk(source: DiskSource) -> bool:
-    """Return whether the repository of `source` serves a chunk of the disk at the first attempt."""
+def succeed(store: Store, source: DiskSource, number: int) -> None:
+    """Have a new process take the place of a disk's server, if it can fetch chunk `number` from `source`. Does not wait for that."""
+    child = os.fork()
+    if not child:
+        if os.fork():  # so that nobody has to wait for its end
+            os._exit(0)
+        _succeed(store, source, number)
+    os.waitpid(child, 0)
+
+
+def _succeed(store: Store, source: DiskSource, number: int) -> NoReturn:
+    """Be the process that tries to. Never returns."""
+    try:
+        _stand_alone((), None, f"runner: may serve disk {source.digest.short}")
+        signal.alarm(_TRY_S)  # whatever hangs: the server asks again
+        if _serves_disk(source, number) and (sock := filling.connect(store, source.digest)) is not None:
+            signal.alarm(0)
+            with sock:
+                lock = filling.take_over(sock)
+            if lock is not None:
+                _start(store, source, lock, is_successor=True)
+    except BaseException:
+        import traceback
+
+        with contextlib.suppress(OSError):
+            traceback.print_exc()
+    finally:
+        os._exit(0)
+
+
+def _serves_disk(source: DiskSource, number: int | None = None) -> bool:
+    """Return whether the repository of `source` serves a chunk of the disk, `number` or a random one, at the first attempt."""
     from rootdisk.oci.repository import Joined
     from rootdisk.places import open_mirrored
     from runner.store.fetch import check_chunk
 
     options = source.options._replace(give_up_s=_ATTEMPT_S)
     with contextlib.suppress(RootdiskError), contextlib.closing(open_mirrored(source.reference, options)) as repository:
-        check_chunk(Joined(repository, source.blobs), source.chunk_index)
+        check_chunk(Joined(repository, source.blobs), source.chunk_index, number)
         return True
     return False
 
@@ -154,7 +186,7 @@ def last_words(store: Store, source: DiskSource) -> str:
     return "it has said nothing"
 
 
-def _start(store: Store, source: DiskSource, lock: int) -> None:
+def _start(store: Store, source: DiskSource, lock: int, *, is_successor: bool = False) -> None:
     """Start the server, which gets the lock. It can be connected to when this returns."""
     name = f"{source.digest.hex}.socket"
     try:
@@ -163,34 +195,39 @@ def _start(store: Store, source: DiskSource, lock: int) -> None:
             if not child:
                 if os.fork():  # so that nobody has to wait for the server's end
                     os._exit(0)
-                _serve(store, source, lock, listener)
+                _serve(store, source, lock, listener, is_successor=is_successor)
             os.waitpid(child, 0)
     finally:
         os.close(lock)
 
 
-def _serve(store: Store, source: DiskSource, lock: int, listener: socket.socket) -> NoReturn:
+def _stand_alone(keep: Collection[int], log: Path | None, title: str) -> None:
+    """Make this forked process, whose parent may be a keeper, one of its own with the `title`; see process.detach."""
+    process.detach(keep, log)
+    signal.set_wakeup_fd(-1)  # a keeper's
+    process.restart_signals()
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    process.protect_secrets()
+    process.retitle(title)
+
+
+def _serve(store: Store, source: DiskSource, lock: int, listener: socket.socket, *, is_successor: bool) -> NoReturn:
     """Be the server process. Never returns."""
     status = 1
     server: Server | None = None
     base = filling.folder(store) / source.digest.hex
     log = base.with_suffix(".log")
     try:
-        process.detach({lock, listener.fileno()}, log)
-        signal.set_wakeup_fd(-1)  # a keeper's
-        process.restart_signals()
-        for number in (signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, signal.SIG_IGN)
-        process.protect_secrets()
+        _stand_alone({lock, listener.fileno()}, log, f"runner: serves disk {source.digest.short}")
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # two for each sandbox
-        process.retitle(f"runner: serves disk {source.digest.short}")
         sign(lock, f"serves disk {source.digest.short}")
         from runner.lazy.server import Server
 
         # What the disk is fetched for is held, so that a prune does not make the fill pointless.
         lease = store.lease({source.digest.hex, *files_of(store, Digest.of(source.manifest).hex)})
-        server = Server(store, source, listener, lock)
+        server = Server(store, source, listener, lock, is_successor=is_successor)
         server.run()
         for fd in lease:  # before the connections: a process that waits for their end may remove it then
             os.close(fd)

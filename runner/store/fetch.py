@@ -235,8 +235,8 @@ def _join(
     return Counts(status.fetched_bytes, 0, config.disk_size - status.data_bytes)
 
 
-def check_chunk(blob: Joined, index: ChunkIndex) -> None:
-    """Make a repository prove that it has a disk whose index it has: by a random chunk.
+def check_chunk(blob: Joined, index: ChunkIndex, number: int | None = None) -> None:
+    """Make a repository prove that it has a disk whose index it has: by the chunk `number`, or a random one.
 
     Raises:
         RootdiskError: It does not have the chunk.
@@ -248,7 +248,9 @@ def check_chunk(blob: Joined, index: ChunkIndex) -> None:
 
     from rootdisk.artifact.zstd_frames import unpack
 
-    chunk = index.chunks[data[int.from_bytes(os.urandom(8), "little") % len(data)]]
+    if number is None:
+        number = data[int.from_bytes(os.urandom(8), "little") % len(data)]
+    chunk = index.chunks[number]
     unpack(chunk, b"".join(blob.read(chunk.blob_offset, chunk.blob_end)), ZstdDecompressor())
 
 

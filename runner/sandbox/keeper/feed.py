@@ -94,6 +94,8 @@ class Feed:
                 self._useless = self._useless + 1 if is_useless else 0
                 return
             message, _ = received
+            if message.get("is") == "asks":
+                self._try_to_serve(message.get("chunk"))
             self._is_complete |= message.get("is") == "complete"
             text = printable(str(message.get("text", "")))
             if message.get("is") == "lost":
@@ -102,6 +104,13 @@ class Feed:
                 self.failure = ""
             if text:
                 yield text
+
+    def _try_to_serve(self, chunk: object) -> None:
+        """Have a new server take the place of one that cannot fetch a chunk, if that can be fetched from where this sandbox is from."""
+        chunks = self._source.chunk_index.chunks
+        if isinstance(chunk, int) and 0 <= chunk < len(chunks) and not chunks[chunk].zero:
+            with contextlib.suppress(OSError):  # no more processes are allowed
+                start.succeed(self._store, self._source, chunk)
 
     def take_loss(self) -> bool:
         """Return whether a server has ended since the last call. QEMU's connection may not have been handed over yet."""
