@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from imagetool.config import published, schema, values
+from imagetool.config.merged import Merged
 from imagetool.config.toml_lines import Where
 from imagetool.config.values import MIB
 from imagetool.layout.additions import Owner
@@ -29,8 +30,6 @@ from rootdisk.text import printable
 
 if TYPE_CHECKING:  # it reads source images, which takes a while to load
     from imagetool.layout.own_files import OwnFile
-
-T = TypeVar("T")
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}\Z")  # a file's, a task's and a repository's name
 
@@ -220,98 +219,91 @@ def _images(image: Where, defaults: Where | None) -> tuple[Image, ...]:
 
 
 def _image(image: Where, defaults: Where | None, *, command_line: bool = False) -> Image:
+    """Return the image that a table describes; with `command_line` a tar: source need not say what to run."""
     name = image.key
     if not _NAME.match(name):
         raise image.error(
             "is not a valid name for an image", "use lower-case letters, digits, '-', '_' and '.', at most 63"
         )
     image.known(schema.keys("image"))
-    places = [place for place in (defaults, image) if place is not None]
-
-    def get(key: str, parse: Callable[[Where], T], default: T) -> T:
-        """Parse the image's value of `key`, else that of the defaults, else return `default`."""
-        found = [place / key for place in places if key in place.table()]
-        return parse(found[-1]) if found else default
-
-    def table(key: str) -> dict[str, Where]:
-        """Return the table `key` of defaults and image, merged by name."""
-        merged: dict[str, Where] = {}
-        for place in places:
-            if key in place.table():
-                if key in schema.definitions():
-                    (place / key).known(schema.keys(key))
-                merged |= {name: place / key / name for name in (place / key).table()}
-        return merged
-
-    def items(key: str) -> list[Where]:
-        """Return the items of the lists `key`, the defaults' first."""
-        return [item for place in places if key in place.table() for item in (place / key).items()]
-
-    reference = get("source", values.a_reference, None)
-    if reference is None:
+    merged = Merged(image, defaults)
+    source = merged.get("source", values.a_reference, None)
+    if source is None:
         raise image.error("has no source", 'write source = "registry/repository:tag" or "oci:DIR:TAG"')
-    allowed = {name: published.reason(where) for name, where in table("allow_secret").items()}
-    kernel = get("kernel", values.kernel, "debian")
-    tls = {key: values.certificates(where) for key, where in table("tls").items()}
-    process = _process(table("process"), allowed)
-    if reference.kind == "tar" and not (process.entrypoint or process.cmd) and not command_line:
+    allowed = {secret: published.reason(where) for secret, where in merged.table("allow_secret").items()}
+    kernel = merged.get("kernel", values.kernel, "debian")
+    tls = {key: values.certificates(where) for key, where in merged.table("tls").items()}
+    process = _process(merged.table("process"), allowed)
+    if source.kind == "tar" and not (process.entrypoint or process.cmd) and not command_line:
         raise image.error(
             "has a tar: source, which says not what to run", f"write [image.{name}.process] with cmd = […]"
         )
-    if kernel == "none" and "probe" in image.table():
-        raise (image / "probe").error('cannot run, as kernel = "none"', "leave it out, or give the image a kernel")
-    if kernel == "none" and get("verity", Where.boolean, False):
-        raise image.error('has verity and kernel = "none"', "leave one out: the guest's kernel checks the disk")
-    if kernel == "none" and get("vmlinux", Where.boolean, None):
-        raise image.error('has vmlinux and kernel = "none"', "leave one out: it is taken out of the kernel")
-    own_layout = Reference("oci", path=(image.file.parent / "cache" / "artifacts" / name).absolute())
-    of_files: tuple[str, ...] = get("env_files", lambda where: published.variables(where, allowed), ())
-    variables = (*of_files, *(published.variable(where, allowed) for where in table("env").values()))
-    labels = {name: published.plain_text(where, name, allowed) for name, where in table("labels").items()}
-    files = _files(items("files"), allowed)
+    if kernel == "none":
+        _refuse_what_needs_a_kernel(image, merged)
+    variables = _variables(merged, allowed)
+    labels = {label: published.plain_text(where, label, allowed) for label, where in merged.table("labels").items()}
+    files = _files(merged.items("files"), allowed)
     if "allow_secret" in image.table():
-        added = (
-            {file.path for file in files} | {text.partition("=")[0] for text in variables} | labels.keys() | _COMMANDS
-        )
-        for name in (image / "allow_secret").table():
-            if name not in added:
-                raise (image / "allow_secret" / name).error(
-                    "is nothing that is added", "name a file's path or a variable"
-                )
+        names = {text.partition("=")[0] for text in variables}
+        _refuse_unused_reasons(image / "allow_secret", {file.path for file in files} | names | labels.keys() | _COMMANDS)
+    cache = (image.file.parent / "cache").absolute()
     return Image(
         name,
-        reference,
-        get("publish", values.targets, (own_layout,)),
-        get("version", lambda where: values.version(where, reference), "1"),
-        get("platform", values.a_platform, Platform.host()),
-        get("plain_http", Where.boolean, False),
-        get("ca_file", Where.path, None),
-        get("size", values.disk_size, 8 << 30),
-        get("max_blob", values.blob_size, None),
-        kernel,
-        get("verity", Where.boolean, False),
-        get("vmlinux", Where.boolean, None),
-        get("boot_trace", values.boot_trace, ()),
-        get("memory", values.memory, 512 * MIB),
-        get("cpus", values.cpus, 1),
-        variables,
-        tls.get("ca"),
-        tls.get("client"),
-        values.owners(table("owners")),
-        process,
-        labels,
-        files,
-        tuple(sorted({values.path_in_image(where) for where in items("remove")})),
-        get("check", Where.boolean, False),
-        get("probe", values.command, ()),
-        get("strict", Where.boolean, False),
-        _signing(table("sign"), image),
-        get("policy", Where.path, None),
-        get("source_policy", Where.boolean, False),
-        get("sbom", values.bill, None),
-        (image.file.parent / "cache").absolute(),
-        _allowed(table("network")),
+        source,
+        publish=merged.get("publish", values.targets, (Reference("oci", path=cache / "artifacts" / name),)),
+        version=merged.get("version", lambda where: values.version(where, source), "1"),
+        platform=merged.get("platform", values.a_platform, Platform.host()),
+        plain_http=merged.get("plain_http", Where.boolean, False),
+        ca_file=merged.get("ca_file", Where.path, None),
+        size=merged.get("size", values.disk_size, 8 << 30),
+        max_blob=merged.get("max_blob", values.blob_size, None),
+        kernel=kernel,
+        verity=merged.get("verity", Where.boolean, False),
+        vmlinux=merged.get("vmlinux", Where.boolean, None),
+        boot_trace=merged.get("boot_trace", values.boot_trace, ()),
+        memory=merged.get("memory", values.memory, 512 * MIB),
+        cpus=merged.get("cpus", values.cpus, 1),
+        env=variables,
+        tls_ca=tls.get("ca"),
+        tls_client=tls.get("client"),
+        owners=values.owners(merged.table("owners")),
+        process=process,
+        labels=labels,
+        files=files,
+        remove=tuple(sorted({values.path_in_image(where) for where in merged.items("remove")})),
+        check=merged.get("check", Where.boolean, False),
+        probe=merged.get("probe", values.command, ()),
+        strict=merged.get("strict", Where.boolean, False),
+        sign=_signing(merged.table("sign"), image),
+        policy=merged.get("policy", Where.path, None),
+        source_policy=merged.get("source_policy", Where.boolean, False),
+        sbom=merged.get("sbom", values.bill, None),
+        cache=cache,
+        allow=_allowed(merged.table("network")),
     )
+
+
+def _refuse_what_needs_a_kernel(image: Where, merged: Merged) -> None:
+    """Raise BadInput for keys that mean nothing with `kernel = "none"`."""
+    if "probe" in image.table():
+        raise (image / "probe").error('cannot run, as kernel = "none"', "leave it out, or give the image a kernel")
+    if merged.get("verity", Where.boolean, False):
+        raise image.error('has verity and kernel = "none"', "leave one out: the guest's kernel checks the disk")
+    if merged.get("vmlinux", Where.boolean, None):
+        raise image.error('has vmlinux and kernel = "none"', "leave one out: it is taken out of the kernel")
+
+
+def _variables(merged: Merged, allowed: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the variables, as NAME=value: those of files first, so that those of `env` count."""
+    of_files: tuple[str, ...] = merged.get("env_files", lambda where: published.variables(where, allowed), ())
+    return (*of_files, *(published.variable(where, allowed) for where in merged.table("env").values()))
+
+
+def _refuse_unused_reasons(allow_secret: Where, added: Set[str]) -> None:
+    """Raise BadInput if `allow_secret` names something that the image does not add."""
+    for name in allow_secret.table():
+        if name not in added:
+            raise (allow_secret / name).error("is nothing that is added", "name a file's path or a variable")
 
 
 _COMMANDS = {"process.entrypoint", "process.cmd"}
