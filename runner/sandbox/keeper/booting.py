@@ -38,33 +38,7 @@ def start_machine(
     complete, QEMU connects to its server by `feed`. `meanwhile` is called while a saved machine is read.
     """
     spec, artifact, folder = prepared.spec, prepared.artifact, prepared.sandbox.folder
-    verity = artifact.config.verity if artifact.verity and prepared.is_read_only else None
-    extent = artifact.config.slot()
-    machine = Machine(
-        artifact.config.platform,
-        accelerator_name,
-        spec.memory_mib,
-        spec.cpus,
-        artifact.booted_kernel,
-        artifact.initramfs,
-        artifact.config.cmdline,
-        prepared.slot_digest,
-        prepared.disk.path,
-        prepared.disk.form,
-        spec.disk_size,
-        feed.path if feed is not None else artifact.disk if prepared.disk.overlay else None,
-        spec.keep,
-        spec.network,
-        () if spec.allow else tuple(Forward(*forward) for forward in spec.forwards),
-        guest_records.shares(spec),
-        lanes=LANES if spec.allow else 0,
-        ipv6=prepared.ipv6,
-        verity=artifact.verity if verity is not None else None,
-        verity_words=verity.words(extent.offset, extent.length) if verity is not None else "",
-        has_balloon=guest_records.has_balloon(spec),
-        is_base_served=feed is not None,
-        cgroup=cgroup.folder if cgroup is not None else None,
-    )
+    machine = _machine(prepared, accelerator_name, feed, cgroup)
     if cgroup is not None:
         cgroup.limit(machine)
     if spec.backend == "krun":
@@ -76,30 +50,83 @@ def start_machine(
 
     machine = machine._replace(kind=qemu.kind(artifact.config.platform, store.root / "qemu.json"))
     if prepared.snapshot is not None:
-        return _go_on(prepared, prepared.snapshot, store, machine, user, meanwhile), None
+        return _from_snapshot(prepared, prepared.snapshot, store, machine, user, meanwhile), None
     if feed is not None:
         from runner.sandbox.keeper.feed import HANDED_OVER
 
         feed.wait_s = qemu.RECONNECT_S
         feed.orders = qemu.hand_over(machine, HANDED_OVER)
     key = None if spec.cold or saved.is_off() else saved.key(machine, artifact.config)
-    if key is not None and (template := saved.find(store, key)) is not None:
-        from runner.template.restore import NotRestored, restore
-
-        try:
-            vm = restore(store, template, machine, folder, user, feed, meanwhile=meanwhile)
-            prepared.sandbox.in_use = {**prepared.sandbox.in_use, "start": "template"}
-            return vm, _maker(store, machine, counter, key)
-        except NotRestored as err:
-            debug(f"template {key[:12]}: {err}; booting cold")
-            if not err.is_lack:
-                saved.note_failure(store, key, f"nothing could start from it: {err}")
-            if not err.is_late and not err.is_lack:
-                saved.remove(template.folder)
-    return qemu.start(_told(machine, counter), folder, user), _maker(store, machine, counter, key)
+    vm = None if key is None else _from_template(prepared, key, store, machine, user, feed, meanwhile)
+    if vm is None:
+        vm = qemu.start(_told(machine, counter), folder, user)
+    return vm, _maker(store, machine, counter, key)
 
 
-def _go_on(
+def _machine(prepared: PreparedSandbox, accelerator_name: str, feed: Feed | None, cgroup: Cgroup | None) -> Machine:
+    """Return the configuration of a sandbox's machine."""
+    spec, artifact, config = prepared.spec, prepared.artifact, prepared.artifact.config
+    verity = config.verity if artifact.verity and prepared.is_read_only else None
+    slot = config.slot()
+    base = feed.path if feed is not None else artifact.disk if prepared.disk.overlay else None
+    return Machine(
+        platform=config.platform,
+        accelerator=accelerator_name,
+        memory_mib=spec.memory_mib,
+        cpus=spec.cpus,
+        kernel=artifact.booted_kernel,
+        initramfs=artifact.initramfs,
+        cmdline=config.cmdline,
+        slot_digest=prepared.slot_digest,
+        disk=prepared.disk.path,
+        disk_format=prepared.disk.form,
+        disk_size=spec.disk_size,
+        base=base,
+        is_base_served=feed is not None,
+        durable=spec.keep,
+        network=spec.network,
+        forwards=() if spec.allow else tuple(Forward(*forward) for forward in spec.forwards),
+        shares=guest_records.shares(spec),
+        ipv6=prepared.ipv6,
+        lanes=LANES if spec.allow else 0,
+        verity=artifact.verity if verity is not None else None,
+        verity_words=verity.words(slot.offset, slot.length) if verity is not None else "",
+        has_balloon=guest_records.has_balloon(spec),
+        cgroup=cgroup.folder if cgroup is not None else None,
+    )
+
+
+def _from_template(
+    prepared: PreparedSandbox,
+    key: str,
+    store: Store,
+    machine: Machine,
+    user: process.User | None,
+    feed: Feed | None,
+    meanwhile: Callable[[], None],
+) -> Vm | None:
+    """Start the machine from the template with this key. Return None if there is none, or if it does not start."""
+    from runner.template import saved
+
+    template = saved.find(store, key)
+    if template is None:
+        return None
+    from runner.template.restore import NotRestored, restore
+
+    try:
+        vm = restore(store, template, machine, prepared.sandbox.folder, user, feed, meanwhile=meanwhile)
+    except NotRestored as err:
+        debug(f"template {key[:12]}: {err}; booting cold")
+        if not err.is_lack:
+            saved.note_failure(store, key, f"nothing could start from it: {err}")
+        if not err.is_late and not err.is_lack:
+            saved.remove(template.folder)
+        return None
+    prepared.sandbox.in_use = {**prepared.sandbox.in_use, "start": "template"}
+    return vm
+
+
+def _from_snapshot(
     prepared: PreparedSandbox,
     snapshot: Snapshot,
     store: Store,
