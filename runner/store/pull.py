@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from rootdisk.artifact.format import CONFIG_MAX_BYTES, ArtifactConfig, ArtifactManifest
-from rootdisk.artifact.published import open_artifact
+from rootdisk.artifact.published import PublishedArtifact, open_artifact
 from rootdisk.errors import BadInput, DigestMismatch, RootdiskError
 from rootdisk.oci.documents import MANIFEST_MAX_BYTES, Descriptor, Digest, Platform
 from rootdisk.oci.reference import Reference, parse_reference
@@ -129,76 +129,124 @@ def pull(
     else that of this host.
     """
     gate = Gate.of(absolute(reference), policy)
+    request = _Request(store, reference, options, platform, repair, lazily)
     if not fetch or (reference.kind == "registry" and (reference.digest or not ask)):
-        raw = known(store, reference, platform)
-        origin = Origin(reference, platform, options) if lazily else None
-        local = _present(store, raw, platform, reference, repair, origin) if raw is not None else None
+        local = request.find_known(gate, fetch=fetch)
         if local is not None:
-            try:
-                gate.check_stored(store, local.digest, platform, options, fetch=fetch)
-            except BaseException:
-                local.release()
-                raise
             return local
-        if not fetch:
-            is_there = raw is not None or asked_for(store, reference, platform) is not None
-            why = "is only partly in the store" if is_there else "is not in the store"
-            raise BadInput(f"{reference} {why}", f"runner pull {reference}")
     # What is new needs two documents and a kernel at once after its manifest.
     opening = options._replace(spare_connections=2 if known(store, reference, platform) is None else 0)
     with open_artifact(reference, platform, opening) as artifact:
-        descriptor, raw, roles = artifact.descriptor, artifact.raw, artifact.roles
-        gate.check(store, artifact.repository, (*artifact.indexes, descriptor.digest))
-        if repair and store.damage(descriptor.digest.hex):
-            store.write_blob(descriptor.digest, raw)
-        counts: Counts | None = None
-        origin = Origin(reference, platform, options) if lazily else None
+        gate.check(store, artifact.repository, (*artifact.indexes, artifact.descriptor.digest))
+        return request.fetch(artifact, progress, meanwhile)
+
+
+class _Request(NamedTuple):
+    """What `pull` is asked for; for its arguments see there."""
+
+    store: Store
+    reference: Reference
+    options: RegistryOptions
+    platform: Platform
+    repair: bool
+    lazily: bool
+
+    def find(self, raw: bytes) -> StoredArtifact | None:
+        """Return the artifact of the manifest `raw`, held, if its parts are in the store; without the disk's, if `lazily`."""
+        origin = Origin(self.reference, self.platform, self.options) if self.lazily else None
+        return _present(self.store, raw, self.platform, self.reference, self.repair, origin)
+
+    def find_known(self, gate: Gate, *, fetch: bool) -> StoredArtifact | None:
+        """Return the artifact that the reference named at the last request, if its parts are in the store.
+
+        Raises:
+            BadInput: They are not, and `fetch` is false.
+            RootdiskError: The policy does not accept it.
+        """
+        raw = known(self.store, self.reference, self.platform)
+        local = self.find(raw) if raw is not None else None
+        if local is None and not fetch:
+            is_there = raw is not None or asked_for(self.store, self.reference, self.platform) is not None
+            why = "is only partly in the store" if is_there else "is not in the store"
+            raise BadInput(f"{self.reference} {why}", f"runner pull {self.reference}")
+        if local is not None:
+            try:
+                gate.check_stored(self.store, local.digest, self.platform, self.options, fetch=fetch)
+            except BaseException:
+                local.release()
+                raise
+        return local
+
+    def fetch(
+        self, artifact: PublishedArtifact, progress: Progress | None, meanwhile: Callable[[], None]
+    ) -> StoredArtifact:
+        """Fetch the parts that the store does not have or that the repository has never served. Note the reference's name."""
+        store, reference, options, platform = self.store, self.reference, self.options, self.platform
+        digest, raw = artifact.descriptor.digest, artifact.raw
+        if self.repair and store.damage(digest.hex):
+            store.write_blob(digest, raw)
         served_digests = served(store, reference, options)
-        is_new = descriptor.digest.hex not in served_digests
+        is_new = digest.hex not in served_digests
+        counts: Counts | None = None
         for _ in range(_TRIES):
-            local = None if is_new else _present(store, raw, platform, reference, repair, origin)
+            local = None if is_new else self.find(raw)
             if local is not None and local.source is not None:
-                note_asked(store, reference, platform, options, descriptor.digest, raw)
+                note_asked(store, reference, platform, options, digest, raw)
                 return local  # the disk's server keeps the name, when the repository has shown that it has the disk
             if local is not None:
-                remember(store, reference, platform, options, descriptor.digest, raw)
+                remember(store, reference, platform, options, digest, raw)
                 return local._replace(**counts._asdict()) if counts else local
-            from runner.store.fetch import asked_early, boot_files, fetch_boot, index_beside
-            from runner.store.fetch import fetch as fetch_all
+            fetched = self.fetch_parts(artifact, served_digests, progress, meanwhile)
+            if fetched is not None:
+                counts, is_new = fetched, False
+        raise RootdiskError(
+            f"{reference}: another process keeps removing it from the store", "is runner prune running?"
+        )
 
-            again = roles.config.digest.hex not in served_digests
-            # A repository that has served nothing has to send everything, whatever the config says.
-            early = roles.vmlinux if lazily and not served_digests and starts_vmlinux(platform) else None
-            # A server that fills this disk fetches them too. Which disk it is only the config says.
-            is_joining = any((store.root / "lazy").glob("*.socket"))
-            beside = () if lazily or is_joining else plain_blobs(roles)
-            with (
-                asked_early(artifact.repository, early) as vmlinux,
-                boot_files(store, artifact.repository, [beside] if beside else (), served_digests),
-            ):
-                with index_beside(artifact.repository, roles) as raw_index:
-                    config = _fetch_config(store, artifact.repository, roles.config, again=again, repair=repair)
-                if config is None:
-                    continue
-                _check_platform(config, platform, reference)
-                if lazily and not store.disk(config.disk_digest).exists():
-                    store.write_blob(descriptor.digest, raw)
-                    fetch_boot(
-                        store, artifact.repository, roles, config, raw_index[0], served_digests, vmlinux, meanwhile
-                    )
-                else:
-                    counts = fetch_all(
-                        store,
-                        artifact.repository,
-                        roles,
-                        config,
-                        raw_index[0],
-                        progress,
-                        lambda: served(store, reference, options),
-                        beside,
-                    )
-            is_new = False
-    raise RootdiskError(f"{reference}: another process keeps removing it from the store", "is runner prune running?")
+    def fetch_parts(
+        self,
+        artifact: PublishedArtifact,
+        served_digests: Collection[str],
+        progress: Progress | None,
+        meanwhile: Callable[[], None],
+    ) -> Counts | None:
+        """Fetch config, chunk index and what boots the disk; also the disk, unless `lazily`.
+
+        Return how much of the disk was fetched, or None if another process has just removed the config.
+        """
+        from runner.store.fetch import Counts, asked_early, boot_files, fetch_boot, index_beside
+        from runner.store.fetch import fetch as fetch_all
+
+        store, roles, repository = self.store, artifact.roles, artifact.repository
+        again = roles.config.digest.hex not in served_digests
+        # A repository that has served nothing has to send everything, whatever the config says.
+        early = roles.vmlinux if self.lazily and not served_digests and starts_vmlinux(self.platform) else None
+        # A server that fills this disk fetches them too. Which disk it is only the config says.
+        is_joining = any((store.root / "lazy").glob("*.socket"))
+        beside = () if self.lazily or is_joining else plain_blobs(roles)
+        with (
+            asked_early(repository, early) as vmlinux,
+            boot_files(store, repository, [beside] if beside else (), served_digests),
+        ):
+            with index_beside(repository, roles) as raw_index:
+                config = _fetch_config(store, repository, roles.config, again=again, repair=self.repair)
+            if config is None:
+                return None
+            _check_platform(config, self.platform, self.reference)
+            if self.lazily and not store.disk(config.disk_digest).exists():
+                store.write_blob(artifact.descriptor.digest, artifact.raw)
+                fetch_boot(store, repository, roles, config, raw_index[0], served_digests, vmlinux, meanwhile)
+                return Counts(0, 0, 0)
+            return fetch_all(
+                store,
+                repository,
+                roles,
+                config,
+                raw_index[0],
+                progress,
+                lambda: served(store, self.reference, self.options),
+                beside,
+            )
 
 
 def _fetch_config(
