@@ -245,7 +245,9 @@ def _image(image: Where, defaults: Where | None, *, command_line: bool = False) 
     files = _files(merged.items("files"), allowed)
     if "allow_secret" in image.table():
         names = {text.partition("=")[0] for text in variables}
-        _refuse_unused_reasons(image / "allow_secret", {file.path for file in files} | names | labels.keys() | _COMMANDS)
+        _refuse_unused_reasons(
+            image / "allow_secret", {file.path for file in files} | names | labels.keys() | _COMMANDS
+        )
     cache = (image.file.parent / "cache").absolute()
     return Image(
         name,
