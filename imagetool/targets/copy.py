@@ -63,10 +63,11 @@ def copy_manifest(
     mount: str = "",
     depth: int = 0,
     report: Report = silent,
+    copied: set[Digest] | None = None,
 ) -> Digest:
-    """Copy a manifest and its blobs from `repository` to `target`. Of an index, copy its manifests first.
+    """Copy a manifest and its blobs from `repository` to `target`. Of an index, copy its manifests first, each once.
 
-    `mount` is the name of `repository` if it is in the registry of the target, else "".
+    `mount` is the name of `repository` if it is in the registry of the target, else "". `copied` has what was copied before.
 
     Raises:
         BadInput: Indexes are nested too deeply.
@@ -76,8 +77,11 @@ def copy_manifest(
     if descriptor.media_type in INDEX_TYPES:
         if depth == INDEX_MAX_DEPTH:
             raise BadInput(f"{descriptor.digest}: indexes are nested more than {INDEX_MAX_DEPTH} deep")
+        copied = set() if copied is None else copied
         for child in Index.parse(raw).manifests:
-            copy_manifest(repository, target, child, (), mount, depth + 1, report)
+            if child.digest not in copied:
+                copied.add(child.digest)
+                copy_manifest(repository, target, child, (), mount, depth + 1, report, copied)
     elif descriptor.media_type in MANIFEST_TYPES:
         manifest = Manifest.parse(raw)
         blobs = (manifest.config, *manifest.layers)
@@ -108,30 +112,44 @@ def copy_referrers(
     Call it before `descriptor` itself is copied, so that it is never visible without its signatures.
     """
     copied: set[Digest] = set()
-    for subject in _listed(repository, descriptor):
+    for subject in _listed(repository, descriptor, set()):
         _copy_attached(repository, target, subject, mount, report, copied)
         _copy_simple(repository, place, target, subject, options, mount)
 
 
-def _listed(repository: Repository, descriptor: Descriptor, depth: int = 0) -> Iterator[Digest]:
-    """Yield the digests of all manifests in an index, then its own."""
+def _listed(repository: Repository, descriptor: Descriptor, seen: set[Digest], depth: int = 0) -> Iterator[Digest]:
+    """Yield the digests of all manifests in an index, then its own. What is in `seen` is passed over."""
+    if descriptor.digest in seen:
+        return
+    seen.add(descriptor.digest)
     if descriptor.media_type in INDEX_TYPES and depth < INDEX_MAX_DEPTH:
         for child in Index.parse(repository.manifest(descriptor)).manifests:
-            yield from _listed(repository, child, depth + 1)
+            yield from _listed(repository, child, seen, depth + 1)
     yield descriptor.digest
 
 
 def _copy_attached(
     repository: Repository, target: Target, subject: Digest, mount: str, report: Report, copied: set[Digest]
 ) -> None:
-    """Copy referrers, and the referrers of each before it. A digest cannot be its own subject, so this ends."""
-    for item in repository.referrers(subject):
-        if item.digest in copied or item.media_type not in MANIFEST_TYPES:
-            continue
-        copied.add(item.digest)
-        check_count(len(copied), subject)
-        _copy_attached(repository, target, item.digest, mount, report, copied)
-        copy_manifest(repository, target, item, ("",), mount, report=report)
+    """Copy referrers, and the referrers of each before it.
+
+    A digest cannot be its own subject, but a registry may list anything, as deep as it likes: so each is copied once, and a
+    chain of them is not a recursion.
+    """
+    waiting = [(subject, iter(repository.referrers(subject)))]
+    attached: dict[Digest, Descriptor] = {}
+    while waiting:
+        parent, items = waiting[-1]
+        item = next(items, None)
+        if item is None:
+            waiting.pop()
+            if waiting:
+                copy_manifest(repository, target, attached[parent], ("",), mount, report=report)
+        elif item.digest not in copied and item.media_type in MANIFEST_TYPES:
+            copied.add(item.digest)
+            check_count(len(copied), subject)
+            attached[item.digest] = item
+            waiting.append((item.digest, iter(repository.referrers(item.digest))))
 
 
 def _copy_simple(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import re
 import time
 from collections.abc import Collection, Mapping, Sequence
 from urllib.parse import urlencode
@@ -29,12 +28,14 @@ from rootdisk.oci.reference import is_tag
 from rootdisk.oci.referrers import referrers_tag
 from rootdisk.oci.repository import RegistryOptions, check_manifest, describe_manifest
 from rootdisk.registry.client import RegistryClient
-from rootdisk.registry.repository import ACCEPT, NEXT_PAGE, RegistryRepository
+from rootdisk.registry.pages import pages
+from rootdisk.registry.repository import ACCEPT, RegistryRepository
 from rootdisk.text import printable
 
 SETTLE_S = 1.5
 TAGS_PAGE = 1000
 TAGS_MAX_COUNT = 100_000
+TAGS_PAGES_MAX = 1000  # some registries send fewer tags than are asked for
 
 
 class RegistryTarget:
@@ -160,16 +161,13 @@ class RegistryTarget:
             BadInput: The list is too long or not valid.
         """
         names: list[str] = []
-        path = f"tags/list?n={TAGS_PAGE}"
-        while path:
-            raw, headers = self.client.get(path, MANIFEST_MAX_BYTES, {})
+        for raw in pages(self.client, f"tags/list?n={TAGS_PAGE}", {}, "the list of tags", TAGS_PAGES_MAX):
             fields = Fields(parse_json(raw, f"{self.client.name}: tags"), f"{self.client.name}: list of tags")
-            names += fields.texts("tags", TAGS_MAX_COUNT - len(names), limit=128)
-            for name in names:
+            more = fields.texts("tags", TAGS_MAX_COUNT - len(names), limit=128)
+            for name in more:
                 if not is_tag(name):
                     raise BadInput(f"{self.client.name}: tag {printable(name, 128)!r} is not valid")
-            match = re.match(NEXT_PAGE, headers.get("Link"))
-            path = match[1] if match else ""
+            names += more
         with contextlib.closing(RegistryRepository(*self._place)) as repository:
             return {name: repository.resolve(name).digest for name in names}
 

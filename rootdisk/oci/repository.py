@@ -19,6 +19,7 @@ from rootdisk.oci.documents import (
     MANIFEST_TYPES,
     OCI_INDEX,
     OCI_MANIFEST,
+    UNLISTED_MAX_COUNT,
     Descriptor,
     Digest,
     Index,
@@ -295,8 +296,22 @@ def resolve_chain(
 ) -> tuple[tuple[Descriptor, bytes], ...]:
     """Return what `resolve_manifest` does, and before it the indexes that led to it, the outermost first."""
 
+    known: dict[tuple[Digest, int], Platform | None] = {}
+
     def platform_of(entry: Descriptor, depth: int) -> Platform | None:
-        """Find the platform of an entry that lists none. An index is for `platform` if it has a manifest for it."""
+        """Look at an entry that lists no platform: once, however often indexes list it, and at a bounded number in all."""
+        if (entry.digest, depth) not in known:
+            if len(known) == UNLISTED_MAX_COUNT:
+                raise BadInput(
+                    f"its indexes have more than {UNLISTED_MAX_COUNT} entries without a platform",
+                    "choose one by its digest",
+                )
+            known[entry.digest, depth] = None
+            known[entry.digest, depth] = find_platform(entry, depth)
+        return known[entry.digest, depth]
+
+    def find_platform(entry: Descriptor, depth: int) -> Platform | None:
+        """Read the platform of an entry. An index is for `platform` if it has a manifest for it."""
         if ask is not None and entry.media_type in MANIFEST_TYPES:
             return ask(entry, repository.manifest(entry))
         if entry.media_type in INDEX_TYPES and depth + 2 <= INDEX_MAX_DEPTH:

@@ -101,6 +101,11 @@ class Response:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @property
+    def promised(self) -> int:
+        """Return how many bytes of the body, or of its current chunk, are said to come; 0 if nothing is said."""
+        return self._answer.length or 0
+
     def close(self) -> None:
         """Release the connection."""
         if self._is_open:
@@ -121,15 +126,31 @@ def read_bounded(response: Response, max_bytes: int) -> bytes:
     """Read the complete body.
 
     Raises:
-        RegistryError: It has more than `max_bytes`, or the connection failed.
+        RegistryError: It has more than `max_bytes`, or is compressed, or the connection failed.
     """
+    check_encoding(response)
     body = bytearray()
     pace = Pace(response)
-    while piece := pace.read(64 << 10):
+    while max(len(body), response.promised) <= max_bytes:
+        if not (piece := pace.read(64 << 10)):
+            return bytes(body)
         body += piece
-        if len(body) > max_bytes:
-            raise RegistryError(told("GET", str(response.url), f"more than the {max_bytes} bytes allowed"))
-    return bytes(body)
+    raise RegistryError(told("GET", str(response.url), f"more than the {max_bytes} bytes allowed"))
+
+
+def check_encoding(response: Response) -> None:
+    """Refuse a compressed body, for which nobody has asked.
+
+    Raises:
+        RegistryError: It is compressed.
+    """
+    encoding = response.headers.get("Content-Encoding")
+    if encoding.lower() not in ("", "identity"):
+        raise RegistryError(
+            f"{artifact_of(str(response.url))}: the answer is compressed, {printable(encoding, 40)}, "
+            "which nobody has asked for",
+            "check the proxies before the registry",
+        )
 
 
 class Pace:
@@ -187,7 +208,7 @@ def network_error(method: str, url: Url, err: Exception) -> RegistryError:
         return Unreachable(because(reason), "check the name of the registry and your network", temporary=True)
     if isinstance(err, TimeoutError):
         return Stalled(because(reason), temporary=True)
-    return RegistryError(because(reason), temporary=reason != _NOT_HTTP)
+    return RegistryError(because(reason), temporary=not isinstance(err, NotHttp))
 
 
 def _reason(err: BaseException | None) -> str:
@@ -205,7 +226,7 @@ def _reason(err: BaseException | None) -> str:
     if isinstance(err, TimeoutError):
         return "no answer in time"
     if isinstance(err, NotHttp):
-        return _NOT_HTTP
+        return str(err) or _NOT_HTTP
     if isinstance(err, OSError) and err.errno and not isinstance(err, BrokenPipeError | ConnectionResetError):
         return _UNREACHABLE.get(err.errno) or os.strerror(err.errno)
     return "the connection was closed"

@@ -33,7 +33,6 @@ from rootdisk.registry.challenges import Auth
 from rootdisk.registry.connections import Payload
 from rootdisk.registry.http import Session
 from rootdisk.registry.messages import Headers
-from rootdisk.text import printable
 
 MAX_ATTEMPTS = 6
 
@@ -152,12 +151,6 @@ class RegistryClient:
         def once() -> tuple[bytes, Headers]:
             """Ask once."""
             with self.request("GET", path, expect=(200,), headers=headers) as response:
-                if (encoding := response.headers.get("Content-Encoding")) not in ("", "identity"):
-                    raise RegistryError(
-                        f"{artifact_of(str(response.url))}: the answer is compressed, {printable(encoding, 40)}, "
-                        "which nobody has asked for",
-                        "check the proxies before the registry",
-                    )
                 return read_bounded(response, max_bytes), response.headers
 
         return self.retry().run(once)

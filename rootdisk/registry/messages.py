@@ -13,6 +13,9 @@ from typing import Protocol
 
 HEAD_MAX = 64 << 10  # bytes of a head, of a chunk's size with its extensions, and of all trailers
 FIELDS_MAX = 100
+INTERIM_MAX = 20
+# Servers send chunks of kilobytes. After this many, smaller ones would cost more processor time than the server has.
+CHUNKS_FREE, CHUNK_MIN_BYTES = 10_000, 64
 _RECV_BYTES = 64 << 10
 _HEAD_END = re.compile(rb"\n\r?\n")
 _STATUS = re.compile(r"HTTP/1\.([0-9]) ([1-9][0-9]{2})(?: (.*))?", re.DOTALL)
@@ -24,7 +27,7 @@ _SWITCHING = 101
 
 
 class NotHttp(Exception):
-    """An answer that is not one of HTTP/1."""
+    """An answer that is not one of HTTP/1, or one that we refuse: then its text says why."""
 
 
 class Closed(ConnectionError):
@@ -95,10 +98,15 @@ class Answer:
         """
         self._sock = sock
         self._data = bytearray()  # read from the socket, and not yet used
-        self.status, self.reason = 100, ""
-        while 100 <= self.status < 200 and self.status != _SWITCHING:
+        self.status, self.reason = 0, ""
+        for _ in range(INTERIM_MAX + 1):
             self._read_head()
+            if not 100 <= self.status < 200 or self.status == _SWITCHING:
+                break
+        else:
+            raise NotHttp(f"more than {INTERIM_MAX} interim answers")
         self.is_chunked = False
+        self._chunks = self._bytes = 0  # that have come
         self.length: int | None = 0
         if method != "HEAD" and self.status not in (_SWITCHING, 204, 304):
             self._read_length()
@@ -145,6 +153,7 @@ class Answer:
         if match is None:  # a proxy that fails midway says such things, so another attempt may help
             raise Closed
         self.length = int(match[1], 16)
+        self._chunks, self._bytes = self._chunks + 1, self._bytes + self.length
         if not self.length:
             left = HEAD_MAX
             while line := self._line():
@@ -152,6 +161,8 @@ class Answer:
                 if left < 0:
                     raise NotHttp
             self.is_complete = True
+        elif self._chunks > CHUNKS_FREE and self._bytes < self._chunks * CHUNK_MIN_BYTES:
+            raise NotHttp(f"its answer comes in chunks of less than {CHUNK_MIN_BYTES} bytes")
 
     def _line(self) -> bytes:
         """Return the next line, without its end."""

@@ -19,8 +19,9 @@ from rootdisk.oci.documents import (
 )
 from rootdisk.oci.referrers import check_count, of_type, referrers_tag
 from rootdisk.oci.repository import RegistryOptions, check_manifest, check_range, describe_manifest
-from rootdisk.registry.answers import Pace
+from rootdisk.registry.answers import Pace, check_encoding
 from rootdisk.registry.client import RegistryClient
+from rootdisk.registry.pages import pages
 from rootdisk.text import printable
 
 ACCEPT = {"Accept": ", ".join((*MANIFEST_TYPES, *INDEX_TYPES))}
@@ -31,7 +32,6 @@ _PROGRESS_BYTES = 1 << 20  # after this many bytes a transfer may fail again
 _REFERRERS_PAGES_MAX = 20
 _NO_REFERRERS_API = (400, 404, 405, 501)  # what registries say that do not know it
 # Compiled at first use.
-NEXT_PAGE = r"\s*<([^>]*)>\s*;\s*rel=\"?next"  # of a Link header
 _CONTENT_RANGE = r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19}|\*)\Z"
 
 
@@ -110,22 +110,17 @@ class RegistryRepository:
         """List what is attached to `subject`: by the referrers API, without it by the tag that replaces it."""
         referrers: list[Descriptor] = []
         path = f"referrers/{subject}" + (f"?artifactType={quote(artifact_type, safe='')}" if artifact_type else "")
-        asked: set[str] = set()
-        while path:
-            url = self.client.url(path)
-            if url.origin != self.client.base.origin or str(url) in asked or len(asked) == _REFERRERS_PAGES_MAX:
-                raise BadInput(f"{self.client.name}: the list of referrers of {subject.short} does not end")
-            asked.add(str(url))
-            try:
-                raw, headers = self.client.get(str(url), MANIFEST_MAX_BYTES, {"Accept": OCI_INDEX})
-            except RegistryError as err:
-                if err.status not in _NO_REFERRERS_API or len(asked) > 1:
-                    raise
-                return of_type(self._tagged_referrers(subject), artifact_type)
-            referrers += Index.parse(raw).manifests
-            check_count(len(referrers), subject)
-            link = re.match(NEXT_PAGE, headers.get("Link"))
-            path = str(url.join(link[1])) if link else ""
+        what = f"the list of referrers of {subject.short}"
+        has_answered = False
+        try:
+            for raw in pages(self.client, path, {"Accept": OCI_INDEX}, what, _REFERRERS_PAGES_MAX):
+                has_answered = True
+                referrers += Index.parse(raw).manifests
+                check_count(len(referrers), subject)
+        except RegistryError as err:
+            if err.status not in _NO_REFERRERS_API or has_answered:
+                raise
+            return of_type(self._tagged_referrers(subject), artifact_type)
         return of_type(referrers, artifact_type)
 
     def _tagged_referrers(self, subject: Digest) -> tuple[Descriptor, ...]:
@@ -188,6 +183,8 @@ class RegistryRepository:
                 self._note_ranges(served=True)
             else:
                 length = response.headers.get("Content-Length")
+                if length != str(descriptor.size):
+                    check_encoding(response)  # some storages name one though the bytes are those of the blob
                 if length and length != str(descriptor.size):
                     raise DigestMismatch(
                         f"{what} has {printable(length, 20)} bytes, not {descriptor.size}",

@@ -10,7 +10,16 @@ from typing import Any, cast
 
 import pytest
 
-from rootdisk.registry.messages import FIELDS_MAX, HEAD_MAX, Answer, Closed, NotHttp, request_head
+from rootdisk.registry.messages import (
+    CHUNK_MIN_BYTES,
+    CHUNKS_FREE,
+    FIELDS_MAX,
+    HEAD_MAX,
+    Answer,
+    Closed,
+    NotHttp,
+    request_head,
+)
 
 
 class Pieces:
@@ -145,3 +154,13 @@ def test_a_request_says_no_more_than_it_should(bad: str) -> None:
     for target, fields in ((f"/{bad}", {}), ("/", {f"A{bad}": "b"}), ("/", {"A": f"b{bad}"}), ("/ x", {})):
         with pytest.raises(ValueError, match="line end"):
             request_head("GET", target, fields)
+
+
+def test_chunks_that_cost_more_than_they_bring() -> None:
+    """4 MB in chunks of a byte took a minute of processor time."""
+    head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with pytest.raises(NotHttp, match="chunks of less than"):
+        read(head + b"1\r\nx\r\n" * (CHUNKS_FREE + 1) + b"0\r\n\r\n")
+    body = b"x" * CHUNK_MIN_BYTES
+    assert read(head + b"%x\r\n%s\r\n" % (len(body), body) * (CHUNKS_FREE + 1) + b"0\r\n\r\n")[1]
+    assert read(head + b"1\r\nx\r\n" * (CHUNKS_FREE // 2) + b"0\r\n\r\n")[1]  # a small document in small pieces

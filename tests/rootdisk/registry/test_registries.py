@@ -161,6 +161,8 @@ def test_tags_in_pages(proxy: FaultProxy) -> None:
         "</v2/a/b/tags/list?last=p1>",
         f"<http://{proxy.name}/v2/a/b/tags/list?last=p1>",
         "<tags/list?last=p1>",
+        "<?last=p1>",
+        '</v2/a/b/tags/list>; rel="first", </v2/a/b/tags/list?last=p1>; title="a, b"',
     ):
         proxy.add(Fault("status", "/tags/list?n=", headers={"Link": f'{link}; rel="next"'}, status=200, body=one))
         assert {"v1", "p1", "p2", "p3"} <= target.tags().keys()
