@@ -26,7 +26,7 @@ def _with_run(words: list[str]) -> list[str]:
 
 
 def _end(number: int, frame: object) -> None:
-    """End by a signal as by an error: what is half made goes."""
+    """Turn signals into an exception, so that half-written files are removed as after an error."""
     signal.signal(number, signal.SIG_IGN)
     sys.exit(128 + number)
 

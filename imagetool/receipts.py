@@ -29,7 +29,7 @@ HINT = "remove it and start doit build again"
 
 
 class Damaged(RootdiskError):
-    """Something kept is not what was recorded when it was made."""
+    """A kept file is not what was recorded when it was made."""
 
 
 class Receipt(Protocol):
@@ -75,7 +75,7 @@ def save(path: Path, receipt: Receipt, *, durable: bool = False) -> None:
 
 
 def read_receipt(path: Path) -> dict[str, Any]:
-    """The receipt at `path`; RootdiskError if it is missing, Damaged if it is not what was written."""
+    """Return the receipt at `path`; RootdiskError if it is missing, Damaged if it is not what was written."""
     try:
         value = parse_value(read_file(path, MAX_BYTES), path.name, MAX_BYTES)
     except FileNotFoundError as err:
@@ -90,7 +90,7 @@ def read_receipt(path: Path) -> dict[str, Any]:
 
 
 def write_receipt(path: Path, value: Mapping[str, Any], *, durable: bool = False) -> None:
-    """`value` at `path`, whole or not at all. doit's own records are not synced either, so few receipts need be."""
+    """Write `value` to `path`, whole or not at all. doit's own records are not synced either, so few receipts need be."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, {**value, CHECK: _check(value)}, durable=durable)
 

@@ -67,7 +67,7 @@ def inputs(image: Image, source: Digest, guest: Guest, compressor: Mapping[str, 
 
 
 def derivation_key(inputs: Mapping[str, Any]) -> str:
-    """64 hex digits: sha256 of the inputs as canonical JSON."""
+    """Return the derivation key: the sha256 of the inputs as canonical JSON, 64 hex digits."""
     return hashlib.sha256(canonical_json(inputs)).hexdigest()
 
 

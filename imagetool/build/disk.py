@@ -212,7 +212,7 @@ def _plan(
 
 
 def _own_layer(image: Image) -> LayerBlob | None:
-    """images.toml's own files, and what it removes, as a layer; None without any."""
+    """Return the files that images.toml adds and removes as a layer; None if there are none."""
     if not image.files and not image.remove:
         return None
     from imagetool.layout.own_files import own_layer

@@ -17,7 +17,7 @@ _PLAIN_KEYS = ("publish", "version", "platform", "size", "memory", "cpus", "kern
 
 
 def described(reference: Reference, name: str, source: SourceImage, folder: Path) -> str:
-    """images.toml for `source` as the image `name`; paths are made relative to `folder`, where the file is to lie.
+    """Return the text of images.toml for `source` as the image `name`; paths become relative to `folder`, the file's directory.
 
     As it is it builds what the source has; what may be changed stands in comments.
     """
@@ -62,7 +62,7 @@ def write_new(path: Path, text: str) -> None:
 
 
 def write_companion(path: Path, text: str, line: str) -> tuple[bool, bool]:
-    """Write `text` to `path`, unless there is something; whether it was written, and whether `line` is in what is there."""
+    """Write `text` to `path`, unless something is there. Return whether it was written, and whether the file contains `line`."""
     if not os.path.lexists(path):
         write_new(path, text)
         return True, True

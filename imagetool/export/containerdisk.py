@@ -139,7 +139,7 @@ def _layer(write: Callable[[tarfile.TarFile], None], file: IO[bytes]) -> Layer:
 
 
 class _Hashed(io.RawIOBase):
-    """Passes what is written on to another file, and knows its digest."""
+    """A file that passes writes on to another file and knows the digest of what was written."""
 
     def __init__(self, below: IO[bytes] | None = None) -> None:
         self.below, self.size, self._sha256 = below, 0, hashlib.sha256()

@@ -128,7 +128,7 @@ def _new_directory(path: Path) -> Iterator[Path]:
 
 
 def _take_name(work: Path, path: Path) -> None:
-    """Give the directory `work` the name `path`. What is there changes places with it."""
+    """Give the directory `work` the name `path`. If something is there, exchange the two."""
     try:
         if not os.path.lexists(path):
             os.rename(work, path)

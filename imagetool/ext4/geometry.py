@@ -182,11 +182,11 @@ class Space:
         return runs
 
     def align(self, blocks: int) -> None:
-        """Go on at a multiple of `blocks`."""
+        """Continue at a multiple of `blocks`."""
         self.next = -(-self.next // blocks) * blocks
 
     def _past(self, start: int, count: int) -> int:
-        """`start`, or the first block past fixed metadata that `count` blocks from there would meet."""
+        """Return `start`, or if `count` blocks from there would overlap fixed metadata, the first block after it."""
         place = bisect_right(self._starts, start)
         if place:
             first, length = self._fixed[place - 1]

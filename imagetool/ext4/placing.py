@@ -211,7 +211,7 @@ def _visible(file: File) -> bool:
 
 
 def _shared(owners: array[int], block_of: array[int]) -> Iterator[Sequence[int]]:
-    """The inodes of each block, block by block as they are met, at most so many as may share one."""
+    """Group inodes by the attribute block that they share, in the order of first use; a block has a maximum number of inodes."""
     order = sorted(range(len(owners)), key=block_of.__getitem__)
     first = 0
     for place in range(1, len(order) + 1):

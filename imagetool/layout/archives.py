@@ -28,7 +28,7 @@ class _Decompressor(Protocol):
     unused_data: bytes
 
     def decompress(self, data: bytes, max_length: int = -1) -> bytes:
-        """Return at most `max_length` more bytes of what `data` goes on with."""
+        """Return at most `max_length` more bytes of the content, after reading `data`."""
 
 
 def search(file: BinaryIO, head: bytes, look: Callable[[BinaryIO], str], unread: list[str]) -> str:

@@ -24,7 +24,7 @@ _TOO_MUCH = "with the others it does not fit into an inode and a block: left out
 
 
 def fit(tree: Tree, read: ReadFile) -> list[Remark]:
-    """Change `tree` so that ext4 can hold it; return what was changed or left out of files that have a name.
+    """Change `tree` so that ext4 can hold it. Return what was changed or left out, for files that have a name.
 
     Names in ACLs are looked up in the accounts of the image. `read` returns a file's bytes.
     """

@@ -146,7 +146,7 @@ def _check_text(name: str, source: Path) -> None:
 
 
 def own_layer(files: Sequence[OwnFile], removed: Sequence[str]) -> LayerBlob:
-    """`files` and whiteouts for the paths `removed` as a layer; RootdiskError if a file has changed."""
+    """Return a layer with `files`, and whiteouts for the paths `removed`; RootdiskError if a file has changed."""
     digest, size = hashlib.sha256(), 0
     for piece in _tar(files, removed):
         digest.update(piece)

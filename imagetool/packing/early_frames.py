@@ -37,7 +37,7 @@ FILES_MAX_COUNT = 100  # that are open at once
 
 
 class _Place(NamedTuple):
-    """A frame in the file `fd`, and the sha256 of what is in it. A chunk of zeros has no frame."""
+    """A frame in the file `fd`, and the sha256 of its content. A chunk of zeros has no frame."""
 
     fd: int
     at: int

@@ -46,7 +46,7 @@ class Packed:
 
 
 class Frame(NamedTuple):
-    """A chunk as it is written: the sha256 of its bytes, and its frame, which chunks of zeros have not."""
+    """A chunk as it is written: the sha256 of its bytes, and its frame; chunks of zeros have none."""
 
     sha256: bytes
     data: bytes

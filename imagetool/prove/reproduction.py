@@ -135,7 +135,7 @@ def _refused(prefix: Sequence[str], described: Path) -> str:
 
 
 def _locale() -> str:
-    """A locale that is not this process's, one with other rules than C if there is any."""
+    """Return a locale other than this process's, if possible one whose rules differ from those of C."""
     try:
         names = process.run(["locale", "-a"], timeout_s=PROBE_S).text.split()
     except OSError:

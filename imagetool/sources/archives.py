@@ -264,7 +264,7 @@ def _inside(name: str) -> str:
 
 
 def open_regular(path: Path, where: str) -> IO[bytes]:
-    """The user's own file: links are followed, but it has to be a regular file in the end."""
+    """Open a file of the user: links are followed, but must lead to a regular file."""
     try:
         file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
     except OSError as err:
@@ -276,7 +276,7 @@ def open_regular(path: Path, where: str) -> IO[bytes]:
 
 
 def _plain(file: IO[bytes], where: str) -> IO[bytes]:
-    """`file` itself, or its inflated content in an unnamed temporary file."""
+    """Return `file` itself, or its inflated content in an unnamed temporary file."""
     if not compression(os.pread(file.fileno(), HEAD_BYTES, 0)):
         return file
     plain = tempfile.TemporaryFile()  # noqa: SIM115  the caller's to close

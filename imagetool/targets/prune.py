@@ -60,10 +60,10 @@ def unordered(tags: Iterable[str], published: Mapping[str, float]) -> set[str]:
 
 
 def _oldest(tags: Iterable[str], keep: int, published: Mapping[str, float]) -> set[str]:
-    """Return all but the last `keep` of `tags`. What has the number of one that is kept, and no time, is kept too."""
+    """Return all but the last `keep` of `tags`. A tag without a time is kept too if it has the same number as a kept one."""
 
     def rank(tag: str) -> tuple[float, list[tuple[int, int, str]]]:
-        """Make a key that is the same for tags of which nobody knows the older one."""
+        """Return a sort key that is equal for tags whose order is not known."""
         number = _NUMBER.match(tag)
         return published.get(tag, 0.0), version_order(number[0] if number and tag not in published else tag)
 

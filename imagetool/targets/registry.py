@@ -127,7 +127,7 @@ class RegistryTarget:
         return digest
 
     def _refuse_taken(self, tag: str, digest: Digest) -> None:
-        """BadInput if `tag` names something else.
+        """Raise BadInput if `tag` names something else.
 
         A registry knows no compare and swap. So a tag is looked at just before it is written and again a while after, which is
         longer than anybody takes from looking to writing: of several who write it at once the last has it, and all see that.

@@ -101,7 +101,7 @@ def _sort(ranks: Sequence[list[str]], neighbours: Mapping[str, Sequence[str]]) -
 
 
 def drawn(names: Sequence[str], edges: Sequence[Edge]) -> str:
-    """The SVG: a box a task, an arrow an edge that is not implied by others. No arrow passes behind a box."""
+    """Return the SVG: a box for each task, an arrow for each edge that others do not imply. No arrow passes behind a box."""
     edges = direct(edges)
     ways = _ways(names, edges)
     stops = [stop for way in ways.values() for stop in way[1:-1]]

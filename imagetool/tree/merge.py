@@ -254,7 +254,7 @@ class _Applier:
         return found
 
     def walk(self, path: bytes, *, make: bool) -> Directory | None:
-        """The directory at `path`, links followed inside the root.
+        """Return the directory at `path`; links are followed inside the root.
 
         Missing directories are made with `make`; else None, and None if a component of the path is not a directory.
         """

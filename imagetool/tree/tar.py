@@ -127,13 +127,13 @@ class _Scanner:
         return self.out.finish(self.name)
 
     def end(self, at: int) -> None:
-        """Two zero blocks end an archive; GNU tar and Go take one at the very end, or none, too."""
+        """Check the end of the archive: two zero blocks; as GNU tar and Go do, accept one at the very end, or none."""
         second = self.tar.read(at + 512, 512)
         if len(second) == 512 and second != _ZERO:
             raise Malformed("a lone zero block within the tar")
 
     def payload(self, at: int, block: bytes) -> tuple[bytes, int]:
-        """An extended header's data, and where the next header is."""
+        """Return an extended header's data, and where the next header is."""
         length = number(block[124:136])
         if not 0 <= length <= EXTENDED_MAX_BYTES:
             raise Malformed(f"an extended header of {length} bytes")
@@ -184,7 +184,7 @@ class _Scanner:
             )
 
     def entry(self, kind: int, at: int, block: bytes, extended: _Extended | None) -> int:
-        """Note the entry whose header is `block`, at byte `at`; where the next header is."""
+        """Add the entry with the header `block` at byte `at` to the index. Return where the next header is."""
         path = block[:100].partition(_NUL)[0]
         if block[345] and pax.has_prefix(block):
             end = 476 if block[508:512] == b"tar\0" else 500  # star keeps times after a shorter prefix
@@ -280,7 +280,7 @@ class _Scanner:
         return size + 511 & ~511
 
     def old_sparse(self, at: int, block: bytes) -> tuple[list[tuple[int, int]], int, int]:
-        """The map of a GNU 'S' entry, the file's size, and where its data begins; GNU tar manual, "Old GNU Format"."""
+        """Return the map of a GNU 'S' entry, the file's size, and where its data begins; GNU tar manual, "Old GNU Format"."""
         pairs = _old_pairs(block, 386, 4)
         more = block[482]
         real_size = number(block[483:495])
@@ -296,7 +296,7 @@ class _Scanner:
     def pax_sparse(
         self, at: int, stored: int, sparse: str, values: dict[bytes, bytes], numbers: list[int]
     ) -> tuple[int, int, Segments | None]:
-        """Data offset, file size and segments in GNU's PAX formats; `numbers` are the map of format 0.0."""
+        """Return data offset, file size and segments in GNU's PAX formats; `numbers` are the map of format 0.0."""
         real = values.get(b"GNU.sparse.size") or values.get(b"GNU.sparse.realsize")
         real_size = pax.decimal(real, "size") if real else stored
         data = at
@@ -309,7 +309,7 @@ class _Scanner:
         return data, real_size, pax.segments(pax.sparse_pairs(numbers), real_size, stored, data)
 
     def sparse_head(self, at: int, stored: int) -> tuple[list[int], int]:
-        """Format 1.0: the map stands before the data, decimal lines, its count first, padded to whole blocks."""
+        """Read the map of format 1.0: decimal lines before the data, the number of pairs first, padded to whole blocks."""
         text = b""
         lines: list[bytes] = []
         wanted = 1
@@ -331,7 +331,7 @@ class _Scanner:
 
 
 def normal(path: bytes) -> bytes:
-    """`path` without leading slash, empty and dot components; `..` takes the one before away and stops at the root."""
+    """Return `path` without leading slash, empty and dot components. `..` removes the component before it, but never leaves the root."""
     path = path.strip(b"/")
     if path.startswith(b"./"):
         path = path[2:]
@@ -367,7 +367,7 @@ def _empty(path: bytes) -> bytes:
 
 @lru_cache(maxsize=8192)
 def _sum(stored: bytes) -> int:
-    """The sum that the whole block must have, when its checksum field is `stored`; -1 if that is not a number."""
+    """Return the sum that the whole block must have, if its checksum field is `stored`; -1 if that is not a number."""
     try:
         return number(stored) + sum(stored) - 8 * 0x20
     except Malformed:

@@ -79,7 +79,7 @@ class FramedDisk:
         self._like = other, {chunk.sha256: n for n, chunk in enumerate(other._index.chunks) if not chunk.zero}
 
     def content(self, offset: int, length: int) -> Iterator[tuple[bytes, int, int]]:
-        """Describe what is at `offset` by digests, without reading it: chunks' sha256, offset in each, and length."""
+        """Describe the bytes at `offset` without reading them: the sha256 of each chunk, the offset in it, and the length."""
         while length > 0:
             chunk = self._index.chunks[bisect_right(self._starts, offset) - 1]
             count = min(length, chunk.end - offset)

@@ -34,7 +34,7 @@ def layers_of(disk: Fields) -> tuple[LayerInodes, ...]:
 
 
 def left_out(disk: Fields) -> dict[str, int]:
-    """Parse how many things of each kind a disk does not have as its image says. BadInput names what is wrong."""
+    """Parse the counts, by kind, of what a disk could not take over from its image. BadInput names what is wrong."""
     if disk.value.get("left_out") is None:
         return {}
     kinds = disk.inner("left_out")

@@ -103,7 +103,7 @@ def _zsh(program: str, top: Command, commands: list[Command]) -> Iterator[str]:
         return "'" + text.replace("'", "'\\''") + "'"
 
     def words(text: str) -> str:
-        """Escape what has a meaning in a specification of _arguments."""
+        """Escape characters that have a meaning in a specification of zsh's _arguments."""
         return text.replace("\\", "\\\\").replace("[", "\\[").replace("]", "\\]").replace(":", "\\:")
 
     def values(option: Option) -> str:

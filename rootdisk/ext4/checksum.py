@@ -29,7 +29,7 @@ _TABLE: tuple[int, ...] = ()
 
 
 def table_crc(state: int, data: bytes | bytearray) -> int:
-    """Return the same as `crc`, by Python alone: some 10 MB/s."""
+    """Return the same as `crc`, in pure Python: about 10 MB/s."""
     global _TABLE
     table = _TABLE = _TABLE or _table()
     for byte in data:

@@ -1,4 +1,4 @@
-"""Certificates and keys in PEM (RFC 7468): what is wrong with a file that has none, in words. No content is ever shown."""
+"""Certificates and keys in PEM (RFC 7468): describe what is wrong with a file. Its content is never shown."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Fault(NamedTuple):
 
 
 def lack_of_certificate(data: bytes) -> Fault | None:
-    """Return why there is no certificate in `data`; None if there is one, at least by its first and last line."""
+    """Return why `data` contains no certificate; None if it has the first and last line of one."""
     labels = _BEGIN.findall(data)
     if found := [label for label in labels if label in _CERTIFICATES]:
         if all(b"-----END " + label + b"-----" in data for label in found):
@@ -41,7 +41,7 @@ def lack_of_certificate(data: bytes) -> Fault | None:
 
 
 def lack_of_key(data: bytes) -> Fault | None:
-    """Return why there is no private key in `data`; None if there is one."""
+    """Return why `data` contains no private key; None if it has one."""
     labels = _BEGIN.findall(data)
     if any(label.endswith(_KEY) for label in labels):
         return None

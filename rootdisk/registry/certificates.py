@@ -80,7 +80,7 @@ def _fault_of_key(key: Path, err: OSError) -> pem.Fault:
 
 
 def _lack(path: Path, lack: Callable[[bytes], pem.Fault | None]) -> pem.Fault | None:
-    """Return what is wrong with a file that TLS does not take; None if that is not seen from outside."""
+    """Return what is wrong with a file that TLS does not accept; None if its text does not show it."""
     try:
         with path.open("rb") as file:
             data = file.read(pem.PEM_MAX_BYTES + 1)

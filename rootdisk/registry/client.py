@@ -53,7 +53,7 @@ class Retry:
         self._deadline = time.monotonic() + self._give_up_s
 
     def wait(self, err: RegistryError) -> None:
-        """Sleep until the next attempt, or raise `err` if there is to be none."""
+        """Sleep until the next attempt, or raise `err` if there is no time for one."""
         import random  # seldom needed
 
         self._attempts += 1
@@ -68,7 +68,7 @@ class Retry:
             raise err
 
     def run(self, action: Callable[[], T]) -> T:
-        """Call `action` until it succeeds or raises an error that is not to be retried."""
+        """Call `action` until it succeeds or raises an error that must not be retried."""
         while True:
             try:
                 return action()

@@ -1,4 +1,4 @@
-"""A crew of threads that share work. Who waits for a result works meanwhile, so no thread sleeps while there is work.
+"""A crew of threads that share work. A thread that waits for a result does other work meanwhile, so none sleeps while there is work.
 
 A thread that is woken for every piece may have to wait behind another one while a processor is idle: the kernel does not
 move waiting threads to a processor that was idle for less than half a millisecond. bench/README.md has the figures.

@@ -1,4 +1,4 @@
-"""The C library's allocator: what it keeps of what was freed."""
+"""The C library's allocator: how much freed memory it keeps."""
 
 from __future__ import annotations
 

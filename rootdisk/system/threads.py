@@ -98,7 +98,7 @@ def for_each(
     waiting = deque(items)
 
     def work() -> None:
-        """Do what is left, until there is nothing or something fails."""
+        """Do the remaining work, until there is none or something fails."""
         try:
             while True:
                 try:

@@ -121,7 +121,7 @@ class Rule(NamedTuple):
 
 
 class Unusable(NamedTuple):
-    """Data in the place of a signature that is not one, and the reason."""
+    """Data that should be a signature but is not, and the reason."""
 
     why: str
 

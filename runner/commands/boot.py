@@ -89,7 +89,7 @@ def _starts_with_host(state: State) -> bool:
 
 @contextlib.contextmanager
 def _told_of(name: str) -> Iterator[None]:
-    """Print an error of one sandbox of several, and go on."""
+    """Print an error of one sandbox of several, and continue."""
     try:
         yield
     except (RootdiskError, OSError) as err:

@@ -216,7 +216,7 @@ class Agenda:
         self._waited_at = now
 
     def _adapt(self, job: Job, took_s: float) -> None:
-        """Choose the size of the next requests, so that a read has not to wait long for what is on the way."""
+        """Choose the size of the next requests, so that a read need not wait long for a request in flight."""
         is_full = sum(chunk.blob_length for chunk in job.chunks) >= self._fill_bytes
         was_long, self._is_long = self._is_long, took_s > LONG_S
         if self._is_long and was_long:  # not by chance: the host's disk may have taken the time
@@ -246,7 +246,7 @@ class Agenda:
         return self._filling < BESIDE_GUESTS
 
     def _next_wanted(self) -> list[int]:
-        """Take the oldest read, those near it in the blob, what is missing between them, and what follows.
+        """Take the oldest read, reads near it in the blob, the missing chunks between them, and those that follow.
 
         They share a request, so that what is read next comes after what is waited for.
         """
@@ -274,7 +274,7 @@ class Agenda:
         return numbers
 
     def _ahead_of(self, number: int) -> list[int]:
-        """Return what is missing after a chunk in the blob, as far as it is one range and not there already."""
+        """Return the chunks that follow a chunk in the blob and are missing, as far as they are one range."""
         if not self.may_fill or self.is_hurried or self._left_of_first:
             return []
         end = self.chunks[number].blob_end + min(self._fill_bytes, AHEAD_MAX_BYTES)
@@ -324,7 +324,7 @@ class Agenda:
 
 
 def _in_runs(chunks: Sequence[Chunk], numbers: Iterable[int]) -> list[int]:
-    """Order chunks by the first use of each run in the blob, with what is in small gaps of a run."""
+    """Order chunks by the first use of each run in the blob, including the small gaps in a run."""
     use = {number: place for place, number in enumerate(numbers) if not chunks[number].zero}
     runs: list[list[int]] = []
     for number in sorted(use):

@@ -62,7 +62,7 @@ class Completion:
         return True
 
     def _replace(self, path: Path, flags: int) -> None:
-        """Open `path` in place of the partial file, under the same descriptor."""
+        """Open `path` instead of the partial file, under the same descriptor."""
         fd = open_file(path, flags)
         os.dup2(fd, self._partial.fd, inheritable=False)
         os.close(fd)

@@ -185,7 +185,7 @@ def missing(folder: Path) -> list[str]:
 
 
 def end_left(path: str) -> None:
-    """Remove the cgroup of a sandbox whose keeper was killed, and end what is still in it."""
+    """Remove the cgroup of a sandbox whose keeper was killed, and kill the processes that are still in it."""
     folder = Path(path)
     if folder.name.startswith(PREFIX):
         Cgroup(folder).close()

@@ -332,7 +332,7 @@ def _disk(machine: Machine, handles: Handles) -> Sequence[str]:
 
 
 def hand_over(machine: Machine, answer: str) -> bytes:
-    """Return the orders by which QEMU reads the base from a file in place of a server, without a break for the guest.
+    """Return the QMP commands with which QEMU reads the base from a file instead of a server, without interrupting the guest.
 
     The descriptor of the file is sent along. The reply to the last order has the id `answer`. If QEMU refuses one (before 6.1
     it cannot change a backing file), the next ones fail too, and everything stays as it was.

@@ -204,7 +204,7 @@ class Connection:
         self._push()
 
     def _push(self) -> None:
-        """Send what the guest has sent, as far as it is checked and as the socket takes it."""
+        """Send the guest's checked bytes to the server, as many as the socket takes."""
         incoming, streams = self.stream.incoming, self._proxy.streams
         assert self.sock is not None
         try:
@@ -305,7 +305,7 @@ class Connection:
             self._filter.for_guest.clear()
 
     def _refuse_bytes(self, err: Refused | Unusable) -> None:
-        """End a connection of which some bytes break a rule, or nothing can be made of them."""
+        """End a connection whose bytes break a rule or make no sense."""
         assert self._guard is not None
         failure, verdict = (Failure.REFUSED, REFUSED) if isinstance(err, Refused) else (Failure.UNREACHABLE, FAILED)
         self._record(verdict, str(err))
@@ -313,7 +313,7 @@ class Connection:
         self._linger(self._guard.refuse(failure, f"{verdict}: {self._target.text}: {err}"))
 
     def _record(self, verdict: str, why: str = "") -> None:
-        """Write down what was with the server."""
+        """Log the connection to the server."""
         self._proxy.audit.add(
             str(self._target.host),
             self._target.port,
@@ -333,7 +333,7 @@ class Connection:
         self.heard()
 
     def expire(self) -> None:
-        """End what has taken too long."""
+        """End a connection that has taken too long."""
         if self.phase is Phase.CONNECT and self._addresses:
             self.deadline = time.monotonic() + CONNECT_S
             self._connect("")
@@ -367,7 +367,7 @@ class Connection:
             self.sock = None
 
     def update(self) -> None:
-        """Wait for what can go on."""
+        """Register the events that the connection can continue with."""
         events = 0
         if self.phase is Phase.CONNECT:
             events = EVENT_WRITE

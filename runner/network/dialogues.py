@@ -61,7 +61,7 @@ class ByAddress:
 
 
 class ByProxy:
-    """HTTP or SOCKS, by the first byte."""
+    """A dialogue in HTTP or SOCKS, which the first byte decides."""
 
     def __init__(self, secrets: Insertion | None = None) -> None:
         self._secrets = secrets

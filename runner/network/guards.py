@@ -32,7 +32,7 @@ class Target(NamedTuple):
 
     @property
     def text(self) -> str:
-        """HOST:PORT."""
+        """Return HOST:PORT."""
         return f"{host_text(self.host)}:{self.port}"
 
 
@@ -87,7 +87,7 @@ class Insertion(Protocol):
 
 
 class TlsGuard:
-    """Lets TLS to one host pass: the name that it asks for has to be that host's."""
+    """Let TLS to one host pass: its server name must be that host's."""
 
     def __init__(self, host: Host) -> None:
         self._host = host

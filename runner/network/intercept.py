@@ -53,7 +53,7 @@ def contexts(server: bytes, ca_file: str | None) -> Contexts:
 
 
 class _Side:
-    """TLS with one of both, over bytes in memory."""
+    """TLS with one of the two sides, over bytes in memory."""
 
     def __init__(self, context: ssl.SSLContext, host: str | None = None) -> None:
         self.incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()

@@ -214,7 +214,7 @@ class Proxy:
             self._watch(connection.sock, events)
 
     def unwatch(self, connection: Connection) -> None:
-        """Wait no more for a connection's socket, which is to be closed."""
+        """Stop watching a connection's socket, which will be closed."""
         self.watch(connection, 0)
         self._by_socket.pop(connection.sock, None)
 
@@ -255,7 +255,7 @@ class _Questioner:
             self._streams.close(self._stream)
 
     def drained(self) -> None:
-        """Go on: there is room for answers again."""
+        """Continue: there is room for answers again."""
         self.heard()
 
     def lost(self) -> None:

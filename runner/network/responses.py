@@ -35,7 +35,7 @@ class Responses:
 
     @property
     def is_between(self) -> bool:
-        """True if no answer has begun that is not whole."""
+        """Return whether no answer has begun that is incomplete."""
         return not (self._left or self._in_chunks or self._in_trailers)
 
     def feed(self, data: bytes) -> bytes:

@@ -80,7 +80,7 @@ class Streams:
     # From the guest
 
     def from_guest(self, kind: int, number: int, payload: bytes) -> None:
-        """Process a frame of a stream. What is for no stream is dropped."""
+        """Process a frame of a stream. A frame for an unknown stream is dropped."""
         stream = self._streams.get(number)
         if number == messages.DATAGRAMS:
             if kind == messages.DATA_OUT and len(payload) > _ENDPOINT.size and len(self._queries) < _DATAGRAMS_MAX:
@@ -125,7 +125,7 @@ class Streams:
         return bool(self._heard)
 
     def take_queries(self) -> list[tuple[bytes, bytes]]:
-        """Return datagrams, and who has sent each."""
+        """Return datagrams with their senders."""
         queries, self._queries = self._queries, []
         return queries
 

@@ -128,7 +128,7 @@ def _new_file(path: Path) -> int:
 
 
 def _check_whole(artifact: StoredArtifact, options: argparse.Namespace) -> None:
-    """Refuse options that need a complete disk, or one that is not.
+    """Refuse options that need a complete disk, or an incomplete one.
 
     Raises:
         BadInput: The disk is, or is not.
@@ -159,7 +159,7 @@ def _events_fd(options: argparse.Namespace) -> int | None:
 
 
 def _verify(store: Store, artifact: StoredArtifact, options: argparse.Namespace) -> None:
-    """Hash the artifact's files in the store before anything boots from them, and templates, one of which may take their place."""
+    """Hash the artifact's files in the store before anything boots from them, and the templates that may be used instead."""
     from rootdisk.cli.progress import shown_progress
     from rootdisk.system.notices import notice
     from runner.store.verify import check

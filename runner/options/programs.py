@@ -1,4 +1,4 @@
-"""Read the options of a program, for `boot` and `exec`. `exec` needs no other options, and is to be quick: see its imports."""
+"""Read the options of a program, for `boot` and `exec`. `exec` needs no other options and must start fast, so this imports little."""
 
 from __future__ import annotations
 

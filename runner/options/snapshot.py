@@ -1,4 +1,4 @@
-"""Options of `boot --from`: what a sandbox that goes on from a snapshot can have of its own."""
+"""Options of `boot --from`: what a sandbox from a snapshot can have of its own."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _NEVER = frozenset({"artifact", "platform", "policy", "clone", "disk_size", "ver
 
 
 def create(store: Store, options: argparse.Namespace, spec: Spec, settings: Sequence[Record]) -> PreparedSandbox:
-    """Create a sandbox that goes on from the snapshot that the command line names: `settings` are for one that boots.
+    """Create a sandbox from the snapshot that the command line names; `settings` are for one that boots.
 
     Raises:
         BadInput: The snapshot does not exist, or an option is for other sandboxes.

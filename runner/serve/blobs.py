@@ -61,7 +61,7 @@ class FileBlob(NamedTuple):
 
 
 class CompressedBlob(NamedTuple):
-    """A blob of which the store keeps the decompressed content."""
+    """A blob whose content the store keeps decompressed."""
 
     path: Path
     descriptor: Descriptor
@@ -137,7 +137,7 @@ class Frames:
             return self._kept.get(key)
 
     def keep(self, key: tuple[Path, int], frame: bytes) -> bytes:
-        """Keep a frame in place of those that nobody has asked for the longest; return it."""
+        """Keep a frame, and drop those that were not asked for the longest; return the frame."""
         with self._lock:
             self._size += len(frame) - len(self._kept.pop(key, b""))
             self._kept[key] = frame

@@ -1,1 +1,1 @@
-"""Machines that were saved while their programs ran, and sandboxes that go on from them; docs/adr/0018-snapshots.md."""
+"""Machines that were saved while their programs ran, and sandboxes that continue from them; docs/adr/0018-snapshots.md."""

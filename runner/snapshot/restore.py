@@ -1,4 +1,4 @@
-"""Start a machine from a snapshot: as from a template, but its programs run already and have to be told that they are others.
+"""Start a machine from a snapshot: as from a template, but its programs already run and must learn that they are in another machine.
 
 keeper                                   QEMU and guest
 start, with the sealed RAM          ──▶  reads the state
@@ -41,7 +41,7 @@ def restore(
     settings: Sequence[Record],
     meanwhile: Callable[[], None] = lambda: None,
 ) -> Vm:
-    """Start `machine` from what was saved; `settings` are the records of the new sandbox.
+    """Start `machine` from the saved state; `settings` are the records of the new sandbox.
 
     If no other sandbox has the RAM in memory, it is compared with its digest while QEMU reads the state. This process holds the RAM until it ends.
     `meanwhile` is called while QEMU reads the state.
@@ -101,7 +101,7 @@ def _reading(vm: Vm, state: int, deadline: float) -> qmp.Monitor:
 def _go_on(
     vm: Vm, monitor: qmp.Monitor, settings: Sequence[Record], deadline: float, meanwhile: Callable[[], None]
 ) -> None:
-    """Wait until the machine has read its state, and give it the orders. Return when the guest goes on."""
+    """Wait until the machine has read its state, and send it the orders. Return when the guest continues."""
     meanwhile()
     wait_loaded(monitor)
     vm.channel.sendall(orders.resume(record for record in settings if record[0] in _NAMES))

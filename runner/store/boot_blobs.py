@@ -20,7 +20,7 @@ class BootBlob(NamedTuple):
 
 
 def plain_blobs(roles: ArtifactManifest) -> tuple[BootBlob, ...]:
-    """Return the blobs that boot a disk and are kept as they are: the manifest says all about them."""
+    """Return the blobs that boot a disk and are stored unchanged: the manifest has their digests and sizes."""
     return tuple(
         BootBlob(role, descriptor, Content(descriptor.digest, descriptor.size))
         for role, descriptor in (("kernel", roles.kernel), ("initramfs", roles.initramfs))

@@ -192,7 +192,7 @@ def ask(sock: socket.socket, message: Mapping[str, Any]) -> dict[str, Any] | Non
 
 
 class Silent(NamedTuple):
-    """In place of a status: the server of a disk does not answer."""
+    """Stands for a status: the server of a disk does not answer."""
 
     problem: str = "the server of the disk does not answer"
     is_complete: bool = False

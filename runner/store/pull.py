@@ -142,7 +142,7 @@ def pull(
 
 
 class _Request(NamedTuple):
-    """What `pull` is asked for; for its arguments see there."""
+    """The arguments of `pull`, and its steps."""
 
     store: Store
     reference: Reference

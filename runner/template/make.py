@@ -145,7 +145,7 @@ def _wait_paused(channel: socket.socket, deadline: float) -> None:
 
 
 def device_state(monitor: qmp.Monitor, deadline: float) -> bytes:
-    """Return the state of the devices. The machine stands still at its end, and does not go on.
+    """Return the state of the devices. The machine is stopped after that and never continues.
 
     It is not stopped before, because a restored machine would be stopped too.
     """

@@ -1,4 +1,4 @@
-"""Messages of a keeper and the init of a saved machine: at the point where it is saved, and when it goes on."""
+"""Messages between a keeper and the init of a saved machine: when it is saved, and when it continues."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ENTROPY_BYTES = 64
 
 
 def resume(orders: Iterable[Record]) -> bytes:
-    """Return the message by which a machine goes on: entropy, and `orders` for it."""
+    """Return the message with which a machine continues: entropy, and `orders` for it."""
     entropy = ("entropy", os.urandom(ENTROPY_BYTES).hex().encode())
     return messages.frame(messages.RESUME, records.pack([entropy, *orders]))
 

@@ -119,7 +119,7 @@ def _go_on(
     feed: Feed | None,
     meanwhile: Callable[[], None],
 ) -> None:
-    """Send the state and the orders. Return when the guest goes on."""
+    """Send the state and the orders. Return when the guest continues."""
     assert vm.monitor is not None
     with contextlib.suppress(OSError):  # a smaller pipe does too
         fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)

@@ -1,4 +1,4 @@
-"""Templates in the store, by a key of everything that decides whether a machine can go on from one.
+"""Templates in the store, by a key of everything that decides whether a machine can continue from one.
 
     ROOT/templates/KEY/ram            the RAM of the machine, with holes
     ROOT/templates/KEY/state          the state of its devices
@@ -102,7 +102,7 @@ def is_off() -> bool:
 
 
 def blank(machine: Machine) -> Machine:
-    """Return the machine to save, from which `machine` can go on: without all that differs between sandboxes."""
+    """Return the machine to save, from which `machine` can continue: without what differs between sandboxes."""
     words = "rootdisk.template=1" if machine.verity is None else "rootdisk.template=1 rootdisk.verity=template"
     return machine._replace(
         cmdline=f"{machine.cmdline} {words}",
@@ -180,7 +180,7 @@ def all_of(store: Store) -> Iterator[Template]:
 
 
 def is_wanted(store: Store, template_key: str) -> bool:
-    """Return whether a template of this key is to be made: there is none, or an old one, and it has not failed again and again."""
+    """Return whether to make a template with this key: there is none or an old one, and it has not failed repeatedly."""
     if _has_failed(store, template_key):
         return False
     template = read(store.root / "templates" / template_key)

@@ -120,7 +120,7 @@ def _write_zeros(count: int, out: BinaryIO) -> int:
 
 
 class _Member(tarfile.TarInfo):
-    """Takes no header for the archive's end that is none, nor headers without bounds."""
+    """A member whose broken header is not taken for the archive's end, and whose header is bounded."""
 
     @classmethod
     def fromtarfile(cls, archive: tarfile.TarFile) -> _Member:
@@ -152,7 +152,7 @@ class _Archive(tarfile.TarFile):
 
 
 class _Bounded:
-    """A file of which no more than `left` bytes are read."""
+    """A file that returns at most `left` bytes."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file

@@ -31,7 +31,7 @@ def show(remark: str) -> None:
 
 
 def copy_out(connect: Connect, source: str, target: str, *, follow: bool = False, tell: Tell = show) -> int:
-    """`source` in a sandbox to `target` here, or for `-` to standard output as a tar archive. `tell` gets remarks."""
+    """Copy `source` in a sandbox to `target` here, or for `-` to standard output as a tar archive. `tell` gets remarks."""
     path = guest_path(source)
     name = guest_name(path)
     if not target:
@@ -66,7 +66,7 @@ def start_pack(connect: Connect, path: bytes, follow: bool, stack: ExitStack) ->
 
 
 def copy_in(connect: Connect, source: str, target: str, *, follow: bool = False, tell: Tell = show) -> int:
-    """`source` here, or for `-` a tar archive on standard input, to `target` in a sandbox. `tell` gets remarks."""
+    """Copy `source` here, or for `-` a tar archive on standard input, to `target` in a sandbox. `tell` gets remarks."""
     if not source:
         raise BadInput("cp: SOURCE is empty", "write . for the working directory")
     here = host_path(source)
@@ -102,7 +102,7 @@ def start_unpack(connect: Connect, path: bytes, name: bytes, stack: ExitStack) -
 
 
 def report(program: Program, notes: Notes, tell: Tell = show) -> int:
-    """Say what is to be said of single files; RootdiskError if not everything was copied."""
+    """Print the remarks about single files; RootdiskError if not everything was copied."""
     failed = notes.failed or bool(program.status)
     notes.hear(program.errors())
     if program.status and not notes.count:

@@ -23,7 +23,7 @@ class Notes:
             self.lines.append(printable(line))
 
     def failure(self, path: bytes | str, reason: str) -> None:
-        """`path` could not be copied, or not whole."""
+        """Note that `path` could not be copied, or not completely."""
         self.failed = True
         self.count += 1
         if len(self.lines) < LINES_MAX:

@@ -74,7 +74,7 @@ class _Reader:
             os.close(root)
 
     def _send_below(self, beneath: Beneath) -> None:
-        """Send everything in the root, a directory before what is in it, and sorted."""
+        """Send everything in the root, sorted, a directory before its content."""
         levels = [(b"", self._list(beneath, b""))]
         while levels:
             folder, names = levels[-1]

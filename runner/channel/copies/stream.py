@@ -67,7 +67,7 @@ def is_device(major: int, minor: int) -> bool:
 
 
 def bounded_time(time_ns: int) -> int:
-    """`time_ns`, or the nearest that a stream can say: of the years 1677 to 2262."""
+    """Return `time_ns`, or the nearest time that a stream can hold: the years 1677 to 2262."""
     return max(-_TIME_MAX_NS, min(_TIME_MAX_NS, time_ns))
 
 

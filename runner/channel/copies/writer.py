@@ -26,7 +26,7 @@ class _Refused(Exception):
 
 
 def write_files(incoming: Incoming, place: Place, notes: Notes) -> None:
-    """Write `incoming` at `place`. RootdiskError if it cannot go on; what single files lack is in `notes`."""
+    """Write `incoming` at `place`. RootdiskError if that must stop; problems of single files go to `notes`."""
     with Beneath(place.directory) as beneath:
         writer = _Writer(place, beneath, notes)
         for entry in incoming:
@@ -138,7 +138,7 @@ class _Writer:
 
 @contextlib.contextmanager
 def _temporary(directory: int) -> Iterator[bytes]:
-    """A name in `directory` for what is renamed in the end; nothing stays there by it."""
+    """Yield a temporary name in `directory`; a file of that name is removed in the end."""
     name = b".rootdisk-cp." + os.urandom(8).hex().encode()
     try:
         yield name

@@ -333,7 +333,7 @@ class Keeper:
         self.say(text)
 
     def _see_pause(self) -> None:
-        """Go on with a snapshot."""
+        """Continue with a snapshot."""
         is_full = self._room is not None and self._room.is_stopped
         if self._open_memory is not None:
             saving.go_on(self._router.pause, self._monitor, self._vm.monitor, self._open_memory, is_full=is_full)

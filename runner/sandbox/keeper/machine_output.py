@@ -37,7 +37,7 @@ class MachineOutput:
         return tuple(self._logs)
 
     def read(self, source: Source) -> Helper | None:
-        """Read what has arrived. Return the helper whose output has ended, if it is one's."""
+        """Read what has arrived. If the output of a helper has ended, return the helper."""
         data = receive(source, _READ_BYTES)
         if data == b"":
             self._watched.watch(source, 0)

@@ -180,7 +180,7 @@ class _Run:
         return self._vm, self.keeper
 
     def _end(self, vm: Vm, keeper: Keeper) -> None:
-        """Have the guest write back what is to be kept. If nothing is, the machine may end at once: its disk is deleted."""
+        """Have the guest write back its data if the sandbox is kept. If it is not, the machine may end at once: its disk is deleted."""
         spec = self._prepared.spec
         is_kept = spec.keep or (spec.volumes and not keeper.lost)
         if is_kept and self._status not in (TIMED_OUT, KILLED) and not keeper.is_off:

@@ -13,7 +13,7 @@ from runner.sandbox.routing.pause import Order, Pause
 def go_on(
     pause: Pause, monitor: Monitor, sock: socket.socket | None, open_memory: Callable[[str], int], *, is_full: bool
 ) -> None:
-    """Let a snapshot go on. `open_memory` creates the file for the memory, by the name of the snapshot's new directory.
+    """Continue with a snapshot. `open_memory` creates the file for the memory, by the name of the snapshot's new directory.
 
     With `is_full`, the machine has stopped at a write, because the host's disk is full.
     """

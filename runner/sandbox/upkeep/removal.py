@@ -37,7 +37,7 @@ def find(known: Sequence[Image], text: str, platform: str | None) -> list[Image]
 
 
 def remove(store: Store, chosen: list[Image], *, force: bool) -> tuple[list[str], int]:
-    """Remove names, and what no other name and no sandbox needs; return what was done, in lines, and the bytes freed.
+    """Remove names, and content that no other name or sandbox needs. Return lines that say what was done, and the bytes freed.
 
     Busy if a sandbox needs one of them, or it is being fetched, and not `force`.
     """
