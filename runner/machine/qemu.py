@@ -23,7 +23,7 @@ from rootdisk.errors import BadInput, RootdiskError
 from rootdisk.oci.documents import Platform
 from rootdisk.system import process
 from runner.machine import ports, qmp
-from runner.machine.model import Machine, Vm
+from runner.machine.model import Forward, Helper, Machine, Vm
 
 PROGRAMS = {"amd64": "qemu-system-x86_64", "arm64": "qemu-system-aarch64"}
 KINDS = ("microvm", "q35")
@@ -194,27 +194,9 @@ def start(machine: Machine, folder: Path, user: process.User | None = None, memo
         for sock in (channel, console, monitor, *(lane for lane, _ in lanes)):
             helpers.enter_context(sock)
         is_saved = memory is not None and memory.is_saved
-        servers, shares, network, forwards = [], [], None, machine.forwards
-        if machine.shares:
-            from runner.machine import virtiofsd
-
-            for share in machine.shares:
-                server, sock = virtiofsd.serve(share, folder, machine.cgroup)
-                helpers.callback(server.process.kill)
-                servers.append(server)
-                shares.append(ours.enter_context(sock).fileno())
-        if machine.network == "user" and not is_saved:
-            from runner.machine import passt, relay
-
-            forwards, relaying = relay.serve(machine.forwards, user, machine.cgroup)
-            if relaying is not None:
-                helpers.callback(relaying.process.kill)
-                servers.append(relaying)
-            if passt.is_usable() and (not machine.ipv6 or passt.has_ipv6()) and not machine.is_own_network:
-                server, sock = passt.serve(forwards, machine.ipv6, machine.cgroup)
-                helpers.callback(server.process.kill)
-                servers.append(server)
-                network = ours.enter_context(sock).fileno()
+        served = _start_helpers(
+            machine, folder, user, ours, helpers, has_network=machine.network == "user" and not is_saved
+        )
         handles = Handles(
             channel_fd,
             console_fd,
@@ -223,22 +205,65 @@ def start(machine: Machine, folder: Path, user: process.User | None = None, memo
             inherit(machine.initramfs, os.O_RDONLY),
             None if is_saved else inherit(machine.disk, os.O_RDWR),
             _base(machine, ours),
-            tuple(shares),
-            network,
+            served.shares,
+            served.network,
             inherit(machine.verity, os.O_RDONLY) if machine.verity and not is_saved else None,
             memory,
             tuple(fd for _, fd in lanes),
         )
         running = process.start(
-            command(qemu, machine._replace(forwards=forwards), handles),
+            command(qemu, machine._replace(forwards=served.forwards), handles),
             fds=handles.all,
             user=user,
             file_max_bytes=machine.file_max_bytes,
-            may_bind=network is None and ports.are_low(forwards),
+            may_bind=served.network is None and ports.are_low(served.forwards),
             cgroup=machine.cgroup,
         )
         helpers.pop_all()
-        return Vm(running, channel, console, tuple(servers), monitor, tuple(lane for lane, _ in lanes))
+        return Vm(running, channel, console, served.processes, monitor, tuple(lane for lane, _ in lanes))
+
+
+class _Helpers(NamedTuple):
+    """The processes that serve a machine's volumes and network, and what QEMU gets from them."""
+
+    processes: tuple[Helper, ...]
+    shares: tuple[int, ...]  # sockets of the volumes' servers
+    network: int | None  # the socket of passt; None with QEMU's own network or none
+    forwards: tuple[Forward, ...]  # for QEMU's own network or passt
+
+
+def _start_helpers(
+    machine: Machine,
+    folder: Path,
+    user: process.User | None,
+    ours: contextlib.ExitStack,
+    helpers: contextlib.ExitStack,
+    *,
+    has_network: bool,
+) -> _Helpers:
+    """Start the servers of volumes and network. `ours` closes QEMU's sockets here, `helpers` kills the processes."""
+    servers, shares, network, forwards = [], [], None, machine.forwards
+    if machine.shares:
+        from runner.machine import virtiofsd
+
+        for share in machine.shares:
+            server, sock = virtiofsd.serve(share, folder, machine.cgroup)
+            helpers.callback(server.process.kill)
+            servers.append(server)
+            shares.append(ours.enter_context(sock).fileno())
+    if has_network:
+        from runner.machine import passt, relay
+
+        forwards, relaying = relay.serve(machine.forwards, user, machine.cgroup)
+        if relaying is not None:
+            helpers.callback(relaying.process.kill)
+            servers.append(relaying)
+        if passt.is_usable() and (not machine.ipv6 or passt.has_ipv6()) and not machine.is_own_network:
+            server, sock = passt.serve(forwards, machine.ipv6, machine.cgroup)
+            helpers.callback(server.process.kill)
+            servers.append(server)
+            network = ours.enter_context(sock).fileno()
+    return _Helpers(tuple(servers), tuple(shares), network, forwards)
 
 
 def _base(machine: Machine, stack: contextlib.ExitStack) -> int | None:

@@ -46,14 +46,16 @@ def add_boot(parser: argparse.ArgumentParser) -> None:
         metavar="SNAPSHOT",
         help="go on from a snapshot in place of ARTIFACT; with --cold from its disk alone",
     )
-    _add_machine(parser)
+    for add_options in (_add_lifetime, _add_resources, _add_guest, _add_start):
+        add_options(parser)
     add_program(parser)
     parser.add_argument(
         "program", nargs=argparse.REMAINDER, metavar="COMMAND", help="run this instead of the image's command"
     )
 
 
-def _add_machine(parser: argparse.ArgumentParser) -> None:
+def _add_lifetime(parser: argparse.ArgumentParser) -> None:
+    """Add the options that name a sandbox and say how long it lives."""
     add = parser.add_argument
     add("-d", "--detach", action="store_true", help="print the name and return when the program has started")
     add("--name", metavar="NAME", help="name the sandbox (default: a random name)")
@@ -68,6 +70,11 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
         metavar="POLICY",
         help="start the sandbox again when it ends: no, on-failure[:N], always or unless-stopped (with --detach)",
     )
+
+
+def _add_resources(parser: argparse.ArgumentParser) -> None:
+    """Add the options for what the machine has and reaches: memory, processors, disk, ports, volumes, network."""
+    add = parser.add_argument
     add("-m", "--memory", metavar="SIZE", help="memory, for example 512m or 1.5g (default: the artifact's)")
     add("--cpus", type=processors, metavar="N", help="number of processors (default: the artifact's)")
     add("--disk-size", metavar="SIZE", help="a larger disk, for example 20g (default: the artifact's)")
@@ -104,6 +111,11 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
         help="a variable with a placeholder, replaced in requests to HOST; SOURCE: env:VARIABLE, file:PATH, cmd:COMMAND",
     )
     add("--widen", action="store_true", help="accept --allow and --network user even if the artifact allows less")
+
+
+def _add_guest(parser: argparse.ArgumentParser) -> None:
+    """Add the options for the system that programs find in the guest."""
+    add = parser.add_argument
     add("--read-only", action="store_true", help="keep all changes to the root in memory")
     add("--verify", action="store_true", help="hash the artifact's files in the store before they are used")
     add(
@@ -132,6 +144,11 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
     add("--tls-key", type=file_path, metavar="FILE", help="give the guest its private key (ROOTDISK_TLS_KEY)")
     add("--tls-ca", type=file_path, metavar="FILE", help="give the guest a CA bundle (ROOTDISK_TLS_CA)")
     add("--entrypoint", metavar="PROGRAM", help="run PROGRAM instead of the image's entrypoint; '' for none")
+
+
+def _add_start(parser: argparse.ArgumentParser) -> None:
+    """Add the options for how the machine is started and its disk fetched."""
+    add = parser.add_argument
     add("--backend", choices=("qemu", "krun"), help="default: QEMU, or libkrun if only that is installed")
     add("--accel", choices=("kvm", "tcg"), help="default: KVM if it works here, else TCG")
     add("--clone", choices=("overlay", "reflink", "copy"), help="how to copy the disk (default: overlay)")

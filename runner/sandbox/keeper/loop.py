@@ -68,12 +68,24 @@ class Keeper:
     ) -> None:
         """Prepare to serve the machine `vm`.
 
-        `timeout_s` is how long the program may run, `silent_s` how long nothing may be heard at first; `logs` are those of
-        what the machine's processes write; `room` watches the host's disk; `needs` names options that need a newer init. With `is_tied`
-        a detached sandbox too ends with the connection of its main client. `events` are told of what happens. `on_ready` is called once
-        when the program has started. `proxy` has the connections of a guest of --allow. `feed` connects a machine whose disk is
-        not complete. `rename` gives the sandbox another name. `open_memory` creates the file for the memory of a snapshot, by the
-        name of its new directory.
+        Args:
+            vm: The running machine.
+            listener: The control socket, for clients that come later.
+            client: The connection of the main client.
+            console: The log of the guest's kernel.
+            output: The log of a detached sandbox's program.
+            timeout_s: How long the program may run.
+            silent_s: How long nothing may be heard at first.
+            logs: The logs of what the machine's processes write.
+            room: Watches the host's disk.
+            needs: Names the options that need a newer init.
+            is_tied: A detached sandbox too ends with the connection of its main client.
+            events: Is told what happens.
+            on_ready: Called once when the program has started.
+            proxy: Has the connections of a guest with --allow.
+            feed: Connects a machine whose disk is not complete.
+            rename: Gives the sandbox another name.
+            open_memory: Creates the file for the memory of a snapshot, by the name of its new directory.
         """
         self._vm = vm
         self._listener = listener
