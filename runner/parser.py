@@ -98,7 +98,9 @@ def _rm(parser: argparse.ArgumentParser) -> None:
 def _snapshot(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", metavar="NAME", help="a running sandbox, as ps shows it")
     parser.add_argument("snapshot", metavar="SNAPSHOT", help="a name for the snapshot")
-    parser.add_argument("--without-memory", action="store_true", help="save the disk alone; it need not run then")
+    parser.add_argument(
+        "--without-memory", action="store_true", help="save the disk only; the sandbox need not run then"
+    )
 
 
 def _snapshots(parser: argparse.ArgumentParser) -> None:
@@ -159,7 +161,7 @@ def _rmi(parser: argparse.ArgumentParser) -> None:
         "-f",
         "--force",
         action="store_true",
-        help="remove names of what a sandbox still needs; end a fetch in the background",
+        help="remove names even if a sandbox still needs the artifact; stop a fetch in the background",
     )
     parser.add_argument("--platform", metavar="OS/ARCH", help="remove this platform only")
 

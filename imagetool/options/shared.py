@@ -50,7 +50,7 @@ def add_making(parser: argparse.ArgumentParser) -> None:
         "--cmd", metavar="WORDS", help="run this command, or give the entrypoint these arguments; split as by a shell"
     )
     parser.add_argument(
-        "--strict", action="store_true", help="refuse an image of which something cannot be kept as it is"
+        "--strict", action="store_true", help="refuse an image if a part of it must be changed or left out"
     )
     parser.add_argument("--tls-ca", type=file_path, metavar="FILE", help="give the guest these CA certificates (PEM)")
 

@@ -14,6 +14,7 @@ import os
 import re
 import socket
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
@@ -179,7 +180,7 @@ def start(machine: Machine, folder: Path, user: process.User | None = None, memo
     qemu = program(machine.platform)
     if machine.kernel is None or machine.initramfs is None:
         raise BadInput("the artifact has no kernel", "build it with a kernel in images.toml")
-    with contextlib.ExitStack() as ours, contextlib.ExitStack() as helpers:
+    with ExitStack() as ours, ExitStack() as helpers:
 
         def inherit(path: Path, flags: int) -> int:
             """Open a file for QEMU to inherit; this process closes it at the end."""
@@ -233,40 +234,37 @@ class _Helpers(NamedTuple):
 
 
 def _start_helpers(
-    machine: Machine,
-    folder: Path,
-    user: process.User | None,
-    ours: contextlib.ExitStack,
-    helpers: contextlib.ExitStack,
-    *,
-    has_network: bool,
+    machine: Machine, folder: Path, user: process.User | None, ours: ExitStack, helpers: ExitStack, *, has_network: bool
 ) -> _Helpers:
     """Start the servers of volumes and network. `ours` closes QEMU's sockets here, `helpers` kills the processes."""
-    servers, shares, network, forwards = [], [], None, machine.forwards
+    servers: list[Helper] = []
+    shares, network, forwards = [], None, machine.forwards
+
+    def keep(server: Helper) -> None:
+        helpers.callback(server.process.kill)
+        servers.append(server)
+
     if machine.shares:
         from runner.machine import virtiofsd
 
         for share in machine.shares:
             server, sock = virtiofsd.serve(share, folder, machine.cgroup)
-            helpers.callback(server.process.kill)
-            servers.append(server)
+            keep(server)
             shares.append(ours.enter_context(sock).fileno())
     if has_network:
         from runner.machine import passt, relay
 
         forwards, relaying = relay.serve(machine.forwards, user, machine.cgroup)
         if relaying is not None:
-            helpers.callback(relaying.process.kill)
-            servers.append(relaying)
+            keep(relaying)
         if passt.is_usable() and (not machine.ipv6 or passt.has_ipv6()) and not machine.is_own_network:
             server, sock = passt.serve(forwards, machine.ipv6, machine.cgroup)
-            helpers.callback(server.process.kill)
-            servers.append(server)
+            keep(server)
             network = ours.enter_context(sock).fileno()
     return _Helpers(tuple(servers), tuple(shares), network, forwards)
 
 
-def _base(machine: Machine, stack: contextlib.ExitStack) -> int | None:
+def _base(machine: Machine, stack: ExitStack) -> int | None:
     """Open the base disk, or find the socket of its server. `stack` closes it."""
     if machine.base is None:
         return None
@@ -275,7 +273,7 @@ def _base(machine: Machine, stack: contextlib.ExitStack) -> int | None:
     return fd
 
 
-def _pair(stack: contextlib.ExitStack) -> tuple[socket.socket, int]:
+def _pair(stack: ExitStack) -> tuple[socket.socket, int]:
     """Return a socket and the descriptor of its other end, which `stack` closes."""
     mine, theirs = socket.socketpair()
     return mine, stack.enter_context(theirs).fileno()

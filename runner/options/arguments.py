@@ -44,7 +44,7 @@ def add_boot(parser: argparse.ArgumentParser) -> None:
         action=_From,
         dest="from_snapshot",
         metavar="SNAPSHOT",
-        help="go on from a snapshot in place of ARTIFACT; with --cold from its disk alone",
+        help="continue from a snapshot instead of ARTIFACT; with --cold, boot its disk only",
     )
     for add_options in (_add_lifetime, _add_resources, _add_guest, _add_start):
         add_options(parser)
@@ -102,7 +102,14 @@ def _add_resources(parser: argparse.ArgumentParser) -> None:
         metavar="HOST[:PORT]",
         help="reach only this; HOST may be *.example.org, an address or a network (default ports: 80 and 443)",
     )
-    add("--allow-file", action="append", default=[], type=file_path, metavar="FILE", help="read such lines from a file")
+    add(
+        "--allow-file",
+        action="append",
+        default=[],
+        type=file_path,
+        metavar="FILE",
+        help="read rules for --allow from a file",
+    )
     add(
         "--secret",
         action="append",
@@ -136,7 +143,13 @@ def _add_guest(parser: argparse.ArgumentParser) -> None:
     add("--add-host", action="append", default=[], metavar="NAME:ADDRESS", help="add a line to /etc/hosts")
     add("--dns", action="append", default=[], metavar="ADDRESS", help="use a name server (default: the host's)")
     add("--dns-search", action="append", default=[], metavar="DOMAIN", help="search a domain; . for none")
-    add("--dns-option", action="append", default=[], metavar="OPTION", help="set an option of resolv.conf, as ndots:2")
+    add(
+        "--dns-option",
+        action="append",
+        default=[],
+        metavar="OPTION",
+        help="set an option of resolv.conf, for example ndots:2",
+    )
     add("--pid1", action="store_true", help="run the program as process 1 (default for systemd, tini and others)")
     add("--init", action="store_true", help="keep the sandbox's init as process 1, whatever the program is")
     add("--hostname", metavar="NAME", help="the guest's host name (default: the sandbox's name)")
@@ -152,7 +165,7 @@ def _add_start(parser: argparse.ArgumentParser) -> None:
     add("--backend", choices=("qemu", "krun"), help="default: QEMU, or libkrun if only that is installed")
     add("--accel", choices=("kvm", "tcg"), help="default: KVM if it works here, else TCG")
     add("--clone", choices=("overlay", "reflink", "copy"), help="how to copy the disk (default: overlay)")
-    add("--cold", action="store_true", help="boot the kernel, even if a saved machine could go on instead")
+    add("--cold", action="store_true", help="boot the kernel, even if there is a template")
     add_fetching(parser, "missing", lazily=True)
     add(
         "--record-reads",
