@@ -53,7 +53,7 @@ class Retry:
         self._deadline = time.monotonic() + self._give_up_s
 
     def wait(self, err: RegistryError) -> None:
-        """Sleep until the next attempt, or raise `err` if there is no time for one."""
+        """Sleep until the next attempt, or raise `err` if there will not be one."""
         import random  # seldom needed
 
         self._attempts += 1

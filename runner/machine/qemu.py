@@ -241,6 +241,7 @@ def _start_helpers(
     shares, network, forwards = [], None, machine.forwards
 
     def keep(server: Helper) -> None:
+        """Have the server killed if the machine cannot start."""
         helpers.callback(server.process.kill)
         servers.append(server)
 
