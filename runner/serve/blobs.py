@@ -74,8 +74,17 @@ class CompressedBlob(NamedTuple):
             yield bytes(data[at : at + PIECE_BYTES])
 
 
-@lru_cache(maxsize=4)
+_compressing: dict[Path, threading.Lock] = {}  # by file
+
+
 def _compressed(path: Path, is_streamed: bool) -> bytes:
+    """Return the compressed file. Those who ask for it at the same time wait for one of them: it takes seconds and memory."""
+    with _compressing.setdefault(path, threading.Lock()):
+        return _compressed_once(path, is_streamed)
+
+
+@lru_cache(maxsize=4)
+def _compressed_once(path: Path, is_streamed: bool) -> bytes:
     with open(open_file(path), "rb") as file:
         if not is_streamed:
             return compressor().compress(file.read())

@@ -63,9 +63,10 @@ def wanted(path: str) -> Wanted | None:
     return Wanted(match["name"], match["kind"], match["digest"]) if match else None
 
 
-def is_range(text: str) -> bool:
-    """Return whether a Range header names one range of bytes. Any other counts as none (RFC 9110, 14.2)."""
-    return _RANGE.fullmatch(text) is not None
+def range_of(request: Request) -> str:
+    """Return the Range header if it names one range of bytes, else "". Any other counts as none, and of HEAD each (RFC 9110, 14.2)."""
+    text = request.headers.get("range", "") if request.method == "GET" else ""
+    return text if _RANGE.fullmatch(text) else ""
 
 
 def byte_range(text: str, size: int) -> tuple[int, int] | None:

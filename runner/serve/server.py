@@ -9,14 +9,14 @@ import ssl
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from rootdisk.errors import RootdiskError
 from rootdisk.oci.documents import Digest
 from rootdisk.system.debug import debug
 from runner.serve.blobs import Blob, is_right
 from runner.serve.catalog import Catalog
-from runner.serve.requests import HEAD_MAX_BYTES, Request, byte_range, is_allowed, is_range, parse, wanted
+from runner.serve.requests import HEAD_MAX_BYTES, Request, byte_range, is_allowed, parse, range_of, wanted
 
 CONNECTIONS_MAX, OF_ADDRESS_MAX = 128, 64
 HEAD_S = 10.0  # for a whole request to come, and between two
@@ -57,10 +57,10 @@ class Server:
             with self._lock:
                 is_full = self._connections.total() >= CONNECTIONS_MAX or self._connections[host] >= OF_ADDRESS_MAX
                 self._connections[host] += not is_full
-            if is_full:
+            if is_full or not _started(self._connection, sock, host):
                 sock.close()
-                continue
-            threading.Thread(target=self._connection, args=(sock, host), daemon=True).start()
+                if not is_full:
+                    self._forget(host)
 
     def _connection(self, sock: socket.socket, host: str) -> None:
         try:
@@ -75,9 +75,13 @@ class Server:
         except (OSError, ValueError, RootdiskError) as err:  # ssl.SSLError is an OSError
             debug(f"{host}: {err}")
         finally:
-            with self._lock:
-                self._connections[host] -= 1
-                self._connections += Counter()  # forgets addresses without connections
+            self._forget(host)
+
+    def _forget(self, host: str) -> None:
+        """Count a connection of `host` less."""
+        with self._lock:
+            self._connections[host] -= 1
+            self._connections += Counter()  # forgets addresses without connections
 
     def _serve(self, sock: socket.socket) -> None:
         """Answer the requests of a connection, one after another."""
@@ -118,7 +122,7 @@ class Server:
             return None
         digest = Digest.parse(asked.digest)
         blob = (repository.manifests if asked.kind == "manifests" else repository.blobs).get(digest)
-        is_part = is_range(request.headers.get("range", ""))
+        is_part = bool(range_of(request))
         return blob if blob is not None and self._may_send(blob, is_part=is_part) else None
 
     def _may_send(self, blob: Blob, *, is_part: bool) -> bool:
@@ -132,8 +136,10 @@ class Server:
             check = self._checks.get(digest)
             is_new = check is None
             check = check or self._checks.setdefault(digest, threading.Event())
-        if is_new:
-            threading.Thread(target=self._check, args=(blob, check, self._checking_asked), daemon=True).start()
+        if is_new and not _started(self._check, blob, check, self._checking_asked):
+            with self._lock:
+                del self._checks[digest]
+            return False
         if not is_part:
             check.wait(CHECK_S)
         return self._right.get(digest, is_part)
@@ -165,12 +171,13 @@ class Server:
         descriptor = blob.descriptor
         headers = {"Docker-Content-Digest": str(descriptor.digest), "Accept-Ranges": "bytes"}
         headers["Content-Type"] = descriptor.media_type
-        asked = byte_range(request.headers.get("range", ""), descriptor.size)
+        part = range_of(request)
+        asked = byte_range(part, descriptor.size)
         if asked is None:
             _send(sock, 416, {"Content-Range": f"bytes */{descriptor.size}"}, request)
             return
         start, end = asked
-        status = 206 if is_range(request.headers.get("range", "")) else 200
+        status = 206 if part else 200
         if status == 206:
             headers["Content-Range"] = f"bytes {start}-{end - 1}/{descriptor.size}"
         headers["Content-Length"] = str(end - start)
@@ -183,6 +190,15 @@ class Server:
         sock.sendall(_head(status, headers) + first)
         for piece in pieces:
             sock.sendall(piece)
+
+
+def _started(action: Callable[..., None], *given: object) -> bool:
+    """Run an action in a thread. Return False if this host allows no other one now."""
+    try:
+        threading.Thread(target=action, args=given, daemon=True).start()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _shake_hands(tls: ssl.SSLSocket) -> None:

@@ -6,7 +6,7 @@ import base64
 
 import pytest
 
-from runner.serve.requests import byte_range, is_allowed, parse, wanted
+from runner.serve.requests import byte_range, is_allowed, parse, range_of, wanted
 
 HEX = "0" * 64
 
@@ -73,6 +73,16 @@ def test_paths_that_lead_nowhere(path: str) -> None:
 )
 def test_ranges(text: str, found: tuple[int, int] | None) -> None:
     assert byte_range(text, 10) == found
+
+
+@pytest.mark.parametrize(
+    ("method", "text", "found"),
+    [("GET", "bytes=0-3", "bytes=0-3"), ("GET", "bytes=-3", ""), ("GET", "items=0-3", ""), ("HEAD", "bytes=0-3", "")],
+)
+def test_a_range_that_counts(method: str, text: str, found: str) -> None:
+    request = parse(f"{method} /v2/ HTTP/1.1\r\nRange: {text}".encode())
+    assert request is not None
+    assert range_of(request) == found
 
 
 def test_tokens() -> None:

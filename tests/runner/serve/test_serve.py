@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from runner.serve import server
+from rootdisk.oci.referrers import referrers_tag, signatures_tag
+from runner.serve import blobs, server
 from runner.serve.catalog import Catalog
 from runner.store.store import Store
 from tests.support.artifacts import noise, publish, sample
@@ -129,6 +130,13 @@ def test_what_is_served(served: tuple[str, Path], registry: RunningRegistry) -> 
     assert get(address, "/v2/team/served/manifests/1")[0] == 404
     for path in ("/", "/v2/..%2f..%2fformat", "/v2/team/served/blobs/../../../format", "/v2/team/served/tags/list"):
         assert get(address, path)[0] == 404
+    # Not an empty list: it does not know what is attached. Clients then ask for a tag, which it does not know either.
+    for path in (
+        f"referrers/{manifest}",
+        f"manifests/{referrers_tag(manifest)}",
+        f"manifests/{signatures_tag(manifest)}",
+    ):
+        assert get(address, f"/v2/team/served/{path}")[0] == 404
     other = hashlib.sha256((store / "format").read_bytes()).hexdigest()
     assert get(address, f"/v2/team/served/blobs/sha256:{other}")[0] == 404
 
@@ -189,6 +197,37 @@ def test_hostile_clients(served: tuple[str, Path]) -> None:
             with contextlib.suppress(ConnectionError):
                 assert sock.recv(4096).startswith((b"HTTP/1.1 400", b""))
     assert get(served[0], "/v2/")[0] == 200
+
+
+def test_no_thread_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host allows no more: that connection ends, and not the server."""
+    monkeypatch.setenv("ROOTDISK_STORE", str(tmp_path))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        place = listener.getsockname()
+        threading.Thread(target=server.Server(Catalog(Store.open()), listener).run, daemon=True).start()
+        address = f"127.0.0.1:{place[1]}"
+        until(lambda: get(address, "/v2/")[0] == 200)
+        before = threading.stack_size(1 << 46)
+        try:
+            for _ in range(server.OF_ADDRESS_MAX + 1):
+                with socket.create_connection(place, 20) as sock:
+                    assert sock.recv(1) == b""
+        finally:
+            threading.stack_size(before)
+        assert get(address, "/v2/")[0] == 200
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+def test_what_is_compressed_is_compressed_once_for_all_who_ask(tmp_path: Path) -> None:
+    """Also if they ask at the same time, as hosts do that start the same machine."""
+    path = tmp_path / "vmlinux"
+    path.write_bytes(b"".join(noise(20, 100_000, seed=2)))
+    blob = blobs.CompressedBlob(path, MADE.artifact.descriptor, is_streamed=False)
+    missed = blobs._compressed_once.cache_info().misses
+    with ThreadPoolExecutor(8) as pool:
+        parts = list(pool.map(lambda at: b"".join(blob.read(at, at + 100)), range(0, 1600, 200)))
+    assert b"".join(parts[:2]) == b"".join([*blob.read(0, 100), *blob.read(200, 300)])
+    assert blobs._compressed_once.cache_info().misses == missed + 1
 
 
 def test_slow_clients_and_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
