@@ -12,7 +12,7 @@ from rootdisk.cli.commands import load
 from rootdisk.errors import RootdiskError
 from rootdisk.system.notices import show_by
 from rootdisk.system.stdio import OutputError, discard_output, settle, speak_utf8
-from rootdisk.text import describe_error, error_text
+from rootdisk.text import describe_error, error_text, lack
 
 
 def _with_run(words: list[str]) -> list[str]:
@@ -69,7 +69,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as err:  # an installation for the runner alone lacks what building needs
         print(f"imagetool: {err.name} is not installed: pip install 'rootdisk[build]'", file=sys.stderr)
         return 1
-    except (RootdiskError, OSError) as err:
+    except (RootdiskError, OSError, MemoryError, RuntimeError) as err:
+        if isinstance(err, MemoryError | RuntimeError) and not lack(err):
+            raise
         if isinstance(err, OutputError):
             discard_output()
         if debug:

@@ -164,7 +164,10 @@ def read_file(path: Path, max_bytes: int) -> bytes:
         ValueError: The file is larger than `max_bytes`.
     """
     with open(open_file(path), "rb") as file:
-        data = file.read(max_bytes + 1)
+        size = min(os.fstat(file.fileno()).st_size, max_bytes)
+        data = file.read(size + 1)  # a buffer of the whole limit could be too much for this process
+        if len(data) > size:  # it has grown, or has no size, as in /proc
+            data += file.read(max_bytes + 1 - len(data))
     if len(data) > max_bytes:
         raise ValueError(f"is larger than {max_bytes} bytes")
     return data

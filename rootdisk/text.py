@@ -28,10 +28,20 @@ def one_line(text: str) -> str:
     return text if text.isprintable() else "".join(char if char == "\\" else _escaped(char) for char in text)
 
 
+def lack(err: Exception) -> str:
+    """Return what this process may have no more of, memory or threads, with a hint; "" if `err` is another error."""
+    if isinstance(err, MemoryError):
+        return "not enough memory: see ulimit -v, and the limit of the container"
+    # CPython has no class for it: Modules/_threadmodule.c
+    if isinstance(err, RuntimeError) and "start new thread" in str(err):
+        return "cannot start another thread: see ulimit -u, and the limit of processes of the container"
+    return ""
+
+
 def describe_error(err: Exception) -> str:
     """Return the message of an error. For an OSError this is the file and the reason."""
     if not isinstance(err, OSError):
-        return str(err)
+        return lack(err) or str(err)
     if err.filename is not None:
         name = os.fsdecode(err.filename) if isinstance(err.filename, (str, bytes)) else str(err.filename)
         if name.startswith("/proc/") and not os.path.exists("/proc/self"):

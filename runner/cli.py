@@ -11,7 +11,7 @@ from rootdisk.errors import RootdiskError
 from rootdisk.system.debug import show
 from rootdisk.system.notices import show_by
 from rootdisk.system.stdio import OutputError, discard_output, settle, speak_utf8
-from rootdisk.text import describe_error, error_text
+from rootdisk.text import describe_error, error_text, lack
 from runner.parser import COMMANDS, parser
 
 __all__ = ["main", "parser"]
@@ -47,7 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         discard_output()
         return FAILED
-    except (RootdiskError, OSError) as err:
+    except (RootdiskError, OSError, MemoryError, RuntimeError) as err:
+        if isinstance(err, MemoryError | RuntimeError) and not lack(err):
+            raise
         if isinstance(err, OutputError):
             discard_output()
         if debug:

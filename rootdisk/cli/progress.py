@@ -98,8 +98,9 @@ class Lines:
         import threading
 
         self._ended = threading.Event()
-        self._watcher = threading.Thread(target=self._watch, args=(self._ended,), daemon=True)
-        self._watcher.start()
+        watcher = threading.Thread(target=self._watch, args=(self._ended,), daemon=True)
+        watcher.start()
+        self._watcher = watcher
 
     def _watch(self, ended: threading.Event) -> None:
         while not ended.wait(0.25):

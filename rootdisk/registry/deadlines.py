@@ -44,10 +44,10 @@ class Watch:
         with self._lock:
             if self.stopped.is_set():
                 raise TimeoutError("aborted")
-            self._waits[wait] = sock, time.monotonic() + seconds
-            if not self._looking:
-                self._looking = True
+            if not self._looking:  # it looks when the lock is free
                 threading.Thread(target=self._look, name="runner watch", daemon=True).start()
+                self._looking = True
+            self._waits[wait] = sock, time.monotonic() + seconds
 
     def end(self, wait: _Wait) -> bool:
         """Watch no longer. Return false if the socket was shut down: do not trust bytes from it."""
