@@ -106,7 +106,7 @@ class Counted:
         self._done: dict[object, int] = {}
 
     def pieces(self, name: object, pieces: Iterator[bytes]) -> Iterator[bytes]:
-        """The same pieces, counted as what has come of `name`, from the start."""
+        """Yield the same pieces, and count them as progress of `name`, from the start."""
         count = 0
         for piece in pieces:
             yield piece

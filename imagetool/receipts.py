@@ -1,4 +1,4 @@
-"""Receipts: small JSON files that say what was made of what, and with which digests.
+"""Receipts: small JSON files that say what was made from what, and with which digests.
 
 A receipt is a frozen value with `parse` and `to_json`, of one kind and version; imagetool/build/receipts.py lists them all.
 Its file holds its own digest, so what a receipt says is what was written. What it says of files is checked before they are

@@ -77,7 +77,7 @@ class Pruned(NamedTuple):
     freed: int = 0
 
     def remarks(self) -> list[str]:
-        """Say how versions were ordered, and what was freed."""
+        """Return lines that say how versions were ordered, and how much was freed."""
         order = [f"versions were ordered {self.order}"] if self.order else []
         return order + ([f"{self.freed / 1e6:.1f} MB freed"] if self.freed else [])
 

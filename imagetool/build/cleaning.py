@@ -27,7 +27,7 @@ class Entry(NamedTuple):
 
 
 def entries(folder: Path, patterns: Sequence[str]) -> list[Entry]:
-    """Return what is in `folder` under these names, sorted.
+    """Return the paths in `folder` that match one of the patterns, sorted, with their sizes.
 
     A file with several names counts once, and not at all if one of them is elsewhere, as in a published layout.
     """

@@ -1,4 +1,4 @@
-"""Check that targets still have what was published. doit asks before each build, so this module imports little."""
+"""Check that targets still have the published artifact. doit asks before each build, so this module imports little."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ class ProcessChange(NamedTuple):
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Return only what is changed."""
+        """Return only the changed values."""
         lists = {"entrypoint": self.entrypoint, "cmd": self.cmd}
         changed: dict[str, Any] = {key: list(value) for key, value in lists.items() if value is not None}
         texts = {"workdir": self.workdir, "user": self.user}
@@ -122,7 +122,7 @@ def file_named() -> Path:
 
 
 def load(path: Path) -> tuple[Image, ...]:
-    """Return every image of the file, in its order; BadInput for anything that is not exactly understood."""
+    """Return the images of the file, in its order. BadInput for anything unknown or wrong."""
     try:
         text = path.read_text("utf-8-sig")  # TOML 1.1: a byte order mark at the start is ignored
     except OSError as err:

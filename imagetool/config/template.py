@@ -123,7 +123,7 @@ def _lines(reference: Reference, name: str, source: SourceImage, folder: Path) -
 
 
 def _text(value: object) -> str:
-    """A TOML value, which is JSON's; what is not printable is escaped, as people look at the file in a terminal, and ${ stays text."""
+    """Return a value as TOML, in JSON's form. Unprintable characters are escaped for terminals, and ${ stays text."""
     return "".join(map(_escaped, json.dumps(value, ensure_ascii=False))).replace("${", "$${")
 
 

@@ -88,7 +88,7 @@ class Reader(Volume):
         return names.entries(self, node)
 
     def read_through(self, node: Node) -> None:
-        """Read all that an inode leads to: attributes, and its target or bytes. BadInput says what is damaged."""
+        """Read everything that belongs to an inode: attributes, and its target or bytes. BadInput says what is damaged."""
         self.xattrs(node)
         if node.type == stat.S_IFLNK:
             self.target(node)

@@ -64,7 +64,7 @@ def unsigned(module: bytes) -> bytes:
 
 
 def slim(module: bytes) -> bytes:
-    """Return `module` without BTF, ORC and the list of functions to trace. Something else is returned as it is.
+    """Return `module` without BTF, ORC and the list of functions to trace. If it is not a kernel module, return it unchanged.
 
     A module that offers functions to BPF programs keeps its BTF.
     """

@@ -1,4 +1,4 @@
-"""The guest's init as wheels and sdists carry it: for both architectures, so that nobody needs a compiler to use them.
+"""The prebuilt guest's init in wheels and sdists: for both architectures, so that no compiler is needed.
 
 The build backend makes them, in `built`/ beside this module, by one pinned compiler that comes from PyPI with musl in it:
 the bytes are the same on every machine. `built`/inits.json says of which sources they are and which digests they have;

@@ -29,7 +29,7 @@ class File(NamedTuple):
     spans: Sequence[Span]  # ascending
 
     def at(self, position: int) -> tuple[tuple[bytes, int], int]:
-        """Return what is at `position`, as chunk and offset in it, and where that ends."""
+        """Return the sha256 of the chunk at `position` and the offset in it, and the position where it ends."""
         number = bisect_right(self.spans, position, key=lambda span: span.start)
         if number and position < self.spans[number - 1].end:
             span = self.spans[number - 1]

@@ -145,7 +145,7 @@ class LayerFrames:
         return self._take
 
     def finish(self) -> None:
-        """Write what is left. Errors of making and writing frames pass through."""
+        """Write the remaining frames. Errors of making and writing frames pass through."""
         while self._waiting:
             self._append(self._frames.crew.result(self._waiting.popleft()))
         if self._blob:

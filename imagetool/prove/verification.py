@@ -163,7 +163,7 @@ def _description(config: ArtifactConfig, inputs: Fields, options: RegistryOption
 
 
 def _process(changed: Fields) -> ProcessChange:
-    """Only what is changed is recorded."""
+    """Parse the recorded changes of the process. Only changed values are recorded."""
     lists = {
         key: changed.texts(key, WORDS_MAX_COUNT, limit=WORD_MAX) if key in changed.value else None
         for key in ("entrypoint", "cmd")

@@ -15,7 +15,7 @@ _NO_TIME = "1970-01-01T00:00:00Z"  # SPDX asks for one, and a build must not dep
 
 
 def document(found: Found, name: str, form: Format) -> bytes:
-    """Write the bill of material of what is called `name`."""
+    """Write the bill of materials of the thing called `name`."""
     return canonical_json(_spdx(found, name) if form == "spdx" else _cyclonedx(found, name)) + b"\n"
 
 

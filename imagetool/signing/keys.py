@@ -108,7 +108,7 @@ class FileKey:
 
 
 class CommandKey:
-    """A key that a command uses: what is to be signed is its standard input, the signature its standard output."""
+    """A key that only a command can use: it reads the data from standard input and writes the signature to standard output."""
 
     def __init__(self, command: str, public: PublicKey) -> None:
         try:

@@ -112,7 +112,7 @@ def _sign_archive(reference: Reference, key: SigningKey, formats: Formats, ident
 
 
 def check_identity(identity: str) -> None:
-    """Refuse what is not a reference in full."""
+    """Refuse a reference that is not written in full."""
     found = parse_reference(identity)
     if found.kind != "registry" or found.digest is not None or identity not in (found.place, str(found)):
         raise BadInput(f"--identity {identity!r:.120}", "write registry/repository or registry/repository:tag, in full")

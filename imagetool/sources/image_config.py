@@ -107,7 +107,7 @@ class ImageConfig:
 def check_image(
     manifest: Manifest, config: ImageConfig, platform: Platform, where: str, listed: Platform | None = None
 ) -> tuple[Remark, ...]:
-    """Refuse a config that is not for `platform`, or has layers that are not tars or do not fit its config.
+    """Refuse an image that is not for `platform`, or whose layers are not tars or do not fit its config.
 
     `listed` is the platform by an index, which is believed if the config says another, as by container runtimes.
     Returns a remark then.

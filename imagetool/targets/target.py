@@ -105,7 +105,7 @@ def push_blobs(
         counted.at(digest, descriptor.size)
 
     def stop() -> None:
-        """Abort what is in progress."""
+        """Abort the uploads in progress."""
         interrupt()
         target.interrupt()
 

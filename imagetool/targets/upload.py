@@ -80,7 +80,7 @@ class Upload:
             return
 
         def once() -> tuple[str, str]:
-            """Return the range that is there, and the URL to go on with."""
+            """Return the `Range` of what has arrived, and the URL to continue with."""
             with self._client.request("GET", place, expect=(204,)) as response:
                 return response.headers.get("Range"), _location(response)
 

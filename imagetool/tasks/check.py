@@ -32,7 +32,7 @@ DEFAULT_PATH = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 def check_artifact(image: Image, places: Sequence[Reference], digest: Digest, work: Path) -> str:
-    """Check the artifact `digest` in every place; return in words what was done.
+    """Check the artifact `digest` in every place. Return in words what was checked.
 
     The artifact is fetched completely from each place, as by a host that has nothing yet. e2fsck must find nothing, our own
     reader reads every byte, the program must be on the disk, and the disk must boot. With `probe`, that command must exit
@@ -119,7 +119,7 @@ def check_with_e2fsck(path: Path) -> None:
 
 
 def read_through(path: Path) -> int:
-    """Read every inode, attribute and byte of the raw disk at `path`; return how many names. BadInput names what is damaged."""
+    """Read every inode, attribute and byte of the raw disk at `path`. Return the number of names. BadInput names what is damaged."""
     count = 0
     with Reader.open(path) as reader:
         for _, node in reader.walk():

@@ -84,7 +84,7 @@ def _receipt(image: Image, name: str) -> str:
 
 
 def _whole(image: Image, name: str, kind: type[Receipt]) -> tuple[Any, list[Any]]:
-    """Return `uptodate` of doit for a receipt: it is what was written."""
+    """Return doit's `uptodate` for a receipt: the file is as it was written."""
     return uptodate.receipt_is_whole, [_receipt(image, name), kind]
 
 

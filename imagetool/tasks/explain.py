@@ -52,7 +52,7 @@ def _settings(differences: Sequence[derivation.Change]) -> list[str]:
 
 
 def _targets(places: Places, image: Image) -> Iterator[str]:
-    """Yield what has changed in where the disk is published, and as which version."""
+    """Yield the changes of the places where the disk is published, and of its version."""
     receipt = places.index(image) if image.group else places.receipt(image, "published")
     try:
         before = load(receipt, PublishedReceipt).targets

@@ -1,4 +1,4 @@
-"""The graph of doit's tasks as a picture: what has to be made before is further left. The same graph, the same SVG."""
+"""The graph of doit's tasks as a picture: a task is to the right of those it needs. The same graph gives the same SVG."""
 
 from __future__ import annotations
 

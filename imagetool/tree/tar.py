@@ -143,7 +143,7 @@ class _Scanner:
         return data, at + 512 + (length + 511 & ~511)
 
     def extend(self, kind: int, at: int, block: bytes, extended: _Extended | None) -> tuple[int, _Extended | None]:
-        """Read an extended header at `at`. Return where the next header is, and what is known for its entry."""
+        """Read an extended header at `at`. Return where the next header is, and the extended values for its entry."""
         data, after = self.payload(at, block)
         if kind == 0x67:  # g
             global_records = pax.records(data)

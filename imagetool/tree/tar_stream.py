@@ -81,7 +81,7 @@ class TarStream:
         return min(end, self._end)
 
     def finish(self) -> None:
-        """Write what is left of what was read, and go on to the end. Nothing in the rest is an entry, so it is not written."""
+        """Write the rest of what was read, and read on to the end. The remaining bytes contain no entry, so they are not written."""
         self._take(self._end, self._write)
         for _ in self._pieces:
             pass

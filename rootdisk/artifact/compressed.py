@@ -33,7 +33,7 @@ class Content(NamedTuple):
 
 
 def decompressed(pieces: Iterable[bytes], content: Content, what: str) -> Iterator[bytes]:
-    """Yield what is in the blob `pieces`, one zstd frame, and check that it is `content`. Errors name it `what`.
+    """Decompress the blob `pieces`, one zstd frame, and check that the result is `content`. Errors name it `what`.
 
     Raises:
         DigestMismatch: It is something else.

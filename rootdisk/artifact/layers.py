@@ -1,4 +1,4 @@
-"""The layer of the image that a file on the disk comes from, by the number of its inode; and what is not on the disk."""
+"""The image layer that a file on the disk comes from, by its inode number; and counts of what is missing on the disk."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Command lines as both tools have them: help as wide as the terminal, and errors of one line that say what was meant."""
+"""Command lines of both tools: help as wide as the terminal, and one-line errors that suggest what was meant."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _columns() -> int:
 
 
 class Help(argparse.HelpFormatter):
-    """A formatter that leaves lines of examples as they are."""
+    """A formatter that does not wrap lines of examples."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, width=max(_columns() - 2, 20))
@@ -99,7 +99,7 @@ def processors(text: str) -> int:
 
 
 def file_path(text: str) -> Path:
-    """Return an option's path. An empty one, as of a shell's variable that is not set, would be the working directory."""
+    """Return an option's path. Refuse an empty one, as from an unset shell variable: it would mean the working directory."""
     from pathlib import Path  # --help and most commands of the runner do not need it
 
     if not text:

@@ -60,7 +60,7 @@ def _bar(what: str) -> Iterator[Progress]:
 
 
 class Lines:
-    """Lines for steps, some of which run at the same time. A quick step has no line."""
+    """Progress as lines, for steps that may run at the same time. A quick step gets no line."""
 
     def __init__(self) -> None:
         self._lock = _thread.allocate_lock()  # threading, which takes a while to load, only if there is a step

@@ -143,7 +143,7 @@ class Fields(NamedTuple):
         return cls(value, what, hint)
 
     def wrong(self, key: str, why: str) -> BadInput:
-        """Return the error for a field that is not valid."""
+        """Return the error for an invalid field."""
         return BadInput(f"{self.what}: {key}: {why}", self.hint)
 
     def only(self, known: Collection[str], why: str) -> None:

@@ -204,7 +204,7 @@ def _names(item: Descriptor) -> tuple[str, ...]:
 
 
 def _images(index: Index) -> list[Descriptor]:
-    """List the entries that a user may mean without a tag: what is attached to an image is none of them."""
+    """List the entries that a reference without a tag may mean: all but those attached to an image."""
     images = [
         item
         for item in index.manifests

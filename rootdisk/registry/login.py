@@ -74,7 +74,7 @@ def save(registry: str, credentials: Credentials) -> str:
 
 
 def remove(registry: str) -> str:
-    """Remove what is saved for `registry`; return where it was, in words; "" if there was nothing."""
+    """Remove the credentials saved for `registry`. Return where they were, in words; "" if there were none."""
     path = config_path()
     if not path.exists():
         return ""

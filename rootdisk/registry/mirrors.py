@@ -101,11 +101,11 @@ class MirroredRepository:
         return self._first(lambda repository: repository.manifest(wanted))
 
     def referrers(self, subject: Digest, artifact_type: str = "") -> tuple[Descriptor, ...]:
-        """List what is attached to `subject`. As for tags of attached things, the origin is asked: see `_is_attached`."""
+        """List what is attached to `subject`. The origin is asked, as for tags of attachments: see `_is_attached`."""
         return self._open_origin().referrers(subject, artifact_type)
 
     def blob(self, descriptor: Descriptor, start: int = 0, end: int | None = None) -> Iterator[bytes]:
-        """Yield the bytes [start, end) of a blob in pieces, not verified. If a place fails, go on at the next."""
+        """Yield the bytes [start, end) of a blob in pieces, not verified. If a place fails, continue at the next."""
         stop = check_range(descriptor, start, end)
         position = start
         for place in self._places:
@@ -199,7 +199,7 @@ def _is_silent(place: Place) -> bool:
 
 
 def _is_attached(name: str | Digest) -> bool:
-    """Tell whether a tag names what is attached to a digest: a mirror may not have what was attached later."""
+    """Return whether a tag names attachments of a digest: a mirror may lack those attached later."""
     return not isinstance(name, Digest) and belongs_to_digest(name)
 
 

@@ -141,7 +141,7 @@ def end_without_output(program: str) -> None:
 
 
 def _last_flush() -> None:
-    """Write what is buffered; after this Python would report an error as its own."""
+    """Flush the buffers here: at exit Python would report an error in its own way."""
     try:
         sys.stdout.flush()
     except SystemExit as err:

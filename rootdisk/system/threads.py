@@ -111,7 +111,7 @@ def for_each(
             raise
 
     def stop() -> None:
-        """Begin nothing more, and end what has begun."""
+        """Start no more work, and interrupt what has started."""
         waiting.clear()
         interrupt()
 

@@ -33,7 +33,7 @@ def pre_authentication(payload_type: str, payload: bytes) -> bytes:
 
 
 class Bundle(NamedTuple):
-    """A bundle: what is signed, and the one signature over it."""
+    """A bundle: the signed payload, and the one signature over it."""
 
     payload_type: str
     payload: bytes

@@ -29,7 +29,7 @@ class Identity(NamedTuple):
 
     @classmethod
     def parse(cls, value: Fields) -> Identity:
-        """Parse a `signedIdentity`. BadInput names what is not understood."""
+        """Parse a `signedIdentity`. BadInput names an unknown part."""
         kind = value.text("type", limit=80)
         if kind not in _FIELDS:
             raise value.wrong("type", f"{kind!r:.80} is not known: {', '.join(_FIELDS)}")

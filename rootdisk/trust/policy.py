@@ -1,4 +1,4 @@
-"""policy.json: who must have signed what is used; containers-policy.json(5).
+"""policy.json: whose signatures an artifact must have; containers-policy.json(5).
 
     policy = Policy.parse(raw, "/etc/containers/policy.json")
     policy.requirements(reference)      all of these have to be met
@@ -51,7 +51,7 @@ class Policy(NamedTuple):
 
     @classmethod
     def parse(cls, raw: bytes, where: str, folder: Path = Path("/")) -> Policy:
-        """Parse a policy; relative paths of keys are below `folder`. BadInput names what is not understood."""
+        """Parse a policy; relative paths of keys are below `folder`. BadInput names an unknown part."""
         value = Fields.of(parse_value(raw, where, POLICY_MAX_BYTES), where)
         value.only(("default", "transports"), "not a field of a policy")
         default = tuple(_requirements(value, "default", folder))

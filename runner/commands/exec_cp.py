@@ -64,7 +64,7 @@ def cp_command(options: argparse.Namespace) -> int:
 
 @contextlib.contextmanager
 def _ended_by_signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP end this process as Ctrl-C does: at once, and what is half written is removed."""
+    """Let SIGTERM and SIGHUP end this process as Ctrl-C does: at once, and half-written files are removed."""
 
     def end(number: int, _: object) -> None:
         """End this process with the status of a signal."""

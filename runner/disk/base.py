@@ -1,4 +1,4 @@
-"""The bytes of a base disk, from its file or from the server of a disk that is not complete yet."""
+"""The bytes of a base disk, from its file or, if it is incomplete, from its server."""
 
 from __future__ import annotations
 

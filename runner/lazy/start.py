@@ -103,7 +103,7 @@ def _serves_disk(source: DiskSource, number: int | None = None) -> bool:
 
 
 def _replace(store: Store, source: DiskSource, sock: socket.socket) -> tuple[socket.socket, FillStatus]:
-    """Start a server of `source` in place of the one that `sock` leads to. Keepers find it as they do when one is killed."""
+    """Start a server of `source` instead of the one that `sock` leads to. Keepers find it as they do when one is killed."""
     with sock:
         lock = filling.take_over(sock)
         if lock is not None:

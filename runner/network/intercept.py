@@ -62,7 +62,7 @@ class _Side:
         self.is_ended = False  # it has said that nothing more comes
 
     def shake(self) -> None:
-        """Go on with the handshake; ssl.SSLError if it fails."""
+        """Continue the handshake; ssl.SSLError if it fails."""
         if not self.is_ready:
             try:
                 self._tls.do_handshake()

@@ -31,7 +31,7 @@ class Lanes:
         return self._decoder.next_kind() is not None
 
     def receive(self, is_late: Callable[[], bool]) -> Iterator[tuple[int, int, bytes]]:
-        """Yield the frames that have come, until `is_late`; what is none is left out."""
+        """Yield the frames that have arrived, until `is_late`; bytes that are not a frame are skipped."""
         until = self._received + (0 if self.is_behind else _READ_BYTES)
         while self._received < until:
             place, rest = divmod(self._received, STRIPE)
@@ -48,7 +48,7 @@ class Lanes:
                 yield decoded
 
     def send(self, more: Callable[[int], bytearray], is_late: Callable[[], bool]) -> socket.socket | None:
-        """Send frames of `more(limit)` until `is_late`. Return the lane to go on with, when it takes more; None if all is sent."""
+        """Send frames of `more(limit)` until `is_late`. Return the lane to continue with when it takes more; None if everything is sent."""
         while True:
             if len(self._out) < _SEND_BYTES:
                 self._out += more(_SEND_BYTES - len(self._out))

@@ -143,7 +143,7 @@ class Proxy:
         return self.streams.is_behind or self._lanes.is_behind
 
     def carry(self, ready: Mapping[Any, int], *, is_ready: bool) -> None:
-        """Process events of sockets, and what has taken too long. `is_ready`: the guest's program has started."""
+        """Process events of sockets, and end what has taken too long. `is_ready`: the guest's program has started."""
         if is_ready and not self._is_published:
             self._publish()
         if self._is_behind or not self._lanes.known.isdisjoint(ready):

@@ -29,7 +29,7 @@ class Rules:
         self.own = dict(own or {})
 
     def check(self, host: Host, port: int) -> None:
-        """Check what a program has asked for; an address has to be listed itself.
+        """Check the host and port that a program asks for. An address must itself be listed.
 
         Raises:
             Refused: No rule is for it.

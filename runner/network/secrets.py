@@ -1,4 +1,4 @@
-"""Secrets that a guest uses and never has: --secret NAME=SOURCE@HOST; what is said of them. Pure.
+"""Secrets that a guest uses but never has: parse and describe --secret NAME=SOURCE@HOST. Pure.
 
 The guest gets a placeholder of the secret's length. In requests to the secret's hosts, and nowhere else, the keeper puts the
 secret in its place, in the values of fields; and in answers the placeholder in place of the secret.

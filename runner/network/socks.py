@@ -12,7 +12,7 @@ DONE, FAILED, NOT_ALLOWED, UNREACHABLE, CONNECTION_REFUSED, NO_COMMAND = 0, 1, 2
 
 
 def take_greeting(data: bytearray) -> bool | None:
-    """Take the first message. Return whether it offers to go on without a password; None if it is not complete."""
+    """Take the first message. Return whether it offers to continue without a password; None if it is incomplete."""
     if len(data) < 2 or len(data) < 2 + data[1]:
         return None
     methods = bytes(data[2 : 2 + data[1]])

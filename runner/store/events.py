@@ -1,4 +1,4 @@
-"""Events of sandboxes: what has happened in a store, a line of JSON each, for all processes that want to know.
+"""Events of the sandboxes in a store, a line of JSON each, which any process of the user can read.
 
     ROOT/events, ROOT/events.old      a line of JSON for each event; the older file has older events
 
@@ -65,7 +65,7 @@ class Events(NamedTuple):
 
 
 def _write_now(fd: int, line: bytes) -> None:
-    """Write a line if that does not wait: the keeper must go on, even if nobody reads. pipe(7): PIPE_BUF bytes fit then."""
+    """Write a line if that does not block: the keeper must continue even if nobody reads. pipe(7): PIPE_BUF bytes fit then."""
     room = select.poll()
     room.register(fd, select.POLLOUT)
     if any(events & select.POLLOUT for _, events in room.poll(0)):
@@ -101,7 +101,7 @@ def parse(line: bytes) -> dict[str, Any] | None:
 
 
 def kept(folder: Path) -> Iterator[dict[str, Any]]:
-    """Yield the events that the store still has, the oldest first. A file that is none, or cannot be read, has none."""
+    """Yield the events that the store still has, the oldest first. A file that is not a log, or cannot be read, is skipped."""
     with contextlib.ExitStack() as opened:
         files: list[BinaryIO] = []
         for name in ("events", "events.old"):  # in this order: a file that gets the other name meanwhile is not missed

@@ -107,7 +107,7 @@ class Store:
         return self.root / "disks" / f"{digest.hex}.raw"
 
     def partial(self, digest: Digest) -> Path:
-        """Return the path of a disk that is not complete: runner/store/partial.py."""
+        """Return the path of an incomplete disk: runner/store/partial.py."""
         return self.root / "disks" / f"{digest.hex}.partial"
 
     def index(self, digest: Digest) -> Path:

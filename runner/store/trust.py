@@ -45,7 +45,7 @@ class Gate:
         return cls(reference, rule_for(reference, policy))
 
     def admits(self, store: Store, manifest: Digest) -> bool:
-        """Tell whether an artifact of the store may be used by what the store knows. False: the registry has to be asked.
+        """Return whether an artifact may be used according to the store's records. If not, the registry must be asked.
 
         Raises:
             Refused: The policy refuses it whatever its signatures are.

@@ -1,4 +1,4 @@
-"""Check the store: hash every chunk of every disk and every blob. Mark what is damaged, and fetch it again."""
+"""Check the store: hash every chunk of every disk and every blob. Mark damaged content, and fetch it again."""
 
 from __future__ import annotations
 
