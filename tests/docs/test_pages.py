@@ -19,7 +19,7 @@ from ruamel.yaml import YAML
 
 from runner.cli import parser
 from tests.support.commands import ROOT
-from tests.support.pages import DOCS, blocks, commands, script
+from tests.support.pages import DOCS, blocks, comes_up, commands, script
 from tests.support.ports import free_port
 from tests.support.registry import needs_registry
 
@@ -49,7 +49,7 @@ class Clone:
         }
         with (self.place.parent / "log").open("w+") as log:
             process = subprocess.Popen(
-                ["bash", "-c", f"{before}\n{text}"],
+                ["bash", "-c", f"{before}\n{text}\n{comes_up(text)}"],
                 cwd=self.place,
                 env=environment,
                 stdin=subprocess.DEVNULL,
@@ -91,6 +91,19 @@ def test_the_tutorial_and_then_the_how_to_pages(demo: str, tmp_path: Path) -> No
             if page == "howto/custom-kernel.md" and not DEBIAN:
                 continue  # the kernel's package has another name there
             clone.run(page, 'export PATH="$PWD/.venv/bin:$PATH"')
+
+
+@pytest.mark.parametrize(("program", "status"), [("false", 1), (f"{sys.executable} -m http.server --bind", 0)])
+def test_a_server_that_a_page_ends_with_has_to_come_up(program: str, status: int) -> None:
+    port = free_port()
+    text = f"set -e\necho localhost:1\nADDRESS=127.0.0.1:{port} {program} 127.0.0.1 {port} &"
+    assert comes_up("echo localhost:1") == ""
+    process = subprocess.Popen(["bash", "-c", f"{text}\n{comes_up(text)}"], start_new_session=True)
+    try:
+        assert process.wait(60) == status
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
 
 
 def test_most_commands_are_run() -> None:

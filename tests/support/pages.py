@@ -51,3 +51,11 @@ def script(page: str) -> str:
         if block.language == "sh" and not block.not_run:
             parts += [f"echo '=== {page}, block {number}'", block.text]
     return "\n".join(parts)
+
+
+def comes_up(script: str) -> str:
+    """What to add to a script that ends with a server in the background: wait until it answers, or fail if it ends."""
+    server = re.search(r"(?:localhost|127\.0\.0\.1):(\d+)\b.*&$", commands(script)[-1])
+    if server is None:
+        return ""
+    return f"until (: </dev/tcp/127.0.0.1/{server[1]}) 2>/dev/null; do kill -0 $! || exit 1; sleep 0.1; done\n"
