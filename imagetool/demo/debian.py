@@ -37,6 +37,7 @@ def install(directory: Path, architecture: str, packages: str = PACKAGES) -> Sna
     leave_out = " ".join(f"--exclude=./{path}" for path in _LEFT_OUT)
     tar = f'tar --one-file-system --numeric-owner --sort=name --xattrs "--xattrs-include=*" {leave_out} -C "$1" -cf "$1/snapshot.tar" .'
     argv = [
+        *own_mounts(),
         "mmdebstrap",
         "--variant=minbase",
         "--format=null",
@@ -70,3 +71,18 @@ def install(directory: Path, architecture: str, packages: str = PACKAGES) -> Sna
             "is the network there, and as a plain user the package uidmap with a line for you in /etc/subuid?",
         )
     return snapshots
+
+
+def own_mounts() -> list[str]:
+    """Return what to put before mmdebstrap so that its mounts end with it, even if it is interrupted or killed.
+
+    Root's mmdebstrap mounts /proc, /sys and parts of /dev in the new system, and leaves them there when it is interrupted. As
+    another user it has mounts of its own, and a root who may not mount has none.
+    """
+    prefix = ["unshare", "--mount", "--"]
+    if os.geteuid():
+        return []
+    try:
+        return [] if process.run([*prefix, "true"]).status else prefix
+    except OSError:
+        return []

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from imagetool.demo.debian import SUITE
+from imagetool.demo.debian import SUITE, own_mounts
 from tests.support.layouts import write_layout
 
 needs_mmdebstrap = pytest.mark.skipif(shutil.which("mmdebstrap") is None, reason="mmdebstrap is not installed")
@@ -48,7 +48,7 @@ def make_image(folder: Path, recipe: Recipe) -> str:
 def _system(folder: Path, recipe: Recipe) -> bytes:
     tar = folder / "system.tar"
     argv = [
-        "mmdebstrap", "--quiet", "--variant=minbase", f"--include={','.join(recipe.packages.split())}",
+        *own_mounts(), "mmdebstrap", "--quiet", "--variant=minbase", f"--include={','.join(recipe.packages.split())}",
         '--aptopt=Acquire::Languages "none"', "--dpkgopt=force-unsafe-io",
         *(f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in _DOCUMENTATION),
         *("--skip=cleanup/run", "--skip=output/dev"),  # what packages and Dockerfiles make in /run is in images

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from imagetool.demo.debian import own_mounts
 from tests.support.copies import build_wheel
 
 # Not that of the Dockerfile in docs/howto/orchestrators.md, but the machine's, from which the demo's kernel is too.
@@ -24,7 +25,7 @@ def make_root(folder: Path) -> Path:
     """The root file system that the Dockerfile makes."""
     root, wheels = folder / "root", folder / "wheels"
     packages = "python3,qemu-system-x86"
-    command = ["mmdebstrap", "--variant=minbase", f"--include={packages}", SUITE, str(root)]
+    command = [*own_mounts(), "mmdebstrap", "--variant=minbase", f"--include={packages}", SUITE, str(root)]
     subprocess.run([*command, *_sources()], check=True, capture_output=True, timeout=900)
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
     wheel = build_wheel(wheels)
