@@ -87,7 +87,7 @@ class Response:
         min_bytes: int,
         done: Callable[[bool], None],
     ) -> None:
-        """`within` limits a wait, `window_s` is the read time-out, `min_bytes` what has to come in it, `done` is told whether the connection is usable."""
+        """`within` limits a wait, `window_s` is the read timeout, `min_bytes` what has to come in it, `done` is told whether the connection is usable."""
         self.method, self.url = method, url
         self.status, self.reason = answer.status, answer.reason
         self.headers = answer.headers

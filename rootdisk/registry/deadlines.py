@@ -1,6 +1,6 @@
 """Deadlines for waits: for the head of a response, and for more of its body.
 
-The time-out of a socket restarts with every byte, so a server that sends a header very slowly could block its reader
+The timeout of a socket restarts with every byte, so a server that sends a header very slowly could block its reader
 forever. One thread watches all waits. It can also abort all of them at once, which a fetch over several connections needs
 if one fails or the user presses Ctrl-C.
 """

@@ -229,7 +229,7 @@ def _answering(
     """
     results: queue.SimpleQueue[tuple[int, RootdiskError | None]] = queue.SimpleQueue()
     clients = [RegistryClient(place.registry, place.repository, options) for options in tries]
-    # Resolving a name has no time-out of its own, so threads wait for it.
+    # Resolving a name has no timeout of its own, so threads wait for it.
     for number, client in enumerate(clients):
         threading.Thread(target=_ask, args=(number, client, results), daemon=True).start()
     waiting, heard = set(range(len(tries))), set[int]()

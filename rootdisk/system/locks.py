@@ -42,7 +42,7 @@ def take(
         timeout_s: Seconds to wait without progress; default WAIT_S, 0 means do not wait.
         what: Name of the locked thing, for messages.
         doing: Purpose of this lock, shown to processes that wait for it.
-        moves: Returns a value that changes while the holder makes progress; a change restarts the time-out.
+        moves: Returns a value that changes while the holder makes progress; a change restarts the timeout.
 
     Raises:
         Busy: The lock was not free in time.

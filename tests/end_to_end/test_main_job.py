@@ -166,7 +166,7 @@ def test_exit_status(demo: str, runner: Runner, script: str, status: int) -> Non
     assert runner.boot(demo, script).returncode == status
 
 
-@pytest.mark.nightly  # 20 s: the program has to have started. test_docker_habits.py has a time-out too
+@pytest.mark.nightly  # 20 s: the program has to have started. test_docker_habits.py has a timeout too
 def test_output_before_a_time_out(demo: str, runner: Runner) -> None:
     done = runner.boot(demo, "echo started; sleep 1000", "--timeout", "20")
     assert (done.returncode, done.stdout) == (124, "started\n")
