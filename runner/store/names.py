@@ -107,7 +107,12 @@ def asked_for(store: Store, reference: Reference, platform: Platform) -> bytes |
 
 
 def read_name(path: Path) -> Name | None:
-    """Read a file of names/. Return None if it is missing, damaged or of another version. Unknown fields are ignored."""
+    """Read a file of names/. Return None if it is missing, damaged, of another version, or one that a killed process was writing.
+
+    Unknown fields are ignored.
+    """
+    if path.name.startswith("."):
+        return None
     try:
         value = read_versioned(path, VERSION)
         name = Name(**{field: value[field] for field in Name._fields})
