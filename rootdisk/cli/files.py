@@ -51,7 +51,7 @@ def _opener(path: str, flags: int) -> int:
 
 
 def _first(fifo: int, wait_s: float) -> bytes | None:
-    """Wait for a program that writes to a FIFO. Return what was read to find out; None if there is no such program."""
+    """Wait for a program that writes to a FIFO. Return what was read to find out; None if no program writes."""
     poll = select.poll()
     poll.register(fifo, select.POLLIN)
     if poll.poll(wait_s * 1000):  # data, or the end of what had it open

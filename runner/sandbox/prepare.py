@@ -96,7 +96,7 @@ def reopen(
 
     Raises:
         Busy: It runs.
-        RootdiskError: Its artifact is no longer in the store, or its slot has changed.
+        RootdiskError: Its artifact was removed from the store, or its slot has changed.
     """
     for place, _, _ in (run or state.spec).volumes:
         from runner.machine import virtiofsd

@@ -51,7 +51,7 @@ class StoredArtifact(NamedTuple):
         """Return the artifact of a kept sandbox, or of `what` else.
 
         Raises:
-            RootdiskError: It is no longer in the store, or is damaged.
+            RootdiskError: It was removed from the store, or is damaged.
         """
         what = what or f"sandbox {spec.name}"
         lease = store.lease(sorted(spec.uses))

@@ -16,7 +16,7 @@ TOOLS = {"runner": runner.cli.parser(), "imagetool": imagetool.parser.parser()}
 
 
 @pytest.mark.parametrize("name", TOOLS)
-def test_all_of_it(name: str) -> None:
+def test_every_command_and_option_is_in_it(name: str) -> None:
     page = (ROOT / f"docs/man/{name}.1").read_text("utf-8")
     for command, parser in subparsers(TOOLS[name]).items():
         if command != "run":  # another name of boot
@@ -27,7 +27,7 @@ def test_all_of_it(name: str) -> None:
 
 @pytest.mark.parametrize("name", TOOLS)
 @pytest.mark.skipif(shutil.which("groff") is None, reason="groff is not installed")
-def test_groff_takes_it(name: str) -> None:
+def test_groff_accepts_it(name: str) -> None:
     done = subprocess.run(
         ["groff", "-man", "-ww", "-Tascii", f"docs/man/{name}.1"], cwd=ROOT, capture_output=True, text=True
     )

@@ -23,14 +23,14 @@ def flags(command: str) -> set[str]:
     return set(OURS[command]._option_string_actions)
 
 
-def test_commands() -> None:
+def test_a_command_is_the_same_only_if_we_have_it() -> None:
     for name, word in COMMANDS.items():
         assert (word == SAME) == (name in OURS), name
     beyond = set(OURS) - set(COMMANDS)
     assert beyond == {"boot", "prune", "verify", "doctor", "completion", "snapshot", "snapshots", "serve", "trim"}
 
 
-def test_options() -> None:
+def test_an_option_is_the_same_only_if_we_have_it() -> None:
     for command, some in OPTIONS.items():
         for name, word in some.items():
             if name == "-h":  # --help here
@@ -41,7 +41,7 @@ def test_options() -> None:
         assert not beyond & {"--volume", "--env", "--name"}, command
 
 
-def test_what_it_tells_to_type_is_there() -> None:
+def test_suggested_commands_and_options_exist() -> None:
     tables = (COMMANDS, PAIRS, PODMAN_COMMANDS, *OPTIONS.values(), *PODMAN_OPTIONS.values())
     words = [word for table in tables for word in table.values()]
     for word in words:
@@ -106,15 +106,15 @@ def test_what_it_tells_to_type_is_there() -> None:
         (["login", "-p", "x"], "--password-stdin"),
     ],
 )
-def test_errors_say_ours(words: list[str], said: str) -> None:
+def test_errors_name_our_command(words: list[str], said: str) -> None:
     with pytest.raises(BadInput) as caught:
         parser().parse_args(words)
     assert said in str(caught.value)
     assert str(caught.value).isprintable()
 
 
-def test_podman_s() -> None:
-    """What docker has too stands in docker's table, and what is the same in neither."""
+def test_podmans_table_repeats_nothing_of_dockers() -> None:
+    """What docker has too is in docker's table. What is the same here is in neither."""
     for name, word in PODMAN_COMMANDS.items():
         assert name not in {**COMMANDS, **OURS}, name
         assert word != SAME
@@ -124,7 +124,7 @@ def test_podman_s() -> None:
             assert word != SAME
 
 
-def test_global_options() -> None:
+def test_a_global_option_is_the_same_only_if_all_commands_have_it() -> None:
     every = [flags(command) for command in OURS]
     for name, word in GLOBAL.items():
         there = name in {"-v", "--version"} or all(name in some for some in every)
@@ -137,5 +137,5 @@ def test_the_tools_know_each_others_commands() -> None:
     assert set(IMAGETOOL) - both == IMAGETOOL_COMMANDS
 
 
-def test_unknown_words() -> None:
+def test_unknown_words_get_no_answer() -> None:
     assert answer("", "frobnicate") == answer("run", "--frobnicate") == ""
