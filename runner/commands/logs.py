@@ -31,7 +31,7 @@ def logs_command(options: argparse.Namespace) -> int:
         from runner.commands.connections import print_connections
 
         return print_connections(state, options, tail, since, until)
-    writer = _Writer(timestamps=options.timestamps, as_json=options.json)
+    writer = Writer(timestamps=options.timestamps, as_json=options.json)
     wanted = {"console": options.console, "tail": tail, "since": since, "until": until}
     for pieces, is_more in batches(state, **wanted, joined=options.json):
         for piece in pieces:
@@ -44,13 +44,14 @@ def logs_command(options: argparse.Namespace) -> int:
     return 0
 
 
-class _Writer:
+class Writer:
     """Writes pieces to standard output and errors, or all of them as JSON."""
 
     def __init__(self, *, timestamps: bool, as_json: bool) -> None:
         self._timestamps = timestamps
         self._rows: list[dict[str, object]] | None = [] if as_json else None
         self._at_start = {messages.STDOUT: True, messages.STDERR: True}
+        self._stream = ""
 
     def write(self, piece: Piece) -> None:
         """Write a piece to its stream, or keep it for the array."""
@@ -59,6 +60,9 @@ class _Writer:
             text = piece.data.decode("utf-8", "replace")
             self._rows.append({"time": piece.time, "stream": stream, "text": text})
             return
+        if stream != self._stream:  # both may lead to the same place
+            self.flush()
+            self._stream = stream
         out = getattr(sys, stream).buffer
         if not self._timestamps:
             out.write(piece.data)
