@@ -136,6 +136,7 @@ def accounts(tar: tarfile.TarFile) -> None:
     add(tar, "etc/passwd", PASSWD.encode(), mode=0o644)
     add(tar, "etc/group", GROUP.encode(), mode=0o644)
     add(tar, "bin/orphan", b"#!/no/such/interpreter\n")
+    add(tar, "bin/windows", b"#!/bin/probe\r\n")
     add(tar, "bin/unmarked", b"exit 0\n")
     add(tar, "root", mode=0o700)
     add(tar, "tmp", mode=0o1777)
@@ -250,7 +251,13 @@ def test_errors_of_a_session_are_its_own(machine: str, runner: Runner) -> None:
         (["-w", "/no/\x9b", machine, "/bin/probe"], 126, r"working directory /no/\x9b: No such file or directory"),
         ([machine, "/etc"], 126, "cannot run /etc"),
         ([machine, "/etc/passwd"], 126, "cannot run /etc/passwd"),
-        ([machine, "/bin/orphan"], 127, "cannot run /bin/orphan: its interpreter or loader is not in the image"),
+        (
+            [machine, "/bin/orphan"],
+            127,
+            "cannot run /bin/orphan: its interpreter /no/such/interpreter is not in the image",
+        ),
+        ([machine, "orphan"], 127, "cannot run orphan: its interpreter /no/such/interpreter is not in the image"),
+        ([machine, "windows"], 127, "cannot run windows: its first line ends with CR LF: write the file with LF alone"),
         ([machine, "/bin/unmarked"], 126, "or a script without #! in its first line"),
     ):
         done = runner("exec", *words)

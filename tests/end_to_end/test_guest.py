@@ -123,11 +123,13 @@ def test_a_slot_of_other_bytes_is_refused_by_the_guest(
 
 
 def test_a_sandbox_has_what_it_was_given(demo: str, runner: Runner) -> None:
-    """No network, so much memory, so many processors: whatever its root does."""
-    script = "ls /sys/class/net; nproc; grep MemTotal /proc/meminfo; python3 -c 'import socket; socket.create_connection((\"10.0.2.2\", 80), 5)'"
-    done = runner.boot(demo, script, "--network", "none", "-m", "256m", "--cpus", "2", "-u", "0")
+    """No network, so much memory, so many processors: whatever its root does. Its host name is found without the domain too."""
+    script = "python3 -c 'import socket; print(socket.gethostbyname(\"box\"), socket.getfqdn())'; ls /sys/class/net; nproc; grep MemTotal /proc/meminfo; python3 -c 'import socket; socket.create_connection((\"10.0.2.2\", 80), 5)'"
+    done = runner.boot(
+        demo, script, "--network", "none", "-m", "256m", "--cpus", "2", "-u", "0", "--hostname", "box.example.com"
+    )
     names, (cpus, memory) = done.stdout.splitlines()[:-2], done.stdout.splitlines()[-2:]
-    assert names == ["lo"]
+    assert names == ["127.0.1.1 box.example.com", "lo"]
     assert cpus == "2"
     assert int(memory.split()[1]) < 256 << 10
     assert done.returncode == 1

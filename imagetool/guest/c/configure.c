@@ -86,7 +86,11 @@ static int write_hosts(const struct records *slot, const char *host, const struc
     for (size_t at = 0; (value = next_record(slot, &at, &key));)
         if (!strcmp(key, "host"))
             fprintf(out, "%s\n", value);
-    fprintf(out, "%s\t%s\n", network->is_wanted ? network->address : "127.0.1.1", host);
+    size_t bare = strcspn(host, "."); /* box.example.com is also found as box */
+    fprintf(out, "%s\t%s", network->is_wanted ? network->address : "127.0.1.1", host);
+    if (bare && host[bare])
+        fprintf(out, " %.*s", (int)bare, host);
+    fputc('\n', out);
     int failed = fclose(out) ? explain(why, "no memory") : over_etc("hosts", text, length, 0644, again, why);
     free(text);
     return failed;

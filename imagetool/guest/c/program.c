@@ -67,7 +67,7 @@ static int add_command(struct program *program, const struct records *process, c
     if ((entrypoint && append_records(&program->argv, entrypoint, "entrypoint")) || append_records(&program->argv, command, "cmd"))
         return refuse_memory(why);
     if (!program->argv.count)
-        return explain(why, "the image names no program: give one after --");
+        return explain(why, "the image names no program: write one after the artifact");
     return 0;
 }
 

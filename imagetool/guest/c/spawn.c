@@ -136,10 +136,43 @@ static int enter_workdir(const char *path) {
     return entered;
 }
 
+/* Opens the file that execvp() has found, by its name or in PATH; -1 if there is none. */
+static int open_program(const char *name) {
+    char place[PATH_MAX];
+    int fd = strchr(name, '/') ? open(name, O_RDONLY | O_NONBLOCK | O_CLOEXEC) : -1;
+    const char *path = strchr(name, '/') ? NULL : getenv("PATH");
+    for (size_t width; fd < 0 && path && *path; path += width + (path[width] == ':')) {
+        width = strcspn(path, ":");
+        if (snprintf(place, sizeof place, "%.*s/%s", (int)width, path, name) < (int)sizeof place)
+            fd = open(place, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+    }
+    return fd;
+}
+
+/* What a program needs that is not there, by its first line; NULL if the program itself is not there. */
+static const char *say_what_lacks(const char *name) {
+    static char head[256], text[sizeof head + 64];
+    int fd = open_program(name);
+    ssize_t count = fd < 0 ? -1 : read(fd, head, sizeof head - 1);
+    if (fd >= 0)
+        close(fd);
+    if (fd < 0)
+        return strchr(name, '/') && !access(name, F_OK) ? "its interpreter or loader is not in the image" : NULL;
+    if (count < 2 || strncmp(head, "#!", 2))
+        return "its loader is not in the image";
+    char *interpreter = head + 2 + strspn(head + 2, " \t");
+    interpreter[strcspn(interpreter, " \t\n")] = 0;
+    if (strchr(interpreter, '\r'))
+        return "its first line ends with CR LF: write the file with LF alone";
+    snprintf(text, sizeof text, "its interpreter %s is not in the image", interpreter);
+    return text;
+}
+
 /* Why a program cannot be run, better than strerror() has it. */
-static const char *say_why(const char *path, int error) {
-    if (error == ENOENT && strchr(path, '/') && !access(path, F_OK))
-        return "its interpreter or loader is not in the image";
+static const char *say_why(const char *name, int error) {
+    const char *lacks = error == ENOENT ? say_what_lacks(name) : NULL;
+    if (lacks)
+        return lacks;
     return error == ENOEXEC ? "Exec format error: it is for another processor, or a script without #! in its first line" : strerror(error);
 }
 
