@@ -23,12 +23,18 @@ def parser(only: str | None = None) -> Parser:
 
 
 def _elsewhere(command: str, word: str) -> str:
-    """Say what to type for a command of the runner, or for an option of `docker build`; "" if it is neither."""
+    """Say what to type for a command of the runner, a task of doit, or an option of `docker build`; "" if it is none of them."""
+    if not command and word in _TASKS:
+        return f"it is a task: imagetool doit {word}"
     if not command and word in RUNNER_COMMANDS:
         return f"the runner has it: runner {word}"
     if command == "build" and word in ("-t", "--tag", "-f", "--file"):
         return "it makes a disk of an image that is built already: imagetool build SOURCE ARTIFACT"
     return ""
+
+
+# Tasks and commands of doit that imagetool itself does not have; tasks/dodo.py.
+_TASKS = {"check", "graph", "kernel", "list", "pack", "publish", "report", "reproduce", "resolve"}
 
 
 def _nothing(own: argparse.ArgumentParser) -> None:

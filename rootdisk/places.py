@@ -21,7 +21,10 @@ def open_repository(reference: Reference, options: RegistryOptions | None = None
         from rootdisk.oci.layout import LayoutRepository
 
         return LayoutRepository(reference.path)
-    raise BadInput(f"{reference}: {reference.kind} holds source images only", "use a registry or oci:DIR:TAG")
+    raise BadInput(
+        f"{reference}: {reference.kind} holds source images only",
+        "an artifact is in a registry or oci:DIR:TAG; to build one: imagetool build SOURCE oci:DIR:TAG",
+    )
 
 
 def open_mirrored(reference: Reference, options: RegistryOptions | None = None) -> Repository:

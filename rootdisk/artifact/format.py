@@ -366,7 +366,7 @@ class ArtifactManifest(NamedTuple):
             kind = manifest.artifact_type or manifest.config.media_type
             raise NotAnArtifact(
                 f"not a rootdisk artifact but {printable(kind, 120)}",
-                "build one from it: imagetool build SOURCE ARTIFACT",
+                "build one from it: imagetool build SOURCE oci:DIR:TAG, then use oci:DIR:TAG",
             )
 
         def one(media_type: str) -> Descriptor | None:

@@ -151,7 +151,9 @@ class Parser(argparse.ArgumentParser):
         hint = see
         if wrong:
             choices = re.findall(r"[^\s',]+", wrong[2])
-            hint = did_you_mean(wrong[1], choices, f"write {', '.join(choices[:-1])} or {choices[-1]}")
+            option = re.match(r"argument (?:-\w/)?(--[\w-]+)", message)
+            known = self._ask(f"{option[1]}={wrong[1]}") if option else ""
+            hint = known or did_you_mean(wrong[1], choices, f"write {', '.join(choices[:-1])} or {choices[-1]}")
         # "argument -t/--time: invalid choice: 'x' (choose …)" becomes "--time: 'x'".
         message = message.split(" (choose")[0].replace(": invalid choice: ", ": ")
         message = re.sub(r"^argument (?:-\w/)?([^:/]+)[^:]*: ", r"\1: ", message)
@@ -162,10 +164,29 @@ class Parser(argparse.ArgumentParser):
             message, hint = fact, f"write {example}"
         raise BadInput(re.sub("^the following arguments are required: ", "missing: ", message), hint)
 
+    def _ask(self, word: str) -> str:
+        """Return what to type for an option that another tool has of this parser's command; "" if it has none."""
+        return self.elsewhere(self.get_default("command") or "", word) if self.elsewhere else ""
+
+    def _get_option_tuples(self, option_string: str) -> list[Any]:
+        """Return what an abbreviation may stand for. One that is another tool's option, such as --pid for --pid1, is none."""
+        found: list[Any] = super()._get_option_tuples(option_string)
+        hint = self._ask(option_string.partition("=")[0]) if found and option_string.startswith("--") else ""
+        return [one for one in found if not hint or (hint.endswith(f" {one[1]}") and one[0].nargs != 0)]
+
     def _known_command(self, command: str) -> str:
-        """Return what to type for a command that another tool has, by its second word too."""
+        """Return what to type for a command that another tool has, by its second word too.
+
+        Raises:
+            BadInput: The word is the value of another tool's option, which stands before the command.
+        """
         if self.elsewhere is None:
             return ""
+        flag = self._words[1] if self._words[:1] == (command,) and len(self._words) > 1 else ""
+        if flag.startswith("-") and not set(subparsers(self)).isdisjoint(self._words[2:]):
+            flag = flag.partition("=")[0]
+            if hint := self.elsewhere("", flag):  # command_first() has put it behind its value
+                raise BadInput(f"unrecognized arguments: {flag}", hint)
         at = self._words.index(command) if command in self._words else len(self._words)
         return self.elsewhere("", " ".join(self._words[at : at + 2])) or self.elsewhere("", command)
 
@@ -174,6 +195,18 @@ class Parser(argparse.ArgumentParser):
         flags = (flag for word in self._words for flag in _flags(word))
         return next(filter(None, (self.elsewhere(command, flag) for flag in flags)), "") if self.elsewhere else ""
 
+    def _refuse_letter(self, command: str) -> None:
+        """Raise BadInput for the first option of a word such as -itx that the command does not have."""
+        parser = subparsers(self).get(command, self)
+        known = {flag: action for action in parser._actions for flag in action.option_strings}
+        for word in self._words:
+            for flag in _flags(word)[1:]:
+                if flag not in known:
+                    hint = self.elsewhere(command, flag) if self.elsewhere else ""
+                    raise BadInput(f"unrecognized arguments: {flag}", hint or f"see {parser.prog} --help")
+                if known[flag].nargs != 0:  # the rest is its value
+                    break
+
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
         """Parse a whole command line; BadInput says which word is wrong and what to type."""
         self._words = tuple(args if args is not None else sys.argv[1:])
@@ -181,22 +214,22 @@ class Parser(argparse.ArgumentParser):
             options, unknown = self.parse_known_args(args, namespace)
         except BadInput as err:
             command = next((word for word in self._words if not word.startswith("-")), "")
-            is_near = err.message.startswith("missing: ") or err.message.endswith(" takes no value")
-            if is_near and (hint := self._known_option(command)):
-                raise BadInput(err.message, hint) from None
+            if err.message.startswith("missing: "):
+                raise BadInput(err.message, self._known_option(command) or err.hint) from None
+            option = err.message.removesuffix(" takes no value")
+            if option != err.message and not any(word.startswith(f"{option}=") for word in self._words):
+                self._refuse_letter(command)  # of a word such as -fv: what follows -f is taken for its value
             raise
         if unknown:
             command = getattr(options, "command", None) or ""
             parser = subparsers(self).get(command, self)
             known = [flag for action in parser._actions for flag in action.option_strings]
             word = next((word for word in unknown if word.startswith("-")), unknown[0])
-            hints = (self.elsewhere(command, flag) for flag in _flags(word)) if self.elsewhere else ()
-            word = word.partition("=")[0]
-            nearest = did_you_mean(word, known, f"see {parser.prog} --help") if word.startswith("-") else _takes(parser)
-            hint = next(filter(None, hints), "") or nearest
-            # A value may be a password.
-            shown = (word.partition("=")[0] if word.startswith("-") else word for word in unknown)
-            raise BadInput(f"unrecognized arguments: {' '.join(shown)}", hint)
+            hints = (self.elsewhere(command, flag) for flag in (*_flags(word), _shown(word))) if self.elsewhere else ()
+            nearest = did_you_mean(_shown(word), known, f"see {parser.prog} --help")
+            hint = next(filter(None, hints), "") or (nearest if word.startswith("-") else _takes(parser))
+            flags = [_shown(one) for one in unknown if one.startswith("-")]
+            raise BadInput(f"unrecognized arguments: {' '.join(flags or unknown)}", hint)
         return options
 
 
@@ -206,6 +239,11 @@ def _flags(word: str) -> list[str]:
         return []
     letters = word[1:] if re.fullmatch("-[A-Za-z]{2,4}", word) else ""
     return [word.partition("=")[0], *(f"-{letter}" for letter in letters)]
+
+
+def _shown(word: str) -> str:
+    """Return an option without its value, which may be a password: --name of --name=value, -p of -pvalue."""
+    return word.partition("=")[0] if word.startswith("--") else word[:2]
 
 
 def _takes(parser: argparse.ArgumentParser) -> str:

@@ -45,6 +45,7 @@ def add_commands(
         examples = ["examples:", *(f"  {top.prog} {name} {example}" for example in command.examples)]
         epilog = "\n".join(examples) if command.examples else command.epilog
         own = below.add_parser(name, help=command.help, description=words, epilog=epilog, aliases=names[1:])
+        own.elsewhere = top.elsewhere
         if only is None or only in names:
             own.set_defaults(command=name)
             add_common(own)

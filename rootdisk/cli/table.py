@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rootdisk.errors import BadInput
@@ -46,10 +46,13 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence
         yield "  ".join(cells).rstrip()
 
 
-def formatted(template: str, rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+def formatted(
+    template: str, rows: Sequence[Mapping[str, Any]], elsewhere: Callable[[str], str] | None = None
+) -> Iterator[str]:
     """Return a line for each row by docker's templates: {{.Field}}, {{json .}}, {{.Label "name"}}; `table …` gives a table.
 
-    BadInput names the fields there are. A field's name is looked for in any case.
+    BadInput names the fields there are, or what `elsewhere` says to write for the unknown one. A field's name is looked for in
+    any case.
     """
     if template == "json":
         template = "{{json .}}"
@@ -58,7 +61,7 @@ def formatted(template: str, rows: Sequence[Mapping[str, Any]]) -> Iterator[str]
     rest = _FIELD.sub("", body)
     if "{{" in rest or "}}" in rest:
         raise BadInput(f"--format {template!r:.100}", 'write {{.Field}}, {{json .}} or {{.Label "name"}}')
-    lines = [_FIELD.sub(lambda match, row=row: _value(match, row), body) for row in rows]  # type: ignore[misc]
+    lines = [_FIELD.sub(lambda match, row=row: _value(match, row, elsewhere), body) for row in rows]  # type: ignore[misc]
     if not is_table:
         yield from map(one_line_but_tabs, lines)
         return
@@ -71,13 +74,15 @@ def one_line_but_tabs(text: str) -> str:
     return "\n".join("\t".join(map(one_line, line.split("\t"))) for line in text.split("\n"))
 
 
-def _value(match: re.Match[str], row: Mapping[str, Any]) -> str:
+def _value(match: re.Match[str], row: Mapping[str, Any], elsewhere: Callable[[str], str] | None) -> str:
     value: Any = row
     for name in filter(None, match[2].split(".")):
         known = {str(key).lower(): key for key in value} if isinstance(value, Mapping) else {}
         if name.lower() not in known:
-            names = ", ".join(sorted(map(str, row)))
-            raise BadInput(f"--format: unknown field {name!r:.60}", f"there are {names}")
+            hint = elsewhere(match[2]) if elsewhere else ""
+            raise BadInput(
+                f"--format: unknown field {match[2]!r:.60}", hint or f"there are {', '.join(sorted(map(str, row)))}"
+            )
         value = value[known[name.lower()]]
     if match[3] is not None:
         value = value.get(match[3], "") if isinstance(value, Mapping) else ""

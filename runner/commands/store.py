@@ -53,8 +53,9 @@ def inspect_command(options: argparse.Namespace) -> int:
         document = _artifact(options)
     if options.format:
         from rootdisk.cli.table import formatted
+        from runner.words.hints import answer_field
 
-        for line in formatted(options.format, [document]):
+        for line in formatted(options.format, [document], answer_field):
             print(line)
     elif options.json:
         write_rows([document])

@@ -21,6 +21,20 @@ _CAPABILITIES = {"mknod": "dev", "fsetid": "suid"}  # capability, and the right 
 _RIGHTS = {"dev", "suid"}
 _FILE = "file"  # the name of a file that is a volume; imagetool/guest/c/mounts.c
 _MODES = {"ro", "rw", *_RIGHTS}
+_CONTAINER_MODES = {
+    "z",
+    "Z",
+    "U",
+    "cached",
+    "consistent",
+    "delegated",
+    "nocopy",
+    "private",
+    "rprivate",
+    "shared",
+    "rshared",
+}
+_OF_CONTAINERS = "leave it out: a virtual machine needs no labels and no propagation"
 _SYSTEM = {"proc", "sys", "dev", ".rootdisk"}  # first components of paths of the kernel or our init
 _GUEST_PATH_MAX_BYTES = 1024
 # Places in distributions; it is seldom in PATH.
@@ -54,7 +68,8 @@ def _parse(text: str) -> Share:
     if not set(modes) <= _MODES or {"ro", "rw"} <= set(modes):
         unknown = [mode for mode in modes if mode not in _MODES]
         what = f"'{printable(unknown[0], 40)}' is not a mode here" if unknown else "ro and rw"
-        raise BadInput(f"{shown}: {what}", "MODE is ro, rw, dev or suid, several with commas between them")
+        hint = "MODE is ro, rw, dev or suid, several with commas between them"
+        raise BadInput(f"{shown}: {what}", _OF_CONTAINERS if {*unknown} & _CONTAINER_MODES else hint)
     share = Share("", Path(host).absolute(), guest_path(guest, shown), "ro" in modes, frozenset(modes) & _RIGHTS)
     check(share.path)
     return share._replace(is_file=share.path.is_file())
@@ -86,8 +101,14 @@ def check(path: Path) -> None:
         BadInput: It is not.
     """
     if not path.is_dir() and not path.is_file():
-        what = "is not a directory or a file" if os.path.lexists(path) else "does not exist"
-        raise BadInput(f"--volume: {printable(path)} {what}", "a volume must be a directory or a file of the host")
+        if not os.path.lexists(path):
+            import shlex
+
+            make = f"mkdir -p {shlex.quote(printable(path))}"
+            raise BadInput(
+                f"--volume: {printable(path)} does not exist", f"a volume is a directory or a file of the host: {make}"
+            )
+        raise BadInput(f"--volume: {printable(path)} is not a directory or a file", "a volume must be one of these two")
     if not os.access(path, os.R_OK | (os.X_OK if path.is_dir() else 0)):
         raise BadInput(
             f"--volume: {printable(path)} is not readable", "check its permissions and those of its parent directories"

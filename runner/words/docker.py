@@ -36,7 +36,7 @@ COMMANDS = {
     "inspect": SAME,
     "kill": SAME,
     "list": "runner ps",
-    "load": "imagetool copy oci-archive:FILE:TAG oci:DIR:TAG, then runner boot oci:DIR:TAG",
+    "load": "imagetool build docker-archive:FILE oci:DIR:TAG for an image, imagetool copy oci-archive:FILE:TAG oci:DIR:TAG for an artifact",
     "login": SAME,
     "logout": SAME,
     "logs": SAME,
@@ -111,7 +111,7 @@ OPTIONS: dict[str, dict[str, str]] = {
         "--net": "--network",
         "--attach": "the default without -d",
         "-a": "the default without -d",
-        "--mount": "-v HOST:GUEST[:ro]",
+        "--mount": "-v HOST:GUEST[:ro], or --tmpfs PATH",
         "--restart": SAME,
         "--stop-timeout": "runner stop -t SECONDS",
         "--stop-signal": NOT + "the image's stop signal counts",
@@ -234,6 +234,47 @@ OPTIONS: dict[str, dict[str, str]] = {
         "--volumes": NOT + "a volume is a directory of the host, which stays",
     },
 }  # fmt: skip
+
+# Values that an option has there and not here.
+_OWN_NETWORK = NOT + "a sandbox has its own network; publish ports with -p"
+VALUES = {
+    "run": {
+        **dict.fromkeys(("--network=bridge", "--network=default", "--network=nat"), "--network user, the default"),
+        **dict.fromkeys(
+            ("--network=pasta", "--network=private", "--network=slirp4netns"), "--network user, the default"
+        ),
+        "--network=host": _OWN_NETWORK,
+        "--pull=newer": "--pull always",
+        "--pull=true": "--pull always",
+        "--pull=false": "--pull missing",
+        "--pull=if-not-present": "--pull missing",
+        "--pull=ifnotpresent": "--pull missing",
+    },
+}
+
+# Fields of docker inspect, in lower case, and ours.
+FIELDS = {
+    "id": "name",
+    "image": "reference",
+    "config.image": "reference",
+    "config.labels": "labels",
+    "config.env": NOT + "variables may be secrets; runner exec NAME env shows them",
+    "hostconfig.memory": "memory_mib",
+    "hostconfig.nanocpus": "cpus",
+    "hostconfig.restartpolicy.name": "restart",
+    "logpath": NOT + "runner logs NAME",
+    "mounts": "volumes",
+    "networksettings.ipaddress": NOT + "the guest is 10.0.2.15 in a network of its own; publish ports with -p",
+    "networksettings.ports": "ports",
+    "state.error": "error",
+    "state.exitcode": "status",
+    "state.finishedat": "ended",
+    "state.health.status": NOT + "run checks with runner exec",
+    "state.pid": "pid",
+    "state.running": "running",
+    "state.startedat": "started",
+    "state.status": "state",
+}
 
 # Those that docker has before every command.
 GLOBAL = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from runner.words.docker import COMMANDS, GLOBAL, GROUPS, NOT, OPTIONS, PAIRS, SAME
+from runner.words.docker import COMMANDS, FIELDS, GLOBAL, GROUPS, NOT, OPTIONS, PAIRS, SAME, VALUES
 from runner.words.podman import PODMAN_COMMANDS, PODMAN_OPTIONS
 
 _OURS = {"boot": "run"}
@@ -11,11 +11,12 @@ _OURS = {"boot": "run"}
 def answer(command: str, word: str) -> str:
     """Name what to type for docker's or podman's command `word`, or for the option `word` of `command`; "" if they have none.
 
-    A command may have two words, as "image prune".
+    A command may have two words, as "image prune", and an option a value, as "--network=host".
     """
     if command or word.startswith("-"):
         command = _OURS.get(command, command)
-        docker, podman = {**GLOBAL, **OPTIONS.get(command, {})}, PODMAN_OPTIONS.get(command, {})
+        docker = {**GLOBAL, **OPTIONS.get(command, {}), **VALUES.get(command, {})}
+        podman = PODMAN_OPTIONS.get(command, {})
     else:
         docker, podman = {**COMMANDS, **PAIRS, **_in_groups()}, PODMAN_COMMANDS
     for whose, table in (("docker", docker), ("podman", podman)):
@@ -25,6 +26,14 @@ def answer(command: str, word: str) -> str:
         if found != SAME:
             return f"here {whose}'s {word} is {found}"
     return ""
+
+
+def answer_field(path: str) -> str:
+    """Name what to write for a field of `docker inspect`, as State.Running; "" if it has none of that name."""
+    found = FIELDS.get(path.lower(), "")
+    if found.startswith(NOT):
+        return f"docker's .{path} is not here: {found.removeprefix(NOT)}"
+    return f"here docker's .{path} is {{{{.{found}}}}}" if found else ""
 
 
 def _in_groups() -> dict[str, str]:

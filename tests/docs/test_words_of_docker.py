@@ -11,8 +11,9 @@ from rootdisk.cli.arguments import subparsers
 from rootdisk.cli.tools import IMAGETOOL_COMMANDS, RUNNER_COMMANDS
 from rootdisk.errors import BadInput
 from runner.cli import parser
-from runner.words.docker import COMMANDS, GLOBAL, NOT, OPTIONS, PAIRS, SAME
-from runner.words.hints import answer
+from runner.sandbox.state import Spec
+from runner.words.docker import COMMANDS, FIELDS, GLOBAL, NOT, OPTIONS, PAIRS, SAME
+from runner.words.hints import answer, answer_field
 from runner.words.podman import PODMAN_COMMANDS, PODMAN_OPTIONS
 
 OURS = subparsers(parser())
@@ -96,7 +97,7 @@ def test_suggested_commands_and_options_exist() -> None:
         (["run", "--rm=true", "a"], "--rm takes no value: write --rm alone, or leave it out"),
         (
             ["login", "--username=a", "--password=b"],
-            "--password-stdin takes no value: here docker's --password is --password-stdin",
+            "unrecognized arguments: --password: here docker's --password is --password-stdin",
         ),
         (["run", "--pidfile", "a", "b"], "here podman's --pidfile is runner inspect NAME"),
         (["desktop", "start"], "docker's desktop is not here: it is a part of Docker Desktop"),
@@ -104,6 +105,18 @@ def test_suggested_commands_and_options_exist() -> None:
         (["network", "ls"], "docker's network is not here: a sandbox has its own network"),
         (["tags", "a"], "imagetool has it: imagetool tags"),
         (["login", "-p", "x"], "--password-stdin"),
+        (["rm", "-fz", "a"], "unrecognized arguments: -z: see runner rm --help"),
+        (["run", "-itv", "/a:/b", "--tty=1", "a", "ls", "-la"], "--tty takes no value: write --tty alone"),
+        (["run", "--pid", "host", "a"], "unrecognized arguments: --pid: docker's --pid is not here"),
+        (["run", "--network", "host", "a"], "--network=host is not here: a sandbox has its own network"),
+        (["run", "--network=bridge", "a"], "here docker's --network=bridge is --network user, the default"),
+        (["run", "--network=usr", "a"], "did you mean user?"),
+        (["run", "--pull", "newer", "a"], "here docker's --pull=newer is --pull always"),
+        # As command_first() has them: an option before the command has left its value behind.
+        (["tcp://x", "-H", "ps"], "unrecognized arguments: -H: docker's -H is not here: the runner has no daemon"),
+        (["debug", "--log-level", "ps"], "unrecognized arguments: --log-level: here docker's --log-level is --debug"),
+        (["x", "--context", "run", "-p", "80:80", "a"], "docker's --context is not here"),
+        (["debug", "a"], "'debug' is not a command: here docker's debug is runner exec -it NAME sh"),
     ],
 )
 def test_errors_name_our_command(words: list[str], said: str) -> None:
@@ -111,6 +124,37 @@ def test_errors_name_our_command(words: list[str], said: str) -> None:
         parser().parse_args(words)
     assert said in str(caught.value)
     assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["login", "registry.example.org", "-p", "hunter2"],
+        ["login", "registry.example.org", "--password", "hunter2"],
+        ["login", "registry.example.org", "--password=hunter2"],
+        ["login", "-phunter2", "registry.example.org"],
+        ["login", "-u", "me", "-p", "hunter2", "registry.example.org"],
+    ],
+)
+def test_a_password_is_not_shown(words: list[str]) -> None:
+    with pytest.raises(BadInput, match=r"here docker's -?-p(assword)? is --password-stdin") as caught:
+        parser().parse_args(words)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_abbreviations() -> None:
+    """Docker's own short names of ours go on working."""
+    assert parser().parse_args(["run", "--net=none", "--dns-opt", "ndots:2", "a"]).network == "none"
+
+
+def test_fields_of_inspect() -> None:
+    """A field is one of ours, or there is a reason."""
+    ours = {*Spec._fields, "error", "ended", "pid", "ports", "running", "started", "state", "status"}
+    for name, word in FIELDS.items():
+        assert word.startswith(NOT) or word in ours, name
+    assert answer_field("State.Running") == "here docker's .State.Running is {{.running}}"
+    assert answer_field("Config.Env").startswith("docker's .Config.Env is not here: variables may be secrets")
+    assert answer_field("Nosuch") == ""
 
 
 def test_podmans_table_repeats_nothing_of_dockers() -> None:

@@ -27,6 +27,7 @@ def place(tmp_path: Path) -> Path:
 MISTAKES = [
     ("run oci:x:1", "'run' is not a command: the runner has it: runner run"),
     ("images", "'images' is not a command: the runner has it: runner images"),
+    ("check", "'check' is not a command: it is a task: imagetool doit check"),
     ("build -t web .", "it makes a disk of an image that is built already: imagetool build SOURCE ARTIFACT"),
     ("build --size 8 oci:layout:t oci:o:1", "--size: '8' is not a valid disk size"),
     ("build --platform x oci:layout:t oci:o:1", "use --platform linux/amd64"),

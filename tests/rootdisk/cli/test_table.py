@@ -54,3 +54,11 @@ def test_wrong_templates(template: str, said: str) -> None:
         list(formatted(template, ROWS))
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_field_has_a_hint() -> None:
+    rows = [{"running": True, "config": "abc"}]
+    with pytest.raises(BadInput, match=r"unknown field 'State\.Running': write it so"):
+        list(formatted("{{.State.Running}}", rows, lambda path: f"write it so: {path}"))
+    with pytest.raises(BadInput, match=r"unknown field 'config\.Image': there are config, running"):
+        list(formatted("{{.config.Image}}", rows, lambda path: ""))

@@ -103,7 +103,7 @@ def test_global_options_work(capfd: pytest.CaptureFixture[str]) -> None:
         (["boot", "--pull", "never", "oci:none:1"], "is not in the store: runner pull"),
         (["start", "-i", "x"], "start -ai NAME"),
         (["boot", "--pull", "sometimes", "x"], "--pull: 'sometimes': write missing, always, never or lazy"),
-        (["boot", "--network", "bridge", "x"], "--network: 'bridge': write user or none"),
+        (["boot", "--network", "mynet", "x"], "--network: 'mynet': write user or none"),
         (["stop", "-t", "x", "y"], "--time: 'x' is not a number of whole seconds"),
         (["boot", "--network", "", "x"], "--network: '': write user or none"),
         (["boot", "--env-file", "", "x"], "--env-file: the name of a file is empty"),
