@@ -256,6 +256,7 @@ def test_errors_of_a_session_are_its_own(machine: str, runner: Runner) -> None:
             127,
             "cannot run /bin/orphan: its interpreter /no/such/interpreter is not in the image",
         ),
+        ([machine, ""], 127, "cannot run : No such file or directory"),
         ([machine, "orphan"], 127, "cannot run orphan: its interpreter /no/such/interpreter is not in the image"),
         ([machine, "windows"], 127, "cannot run windows: its first line ends with CR LF: write the file with LF alone"),
         ([machine, "/bin/unmarked"], 126, "or a script without #! in its first line"),

@@ -170,7 +170,7 @@ static const char *say_what_lacks(const char *name) {
 
 /* Why a program cannot be run, better than strerror() has it. */
 static const char *say_why(const char *name, int error) {
-    const char *lacks = error == ENOENT ? say_what_lacks(name) : NULL;
+    const char *lacks = error == ENOENT && *name ? say_what_lacks(name) : NULL;
     if (lacks)
         return lacks;
     return error == ENOEXEC ? "Exec format error: it is for another processor, or a script without #! in its first line" : strerror(error);
@@ -188,7 +188,8 @@ static void __attribute__((noreturn)) become(const struct program *program, cons
         give_up(NOT_RUN, "working directory %.300s: %s", program->workdir, strerror(errno));
     environ = env;
     execvp(path, program->argv.items);
-    give_up(errno == ENOENT || errno == ENOTDIR ? NOT_FOUND : NOT_RUN, "cannot run %.300s: %s", path, say_why(path, errno));
+    int error = errno;
+    give_up(error == ENOENT || error == ENOTDIR ? NOT_FOUND : NOT_RUN, "cannot run %.300s: %s", path, say_why(path, error));
 }
 
 /* A process for the program; process 1 of a new PID namespace if it has to be. Later ones, of exec, get into that namespace. */
