@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import threading
 from collections.abc import Iterator
 from urllib.parse import quote
 
@@ -28,6 +29,7 @@ ACCEPT = {"Accept": ", ".join((*MANIFEST_TYPES, *INDEX_TYPES))}
 _PIECE_BYTES = 256 << 10
 # A server that sends less of a range than this has failed; else a blob takes requests without end.
 _PART_MIN_BYTES = 64 << 10
+_KEPT_MAX_BYTES = 4 * MANIFEST_MAX_BYTES  # of manifests that may be asked for again
 _PROGRESS_BYTES = 1 << 20  # after this many bytes a transfer may fail again
 _REFERRERS_PAGES_MAX = 20
 _NO_REFERRERS_API = (400, 404, 405, 501)  # what registries say that do not know it
@@ -42,7 +44,8 @@ class RegistryRepository:
         """Open a repository. `namespace` is the registry for which `registry` is a mirror."""
         self.client = RegistryClient(registry, repository, options, namespace)
         self.serves_ranges: bool | None = None
-        self._manifests: dict[Digest, bytes] = {}  # manifests that resolve has read, so they are not fetched twice
+        self._keeping, self._kept_bytes = threading.Lock(), 0
+        self._manifests: dict[Digest, bytes] = {}  # that were read, so they are not fetched twice
 
     def close(self) -> None:
         """Close all connections."""
@@ -71,7 +74,7 @@ class RegistryRepository:
             raise DigestMismatch(
                 f"{where}: the registry claims {printable(claimed, 80)}, but the content is {digest}", "fetch it again"
             )
-        self._manifests[digest] = raw
+        self._keep(digest, raw)
         return describe_manifest(raw, digest, where, headers.get("Content-Type").partition(";")[0].strip())
 
     def current(self, name: str | Digest) -> Digest | None:
@@ -103,8 +106,18 @@ class RegistryRepository:
         raw = self._manifests.get(digest)
         if raw is None:
             raw, _ = self.client.get(f"manifests/{digest}", MANIFEST_MAX_BYTES, ACCEPT)
-            self._manifests[digest] = check_manifest(raw, digest, self.client.name)
+            self._keep(digest, check_manifest(raw, digest, self.client.name))
         return raw
+
+    def _keep(self, digest: Digest, raw: bytes) -> None:
+        """Keep a manifest, and forget the oldest if all are large: an index may list thousands."""
+        with self._keeping:
+            if digest in self._manifests:
+                return
+            self._manifests[digest] = raw
+            self._kept_bytes += len(raw)
+            while self._kept_bytes > _KEPT_MAX_BYTES:
+                self._kept_bytes -= len(self._manifests.pop(next(iter(self._manifests))))
 
     def referrers(self, subject: Digest, artifact_type: str = "") -> tuple[Descriptor, ...]:
         """List what is attached to `subject`: by the referrers API, without it by the tag that replaces it."""

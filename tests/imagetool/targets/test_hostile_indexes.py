@@ -6,6 +6,7 @@ How often a document is parsed is what is counted.
 from __future__ import annotations
 
 import itertools
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -115,3 +116,17 @@ def test_referrers_of_referrers_come_first(tmp_path: Path) -> None:
     assert [digest for digest in dict.fromkeys(read) if digest in order] == order
     entries = [item.digest for item in Index.parse((tmp_path / "copy/index.json").read_bytes()).manifests]
     assert entries == [inner.digest, *(item.digest for item in signatures), image.digest]
+
+
+def test_manifests_that_are_large_together(tmp_path: Path) -> None:
+    """An index of large manifests is copied with the memory of a few."""
+    documents = Documents()
+    image = documents.index(*(documents.manifest(CONFIG, annotations={"a": f"{n:02}" * (1 << 19)}) for n in range(60)))
+    with documents.served() as name:
+        tracemalloc.start()
+        try:
+            copy(f"{name}@{image.digest}", f"oci:{tmp_path}/copy:1", PLAIN, referrers=False)
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert peak < 40 << 20
