@@ -54,7 +54,7 @@ REBOOTED_STATUS = 129
 POWER_WORDS = {
     POWERED_OFF: "the sandbox was powered off from inside",
     HALTED: "the sandbox was halted from inside",
-    REBOOTED: "the sandbox was to be rebooted from inside, which ends it; start it again with: runner start",
+    REBOOTED: "the sandbox was to be rebooted from inside, which ends it; if it was kept: runner start NAME",
 }
 
 HEADER = struct.Struct("<IBBH")
