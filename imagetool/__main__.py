@@ -2,7 +2,10 @@
 
 import sys
 
-from imagetool.cli import main
+try:
+    from imagetool.cli import main
+except KeyboardInterrupt:  # while modules are loaded; afterwards main() sees to it
+    raise SystemExit(130) from None
 
 if __name__ == "__main__":
     sys.exit(main())

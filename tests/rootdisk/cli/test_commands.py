@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import imagetool.parser
 import runner.parser
 from rootdisk.cli.arguments import subparsers
+from tests.support.commands import ROOT
 
 TOOLS = {"imagetool": imagetool.parser, "runner": runner.parser}
 COMMANDS = [
@@ -48,3 +51,14 @@ def test_help_needs_no_command_s_module(tool: str) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout.endswith("[]\n")
+
+
+@pytest.mark.parametrize("tool", ["runner", "imagetool"])
+def test_interrupted_while_modules_are_loaded(tool: str, tmp_path: Path) -> None:
+    """Ctrl-C at once after the start ends it as later, without a traceback."""
+    (tmp_path / "argparse.py").write_text("raise KeyboardInterrupt")
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    done = subprocess.run(
+        [sys.executable, "-m", tool, "-h"], env=environment, cwd=tmp_path, capture_output=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"")
