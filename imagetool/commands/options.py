@@ -13,9 +13,6 @@ from rootdisk.errors import BadInput
 from rootdisk.oci.documents import Platform
 from rootdisk.oci.reference import Reference, parse_reference
 from rootdisk.oci.repository import RegistryOptions
-from rootdisk.system import locks
-from rootdisk.system.folders import user_folder
-from rootdisk.system.ownership import check_cache
 
 if TYPE_CHECKING:
     from imagetool.config.images import Image
@@ -91,6 +88,8 @@ _in_use: list[int] = []  # locks, held until the process ends
 
 def user_cache() -> Path:
     """Find or make the directory that keeps indexes, kernels, the init and disks between runs; `clean` leaves it until we end."""
+    from rootdisk.system import locks  # copies need no cache
+
     cache = find_user_cache()
     _in_use.append(locks.take(cache / ".lock", shared=True, what=f"the cache {cache}"))
     return cache
@@ -98,6 +97,9 @@ def user_cache() -> Path:
 
 def find_user_cache() -> Path:
     """Find or make the user's cache."""
+    from rootdisk.system.folders import user_folder
+    from rootdisk.system.ownership import check_cache
+
     named = os.environ.get("ROOTDISK_CACHE")
     cache = Path(named) if named else user_folder("XDG_CACHE_HOME", ".cache", "ROOTDISK_CACHE") / "rootdisk"
     cache.mkdir(parents=True, exist_ok=True)

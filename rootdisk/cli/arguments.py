@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Any, NoReturn
 
+# Our errors are made of argparse's, so those stay English; and to look for translations takes an eighth of a start.
+argparse._ = str  # type: ignore[attr-defined]
+
 
 @functools.cache
 def _columns() -> int:

@@ -10,6 +10,7 @@ import re
 import threading
 import time
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
 from rootdisk.errors import BadInput, RegistryError
@@ -17,9 +18,11 @@ from rootdisk.oci.documents import parse_json
 from rootdisk.oci.repository import RegistryOptions
 from rootdisk.parsing.urls import parse_url
 from rootdisk.registry.answers import Response, read_bounded, status_error, told
-from rootdisk.registry.credentials import Credentials, find_credentials
 from rootdisk.registry.http import Session
 from rootdisk.text import printable
+
+if TYPE_CHECKING:  # and loaded where a registry asks for them
+    from rootdisk.registry.credentials import Credentials
 
 TOKEN_MAX_BYTES = 1 << 20
 _FORM = {"Content-Type": "application/x-www-form-urlencoded"}
@@ -82,6 +85,8 @@ class Auth:
         raise RegistryError(f"{self._registry}: its kind of authentication is not supported", status=401)
 
     def _credentials(self) -> Credentials | None:
+        from rootdisk.registry.credentials import find_credentials
+
         credentials = find_credentials(self._registry, self._repository)
         self._where = credentials.where if credentials is not None else ""
         return credentials

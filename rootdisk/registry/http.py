@@ -15,7 +15,6 @@ from rootdisk.oci.repository import RegistryOptions
 from rootdisk.parsing.urls import Url
 from rootdisk.registry.addresses import Reach
 from rootdisk.registry.answers import NETWORK_ERRORS, Response, artifact_of, network_error, told
-from rootdisk.registry.certificates import certificates_folder, load_authorities, load_certificates
 from rootdisk.registry.connections import Connection, Payload, Proxy, Ways
 from rootdisk.registry.deadlines import Watch
 from rootdisk.registry.pool import Pool, Way
@@ -58,6 +57,8 @@ class Session:
 
     def _context_for(self, url: Url) -> ssl.SSLContext:
         """Return the TLS context for a host: with its own certificates, if there are any."""
+        from rootdisk.registry.certificates import certificates_folder, load_certificates
+
         with self._making_context:  # certificates are read once, though two connections are opened at the same time
             if url.authority not in self._contexts:
                 folder = certificates_folder(url.authority)
@@ -69,6 +70,8 @@ class Session:
 
     def _new_context(self) -> ssl.SSLContext:
         import ssl
+
+        from rootdisk.registry.certificates import load_authorities
 
         context = ssl.create_default_context()
         if not self._options.verify_tls:  # the administrator has said so
