@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import itertools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -24,7 +25,6 @@ from imagetool.packing.reuse import TREE, Earlier
 from imagetool.progress import Report, silent
 from imagetool.sources.image_config import ImageConfig
 from imagetool.sources.open import LayerBlob, SourceImage, open_source
-from imagetool.tree.index import TarIndex
 from imagetool.tree.merge import merge, put_on
 from imagetool.tree.model import BytesSource, File, Source, Tree
 from imagetool.tree.remarks import Remark, refuse
@@ -71,6 +71,24 @@ def registry(image: Image) -> RegistryOptions:
     return RegistryOptions(plain_http=image.plain_http, ca_file=image.ca_file)
 
 
+@contextlib.contextmanager
+def _frugal() -> Iterator[None]:
+    """Keep only small parts of freed memory, and turn the garbage collector off.
+
+    Nothing here refers to itself, and the collector would visit every inode again and again. It is turned on when the tree
+    is gone.
+    """
+    keep_buffers()
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+@_frugal()
 def make_disk(
     image: Image,
     source: SourceImage,
@@ -94,7 +112,6 @@ def make_disk(
         Crew(worker_count(threads)) as crew,
         EarlyFrames(layer_data.work_folder(cache), crew) as early,
         layer_data.open_layers(source, cache, crew, _own_layer(image), report, early) as layers,
-        _frugal(),
     ):
         sources, disk_plan, remarks = _plan(image, source, layers, init, cache, locks)
         # Only now: what another process has made, while this one waited for its layers, is among them.
@@ -141,6 +158,7 @@ def _boot_chunks(image: Image, folder: Path, packed: Packed) -> tuple[int, ...]:
         return chunks_of(reader, packed.index, image.boot_trace)
 
 
+@_frugal()
 def make_raw(
     image: Image, source: SourceImage, init: bytes | None, out: Path, cache: Path, report: Report = silent
 ) -> tuple[Remark, ...]:
@@ -153,7 +171,6 @@ def make_raw(
     with (
         Crew(worker_count(None)) as crew,
         layer_data.open_layers(source, cache, crew, _own_layer(image), report) as layers,
-        _frugal(),
     ):
         sources, disk_plan, remarks = _plan(image, source, layers, init, cache)
         write_disk(disk_plan, sources, out, report("writing"))
@@ -221,39 +238,16 @@ def _own_layer(image: Image) -> LayerBlob | None:
 
 
 def _merge(image: Image, layers: list[layer_data.LayerData], locks: LayerLocks | None) -> Tree:
-    indexes = layer_data.scan_layers(layers, locks)
-    if not image.files and not image.remove:
-        return merge(_release(indexes))
-    from imagetool.layout.own_files import check_removed
+    """Merge each layer as soon as it is scanned."""
+    has_own = bool(image.files or image.remove)
+    with contextlib.closing(layer_data.scan_layers(layers, locks)) as scanned:
+        tree = merge(itertools.islice(scanned, len(layers) - has_own))
+        if has_own:
+            from imagetool.layout.own_files import check_removed
 
-    own_files = indexes.pop()
-    tree = merge(_release(indexes))
-    check_removed(tree, image.remove)
-    put_on(tree, *own_files)
+            check_removed(tree, image.remove)
+            put_on(tree, *next(scanned))
     return tree
-
-
-def _release(indexes: list[tuple[str, TarIndex]]) -> Iterator[tuple[str, TarIndex]]:
-    """Yield each index and drop it from the list, so that its memory is free while the tree grows."""
-    indexes.reverse()
-    while indexes:
-        yield indexes.pop()
-
-
-@contextlib.contextmanager
-def _frugal() -> Iterator[None]:
-    """Keep only small parts of freed memory, and turn the garbage collector off.
-
-    Nothing here refers to itself, and the collector would visit every inode again and again.
-    """
-    keep_buffers()
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
 
 
 def _additions(image: Image, config: ImageConfig, init: bytes) -> Additions:

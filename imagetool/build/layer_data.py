@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,13 +53,13 @@ class LayerData:
     _fd: int = -1
     _large: LayerFrames | None = None
 
-    def read_into(self, buffer: memoryview, offset: int) -> None:
-        """Fill `buffer` from byte `offset` of the tar."""
+    def read_into(self, buffers: Sequence[memoryview], offset: int) -> None:
+        """Fill `buffers` from byte `offset` of the tar."""
         tar = self.tar()
         if self._large is None:
-            tar.read_into(buffer, offset)
+            tar.read_into(buffers, offset)
         else:
-            self._large.read_into(buffer, offset, tar)
+            self._large.read_into(buffers, offset, tar)
 
     def tar(self) -> FileSource:
         """Return the layer's tar, inflated and verified. It has holes for large files that were compressed on the way."""
@@ -129,7 +129,7 @@ class LayerData:
         if kept is not None and len(kept) == size:
             return kept
         data = bytearray(size)
-        self.read_into(memoryview(data), offset)
+        self.read_into([memoryview(data)], offset)
         if self.blob.diff_id is not None:
             remember(path, bytes(data))
         return bytes(data)
@@ -189,11 +189,15 @@ def open_layers(
         closing.shutdown(wait=False)
 
 
-def scan_layers(layers: list[LayerData], locks: LayerLocks | None = None) -> list[tuple[str, TarIndex]]:
-    """Return the diff ID and index of every layer, in order. `locks` are of those that this process has to make."""
+def scan_layers(
+    layers: list[LayerData], locks: LayerLocks | None = None
+) -> Generator[tuple[str, TarIndex], None, None]:
+    """Yield the diff ID and index of every layer, in order, as soon as it is scanned; close it at the end.
+
+    `locks` are of those that this process has to make.
+    """
     if not layers:
         raise BadInput("the image has no layers", "is it an image?")
-    indexes: list[tuple[str, TarIndex]] = []
     entries = heap = 0
     with ThreadPoolExecutor(PARALLEL, "layer") as pool:
         try:
@@ -206,10 +210,9 @@ def scan_layers(layers: list[LayerData], locks: LayerLocks | None = None) -> lis
                         f"layer {layer.name}: past {ENTRIES_MAX_COUNT} entries or {HEAP_MAX_BYTES} bytes of names",
                         "is the image made to do harm?",
                     )
-                indexes.append((diff_id, index))
+                yield diff_id, index
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
-    return indexes
 
 
 def _submitted(

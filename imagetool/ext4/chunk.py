@@ -17,6 +17,9 @@ Piece = tuple[int, int, int]  # offset in the chunk, offset in the layer, length
 GRID_BLOCKS = 64  # metadata chunks: 256 KiB
 _PIECE = struct.Struct("<IQI")
 _ZEROS = bytes(256)
+# What lies between two files of a tar, mostly a header, is read with them into here: a call takes longer.
+_UNUSED = memoryview(bytearray(8 << 10))
+BUFFERS_MAX_COUNT = 1000  # with one more for a gap at most IOV_MAX, limits.h
 
 
 def is_zero(raw: bytes | bytearray | memoryview) -> bool:
@@ -58,8 +61,21 @@ class DataChunk(DiskChunk):
         out = bytearray(self.length)
         view = memoryview(out)
         source = sources[self.layer]
+        buffers: list[memoryview] = []  # to be read at once, from byte `first` to byte `end` of the layer
+        first = end = 0
         for offset, start, length in _PIECE.iter_unpack(self.pieces):
-            source.read_into(view[offset : offset + length], start)
+            gap = start - end
+            if buffers and (not 0 <= gap <= len(_UNUSED) or len(buffers) >= BUFFERS_MAX_COUNT):
+                source.read_into(buffers, first)
+                buffers = []
+            if not buffers:
+                first = start
+            elif gap:
+                buffers.append(_UNUSED[:gap])
+            buffers.append(view[offset : offset + length])
+            end = start + length
+        if buffers:
+            source.read_into(buffers, first)
         return out
 
 

@@ -10,9 +10,9 @@ Those of files that a later layer hides are made for nothing.
 from __future__ import annotations
 
 import os
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -151,8 +151,18 @@ class LayerFrames:
         if self._blob:
             self._end()
 
-    def read_into(self, buffer: memoryview, offset: int, rest: Source) -> None:
-        """Fill `buffer` from byte `offset` of the tar; what is not in a large file is read from `rest`."""
+    def read_into(self, buffers: Sequence[memoryview], offset: int, rest: Source) -> None:
+        """Fill `buffers` from byte `offset` of the tar; what is not in a large file is read from `rest`."""
+        end = offset + sum(map(len, buffers))
+        number = bisect_left(self._starts, end) - 1  # the last one that begins before
+        if number < 0 or self._starts[number] + self._sizes[number] <= offset:
+            rest.read_into(buffers, offset)
+            return
+        for buffer in buffers:
+            self._fill(buffer, offset, rest)
+            offset += len(buffer)
+
+    def _fill(self, buffer: memoryview, offset: int, rest: Source) -> None:
         while buffer:
             number = bisect_right(self._starts, offset) - 1
             within = offset - self._starts[number] if number >= 0 else 0
@@ -162,7 +172,7 @@ class LayerFrames:
             else:
                 after = self._starts[number + 1] if number + 1 < len(self._starts) else offset + len(buffer)
                 count = min(len(buffer), after - offset)
-                rest.read_into(buffer[:count], offset)
+                rest.read_into([buffer[:count]], offset)
             buffer, offset = buffer[count:], offset + count
 
     def _content(self, number: int) -> bytes:

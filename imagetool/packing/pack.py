@@ -14,9 +14,10 @@ import hashlib
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -32,6 +33,7 @@ from rootdisk.oci.documents import Digest
 from rootdisk.system.crew import Crew, Job
 
 WAITING = 4  # frames for each thread that are made or wait to be written
+AHEAD = 48  # chunks of data that are begun before metadata: as much work as the metadata of some thousand files
 SYNCS = 4  # files at once: they share the file system's commits
 
 
@@ -247,19 +249,24 @@ class Packer:
 
 
 def _in_order(
-    crew: Crew, work: Callable[[DiskChunk], Frame], chunks: Iterable[DiskChunk]
+    crew: Crew, work: Callable[[DiskChunk], Frame], chunks: Sequence[DiskChunk]
 ) -> Generator[Frame, None, None]:
-    """Yield the result of `work` for every chunk, in order; a few results a thread wait in memory."""
+    """Yield the result of `work` for every chunk, in order; a few results a thread wait in memory.
+
+    Some data is begun before the metadata, which comes first on the disk and is made by Python alone, one thread at a time.
+    """
+    data = (chunk for chunk in chunks if chunk.layer >= 0)
+    ahead = {chunk: crew.submit(work, chunk) for chunk in islice(data, AHEAD)} if chunks and chunks[0].layer < 0 else {}
     waiting: deque[Job[Frame]] = deque()
     try:
         for chunk in chunks:
-            waiting.append(crew.submit(work, chunk))
+            waiting.append(ahead.pop(chunk, None) or crew.submit(work, chunk))
             if len(waiting) >= WAITING * crew.size:
                 yield crew.result(waiting.popleft())
         while waiting:
             yield crew.result(waiting.popleft())
     finally:
-        for job in waiting:
+        for job in (*waiting, *ahead.values()):
             job.cancel()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from rootdisk.errors import DigestMismatch
@@ -14,13 +15,25 @@ class FileSource(NamedTuple):
     fd: int
     name: str
 
-    def read_into(self, buffer: memoryview, offset: int) -> None:
-        """Fill all of `buffer` from `offset`; DigestMismatch where the file has become shorter than it was verified."""
-        while len(buffer):
-            count = os.preadv(self.fd, [buffer], offset)
+    def read_into(self, buffers: Sequence[memoryview], offset: int) -> None:
+        """See `Source`; DigestMismatch where the file has become shorter than it was verified."""
+        left = sum(map(len, buffers))
+        while left:
+            count = os.preadv(self.fd, buffers, offset)
             if not count:
                 raise DigestMismatch(
                     f"layer {self.name} ends at byte {offset}", "remove it from the cache and try again"
                 )
-            buffer = buffer[count:]
+            left -= count
             offset += count
+            if left:
+                buffers = _behind(buffers, count)
+
+
+def _behind(buffers: Sequence[memoryview], count: int) -> Sequence[memoryview]:
+    """Return what `buffers` have behind their first `count` bytes."""
+    number = 0
+    while count >= len(buffers[number]):
+        count -= len(buffers[number])
+        number += 1
+    return [buffers[number][count:], *buffers[number + 1 :]]

@@ -20,8 +20,8 @@ LINK_STEPS_MAX = 255  # as containerd's and umoci's path resolution
 class Source(Protocol):
     """A source of the bytes of a layer. Threads may share it."""
 
-    def read_into(self, buffer: memoryview, offset: int) -> None:
-        """Fill all of `buffer` from byte `offset`. OSError or DigestMismatch if the source ends early."""
+    def read_into(self, buffers: Sequence[memoryview], offset: int) -> None:
+        """Fill all of `buffers`, one after the other, from byte `offset`. OSError or DigestMismatch if the source ends early."""
 
 
 class Inode:
@@ -243,9 +243,11 @@ class BytesSource(NamedTuple):
 
     data: bytes
 
-    def read_into(self, buffer: memoryview, offset: int) -> None:
-        """Fill `buffer` from byte `offset` of the data."""
-        buffer[:] = self.data[offset : offset + len(buffer)]
+    def read_into(self, buffers: Sequence[memoryview], offset: int) -> None:
+        """See `Source`."""
+        for buffer in buffers:
+            buffer[:] = self.data[offset : offset + len(buffer)]
+            offset += len(buffer)
 
 
 Sources = Sequence[Source]

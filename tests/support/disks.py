@@ -147,7 +147,7 @@ def tree_view(tree: Tree, sources: list[Source]) -> View:
             data = bytearray(inode.size)
             pieces = ((0, inode.offset, inode.size),) if inode.segments is None else inode.segments
             for at, offset, length in pieces:
-                sources[inode.layer].read_into(memoryview(data)[at : at + length], offset)
+                sources[inode.layer].read_into([memoryview(data)[at : at + length]], offset)
             content = (inode.size, hashlib.sha256(data).hexdigest())
         elif isinstance(inode, Symlink):
             content = inode.target

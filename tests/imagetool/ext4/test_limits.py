@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -61,8 +61,9 @@ TOO_MUCH: dict[str, tuple[object, str]] = {
 
 
 class Zeros:
-    def read_into(self, buffer: memoryview, offset: int) -> None:
-        buffer[:] = b"x" * len(buffer)
+    def read_into(self, buffers: Sequence[memoryview], offset: int) -> None:
+        for buffer in buffers:
+            buffer[:] = b"x" * len(buffer)
 
 
 @needs_e2fsck

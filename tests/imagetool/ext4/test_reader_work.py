@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import stat
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -22,8 +22,9 @@ from tests.support.tars import directory, file, hard_link, pax, symlink
 
 
 class Ones:
-    def read_into(self, buffer: memoryview, offset: int) -> None:
-        buffer[:] = b"\1" * len(buffer)
+    def read_into(self, buffers: Sequence[memoryview], offset: int) -> None:
+        for buffer in buffers:
+            buffer[:] = b"\1" * len(buffer)
 
 
 def scattered(count: int) -> Tree:

@@ -8,6 +8,7 @@ import stat
 import struct
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from uuid import UUID
 
@@ -238,7 +239,8 @@ def one_file(size: int, segments: tuple[tuple[int, int, int], ...] | None = None
 class Endless:
     """A source of any size whose bytes name their offset, 8 bytes each."""
 
-    def read_into(self, buffer: memoryview, offset: int) -> None:
+    def read_into(self, buffers: Sequence[memoryview], offset: int) -> None:
+        (buffer,) = buffers
         assert offset % 8 == 0
         count = -(-len(buffer) // 8)
         buffer[:] = struct.pack(f"<{count}Q", *range(offset // 8, offset // 8 + count))[: len(buffer)]

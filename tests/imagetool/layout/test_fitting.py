@@ -34,7 +34,7 @@ def fitted(*layers: bytes, tmp_path: Path | None = None) -> tuple[Tree, list[Rem
 
     def read(wanted: File) -> bytes:
         data = bytearray(wanted.size)
-        sources[wanted.layer].read_into(memoryview(data), wanted.offset)
+        sources[wanted.layer].read_into([memoryview(data)], wanted.offset)
         return bytes(data)
 
     remarks = fit(tree, read)

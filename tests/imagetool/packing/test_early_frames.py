@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -44,8 +45,8 @@ class Layer:
     def __init__(self, large: LayerFrames, tar: FileSource) -> None:
         self.large, self.tar = large, tar
 
-    def read_into(self, buffer: memoryview, offset: int) -> None:
-        self.large.read_into(buffer, offset, self.tar)
+    def read_into(self, buffers: Sequence[memoryview], offset: int) -> None:
+        self.large.read_into(buffers, offset, self.tar)
 
 
 def inodes(early: EarlyFrames) -> set[int]:
@@ -73,7 +74,7 @@ def test_the_same_disk(tmp_path: Path, piece: int, guess: int, monkeypatch: pyte
         assert os.fstat(fd).st_blocks * 512 < 4 * MIB + sum(len(data) for data in FILES.values() if len(data) < MIB)
         layer = Layer(large, FileSource(fd, "0"))
         read = bytearray(len(TAR))
-        layer.read_into(memoryview(read), 0)
+        layer.read_into([memoryview(read)], 0)
         assert read == TAR
         disk_plan = plan(merge([("sha256:0", index)]), DiskOptions(64 * MIB, UUID))
         sources: list[Source] = [layer]

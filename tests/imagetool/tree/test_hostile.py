@@ -92,14 +92,14 @@ def test_entries_and_names_of_all_layers_are_bounded(monkeypatch: pytest.MonkeyP
             with monkeypatch.context() as patch:
                 if not bound:
                     with layer_data.open_layers(image, tmp_path / "cache", Crew(1)) as found:
-                        assert len(layer_data.scan_layers(found)) == 20
+                        assert len(list(layer_data.scan_layers(found))) == 20
                     continue
                 patch.setattr(layer_data, bound, value)
                 with (
                     pytest.raises(BadInput, match=r"past .* entries|has 20 layers, more than 19"),
                     layer_data.open_layers(image, tmp_path / "cache", Crew(1)) as found,
                 ):
-                    layer_data.scan_layers(found)
+                    list(layer_data.scan_layers(found))
 
 
 def test_unknown_type() -> None:

@@ -59,10 +59,10 @@ def test_forms(form: str) -> None:
     with target() as fd:
         assert run(BLOBS[form], fd, diff_id=Digest.of(TAR)) == Inflated(Digest.of(TAR), len(TAR))
         found = bytearray(len(TAR))
-        FileSource(fd, "3").read_into(memoryview(found), 0)
+        FileSource(fd, "3").read_into([memoryview(found)], 0)
         assert found == TAR
         with pytest.raises(DigestMismatch):
-            FileSource(fd, "3").read_into(memoryview(found), 1)
+            FileSource(fd, "3").read_into([memoryview(found)], 1)
 
 
 @pytest.mark.parametrize(
