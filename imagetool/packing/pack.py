@@ -260,7 +260,7 @@ def _in_order(
     waiting: deque[Job[Frame]] = deque()
     try:
         for chunk in chunks:
-            waiting.append(ahead.pop(chunk, None) or crew.submit(work, chunk))
+            waiting.append(ahead.pop(chunk) if chunk in ahead else crew.submit(work, chunk))
             if len(waiting) >= WAITING * crew.size:
                 yield crew.result(waiting.popleft())
         while waiting:
