@@ -78,6 +78,18 @@ def atomic_write(
         fsync_dir(path.parent)
 
 
+@contextlib.contextmanager
+def named_place(fd: int) -> Iterator[None]:
+    """Errors of writing to `fd` name its directory, which says what disk is full: the file may have a temporary name."""
+    try:
+        yield
+    except OSError as err:
+        if err.filename is None:
+            with contextlib.suppress(OSError):
+                err.filename = os.path.dirname(os.readlink(f"/proc/self/fd/{fd}"))
+        raise
+
+
 def check_output(path: Path) -> None:
     """Check that a file can be written or replaced at `path`, which a user has named, before the work that fills it.
 

@@ -20,6 +20,7 @@ from typing import Any
 from imagetool.packing import known_files
 from imagetool.sources.content import PIECE_BYTES, Content, pieces
 from imagetool.targets.target import manifest_digest, tag_taken
+from rootdisk.durable import named_place
 from rootdisk.errors import BadInput, DigestMismatch
 from rootdisk.oci.documents import (
     INDEX_TYPES,
@@ -316,9 +317,11 @@ def _write(folder: int, name: str, content: Iterable[bytes]) -> None:
         with os.fdopen(file, "wb", buffering=0) as stream:
             for piece in content:
                 view = memoryview(piece)
-                while view:
-                    view = view[stream.write(view) :]
-            os.fsync(stream.fileno())
+                with named_place(stream.fileno()):
+                    while view:
+                        view = view[stream.write(view) :]
+            with named_place(stream.fileno()):
+                os.fsync(stream.fileno())
         os.rename(partial, name, src_dir_fd=folder, dst_dir_fd=folder)
     except BaseException:
         with contextlib.suppress(OSError):

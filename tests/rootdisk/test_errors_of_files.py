@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import resource
 import stat
 from pathlib import Path
 
 import pytest
 
+from imagetool.targets.open import open_target
 from rootdisk.durable import atomic_write
+from rootdisk.oci.documents import Descriptor, Digest
+from rootdisk.oci.reference import parse_reference
 from rootdisk.text import describe_error
 from tests.support.commands import run
 
@@ -22,6 +26,23 @@ def test_a_temporary_file_is_never_named(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["folder"]
     done = run("imagetool", "map", "-o", "/nosuch/x", str(tmp_path / "folder"), cwd=tmp_path)
     assert ".x." not in done.stderr
+
+
+def test_a_layout_that_cannot_grow_is_named(tmp_path: Path) -> None:
+    """As on a full disk: before, nothing said where."""
+    content = bytes(64 << 10)
+    blob = Descriptor("a/b", Digest.of(content), len(content))
+    target = open_target(parse_reference(f"oci:{tmp_path}/out:1"))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        with pytest.raises(OSError) as caught:
+            target.push_blob(blob, content)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        target.close()
+    assert describe_error(caught.value) == f"{tmp_path}/out/blobs/sha256: File too large"
+    assert os.listdir(tmp_path / "out/blobs/sha256") == []
 
 
 @pytest.mark.parametrize(("umask", "wanted"), [(0o022, 0o644), (0o077, 0o600), (0o777, 0o600)])
