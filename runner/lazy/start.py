@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import resource
 import signal
 import socket
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -61,12 +62,7 @@ def enter(store: Store, source: DiskSource) -> socket.socket:
 
 def succeed(store: Store, source: DiskSource, number: int) -> None:
     """Have a new process take the place of a disk's server, if it can fetch chunk `number` from `source`. Does not wait for that."""
-    child = os.fork()
-    if not child:
-        if os.fork():  # so that nobody has to wait for its end
-            os._exit(0)
-        _succeed(store, source, number)
-    os.waitpid(child, 0)
+    _in_new_process(lambda: _succeed(store, source, number))
 
 
 def _succeed(store: Store, source: DiskSource, number: int) -> NoReturn:
@@ -191,14 +187,28 @@ def _start(store: Store, source: DiskSource, lock: int, *, is_successor: bool = 
     name = f"{source.digest.hex}.socket"
     try:
         with listening(filling.folder(store), name, _BACKLOG, socket.SOCK_SEQPACKET) as listener:
-            child = os.fork()
-            if not child:
-                if os.fork():  # so that nobody has to wait for the server's end
-                    os._exit(0)
-                _serve(store, source, lock, listener, is_successor=is_successor)
-            os.waitpid(child, 0)
+            _in_new_process(lambda: _serve(store, source, lock, listener, is_successor=is_successor))
     finally:
         os.close(lock)
+
+
+def _in_new_process(run: Callable[[], NoReturn]) -> None:
+    """Run `run` in a process that nobody has to wait for: the child of a child that has ended.
+
+    Raises:
+        OSError: No more processes are allowed.
+    """
+    child = os.fork()
+    if not child:
+        status = 1
+        try:
+            if not os.fork():
+                run()
+            status = 0
+        finally:
+            os._exit(status)
+    if os.waitpid(child, 0)[1]:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
 
 def _stand_alone(keep: Collection[int], log: Path | None, title: str) -> None:

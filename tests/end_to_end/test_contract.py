@@ -43,7 +43,7 @@ class Context(NamedTuple):
 def rows() -> dict[str, str]:
     """The table: what is asked for, and what there is here."""
     text = (ROOT / "docs/layout-1.md").read_text()
-    section = text[text.index("## What a program sees") : text.index("Mount points that are links")]
+    section = text.partition("## What a program sees\n")[2].partition("\n## ")[0]
     found = {}
     for line in section.splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
