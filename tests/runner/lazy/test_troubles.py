@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import socket
 from collections.abc import Callable
@@ -29,11 +30,14 @@ from runner.store.pull import pull
 from runner.store.store import Store
 from tests.support.artifacts import Sample
 from tests.support.commands import Runner
+from tests.support.disks import needs_root
 from tests.support.faults import ALWAYS, Fault, FaultProxy, run_faults
 from tests.support.nbd import PATIENT, QUICK, Machine, server_of
 from tests.support.registry import RunningRegistry, needs_registry
 from tests.support.serving import mirrored, serving
 from tests.support.waiting import until
+
+UNUSED_UID = 1_900_000_001
 
 pytestmark = needs_registry
 Boot = Callable[[], Machine]
@@ -259,3 +263,23 @@ def test_runner_serve_as_the_mirror(
         until(lambda: not server_of(other), 60)
     assert other.disk(source.digest).read_bytes() == made.disk
     assert bool(proxy.bytes_of("/blobs/")) is not is_honest
+
+
+@needs_root
+def test_no_more_processes_are_allowed() -> None:
+    """The child of a child cannot be forked: an error in the one who asked, and no second copy of it."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            resource.setrlimit(resource.RLIMIT_NPROC, (2, 2))
+            os.setresuid(*[UNUSED_UID] * 3)
+            start._in_new_process(lambda: os._exit(0))
+        except BlockingIOError:
+            os.write(writer, b"%d" % os.getpid())
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    os.close(writer)
+    assert os.read(reader, 100) == b"%d" % child
+    os.close(reader)
